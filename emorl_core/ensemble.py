@@ -1,0 +1,322 @@
+"""The front door for Python users: load a bundle, generate, stream, sweep.
+
+`Ensemble.load("my-bundle").generate("I can't keep up at work.", weights={"reflection": 0.7, "empathy": 0.3})`
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from emorl_core.adapters import read_peft
+from emorl_core.bundle import Bundle, BundleSpec
+from emorl_core.engine import Engine
+from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong
+from emorl_core.models import load_model
+from emorl_core.precision import pick_device, pick_dtype
+from emorl_core.tokenizer import HuggingFaceTokenizer, Tokenizer
+from emorl_core.types import (
+    COMBINE_MODES,
+    MAX_TOP_LOGPROBS,
+    Combine,
+    Completion,
+    Event,
+    Failure,
+    Request,
+    Sampling,
+    TokenEvent,
+)
+from emorl_core.weights import BASE, ResolvedWeights, resolve
+
+Weights = Mapping[str, float]
+
+
+class Ensemble:
+    """One base model and its adapters, ready to generate.
+
+    `encode` and `request` may be called from any thread. `generate` and `stream` drive the engine themselves, one call
+    at a time; a server that owns the engine's thread uses `engine` instead and never calls them.
+    """
+
+    def __init__(self, spec: BundleSpec, engine: Engine, tokenizer: Tokenizer, *, bundle: Bundle | None = None) -> None:
+        self.spec = spec
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.bundle = bundle
+        self._driving = threading.RLock()
+        self._inbox: dict[str, deque[Event]] = {}
+        self._numbers = itertools.count(1)
+
+    @classmethod
+    def load(
+        cls,
+        where: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        slots: int = 16,
+        prefill_cache_bytes: int = 256 * 2**20,
+        revision: str | None = None,
+    ) -> Ensemble:
+        """Load a bundle.
+
+        Args:
+            where: a bundle folder, or a Hugging Face hub id `owner/name`.
+            device: `auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:1`.
+            dtype: `auto` (bfloat16 where the device does it well), `float32`, `bfloat16`.
+            slots: sequences that run at once.
+            prefill_cache_bytes: bound on remembered prompts, so that other weights skip the encoder; 0 is off.
+            revision: branch, tag or commit of a hub id.
+
+        Raises:
+            BundleError, AdapterError, UnsupportedModel: one line that names the file, the key and the reason.
+            InvalidRequest: a device or dtype that is not there.
+        """
+        target = pick_device(device)
+        precision = pick_dtype(dtype, target)
+        bundle = Bundle.open(where, revision=revision)
+        folder = bundle.base_folder()
+        model = load_model(folder, device=target, dtype=precision)
+        model.attach(
+            [
+                read_peft(bundle.adapter_folder(name), name, expected_base=bundle.spec.base.hub)
+                for name in bundle.spec.objectives
+            ]
+        )
+        tokenizer = HuggingFaceTokenizer(folder)
+        engine = Engine(
+            model, tokenizer.decode, bundle.spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes
+        )
+        return cls(bundle.spec, engine, tokenizer, bundle=bundle)
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """`base`, then the objectives."""
+        return self.spec.lanes
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        return tuple(self.spec.objectives)
+
+    @property
+    def device(self) -> str:
+        return str(self.engine.runner.model.device)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.engine.runner.model.dtype).removeprefix("torch.")
+
+    def parameter_bytes(self) -> dict[str, int]:
+        """{"base": ..., "adapters": ...}: bytes of parameters held."""
+        return self.engine.runner.model.parameter_bytes()
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def encode(self, prompt: str) -> tuple[int, ...]:
+        """Wrap a prompt in the bundle's template and tokenise it. Raises PromptTooLong naming the limit."""
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InvalidRequest("prompt is empty; allowed: text with at least one character", param="prompt")
+        ids = tuple(self.tokenizer.encode(self.spec.wrap(prompt)))
+        if len(ids) > self.spec.max_source_tokens:
+            raise PromptTooLong(
+                f"prompt has {len(ids)} tokens with its template; allowed: up to {self.spec.max_source_tokens}"
+                " (max_source_tokens of the bundle)",
+                param="prompt",
+            )
+        return ids
+
+    def resolve(
+        self, weights: Weights | None = None, profile: str | None = None, *, normalize: bool = True
+    ) -> ResolvedWeights:
+        """Weights or a profile -> the vector the engine uses; see `emorl_core.weights`."""
+        return resolve(
+            self.lanes,
+            weights,
+            profile,
+            profiles=self.spec.profile_weights(),
+            default_profile=self.spec.default_profile,
+            normalize=normalize,
+        )
+
+    def request(
+        self,
+        prompt: str,
+        *,
+        weights: Weights | None = None,
+        profile: str | None = None,
+        normalize: bool = True,
+        combine: Combine = "hidden",
+        attribution: bool = False,
+        top_logprobs: int = 0,
+        stream: bool = True,
+        request_id: str | None = None,
+        **sampling: Any,
+    ) -> Request:
+        """Everything a caller may name -> a `Request` for the engine. `sampling`: the fields of `Sampling`.
+
+        Raises:
+            InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
+        """
+        resolved = self.resolve(weights, profile, normalize=normalize)
+        if combine not in COMBINE_MODES:
+            raise InvalidRequest(f"combine is {combine!r}; allowed: {', '.join(COMBINE_MODES)}", param="combine")
+        if combine == "probs" and min(resolved.vector) < 0:
+            raise InvalidWeights(
+                "weights: negative ones cannot mix probabilities; use combine: hidden", param="weights"
+            )
+        if combine == "probs" and attribution:
+            raise InvalidRequest(
+                "attribution splits a mix of hidden states; it is not defined with combine: probs", param="attribution"
+            )
+        if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
+            raise InvalidRequest(
+                f"top_logprobs is {top_logprobs}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
+            )
+        stop = sampling.pop("stop", ())
+        settings = Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop), **sampling)
+        return Request(
+            request_id=request_id or f"local-{next(self._numbers)}",
+            prompt_ids=self.encode(prompt),
+            weights=resolved.vector,
+            sampling=settings,
+            combine=combine,
+            attribution=attribution,
+            top_logprobs=top_logprobs,
+            profile=resolved.profile,
+            stream=stream,
+        )
+
+    # -- generation ----------------------------------------------------------------------------------------------
+
+    @overload
+    def generate(
+        self, prompt: str, weights: Weights | None = None, profile: str | None = None, **options: Any
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str],
+        weights: Weights | Sequence[Weights] | None = None,
+        profile: str | None = None,
+        **options: Any,
+    ) -> list[Completion]: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        weights: Weights | Sequence[Weights] | None = None,
+        profile: str | None = None,
+        **options: Any,
+    ) -> Completion | list[Completion]:
+        """Generate for one prompt, or for a list of prompts in one batch.
+
+        Args:
+            prompt: a text or a list of texts.
+            weights: objective -> number; for a list of prompts one for all, or a list with one per prompt.
+            profile: a profile's name instead of weights; with neither, the bundle's default profile.
+            options: `normalize`, `combine`, `attribution`, `top_logprobs` and the fields of `Sampling`
+                (`max_new_tokens`, `min_new_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `seed`,
+                `stop`).
+
+        Raises:
+            InvalidRequest and its kinds before anything runs; EngineError when a request fails while running.
+        """
+        if isinstance(prompt, str):
+            if weights is not None and not isinstance(weights, Mapping):
+                raise InvalidRequest("weights is a list; allowed for one prompt: a mapping", param="weights")
+            request = self.request(prompt, weights=weights, profile=profile, stream=False, **options)
+            return self._finish([request])[0]
+        each = list(weights) if isinstance(weights, Sequence) else [weights] * len(prompt)
+        if len(each) != len(prompt):
+            raise InvalidRequest(
+                f"weights has {len(each)} entries for {len(prompt)} prompts; allowed: one mapping, or one per prompt",
+                param="weights",
+            )
+        requests = [
+            self.request(text, weights=own, profile=profile, stream=False, **options)
+            for text, own in zip(prompt, each, strict=True)
+        ]
+        return self._finish(requests)
+
+    def stream(
+        self, prompt: str, weights: Weights | None = None, profile: str | None = None, **options: Any
+    ) -> Iterator[TokenEvent]:
+        """Generate token by token; the last event carries the `completion`. Same arguments and errors as `generate`.
+
+        Leaving the loop early cancels the request. Several streams may be read in turn; they run in one batch.
+        """
+        request = self.request(prompt, weights=weights, profile=profile, stream=True, **options)
+        self._submit([request])
+        return self._events(request.request_id)
+
+    def warm_up(self) -> None:
+        """One token through all lanes at once: proves that the model, its adapters and the head really work.
+
+        Raises EngineError when they do not.
+        """
+        ids = tuple(self.tokenizer.encode(self.spec.wrap("Hello.")))[: self.spec.max_source_tokens]
+        even = tuple(1.0 / len(self.lanes) for _ in self.lanes)
+        request = Request(f"warm-up-{next(self._numbers)}", ids, even, Sampling(max_new_tokens=1), stream=False)
+        self._finish([request])
+
+    def _submit(self, requests: Sequence[Request]) -> None:
+        with self._driving:
+            for request in requests:
+                self._inbox[request.request_id] = deque()
+                self.engine.add(request)
+
+    def _finish(self, requests: Sequence[Request]) -> list[Completion]:
+        self._submit(requests)
+        done: list[Completion] = []
+        try:
+            for request in requests:
+                event = self._next(request.request_id)
+                while not isinstance(event, Completion):
+                    event = self._next(request.request_id)
+                done.append(event)
+        finally:
+            for request in requests:
+                self._forget(request.request_id)
+        return done
+
+    def _events(self, request_id: str) -> Iterator[TokenEvent]:
+        try:
+            while True:
+                event = self._next(request_id)
+                if not isinstance(event, TokenEvent):
+                    return
+                yield event
+        finally:
+            self._forget(request_id)
+
+    def _next(self, request_id: str) -> Event:
+        """The request's next event, stepping the engine as long as there is none. Raises what a Failure carries."""
+        with self._driving:
+            inbox = self._inbox[request_id]
+            while not inbox:
+                for event in self.engine.step():
+                    if event.request_id in self._inbox:
+                        self._inbox[event.request_id].append(event)
+            event = inbox.popleft()
+        if isinstance(event, Failure):
+            raise event.error
+        return event
+
+    def _forget(self, request_id: str) -> None:
+        with self._driving:
+            if self._inbox.pop(request_id, None) is not None:
+                self.engine.cancel(request_id)
+
+
+__all__ = ["BASE", "Ensemble", "Weights"]

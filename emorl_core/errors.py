@@ -1,0 +1,75 @@
+"""The error tree. No HTTP codes here: `server/errors.py` is the only place that knows them.
+
+Every message is one line for a person: it names the field, the value and what is allowed. Messages never hold prompt
+or generated text.
+"""
+
+from __future__ import annotations
+
+
+class EmorlError(Exception):
+    """Base of everything this project raises on purpose.
+
+    `param` is the dotted name of the field at fault, when there is one; `code` is a short stable word for programs.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(EmorlError):
+    """The caller sent something that cannot be served."""
+
+    code = "invalid_value"
+
+
+class InvalidWeights(InvalidRequest):
+    """Unknown objective, NaN, inf, all zero, negative without `normalize: false`, weights beside a profile."""
+
+    code = "invalid_weights"
+
+
+class PromptTooLong(InvalidRequest):
+    """The encoded prompt exceeds the bundle's `max_source_tokens`."""
+
+    code = "prompt_too_long"
+
+
+class BundleError(EmorlError):
+    """A bundle folder that cannot be served; the message names the file and the key."""
+
+    code = "invalid_bundle"
+
+
+class AdapterError(BundleError):
+    """An adapter that does not fit the base or uses what cannot run in lanes."""
+
+    code = "invalid_adapter"
+
+
+class UnsupportedModel(BundleError):
+    """A base architecture without a file in `emorl_core/models`."""
+
+    code = "unsupported_model"
+
+
+class EngineError(EmorlError):
+    """A request that failed inside the engine. Other requests go on."""
+
+    code = "engine_error"
+
+
+class NonFinite(EngineError):
+    """The model produced NaN or inf for this request."""
+
+    code = "non_finite"
+
+
+class OutOfMemory(EngineError):
+    """The device had no memory left for this request."""
+
+    code = "out_of_memory"

@@ -1,0 +1,41 @@
+"""`fake_ensemble`: the whole engine over `models/fake.py`, for tests and for trying the server without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emorl_core.adapters import Adapter
+from emorl_core.bundle import BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec
+from emorl_core.engine import Engine
+from emorl_core.ensemble import Ensemble
+from emorl_core.models.fake import FakeModel, FakeTokenizer
+from emorl_core.weights import BASE
+
+
+def fake_ensemble(
+    objectives: Sequence[str] = ("reflection", "empathy", "fluency"),
+    *,
+    slots: int = 8,
+    mean_length: int = 12,
+    step_delay_s: float = 0.0,
+    max_source_tokens: int = 128,
+    prefill_cache_bytes: int = 2**20,
+) -> Ensemble:
+    """An `Ensemble` over `FakeModel`, with the profiles `balanced` (the default) and one per objective.
+
+    The model is at `ensemble.engine.runner.model`, for its fault hooks.
+    """
+    model, tokenizer = FakeModel(mean_length=mean_length, step_delay_s=step_delay_s), FakeTokenizer()
+    model.attach([Adapter(name, {}) for name in objectives])
+    only = {name: ProfileSpec(weights={name: 1.0}) for name in objectives}
+    spec = BundleSpec(
+        name="fake",
+        base=BaseRef(path="base"),
+        prompt_template="{prompt} [SEP] ",
+        max_source_tokens=max_source_tokens,
+        objectives={name: ObjectiveSpec(adapter=f"adapters/{name}", description=f"fake {name}") for name in objectives},
+        profiles={"balanced": ProfileSpec(weights=dict.fromkeys(objectives, 1.0)), **only},
+        default_profile="balanced",
+    )
+    engine = Engine(model, tokenizer.decode, (BASE, *objectives), slots=slots, prefill_cache_bytes=prefill_cache_bytes)
+    return Ensemble(spec, engine, tokenizer)

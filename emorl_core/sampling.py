@@ -1,0 +1,133 @@
+"""logits [B, V] + per-row parameters -> token ids [B].
+
+The noise of a row is a function of (seed, position, token id) only, so a row's tokens never depend on its neighbours,
+on the batch, or on how many draws came before. Sampling is the Gumbel-max trick: argmax(logit / temperature + gumbel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emorl_core.types import Sampling
+
+_MASK64 = 2**64 - 1
+_MASK32 = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RowParameters:
+    """What one row needs besides its logits. `seen`: the tokens so far, the decoder's start token included (as in
+    Hugging Face's repetition penalty); `position`: index of the token to choose."""
+
+    sampling: Sampling
+    seed: int
+    position: int
+    seen: Sequence[int]
+
+
+def constrain(logits: Tensor, rows: Sequence[RowParameters], eos_token_ids: Sequence[int]) -> Tensor:
+    """Apply repetition penalty and min_new_tokens. Returns `logits` itself when no row asks for either, else a copy.
+
+    Args:
+        logits: [B, V] float32.
+    """
+    penalised = [i for i, row in enumerate(rows) if row.sampling.repetition_penalty != 1.0]
+    held = [i for i, row in enumerate(rows) if row.position < row.sampling.min_new_tokens]
+    if not penalised and not held:
+        return logits
+    logits = logits.clone()
+    for i in penalised:
+        seen = torch.tensor(sorted(set(rows[i].seen)), device=logits.device)
+        penalty = rows[i].sampling.repetition_penalty
+        scores = logits[i, seen]
+        logits[i, seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    if held:
+        logits[torch.tensor(held, device=logits.device).unsqueeze(1), list(eos_token_ids)] = float("-inf")
+    return logits
+
+
+def choose(logits: Tensor, rows: Sequence[RowParameters]) -> Tensor:
+    """One token id per row: argmax for greedy rows, a seeded draw for the others.
+
+    Args:
+        logits: [B, V] float32, after `constrain`.
+
+    Returns:
+        [B] int64.
+    """
+    ids = logits.argmax(dim=-1)
+    drawn = [i for i, row in enumerate(rows) if not row.sampling.greedy]
+    if drawn:
+        index = torch.tensor(drawn, device=logits.device)
+        ids[index] = _draw(logits[index], [rows[i] for i in drawn])
+    return ids
+
+
+def _draw(logits: Tensor, rows: Sequence[RowParameters]) -> Tensor:
+    device = logits.device
+    temperature = torch.tensor([row.sampling.temperature for row in rows], device=device)
+    scaled = logits / temperature.unsqueeze(1)
+    keys = torch.tensor([noise_key(row.seed, row.position) for row in rows], device=device)
+    top_k = [row.sampling.top_k for row in rows]
+    top_p = [row.sampling.top_p for row in rows]
+    vocabulary = logits.shape[1]
+    if not any(top_k) and all(p >= 1.0 for p in top_p):
+        everything = torch.arange(vocabulary, device=device)
+        return (scaled + gumbel(keys, everything.unsqueeze(0))).argmax(dim=-1)
+    # Filtered rows work on candidates in falling order; the noise belongs to the token id, so that a row draws the
+    # same token whether or not a neighbour's filter brought it onto this path.
+    widest = max(top_k) if all(top_k) else vocabulary
+    values, candidates = torch.topk(scaled, min(widest, vocabulary), dim=-1)
+    rank = torch.arange(values.shape[1], device=device).unsqueeze(0)
+    limit = torch.tensor([k or vocabulary for k in top_k], device=device).unsqueeze(1)
+    values = values.masked_fill(rank >= limit, float("-inf"))
+    nucleus = torch.tensor(top_p, device=device).unsqueeze(1)
+    probabilities = torch.softmax(values, dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    values = values.masked_fill((before >= nucleus) & (nucleus < 1.0) & (rank > 0), float("-inf"))
+    best = (values + gumbel(keys, candidates)).argmax(dim=-1, keepdim=True)
+    return candidates.gather(1, best).squeeze(1)
+
+
+def noise_key(seed: int, position: int) -> int:
+    """63-bit key of one draw: splitmix64 (Steele et al. 2014) over seed and position."""
+    return _splitmix64(_splitmix64(seed) ^ (position * 0x9E3779B97F4A7C15 & _MASK64)) >> 1
+
+
+def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
+    """Standard Gumbel noise as a pure function of (key, token id), the same bits on every device.
+
+    Args:
+        keys: [B] int64 from `noise_key`.
+        token_ids: [B, K] or [1, K] int64.
+
+    Returns:
+        [B, K] float32.
+    """
+    low = (keys & _MASK32).unsqueeze(1)
+    high = (keys >> 32).unsqueeze(1)
+    bits = hash32(hash32(token_ids ^ low) ^ high)
+    # log1p(-u) keeps full precision where it matters: a small u gives the large noise that wins.
+    uniform = (bits.to(torch.float32) + 0.5) * 2.0**-32
+    return -(-torch.log1p(-uniform)).log()
+
+
+def hash32(x: Tensor) -> Tensor:
+    """lowbias32 (Wellons 2018) in 64-bit lanes: a bijection of 32 bits with little bias."""
+    x = x & _MASK32
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _MASK32
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
+
+
+def _splitmix64(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return x ^ (x >> 31)

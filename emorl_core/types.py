@@ -1,0 +1,181 @@
+"""The frozen words of the engine: what goes in (`Sampling`, `Request`) and what comes out (`TokenEvent`, `Completion`,
+`Failure`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from emorl_core.errors import EmorlError, InvalidRequest
+
+Combine = Literal["hidden", "probs"]
+COMBINE_MODES: tuple[Combine, ...] = ("hidden", "probs")
+MAX_SEED = 2**63 - 1
+MAX_TOP_LOGPROBS = 20
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"  # end of sequence or a stop string
+    LENGTH = "length"  # max_new_tokens reached
+    CANCELLED = "cancelled"
+
+
+def _check(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise InvalidRequest(f"{name} is {value!r}; allowed: {allowed}", param=name)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one completion's tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1.0 are off.
+
+    Raises `InvalidRequest` naming the field, the value and what is allowed.
+    """
+
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0  # the end of sequence cannot be chosen before this many tokens
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0  # CTRL (Keskar et al. 2019): logits of tokens already produced are divided by it
+    seed: int | None = None  # None: one is drawn when the request is accepted, and reported
+    stop: tuple[str, ...] = ()  # never part of the text
+
+    def __post_init__(self) -> None:
+        _check(
+            _is_int(self.max_new_tokens) and self.max_new_tokens >= 1,
+            "max_new_tokens",
+            self.max_new_tokens,
+            "a whole number from 1",
+        )
+        _check(
+            _is_int(self.min_new_tokens) and 0 <= self.min_new_tokens <= self.max_new_tokens,
+            "min_new_tokens",
+            self.min_new_tokens,
+            f"a whole number from 0 to max_new_tokens ({self.max_new_tokens})",
+        )
+        _check(
+            _is_number(self.temperature) and 0.0 <= self.temperature <= 100.0,
+            "temperature",
+            self.temperature,
+            "a number from 0 (greedy) to 100",
+        )
+        _check(_is_int(self.top_k) and self.top_k >= 0, "top_k", self.top_k, "a whole number from 0 (off)")
+        _check(
+            _is_number(self.top_p) and 0.0 < self.top_p <= 1.0, "top_p", self.top_p, "a number above 0, up to 1.0 (off)"
+        )
+        _check(
+            _is_number(self.repetition_penalty) and 0.0 < self.repetition_penalty <= 100.0,
+            "repetition_penalty",
+            self.repetition_penalty,
+            "a number above 0, up to 100; 1.0 is off",
+        )
+        _check(
+            self.seed is None or (_is_int(self.seed) and 0 <= self.seed <= MAX_SEED),
+            "seed",
+            self.seed,
+            f"null or a whole number from 0 to {MAX_SEED}",
+        )
+        _check(
+            isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop),
+            "stop",
+            f"{type(self.stop).__name__} of {len(self.stop)}",
+            "a tuple of non-empty strings",
+        )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to make, already tokenised and with its weights resolved.
+
+    `weights` has one number per lane, in the engine's lane order (lane 0 is `base`).
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    combine: Combine = "hidden"
+    attribution: bool = False
+    top_logprobs: int = 0  # how many alternatives each token event carries
+    profile: str | None = None  # the profile the weights came from, echoed
+    stream: bool = True  # False: no TokenEvent, only the Completion (a sweep makes thousands)
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Exact split of the margin by which a token won over the most likely other token (method.md section 3).
+
+    `margin` = sum of `parts`; one part per lane: w_i * (z_i[chosen] - z_i[runner_up]). A part can be negative, and so
+    can the margin when the token was sampled or a penalty moved the choice.
+    """
+
+    margin: float
+    parts: tuple[float, ...]
+    runner_up: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One token of one request. The `text` of all events of a request join to exactly the completion's text."""
+
+    request_id: str
+    index: int
+    token_id: int
+    text: str
+    logprob: float  # natural log, under the mixed distribution before temperature, filters and penalties
+    attribution: Attribution | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    completion: Completion | None = None  # set on the last event of a request that ended by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished request. `token_ids` holds every chosen token, the end of sequence included."""
+
+    request_id: str
+    text: str
+    finish_reason: FinishReason
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    weights: dict[str, float]  # resolved, objective -> number; `base` is listed when it has weight
+    seed: int
+    prompt_tokens: int
+    profile: str | None = None
+    attributions: tuple[Attribution, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    token_texts: tuple[str, ...] = ()
+    queue_s: float = 0.0  # accepted -> admitted to the batch
+    first_token_s: float = 0.0  # accepted -> first token
+    total_s: float = 0.0  # accepted -> end
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that ended with an error; it fails alone."""
+
+    request_id: str
+    error: EmorlError
+
+
+Event = TokenEvent | Completion | Failure

@@ -1,0 +1,112 @@
+"""Names and numbers -> the vector the engine uses. Every rule about weights lives here (method.md section 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from emorl_core.errors import InvalidWeights
+
+BASE = "base"  # lane 0: the model without any adapter
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedWeights:
+    """`vector` has one float per lane, in the order of `lanes`; lane 0 is always `base`."""
+
+    lanes: tuple[str, ...]
+    vector: tuple[float, ...]
+    profile: str | None = None
+
+    def as_dict(self) -> dict[str, float]:
+        """Objective -> number, as responses echo it: every objective, and `base` when it has weight."""
+        return named(self.lanes, self.vector)
+
+
+def named(lanes: Sequence[str], vector: Sequence[float]) -> dict[str, float]:
+    """The echo of a weight vector: every objective, zeros included, and `base` only when it has weight."""
+    return {name: value for name, value in zip(lanes, vector, strict=True) if name != BASE or value != 0.0}
+
+
+def resolve(
+    lanes: Sequence[str],
+    weights: Mapping[str, float] | None = None,
+    profile: str | None = None,
+    *,
+    profiles: Mapping[str, Mapping[str, float]] | None = None,
+    default_profile: str | None = None,
+    normalize: bool = True,
+) -> ResolvedWeights:
+    """Resolve what a request named into one vector over `lanes`.
+
+    `weights` and `profile` exclude each other; with neither, `default_profile` is used. With `normalize` (the default)
+    negative numbers are refused and the vector is scaled to sum 1; without it the numbers are used as they are.
+
+    Raises:
+        InvalidWeights: one line that names the objective or profile, the value and what is allowed.
+    """
+    profiles = profiles or {}
+    if weights is not None and profile is not None:
+        raise InvalidWeights("weights and profile exclude each other; name one of them", param="weights")
+    if weights is None:
+        profile = profile if profile is not None else default_profile
+        if profile is None:
+            raise InvalidWeights(
+                f"weights: none given and the bundle has no default profile; name objectives among {_list(lanes)}",
+                param="weights",
+            )
+        if profile not in profiles:
+            raise InvalidWeights(f"profile {_shown(profile)} is unknown; profiles: {_list(profiles)}", param="profile")
+        weights = profiles[profile]
+    return ResolvedWeights(tuple(lanes), _vector(lanes, weights, normalize), profile)
+
+
+def _vector(lanes: Sequence[str], weights: Mapping[str, float], normalize: bool) -> tuple[float, ...]:
+    for name, value in weights.items():
+        where = f"weights.{_shown(name, quote=False)}"
+        if name not in lanes:
+            raise InvalidWeights(f"weights: unknown objective {_shown(name)}; objectives: {_list(lanes)}", param=where)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InvalidWeights(f"{where} is not a number; allowed: finite numbers", param=where)
+        if not _finite_float(value):
+            raise InvalidWeights(f"{where} is {_number(value)}; allowed: finite numbers", param=where)
+        if normalize and value < 0:
+            raise InvalidWeights(
+                f"{where} is {value:g}; negative weights are allowed only with normalize: false", param=where
+            )
+    vector = [float(weights.get(name, 0.0)) for name in lanes]
+    largest = max(abs(value) for value in vector)
+    if largest == 0.0:
+        raise InvalidWeights(
+            f"weights: all are zero, which makes every logit zero; give at least one of {_list(lanes)} a weight",
+            param="weights",
+        )
+    if normalize:
+        # Dividing by the largest first keeps subnormal and huge numbers from under- or overflowing in the sum.
+        vector = [value / largest for value in vector]
+        total = math.fsum(vector)
+        vector = [value / total for value in vector]
+    return tuple(vector)
+
+
+def _finite_float(value: float) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # an int beyond float's range
+        return False
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else "too large"
+
+
+def _shown(name: object, *, quote: bool = True) -> str:
+    """A name a caller sent, cut so that no message can carry a prompt put in the wrong field."""
+    text = str(name)
+    text = text if len(text) <= 40 else text[:37] + "..."
+    return repr(text) if quote else text
+
+
+def _list(names: Sequence[str] | Mapping[str, object]) -> str:
+    return ", ".join(names) if names else "none"
