@@ -17,7 +17,7 @@ from emorl_core.detokenize import Decode, Detokenizer
 from emorl_core.errors import EmorlError, EngineError, InvalidRequest, NonFinite, OutOfMemory
 from emorl_core.models import LaneModel
 from emorl_core.runner import Choice, Runner
-from emorl_core.scheduler import Branch, Member, Scheduler
+from emorl_core.scheduler import Branch, Member, Meter, Scheduler
 from emorl_core.types import Completion, Event, Failure, FinishReason, Request, TokenEvent
 from emorl_core.weights import named
 
@@ -91,15 +91,15 @@ class Engine:
         """Queue one request."""
         self.add_group([request])
 
-    def add_group(self, requests: Sequence[Request]) -> None:
+    def add_group(self, requests: Sequence[Request]) -> Meter:
         """Queue requests that share their prompt, stop strings and token limits: their common prefixes run once.
 
-        Those without a seed get one, the same for all of them, and report it.
+        Those without a seed get one, the same for all of them, and report it. Returns the group's running cost.
 
         Raises:
             InvalidRequest: the requests do not belong together, the prompt is empty, or the weights do not fit.
         """
-        drawn = secrets.randbelow(_DRAWN_SEEDS)
+        drawn = draw_seed()
         requests = [request if request.sampling.seed is not None else _seeded(request, drawn) for request in requests]
         first = requests[0]
         for request in requests:
@@ -114,7 +114,9 @@ class Engine:
             raise InvalidRequest("the prompt is empty after tokenising", param="prompt")
         now = time.perf_counter()
         members = [Member(request, now) for request in requests]
-        self.scheduler.add(Branch(first.prompt_ids, members, Detokenizer(self._decode, first.sampling.stop)))
+        branch = Branch(first.prompt_ids, members, Detokenizer(self._decode, first.sampling.stop))
+        self.scheduler.add(branch)
+        return branch.meter
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step, queued or running; unknown ids are ignored."""
@@ -322,6 +324,11 @@ class Engine:
 def _shape(request: Request) -> tuple[object, ...]:
     sampling = request.sampling
     return (sampling.stop, sampling.max_new_tokens)
+
+
+def draw_seed() -> int:
+    """A fresh seed, for a request that names none."""
+    return secrets.randbelow(_DRAWN_SEEDS)
 
 
 def _seeded(request: Request, seed: int) -> Request:

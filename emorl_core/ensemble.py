@@ -7,30 +7,29 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from emorl_core.adapters import read_peft
 from emorl_core.bundle import Bundle, BundleSpec
-from emorl_core.engine import Engine
+from emorl_core.driver import Driver
+from emorl_core.engine import Engine, draw_seed
 from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong
+from emorl_core.line import LineResult
 from emorl_core.models import load_model
 from emorl_core.precision import pick_device, pick_dtype
+from emorl_core.sweep import SweepItem, SweepPlan, SweepResult, simplex_grid
 from emorl_core.tokenizer import HuggingFaceTokenizer, Tokenizer
 from emorl_core.types import (
     COMBINE_MODES,
     MAX_TOP_LOGPROBS,
     Combine,
     Completion,
-    Event,
-    Failure,
     Request,
     Sampling,
     TokenEvent,
 )
-from emorl_core.weights import BASE, ResolvedWeights, resolve
+from emorl_core.weights import ResolvedWeights, resolve
 
 Weights = Mapping[str, float]
 
@@ -47,8 +46,7 @@ class Ensemble:
         self.engine = engine
         self.tokenizer = tokenizer
         self.bundle = bundle
-        self._driving = threading.RLock()
-        self._inbox: dict[str, deque[Event]] = {}
+        self._driver = Driver(engine)
         self._numbers = itertools.count(1)
 
     @classmethod
@@ -236,7 +234,7 @@ class Ensemble:
             if weights is not None and not isinstance(weights, Mapping):
                 raise InvalidRequest("weights is a list; allowed for one prompt: a mapping", param="weights")
             request = self.request(prompt, weights=weights, profile=profile, stream=False, **options)
-            return self._finish([request])[0]
+            return self._driver.finish([request])[0]
         each = list(weights) if isinstance(weights, Sequence) else [weights] * len(prompt)
         if len(each) != len(prompt):
             raise InvalidRequest(
@@ -247,7 +245,7 @@ class Ensemble:
             self.request(text, weights=own, profile=profile, stream=False, **options)
             for text, own in zip(prompt, each, strict=True)
         ]
-        return self._finish(requests)
+        return self._driver.finish(requests)
 
     def stream(
         self, prompt: str, weights: Weights | None = None, profile: str | None = None, **options: Any
@@ -257,8 +255,81 @@ class Ensemble:
         Leaving the loop early cancels the request. Several streams may be read in turn; they run in one batch.
         """
         request = self.request(prompt, weights=weights, profile=profile, stream=True, **options)
-        self._submit([request])
-        return self._events(request.request_id)
+        return self._driver.stream(request)
+
+    def sweep(
+        self,
+        prompts: str | Sequence[str],
+        weights: Sequence[Weights] | None = None,
+        *,
+        resolution: int | None = None,
+        normalize: bool = True,
+        combine: Combine = "hidden",
+        on_item: Callable[[SweepItem], None] | None = None,
+        **sampling: Any,
+    ) -> SweepResult:
+        """Every prompt under every weight vector, sharing every common prefix.
+
+        Args:
+            prompts: one text or several.
+            weights: the vectors; or give `resolution`, for the grid of steps 1 / resolution over all objectives.
+            on_item: called as completions finish.
+            sampling: the fields of `Sampling`; one seed serves all, so that equal prefixes stay shared.
+
+        Raises:
+            As `generate`; also InvalidRequest when neither or both of `weights` and `resolution` are given.
+        """
+        if (weights is None) == (resolution is None):
+            raise InvalidRequest("give exactly one of weights and resolution", param="weights")
+        if weights is None:
+            weights = simplex_grid(self.objectives, resolution or 0)
+        if not weights:
+            raise InvalidRequest("weights is empty; allowed: at least one vector", param="weights")
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        sampling.setdefault("seed", draw_seed())
+        requests = [
+            self.request(text, weights=weights[0], normalize=normalize, combine=combine, **sampling) for text in texts
+        ]
+        vectors = [self.resolve(each, normalize=normalize) for each in weights]
+        if not requests:
+            raise InvalidRequest("prompts is empty; allowed: at least one text", param="prompts")
+        plan = SweepPlan(
+            [request.prompt_ids for request in requests],
+            vectors,
+            requests[0].sampling,
+            combine=combine,
+            prefix=f"sweep{next(self._numbers)}",
+        )
+        return self._driver.sweep(plan, on_item)
+
+    def sweep_line(
+        self,
+        prompt: str,
+        from_weights: Weights,
+        to_weights: Weights,
+        *,
+        min_width: float = 1e-7,
+        normalize: bool = True,
+        max_new_tokens: int = 64,
+        min_new_tokens: int = 0,
+        stop: str | Sequence[str] = (),
+    ) -> LineResult:
+        """All greedy texts on the line (1 - t) from + t to, 0 <= t <= 1, with the exact values of t where they change.
+
+        Intervals narrower than `min_width` are not divided further. Raises as `generate`.
+        """
+        options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "min_new_tokens": min_new_tokens,
+            "stop": stop,
+            "seed": 0,
+        }
+        if not min_width > 0.0:
+            raise InvalidRequest(f"min_width is {min_width}; allowed: a number above 0", param="min_width")
+        start, end = (
+            self.request(prompt, weights=each, normalize=normalize, **options) for each in (from_weights, to_weights)
+        )
+        return self._driver.line(self.tokenizer.decode, start, end, min_width=min_width)
 
     def warm_up(self) -> None:
         """One token through all lanes at once: proves that the model, its adapters and the head really work.
@@ -268,55 +339,4 @@ class Ensemble:
         ids = tuple(self.tokenizer.encode(self.spec.wrap("Hello.")))[: self.spec.max_source_tokens]
         even = tuple(1.0 / len(self.lanes) for _ in self.lanes)
         request = Request(f"warm-up-{next(self._numbers)}", ids, even, Sampling(max_new_tokens=1), stream=False)
-        self._finish([request])
-
-    def _submit(self, requests: Sequence[Request]) -> None:
-        with self._driving:
-            for request in requests:
-                self._inbox[request.request_id] = deque()
-                self.engine.add(request)
-
-    def _finish(self, requests: Sequence[Request]) -> list[Completion]:
-        self._submit(requests)
-        done: list[Completion] = []
-        try:
-            for request in requests:
-                event = self._next(request.request_id)
-                while not isinstance(event, Completion):
-                    event = self._next(request.request_id)
-                done.append(event)
-        finally:
-            for request in requests:
-                self._forget(request.request_id)
-        return done
-
-    def _events(self, request_id: str) -> Iterator[TokenEvent]:
-        try:
-            while True:
-                event = self._next(request_id)
-                if not isinstance(event, TokenEvent):
-                    return
-                yield event
-        finally:
-            self._forget(request_id)
-
-    def _next(self, request_id: str) -> Event:
-        """The request's next event, stepping the engine as long as there is none. Raises what a Failure carries."""
-        with self._driving:
-            inbox = self._inbox[request_id]
-            while not inbox:
-                for event in self.engine.step():
-                    if event.request_id in self._inbox:
-                        self._inbox[event.request_id].append(event)
-            event = inbox.popleft()
-        if isinstance(event, Failure):
-            raise event.error
-        return event
-
-    def _forget(self, request_id: str) -> None:
-        with self._driving:
-            if self._inbox.pop(request_id, None) is not None:
-                self.engine.cancel(request_id)
-
-
-__all__ = ["BASE", "Ensemble", "Weights"]
+        self._driver.finish([request])

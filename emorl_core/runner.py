@@ -6,7 +6,6 @@ every branch, `fork` copies a branch's lane rows, `remove` frees them.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from emorl_core import combine, sampling
 from emorl_core.kv_cache import Memory
 from emorl_core.models import LaneModel
+from emorl_core.prefill_cache import PrefillCache
 from emorl_core.scheduler import Branch, Member
 from emorl_core.types import Attribution
 
@@ -32,46 +32,6 @@ class Choice:
     attribution: Attribution | None
     top_logprobs: tuple[tuple[int, float], ...]
     finite: bool
-
-
-class PrefillCache:
-    """Memories of prompts by (prompt, lane), least recently used out first, bounded by bytes."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.nbytes = 0
-        self.hits = 0
-        self.misses = 0
-        self._entries: OrderedDict[tuple[tuple[int, ...], int], Memory] = OrderedDict()
-
-    def get(self, prompt: tuple[int, ...], lane: int) -> Memory | None:
-        memory = self._entries.get((prompt, lane))
-        if memory is None:
-            self.misses += 1
-            return None
-        self._entries.move_to_end((prompt, lane))
-        self.hits += 1
-        return memory
-
-    def put(self, prompt: tuple[int, ...], lane: int, memory: Memory) -> None:
-        if memory.nbytes > self.max_bytes:
-            return
-        self.discard(prompt, lane)
-        self._entries[(prompt, lane)] = memory
-        self.nbytes += memory.nbytes
-        while self.nbytes > self.max_bytes:
-            _, oldest = self._entries.popitem(last=False)
-            self.nbytes -= oldest.nbytes
-
-    def discard(self, prompt: tuple[int, ...], lane: int) -> None:
-        memory = self._entries.pop((prompt, lane), None)
-        if memory is not None:
-            self.nbytes -= memory.nbytes
-
-    def clear(self) -> None:
-        """Forget everything; needed when the adapters' parameters change."""
-        self._entries.clear()
-        self.nbytes = 0
 
 
 @dataclass(slots=True)
@@ -97,6 +57,12 @@ class Runner:
         self._rows: dict[Branch, dict[int, int]] = {}  # branch -> lane -> place in the cache
         self._at: list[tuple[Branch, int]] = []  # place in the cache -> (branch, lane)
         self._layout: _Layout | None = None
+
+    def beside(self) -> Runner:
+        """Another runner over the same model and prefill cache, with lane rows of its own."""
+        other = Runner(self.model, prefill_cache_bytes=0)
+        other.prefill_cache = self.prefill_cache
+        return other
 
     @property
     def lanes_running(self) -> int:
@@ -155,15 +121,30 @@ class Runner:
     @torch.inference_mode()
     def step(self) -> list[tuple[Branch, Member, Choice]]:
         """Run every lane row one token further and choose a token for every member."""
+        layout, hidden = self._forward()
+        choices: list[Choice] = []
+        for first in range(0, len(layout.members), _LOGIT_ROWS):
+            choices += self._choose(hidden, layout, slice(first, first + _LOGIT_ROWS))
+        return [(branch, member, choice) for (branch, member), choice in zip(layout.members, choices, strict=True)]
+
+    @torch.inference_mode()
+    def step_hidden(self) -> list[tuple[Branch, tuple[int, ...], Tensor]]:
+        """Like `step`, for callers that mix by themselves: each branch, its lanes, their last hidden states [N, D]."""
+        _, hidden = self._forward()
+        return [
+            (branch, tuple(places), hidden[list(places.values())]) for branch, places in self._rows.items() if places
+        ]
+
+    def _forward(self) -> tuple[_Layout, Tensor]:
+        """Feed every lane row its branch's last token; returns hidden states [M, D]."""
         layout = self._layout = self._layout or self._arrange()
         start = self.model.decoder_start_token_id
         tokens = [[branch.tokens[-1] if branch.tokens else start] for branch in layout.owners]
         hidden = self.model.step(torch.tensor(tokens, device=self.model.device), layout.lanes, self.cache)[:, 0]
         self.lane_row_steps += len(tokens)
-        choices: list[Choice] = []
-        for first in range(0, len(layout.members), _LOGIT_ROWS):
-            choices += self._choose(hidden, layout, slice(first, first + _LOGIT_ROWS))
-        return [(branch, member, choice) for (branch, member), choice in zip(layout.members, choices, strict=True)]
+        for branch in layout.owners:
+            branch.meter.lane_row_steps += 1
+        return layout, hidden
 
     def _choose(self, hidden: Tensor, layout: _Layout, part: slice) -> list[Choice]:
         members, weights = layout.members[part], layout.weights[part]
@@ -283,6 +264,7 @@ class Runner:
         self.model.step(torch.tensor([tokens] * len(places), device=self.model.device), lanes, cache)
         self.cache.give_back(places, cache)
         self.lane_row_steps += len(tokens) * len(places)
+        branch.meter.lane_row_steps += len(tokens) * len(places)
 
     def _place(self, branch: Branch, lane: int, place: int) -> None:
         self._rows[branch][lane] = place

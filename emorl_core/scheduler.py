@@ -15,6 +15,13 @@ from emorl_core.detokenize import Detokenizer
 from emorl_core.types import Attribution, Request
 
 
+@dataclass(slots=True)
+class Meter:
+    """What a group of requests has cost so far."""
+
+    lane_row_steps: int = 0  # lane rows computed, one token each
+
+
 @dataclass(slots=True, eq=False)
 class Member:
     """One request on a branch, with what differs between members of the same tokens."""
@@ -33,6 +40,7 @@ class Branch:
     prompt_ids: tuple[int, ...]
     members: list[Member]
     detokenizer: Detokenizer
+    meter: Meter = field(default_factory=Meter)  # shared with the branches that fork from this one
     tokens: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # text that each token released
     admitted: float = 0.0
@@ -51,6 +59,7 @@ class Branch:
             self.prompt_ids,
             members,
             self.detokenizer.fork(),
+            self.meter,
             list(self.tokens),
             list(self.texts),
             self.admitted,

@@ -21,7 +21,7 @@ _PAD, _EOS, _FIRST_BYTE = 0, 1, 2
 _FIRST_WORD = _FIRST_BYTE + 256
 _SENTENCES = (
     "you feel it is hard to keep up with work and that hurts tired of being alone worried about your family sounds "
-    "like there so much on mind want change but not sure how start hope part wonders whether things will get better café 🙂"
+    "like there so much on mind want change but not sure how start hope part wonders whether things will get better 🙂"
 )
 _WORDS = [
     *(f" {word}" for word in _SENTENCES.split()),

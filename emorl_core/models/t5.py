@@ -8,9 +8,7 @@ are not scaled (T5 folds the scale into its weights).
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,67 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.adapters import Adapter
-from emorl_core.errors import UnsupportedModel
 from emorl_core.kv_cache import KVCache, Memory
 from emorl_core.lanes import FrozenMatrix, LaneIndex, LaneLinear
 from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.stacking import stack_adapters
+from emorl_core.models.t5_blocks import T5Block, T5Config, attention, fused, padding_mask, position_bucket
 
 # Tokens of one padded encoder batch: enough to fill a product, small enough to bound its activations.
 _PREFILL_TOKENS = 4096
 # Attention reads the cache in steps of this many tokens, so that its shapes change seldom.
 _TOKEN_STEP = 16
-
-
-@dataclass(frozen=True, slots=True)
-class T5Config:
-    """What the code below needs of a Hugging Face T5 config."""
-
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_layers: int
-    num_decoder_layers: int
-    num_heads: int
-    buckets: int
-    max_distance: int
-    epsilon: float
-    gated: bool
-    scaled_head: bool
-
-    @classmethod
-    def from_hf(cls, config: dict[str, Any]) -> T5Config:
-        """Raises UnsupportedModel naming the key when a value is missing or is one this file does not implement."""
-        projection = config.get("feed_forward_proj", "relu")
-        if projection not in ("relu", "gated-gelu"):
-            raise UnsupportedModel(f"config.json: feed_forward_proj is {projection!r}; allowed: relu, gated-gelu")
-        heads = config.get("architectures") or ["T5ForConditionalGeneration"]
-        if not any(name.endswith("ForConditionalGeneration") for name in heads):
-            raise UnsupportedModel(f"config.json: architectures is {heads}; allowed: one with a language-model head")
-        try:
-            # transformers 5 writes scale_decoder_outputs and always ties; before it, an untied head was unscaled.
-            scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) is not False)
-            return cls(
-                vocab_size=config["vocab_size"],
-                d_model=config["d_model"],
-                d_kv=config["d_kv"],
-                d_ff=config["d_ff"],
-                num_layers=config["num_layers"],
-                num_decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
-                num_heads=config["num_heads"],
-                buckets=config.get("relative_attention_num_buckets", 32),
-                max_distance=config.get("relative_attention_max_distance", 128),
-                epsilon=config.get("layer_norm_epsilon", 1e-6),
-                gated=projection == "gated-gelu",
-                scaled_head=bool(scaled),
-            )
-        except KeyError as error:
-            raise UnsupportedModel(f"config.json: key {error} is missing") from None
-
-    @property
-    def inner(self) -> int:
-        return self.num_heads * self.d_kv
 
 
 class T5(nn.Module):
@@ -103,10 +50,12 @@ class T5(nn.Module):
             if not torch.equal(own, _plain(self.embedding)):
                 self.lm_head = FrozenMatrix(own)
         self.head_scale = config.d_model**-0.5 if config.scaled_head else 1.0
-        self.encoder = nn.ModuleList(_Block(config, checkpoint, "encoder", i) for i in range(config.num_layers))
-        self.decoder = nn.ModuleList(_Block(config, checkpoint, "decoder", i) for i in range(config.num_decoder_layers))
+        self.encoder = nn.ModuleList(T5Block(config, checkpoint, "encoder", i) for i in range(config.num_layers))
+        self.decoder = nn.ModuleList(
+            T5Block(config, checkpoint, "decoder", i) for i in range(config.num_decoder_layers)
+        )
         names = [f"decoder.block.{i}.layer.1.EncDecAttention" for i in range(config.num_decoder_layers)]
-        self.cross_kv = _fused(checkpoint, [f"{n}.{p}" for n in names for p in "kv"], config.inner, config.d_model)
+        self.cross_kv = fused(checkpoint, [f"{n}.{p}" for n in names for p in "kv"], config.inner, config.d_model)
         self.encoder_norm = checkpoint.tensor("encoder.final_layer_norm.weight", (config.d_model,))
         self.decoder_norm = checkpoint.tensor("decoder.final_layer_norm.weight", (config.d_model,))
         bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -121,7 +70,7 @@ class T5(nn.Module):
         """Every adaptable layer: the checkpoint names of its fused projections, in order, and the layer."""
         for stack, blocks in (("encoder", self.encoder), ("decoder", self.decoder)):
             for i, block in enumerate(blocks):
-                assert isinstance(block, _Block)
+                assert isinstance(block, T5Block)
                 yield from block.linears(f"{stack}.block.{i}")
         names = [f"decoder.block.{i}.layer.1.EncDecAttention" for i in range(self.config.num_decoder_layers)]
         yield [f"{n}.{p}" for n in names for p in "kv"], self.cross_kv
@@ -183,11 +132,11 @@ class T5(nn.Module):
         x = F.embedding(tokens, _plain(self.embedding)).view(rows * new, -1)
         index = self._lane_index.repeat(new)
         for i, block in enumerate(self.decoder):
-            assert isinstance(block, _Block)
+            assert isinstance(block, T5Block)
             q, k, v = block.project(x, index, rows)
             cache.write(i, k.transpose(1, 2), v.transpose(1, 2), positions)
             keys, values = cache.read(i, total)
-            x = block.attended(x, _attention(q, keys, values, mask), index)
+            x = block.attended(x, attention(q, keys, values, mask), index)
             cross_keys, cross_values = cache.read_cross(i)
             x = block.cross_attend(x, cross_keys, cross_values, cache.source_mask(), index, rows)
             x = block.feed_forward(x, index)
@@ -214,9 +163,9 @@ class T5(nn.Module):
         index = lanes.repeat(size)
         x = F.embedding(ids, _plain(self.embedding)).view(rows * size, -1)
         for block in self.encoder:
-            assert isinstance(block, _Block)
+            assert isinstance(block, T5Block)
             q, k, v = block.project(x, index, rows)
-            x = block.attended(x, _attention(q, k, v, mask), index)
+            x = block.attended(x, attention(q, k, v, mask), index)
             x = block.feed_forward(x, index)
         return self._norm(x, self.encoder_norm).view(rows, size, -1)
 
@@ -242,13 +191,13 @@ class T5(nn.Module):
         rows, size = ids.shape
         positions = torch.arange(size, device=self.device).expand(rows, size)
         mask = self._causal_bias(positions[:1], size)
-        source_mask = _padding_mask(source_lengths, cross.shape[4], self.dtype, self.device)
+        source_mask = padding_mask(source_lengths, cross.shape[4], self.dtype, self.device)
         index = lanes.repeat(size)
         x = F.embedding(ids, _plain(self.embedding)).view(rows * size, -1)
         for i, block in enumerate(self.decoder):
-            assert isinstance(block, _Block)
+            assert isinstance(block, T5Block)
             q, k, v = block.project(x, index, rows)
-            x = block.attended(x, _attention(q, k, v, mask), index)
+            x = block.attended(x, attention(q, k, v, mask), index)
             x = block.cross_attend(x, cross[0, i], cross[1, i], source_mask, index, rows)
             x = block.feed_forward(x, index)
         return self._norm(x, self.decoder_norm).view(rows, size, -1)
@@ -261,77 +210,21 @@ class T5(nn.Module):
     def _encoder_mask(self, size: int, lengths: Sequence[int]) -> Tensor:
         """[1 or E, H, S, S] additive: relative position bias, and -inf on padding keys."""
         span = torch.arange(size, device=self.device)
-        buckets = _bucket(span[None, :] - span[:, None], True, self.config.buckets, self.config.max_distance)
+        buckets = position_bucket(span[None, :] - span[:, None], True, self.config.buckets, self.config.max_distance)
         bias = F.embedding(buckets, self._encoder_bias).permute(2, 0, 1).unsqueeze(0)
-        padding = _padding_mask(lengths, size, self.dtype, self.device)
+        padding = padding_mask(lengths, size, self.dtype, self.device)
         return bias.contiguous() if padding is None else bias + padding
 
     def _causal_bias(self, positions: Tensor, total: int) -> Tensor:
         """positions [M, q] of the queries -> [M, H, q, total] additive: bias by distance, -inf on what comes later."""
         if total > self._bias_by_distance.shape[0]:
             distances = torch.arange(2 * total, device=self.device)
-            buckets = _bucket(-distances, False, self.config.buckets, self.config.max_distance)
+            buckets = position_bucket(-distances, False, self.config.buckets, self.config.max_distance)
             with torch.inference_mode(False):  # kept, and used under autograd later
                 self._bias_by_distance = F.embedding(buckets.clone(), self._decoder_bias)
         distance = positions.unsqueeze(-1) - torch.arange(total, device=self.device)  # [M, q, total]
         bias = F.embedding(distance.clamp(min=0), self._bias_by_distance)
         return bias.masked_fill((distance < 0).unsqueeze(-1), float("-inf")).permute(0, 3, 1, 2).contiguous()
-
-
-class _Block(nn.Module):
-    """One encoder or decoder block; x is flat, [rows * tokens, D]."""
-
-    def __init__(self, config: T5Config, checkpoint: Checkpoint, stack: str, number: int) -> None:
-        super().__init__()
-        self.config = config
-        self.is_decoder = stack == "decoder"
-        path, inner, d_model = f"{stack}.block.{number}.layer", config.inner, config.d_model
-        last = 2 if self.is_decoder else 1
-        self.norms = [checkpoint.tensor(f"{path}.{i}.layer_norm.weight", (d_model,)) for i in range(last + 1)]
-        self.qkv = _fused(checkpoint, [f"{path}.0.SelfAttention.{p}" for p in "qkv"], inner, d_model)
-        self.o = _fused(checkpoint, [f"{path}.0.SelfAttention.o"], d_model, inner)
-        if self.is_decoder:
-            self.cross_q = _fused(checkpoint, [f"{path}.1.EncDecAttention.q"], inner, d_model)
-            self.cross_o = _fused(checkpoint, [f"{path}.1.EncDecAttention.o"], d_model, inner)
-        wi = ["wi_0", "wi_1"] if config.gated else ["wi"]
-        dense = f"{path}.{last}.DenseReluDense"
-        self.wi = _fused(checkpoint, [f"{dense}.{name}" for name in wi], config.d_ff, d_model)
-        self.wo = _fused(checkpoint, [f"{dense}.wo"], d_model, config.d_ff)
-
-    def linears(self, path: str) -> Iterator[tuple[list[str], LaneLinear]]:
-        last = 2 if self.is_decoder else 1
-        yield [f"{path}.layer.0.SelfAttention.{p}" for p in "qkv"], self.qkv
-        yield [f"{path}.layer.0.SelfAttention.o"], self.o
-        if self.is_decoder:
-            yield [f"{path}.layer.1.EncDecAttention.q"], self.cross_q
-            yield [f"{path}.layer.1.EncDecAttention.o"], self.cross_o
-        dense = f"{path}.layer.{last}.DenseReluDense"
-        yield [f"{dense}.{name}" for name in (["wi_0", "wi_1"] if self.config.gated else ["wi"])], self.wi
-        yield [f"{dense}.wo"], self.wo
-
-    def project(self, x: Tensor, lanes: LaneIndex, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Self-attention's q, k, v: [M, H, q, d_kv] each."""
-        qkv = self.qkv(self._norm(x, 0), lanes)  # [3, M * q, inner]
-        q, k, v = (_split(part, rows, self.config) for part in qkv)
-        return q, k, v
-
-    def attended(self, x: Tensor, attention: Tensor, lanes: LaneIndex) -> Tensor:
-        return x + self.o(_join(attention), lanes)
-
-    def cross_attend(
-        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, lanes: LaneIndex, rows: int
-    ) -> Tensor:
-        q = _split(self.cross_q(self._norm(x, 1), lanes), rows, self.config)
-        return x + self.cross_o(_join(_attention(q, keys, values, mask)), lanes)
-
-    def feed_forward(self, x: Tensor, lanes: LaneIndex) -> Tensor:
-        up = self.wi(self._norm(x, len(self.norms) - 1), lanes)
-        # NewGELU, the tanh approximation, as the released T5 1.1 checkpoints were trained.
-        hidden = F.gelu(up[0], approximate="tanh") * up[1] if self.config.gated else F.relu(up)
-        return x + self.wo(hidden, lanes)
-
-    def _norm(self, x: Tensor, which: int) -> Tensor:
-        return F.rms_norm(x, (self.config.d_model,), self.norms[which], self.config.epsilon)
 
 
 def load(folder: Path, config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool) -> T5:
@@ -350,50 +243,6 @@ def load(folder: Path, config: dict[str, Any], *, device: torch.device, dtype: t
     return model
 
 
-def _fused(checkpoint: Checkpoint, names: list[str], out_features: int, in_features: int) -> LaneLinear:
-    parts = [checkpoint.tensor(f"{name}.weight", (out_features, in_features)) for name in names]
-    return LaneLinear(torch.cat(parts) if len(parts) > 1 else parts[0], projections=len(parts))
-
-
 def _plain(matrix: FrozenMatrix) -> Tensor:
     assert matrix.weight is not None  # embeddings and heads are never packed
     return matrix.weight
-
-
-def _split(x: Tensor, rows: int, config: T5Config) -> Tensor:
-    """[M * q, inner] -> [M, H, q, d_kv]."""
-    return x.reshape(rows, -1, config.num_heads, config.d_kv).transpose(1, 2)
-
-
-def _join(x: Tensor) -> Tensor:
-    """[M, H, q, d_kv] -> [M * q, inner]."""
-    return x.transpose(1, 2).reshape(x.shape[0] * x.shape[2], -1)
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-
-
-def _padding_mask(lengths: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """[E, 1, 1, S] additive, -inf on padding; None when no row is padded."""
-    if min(lengths) == size:
-        return None
-    padding = torch.arange(size, device=device) >= torch.tensor(lengths, device=device).unsqueeze(1)
-    return torch.zeros(padding.shape, dtype=dtype, device=device).masked_fill(padding, float("-inf"))[:, None, None, :]
-
-
-def _bucket(relative: Tensor, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
-    """Relative position (key - query) -> bucket, as T5 defines it (Raffel et al. 2020, section 2.1): half of the
-    buckets are exact, the other half grow logarithmically up to `max_distance`."""
-    offset = torch.zeros_like(relative)
-    if bidirectional:
-        buckets //= 2
-        offset = (relative > 0).long() * buckets
-        distance = relative.abs()
-    else:
-        distance = (-relative).clamp(min=0)
-    exact = buckets // 2
-    # float32 like the reference: a border computed in another precision would move a bucket.
-    growth = torch.log(distance.float().clamp(min=1) / exact) / math.log(max_distance / exact) * (buckets - exact)
-    large = (exact + growth.long()).clamp(max=buckets - 1)
-    return offset + torch.where(distance < exact, distance, large)

@@ -1,0 +1,108 @@
+"""Drives an engine from the caller's own thread: what `Ensemble.generate`, `stream` and `sweep` stand on."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from emorl_core.detokenize import Decode
+from emorl_core.engine import Engine
+from emorl_core.line import LineResult, LineSweep
+from emorl_core.sweep import SweepItem, SweepPlan, SweepResult
+from emorl_core.types import Completion, Event, Failure, Request, TokenEvent
+from emorl_core.weights import named
+
+
+class Driver:
+    """Steps the engine whenever somebody waits for an event and keeps the events of others. Threads take turns."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._turn = threading.RLock()
+        self._inbox: dict[str, deque[Event]] = {}
+
+    def finish(self, requests: Sequence[Request]) -> list[Completion]:
+        """Run requests to their ends, in one batch. Raises the error of the first that fails and cancels the others."""
+        with self._turn:
+            self._expect(request.request_id for request in requests)
+            for request in requests:
+                self._engine.add(request)
+        try:
+            return [self._completion(request.request_id) for request in requests]
+        finally:
+            self._forget(request.request_id for request in requests)
+
+    def stream(self, request: Request) -> Iterator[TokenEvent]:
+        """Token by token. Closing the iterator early cancels the request."""
+        with self._turn:
+            self._expect([request.request_id])
+            self._engine.add(request)
+        return self._tokens(request.request_id)
+
+    def sweep(self, plan: SweepPlan, on_item: Callable[[SweepItem], None] | None) -> SweepResult:
+        """Run a sweep to its end; `on_item` is called as completions are collected."""
+        groups = plan.groups()
+        names = [request.request_id for group in groups for request in group]
+        with self._turn:
+            self._expect(names)
+            meters = [self._engine.add_group(group) for group in groups]
+        try:
+            for name in names:
+                for item in plan.take(self._completion(name)):
+                    if on_item is not None:
+                        on_item(item)
+        finally:
+            self._forget(names)
+        return plan.result(sum(meter.lane_row_steps for meter in meters))
+
+    def line(self, decode: Decode, start: Request, end: Request, *, min_width: float) -> LineResult:
+        """All texts between two requests' weights, on a runner of its own."""
+        engine = self._engine
+        with self._turn:
+            sweep = LineSweep(
+                engine.runner.beside(), decode, start, end, slots=engine.scheduler.slots, min_width=min_width
+            )
+            while not sweep.done:
+                sweep.step()
+        return LineResult(
+            named(engine.lanes, start.weights),
+            named(engine.lanes, end.weights),
+            sweep.intervals(),
+            min_width,
+            sweep.lane_row_steps,
+        )
+
+    def _tokens(self, request_id: str) -> Iterator[TokenEvent]:
+        try:
+            while isinstance(event := self._next(request_id), TokenEvent):
+                yield event
+        finally:
+            self._forget([request_id])
+
+    def _completion(self, request_id: str) -> Completion:
+        while not isinstance(event := self._next(request_id), Completion):
+            pass
+        return event
+
+    def _next(self, request_id: str) -> Event:
+        """The request's next event, stepping the engine as long as there is none. Raises what a Failure carries."""
+        with self._turn:
+            inbox = self._inbox[request_id]
+            while not inbox:
+                for event in self._engine.step():
+                    if event.request_id in self._inbox:
+                        self._inbox[event.request_id].append(event)
+            event = inbox.popleft()
+        if isinstance(event, Failure):
+            raise event.error
+        return event
+
+    def _expect(self, names: Iterable[str]) -> None:
+        self._inbox.update((name, deque()) for name in names)
+
+    def _forget(self, names: Iterable[str]) -> None:
+        with self._turn:
+            for name in names:
+                if self._inbox.pop(name, None) is not None:
+                    self._engine.cancel(name)
