@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.errors import UnsupportedModel
 from emorl_core.lanes import LaneIndex, LaneLinear
@@ -139,7 +139,7 @@ def _join(x: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    return F.scaled_dot_productattention(q, k, v, attn_mask=mask, scale=1.0)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
 def padding_mask(lengths: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
