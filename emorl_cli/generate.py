@@ -1,0 +1,202 @@
+"""`emorl generate`: one prompt, or many from a file, through the engine in this process."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emorl_cli.options import (
+    BUNDLE_HELP,
+    add_device_options,
+    add_example,
+    add_sampling_options,
+    add_weight_options,
+    parse_weights,
+    print_json,
+    read_lines,
+    sampling_fields,
+)
+from emorl_cli.progress import Progress
+
+if TYPE_CHECKING:
+    from emorl_core.ensemble import Ensemble
+    from emorl_core.errors import EmorlError
+    from emorl_core.types import Completion
+
+STDIN = "-"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", help=BUNDLE_HELP)
+    parser.add_argument("prompt", nargs="?", help="the prompt; - reads prompts from standard input, one per line")
+    parser.add_argument("--prompts-file", metavar="FILE", help="prompts, one per line; - is standard input")
+    add_weight_options(parser)
+    add_sampling_options(parser)
+    parser.add_argument(
+        "--combine", default="hidden", choices=("hidden", "probs"), help="what is mixed (default hidden)"
+    )
+    parser.add_argument("--attribution", action="store_true", help="each token's margin, split over the objectives")
+    parser.add_argument("--stream", action="store_true", help="print tokens as they come (one prompt)")
+    parser.add_argument("--json", action="store_true", help="one JSON document per line, fields as in POST /generate")
+    parser.add_argument("--slots", type=int, default=16, metavar="N", help="prompts that run at once (default 16)")
+    add_device_options(parser)
+    add_example(
+        parser,
+        'emorl generate my-bundle "I can\'t keep up at work." --weights reflection=0.7,empathy=0.3 --stream',
+        "emorl generate my-bundle --prompts-file prompts.txt --profile balanced --json > answers.jsonl",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from emorl_core.errors import InvalidRequest
+
+    if (args.prompt is None) == (args.prompts_file is None):
+        raise InvalidRequest("give either a prompt or --prompts-file", param="prompt")
+    source = args.prompts_file or (STDIN if args.prompt == STDIN else None)
+    if args.stream and (source is not None or args.json):
+        other = "--json" if args.json else "a file of prompts"
+        raise InvalidRequest(f"--stream prints the text of one prompt as it comes; it does not go with {other}")
+    fields = {
+        "weights": parse_weights(args.weights),
+        "profile": args.profile,
+        "normalize": args.normalize,
+        "combine": args.combine,
+        "attribution": args.attribution,
+        **sampling_fields(args),
+    }
+    prompts = _read_prompts(source) if source is not None else {1: args.prompt}
+
+    from emorl_core.ensemble import Ensemble
+
+    ensemble = Ensemble.load(args.bundle, device=args.device, dtype=args.dtype, slots=args.slots)
+    if source is not None:
+        return _many(ensemble, prompts, fields, as_json=args.json)
+    completion = _stream(ensemble, args.prompt, fields) if args.stream else ensemble.generate(args.prompt, **fields)
+    if args.json:
+        print_json(_answer(ensemble, completion))
+        return 0
+    if not args.stream:
+        print(completion.text)
+    if args.temperature > 0 and args.seed is None:
+        print(f"seed {completion.seed}", file=sys.stderr)  # what it takes to get this text again
+    if completion.attributions:
+        _print_attribution(ensemble, completion)
+    return 0
+
+
+def _read_prompts(source: str) -> dict[int, str]:
+    """Line number -> prompt; blank lines are left out."""
+    from emorl_core.errors import InvalidRequest
+
+    lines = sys.stdin.read().splitlines() if source == STDIN else read_lines(Path(source))
+    prompts = {number: line for number, line in enumerate(lines, start=1) if line.strip()}
+    if not prompts:
+        raise InvalidRequest(f"{'standard input' if source == STDIN else source}: holds no prompt; write one per line")
+    return prompts
+
+
+def _stream(ensemble: Ensemble, prompt: str, fields: dict[str, Any]) -> Completion:
+    """Print the text as it comes."""
+    completion = None
+    for event in ensemble.stream(prompt, **fields):
+        print(event.text, end="", flush=True)
+        completion = event.completion
+    print()
+    assert completion is not None  # the last event of a stream that did not raise carries it
+    return completion
+
+
+def _many(ensemble: Ensemble, prompts: dict[int, str], fields: dict[str, Any], *, as_json: bool) -> int:
+    """Answers in the order of the prompts, each as soon as those before it are there.
+
+    A prompt that fails is reported and leaves an empty line (or an error document), so that output lines and prompts
+    stay in step. The exit code is 2 when a prompt could not be served, 1 when one failed inside the engine.
+    """
+    from emorl_core.errors import EmorlError, EngineError
+
+    results: dict[int, Completion | EmorlError] = {}
+    unwritten = deque(prompts)  # line numbers
+    try:
+        with Progress("prompts", total=len(prompts)) as progress:
+            for number, result in _answers(ensemble, prompts, fields):
+                results[number] = result
+                progress.step()
+                while unwritten and unwritten[0] in results:
+                    line = unwritten.popleft()
+                    _write(ensemble, line, results[line], as_json=as_json)
+    finally:
+        for line in unwritten:  # interrupted: what is finished is not lost
+            if line in results:
+                _write(ensemble, line, results[line], as_json=as_json)
+    failures = [result for result in results.values() if isinstance(result, EmorlError)]
+    if not failures:
+        return 0
+    return 1 if all(isinstance(error, EngineError) for error in failures) else 2
+
+
+def _answers(
+    ensemble: Ensemble, prompts: dict[int, str], fields: dict[str, Any]
+) -> Iterator[tuple[int, Completion | EmorlError]]:
+    """(line number, answer) in the order they end. Weights and sampling are the same for all, so a fault in them is
+    raised at once; a prompt that does not fit fails alone."""
+    from emorl_core.errors import InvalidRequest
+    from emorl_core.types import Completion, Failure
+
+    engine = ensemble.engine
+    waiting = deque(prompts.items())
+    line_of: dict[str, int] = {}  # of the requests in the engine
+    while waiting or line_of:
+        while waiting and len(line_of) < 2 * engine.stats.slots:  # so that a free slot always finds a prompt
+            line, prompt = waiting.popleft()
+            try:
+                request = ensemble.request(prompt, stream=False, **fields)
+            except InvalidRequest as error:
+                if error.param != "prompt":
+                    raise
+                yield line, error
+                continue
+            line_of[request.request_id] = line
+            engine.add(request)
+        for event in engine.step():
+            if isinstance(event, Completion):
+                yield line_of.pop(event.request_id), event
+            elif isinstance(event, Failure):
+                yield line_of.pop(event.request_id), event.error
+
+
+def _write(ensemble: Ensemble, line: int, result: Completion | EmorlError, *, as_json: bool) -> None:
+    from emorl_core.types import Completion
+    from server.errors import error_object
+
+    if isinstance(result, Completion):
+        if as_json:
+            print_json({"line": line, **_answer(ensemble, result)})
+        else:
+            print(" ".join(result.text.splitlines()), flush=True)
+    elif as_json:
+        print_json({"line": line, "error": error_object(result)})
+    else:
+        print(f"emorl: error: line {line}: {result.message}", file=sys.stderr)
+        print(flush=True)
+
+
+def _answer(ensemble: Ensemble, completion: Completion) -> dict[str, Any]:
+    """The answer of POST /generate, so that a script reads both the same way."""
+    from server.schemas import answer
+
+    return answer(completion, ensemble.name, ensemble.lanes)
+
+
+def _print_attribution(ensemble: Ensemble, completion: Completion) -> None:
+    """One row per token: the margin over the most likely other token, and each objective's part of it."""
+    parts = [dict(zip(ensemble.lanes, each.parts, strict=True)) for each in completion.attributions]
+    names = [name for name in ensemble.lanes if name in completion.weights]
+    width = max(len(name) for name in (*names, "margin")) + 2
+    print("\n" + "token".ljust(20) + "".join(name.rjust(width) for name in ("margin", *names)))
+    for text, attribution, by_name in zip(completion.token_texts, completion.attributions, parts, strict=True):
+        numbers = (attribution.margin, *(by_name[name] for name in names))
+        print(repr(text)[:19].ljust(20) + "".join(f"{number:{width}.3f}" for number in numbers))

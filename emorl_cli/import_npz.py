@@ -1,0 +1,56 @@
+"""`emorl import-npz`: an adapter in the authors' published format -> a PEFT folder, checked against its base."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from emorl_cli.options import add_example, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="the .npz: <module>_loraA, <module>_loraB and <module>_scaling")
+    parser.add_argument("--base", required=True, help="the base it was trained on: a checkpoint folder or a hub id")
+    parser.add_argument("--out", required=True, type=Path, help="the PEFT folder to write; must not exist or be empty")
+    parser.add_argument("--revision", help="of a hub id: a branch, tag or commit")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    add_example(parser, "emorl import-npz reflection.npz --base google-t5/t5-base --out my-bundle/adapters/reflection")
+
+
+def run(args: argparse.Namespace) -> int:
+    from emorl_core.errors import AdapterError
+
+    file: Path = args.file
+    out: Path = args.out
+    if not file.is_file():
+        raise AdapterError(f"{file}: no such file")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AdapterError(f"--out {out}: already holds something; name a new or an empty folder")
+
+    import torch
+
+    from emorl_core.adapters import read_npz, write_peft
+    from emorl_core.bundle import hub_folder
+    from emorl_core.models import load_model
+
+    adapter = read_npz(file, file.stem)
+    is_folder = Path(args.base).is_dir()
+    base = Path(args.base) if is_folder else hub_folder(args.base, args.revision)
+    load_model(base, device=torch.device("cpu"), dtype=torch.float32).attach([adapter])  # raises when it does not fit
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        # A folder's path says nothing on another machine, so only a hub id is recorded as the base.
+        written = Path(scratch) / "adapter"
+        write_peft(adapter, written, base_name=None if is_folder else args.base)
+        os.replace(written, out)  # whole or not at all
+    ranks = sorted({pair.rank for pair in adapter.modules.values()})
+    if args.json:
+        report = {"out": str(out), "modules": len(adapter.modules), "ranks": ranks, "parameters": adapter.parameters}
+        print_json(report)
+    else:
+        shown = ", ".join(map(str, ranks))
+        print(f"{out}: {len(adapter.modules)} modules of rank {shown}, {adapter.parameters:,} parameters")
+    return 0

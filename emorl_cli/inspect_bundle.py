@@ -1,0 +1,223 @@
+"""`emorl inspect`: what a bundle holds, and every fault that would keep it from serving."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from emorl_cli.options import BUNDLE_HELP, add_example, print_json
+
+if TYPE_CHECKING:
+    from emorl_core.adapters import Adapter
+    from emorl_core.bundle import Bundle
+    from emorl_core.models import LaneModel
+
+T = TypeVar("T")
+Report = dict[str, Any]
+# Sizes of a base worth a person's look, by their names in config.json.
+SIZES = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "num_decoder_layers", "vocab_size", "feed_forward_proj")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", help=BUNDLE_HELP)
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="precision to load in (default float32)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_example(parser, "emorl inspect my-bundle", "emorl inspect my-bundle --json")
+
+
+def run(args: argparse.Namespace) -> int:
+    report = examine(args.bundle, dtype=args.dtype)
+    if args.json:
+        print_json(report)
+    else:
+        print(render(report))
+    return 0 if report["valid"] else 2
+
+
+def examine(where: str, *, dtype: str = "float32") -> Report:
+    """Open and load everything a bundle names, on the CPU, and collect every fault instead of stopping at the first.
+
+    Returns:
+        JSON-ready: `valid`, `faults` (one line each), `notes`, and what was found as far as it could be read: `name`,
+        `base`, `tokenizer`, `objectives`, `profiles`, `parameter_bytes`.
+    """
+    from emorl_core.bundle import Bundle
+
+    faults: list[str] = []
+    report: Report = {"bundle": where, "valid": False, "faults": faults, "notes": []}
+    bundle = _attempt(faults, "bundle", lambda: Bundle.open(where))
+    if bundle is not None:
+        report["name"] = bundle.spec.name
+        _examine_base(bundle, dtype, report)
+        _examine_profiles(bundle, report)
+        if not faults:
+            _attempt(faults, "running it", lambda: _run_once(where, dtype))
+    report["valid"] = not faults
+    return report
+
+
+def _attempt(faults: list[str], what: str, action: Callable[[], T]) -> T | None:
+    """The action's result, or None and one more fault. A broken bundle must end in a line, not in a traceback."""
+    from emorl_core.errors import EmorlError
+
+    try:
+        return action()
+    except EmorlError as error:
+        faults.append(error.message)
+    except Exception as error:  # noqa: BLE001  any kind of broken file
+        faults.append(f"{what}: cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    return None
+
+
+def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
+    """The base, its tokenizer, and every adapter by itself against the base."""
+    import torch
+
+    from emorl_core.adapters import read_peft
+    from emorl_core.models import load_model, read_config
+    from emorl_core.precision import DTYPES
+
+    faults: list[str] = report["faults"]
+    spec = bundle.spec
+    report["base"] = {"source": spec.base.path or spec.base.hub}
+    folder = _attempt(faults, "base", bundle.base_folder)
+    model: LaneModel | None = None
+    if folder is not None:
+        config = _attempt(faults, "base", lambda: read_config(folder)) or {}
+        report["base"] |= {"model_type": config.get("model_type"), **{k: config[k] for k in SIZES if k in config}}
+        if config:
+            model = _attempt(
+                faults, "base", lambda: load_model(folder, device=torch.device("cpu"), dtype=DTYPES[dtype])
+            )
+        _examine_tokenizer(bundle, folder, model, report)
+
+    report["objectives"] = {}
+    fitting: list[Adapter] = []
+    for name, objective in spec.objectives.items():
+        adapter = _attempt(
+            faults,
+            f"adapter {name!r}",
+            lambda name=name: read_peft(bundle.adapter_folder(name), name, expected_base=spec.base.hub),  # type: ignore[misc]
+        )
+        report["objectives"][name] = {"adapter": objective.adapter, "description": objective.description}
+        if adapter is None:
+            continue
+        pairs = adapter.modules.values()
+        report["objectives"][name] |= {
+            "modules": len(adapter.modules),
+            "ranks": sorted({pair.rank for pair in pairs}),
+            "scales": sorted({pair.scale for pair in pairs}),
+            "parameters": adapter.parameters,
+            "trained_on": adapter.base_name,
+        }
+        if model is not None:
+            before = len(faults)
+            _attempt(faults, f"adapter {name!r}", lambda adapter=adapter: model.attach([adapter]))  # type: ignore[misc]
+            if len(faults) == before:
+                fitting.append(adapter)
+    if model is not None and len(fitting) == len(spec.objectives):
+        model.attach(fitting)
+        sizes = model.parameter_bytes()
+        report["parameter_bytes"] = {
+            **sizes,
+            "dtype": dtype,
+            "ratio": round((sizes["base"] + sizes["adapters"]) / sizes["base"], 4),
+        }
+
+
+def _examine_tokenizer(bundle: Bundle, folder: Path, model: LaneModel | None, report: Report) -> None:
+    from emorl_core.tokenizer import HuggingFaceTokenizer
+
+    faults: list[str] = report["faults"]
+    spec = bundle.spec
+    tokenizer = _attempt(faults, "tokenizer", lambda: HuggingFaceTokenizer(folder))
+    if tokenizer is None:
+        return
+    around = len(tokenizer.encode(spec.wrap("")))
+    report["tokenizer"] = {
+        "entries": len(tokenizer),
+        "prompt_template": spec.prompt_template,
+        "template_tokens": around,
+        "max_source_tokens": spec.max_source_tokens,
+    }
+    if around >= spec.max_source_tokens:
+        faults.append(
+            f"prompt_template takes {around} tokens by itself; max_source_tokens is {spec.max_source_tokens}, "
+            "which leaves none for a prompt"
+        )
+    if model is not None and len(tokenizer) > model.vocab_size:
+        faults.append(f"the tokenizer has {len(tokenizer)} entries; the base's vocabulary has {model.vocab_size}")
+
+
+def _examine_profiles(bundle: Bundle, report: Report) -> None:
+    from emorl_core.weights import resolve
+
+    spec = bundle.spec
+    report["profiles"] = {
+        name: {
+            "weights": resolve(spec.lanes, profile.weights).as_dict(),
+            "default": name == spec.default_profile,
+            "origin": profile.origin,
+        }
+        for name, profile in spec.profiles.items()
+    }
+    if spec.default_profile is None:
+        report["notes"].append("no default_profile: every request must name weights or a profile")
+
+
+def _run_once(where: str, dtype: str) -> None:
+    """A real token over all lanes: finds what no file shows by itself, such as NaN in the base."""
+    from emorl_core.ensemble import Ensemble
+
+    Ensemble.load(where, device="cpu", dtype=dtype, slots=1).warm_up()
+
+
+def render(report: Report) -> str:
+    """The report for people."""
+    lines = [f"bundle      {report.get('name', report['bundle'])}"]
+    if base := report.get("base"):
+        sizes = ", ".join(f"{key} {base[key]}" for key in SIZES if key in base)
+        lines.append(
+            f"base        {base['source']}: {base.get('model_type') or 'unknown'}" + (f" ({sizes})" if sizes else "")
+        )
+    if tokenizer := report.get("tokenizer"):
+        lines.append(
+            f"tokenizer   {tokenizer['entries']:,} entries; template {tokenizer['prompt_template']!r} "
+            f"({tokenizer['template_tokens']} tokens); prompts up to {tokenizer['max_source_tokens']} tokens with it"
+        )
+    for title, entries, describe in (
+        ("objectives", report.get("objectives", {}), _objective),
+        ("profiles", report.get("profiles", {}), _profile),
+    ):
+        width = max(map(len, entries), default=0)
+        lines += [
+            f"{title if i == 0 else '':12}{name:{width}}  {describe(entry)}"
+            for i, (name, entry) in enumerate(entries.items())
+        ]
+    if held := report.get("parameter_bytes"):
+        lines.append(
+            f"memory      base {held['base'] / 2**20:,.1f} MiB + adapters {held['adapters'] / 2**20:,.1f} MiB "
+            f"= {held['ratio']:.3f} x the base alone, in {held['dtype']}"
+        )
+    lines += [f"note        {note}" for note in report["notes"]]
+    lines += [f"fault       {fault}" for fault in report["faults"]]
+    count = len(report["faults"])
+    lines.append("valid" if report["valid"] else f"not valid: {count} fault{'s' if count > 1 else ''}")
+    return "\n".join(lines)
+
+
+def _objective(entry: Report) -> str:
+    if "modules" not in entry:
+        return f"{entry['adapter']}: not readable"
+    ranks = "/".join(map(str, entry["ranks"]))
+    text = f"rank {ranks}, {entry['modules']} modules, {entry['parameters']:,} parameters"
+    return f"{text}: {entry['description']}" if entry["description"] else text
+
+
+def _profile(entry: Report) -> str:
+    weights = ", ".join(f"{name} {value:g}" for name, value in entry["weights"].items())
+    return weights + (" (default)" if entry["default"] else "")

@@ -1,0 +1,105 @@
+"""`emorl VERB …`: finds the verb, runs it, and turns what went wrong into one line and an exit code.
+
+A verb is a module with `add_arguments(parser)` and `run(args) -> int`. It is imported only when it was chosen, and
+imports torch and its friends only inside functions, so that every `--help` answers at once.
+
+Exit codes: 0 done; 1 something failed that was asked for correctly; 2 bad input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+# verb -> (module, what it does). The order is the order of `emorl --help`.
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("emorl_cli.demo", "build the demo bundle on first use and serve it"),
+    "serve": ("emorl_cli.serve", "serve a bundle over HTTP"),
+    "generate": ("emorl_cli.generate", "answer one prompt, or a file of prompts"),
+    "inspect": ("emorl_cli.inspect_bundle", "explain a bundle and validate it in full"),
+    "import-npz": ("emorl_cli.import_npz", "turn a published .npz adapter into a PEFT folder"),
+}
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line, like every other complaint of this program."""
+
+    def __init__(self, *, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # an abbreviation of today is another flag tomorrow
+        )
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"{message}; see {self.prog} --help")
+        raise SystemExit(BAD_INPUT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (without the program's name; default: this process's) and return the exit code."""
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # a reader that went away shows here, not in the interpreter's last breath
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        from emorl_core.errors import EmorlError, EngineError  # only now: `--help` needs no engine
+
+        if not isinstance(error, EmorlError):
+            raise  # a fault of ours: the traceback is what helps
+        complain(error.message)
+        return FAILED if isinstance(error, EngineError) else BAD_INPUT
+
+
+def complain(message: str) -> None:
+    """One line on stderr, whatever line ends the message came with."""
+    print("emorl: error:", " ".join(message.split()), file=sys.stderr)
+
+
+def _dispatch(argv: list[str]) -> int:
+    first = argv[0] if argv else "--help"
+    if first in ("-h", "--help", "help"):
+        print(_overview())
+        return DONE
+    if first == "--version":
+        from importlib.metadata import version
+
+        print("emorl", version("emorl"))
+        return DONE
+    if first not in VERBS:
+        close = difflib.get_close_matches(first, VERBS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(VERBS)}"
+        complain(f"unknown command {first[:40]!r}; {hint}")
+        return BAD_INPUT
+    module_name, summary = VERBS[first]
+    verb = importlib.import_module(module_name)
+    parser = Parser(prog=f"emorl {first}", description=summary[0].upper() + summary[1:] + ".")
+    verb.add_arguments(parser)
+    code: int = verb.run(parser.parse_args(argv[1:]))
+    return code
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {summary}" for verb, (_, summary) in VERBS.items())
+    return (
+        "usage: emorl COMMAND …\n\n"
+        "One language model, N objectives, steered per request.\n\n"
+        f"commands:\n{verbs}\n\n"
+        "options:\n  --help     this page; `emorl COMMAND --help` explains a command\n  --version  the version\n\n"
+        "example:\n  emorl demo\n"
+        '  emorl generate my-bundle "I can\'t keep up at work." --weights reflection=0.7,empathy=0.3'
+    )

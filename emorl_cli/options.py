@@ -1,0 +1,103 @@
+"""Options that several verbs share, under the same names as the HTTP fields and the Python arguments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+BUNDLE_HELP = "a bundle folder, or a Hugging Face hub id (owner/name)"
+
+
+def add_example(parser: argparse.ArgumentParser, *commands: str) -> None:
+    """Put worked commands under the verb's `--help`."""
+    title = "example:" if len(commands) == 1 else "examples:"
+    parser.epilog = "\n".join([title, *(f"  {command}" for command in commands)])
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """`--device`, `--dtype`: where and in which precision the model runs."""
+    parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="precision of the matrices; auto: bfloat16 where the device does it well",
+    )
+
+
+def add_weight_options(parser: argparse.ArgumentParser) -> None:
+    """`--weights` or `--profile`, and how the numbers are read."""
+    named = parser.add_mutually_exclusive_group()
+    named.add_argument("--weights", metavar="NAME=NUMBER,…", help="objectives and their weights, scaled to sum 1")
+    named.add_argument("--profile", help="weights stored in the bundle; with neither, its default profile")
+    parser.add_argument(
+        "--no-normalize", dest="normalize", action="store_false", help="use the numbers as given; negative ones too"
+    )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """The fields of `emorl_core.types.Sampling`; their ranges are checked there."""
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many (default 64)")
+    parser.add_argument(
+        "--min-new-tokens", type=int, default=0, metavar="N", help="no end before this many (default 0)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest; 0 is off")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample within this mass; 1.0 is off")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1.0 is off")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text (default: drawn)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
+
+
+def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options as the keywords of `Ensemble.request`."""
+    names = ("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
+    return {**{name: getattr(args, name) for name in names}, "stop": tuple(args.stop)}
+
+
+def parse_weights(text: str | None) -> dict[str, float] | None:
+    """`reflection=0.7,empathy=0.3` -> {"reflection": 0.7, "empathy": 0.3}.
+
+    Raises:
+        InvalidWeights: a part that is not NAME=NUMBER, or a name given twice. The rest is `emorl_core.weights`' to say.
+    """
+    from emorl_core.errors import InvalidWeights
+
+    if text is None:
+        return None
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        try:
+            value = float(number)
+        except ValueError:
+            raise InvalidWeights(
+                f"--weights: {part[:40]!r} is not NAME=NUMBER; write for example reflection=0.7,empathy=0.3",
+                param="weights",
+            ) from None
+        if name in weights:
+            raise InvalidWeights(f"--weights: {name[:40]!r} is given twice", param="weights")
+        weights[name] = value
+    return weights
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file.
+
+    Raises:
+        InvalidRequest: it cannot be read.
+    """
+    from emorl_core.errors import InvalidRequest
+
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InvalidRequest(f"{path}: cannot be read: {reason}") from None
+
+
+def print_json(value: object) -> None:
+    """One JSON document on one line of stdout. What JSON has no word for (a date in a bundle's origin) becomes text."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str), flush=True)

@@ -1,0 +1,58 @@
+"""`emorl serve`: a bundle over HTTP. Its flags are the server's settings, by the same names."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from emorl_cli.options import BUNDLE_HELP, add_example
+
+# Anyone on the machine can read a process's arguments, so secrets come from the environment or a file only.
+NOT_FLAGS = ("bundle", "api_keys", "admin_keys")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from server.settings import ENV_PREFIX, Settings  # the one list of settings; half a second, where --help needs it
+
+    parser.add_argument("bundle", nargs="?", help=f"{BUNDLE_HELP}; default: {ENV_PREFIX}BUNDLE")
+    parser.add_argument("--check", action="store_true", help="validate settings and bundle in full, then exit")
+    settings = parser.add_argument_group(
+        "settings", f"each is also {ENV_PREFIX}<NAME> in the environment and a key of the --config file; flags win"
+    )
+    for name, field in Settings.model_fields.items():
+        if name in NOT_FLAGS:
+            continue
+        flag = "--" + name.replace("_", "-")
+        default = "" if field.default in (None, ()) else f" (default: {field.default})"
+        text = f"{field.description}{default}".replace("%", "%%")
+        if field.annotation is bool:
+            settings.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            settings.add_argument(flag, metavar="VALUE", help=text)  # parsed and checked by Settings
+    add_example(
+        parser,
+        "emorl serve my-bundle --port 8000",
+        "EMORL_API_KEYS=secret emorl serve my-bundle --host 0.0.0.0 --dtype bfloat16",
+        "emorl serve my-bundle --check",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from emorl_cli.inspect_bundle import examine, render
+    from emorl_cli.serving import check_address, serve
+    from emorl_core.bundle import Bundle
+    from emorl_core.errors import InvalidRequest
+    from server.settings import load_settings
+
+    flags = {name: value for name, value in vars(args).items() if name != "check"}
+    settings = load_settings(**flags)
+    if settings.bundle is None:
+        raise InvalidRequest("bundle: none given; name a folder or a hub id", param="bundle")
+    if args.check:
+        report = examine(settings.bundle)
+        print(render(report), file=sys.stdout if report["valid"] else sys.stderr)
+        return 0 if report["valid"] else 2
+
+    check_address(settings)
+    Bundle.open(settings.bundle)  # a wrong name shows now, in one line, not after the server has started
+    return serve(settings, lambda url: print(f"serving on {url}", flush=True))

@@ -1,0 +1,77 @@
+"""What `emorl serve` and `emorl demo` share: logs, an early look at the address, and the line that says ready."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from emorl_core.errors import EmorlError
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+
+def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
+    """Serve until SIGINT or SIGTERM; `on_ready` gets the URL.
+
+    Raises:
+        EmorlError: the bundle cannot be served.
+    """
+    from server.run import run
+
+    set_up_logging(settings)
+    run(settings, on_ready=on_ready)
+    return 0
+
+
+def check_address(settings: Settings) -> None:
+    """Fail in a second, not after a model has been loaded or built.
+
+    Raises:
+        EmorlError: the address is taken or does not belong to this machine.
+    """
+    if settings.port == 0:
+        return
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+            probe.bind(address)
+    except OSError as error:
+        raise EmorlError(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another with --port",
+            param="port",
+        ) from None
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Log lines on stderr, for people or for machines, as the settings say."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _JsonFormatter()
+        if settings.log_format == "json"
+        else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    )
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # what it says at INFO, `on_ready` says better
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)

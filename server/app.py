@@ -1,0 +1,69 @@
+"""`create_app`: the rooms put together. No globals: two apps in one process share nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
+from starlette.middleware import Middleware
+
+from emorl_core import __version__
+from emorl_core.ensemble import Ensemble
+from server.auth import AuthMiddleware, Cors, Keys
+from server.context import ContextMiddleware
+from server.errors import install_handlers
+from server.limits import BodyLimitMiddleware
+from server.routes import generate, openai, operations
+from server.service import GENERATION_ROUTES, Service
+from server.settings import Settings
+
+# FastAPI's own telemetry records bodies that fail validation and the text of exceptions: both can hold a prompt.
+_NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False,
+}  # fmt: skip
+
+
+def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
+    """The HTTP application. With `ensemble`, that is served; else the lifespan loads `settings.bundle`.
+
+    The service is at `app.state.service`. Loading happens in the background: liveness answers while it goes on, and a
+    bundle that cannot be served shows in liveness and in `service.failure`.
+
+    Raises:
+        SettingsError: the file of API keys cannot be used.
+    """
+    keys = Keys.read(settings)
+    service = Service(settings, ensemble)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    app = FastAPI(
+        title="emorl",
+        version=__version__,
+        description="N objectives for the price of one model, steered per request.",
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
+        middleware=[
+            Middleware(ContextMiddleware, metrics=service.metrics, generation_routes=frozenset(GENERATION_ROUTES)),
+            *([Middleware(Cors, origins=settings.cors_origins)] if settings.cors_origins else []),
+            Middleware(AuthMiddleware, keys=keys, metrics_key_required=settings.metrics_key_required),
+            Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes),
+        ],
+    )
+    app.state.service = service
+    install_handlers(app)
+    app.include_router(generate.router)
+    app.include_router(openai.router)
+    app.include_router(operations.router)
+    return app

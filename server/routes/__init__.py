@@ -1,0 +1,1 @@
+"""One file per API: each has a `router` that `server.app` includes."""

@@ -1,0 +1,83 @@
+"""`POST /generate`: the native API."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from emorl_core.errors import EmorlError
+from emorl_core.types import Completion, Event, TokenEvent
+from server import sse
+from server.deployment import Deployment
+from server.errors import error_object
+from server.routes.answers import json_response, service_of
+from server.routes.documented import GENERATION_ERRORS, errors
+from server.schemas import GenerateRequest, GenerateResponse, answer, attribution_of, finite
+
+router = APIRouter(tags=["native"])
+
+_STREAM_EXAMPLE = (
+    'data: {"type":"token","index":0,"id":71,"text":"You","logprob":-0.2}\n\n'
+    'data: {"type":"done","id":"gen-0f3a","text":"You feel …",…}\n\n'
+    "data: [DONE]\n\n"
+)
+
+
+@router.post(
+    "/generate",
+    response_model=GenerateResponse,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}}},
+        **errors(*GENERATION_ERRORS),
+    },
+)
+async def generate(body: GenerateRequest, request: Request) -> Response:
+    """Generate one text, steered by weights or a profile; with `stream: true` token by token."""
+    service = service_of(request)
+    request_id = f"gen-{secrets.token_hex(12)}"
+    limit = service.settings.max_new_tokens
+    generation = await service.accept(request, lambda e: [body.to_core(e, request_id, max_new_tokens=limit)])
+    if body.stream:
+        await generation.first_event(service.settings.keep_alive_s)
+        return sse.EventStream(generation, NativeDialect(generation.deployment), service.settings.keep_alive_s)
+    (completion,) = await generation.finish()
+    ensemble = generation.deployment.ensemble
+    return json_response(answer(completion, ensemble.name, ensemble.lanes))
+
+
+class NativeDialect:
+    """`{"type": "token", …}` for every token, one last `{"type": "done", …the answer…}`, or `{"type": "error", …}`."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._model = deployment.ensemble.name
+        self._lanes = deployment.ensemble.lanes
+        self._done: Completion | None = None
+
+    def begin(self) -> bytes:
+        return b""
+
+    def event(self, event: Event) -> bytes:
+        if isinstance(event, Completion):
+            self._done = event
+            return b""
+        assert isinstance(event, TokenEvent)
+        payload: dict[str, Any] = {
+            "type": "token",
+            "index": event.index,
+            "id": event.token_id,
+            "text": event.text,
+            "logprob": finite(event.logprob),
+        }
+        if event.attribution is not None:
+            payload["attribution"] = attribution_of(event.attribution, self._lanes)
+        return sse.data(payload)
+
+    def failed(self, error: EmorlError) -> bytes:
+        return sse.data({"type": "error", "error": error_object(error)})
+
+    def end(self) -> bytes:
+        assert self._done is not None
+        return sse.data({"type": "done", **answer(self._done, self._model, self._lanes)})

@@ -1,0 +1,144 @@
+"""Every setting of the service: the only reader of the environment.
+
+Order of precedence: flags (keyword arguments) > environment (`EMORL_...`) > YAML file > defaults. The names are the
+same in all three.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as PydanticSettingsError
+
+from emorl_core.bundle import explain
+from emorl_core.errors import EmorlError
+
+ENV_PREFIX = "EMORL_"
+Keys = Annotated[tuple[SecretStr, ...], NoDecode]
+Names = Annotated[tuple[str, ...], NoDecode]
+
+
+class SettingsError(EmorlError):
+    """A setting that cannot be used; one line names it, the value and what is allowed."""
+
+    code = "invalid_settings"
+
+
+class Settings(BaseSettings):
+    """Settings of one server. Durations end in `_s` and are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
+
+    config: Path | None = Field(None, description="YAML file with settings, by these names.")
+
+    # what to serve
+    bundle: str | None = Field(None, description="Bundle to serve: a folder or a Hugging Face hub id.")
+    device: str = Field("auto", description="Device of the model: auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the model.")
+    slots: int = Field(16, ge=1, le=4096, description="Sequences that run at once.")
+    prefill_cache_bytes: int = Field(
+        256 * 2**20, ge=0, description="Memory for prompts already encoded: other weights skip the encoder; 0 is off."
+    )
+
+    # where to listen
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+
+    # limits
+    max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait beside those that run; else 429.")
+    queue_timeout_s: float = Field(30.0, gt=0, description="Longest wait for a slot; then 503.")
+    max_new_tokens: int = Field(1024, ge=1, description="Largest max_new_tokens (or max_tokens) a request may ask for.")
+    max_choices: int = Field(8, ge=1, le=128, description="Most completions that one OpenAI request may ask for.")
+    max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body; then 413.")
+    max_concurrent_per_key: int | None = Field(
+        None, ge=1, description="Requests one API key may have in progress; then 429. Unset: no limit per key."
+    )
+
+    # time
+    keep_alive_s: float = Field(10.0, gt=0, description="A stream with nothing to say sends a comment this often.")
+    drain_delay_s: float = Field(
+        0.0, ge=0, description="After SIGTERM, go on listening this long while readiness answers 503."
+    )
+    drain_timeout_s: float = Field(30.0, ge=0, description="After SIGTERM, running requests may finish within this.")
+    stall_s: float = Field(120.0, gt=0, description="An engine step that takes longer than this fails liveness.")
+
+    # security
+    api_keys: Keys = Field((), description="API keys, comma-separated; empty: no key is asked for.")
+    api_keys_file: Path | None = Field(None, description="File with one API key per line, optionally as name:key.")
+    admin_keys: Keys = Field((), description="Keys for /admin routes, comma-separated; empty: those routes are off.")
+    metrics_key_required: bool = Field(False, description="Ask for an API key on /metrics too.")
+    cors_origins: Names = Field((), description="Origins a browser may call from, comma-separated; empty: CORS is off.")
+
+    # logs
+    log_format: Literal["console", "json"] = Field("console", description="Log lines for people or for machines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level to log.")
+
+    @field_validator("api_keys", "admin_keys", "cors_origins", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        config = init_settings().get("config") or env_settings().get("config")
+        if config is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _read_file(Path(config)))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"config is {str(path)!r}; there is no such file", param="config") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}", param="config") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: must be a mapping of settings, found {type(values).__name__}", param="config")
+    return {str(name): value for name, value in values.items()}
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from flags, environment and file; a flag that is None counts as not given.
+
+    Raises:
+        SettingsError: one line that names every setting at fault.
+    """
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError(explain(error)) from None
+    except PydanticSettingsError as error:
+        raise SettingsError(" ".join(str(error).split())) from None
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """`EMORL_...` variables that are no setting: likely misspelt, so the server says so when it starts.
+
+    They are not refused, because Kubernetes injects `<SERVICE>_PORT_...` variables into every container.
+    """
+    known = {(ENV_PREFIX + name).upper() for name in Settings.model_fields}
+    return sorted(name for name in environment if name.upper().startswith(ENV_PREFIX) and name.upper() not in known)

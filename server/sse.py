@@ -1,0 +1,89 @@
+"""Events -> bytes: server-sent events, and the response that sends them as they come."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from emorl_core.errors import EmorlError
+from emorl_core.types import Event, Failure
+from server.errors import ClientGone, InternalError
+from server.generation import Generation
+from server.logs import where
+
+logger = logging.getLogger("emorl.server")
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+_encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def data(payload: dict[str, Any]) -> bytes:
+    """One event. JSON puts no line break into it, so one `data:` line holds it whole."""
+    return b"data: " + _encode_json(payload).encode("utf-8") + b"\n\n"
+
+
+class Dialect(Protocol):
+    """How one API spells a stream. Each method returns whole events, possibly none."""
+
+    def begin(self) -> bytes: ...
+
+    def event(self, event: Event) -> bytes: ...
+
+    def failed(self, error: EmorlError) -> bytes: ...
+
+    def end(self) -> bytes: ...
+
+
+async def chunks(generation: Generation, dialect: Dialect, keep_alive_s: float) -> AsyncIterator[bytes]:
+    """The body of a stream. Events that have gathered while the last chunk was sent leave together."""
+    begin = dialect.begin()
+    while not generation.ended:
+        if not await generation.wait(keep_alive_s):
+            yield begin + KEEP_ALIVE
+        else:
+            events = generation.take()
+            chunk = begin + b"".join(dialect.event(event) for event in events if not isinstance(event, Failure))
+            if chunk:
+                yield chunk
+        begin = b""
+    if isinstance(generation.error, ClientGone):
+        return
+    yield (dialect.end() if generation.error is None else dialect.failed(generation.error)) + DONE
+
+
+class EventStream(Response):
+    """Sends `chunks` of a generation. The generation notices a client that goes away and ends the iteration itself."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, generation: Generation, dialect: Dialect, keep_alive_s: float) -> None:
+        self._generation = generation
+        self._dialect = dialect
+        self._keep_alive_s = keep_alive_s
+        self.status_code = 200
+        self.background = None
+        self.init_headers(HEADERS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the ASGI signature
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async with aclosing(chunks(self._generation, self._dialect, self._keep_alive_s)) as body:  # type: ignore[type-var]
+                async for chunk in body:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except Exception as error:  # noqa: BLE001  the status is out: an error event is all that can still be said
+            logger.error("a stream failed: %s", where(error))
+            self._generation.error = InternalError("the server failed on this request")
+            failed = self._dialect.failed(self._generation.error) + DONE
+            await send({"type": "http.response.body", "body": failed, "more_body": True})
+        finally:
+            self._generation.close()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

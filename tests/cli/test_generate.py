@@ -1,0 +1,178 @@
+"""`emorl generate`: one prompt and many, and what happens to the others when one fails."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from emorl_cli import generate
+from emorl_cli.options import parse_weights
+from emorl_core.ensemble import Ensemble
+from emorl_core.errors import InvalidWeights
+
+PROMPT = "I can't keep up with work."
+
+
+@pytest.fixture(scope="module")
+def ensemble(bundle: Path) -> Ensemble:
+    return Ensemble.load(bundle, device="cpu", dtype="float32")
+
+
+def test_one_prompt_prints_what_python_generates(emorl, bundle: Path, ensemble: Ensemble) -> None:
+    expected = ensemble.generate(PROMPT, weights={"reflection": 0.7, "empathy": 0.3}, max_new_tokens=12)
+    argv = ("generate", bundle, PROMPT, "--weights", "reflection=0.7,empathy=0.3", "--max-new-tokens", 12)
+    ran = emorl(*argv, "--dtype", "float32", "--device", "cpu")
+    assert (ran.code, ran.out, ran.err) == (0, expected.text + "\n", "")
+
+
+def test_streaming_prints_the_same_text(emorl, fake: Ensemble) -> None:
+    plain = emorl("generate", "any", PROMPT, "--temperature", 1, "--seed", 3)
+    streamed = emorl("generate", "any", PROMPT, "--temperature", 1, "--seed", 3, "--stream")
+    assert plain.code == streamed.code == 0
+    assert plain.out == streamed.out != "\n"
+
+
+def test_json_has_the_fields_of_the_http_answer(emorl, fake: Ensemble) -> None:
+    from server.schemas import GenerateResponse
+
+    ran = emorl("generate", "any", PROMPT, "--profile", "empathy", "--json", "--attribution", "--seed", 5)
+    answer = GenerateResponse.model_validate_json(ran.out, strict=True)
+    assert set(json.loads(ran.out)) == set(GenerateResponse.model_fields)
+    assert (answer.model, answer.profile, answer.seed) == ("fake", "empathy", 5)
+    assert answer.tokens
+    assert "".join(token.text for token in answer.tokens) == answer.text
+
+
+def test_attribution_table_adds_up(emorl, fake: Ensemble) -> None:
+    ran = emorl("generate", "any", PROMPT, "--weights", "reflection=1,empathy=2", "--attribution")
+    header, *rows = ran.out.splitlines()[2:]
+    assert header.split() == ["token", "margin", "reflection", "empathy", "fluency"]
+    assert len(rows) > 1
+    for row in rows:
+        margin, *parts = (float(number) for number in row[20:].split())
+        assert margin == pytest.approx(sum(parts), abs=0.002)  # three printed decimals each
+
+
+def test_a_drawn_seed_is_told_so_that_the_text_can_be_had_again(emorl, fake: Ensemble) -> None:
+    first = emorl("generate", "any", PROMPT, "--temperature", 1)
+    word, seed = first.err.split()
+    assert word == "seed"
+    again = emorl("generate", "any", PROMPT, "--temperature", 1, "--seed", seed)
+    assert (again.out, again.err) == (first.out, "")
+
+
+def test_a_file_of_prompts_is_answered_in_order_and_as_each_alone(emorl, fake: Ensemble, tmp_path: Path) -> None:
+    prompts = ["you feel tired", "keep up with work", "like hope", "family", "sounds like you want change"]
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n\n".join(prompts), encoding="utf-8")
+    ran = emorl("generate", "any", "--prompts-file", file)
+    alone = [emorl("generate", "any", prompt).out for prompt in prompts]
+    assert ran.code == 0
+    assert ran.out == "".join(alone)
+    assert len(set(alone)) > 1
+    assert ran.err == "prompts: 5 of 5\n"
+
+
+def test_json_of_a_file_names_the_line_of_each_prompt(emorl, fake: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("family\n\n  \nhope\n"))
+    ran = emorl("generate", "any", "-", "--json")
+    assert [json.loads(line)["line"] for line in ran.out.splitlines()] == [1, 4]
+
+
+def test_a_prompt_that_is_too_long_fails_alone(emorl, fake: Ensemble, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("family\n" + "work " * 500 + "\nhope\n", encoding="utf-8")
+    ran = emorl("generate", "any", "--prompts-file", file)
+    first, failed, last = ran.out.split("\n")[:3]
+    assert ran.code == 2
+    assert first
+    assert failed == ""
+    assert last
+    assert "line 2: prompt has" in ran.err
+    documents = [
+        json.loads(line) for line in emorl("generate", "any", "--prompts-file", file, "--json").out.splitlines()
+    ]
+    assert [("error" in document, document["line"]) for document in documents] == [(False, 1), (True, 2), (False, 3)]
+    assert documents[1]["error"]["code"] == "prompt_too_long"
+
+
+def test_a_prompt_that_fails_in_the_engine_fails_alone_and_exits_1(emorl, fake: Ensemble, tmp_path: Path) -> None:
+    fake.engine.runner.model.poisoned.add(fake.encode("hope"))  # type: ignore[attr-defined]
+    file = tmp_path / "prompts.txt"
+    file.write_text("family\nhope\nwork\n", encoding="utf-8")
+    ran = emorl("generate", "any", "--prompts-file", file)
+    assert ran.code == 1
+    assert [bool(line) for line in ran.out.splitlines()] == [True, False, True]
+    assert "line 2: the model produced NaN" in ran.err
+
+
+def test_an_interruption_loses_nothing_finished(emorl, fake: Ensemble, tmp_path: Path, monkeypatch) -> None:
+    """The second prompt is done while the first still runs: it is written, and the exit code says interrupted."""
+    real = generate._answers
+
+    def interrupted(*args):
+        for line, result in real(*args):
+            if line == 1:
+                continue  # as if it were still running
+            yield line, result
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "_answers", interrupted)
+    file = tmp_path / "prompts.txt"
+    file.write_text("family\nhope\n", encoding="utf-8")
+    ran = emorl("generate", "any", "--prompts-file", file, "--json")
+    assert ran.code == 130
+    assert [json.loads(line)["line"] for line in ran.out.splitlines()] == [2]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--weights", "reflection"], "'reflection' is not NAME=NUMBER"),
+        (["--weights", "reflection=x"], "'reflection=x' is not NAME=NUMBER"),
+        (["--weights", "reflection=1,reflection=2"], "'reflection' is given twice"),
+        (["--weights", "reflectoin=1"], "unknown objective 'reflectoin'; objectives: base, reflection"),
+        (["--weights", "reflection=nan"], "weights.reflection is nan"),
+        (["--weights", "reflection=0"], "all are zero"),
+        (["--weights", "reflection=-1,empathy=1"], "negative weights are allowed only with"),
+        (["--weights", "reflection=1", "--profile", "balanced"], "not allowed with argument"),
+        (["--profile", "nope"], "profile 'nope' is unknown"),
+        (["--temperature", "-1"], "temperature is -1.0"),
+        (["--top-p", "0"], "top_p is 0.0"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--max-new-tokens", "x"], "--max-new-tokens"),
+        (["--dtype", "float16"], "float32, bfloat16"),
+        (["--prompts-file", "x"], "either a prompt or --prompts-file"),
+        (["--stream", "--json"], "does not go with --json"),
+    ],
+)
+def test_bad_input_is_one_line(emorl, fake: Ensemble, argv: list[str], words: str) -> None:
+    assert words.replace("'", "") in emorl("generate", "any", PROMPT, *argv).refused().replace("'", "")
+
+
+def test_negative_weights_work_when_asked_for(emorl, fake: Ensemble) -> None:
+    ran = emorl("generate", "any", PROMPT, "--weights", "reflection=2,empathy=-1", "--no-normalize", "--json")
+    assert json.loads(ran.out)["weights"] == {"reflection": 2.0, "empathy": -1.0, "fluency": 0.0}
+
+
+def test_missing_bundles_and_files_are_one_line(emorl, fake: Ensemble, tmp_path: Path) -> None:
+    assert "cannot be read" in emorl("generate", "any", "--prompts-file", tmp_path / "nope").refused()
+    (tmp_path / "empty").write_text(" \n")
+    assert "holds no prompt" in emorl("generate", "any", "--prompts-file", tmp_path / "empty").refused()
+    (tmp_path / "latin").write_bytes(b"caf\xe9\n")
+    assert "not UTF-8" in emorl("generate", "any", "--prompts-file", tmp_path / "latin").refused()
+    assert "prompt is empty" in emorl("generate", "any", " ").refused()
+
+
+def test_a_missing_bundle_is_one_line(emorl, tmp_path: Path) -> None:
+    assert "no such folder" in emorl("generate", tmp_path / "nope", PROMPT).refused()
+
+
+def test_parse_weights() -> None:
+    assert parse_weights(None) is None
+    assert parse_weights(" reflection = 0.7 , empathy=3e-1") == {"reflection": 0.7, "empathy": 0.3}
+    with pytest.raises(InvalidWeights):
+        parse_weights("")

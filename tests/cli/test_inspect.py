@@ -1,0 +1,129 @@
+"""`emorl inspect`: a good bundle explained, and every fault of a broken one in one go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+
+def edit_spec(bundle: Path, **changes: object) -> None:
+    path = bundle / "bundle.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+
+
+def faults_of(emorl, bundle: Path) -> list[str]:
+    ran = emorl("inspect", bundle, "--json")
+    report = json.loads(ran.out)
+    assert ran.code == (0 if report["valid"] else 2)
+    assert report["valid"] == (not report["faults"])
+    assert ran.err == ""
+    return report["faults"]
+
+
+def test_a_good_bundle_is_explained(emorl, bundle: Path) -> None:
+    ran = emorl("inspect", bundle)
+    assert ran.code == 0
+    assert ran.out.splitlines()[0].split() == ["bundle", "tiny"]
+    assert ran.out.splitlines()[-1] == "valid"
+    for word in ("t5", "d_model 32", "367 entries", "rank 2", "rank 4", "rank 8", "random empathy", "(default)"):
+        assert word in ran.out, word
+
+
+def test_json_holds_the_sizes_that_the_ensemble_measures(emorl, bundle: Path) -> None:
+    from emorl_core.ensemble import Ensemble
+
+    report = json.loads(emorl("inspect", bundle, "--json").out)
+    held = Ensemble.load(bundle, device="cpu", dtype="float32").parameter_bytes()
+    assert {key: report["parameter_bytes"][key] for key in held} == held
+    assert report["parameter_bytes"]["ratio"] == pytest.approx(1 + held["adapters"] / held["base"], abs=1e-4)
+    assert report["profiles"]["balanced"]["default"] is True
+    assert report["objectives"]["fluency"]["ranks"] == [8]
+
+
+def test_bfloat16_halves_the_base(emorl, bundle: Path) -> None:
+    full = json.loads(emorl("inspect", bundle, "--json").out)["parameter_bytes"]
+    half = json.loads(emorl("inspect", bundle, "--json", "--dtype", "bfloat16").out)["parameter_bytes"]
+    assert half["dtype"] == "bfloat16"
+    assert half["base"] * 2 == full["base"]
+
+
+def test_a_bundle_without_a_default_profile_is_valid_and_says_so(emorl, own_bundle: Path) -> None:
+    edit_spec(own_bundle, profiles={}, default_profile=None)
+    ran = emorl("inspect", own_bundle)
+    assert ran.code == 0
+    assert "no default_profile" in ran.out
+
+
+def test_a_date_in_a_profiles_origin_is_no_stumbling_block(emorl, own_bundle: Path) -> None:
+    import datetime
+
+    edit_spec(
+        own_bundle, profiles={"balanced": {"weights": {"empathy": 1}, "origin": {"on": datetime.date(2025, 8, 1)}}}
+    )
+    report = json.loads(emorl("inspect", own_bundle, "--json").out)
+    assert report["profiles"]["balanced"]["origin"] == {"on": "2025-08-01"}
+
+
+def test_every_fault_is_reported_at_once(emorl, own_bundle: Path) -> None:
+    """A missing adapter, one that does not fit, one with NaN, and a template that leaves no room."""
+    edit_spec(own_bundle, max_source_tokens=4)
+    shutil.rmtree(own_bundle / "adapters" / "reflection")
+    _spoil(own_bundle / "adapters" / "empathy", lambda tensor: torch.full_like(tensor, float("nan")))
+    _spoil(own_bundle / "adapters" / "fluency", lambda tensor: torch.cat([tensor, tensor], dim=1))
+    faults = faults_of(emorl, own_bundle)
+    for word in ("objectives.reflection.adapter", "'empathy'", "'fluency'", "prompt_template"):
+        assert len([fault for fault in faults if word in fault]) == 1, (word, faults)
+    assert len(faults) == 4
+    ran = emorl("inspect", own_bundle)
+    assert ran.out.splitlines()[-1] == "not valid: 4 faults"
+
+
+def _spoil(adapter: Path, change) -> None:
+    """Change one A factor."""
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in sorted(tensors) if "lora_A" in name)
+    save_file({**tensors, name: change(tensors[name]).contiguous()}, path, metadata={"format": "pt"})
+
+
+def test_nan_in_the_base_is_found_by_running_it(emorl, own_bundle: Path) -> None:
+    path = own_bundle / "base" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["decoder.final_layer_norm.weight"].fill_(float("nan"))
+    save_file(tensors, path, metadata={"format": "pt"})
+    (fault,) = faults_of(emorl, own_bundle)
+    assert "NaN" in fault
+
+
+def test_another_architecture_is_refused_by_name(emorl, own_bundle: Path) -> None:
+    config = own_bundle / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "bart"}))
+    assert any("'bart'" in fault and "FLAN-T5" in fault for fault in faults_of(emorl, own_bundle))
+
+
+@pytest.mark.parametrize("file", ["base/config.json", "base/model.safetensors", "base/tokenizer.json"])
+def test_a_broken_file_is_a_fault_and_no_traceback(emorl, own_bundle: Path, file: str) -> None:
+    (own_bundle / file).write_bytes(b"{not")
+    assert faults_of(emorl, own_bundle)
+
+
+def test_faults_of_the_spec_are_reported(emorl, own_bundle: Path, tmp_path: Path) -> None:
+    edit_spec(own_bundle, colour="red", default_profile="nope")
+    (fault,) = faults_of(emorl, own_bundle)
+    assert "'colour'" in fault
+    (fault,) = faults_of(emorl, tmp_path / "nowhere")
+    assert "no such folder" in fault
+
+
+def test_serve_check_says_the_same(emorl, bundle: Path, own_bundle: Path) -> None:
+    assert emorl("serve", bundle, "--check").out.endswith("valid\n")
+    shutil.rmtree(own_bundle / "adapters" / "reflection")
+    ran = emorl("serve", own_bundle, "--check")
+    assert ran.code == 2
+    assert "objectives.reflection.adapter" in ran.err

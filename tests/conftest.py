@@ -1,0 +1,70 @@
+"""What holds for every test: no network, no settings from the developer's shell, one thread for the tiny models.
+
+Tests marked `gpu`, `browser` or `prometheus` skip where what they need is missing, and fail there instead when
+EMORL_CI_REQUIRE (comma-separated marks) says that it must be present.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+_REQUIRED = {mark.strip() for mark in os.environ.get("EMORL_CI_REQUIRE", "").split(",") if mark.strip()}
+for _name in [name for name in os.environ if name.startswith("EMORL_")]:
+    del os.environ[_name]  # also for subprocesses: a setting in someone's shell must not change what is tested
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads and fork() do not mix
+
+import torch  # noqa: E402  the variables above are read on import
+
+torch.set_num_threads(1)  # tiny models lose time on more, and several test processes may share a machine
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def chromium_path() -> str | None:
+    """The browser that the browser tests drive, if there is one."""
+    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
+def _missing_gpu() -> str | None:
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+def _missing_browser() -> str | None:
+    if importlib.util.find_spec("playwright") is None:
+        return "no playwright package"
+    return None if chromium_path() else f"no {' or '.join(CHROMIUM_NAMES)}"
+
+
+def _missing_prometheus() -> str | None:
+    absent = [program for program in ("prometheus", "promtool") if shutil.which(program) is None]
+    return f"no {' and no '.join(absent)}" if absent else None
+
+
+_NEEDS: dict[str, Callable[[], str | None]] = {
+    "gpu": _missing_gpu,
+    "browser": _missing_browser,
+    "prometheus": _missing_prometheus,
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark, missing in _NEEDS.items():
+        if item.get_closest_marker(mark) is None or (reason := missing()) is None:
+            continue
+        if mark in _REQUIRED:
+            pytest.fail(f"EMORL_CI_REQUIRE names {mark}, but this machine has {reason}", pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the browser; only for tests marked `browser`."""
+    path = chromium_path()
+    assert path is not None, "mark the test with @pytest.mark.browser"
+    return path

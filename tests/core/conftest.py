@@ -1,0 +1,61 @@
+"""Bundles that the core's tests share; read-only, so one of each kind serves the whole run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
+from emorl_core.ensemble import Ensemble
+from tests.builders import OBJECTIVES, tiny_t5_bundle
+from tests.core.reference import SeparateModels
+
+PROMPTS = (
+    "I can't keep up at work.",
+    "my mother left again and nobody listens",
+    "Zürich 🙂 is cold",
+    "i drink",
+    "you feel tired of it, I hope things will get better since the doctor said so",
+)
+
+# Three adapters that share nothing: rank, alpha, scaling rule, layers, modules.
+_ADAPTERS = {
+    "reflection": {"lora_dropout": 0.1},
+    "empathy": {
+        "targets": ("q", "v", "o", "wo"),
+        "rank_pattern": {"q": 6, "encoder.block.1.layer.0.SelfAttention.v": 3},
+        "alpha_pattern": {"wo": 5, "decoder.block.2.layer.1.EncDecAttention.o": 11},
+    },
+    "fluency": {
+        "targets": ("k", "wi", "wi_0", "wi_1", "v"),
+        "use_rslora": True,
+        "layers_to_transform": [1, 2],
+        "layers_pattern": "block",
+    },
+}
+
+
+@pytest.fixture(scope="session", params=["relu tied", "gated untied"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle of each kind of T5, with adapters that differ in everything."""
+    gated = request.param == "gated untied"
+    return tiny_t5_bundle(tmp_path_factory.mktemp("bundle"), gated=gated, adapter_options=_ADAPTERS)
+
+
+@pytest.fixture(scope="session")
+def judge(bundle: Path) -> SeparateModels:
+    """The same bundle as separate Hugging Face and PEFT models."""
+    return SeparateModels(bundle / BASE_DIR, [bundle / ADAPTERS_DIR / name for name in OBJECTIVES])
+
+
+@pytest.fixture
+def ensemble(bundle: Path) -> Ensemble:
+    """The bundle in float32, with an engine of its own."""
+    return Ensemble.load(bundle, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tiny bundle (relu, tied), for what does not depend on the kind."""
+    return tiny_t5_bundle(tmp_path_factory.mktemp("plain"))

@@ -1,0 +1,148 @@
+"""A real server in a thread, and an in-process client: what the HTTP tests are made of."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from emorl_core.ensemble import Ensemble
+from emorl_core.fake import fake_ensemble
+from emorl_core.models.fake import FakeModel
+from server.app import create_app
+from server.run import DrainingServer, make_server
+from server.service import Service
+from server.settings import Settings
+
+PROMPT = "I feel tired of work and worried about family"
+
+
+@dataclass(slots=True)
+class Live:
+    """One server that really listens."""
+
+    url: str
+    service: Service
+    server: DrainingServer
+    thread: threading.Thread
+    loop: asyncio.AbstractEventLoop
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=20, **options)
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Run something on the server's event loop and wait for it."""
+        done = threading.Event()
+
+        def main() -> None:
+            work()
+            done.set()
+
+        self.loop.call_soon_threadsafe(main)
+        assert done.wait(10)
+
+    @property
+    def model(self) -> FakeModel:
+        return model_of(self.service.deployment().ensemble)
+
+
+def model_of(ensemble: Ensemble) -> FakeModel:
+    model = ensemble.engine.runner.model
+    assert isinstance(model, FakeModel)
+    return model
+
+
+@contextmanager
+def live(settings: Settings | None = None, ensemble: Ensemble | None = None, *, ready: bool = True) -> Iterator[Live]:
+    """Serve on a free port; with `ready`, wait until requests are taken."""
+    settings = settings or Settings(port=0)
+    assert settings.port == 0, "tests must not fight over a port"
+    app = create_app(settings, fake_ensemble() if ensemble is None and settings.bundle is None else ensemble)
+    server = make_server(app, settings)
+    loop = asyncio.new_event_loop()
+
+    def main() -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(server.serve())
+        finally:
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+    thread = threading.Thread(target=main, name="test-server")
+    thread.start()
+    service: Service = app.state.service
+    try:
+        wait_until(lambda: server.started, "the server listens")
+        if ready:
+            wait_until(lambda: service.unready() is None, "the server is ready")
+        yield Live(server.url, service, server, thread, loop)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+    """Poll; a deadline that only a hang reaches, so that no test depends on how fast the machine is."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.005)
+
+
+@asynccontextmanager
+async def in_process(
+    settings: Settings | None = None, ensemble: Ensemble | None = None, *, ready: bool = True
+) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
+    """The app without a socket; bodies arrive whole."""
+    app = create_app(settings or Settings(), ensemble or fake_ensemble())
+    service: Service = app.state.service
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://emorl") as client:
+            while ready and service.unready() is not None:
+                await asyncio.sleep(0.002)
+            yield client, service
+
+
+def events(body: str) -> list[dict[str, Any]]:
+    """The JSON of every event; the stream must end as it should."""
+    blocks = [block for block in body.split("\n\n") if block and not block.startswith(":")]
+    assert body.endswith("\n\n"), "the last event must end with a blank line"
+    assert blocks[-1] == "data: [DONE]"
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-1]]
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The one error body, checked for its shape."""
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert set(body) == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert "\n" not in error["message"]
+    return error
+
+
+def idle(live_server: Live) -> bool:
+    """Nothing runs, nothing waits, every slot and every permit is free."""
+    service = live_server.service
+    stats = service.deployment().worker.stats
+    reading = service.reading()
+    return (reading.running, reading.waiting, reading.permits, stats.slots_used, stats.waiting) == (
+        0,
+        0,
+        0,
+        0,
+        0,
+    ) and not service.active

@@ -1,0 +1,100 @@
+"""A client that goes away gives its place back: while streaming, while waiting for a plain answer, while queued."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from emorl_core.fake import fake_ensemble
+from server.settings import Settings
+from tests.http.harness import PROMPT, Live, idle, live, wait_until
+
+LONG = {"prompt": PROMPT, "min_new_tokens": 900, "max_new_tokens": 1000}
+
+
+def call(server: Live, body: dict[str, Any], path: str = "/generate") -> socket.socket:
+    """Send a request on a socket of its own, to be closed whenever the test likes."""
+    content = json.dumps(body).encode()
+    connection = socket.create_connection((server.server.config.host, int(server.url.rsplit(":", 1)[1])), timeout=10)
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def outcomes(server: Live, outcome: str) -> float:
+    value = server.service.metrics.registry.get_sample_value(
+        "emorl_requests_total", {"route": "/generate", "outcome": outcome}
+    )
+    assert value is not None
+    return value
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_running_request_is_cancelled_when_its_client_goes(stream: bool) -> None:
+    with live(ensemble=fake_ensemble(step_delay_s=0.005)) as server:
+        connection = call(server, {**LONG, "stream": stream})
+        wait_until(lambda: server.service.reading().running == 1, "it runs")
+        if stream:
+            assert b"200 OK" in connection.recv(200)
+        connection.close()
+        wait_until(lambda: idle(server), "everything is free again")
+        assert outcomes(server, "cancelled") == 1
+        assert outcomes(server, "stop") + outcomes(server, "length") == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_queued_request_leaves_the_queue_when_its_client_goes(stream: bool) -> None:
+    with live(ensemble=fake_ensemble(slots=1, step_delay_s=0.005)) as server:
+        running = call(server, LONG)
+        wait_until(lambda: server.service.reading().running == 1, "the slot is taken")
+        queued = call(server, {**LONG, "stream": stream})
+        wait_until(lambda: server.service.reading().waiting == 1, "one waits")
+        queued.close()
+        wait_until(lambda: server.service.reading().waiting == 0, "the queue is empty")
+        assert server.service.reading().running == 1, "the other one goes on"
+        running.close()
+        wait_until(lambda: idle(server), "everything is free again")
+
+
+def test_the_tokens_of_a_cancelled_request_are_counted() -> None:
+    with live(ensemble=fake_ensemble(step_delay_s=0.005)) as server:
+        connection = call(server, LONG)
+        wait_until(lambda: server.service.deployment().ensemble.engine.runner.lane_row_steps > 20, "it has tokens")
+        connection.close()
+        wait_until(lambda: idle(server), "everything is free again")
+        generated = server.service.metrics.registry.get_sample_value("emorl_generated_tokens_total")
+        assert generated is not None
+        assert generated > 5
+
+
+def test_clients_that_leave_at_random_moments_leave_nothing_behind() -> None:
+    dice = random.Random(7)
+    with live(Settings(port=0, max_queue=30), fake_ensemble(slots=4, step_delay_s=0.001)) as server:
+
+        def visit(delay_s: float, body: dict[str, Any]) -> None:
+            connection = call(server, body)
+            threading.Event().wait(delay_s)
+            connection.close()
+
+        visits = [
+            threading.Thread(
+                target=visit,
+                args=(dice.choice([0.0, 0.01, 0.05, 0.2]), {**LONG, "stream": dice.random() < 0.5}),
+            )
+            for _ in range(60)
+        ]
+        for visit_thread in visits:
+            visit_thread.start()
+        for visit_thread in visits:
+            visit_thread.join(30)
+        wait_until(lambda: idle(server), "everything is free again")
+        with server.client() as client:
+            assert client.post("/generate", json={"prompt": PROMPT}).status_code == 200
+        wait_until(lambda: idle(server), "everything is free again")

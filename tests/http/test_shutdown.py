@@ -1,0 +1,128 @@
+"""SIGTERM and SIGINT on a real process: accepted work is finished, the rest is told, the process ends cleanly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from emorl_core.errors import BundleError
+from emorl_core.fake import fake_ensemble
+from server.run import run
+from server.settings import Settings
+from tests.http.harness import PROMPT, error_of, events, live, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def process(
+    step_delay_s: float = 0.01, mean_length: int = 60, drain_timeout_s: float = 20
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    arguments = [sys.executable, "-m", "tests.http.serve_fake", *map(str, (step_delay_s, mean_length, drain_timeout_s))]
+    # One thread: several of these run at once and torch would start one per core in each.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        try:
+            url = child.stdout.readline().strip()
+            assert url.startswith("http://"), child.stderr.read() if child.stderr else ""
+            yield child, url
+        finally:
+            if child.poll() is None:
+                child.kill()
+
+
+def test_sigterm_lets_accepted_streams_finish() -> None:
+    with process() as (child, url), httpx.Client(base_url=url, timeout=30) as client, ThreadPoolExecutor(6) as pool:
+        body = {"prompt": PROMPT, "stream": True, "min_new_tokens": 40}  # six of them: two wait for a slot
+        streams = [pool.submit(client.post, "/generate", json={**body, "seed": i}) for i in range(6)]
+        wait_until(lambda: "emorl_requests_admitted 6.0" in httpx.get(f"{url}/metrics").text, "all are accepted")
+        child.send_signal(signal.SIGTERM)
+        for stream in streams:
+            *_, done = events(stream.result().text)
+            assert done["type"] == "done"
+            assert done["usage"]["completion_tokens"] >= 40
+        assert child.wait(20) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/healthz")
+
+
+def test_a_second_sigint_does_not_wait() -> None:
+    body = {"prompt": PROMPT, "stream": True, "max_new_tokens": 1000}
+    with (
+        process(mean_length=5000) as (child, url),
+        httpx.Client(base_url=url, timeout=30) as client,
+        client.stream("POST", "/generate", json=body) as response,
+    ):
+        next(response.iter_lines())
+        child.send_signal(signal.SIGINT)
+        wait_until(lambda: _refuses(url), "it has begun to drain")
+        child.send_signal(signal.SIGINT)
+        child.wait(15)
+
+
+def _refuses(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 503
+    except httpx.TransportError:
+        return True
+
+
+def test_what_outlives_the_deadline_ends_with_an_error_event() -> None:
+    body = {"prompt": PROMPT, "stream": True, "max_new_tokens": 1000}
+    ensemble = fake_ensemble(step_delay_s=0.01, mean_length=5000)
+    with (
+        live(Settings(port=0, drain_timeout_s=0.2), ensemble) as server,
+        server.client() as client,
+        client.stream("POST", "/generate", json=body) as response,
+    ):
+        lines = response.iter_lines()
+        assert next(lines).startswith('data: {"type":"token"')
+        server.call(server.server.begin_drain)
+        rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert '"code":"shutting_down"' in rest[-2]
+        server.thread.join(20)
+        assert not server.thread.is_alive()
+
+
+def test_while_draining_readiness_is_gone_and_new_requests_are_refused() -> None:
+    with (
+        live(Settings(port=0, drain_delay_s=0.5), fake_ensemble(step_delay_s=0.005)) as server,
+        server.client() as client,
+    ):
+        running: list[httpx.Response] = []
+
+        def ask() -> None:
+            with server.client() as other:
+                running.append(other.post("/generate", json={"prompt": PROMPT, "min_new_tokens": 60, "stream": True}))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        wait_until(lambda: server.service.reading().running == 1, "it runs")
+        server.call(server.server.begin_drain)
+        ready, refused = client.get("/readyz"), client.post("/generate", json={"prompt": PROMPT})
+        for response in (ready, refused):
+            assert (response.status_code, error_of(response)["code"]) == (503, "shutting_down")
+        assert client.get("/livez").status_code == 200, "a draining process must not be killed for it"
+        thread.join(20)
+        assert events(running[0].text)[-1]["type"] == "done"
+        server.thread.join(20)
+        assert not server.thread.is_alive()
+
+
+def test_run_raises_what_was_wrong_with_the_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"bundle\.yaml"):
+        run(Settings(port=0, bundle=str(tmp_path)))

@@ -1,0 +1,212 @@
+"""The engine's thread: no exception in it may leave a client waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import pytest
+
+from emorl_core.ensemble import Ensemble
+from emorl_core.fake import fake_ensemble
+from emorl_core.types import Completion, Event, Failure, TokenEvent
+from server.deployment import emptied
+from server.errors import EngineRestarted, NotReady, ShuttingDown
+from server.worker import Worker
+from tests.http.harness import PROMPT, Live, error_of, events, idle, live, model_of, wait_until
+from tests.http.test_disconnect import LONG, call
+
+
+@asynccontextmanager
+async def working(ensemble: Ensemble) -> AsyncIterator[Worker]:
+    worker = Worker(ensemble.engine, warm_up=ensemble.warm_up, rebuild=lambda: emptied(ensemble.engine))
+    worker.start()
+    await asyncio.wait_for(worker.settled(), 10)
+    try:
+        yield worker
+    finally:
+        await worker.stop()
+
+
+async def everything(worker: Worker, ensemble: Ensemble, **options: object) -> list[Event]:
+    channel = worker.submit([ensemble.request(PROMPT, **options)])  # type: ignore[arg-type]
+    seen: list[Event] = []
+    while not (channel.finished and channel.empty):
+        assert await channel.wait(10)
+        seen += channel.take()
+    return seen
+
+
+async def test_events_arrive_in_order_and_end_with_the_completion() -> None:
+    ensemble = fake_ensemble()
+    async with working(ensemble) as worker:
+        *tokens, last = await everything(worker, ensemble)
+        assert isinstance(last, Completion)
+        assert [token.index for token in tokens if isinstance(token, TokenEvent)] == list(range(len(last.token_ids)))
+        assert worker.pending == 0
+
+
+async def test_a_request_the_engine_refuses_fails_alone() -> None:
+    ensemble = fake_ensemble()
+    async with working(ensemble) as worker:
+        good = worker.submit([ensemble.request(PROMPT)])
+        broken = ensemble.request(PROMPT)
+        object.__setattr__(broken, "weights", (1.0,))
+        (failure,) = (await drained(worker.submit([broken])),)
+        assert isinstance(failure[-1], Failure)
+        assert isinstance((await drained(good))[-1], Completion)
+        assert worker.restarts == 0
+
+
+async def drained(channel: object) -> list[Event]:
+    from server.channel import Channel
+
+    assert isinstance(channel, Channel)
+    seen: list[Event] = []
+    while not (channel.finished and channel.empty):
+        assert await channel.wait(10)
+        seen += channel.take()
+    return seen
+
+
+class _Killed(BaseException):
+    """Not even an Exception: what a thread dies of."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("SECRET"), _Killed(), SystemExit()])
+async def test_when_step_itself_fails_every_request_hears_of_it_and_the_next_one_is_served(
+    error: BaseException,
+) -> None:
+    ensemble = fake_ensemble(slots=2)
+    whole = ensemble.generate(PROMPT).text
+    async with working(ensemble) as worker:
+        step, calls = ensemble.engine.step, iter(range(1000))
+
+        def failing() -> list[Event]:
+            if next(calls) == 3:
+                raise error
+            return step()
+
+        ensemble.engine.step = failing  # type: ignore[method-assign]
+        channels = [worker.submit([ensemble.request(PROMPT, request_id=f"r{i}")]) for i in range(5)]
+        for channel in channels:
+            last = (await drained(channel))[-1]
+            assert isinstance(last, Failure)
+            assert isinstance(last.error, EngineRestarted)
+        while not worker.ready:
+            await asyncio.sleep(0.005)
+        assert worker.restarts == 1
+        assert worker.pending == 0
+        (completion,) = [e for e in await everything(worker, ensemble) if isinstance(e, Completion)]
+        assert completion.text == whole, "nothing of the time before is left in the engine"
+
+
+async def test_a_warm_up_that_fails_from_the_start_is_reported_at_once() -> None:
+    ensemble = fake_ensemble()
+    model_of(ensemble).on_prefill = _raise
+    worker = Worker(ensemble.engine, warm_up=ensemble.warm_up, rebuild=lambda: emptied(ensemble.engine))
+    worker.start()
+    await asyncio.wait_for(worker.settled(), 10)
+    assert worker.failure is not None
+    assert not worker.ready
+    with pytest.raises(NotReady):
+        worker.submit([ensemble.request(PROMPT)])
+
+
+def _raise(prompts: list[tuple[int, ...]]) -> None:
+    raise RuntimeError("no device")
+
+
+async def test_an_engine_that_cannot_come_back_gives_up_after_a_few_tries() -> None:
+    ensemble = fake_ensemble()
+    async with working(ensemble) as worker:
+
+        def dead() -> list[Event]:
+            raise RuntimeError("device lost")
+
+        ensemble.engine.step = dead  # type: ignore[method-assign]
+        assert isinstance((await everything(worker, ensemble))[-1], Failure)
+        while worker.alive:
+            await asyncio.sleep(0.01)
+        assert worker.failure is not None
+        assert worker.restarts == 3
+        with pytest.raises(NotReady):
+            worker.submit([ensemble.request(PROMPT)])
+
+
+async def test_stopping_answers_everyone_who_waits() -> None:
+    ensemble = fake_ensemble(slots=1, step_delay_s=0.005)
+    async with working(ensemble) as worker:
+        channels = [worker.submit([ensemble.request(PROMPT, request_id=f"r{i}")]) for i in range(3)]
+        assert await worker.stop()
+        for channel in channels:
+            last = (await drained(channel))[-1]
+            assert isinstance(last, Failure)
+            assert isinstance(last.error, ShuttingDown)
+
+
+async def test_a_step_that_hangs_is_seen_from_outside() -> None:
+    ensemble = fake_ensemble()
+    go_on = threading.Event()
+    async with working(ensemble) as worker:
+        model_of(ensemble).on_step = lambda prompts: assert_set(go_on)
+        channel = worker.submit([ensemble.request(PROMPT, max_new_tokens=1)])
+        while worker.stalled_for_s() < 0.05:
+            await asyncio.sleep(0.005)
+        model_of(ensemble).on_step = None
+        go_on.set()
+        assert isinstance((await drained(channel))[-1], Completion)
+        assert worker.stalled_for_s() == 0.0
+
+
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(10)
+
+
+@pytest.fixture
+def server() -> Iterator[Live]:
+    with live(ensemble=fake_ensemble(slots=4, step_delay_s=0.002)) as running:
+        yield running
+
+
+def test_a_poisoned_request_fails_alone_over_http(server: Live) -> None:
+    poison = "poison that"
+    ensemble = server.service.deployment().ensemble
+    server.model.poisoned.add(ensemble.encode(poison))
+    with server.client() as client, ThreadPoolExecutor(6) as pool:
+        prompts = [PROMPT, poison, "you feel alone", poison, "work hurts", "so much change"]
+        answers = list(pool.map(lambda p: client.post("/generate", json={"prompt": p, "stream": True}), prompts))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if prompt == poison:
+            assert (answer.status_code, error_of(answer)["code"]) == (500, "non_finite")
+        else:
+            done = events(answer.text)[-1]
+            assert done["text"] == fake_ensemble().generate(prompt).text
+    wait_until(lambda: idle(server), "everything is free again")
+
+
+def test_streams_that_run_when_the_engine_dies_end_with_an_error_event(server: Live) -> None:
+    engine = server.service.deployment().ensemble.engine
+    connection = call(server, {**LONG, "stream": True})
+    wait_until(lambda: engine.runner.lane_row_steps > 40, "tokens flow")
+    step = engine.step
+
+    def failing() -> list[Event]:
+        engine.step = step  # type: ignore[method-assign]
+        raise _Killed
+
+    engine.step = failing  # type: ignore[method-assign]
+    received = b""
+    while b"[DONE]" not in received:
+        part = connection.recv(65536)
+        assert part, "the stream was cut instead of ended"
+        received += part
+    connection.close()
+    assert b'"code":"engine_restarted"' in received
+    wait_until(lambda: server.service.unready() is None, "it is ready again")
+    with server.client() as client:
+        assert client.post("/generate", json={"prompt": PROMPT}).status_code == 200
+        assert "emorl_engine_restarts_total 1.0" in client.get("/metrics").text

@@ -1,0 +1,1 @@
+"""Offline work: data, scorers, warm start, training, search, evaluation. Never imports `server`."""

@@ -1,0 +1,89 @@
+"""Splits by prompt. Two records with the same prompt never land in different parts, however the rows are ordered.
+
+A prompt's part depends on (seed, prompt) and on the fractions, through a hash: adding a row moves as few others as
+possible, and no random generator's version matters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+from training.data.records import DataError, Record
+
+FRACTIONS: dict[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}  # method.md section 2
+
+Splits = dict[str, tuple[Record, ...]]
+
+
+def prompt_key(prompt: str) -> str:
+    """What makes two prompts the same: their words, whatever the case, spacing, quotes and punctuation."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", prompt).casefold())
+    return " ".join(words) or prompt.strip()
+
+
+def split_by_prompt(records: Iterable[Record], seed: int, fractions: Mapping[str, float] = FRACTIONS) -> Splits:
+    """Parts in the order of `fractions`; inside a part the records keep their order.
+
+    Sizes are exact to one prompt (largest remainder); a part with a fraction above 0 gets at least one prompt.
+    Raises `DataError`: fractions that are negative or do not sum to 1, or fewer prompts than parts.
+    """
+    _check_fractions(fractions)
+    records = tuple(records)
+    keys = {record.prompt: prompt_key(record.prompt) for record in records}
+    order = sorted(set(keys.values()), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+    parts_wanted = [name for name, fraction in fractions.items() if fraction > 0]
+    if len(order) < len(parts_wanted):
+        raise DataError(
+            f"{len(order)} distinct prompts cannot fill {len(parts_wanted)} parts ({', '.join(parts_wanted)})",
+            param="fractions",
+        )
+    part_of: dict[str, str] = {}
+    start = 0
+    for name, size in _sizes(len(order), fractions).items():
+        part_of.update(dict.fromkeys(order[start : start + size], name))
+        start += size
+    splits = {name: tuple(record for record in records if part_of[keys[record.prompt]] == name) for name in fractions}
+    check_disjoint(splits)
+    return splits
+
+
+def check_disjoint(splits: Mapping[str, Sequence[Record]]) -> None:
+    """Raises `DataError` when a prompt is in two parts; the message names the rows, not the text."""
+    owner: dict[str, tuple[str, Record]] = {}
+    shared: list[tuple[Record, str, Record, str]] = []
+    for part, records in splits.items():
+        for record in records:
+            other, first = owner.setdefault(prompt_key(record.prompt), (part, record))
+            if other != part:
+                shared.append((first, other, record, part))
+    if shared:
+        first, other, record, part = shared[0]
+        raise DataError(
+            f"{len(shared)} records share their prompt with another part; first: "
+            f"{record.where or 'a record'} in {part!r} and {first.where or 'a record'} in {other!r}",
+            param="splits",
+        )
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> None:
+    if not fractions or any(not math.isfinite(value) or value < 0 for value in fractions.values()):
+        raise DataError("fractions: allowed are finite numbers from 0", param="fractions")
+    if abs(math.fsum(fractions.values()) - 1) > 1e-6:
+        raise DataError(f"fractions sum to {math.fsum(fractions.values()):g}; they must sum to 1", param="fractions")
+
+
+def _sizes(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
+    """Whole numbers that sum to `count`, nearest to the fractions, at least 1 where the fraction is above 0."""
+    exact = {name: fraction * count for name, fraction in fractions.items()}
+    sizes = {name: max(math.floor(value + 1e-9), int(value > 0)) for name, value in exact.items()}
+    while (rest := count - sum(sizes.values())) != 0:
+        step = 1 if rest > 0 else -1
+        # Give to the part that is furthest below its share; take from the one furthest above that can spare one.
+        movable = [name for name in sizes if fractions[name] > 0 and (step > 0 or sizes[name] > 1)]
+        name = max(movable, key=lambda part: step * (exact[part] - sizes[part]))
+        sizes[name] += step
+    return sizes

@@ -1,0 +1,64 @@
+"""Turning a client's words round: first person -> second person ("I can't tell my wife" -> "you can't tell your wife").
+
+Known limits: "you" (the client speaking to the counselor) is left alone, and "we" becomes a plain "you".
+"""
+
+from __future__ import annotations
+
+import re
+
+_SWAP = {
+    "i": "you", "me": "you", "my": "your", "mine": "yours", "myself": "yourself",
+    "i'm": "you're", "i've": "you've", "i'd": "you'd", "i'll": "you'll", "am": "are",
+    "we": "you", "us": "you", "our": "your", "ours": "yours", "ourselves": "yourselves",
+    "we're": "you're", "we've": "you've", "we'd": "you'd", "we'll": "you'll",
+}  # fmt: skip
+_PAST = {"was": "were", "wasn't": "weren't"}
+# Words that may stand between "I" and its verb: "I never was", "I just wasn't".
+_BETWEEN = {"just", "never", "always", "really", "still", "only", "also", "already", "once", "honestly", "probably"}
+_WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)?")
+
+
+def to_second_person(text: str) -> str:
+    """Rewrite every first-person word of `text`; `was` follows only where "I" is its subject.
+
+    A capital at the start of a sentence is kept ("My boss" -> "Your boss"); the capital of "I" inside one is not.
+    """
+    words = list(_WORD.finditer(text))
+    parts: list[str] = []
+    end = 0
+    for index, match in enumerate(words):
+        word = match.group()
+        swapped = _swap(words, index)
+        if swapped != word and word[0].isupper() and _starts_sentence(text, match.start()):
+            swapped = swapped[0].upper() + swapped[1:]
+        parts += (text[end : match.start()], swapped)
+        end = match.end()
+    return "".join(parts) + text[end:]
+
+
+def _swap(words: list[re.Match[str]], index: int) -> str:
+    word = words[index].group()
+    lower = word.lower()
+    if lower in _PAST:
+        return _PAST[lower] if _subject_is_i(words, index) else word
+    return _SWAP.get(lower, word)
+
+
+def _subject_is_i(words: list[re.Match[str]], index: int) -> bool:
+    if index + 1 < len(words) and words[index + 1].group() == "I" and _asks(words, index):
+        return True
+    back = index - 1
+    while back >= 0 and words[back].group().lower() in _BETWEEN:
+        back -= 1
+    return back >= 0 and words[back].group() == "I"
+
+
+def _asks(words: list[re.Match[str]], index: int) -> bool:
+    """`was I` is inverted only after a question word ("Why was I late", not "as it was I left")."""
+    return index == 0 or words[index - 1].group().lower() in {"why", "how", "where", "when", "who", "what", "nor", "so"}
+
+
+def _starts_sentence(text: str, start: int) -> bool:
+    before = text[:start].rstrip(" \"'")
+    return not before or before[-1] in ".!?"

@@ -1,0 +1,62 @@
+"""Scorers: TRL's reward function signature, one file each, and this one explicit registry.
+
+A scorer is `(prompts: list[str], completions: list[str], **columns) -> list[float]`, every number in [0, 1]. What
+`build_scorer` returns is verified at every call (`checked`).
+"""
+
+from __future__ import annotations
+
+from training.scorers.base import Checked, Context, Scorer, ScorerConfig, ScorerError, checked
+from training.scorers.callable import CallableConfig
+from training.scorers.coherence import CoherenceConfig
+from training.scorers.cross_encoder import CrossEncoderConfig
+from training.scorers.diversity import DiversityConfig
+from training.scorers.edit_rate import EditRateConfig
+from training.scorers.guards import LengthConfig, RepetitionConfig
+from training.scorers.lexical import LexicalEmpathyConfig, LexicalFluencyConfig, LexicalReflectionConfig
+from training.scorers.perplexity import PerplexityConfig
+from training.scorers.product import ProductConfig
+from training.scorers.specificity import SpecificityConfig
+from training.spec import parse_spec
+
+__all__ = [
+    "SCORERS",
+    "Checked",
+    "Context",
+    "Scorer",
+    "ScorerConfig",
+    "ScorerError",
+    "build_scorer",
+    "checked",
+    "parse_scorer",
+]
+
+# kind -> its configuration, whose `build` is the factory.
+SCORERS: dict[str, type[ScorerConfig]] = {
+    "cross_encoder": CrossEncoderConfig,
+    "perplexity": PerplexityConfig,
+    "coherence": CoherenceConfig,
+    "specificity": SpecificityConfig,
+    "diversity": DiversityConfig,
+    "edit_rate": EditRateConfig,
+    "length": LengthConfig,
+    "repetition": RepetitionConfig,
+    "callable": CallableConfig,
+    "product": ProductConfig,
+    "lexical_reflection": LexicalReflectionConfig,
+    "lexical_empathy": LexicalEmpathyConfig,
+    "lexical_fluency": LexicalFluencyConfig,
+}
+
+
+def parse_scorer(spec: object, *, where: str = "scorer") -> ScorerConfig:
+    """A kind's name, or a mapping such as `{kind: cross_encoder, model: scorers/reflection}` -> its configuration.
+
+    Nothing is loaded. Raises `ScorerError`: unknown kinds and keys with the nearest known one.
+    """
+    return parse_spec(SCORERS, spec, where=where, error=ScorerError)
+
+
+def build_scorer(spec: object, context: Context | None = None, *, where: str = "scorer") -> Checked:
+    """Parse, load and wrap. Raises `ScorerError`; messages start with the field's name below `where`."""
+    return checked(parse_scorer(spec, where=where).build(context or Context()))

@@ -1,0 +1,19 @@
+"""How scorers cut a text into words, so that all of them mean the same by "word"."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "‐": "-", "‑": "-"})
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words; an apostrophe or hyphen inside a word stays ("don't", "well-being")."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).translate(_QUOTES).casefold())
+
+
+def ngrams(tokens: list[str], size: int) -> list[tuple[str, ...]]:
+    """Every run of `size` tokens, in order, repetitions included."""
+    return list(zip(*(tokens[offset:] for offset in range(size)), strict=False))

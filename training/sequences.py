@@ -1,0 +1,114 @@
+"""Log-probabilities of replies under their lanes: whole sequences under autograd, one forward for all objectives.
+
+Replies come in *groups* that share a source: the k samples of one prompt in one lane. The encoder runs once a group.
+Letters: G groups, k replies a group, M = G * k rows, S source tokens, T target tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from emorl_core.lanes import LaneIndex
+from emorl_core.models import LaneModel
+
+# Bytes of logits held at once; a wide vocabulary would otherwise need gigabytes for the tokens of one step.
+_LOGIT_BYTES = 64 * 2**20
+
+
+class TrainableModel(LaneModel, Protocol):
+    """What training asks of a model beyond the engine's methods: whole sequences under autograd."""
+
+    def linears(self) -> Any: ...
+
+    def encode(self, ids: Tensor, lengths: Sequence[int], lanes: LaneIndex) -> Tensor: ...
+
+    def cross(self, encoded: Tensor, lanes: LaneIndex) -> Tensor: ...
+
+    def decode(self, ids: Tensor, cross: Tensor, source_lengths: Sequence[int], lanes: LaneIndex) -> Tensor: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """k replies to one source in one lane."""
+
+    source: tuple[int, ...]
+    lane: int
+    replies: tuple[tuple[int, ...], ...]  # token ids without the start token
+
+
+def padded(replies: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """ids [M, T] padded with 0 on the right, and the mask [M, T] of real tokens."""
+    longest = max(1, max(len(reply) for reply in replies))
+    ids = torch.tensor([[*reply, *[0] * (longest - len(reply))] for reply in replies], device=device)
+    lengths = torch.tensor([len(reply) for reply in replies], device=device)
+    return ids, torch.arange(longest, device=device) < lengths.unsqueeze(1)
+
+
+def reply_logprobs(model: TrainableModel, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+    """log p of every token of every reply under its group's lane: ([M, T] float32, 0 on padding; mask [M, T]).
+
+    All groups have the same number of replies. Padding has no part in the graph.
+    """
+    device, adapters, k = model.device, len(model.adapters), len(groups[0].replies)
+    sources, _ = padded([group.source for group in groups], device)
+    source_lengths = [len(group.source) for group in groups]
+    lanes = torch.tensor([group.lane for group in groups], device=device)
+    by_group = LaneIndex(lanes, adapters)
+    targets, mask = padded([reply for group in groups for reply in group.replies], device)
+    start = torch.full_like(targets[:, :1], model.decoder_start_token_id)
+    inputs = torch.cat([start, targets[:, :-1]], dim=1)
+
+    cross = model.cross(model.encode(sources, source_lengths, by_group), by_group)  # [2, L, G, H, S, d_kv]
+    cross = cross.repeat_interleave(k, dim=2)
+    lengths = [length for length in source_lengths for _ in range(k)]
+    hidden = model.decode(inputs, cross, lengths, by_group.repeat(k))  # [M, T, D]
+    logprobs = torch.zeros(mask.shape, device=device)
+    return logprobs.masked_scatter(mask, token_logprobs(model, hidden[mask], targets[mask])), mask
+
+
+def token_logprobs(model: LaneModel, hidden: Tensor, ids: Tensor) -> Tensor:
+    """hidden [n, D], ids [n] -> log p [n] float32, in pieces that bound the logits held at once.
+
+    The head is frozen, so each token's gradient with respect to its hidden state is all that the backward pass needs
+    of it, and that is computed beside the value, while the logits are there: none are kept.
+    """
+    if not (hidden.requires_grad and torch.is_grad_enabled()):
+        return torch.cat([_logprobs(model, *piece) for piece in _pieces(model, hidden, ids)])
+    return _TokenLogprobs.apply(hidden, ids, model)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, ids: Tensor, model: LaneModel) -> Tensor:
+        values, gradients = [], []
+        for some, targets in _pieces(model, hidden, ids):
+            with torch.enable_grad():
+                leaf = some.detach().requires_grad_(True)
+                value = _logprobs(model, leaf, targets)
+                (gradient,) = torch.autograd.grad(value.sum(), leaf)  # one token's value depends on its own row only
+            values.append(value.detach())
+            gradients.append(gradient)
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return gradients * upstream[0].unsqueeze(1).to(gradients.dtype), None, None
+
+
+def _logprobs(model: LaneModel, hidden: Tensor, ids: Tensor) -> Tensor:
+    logits = model.head(hidden)  # [n, V]
+    return logits.gather(1, ids.unsqueeze(1)).squeeze(1) - torch.logsumexp(logits, dim=1)
+
+
+def _pieces(model: LaneModel, hidden: Tensor, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+    size = max(1, _LOGIT_BYTES // (4 * model.vocab_size))
+    return list(zip(hidden.split(size), ids.split(size), strict=True))
