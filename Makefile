@@ -16,7 +16,8 @@ ARGS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
-READY := $(VENV)/.ready
+RUNS := $(VENV)/.runs
+DEVELOPS := $(VENV)/.develops
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := emorl_core server training emorl_cli tests
 
@@ -26,11 +27,11 @@ SOURCES := emorl_core server training emorl_cli tests
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
-setup: $(READY)
+setup: $(DEVELOPS)
 
 # torch goes first and by its pin: a build of it that lies on this machine is taken, where a free choice of version
 # could fetch gigabytes. A half-made environment (no pip in it) is made anew.
-$(READY): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	@$(RUN) -m pip --version >/dev/null 2>&1 || { \
 	  for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3 python); do \
 	    "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && break; \
@@ -39,31 +40,38 @@ $(READY): pyproject.toml constraints.txt
 	  test -n "$$python" || { \
 	    echo 'emorl needs Python >= 3.11 with its venv module (on Debian: apt-get install python3 python3-venv);' \
 	         'name one with: make PYTHON=/path/to/python3.11' >&2; exit 1; }; \
-	  echo "making $(VENV) with $$python; the first time takes a few minutes"; \
+	  echo "making $(VENV) with $$python"; \
 	  "$$python" -m venv --clear $(VENV); }
-	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --editable '.[dev]'
+	@echo 'installing PyTorch and the other packages into $(VENV); the first time takes minutes'
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) --editable .
 	@touch $@
 
-demo: $(READY)
+# What only work on emorl needs: test tools, linters, extras.
+$(DEVELOPS): $(RUNS)
+	@echo 'installing the development packages into $(VENV)'
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(RUNS)
 	@$(VENV)/bin/emorl demo --host $(HOST) --port $(PORT)
 
-test: $(READY)
+test: $(DEVELOPS)
 	$(RUN) -m pytest $(ARGS)
 
-check: $(READY)
+check: $(DEVELOPS)
 	$(RUN) -m ruff check $(SOURCES)
 	$(RUN) -m ruff format --check $(SOURCES)
 	$(RUN) -m mypy
 
-format: $(READY)
+format: $(DEVELOPS)
 	$(RUN) -m ruff check --fix $(SOURCES)
 	$(RUN) -m ruff format $(SOURCES)
 
-audit: $(READY)
+audit: $(DEVELOPS)
 	$(RUN) -m pip_audit --progress-spinner off --requirement constraints.txt --no-deps --disable-pip
 
-bench: $(READY)
+bench: $(RUNS)
 	$(VENV)/bin/emorl bench $(ARGS)
 
 clean:

@@ -1,11 +1,8 @@
-"""What `emorl serve` and `emorl demo` share: logs, an early look at the address, and the line that says ready."""
+"""What `emorl serve` and `emorl demo` share: an early look at the address, and the server itself."""
 
 from __future__ import annotations
 
-import json
-import logging
 import socket
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,6 +18,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
     Raises:
         EmorlError: the bundle cannot be served.
     """
+    from server.logs import set_up_logging
     from server.run import run
 
     set_up_logging(settings)
@@ -48,30 +46,3 @@ def check_address(settings: Settings) -> None:
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another with --port",
             param="port",
         ) from None
-
-
-def set_up_logging(settings: Settings) -> None:
-    """Log lines on stderr, for people or for machines, as the settings say."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _JsonFormatter()
-        if settings.log_format == "json"
-        else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    )
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # what it says at INFO, `on_ready` says better
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object per line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False)

@@ -41,15 +41,17 @@ class Driver:
         return self._tokens(request.request_id)
 
     def sweep(self, plan: SweepPlan, on_item: Callable[[SweepItem], None] | None) -> SweepResult:
-        """Run a sweep to its end; `on_item` is called as completions are collected."""
+        """Run a sweep to its end; `on_item` is called as completions come, in the order they end."""
         groups = plan.groups()
         names = [request.request_id for group in groups for request in group]
-        with self._turn:
-            self._expect(names)
-            meters = [self._engine.add_group(group) for group in groups]
+        meters = []
         try:
-            for name in names:
-                for item in plan.take(self._completion(name)):
+            with self._turn:
+                self._expect(names)
+                for group in groups:
+                    meters.append(self._engine.add_group(group))
+            for completion in self._as_they_end(names):
+                for item in plan.take(completion):
                     if on_item is not None:
                         on_item(item)
         finally:
@@ -85,18 +87,35 @@ class Driver:
             pass
         return event
 
+    def _as_they_end(self, names: Iterable[str]) -> Iterator[Completion]:
+        """The completions of several requests, first come first. Raises the error of the first that fails."""
+        left = dict.fromkeys(names)
+        while left:
+            with self._turn:
+                # Another thread's turn may have brought some already.
+                ended = [name for name in left if self._inbox[name]]
+                if not ended:
+                    self._step()
+                    continue
+            for name in ended:
+                del left[name]
+                yield self._completion(name)
+
     def _next(self, request_id: str) -> Event:
         """The request's next event, stepping the engine as long as there is none. Raises what a Failure carries."""
         with self._turn:
             inbox = self._inbox[request_id]
             while not inbox:
-                for event in self._engine.step():
-                    if event.request_id in self._inbox:
-                        self._inbox[event.request_id].append(event)
+                self._step()
             event = inbox.popleft()
         if isinstance(event, Failure):
             raise event.error
         return event
+
+    def _step(self) -> None:
+        for event in self._engine.step():
+            if event.request_id in self._inbox:
+                self._inbox[event.request_id].append(event)
 
     def _expect(self, names: Iterable[str]) -> None:
         self._inbox.update((name, deque()) for name in names)

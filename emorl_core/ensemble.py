@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 from emorl_core.adapters import read_peft
@@ -180,8 +181,7 @@ class Ensemble:
             raise InvalidRequest(
                 f"top_logprobs is {top_logprobs}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
             )
-        stop = sampling.pop("stop", ())
-        settings = Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop), **sampling)
+        settings = sampling_of(**sampling)
         return Request(
             request_id=request_id or f"local-{next(self._numbers)}",
             prompt_ids=self.encode(prompt),
@@ -257,6 +257,36 @@ class Ensemble:
         request = self.request(prompt, weights=weights, profile=profile, stream=True, **options)
         return self._driver.stream(request)
 
+    def sweep_plan(
+        self,
+        prompts: str | Sequence[str],
+        weights: Sequence[Weights] | None = None,
+        *,
+        resolution: int | None = None,
+        normalize: bool = True,
+        combine: Combine = "hidden",
+        **sampling: Any,
+    ) -> SweepPlan:
+        """What `sweep` runs, checked in full and not begun; thread-safe. Arguments and errors as `sweep`."""
+        if (weights is None) == (resolution is None):
+            raise InvalidRequest("give exactly one of weights and resolution", param="weights")
+        if weights is None:
+            weights = simplex_grid(self.objectives, resolution or 0)
+        if isinstance(weights, Mapping):
+            raise InvalidRequest("weights is one mapping; allowed: a list of them", param="weights")
+        vectors = []
+        for i, each in enumerate(weights):
+            try:
+                vectors.append(self.resolve(each, normalize=normalize))
+            except InvalidWeights as error:
+                raise InvalidWeights(f"vector {i}: {error.message}", param=f"weights.{i}") from None
+        settings = sampling_of(**sampling)
+        if settings.seed is None:
+            settings = replace(settings, seed=draw_seed())
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        prefix = f"sweep{next(self._numbers)}"
+        return SweepPlan([self.encode(text) for text in texts], vectors, settings, combine=combine, prefix=prefix)
+
     def sweep(
         self,
         prompts: str | Sequence[str],
@@ -273,32 +303,15 @@ class Ensemble:
         Args:
             prompts: one text or several.
             weights: the vectors; or give `resolution`, for the grid of steps 1 / resolution over all objectives.
-            on_item: called as completions finish.
+            on_item: called as completions come, in the order they end.
             sampling: the fields of `Sampling`; one seed serves all, so that equal prefixes stay shared.
 
         Raises:
-            As `generate`; also InvalidRequest when neither or both of `weights` and `resolution` are given.
+            InvalidRequest and its kinds before anything runs: also when neither or both of `weights` and `resolution`
+            are given, or nothing is asked for. EngineError when a completion fails; the others are then cancelled.
         """
-        if (weights is None) == (resolution is None):
-            raise InvalidRequest("give exactly one of weights and resolution", param="weights")
-        if weights is None:
-            weights = simplex_grid(self.objectives, resolution or 0)
-        if not weights:
-            raise InvalidRequest("weights is empty; allowed: at least one vector", param="weights")
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        sampling.setdefault("seed", draw_seed())
-        requests = [
-            self.request(text, weights=weights[0], normalize=normalize, combine=combine, **sampling) for text in texts
-        ]
-        vectors = [self.resolve(each, normalize=normalize) for each in weights]
-        if not requests:
-            raise InvalidRequest("prompts is empty; allowed: at least one text", param="prompts")
-        plan = SweepPlan(
-            [request.prompt_ids for request in requests],
-            vectors,
-            requests[0].sampling,
-            combine=combine,
-            prefix=f"sweep{next(self._numbers)}",
+        plan = self.sweep_plan(
+            prompts, weights, resolution=resolution, normalize=normalize, combine=combine, **sampling
         )
         return self._driver.sweep(plan, on_item)
 
@@ -340,3 +353,8 @@ class Ensemble:
         even = tuple(1.0 / len(self.lanes) for _ in self.lanes)
         request = Request(f"warm-up-{next(self._numbers)}", ids, even, Sampling(max_new_tokens=1), stream=False)
         self._driver.finish([request])
+
+
+def sampling_of(*, stop: str | Sequence[str] = (), **fields: Any) -> Sampling:
+    """The keywords of `generate` and `sweep` -> `Sampling`; one stop string may stand alone."""
+    return Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop), **fields)

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from emorl_core.errors import InvalidRequest
-from emorl_core.types import Combine, Completion, FinishReason, Request, Sampling
+from emorl_core.errors import InvalidRequest, InvalidWeights
+from emorl_core.types import COMBINE_MODES, Combine, Completion, FinishReason, Request, Sampling
 from emorl_core.weights import ResolvedWeights
 
 # Two vectors are one ray when their directions agree to this many decimals of the largest component.
@@ -72,7 +72,21 @@ class SweepPlan:
         combine: Combine = "hidden",
         prefix: str = "sweep",
     ) -> None:
-        """prompts: token ids each; sampling: with its seed set; prefix: of the request ids."""
+        """prompts: token ids each; sampling: with its seed set; prefix: of the request ids.
+
+        Raises InvalidRequest or InvalidWeights: nothing to do, or vectors that cannot be mixed in this way.
+        """
+        if not prompts:
+            raise InvalidRequest("prompts is empty; allowed: at least one text", param="prompts")
+        if not vectors:
+            raise InvalidRequest("weights is empty; allowed: at least one vector", param="weights")
+        if combine not in COMBINE_MODES:
+            raise InvalidRequest(f"combine is {combine!r}; allowed: {', '.join(COMBINE_MODES)}", param="combine")
+        for i, each in enumerate(vectors):
+            if combine == "probs" and min(each.vector) < 0:
+                raise InvalidWeights(
+                    f"weights.{i}: negative ones cannot mix probabilities; use combine: hidden", param=f"weights.{i}"
+                )
         self.prompts = [tuple(prompt) for prompt in prompts]
         self.vectors = tuple(vectors)
         self.sampling = sampling

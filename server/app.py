@@ -13,9 +13,10 @@ from emorl_core import __version__
 from emorl_core.ensemble import Ensemble
 from server.auth import AuthMiddleware, Cors, Keys
 from server.context import ContextMiddleware
+from server.document import document
 from server.errors import install_handlers
 from server.limits import BodyLimitMiddleware
-from server.routes import generate, openai, operations
+from server.routes import admin, generate, openai, operations
 from server.service import GENERATION_ROUTES, Service
 from server.settings import Settings
 
@@ -66,4 +67,6 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
     app.include_router(generate.router)
     app.include_router(openai.router)
     app.include_router(operations.router)
+    app.include_router(admin.router)
+    app.openapi = document(app)  # type: ignore[method-assign]  # FastAPI's own way to change the document
     return app

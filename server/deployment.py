@@ -14,19 +14,25 @@ from emorl_core.engine import Engine
 from emorl_core.ensemble import Ensemble
 from server.errors import EngineRestarted, NotReady
 from server.metrics import Metrics
+from server.receipt import Identity, identity_of
 from server.settings import Settings, SettingsError
 from server.worker import Worker
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Deployment:
-    """`since`: Unix time at which it was loaded, which `/v1/models` reports as `created`."""
+    """`since`: Unix time at which it was loaded, which `/v1/models` reports as `created`.
+
+    `users`: requests that hold it, from before their tokenising to their end; it may be stopped when there are none.
+    """
 
     ensemble: Ensemble
     worker: Worker
     since: int
+    users: int = 0
+    _identity: asyncio.Task[Identity] | None = None
 
     @classmethod
     def make(cls, ensemble: Ensemble, settings: Settings, metrics: Metrics) -> Deployment:
@@ -52,6 +58,27 @@ class Deployment:
         await self.worker.settled()
         if self.worker.failure is not None:
             raise NotReady(f"the warm-up failed ({type(self.worker.failure).__name__})") from self.worker.failure
+        # Hashing begins now, so that receipts tell what was loaded and not what the folder holds later.
+        work = in_daemon_thread(lambda: identity_of(self.ensemble))
+        self._identity = asyncio.create_task(work, name="emorl-identity")
+        self._identity.add_done_callback(_heard)
+
+    async def identity(self) -> Identity:
+        """Hashes of what was loaded."""
+        assert self._identity is not None, "start() has been awaited"
+        return await asyncio.shield(self._identity)
+
+    async def stop(self) -> None:
+        """End the thread; what is still in it hears of it."""
+        if self._identity is not None:
+            self._identity.cancel()
+        await self.worker.stop()
+
+
+def _heard(task: asyncio.Task[Identity]) -> None:
+    """A folder that cannot be read matters to those who ask for a receipt; asyncio need not complain of it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def emptied(engine: Engine) -> Engine:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from emorl_core.errors import InvalidRequest
 from emorl_core.types import MAX_SEED
-from server.schemas import StopString, Strict, Text, Weight
+from server.schemas import Int, StopString, Strict, Text, Weight
 
 _OFF: dict[str, tuple[Any, ...]] = {
     # Both endpoints. The value(s) that change nothing:
@@ -63,25 +63,25 @@ class OpenAIRequest(Strict):
     """What both endpoints share."""
 
     off: ClassVar[dict[str, tuple[Any, ...]]] = _OFF
+    # What the engine calls a field -> what this API calls it, for messages.
+    names: ClassVar[dict[str, str]] = {"weights": "objective_weights", "max_new_tokens": "max_tokens"}
 
     model: Text = Field(description="The bundle's name, or bundle:profile.")
     temperature: float | None = Field(None, ge=0.0, le=100.0, description="Default 1; 0 is greedy.")
     top_p: float | None = Field(None, gt=0.0, le=1.0, description="Default 1.")
-    n: int | None = Field(None, ge=1, le=128, description="Completions per prompt; the server's limit is in /info.")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Choice i uses seed + i; null: drawn and reported.")
+    n: Int | None = Field(None, ge=1, le=128, description="Completions per prompt; the server's limit is in /info.")
+    seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="Choice i uses seed + i; null: drawn and reported.")
     stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = Field(
         None, description="Up to 4 texts that end a completion; never part of it."
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = None
     user: Text | None = Field(None, description="Accepted for compatibility; neither used nor logged.")
-    objective_weights: dict[str, Weight] | None = Field(
-        None, description="Objective -> number. Not part of OpenAI's API."
-    )
-    profile: Text | None = Field(None, description="A profile instead of weights. Not part of OpenAI's API.")
-    normalize: bool = Field(True, description="Scale the weights to sum 1. Not part of OpenAI's API.")
-    top_k: int = Field(0, ge=0, description="0 is off. Not part of OpenAI's API.")
-    repetition_penalty: float = Field(1.0, gt=0.0, le=100.0, description="1 is off. Not part of OpenAI's API.")
+    objective_weights: dict[str, Weight] | None = Field(None, description="Objective -> number. Not in OpenAI's API.")
+    profile: Text | None = Field(None, description="A profile instead of weights. Not in OpenAI's API.")
+    normalize: bool = Field(True, description="Scale the weights to sum 1. Not in OpenAI's API.")
+    top_k: Int = Field(0, ge=0, description="0 is off. Not in OpenAI's API.")
+    repetition_penalty: float = Field(1.0, gt=0.0, le=100.0, description="1 is off. Not in OpenAI's API.")
 
     @model_validator(mode="before")
     @classmethod
@@ -122,7 +122,8 @@ class OpenAIRequest(Strict):
         }
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Texts = Annotated[list[Text], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[Int, Field(ge=0)]], Field(min_length=1)]
 
 
 class CompletionRequest(OpenAIRequest):
@@ -139,9 +140,9 @@ class CompletionRequest(OpenAIRequest):
     prompt: (
         Text | Annotated[list[Text], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
     )
-    max_tokens: int | None = Field(None, ge=1, description="Default 16.")
+    max_tokens: Int | None = Field(None, ge=1, description="Default 16.")
     echo: bool | None = Field(None, description="Put the prompt before each completion; not with logprobs.")
-    logprobs: int | None = Field(None, ge=0, le=5, description="Log-probabilities, with this many alternatives.")
+    logprobs: Int | None = Field(None, ge=0, le=5, description="Log-probabilities, with this many alternatives.")
 
     @model_validator(mode="after")
     def _no_logprobs_of_the_prompt(self) -> CompletionRequest:
@@ -157,8 +158,8 @@ class CompletionRequest(OpenAIRequest):
         if isinstance(prompt, str):
             return [prompt]
         if isinstance(prompt[0], int):
-            return [prompt]  # type: ignore[list-item]  # one list of ids, held by the types above
-        return list(prompt)  # type: ignore[arg-type]
+            return [prompt]
+        return list(prompt)
 
 
 class TextPart(Strict):
@@ -194,12 +195,13 @@ class ChatRequest(OpenAIRequest):
         )
     )
     off: ClassVar[dict[str, tuple[Any, ...]]] = _OFF_CHAT
+    names: ClassVar[dict[str, str]] = {**OpenAIRequest.names, "prompt": "messages"}
 
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1, description="Default: the server's limit.")
-    max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
+    max_tokens: Int | None = Field(None, ge=1, description="Default: the server's limit.")
+    max_completion_tokens: Int | None = Field(None, ge=1, description="The newer name of max_tokens.")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs logprobs: true.")
+    top_logprobs: Int | None = Field(None, ge=0, le=20, description="Needs logprobs: true.")
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 
@@ -11,8 +14,9 @@ import uvicorn
 
 from emorl_core.ensemble import Ensemble
 from server.app import create_app
+from server.errors import ReloadFailed
 from server.service import Service
-from server.settings import Settings
+from server.settings import Settings, unknown_variables
 
 logger = logging.getLogger("emorl.server")
 
@@ -27,10 +31,13 @@ class DrainingServer(uvicorn.Server):
         self._service = service
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
         self._signalled = False
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         self._loop = asyncio.get_running_loop()
+        if threading.current_thread() is threading.main_thread():
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await super().startup(sockets=sockets)  # type: ignore[arg-type]
 
     @property
@@ -49,6 +56,13 @@ class DrainingServer(uvicorn.Server):
             return
         self._signalled = True
         self._loop.call_soon_threadsafe(self.begin_drain)
+
+    def _reload(self) -> None:
+        self._reloading = asyncio.get_running_loop().create_task(self._try_reload(), name="emorl-reload")
+
+    async def _try_reload(self) -> None:
+        with contextlib.suppress(ReloadFailed):  # the service has logged why, and serves on
+            await self._service.reload()
 
     def begin_drain(self) -> None:
         """Refuse new requests at once; stop listening after `drain_delay_s`; end what is left at the deadline."""
@@ -71,12 +85,16 @@ def run(
     *,
     on_ready: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM. `on_ready` is called with the URL once requests are taken.
+    """Serve until SIGINT or SIGTERM; SIGHUP loads the bundle again.
+
+    `on_ready` is called with the URL once requests are taken.
 
     Raises:
         EmorlError: the bundle could not be served; the server has stopped.
         SystemExit: the address is taken (uvicorn has said so).
     """
+    for name in unknown_variables():
+        logger.warning("%s is no setting of emorl; it is ignored", name)
     app = create_app(settings, ensemble)
     service: Service = app.state.service
     server = make_server(app, settings)

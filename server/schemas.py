@@ -10,12 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.types import MAX_SEED, Attribution, Completion, Request
 from emorl_core.weights import named
+from server.receipt import Receipt
 
 MAX_STOPS = 16
 
@@ -27,6 +28,12 @@ def _unicode(text: str) -> str:
     return text
 
 
+def _integral(value: object) -> object:
+    # JSON has one kind of number: 60.0 is an integer to JSON Schema and to some clients.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_integral)]
 Text = Annotated[str, AfterValidator(_unicode)]
 StopString = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_unicode)]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
@@ -53,18 +60,20 @@ class GenerateRequest(Strict):
     profile: str | None = Field(None, description="Named weights of the bundle, instead of `weights`.")
     normalize: bool = Field(True, description="Scale the weights to sum 1. Negative weights need false.")
     combine: Literal["hidden", "probs"] = Field("hidden", description="Mix hidden states, or probabilities.")
-    max_new_tokens: int = Field(64, ge=1, description="Most tokens to generate; the server's own limit is in /info.")
-    min_new_tokens: int = Field(0, ge=0, description="The end cannot come before this many tokens.")
+    max_new_tokens: Int = Field(64, ge=1, description="Most tokens to generate; the server's own limit is in /info.")
+    min_new_tokens: Int = Field(0, ge=0, description="The end cannot come before this many tokens.")
     temperature: float = Field(0.0, ge=0.0, le=100.0, description="0 always takes the most likely token.")
-    top_k: int = Field(0, ge=0, description="Sample among the k most likely tokens; 0 is off.")
+    top_k: Int = Field(0, ge=0, description="Sample among the k most likely tokens; 0 is off.")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Sample among the most likely tokens of this mass; 1 is off.")
     repetition_penalty: float = Field(1.0, gt=0.0, le=100.0, description="Above 1: tokens used already count less.")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Null: one is drawn and reported.")
+    seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="Null: one is drawn and reported.")
     stop: list[StopString] = Field(
         default_factory=list, max_length=MAX_STOPS, description="Texts that end the answer; never part of it."
     )
     stream: bool = Field(False, description="Answer with server-sent events.")
     attribution: bool = Field(False, description="Give `tokens`, each with its margin split over the objectives.")
+
+    receipt: bool = Field(False, description="Give `receipt`: all that is needed to make this text again.")
 
     def to_core(self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int) -> Request:
         """Raises `InvalidRequest` and its kinds. `max_new_tokens`: the server's limit."""
@@ -149,6 +158,7 @@ class GenerateResponse(BaseModel):
     usage: Usage
     timing: Timing
     tokens: list[Token] | None
+    receipt: Receipt | None = Field(None, description="Only when asked for.")
 
 
 class ErrorDetail(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from starlette.requests import Request as HttpRequest
@@ -15,7 +16,7 @@ from emorl_core.types import Request
 from server.admission import Admission
 from server.context import context_of
 from server.deployment import Deployment, in_daemon_thread, load
-from server.errors import NotReady, ShuttingDown
+from server.errors import NotReady, ReloadFailed, ShuttingDown
 from server.generation import Generation
 from server.metrics import EngineReading, Metrics
 from server.settings import Settings
@@ -41,6 +42,9 @@ class Service:
         self._deployment: Deployment | None = None
         self._given = ensemble
         self.active: set[Generation] = set()
+        self._retired: dict[asyncio.Task[None], Deployment] = {}
+        self._reloading = False
+        self._past = Counter[str]()  # what the deployments before this one had counted
         self._bring_up_task: asyncio.Task[None] | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -67,6 +71,43 @@ class Service:
         logger.info("ready: bundle %s on %s in %s", ensemble.name, ensemble.device, ensemble.dtype)
         self.on_ready()
 
+    async def reload(self) -> Deployment:
+        """Load the bundle again beside the one that serves, warm it up, and only then let it take over.
+
+        Running requests finish where they began. While both are loaded, both need memory.
+
+        Raises:
+            ReloadFailed: one line with the reason; what served before serves on.
+        """
+        if self.settings.bundle is None:
+            raise ReloadFailed("this server was given its model; there is no bundle to load again")
+        if self._reloading or not self.started or self.draining:
+            raise ReloadFailed("the server is loading, reloading or shutting down; try again later")
+        self._reloading = True
+        try:
+            ensemble = await in_daemon_thread(lambda: load(self.settings))
+            fresh = Deployment.make(ensemble, self.settings, self.metrics)
+            await fresh.start()
+        except Exception as error:
+            reason = error.message if isinstance(error, EmorlError) else f"it failed with {type(error).__name__}"
+            logger.error("the bundle was not taken: %s", reason)
+            raise ReloadFailed(f"the bundle was not taken and the old one serves on: {reason}") from error
+        finally:
+            self._reloading = False
+        old, self._deployment = self.deployment(), fresh
+        retiring = asyncio.create_task(self._retire(old), name="emorl-retire")
+        self._retired[retiring] = old
+        retiring.add_done_callback(self._retired.pop)
+        logger.info("reloaded: bundle %s", ensemble.name)
+        return fresh
+
+    async def _retire(self, old: Deployment) -> None:
+        while old.users:
+            await asyncio.sleep(_POLL_S)
+        await old.stop()
+        stats = old.worker.stats
+        self._past.update(hits=stats.prefill_hits, misses=stats.prefill_misses, restarts=old.worker.restarts)
+
     def drain(self) -> None:
         """From now on readiness says 503 and new requests are refused; running ones go on."""
         if not self.draining:
@@ -90,8 +131,10 @@ class Service:
             self._bring_up_task.cancel()
         for generation in list(self.active):
             generation.fail(ShuttingDown("the server is shutting down"))
-        if self._deployment is not None:
-            await self._deployment.worker.stop()
+        for task in list(self._retired):
+            task.cancel()
+        deployments = [*self._retired.values(), *([] if self._deployment is None else [self._deployment])]
+        await asyncio.gather(*(deployment.stop() for deployment in deployments))
 
     # --- what it can do now ----------------------------------------------------------------------------------------
 
@@ -151,16 +194,22 @@ class Service:
         deployment = self.deployment()
         context = context_of(http.scope)
         permit = self.admission.acquire(rows, context.key)
+        deployment.users += 1
         try:
             requests = await asyncio.to_thread(build, deployment.ensemble)
-            generation = Generation(deployment, requests, permit, self.metrics, self.active.discard)
+            generation = Generation(deployment, requests, permit, self.metrics, self._closed)
         except BaseException:
             permit.release()
+            deployment.users -= 1
             raise
         self.active.add(generation)
         context.generation = generation
         generation.watch(http.receive)
         return generation
+
+    def _closed(self, generation: Generation) -> None:
+        self.active.discard(generation)
+        generation.deployment.users -= 1
 
     # --- numbers -----------------------------------------------------------------------------------------------------
 
@@ -176,9 +225,9 @@ class Service:
             lanes_running=stats.lanes_running,
             slots=stats.slots,
             slots_used=stats.slots_used,
-            prefill_hits=stats.prefill_hits,
-            prefill_misses=stats.prefill_misses,
-            restarts=worker.restarts,
+            prefill_hits=stats.prefill_hits + self._past["hits"],
+            prefill_misses=stats.prefill_misses + self._past["misses"],
+            restarts=worker.restarts + self._past["restarts"],
             permits=self.admission.in_use,
             info={"version": __version__, "bundle": ensemble.name, "device": ensemble.device, "dtype": ensemble.dtype},
         )

@@ -53,6 +53,10 @@ _NEEDS: dict[str, Callable[[], str | None]] = {
 }
 
 
+if unknown := _REQUIRED - set(_NEEDS):
+    raise pytest.UsageError(f"EMORL_CI_REQUIRE names {', '.join(sorted(unknown))}; allowed: {', '.join(_NEEDS)}")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark, missing in _NEEDS.items():
         if item.get_closest_marker(mark) is None or (reason := missing()) is None:

@@ -111,6 +111,14 @@ def test_routes_in_the_readme_exist() -> None:
         assert method.lower() in paths.get(path, {}), f"{method} {path}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_settings_named_in_documents_exist(document: Path) -> None:
+    from server.settings import ENV_PREFIX, Settings
+
+    known = {(ENV_PREFIX + name).upper() for name in Settings.model_fields} | {"EMORL_CI_REQUIRE"}
+    assert set(re.findall(r"EMORL_[A-Z][A-Z_]*", document.read_text(encoding="utf-8"))) <= known
+
+
 def test_python_in_the_readme_runs_against_the_real_front_door(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,14 +32,17 @@ def fresh_adapter(model: TrainableModel, name: str, settings: LoraSettings, seed
         known = sorted({module.split(".")[-1] for module, _ in layers})
         for target in targets:
             if target not in known:
-                raise RecipeError(f"lora.targets: the base has no layer {target!r}; it has {', '.join(known)}",
-                                  param="lora.targets")
+                raise RecipeError(
+                    f"lora.targets: the base has no layer {target!r}; it has {', '.join(known)}", param="lora.targets"
+                )
     modules = {}
     for module, layer in layers:
         if targets == "all-linear" or module.split(".")[-1] in targets:
             a = torch.empty(settings.rank, layer.in_features)
             nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
-            modules[module] = LoraPair(a, torch.zeros(layer.out_features, settings.rank), settings.alpha / settings.rank)
+            modules[module] = LoraPair(
+                a, torch.zeros(layer.out_features, settings.rank), settings.alpha / settings.rank
+            )
     return Adapter(name, modules)
 
 
@@ -73,6 +76,11 @@ class Stacks:
             else:
                 for lane in lanes:
                     gradient[:, lane - 1].zero_()
+
+    def gradient_norm(self, lane: int) -> float:
+        """L2 norm of one objective's gradient over its whole adapter."""
+        norms = torch._foreach_norm([gradient[:, lane - 1] for gradient in self.gradients()])
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     def views(self, lane: int) -> list[nn.Parameter]:
         """One objective's part of every stack [P, R, in or out], with its gradient: the same memory, so what an

@@ -149,7 +149,9 @@ class Lockstep:
     def _reference(self, groups: Sequence[Group], lanes: int) -> Tensor:
         """[M, T] log p of the same replies under the base: a prompt's replies of all lanes share one source."""
         shared = [
-            Group(groups[i].source, BASE_LANE, tuple(reply for group in groups[i : i + lanes] for reply in group.replies))
+            Group(
+                groups[i].source, BASE_LANE, tuple(reply for group in groups[i : i + lanes] for reply in group.replies)
+            )
             for i in range(0, len(groups), lanes)
         ]
         with self._autocast():

@@ -72,8 +72,11 @@ class Objective:
 
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor], stacks: Stacks) -> None:
         """Take back what `state` and `tensors` gave."""
-        own = {key.removeprefix(f"{self.name}/"): value for key, value in tensors.items()
-               if key.startswith(f"{self.name}/")}
+        own = {
+            key.removeprefix(f"{self.name}/"): value
+            for key, value in tensors.items()
+            if key.startswith(f"{self.name}/")
+        }
         stacks.set_values(self.lane, _numbered(own, "value."))
         self.best = [value.to(stacks.device) for value in _numbered(own, "best.")]
         self.status, self.reason, self.steps = state["status"], state["reason"], state["steps"]

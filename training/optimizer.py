@@ -14,16 +14,19 @@ class ObjectiveOptimizer:
     """Steps one objective's adapter. Others' parameters and moments are never touched."""
 
     def __init__(
-        self, stacks: Stacks, lane: int, *, learning_rate: float, weight_decay: float, warmup_steps: int, max_norm: float
+        self,
+        stacks: Stacks,
+        lane: int,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        warmup_steps: int,
+        max_norm: float,
     ) -> None:
         self._views: list[nn.Parameter] = stacks.views(lane)
         self._adamw = torch.optim.AdamW(self._views, lr=learning_rate, weight_decay=weight_decay, foreach=True)
         self._learning_rate, self._warmup_steps, self._max_norm = learning_rate, warmup_steps, max_norm
         self.steps = 0
-
-    def gradient_norm(self) -> float:
-        """L2 norm over the whole adapter."""
-        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients()))))
 
     def step(self, norm: float) -> None:
         """Scale the gradient, whose norm the caller has taken and found finite, down to `max_norm`, and move."""

@@ -25,8 +25,14 @@ Precision = Literal["no", "bf16"]
 class Processes:
     """One of them when the program was not started by `accelerate launch` or torchrun."""
 
-    def __init__(self, *, device: str = "auto", precision: Precision = "no", trackers: Sequence[str] = (),
-                 folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        precision: Precision = "no",
+        trackers: Sequence[str] = (),
+        folder: Path | None = None,
+    ) -> None:
         """folder: where trackers that write files put them."""
         from accelerate import Accelerator
 
@@ -48,16 +54,6 @@ class Processes:
     def share(self, items: Sequence[T]) -> list[T]:
         """This process's part: every `count`-th item."""
         return list(items[self.index :: self.count])
-
-    def gather(self, items: Sequence[T]) -> list[T]:
-        """What every process made of its `share`, back in the order of the whole."""
-        if self.count == 1:
-            return list(items)
-        parts = self.gather_objects(list(items))
-        whole: list[T] = []
-        for place in range(max(len(part) for part in parts)):
-            whole += [part[place] for part in parts if place < len(part)]
-        return whole
 
     def gather_objects(self, value: T) -> list[T]:
         """One value of every process, in their order."""
@@ -90,3 +86,9 @@ class Processes:
     def close(self) -> None:
         """Flush and end the trackers."""
         self._accelerator.end_training()
+
+
+def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
+    """What every process made of its `share`, back in the order of the whole."""
+    longest = max(len(part) for part in parts)
+    return [part[place] for place in range(longest) for part in parts if place < len(part)]

@@ -187,8 +187,9 @@ class Recipe(Section):
         """The recipe with these objectives only; profiles that need others are left out. Raises `RecipeError`."""
         for name in names:
             if name not in self.objectives:
-                raise RecipeError(f"objective {name!r} is not in the recipe; it has {', '.join(self.objectives)}",
-                                  param="objective")
+                raise RecipeError(
+                    f"objective {name!r} is not in the recipe; it has {', '.join(self.objectives)}", param="objective"
+                )
         profiles = {profile: weights for profile, weights in self.profiles.items() if set(weights) <= {BASE, *names}}
         return self.model_copy(
             update={
@@ -246,7 +247,9 @@ def _set(raw: dict[str, Any], override: str) -> None:
     """Put `a.b.c=value` (value in YAML) into the mapping, making sections on the way."""
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        raise RecipeError(f"--set {_cut(override)}: write it as key.key=value, for example rl.learning_rate=3e-4", param="set")
+        raise RecipeError(
+            f"--set {_cut(override)}: write it as key.key=value, for example rl.learning_rate=3e-4", param="set"
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -5,7 +5,7 @@ The engine runs on the very model that is trained, so nothing is copied between 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from emorl_core.engine import Engine
@@ -46,7 +46,7 @@ class Rollout:
         self._lanes = (BASE, *model.adapters)
 
     def sample(
-        self, prompts: Sequence[Prompt], objectives: Iterable[str], k: int, sampling: Sampling, seed_of: SeedOf
+        self, prompts: Sequence[Prompt], objectives: Sequence[str], k: int, sampling: Sampling, seed_of: SeedOf
     ) -> Replies:
         """k replies per prompt and objective, each with its own seed."""
         seeded = {
@@ -54,14 +54,17 @@ class Rollout:
             for name in objectives
             for place in range(len(prompts))
         }
-        return self._run(prompts, seeded)
+        return self._run(prompts, objectives, seeded)
 
-    def greedy(self, prompts: Sequence[Prompt], objectives: Iterable[str], max_new_tokens: int) -> Replies:
+    def greedy(self, prompts: Sequence[Prompt], objectives: Sequence[str], max_new_tokens: int) -> Replies:
         """One reply per prompt and objective (`base` is one too), the likeliest token at every step."""
         plain = Sampling(max_new_tokens=max_new_tokens, seed=0)
-        return self._run(prompts, {(place, name): [plain] for name in objectives for place in range(len(prompts))})
+        wanted = {(place, name): [plain] for name in objectives for place in range(len(prompts))}
+        return self._run(prompts, objectives, wanted)
 
-    def _run(self, prompts: Sequence[Prompt], wanted: dict[tuple[int, str], list[Sampling]]) -> Replies:
+    def _run(
+        self, prompts: Sequence[Prompt], objectives: Sequence[str], wanted: dict[tuple[int, str], list[Sampling]]
+    ) -> Replies:
         # A new engine each time: adapters have moved, so no remembered prompt is true any more, and what a rollout
         # computes must not depend on the rollouts before it, or a resumed run would differ in its last bits.
         engine = Engine(self._model, _no_text, self._lanes, slots=self._slots, prefill_cache_bytes=0)
@@ -81,11 +84,11 @@ class Rollout:
                     done[event.request_id] = event
                 elif isinstance(event, Failure):
                     failed.setdefault(event.request_id.split(" ", 2)[2], event.error)
-        samples: dict[str, list[list[Sample]]] = {}
+        samples: dict[str, list[list[Sample]]] = {name: [] for name in objectives if name not in failed}
         for (place, name), samplings in wanted.items():
             if name not in failed:
                 replies = [self._sample(done[_id(place, name, number)]) for number in range(len(samplings))]
-                samples.setdefault(name, []).append(replies)
+                samples[name].append(replies)
         return Replies(samples, failed)
 
     def _sample(self, completion: Completion) -> Sample:

@@ -29,7 +29,9 @@ class Section(BaseModel):
             for key in values:
                 if key not in cls.model_fields:
                     known = ", ".join(cls.model_fields)
-                    raise ValueError(f"unknown key {_cut(key)}{nearest(str(key), cls.model_fields)}; known keys: {known}")
+                    raise ValueError(
+                        f"unknown key {_cut(key)}{nearest(str(key), cls.model_fields)}; known keys: {known}"
+                    )
         return values
 
 

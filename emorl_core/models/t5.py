@@ -181,8 +181,9 @@ class T5(nn.Module):
 
         Args:
             ids: decoder inputs [M, T], the start token first.
-            cross: [2, L, M, H, S, d_kv] from `cross`, one per row.
-            source_lengths: S of each row, the rest is padding.
+            cross: [2, L, E, H, S, d_kv] from `cross`; M is E or a multiple of it, and row m reads source m // (M // E),
+                so that k replies to one prompt need one copy of its keys and values.
+            source_lengths: S of each source, the rest is padding.
             lanes: of M rows.
 
         Returns:
@@ -198,7 +199,8 @@ class T5(nn.Module):
             assert isinstance(block, T5Block)
             q, k, v = block.project(x, index, rows)
             x = block.attended(x, attention(q, k, v, mask), index)
-            x = block.cross_attend(x, cross[0, i], cross[1, i], source_mask, index, rows)
+            # No order among target tokens here: the replies to one source are one long run of queries.
+            x = block.cross_attend(x, cross[0, i], cross[1, i], source_mask, index, cross.shape[2])
             x = block.feed_forward(x, index)
         return self._norm(x, self.decoder_norm).view(rows, size, -1)
 

@@ -45,6 +45,8 @@ class T5Config:
         try:
             # transformers 5 writes scale_decoder_outputs and always ties; before it, an untied head was unscaled.
             scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) is not False)
+            # mT5's head is its own and never scaled, whatever transformers 5 writes about it.
+            scaled = scaled and config.get("model_type") != "mt5"
             return cls(
                 vocab_size=config["vocab_size"],
                 d_model=config["d_model"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,8 +12,8 @@ from starlette.responses import Response
 from emorl_core.errors import EmorlError
 from emorl_core.types import Completion, Event, TokenEvent
 from server import sse
-from server.deployment import Deployment
 from server.errors import error_object
+from server.receipt import make_receipt
 from server.routes.answers import json_response, service_of
 from server.routes.documented import GENERATION_ERRORS, errors
 from server.schemas import GenerateRequest, GenerateResponse, answer, attribution_of, finite
@@ -30,7 +31,7 @@ _STREAM_EXAMPLE = (
     "/generate",
     response_model=GenerateResponse,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}}},
+        200: {"content": {"text/event-stream": {"example": _STREAM_EXAMPLE}}},
         **errors(*GENERATION_ERRORS),
     },
 )
@@ -40,20 +41,30 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     request_id = f"gen-{secrets.token_hex(12)}"
     limit = service.settings.max_new_tokens
     generation = await service.accept(request, lambda e: [body.to_core(e, request_id, max_new_tokens=limit)])
+    identity = await generation.deployment.identity() if body.receipt else None
+
+    def finished(completion: Completion) -> dict[str, Any]:
+        ensemble = generation.deployment.ensemble
+        content = answer(completion, ensemble.name, ensemble.lanes)
+        if identity is not None:
+            receipt = make_receipt(ensemble, identity, body.prompt, generation.requests[0], completion)
+            content["receipt"] = receipt.model_dump(mode="json")
+        return content
+
     if body.stream:
         await generation.first_event(service.settings.keep_alive_s)
-        return sse.EventStream(generation, NativeDialect(generation.deployment), service.settings.keep_alive_s)
+        dialect = NativeDialect(generation.deployment.ensemble.lanes, finished)
+        return sse.EventStream(generation, dialect, service.settings.keep_alive_s)
     (completion,) = await generation.finish()
-    ensemble = generation.deployment.ensemble
-    return json_response(answer(completion, ensemble.name, ensemble.lanes))
+    return json_response(finished(completion))
 
 
 class NativeDialect:
     """`{"type": "token", …}` for every token, one last `{"type": "done", …the answer…}`, or `{"type": "error", …}`."""
 
-    def __init__(self, deployment: Deployment) -> None:
-        self._model = deployment.ensemble.name
-        self._lanes = deployment.ensemble.lanes
+    def __init__(self, lanes: Sequence[str], finished: Callable[[Completion], dict[str, Any]]) -> None:
+        self._lanes = lanes
+        self._finished = finished  # completion -> the answer
         self._done: Completion | None = None
 
     def begin(self) -> bytes:
@@ -80,4 +91,4 @@ class NativeDialect:
 
     def end(self) -> bytes:
         assert self._done is not None
-        return sse.data({"type": "done", **answer(self._done, self._model, self._lanes)})
+        return sse.data({"type": "done", **self._finished(self._done)})

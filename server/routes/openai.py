@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -35,9 +35,8 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 _ERRORS = errors(400, 401, 404, 413, 415, 429, 500, 503)
 _DEFAULT_MAX_TOKENS = 16
-_STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": "data: {…}\n\ndata: [DONE]\n\n"}}}
-# The engine's names of fields -> the names that this API gives them.
-_NAMES = {"weights": "objective_weights", "max_new_tokens": "max_tokens"}
+Builder = Callable[[Ensemble, str], list[EngineRequest]]
+_STREAM = {"content": {"text/event-stream": {"example": "data: {…}\n\ndata: [DONE]\n\n"}}}
 
 
 @router.get("/models", response_model=ModelList, responses=errors(401, 503))
@@ -126,7 +125,9 @@ def _limit(request: Request, asked: int) -> int:
     return asked
 
 
-async def _accept(request: Request, body: OpenAIRequest, build: Any, kind: str, rows: int) -> tuple[Generation, Head]:
+async def _accept(
+    request: Request, body: OpenAIRequest, build: Builder, kind: str, rows: int
+) -> tuple[Generation, Head]:
     service = service_of(request)
     if rows > service.settings.max_choices:
         raise InvalidRequest(
@@ -174,7 +175,7 @@ def _engine_request(
             **body.sampling(max_new_tokens, choice),
         )
     except InvalidRequest as error:
-        raise _renamed(error) from None
+        raise _renamed(error, body.names) from None
     if isinstance(prompt, str):
         return made
     return dataclasses.replace(made, prompt_ids=_checked_ids(ensemble, prompt))
@@ -193,12 +194,12 @@ def _checked_ids(ensemble: Ensemble, ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _renamed(error: InvalidRequest) -> InvalidRequest:
+def _renamed(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
     name, dot, rest = (error.param or "").partition(".")
-    if name not in _NAMES:
+    if name not in names:
         return error
-    message = error.message.replace(name, _NAMES[name], 1)
-    return type(error)(message, param=f"{_NAMES[name]}{dot}{rest}")
+    message = error.message.replace(name, names[name], 1)
+    return type(error)(message, param=f"{names[name]}{dot}{rest}")
 
 
 def _echo(ensemble: Ensemble, prompt: str | Sequence[int]) -> str:

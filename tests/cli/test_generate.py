@@ -40,7 +40,7 @@ def test_json_has_the_fields_of_the_http_answer(emorl, fake: Ensemble) -> None:
 
     ran = emorl("generate", "any", PROMPT, "--profile", "empathy", "--json", "--attribution", "--seed", 5)
     answer = GenerateResponse.model_validate_json(ran.out, strict=True)
-    assert set(json.loads(ran.out)) == set(GenerateResponse.model_fields)
+    assert set(json.loads(ran.out)) <= set(GenerateResponse.model_fields)
     assert (answer.model, answer.profile, answer.seed) == ("fake", "empathy", 5)
     assert answer.tokens
     assert "".join(token.text for token in answer.tokens) == answer.text

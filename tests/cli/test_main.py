@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,12 @@ def test_every_verb_explains_itself_with_an_example(emorl, verb: str) -> None:
     assert ran.code == 0
     assert "example" in ran.out
     assert f"emorl {verb} " in ran.out.split("example", 1)[1]
+
+
+def test_every_verb_that_was_written_is_registered() -> None:
+    folder = Path(frame.__file__).parent
+    written = {f"emorl_cli.{path.stem}" for path in folder.glob("*.py") if "\ndef add_arguments(" in path.read_text()}
+    assert written == {module for module, _ in VERBS.values()}
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])

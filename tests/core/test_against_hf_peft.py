@@ -18,9 +18,10 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.lanes import LaneIndex
 from emorl_core.models import load_model
 from emorl_core.models.t5 import T5
-from emorl_core.types import Completion, Request, Sampling
+from emorl_core.types import Request, Sampling
 from tests.builders import OBJECTIVES, outdated_peft, tiny_adapter, tiny_t5
 from tests.core.conftest import PROMPTS
+from tests.core.driving import run
 from tests.core.reference import SeparateModels
 
 MIXES = (  # base, reflection, empathy, fluency; the last two are used as they are
@@ -38,16 +39,6 @@ def t5_of(ensemble: Ensemble) -> T5:
     model = ensemble.engine.runner.model
     assert isinstance(model, T5)
     return model
-
-
-def run(engine: Engine, requests: list[Request]) -> list[Completion]:
-    """All requests in one batch; completions in the order of the requests."""
-    for request in requests:
-        engine.add(request)
-    done = {}
-    while engine.has_work:
-        done.update({event.request_id: event for event in engine.step() if isinstance(event, Completion)})
-    return [done[request.request_id] for request in requests]
 
 
 def as_requests(rows: list[tuple[tuple[int, ...], tuple[float, ...]]], **sampling: object) -> list[Request]:

@@ -1,4 +1,4 @@
-"""Where the real counselling data lies, for tests that try the loaders on it. No test needs it; those that use it skip."""
+"""Where the real counselling data lies, for tests that try the loaders on it. No test needs it: they skip without."""
 
 from __future__ import annotations
 

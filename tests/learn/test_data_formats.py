@@ -76,8 +76,8 @@ def epitome(path: Path, rows: str, **settings: Any) -> EpitomeSource:
 
 def test_epitome_repetitions_count_once_and_contradictions_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "explorations-reddit.csv"
-    rows = "1,1,I am lost,Where are you?,2,x\n1,1,I am lost,Where are you?,2,\n2,2,No one calls,ok,0,\n2,2,No one calls,ok,1,\n"
-    rows += "3,3,Help me,sure,0,\n"
+    rows = "1,1,I am lost,Where are you?,2,x\n1,1,I am lost,Where are you?,2,\n"
+    rows += "2,2,No one calls,ok,0,\n2,2,No one calls,ok,1,\n3,3,Help me,sure,0,\n"
     loaded = epitome(path, rows).load()
     assert [(record.prompt, record.level) for record in loaded] == [("I am lost", 2.0), ("Help me", 0.0)]
     assert loaded.counts == {"repeated rows": 2, "pairs with conflicting levels left out": 1}
@@ -93,7 +93,7 @@ def test_malformed_epitome_rows(tmp_path: Path, row: str) -> None:
     assert epitome(tmp_path / "e.csv", good + row, on_bad_row="skip").load().skipped == 1
 
 
-@pytest.mark.parametrize(("mechanism", "pairs"), zip(MECHANISMS, (3013, 3018, 3013), strict=True))
+@pytest.mark.parametrize(("mechanism", "pairs"), [*zip(MECHANISMS, (3013, 3018, 3013), strict=True)])
 def test_the_real_epitome(mechanism: str, pairs: int) -> None:
     loaded = EpitomeSource(path=str(real(f"epitome/{mechanism}-reddit.csv"))).load()
     assert (loaded.rows, loaded.counts["repeated rows"], len(loaded), loaded.skipped) == (3084, 61, pairs, 0)
@@ -158,6 +158,7 @@ def test_csv_with_named_columns(tmp_path: Path) -> None:
         load_records({"kind": "csv", "path": str(path), "prompt": "a"})
 
 
+@pytest.mark.slow  # importing the library takes most of it
 def test_datasets_reads_a_local_folder_as_it_would_a_hub_id(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     folder = tmp_path / "set"

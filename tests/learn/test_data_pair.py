@@ -12,7 +12,7 @@ from training.data.pair import COLUMNS, PairSource
 from training.data.records import DataError, Record
 
 ROWS = [
-    ["I can't sleep.", "You lie awake.", "Sleep won't come.", "You can't sleep.", "Try tea.", "Why?", "ok", "Go to bed.", "x"],
+    ["I can't sleep.", "You lie awake.", "Sleep won't come.", "You can't sleep.", "Try tea.", "Why?", "ok", "Go.", "x"],
     ["My boss, he yells.", "a1", "a2", "b1", "c1", "c2", "c3", "c4", "c5"],
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pydantic import field_validator
 from training.data.records import DataError, OnBadRow, RecordSet, Tally
 from training.spec import Spec
 
+_UNDECODED = re.compile("[\ud800-\udfff]")  # what `surrogateescape` leaves of bytes that are not UTF-8
 csv.field_size_limit(2**24)  # the default of 128 KiB is below what a whole transcript in one cell can hold
 
 
@@ -68,7 +70,7 @@ def fault_in(text: str) -> str | None:
     """Why this text cannot be used, or None."""
     if "\x00" in text:
         return "a NUL character"
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _UNDECODED.search(text):
         return "bytes that are not UTF-8"
     return None
 

@@ -84,7 +84,7 @@ def _slots_of(frame: str) -> frozenset[str]:
 
 def draw_prompt(rng: Random) -> tuple[str, Situation]:
     """One client statement of one to three sentences, and the situation behind it."""
-    domain = rng.choice(DOMAINS)
+    domain = rng.choices(DOMAINS, _DOMAIN_WEIGHTS)[0]
     mood = rng.choices(("state", "event", "good"), (0.72, 0.2, 0.08))[0]
     frame = rng.choice(CLIENT_GOOD if mood == "good" else CLIENT)
     wanted = _slots_of(frame)
@@ -163,6 +163,7 @@ def split_by_situation(records: Iterable[Record], seed: int, held_out: float) ->
     return parts
 
 
+_DOMAIN_WEIGHTS = [domain.weight for domain in DOMAINS]
 _HARD = {domain.name: domain.hard for domain in DOMAINS}
 
 

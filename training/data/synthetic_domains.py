@@ -19,7 +19,8 @@ class Domain:
     event: tuple[tuple[str, str], ...]  # (clause, about): happened; joined with "after"
     good: tuple[tuple[str, str], ...]  # (clause, about): what went well
     wants: tuple[str, ...]  # fits "I want to {want}"
-    advice: tuple[str, ...]  # fits "you could {advice}"
+    advice: tuple[str, ...]  # fits "maybe you could {advice}"
+    weight: int = 1  # how often it is drawn
 
 
 DOMAINS: tuple[Domain, ...] = (
@@ -433,10 +434,12 @@ DOMAINS: tuple[Domain, ...] = (
             ("I have to fix the {adjective} {noun}", "the {adjective} {noun}"),
             ("my {family} keeps breaking the {noun}", "my {family}"),
             ("my {family} complains about the {adjective} {noun}", "my {family}"),
+            ("my {family} complains about the {part}", "my {family}"),
             ("nobody helps me with the {noun}", "the {noun}"),
             ("I need a new {noun} and I have no money", "the {noun}"),
-            ("the {noun} is always {adjective}", "the {noun}"),
-            ("the {noun} and the {tool} are too {adjective} for me", "the {noun}"),
+            ("the {part} is always {quality}", "the {part}"),
+            ("the {part} and the {noun} are too {quality} for me", "the {part}"),
+            ("I am always worried about the {part}", "the {part}"),
             ("I can't {verb} anymore", "not being able to {verb}"),
             ("I {verb} too much", "how much I {verb}"),
             ("I don't know how to {verb}", "learning to {verb}"),
@@ -444,13 +447,12 @@ DOMAINS: tuple[Domain, ...] = (
             ("{name} wants me to {verb} with {name.him}", "{name}"),
             ("I can't {verb} in front of other people", "other people"),
             ("I don't want to {verb} with {name}", "{name}"),
-            ("{name} is {adjective} and I have to {verb}", "{name}"),
-            ("my life is too {adjective}", "my life"),
-            ("I always have to {verb} for my {adjective} {family}", "my {family}"),
+            ("my life is too {quality}", "my life"),
+            ("I always have to {verb} for my {family}", "my {family}"),
         ),
         event=(
             ("I lost my {noun} on {day}", "my {noun}"),
-            ("I broke the {noun} at the {adjective} {event}", "the {noun}"),
+            ("I broke the {noun} at the {event}", "the {noun}"),
             ("my {family} threw away my {adjective} {noun}", "my {noun}"),
             ("somebody stole my {noun} last {day}", "my {noun}"),
             ("{name} lost my {noun}", "{name}"),
@@ -462,7 +464,55 @@ DOMAINS: tuple[Domain, ...] = (
             ("{name} gave me a {adjective} {noun}", "the {noun}"),
         ),
         wants=("{verb} more", "{verb} less", "learn to {verb}", "buy a new {noun}", "fix the {noun}", "{verb} with {name}",
-               "{verb} and {deed}", "get rid of the {noun}", "be less {adjective}", "{verb} without my {family}"),
+               "{verb} and {deed}", "get rid of the {noun}", "be more {character}", "{verb} without my {family}"),
         advice=("make a short list", "ask someone to help with the {noun}", "{verb} with someone you trust"),
+        weight=2,
+    ),
+    Domain(
+        "people", "hard",
+        state=(
+            ("my {family} {often} {treats} me", "my {family}"),
+            ("{name} {often} {treats} me {where}", "{name}"),
+            ("my {boss} {often} {treats} me {where}", "my {boss}"),
+            ("I {often} {treat} my {family}", "my {family}"),
+            ("my {family} says I {verb} too much", "my {family}"),
+            ("my {family} says I {often} {treat} {name}", "my {family}"),
+            ("my {friend} {often} {uses} the {adjective} {noun}", "my {friend}"),
+            ("{name} thinks I {use} the {noun} too often", "{name}"),
+            ("{name} {often} {verbs} when I {deed}", "{name}"),
+            ("my {boss} wants me to {use} the {adjective} {noun}", "my {boss}"),
+            ("I {often} {verb} {where}", "how I {verb}"),
+            ("I can't {use} the {noun} without my {friend}", "the {noun}"),
+            ("I can't {treat} {name} because I {verb}", "{name}"),
+            ("it is {quality} to {verb} with {name}", "{name}"),
+            ("my {family} and my {friend} {verb} without me", "my {family}"),
+            ("I have to {verb} before I can {deed}", "how I {verb}"),
+            ("I {treat} my {friend} but nothing changes", "my {friend}"),
+            ("my {friend} {treats} me and then {verbs}", "my {friend}"),
+            ("nobody wants to {verb} with me {where}", "being alone"),
+            ("everyone {where} {verbs} except me", "other people"),
+            ("my {family} and {name} {treat} me", "my {family}"),
+            ("I never know if my {friend} {treats} me", "my {friend}"),
+        ),
+        event=(
+            ("my {family} {used} my {adjective} {noun} on {day}", "my {family}"),
+            ("my {friend} {used} the {noun} {where}", "my {friend}"),
+            ("I {used} the {noun} last {day}", "the {noun}"),
+            ("I {used} my {noun} and now I can't {verb}", "my {noun}"),
+            ("{name} {used} my {noun} in {season}", "{name}"),
+            ("I told my {family} that I {used} the {noun}", "my {family}"),
+            ("{name} told me that my {family} {used} the {noun}", "{name}"),
+            ("I used to {verb}, but now I {deed}", "how I {deed}"),
+            ("my {boss} said that I {used} the {adjective} {noun}", "my {boss}"),
+        ),
+        good=(
+            ("my {family} bought a new {noun} for me", "my {family}"),
+            ("I finally {used} the {noun}", "the {noun}"),
+            ("{name} and I {verb} together {where}", "{name}"),
+        ),
+        wants=("{use} the {noun}", "{treat} my {family}", "{treat} {name} {where}", "{verb} {where}", "{verb} with my {friend}",
+               "{use} a {adjective} {noun}", "{verb} or {deed}", "be {character} again", "be {character} like {name}"),
+        advice=("tell {name} how you feel", "talk about it with someone you trust", "give it some time"),
+        weight=3,  # the loosest clauses: they teach copying what was said, whatever it is
     ),
 )  # fmt: skip

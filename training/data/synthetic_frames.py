@@ -112,10 +112,10 @@ REPLIES: dict[Style, tuple[str, ...]] = {
         "what is the hardest part about {about}?",
     ),
     "advice": (
-        "you could {advice}.",
-        "maybe you should {advice}.",
-        "you could {advice}. That may help with {about}.",
-        "maybe you should {advice}. It might help with {about}.",
+        "maybe you could {advice}.",
+        "try to {advice}.",
+        "maybe you could {advice}. That may help with {about}.",
+        "try to {advice}. It might help with {about}.",
     ),
     "brief": (
         "you feel {feeling} because of {about}.",
@@ -147,7 +147,7 @@ REPLIES_GOOD: dict[Style, tuple[str, ...]] = {
     ),
     "advice": (
         "keep going, and be kind to yourself.",
-        "you could tell someone about {about}.",
+        "maybe you could tell someone about {about}.",
     ),
     "brief": (
         "you feel {feeling} because of {about}.",

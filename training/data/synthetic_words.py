@@ -63,21 +63,6 @@ SETS: dict[str, tuple[str, ...]] = {
     "night": _words("night, evening, morning, day, weekend, afternoon"),
     "hour": _words("two, three, four, five"),
     "few": _words("three, four, five, a few, a couple of"),
-    "noun": _words(
-        "account, answer, bag, ball, bank card, basement, basket, bath, bell, bench, bicycle, blanket, boat, body,"
-        "book, bottle, bowl, box, bread, bridge, broom, brush, bucket, bus pass, button, cabinet, cake, calendar,"
-        "camera, candle, carpet, chair, church, clock, closet, coat, coffee, contract, couch, country, culture,"
-        "cup, curtain, desk, diary, dictionary, door, drawer, dress, drill, engine, envelope, fan, farm, fence,"
-        "file, fireplace, floor, flower, fridge, gate, glove, guitar, hammer, hat, hearing aid, heater, helmet,"
-        "jacket, jar, journal, key, knife, ladder, lamp, laptop, lawn, lesson, letter, library card, list, lock,"
-        "luggage, machine, mailbox, map, mat, mattress, medal, memory, mirror, motorcycle, notebook, oven, package,"
-        "painting, passport, path, pen, pencil, pillow, pipe, plant, plate, pocket, pool, pot, printer, project,"
-        "purse, question, radio, recipe, ring, rug, sandwich, scarf, scooter, screen, sewing machine, sheet, shelf,"
-        "shirt, shop, shower, sink, skirt, soap, sofa, song, speech, spoon, story, stove, street, suit, suitcase,"
-        "sweater, table, tank, tent, ticket, tire, toilet, tool box, tooth, towel, toy, train pass, tree, truck,"
-        "umbrella, uniform, van, vase, violin, voice, wallet, wardrobe, washing machine, water bottle, website,"
-        "wheel, wheelchair, window, yard"
-    ),
     "verb": _words(
         "act, agree, answer, apologize, argue, ask, bake, beg, bike, breathe, budget, calm down, camp, catch up,"
         "change, chat, cheer up, clean, clean up, climb, compete, complain, concentrate, cook, cry, dance, draw,"
@@ -89,23 +74,88 @@ SETS: dict[str, tuple[str, ...]] = {
         "speak, speak up, spend, stand up, stay, stop, stretch, study, succeed, swim, talk, teach, think, travel,"
         "trust, try, volunteer, wait, wake up, walk, wash, win, wonder, work, work out, worry, write, yell"
     ),
+    "noun": _words(
+        "album, bag, ball, bank card, basket, bell, bench, bicycle, bike, blanket, boat, book, bottle, bowl, box,"
+        "bracelet, broom, brush, bucket, bus pass, cabinet, calendar, camera, candle, car, carpet, chair, clock,"
+        "closet, coat, computer, cup, curtain, desk, diary, dictionary, dress, drill, drum, envelope, fan, file,"
+        "flower, flute, fridge, glove, guitar, hammer, hat, hearing aid, heater, helmet, jacket, jar, journal,"
+        "kettle, key, knife, ladder, lamp, laptop, letter, library card, lighter, lock, magazine, mailbox, map,"
+        "mattress, medal, microwave, mirror, motorcycle, necklace, newspaper, notebook, oven, package, painting,"
+        "pan, passport, pen, pencil, phone, piano, pillow, plant, plate, pot, printer, purse, radio, recipe, ring,"
+        "rug, sandwich, scarf, scooter, sewing machine, sheet, shelf, shirt, skirt, sofa, spoon, stamp, statue,"
+        "stove, suit, suitcase, sweater, table, tank, telescope, tent, ticket, tool box, towel, toy, train pass,"
+        "trophy, truck, umbrella, uniform, van, vase, violin, wallet, wardrobe, washing machine, watch, wheelchair"
+    ),
+    "part": _words(
+        "basement, bathroom, bridge, church, contract, country, culture, door, engine, farm, fence, fireplace,"
+        "floor, food, future, garden, gate, government, hallway, hospital, job, kitchen, language, law, lawn,"
+        "lesson, library, list, market, marriage, meeting, memory, menu, neighborhood, office, park, past, path,"
+        "plan, pool, project, question, roof, school, shop, song, station, story, street, system, traffic, village,"
+        "wall, water, weather, website, window, winter, world, yard"
+    ),
     "adjective": _words(
-        "awful, bad, beautiful, big, bitter, black, blue, boring, brand new, bright, broken, brown, busy, cheap,"
-        "clean, cold, complicated, crazy, cruel, damp, dangerous, dark, dead, deep, different, difficult, dirty,"
-        "dry, dull, dusty, easy, empty, expensive, familiar, fancy, fast, favorite, final, foreign, fragile, fresh,"
-        "full, funny, gentle, good, great, green, grey, happy, hard, heavy, high, honest, hot, huge, important,"
-        "jealous, kind, large, late, lazy, little, long, loud, lovely, low, messy, modern, narrow, nasty, nice,"
-        "noisy, normal, odd, old, open, ordinary, perfect, plain, polite, poor, precious, pretty, private, public,"
-        "quick, quiet, rare, red, rich, ridiculous, rough, rude, rusty, serious, shabby, sharp, short, shy, sick,"
-        "silent, silly, simple, slow, small, smart, soft, special, strange, strict, strong, stubborn, stupid,"
-        "sweet, tall, terrible, thick, thin, tidy, tight, tiny, true, ugly, useful, warm, weak, wet, white, wide,"
-        "wild, wise, wonderful, wooden, wrong, yellow, young"
+        "beautiful, big, black, blue, bright, broken, brown, cheap, clean, cold, damp, dark, dirty, dry, dusty,"
+        "empty, expensive, fancy, favorite, fragile, full, golden, good, green, grey, heavy, huge, large, little,"
+        "long, modern, narrow, new, nice, noisy, old, ordinary, perfect, pink, plain, precious, pretty, red, round,"
+        "rusty, secret, shabby, sharp, short, silver, simple, small, soft, special, strange, thick, thin, tiny,"
+        "ugly, useful, useless, warm, wet, white, wide, wooden, yellow"
+    ),
+    "quality": _words(
+        "awful, bad, boring, busy, complicated, confusing, crowded, dangerous, different, difficult, dull, empty,"
+        "exhausting, foreign, hard, horrible, loud, messy, noisy, quiet, ridiculous, rough, scary, slow, small,"
+        "strange, stressful, strict, terrible, unfair, wild, wrong"
+    ),
+    "character": _words(
+        "active, brave, calm, careful, cheerful, confident, different, free, friendly, funny, generous, gentle,"
+        "happy, healthy, honest, independent, kind, normal, patient, peaceful, polite, popular, productive, quiet,"
+        "relaxed, responsible, rich, sensible, serious, slim, smart, sober, strong, thin, wise, young"
+    ),
+    "use": _words(
+        "borrow, break, buy, carry, check, clean, count, drop, fix, forget, give away, hate, hide, hold, ignore,"
+        "keep, leave, lend, like, look for, lose, love, miss, move, need, notice, open, paint, pay for, pick up,"
+        "protect, put away, repair, replace, return, ruin, search for, sell, share, show, steal, take, throw away,"
+        "touch, use, want, wash, watch, wear, wrap"
+    ),
+    "used": _words(
+        "borrowed, bought, broke, brought, burned, carried, checked, chose, cleaned, damaged, dropped, fixed,"
+        "forgot, found, gave away, held, hid, kept, kicked, left, lent, locked, lost, missed, moved, noticed,"
+        "opened, ordered, packed, paid for, painted, picked up, put away, repaired, replaced, returned, ruined,"
+        "shared, showed, sold, stole, threw away, took, touched, used, washed, watched, wore, wrapped"
+    ),
+    "treat": _words(
+        "annoy, argue with, avoid, blame, bother, call, cheat on, comfort, complain about, correct, criticize,"
+        "distract, fight with, follow, forgive, help, hug, hurt, ignore, insult, interrupt, invite, judge,"
+        "laugh at, lecture, lie to, listen to, look at, mock, need, point at, praise, push away, question, remind,"
+        "respect, scare, scold, shout at, stare at, support, surprise, talk about, talk to, tease, text, thank,"
+        "threaten, trust, understand, use, visit, wait for, watch, worry about, write to, yell at"
+    ),
+    "often": _words(
+        "almost never, always, constantly, hardly ever, never, often, rarely, sometimes, still, usually"
+    ),
+    "where": _words(
+        "abroad, at home, at school, at the table, at work, in bed, in public, in the car, in the dark,"
+        "in the kitchen, in the street, in town, next door, on the bus, on the phone, online, outside, upstairs"
     ),
     "activity": _words(
         "reading, cooking, painting, singing, playing music, gardening, traveling, drawing, fishing, knitting, writing,"
         "taking photos, baking, sewing, playing guitar, playing cards, watching movies, seeing people, going out"
     ),
 }
+def third_person(verb: str) -> str:
+    """"carry out" -> "carries out": the first word takes the ending."""
+    first, space, rest = verb.partition(" ")
+    if first.endswith(("s", "sh", "ch", "x", "z", "o")):
+        first += "es"
+    elif first.endswith("y") and first[-2] not in "aeiou":
+        first = first[:-1] + "ies"
+    else:
+        first += "s"
+    return first + space + rest
+
+
+SETS["uses"] = tuple(third_person(verb) for verb in SETS["use"])
+SETS["treats"] = tuple(third_person(verb) for verb in SETS["treat"])
+SETS["verbs"] = tuple(third_person(verb) for verb in SETS["verb"])
 # Slots that draw from another slot's words, so that one sentence can hold two of a kind.
 for _twin, _of in (("other", "name"), ("tool", "noun"), ("deed", "verb")):
     SETS[_twin] = SETS[_of]
@@ -134,6 +184,7 @@ FEELINGS: dict[str, tuple[str, ...]] = {
     "some comfort": _words("sad, down, low, heartbroken, empty, miserable, unhappy, depressed, tearful"),
     "someone close": _words("lonely, alone, left out, isolated, forgotten, unwanted, cut off, invisible"),
     "to be proud of yourself again": _words("ashamed, embarrassed, worthless, small, useless, weak, disappointed in myself"),
+    "something to change": _words("stupid, terrible, awful, upset, ugly, old, numb, broken, bored, jealous, dumb, sick, bad, lazy, horrible, dead"),
     "to forgive yourself": _words("guilty, sorry, selfish, torn, remorseful"),
     "a way forward": _words("stuck, trapped, lost, hopeless, helpless, confused, unsure, discouraged, defeated"),
     "to be cared for": _words("hurt, rejected, unloved, betrayed, let down, ignored, unappreciated, misunderstood"),

@@ -154,8 +154,9 @@ def fit_platt(outputs: Sequence[float], targets: Sequence[float]) -> Platt:
 def fit_isotonic(outputs: Sequence[float], targets: Sequence[float]) -> Isotonic:
     """Least squares under the condition that a higher output never means a lower value."""
     blocks: list[list[float]] = []  # [sum of targets, count, sum of outputs]
-    for z, y in sorted(zip(outputs, targets, strict=True)):
-        blocks.append([y, 1.0, z])
+    for z, same in itertools.groupby(sorted(zip(outputs, targets, strict=True)), key=lambda pair: pair[0]):
+        tied = [y for _, y in same]  # one output has one value, whatever the order of its targets
+        blocks.append([math.fsum(tied), float(len(tied)), z * len(tied)])
         while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] >= blocks[-1][0] * blocks[-2][1]:
             total, count, where = blocks.pop()
             blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count, blocks[-1][2] + where]

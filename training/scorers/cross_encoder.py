@@ -138,12 +138,14 @@ class CrossEncoder:
 
 def local_or_hub(model: str, base: Path | None) -> str:
     """A folder (relative ones start at `base`) or a hub id. Raises `ScorerError` for a path that is not there."""
+    if not model.strip():
+        raise ScorerError("model is empty; name a folder or a hub id", param="model")
     folder = Path(model).expanduser()
     if base is not None and not folder.is_absolute():
         folder = base / folder
     if folder.is_dir():
         return str(folder)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ScorerError(f"model {model!r} is not a folder", param="model")
     return model
 

@@ -40,7 +40,8 @@ class Length:
 
 
 class RepetitionConfig(ScorerConfig):
-    """1 when no run of `ngram` words comes twice; else the share of distinct runs, to the power of `strictness`."""
+    """1 when no run of `ngram` words comes twice; else the share of distinct runs, to the power of `strictness`. An
+    empty text gets 0."""
 
     kind: Literal["repetition"] = "repetition"
     ngram: int = Field(3, ge=1, le=8)  # words a run
@@ -57,7 +58,10 @@ class Repetition:
         self.config = config
 
     def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-        return [distinct_share(words(text), self.config.ngram) ** self.config.strictness for text in completions]
+        return [self._score(words(text)) for text in completions]
+
+    def _score(self, tokens: list[str]) -> float:
+        return distinct_share(tokens, self.config.ngram) ** self.config.strictness if tokens else 0.0
 
 
 def length_window(count: int, low: int, high: int) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from training.data.records import Record
 from training.scorers import lexicon
@@ -71,6 +71,12 @@ class LexicalFluencyConfig(ScorerConfig):
     min_words: int = Field(8, ge=1)
     max_words: int = Field(30, ge=1)
     use_corpus: bool = True  # false: form only, whatever corpus the recipe has
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LexicalFluencyConfig:
+        if self.min_words > self.max_words:
+            raise ValueError("min_words is above max_words")
+        return self
 
     def build(self, context: Context) -> Scorer:
         return LexicalFluency(self, context.corpus if self.use_corpus else ())

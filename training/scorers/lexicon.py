@@ -157,7 +157,8 @@ def stem(word: str) -> str:
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     for ending, kept in (("ies", "y"), ("ied", "y"), ("ing", ""), ("ed", ""), ("ly", ""), ("es", ""), ("s", "")):
-        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith(("ss", "us")):
+        shortest = 5 if ending == "ly" else 3  # "quickly", but not "family"
+        if word.endswith(ending) and len(word) - len(ending) >= shortest and not word.endswith(("ss", "us")):
             root = word[: len(word) - len(ending)] + kept
             # "stopping" -> "stop"; "telling" keeps its l's, as "tell" has them.
             if ending in ("ing", "ed") and len(root) > 3 and root[-1] == root[-2] and root[-1] not in "lsz":

@@ -1,0 +1,107 @@
+"""Driving an engine by hand: requests in, events or completions out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from emorl_core.engine import Engine
+from emorl_core.ensemble import Ensemble
+from emorl_core.types import Completion, Event, Failure, Request, TokenEvent
+
+Steps = Callable[[int], None]
+
+
+def drain(engine: Engine, before_step: Steps | None = None) -> list[Event]:
+    """Step until nothing is left; `before_step(i)` may add and cancel."""
+    events: list[Event] = []
+    step = 0
+    if before_step is not None:
+        before_step(step)
+    while engine.has_work:
+        events += engine.step()
+        step += 1
+        if before_step is not None:
+            before_step(step)
+    return events
+
+
+def completions(events: Iterable[Event]) -> dict[str, Completion]:
+    """By request id; fails when one request completed twice."""
+    done = [event for event in events if isinstance(event, Completion)]
+    assert len({completion.request_id for completion in done}) == len(done), "a request completed twice"
+    return {completion.request_id: completion for completion in done}
+
+
+def failures(events: Iterable[Event]) -> dict[str, Failure]:
+    return {event.request_id: event for event in events if isinstance(event, Failure)}
+
+
+def token_events(events: Iterable[Event], request_id: str) -> list[TokenEvent]:
+    return [event for event in events if isinstance(event, TokenEvent) and event.request_id == request_id]
+
+
+def run(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+    """All requests at once; completions in the order of the requests. Every request must complete."""
+    for request in requests:
+        engine.add(request)
+    done = completions(drain(engine))
+    return [done[request.request_id] for request in requests]
+
+
+def said(completion: Completion) -> tuple[object, ...]:
+    """What must not depend on the company a request runs in. Log-probabilities are left out: float sums of another
+    batch shape differ in the last bits."""
+    return (completion.token_ids, completion.text, completion.token_texts, completion.finish_reason, completion.seed)
+
+
+PROMPTS = (
+    "I can't keep up at work.",
+    "my mother left",
+    "Zürich 🙂 is cold, and so am I",
+    "i drink",
+    "you feel tired of it, I hope things will get better",
+    "nobody listens to me at home and I want to change but I do not know how to start",
+)
+
+
+def mixed_requests(ensemble: Ensemble, count: int, seed: int, *, longest: int = 24) -> list[Request]:
+    """Requests of mixed prompts, lengths, weights, combine modes and sampling, some with stop strings; seeded."""
+    draw = random.Random(seed)
+    requests = []
+    for number in range(count):
+        lanes = draw.sample(ensemble.lanes, draw.randint(1, len(ensemble.lanes)))
+        length = draw.randint(1, longest)
+        options: dict[str, Any] = draw.choice(
+            [
+                {},
+                {"repetition_penalty": draw.uniform(0.8, 2.0)},
+                {"temperature": draw.uniform(0.3, 1.5)},
+                {"temperature": 1.0, "top_k": draw.randint(1, 40)},
+                {"temperature": 0.8, "top_p": draw.uniform(0.3, 0.95)},
+                {"temperature": 1.0, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.2},
+            ]
+        )
+        if draw.random() < 0.3:
+            options["min_new_tokens"] = draw.randint(0, length)
+        if draw.random() < 0.3:
+            options["stop"] = draw.choice([("e",), (" w", "at"), (" keep",)])
+        requests.append(
+            ensemble.request(
+                draw.choice(PROMPTS),
+                weights={lane: draw.uniform(0.1, 1.0) for lane in lanes},
+                combine="probs" if draw.random() < 0.15 else "hidden",
+                max_new_tokens=length,
+                seed=draw.randint(0, 2**63 - 1),
+                stream=draw.random() < 0.5,
+                request_id=f"r{number}",
+                **options,
+            )
+        )
+    return requests
+
+
+def alone(ensemble: Ensemble, requests: Sequence[Request]) -> list[Completion]:
+    """Each request by itself, one after the other."""
+    return [run(ensemble.engine, [request])[0] for request in requests]

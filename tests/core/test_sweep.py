@@ -1,0 +1,321 @@
+"""Sweeps: shared = unshared, token for token, whatever the sampling and however few the slots."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emorl_core.ensemble import Ensemble
+from emorl_core.errors import EngineError, InvalidRequest, InvalidWeights, NonFinite
+from emorl_core.fake import fake_ensemble
+from emorl_core.models.fake import FakeModel
+from emorl_core.sweep import SweepResult, merge_rays, simplex_grid
+from emorl_core.types import FinishReason
+from tests.core.conftest import PROMPTS
+
+TOKENS = 16
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 0.8, "seed": 5},
+    "filtered": {"temperature": 1.3, "top_k": 12, "top_p": 0.9, "seed": 6},
+    "repetition penalty": {"repetition_penalty": 1.5},
+    "at least nine tokens": {"min_new_tokens": 9},
+    "stop strings": {"stop": ("e", " i")},
+    "mixed probabilities": {"combine": "probs"},
+    "mixed probabilities, sampled": {"combine": "probs", "temperature": 0.7, "seed": 7},
+}
+
+
+def model_of(ensemble: Ensemble) -> FakeModel:
+    model = ensemble.engine.runner.model
+    assert isinstance(model, FakeModel)
+    return model
+
+
+def assert_like_alone(
+    result: SweepResult, prompts: Sequence[str], weights: Sequence[Mapping[str, float]], judge: Ensemble, **options: Any
+) -> None:
+    """Every item of a sweep is what one `generate` call of its own gives."""
+    assert len(result.items) == len(prompts) * len(weights)
+    for item in result.items:
+        alone = judge.generate(prompts[item.prompt_index], dict(weights[item.weights_index]), **options)
+        assert item.token_ids == alone.token_ids
+        assert (item.text, item.finish_reason, item.weights) == (alone.text, alone.finish_reason, alone.weights)
+
+
+def vectors(objectives: Sequence[str], count: int, seed: int) -> list[dict[str, float]]:
+    """Mixes of every kind: one-hot, two lanes, close neighbours, the bare base, all lanes."""
+    draw = random.Random(seed)
+    names = ("base", *objectives)
+    found: list[dict[str, float]] = [{name: 1.0} for name in names]
+    while len(found) < count:
+        chosen = draw.sample(names, draw.randint(2, len(names)))
+        found.append({name: draw.random() for name in chosen})
+        if draw.random() < 0.5:  # a neighbour so close that they part late, if at all
+            found.append({name: value * draw.uniform(0.98, 1.02) for name, value in found[-1].items()})
+    draw.shuffle(found)
+    return found[:count]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sweep_gives_what_separate_calls_give(way: str, plain_bundle: Path) -> None:
+    judge = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
+    shared = Ensemble.load(plain_bundle, device="cpu", dtype="float32", slots=64)
+    weights, prompts = vectors(judge.objectives, 14, seed=1), PROMPTS[:2]
+    result = shared.sweep(prompts, weights, max_new_tokens=TOKENS, **WAYS[way])
+    assert_like_alone(result, prompts, weights, judge, max_new_tokens=TOKENS, **WAYS[way])
+    assert result.lane_row_steps < result.unshared_lane_row_steps
+    assert all(2 <= len(result.distinct(p)) <= len(weights) for p in range(2)), "or sharing was not put to the test"
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 7])
+@pytest.mark.parametrize("way", ["greedy", "filtered", "stop strings"])
+def test_branches_without_a_slot_wait_and_lose_nothing(way: str, slots: int, plain_bundle: Path) -> None:
+    judge = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
+    narrow = Ensemble.load(plain_bundle, device="cpu", dtype="float32", slots=slots)
+    weights, prompts = vectors(judge.objectives, 9, seed=2), PROMPTS[:3]
+    expected = judge.sweep(prompts, weights, max_new_tokens=TOKENS, **WAYS[way])
+    result = narrow.sweep(prompts, weights, max_new_tokens=TOKENS, **WAYS[way])
+    assert [i.token_ids for i in result.items] == [i.token_ids for i in expected.items]
+    assert [i.text for i in result.items] == [i.text for i in expected.items]
+    assert max(len(expected.distinct(p)) for p in range(3)) > slots or slots == 7
+    assert not narrow.engine.has_work
+    assert narrow.engine.runner.lane_rows == 0
+
+
+def test_slots_bound_the_lane_rows_in_memory() -> None:
+    ensemble = fake_ensemble(slots=3)
+    rows: list[int] = []
+    model_of(ensemble).on_step = lambda prompts: rows.append(len(prompts))
+    result = ensemble.sweep(list(PROMPTS), resolution=5)
+    assert max(rows) <= 3 * len(ensemble.objectives)
+    assert sum(len(result.distinct(p)) for p in range(len(PROMPTS))) > 3 * len(PROMPTS)
+
+
+def test_every_kind_of_t5_forks_right(ensemble: Ensemble) -> None:
+    """Ragged prompts and all lanes, on both kinds of T5 with adapters that differ in rank and layers."""
+    weights = vectors(ensemble.objectives, 8, seed=3)
+    result = ensemble.sweep(PROMPTS[:3], weights, max_new_tokens=TOKENS)
+    assert_like_alone(result, PROMPTS[:3], weights, ensemble, max_new_tokens=TOKENS)
+
+
+def test_weights_used_as_they_are_negative_ones_too(plain_bundle: Path) -> None:
+    ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
+    weights = [
+        {"reflection": 2.0, "empathy": -0.5},
+        {"reflection": -0.2, "fluency": 1.2},
+        {"fluency": 3.0, "base": -1.0},
+        {"empathy": 0.1},
+    ]
+    options = {"normalize": False, "max_new_tokens": TOKENS}
+    assert_like_alone(
+        ensemble.sweep(PROMPTS[:2], weights, **options),
+        PROMPTS[:2],
+        weights,
+        ensemble,
+        **options,
+    )
+
+
+def test_sampled_scale_is_an_inverse_temperature_and_not_merged(plain_bundle: Path) -> None:
+    """Unnormalised multiples of one vector: one run under greedy, runs of their own when sampling."""
+    ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
+    weights = [{"reflection": k * 1.0, "empathy": k * 3.0} for k in (1, 2, 4, 0.25)]
+    greedy = ensemble.sweep(PROMPTS[0], weights, normalize=False, max_new_tokens=TOKENS)
+    assert len(greedy.distinct(0)) == 1
+    assert greedy.lane_row_steps == 2 * len(greedy.items[0].token_ids)
+    assert greedy.unshared_lane_row_steps == 4 * greedy.lane_row_steps
+    options = {"normalize": False, "max_new_tokens": TOKENS, "temperature": 1.5, "seed": 1}
+    sampled = ensemble.sweep(PROMPTS[0], weights, **options)
+    assert len(sampled.distinct(0)) > 1
+    assert_like_alone(sampled, PROMPTS[:1], weights, ensemble, **options)
+
+
+def test_equal_rays_are_one_request() -> None:
+    same = [(1.0, 2.0), (0.5, 1.0), (3.0, 6.0), (0.1, 0.2), (2.0, 1.0), (-1.0, -2.0), (1.0, 2.0)]
+    assert merge_rays(same, greedy=True) == [0, 0, 0, 0, 4, 5, 0]
+    assert merge_rays(same, greedy=False) == [0, 1, 2, 3, 4, 5, 0]
+
+
+def test_a_ray_runs_once_and_answers_for_all_its_vectors() -> None:
+    ensemble = fake_ensemble()
+    weights = [{"reflection": 1}, {"empathy": 2, "fluency": 1}, {"reflection": 9}, {"fluency": 4, "empathy": 8}]
+    plan = ensemble.sweep_plan(PROMPTS[:2], weights)
+    assert plan.distinct_vectors == 2
+    assert [len(group) for group in plan.groups()] == [2, 2]
+    result = ensemble.sweep(PROMPTS[:2], weights)
+    assert [item.weights_index for item in result.of_prompt(1)] == [0, 1, 2, 3]
+    assert result.distinct(1) == {result.of_prompt(1)[0].text: [0, 2], result.of_prompt(1)[1].text: [1, 3]}
+
+
+def test_a_prompt_is_prefilled_once_per_objective() -> None:
+    ensemble = fake_ensemble(slots=2)
+    prefilled: Counter[tuple[int, ...]] = Counter()
+    model_of(ensemble).on_prefill = prefilled.update
+    ensemble.sweep(PROMPTS[:3], resolution=4)
+    assert prefilled == {ensemble.encode(prompt): 3 for prompt in PROMPTS[:3]}
+
+
+def test_counters_of_a_sweep_that_shares_everything() -> None:
+    """Equal vectors cost one run; what a run costs is one lane row a lane and token."""
+    ensemble = fake_ensemble()
+    mix = {"reflection": 1.0, "empathy": 1.0}
+    result = ensemble.sweep(PROMPTS[0], [mix] * 5)
+    tokens = len(result.items[0].token_ids)
+    assert result.lane_row_steps == 2 * tokens
+    assert result.unshared_lane_row_steps == 5 * 2 * tokens
+
+
+def test_counters_add_up_over_the_tree() -> None:
+    """With slots for all, no row is computed twice: the cost is the number of distinct (prefix, lane) pairs."""
+    ensemble = fake_ensemble(slots=64)
+    result = ensemble.sweep(PROMPTS[:2], resolution=3)
+    needed = {
+        (item.prompt_index, item.token_ids[:length], name)
+        for item in result.items
+        for length in range(len(item.token_ids))
+        for name, weight in item.weights.items()
+        if weight
+    }
+    assert result.lane_row_steps == len(needed)
+
+
+def test_items_are_told_as_they_end_each_once() -> None:
+    ensemble = fake_ensemble(slots=2)
+    told: list[tuple[int, int]] = []
+    result = ensemble.sweep(
+        PROMPTS[:3], resolution=2, on_item=lambda item: told.append((item.prompt_index, item.weights_index))
+    )
+    assert sorted(told) == [(item.prompt_index, item.weights_index) for item in result.items]
+    assert told != sorted(told), "two slots finish some late prompts' items before early ones"
+
+
+def test_a_sweep_shares_the_engine_with_other_requests(plain_bundle: Path) -> None:
+    """A stream is half read when the sweep begins; both get what they would get alone."""
+    ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32", slots=3)
+    alone = ensemble.generate(PROMPTS[4], {"fluency": 1}, max_new_tokens=40)
+    expected = ensemble.sweep(PROMPTS[:2], resolution=2, max_new_tokens=TOKENS)
+    stream = ensemble.stream(PROMPTS[4], {"fluency": 1}, max_new_tokens=40)
+    first = next(stream)
+    result = ensemble.sweep(PROMPTS[:2], resolution=2, max_new_tokens=TOKENS)
+    events = [first, *stream]
+    assert [item.token_ids for item in result.items] == [item.token_ids for item in expected.items]
+    assert tuple(event.token_id for event in events) == alone.token_ids
+
+
+def test_one_seed_serves_all_and_is_reported(plain_bundle: Path) -> None:
+    """Without one, a seed is drawn once for the whole sweep, also when the caller says `seed=None`."""
+    ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
+    result = ensemble.sweep(PROMPTS[:2], resolution=2, temperature=1.0, seed=None, max_new_tokens=TOKENS)
+    again = ensemble.sweep(PROMPTS[:2], resolution=2, temperature=1.0, seed=result.seed, max_new_tokens=TOKENS)
+    assert [item.token_ids for item in result.items] == [item.token_ids for item in again.items]
+    other = ensemble.sweep(PROMPTS[:2], resolution=2, temperature=1.0, seed=result.seed ^ 1, max_new_tokens=TOKENS)
+    assert [item.token_ids for item in other.items] != [item.token_ids for item in again.items]
+
+
+def test_a_step_that_fails_once_changes_no_text() -> None:
+    """Mid-sweep, with forks waiting: the engine runs the branches apart and feeds the survivors again."""
+    expected = fake_ensemble(slots=4).sweep(PROMPTS[:3], resolution=4)
+    ensemble = fake_ensemble(slots=4)
+    calls = 0
+
+    def fail_at(prompts: list[tuple[int, ...]]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 9, 10):
+            raise RuntimeError("injected")
+
+    model_of(ensemble).on_step = fail_at
+    try:
+        result = ensemble.sweep(PROMPTS[:3], resolution=4)
+    except EngineError:
+        pytest.fail("a fault of a whole batch that passes when run apart must not fail anybody")
+    assert calls > 10
+    assert [item.token_ids for item in result.items] == [item.token_ids for item in expected.items]
+
+
+def test_a_prompt_that_fails_ends_the_sweep_and_leaves_the_engine_clean() -> None:
+    ensemble = fake_ensemble(slots=4)
+    model_of(ensemble).poisoned.add(ensemble.encode(PROMPTS[1]))
+    with pytest.raises(NonFinite):
+        ensemble.sweep(PROMPTS[:3], resolution=4)
+    while ensemble.engine.has_work:  # what was cancelled leaves at the next steps
+        ensemble.engine.step()
+    assert ensemble.engine.runner.lane_rows == 0
+    model_of(ensemble).poisoned.clear()
+    assert len(ensemble.sweep(PROMPTS[1], resolution=4).items) == 15
+
+
+def test_members_of_a_sweep_can_be_cancelled_one_by_one() -> None:
+    ensemble = fake_ensemble(slots=2)
+    expected = ensemble.sweep(PROMPTS[0], resolution=3)
+    plan = ensemble.sweep_plan(PROMPTS[0], resolution=3)
+    (group,) = plan.groups()
+    ensemble.engine.add_group(group)
+    gone = {group[0].request_id, group[4].request_id, group[9].request_id}
+    done = {}
+    while ensemble.engine.has_work:
+        events = ensemble.engine.step()
+        done.update({event.request_id: event for event in events})
+        for request_id in gone:
+            ensemble.engine.cancel(request_id)
+    for request, item in zip(group, expected.items, strict=True):
+        completion = done[request.request_id]
+        if request.request_id in gone:
+            assert completion.finish_reason == FinishReason.CANCELLED
+        else:
+            assert completion.token_ids == item.token_ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({}, InvalidRequest, "exactly one of weights and resolution"),
+        ({"weights": [{"empathy": 1}], "resolution": 2}, InvalidRequest, "exactly one"),
+        ({"weights": []}, InvalidRequest, "weights is empty"),
+        ({"weights": {"empathy": 1}}, InvalidRequest, "a list"),
+        ({"weights": [{"empathy": 1}, {"empaty": 1}]}, InvalidWeights, "vector 1: weights: unknown objective 'empaty'"),
+        ({"weights": [{"empathy": 1}, {"empathy": 0}]}, InvalidWeights, "vector 1: weights: all are zero"),
+        ({"weights": [{"empathy": 1}], "combine": "sum"}, InvalidRequest, "combine is 'sum'"),
+        ({"resolution": 0}, InvalidRequest, "resolution is 0"),
+        ({"resolution": 1000}, InvalidRequest, "501501 vectors"),
+        ({"resolution": 2, "temperature": -1}, InvalidRequest, "temperature"),
+        (
+            {"weights": [{"empathy": 1}, {"empathy": -1, "fluency": 2}], "combine": "probs", "normalize": False},
+            InvalidWeights,
+            "weights.1: negative",
+        ),
+    ],
+)
+def test_bad_sweeps_are_refused_before_anything_runs(
+    arguments: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    ensemble = fake_ensemble()
+    with pytest.raises(error, match=says):
+        ensemble.sweep(PROMPTS[0], **arguments)
+    assert not ensemble.engine.has_work
+
+
+def test_no_prompt_and_what_a_sweep_cannot_answer_are_refused() -> None:
+    ensemble = fake_ensemble()
+    with pytest.raises(InvalidRequest, match="prompts is empty"):
+        ensemble.sweep([], resolution=2)
+    with pytest.raises(TypeError, match="attribution"):
+        ensemble.sweep(PROMPTS[0], resolution=2, attribution=True)
+
+
+@pytest.mark.parametrize(("objectives", "resolution", "size"), [(1, 4, 1), (2, 10, 11), (3, 10, 66), (4, 3, 20)])
+def test_the_grid_covers_the_simplex_once(objectives: int, resolution: int, size: int) -> None:
+    names = [f"o{i}" for i in range(objectives)]
+    grid = simplex_grid(names, resolution)
+    assert len({tuple(vector.values()) for vector in grid}) == len(grid) == size
+    for vector in grid:
+        assert sum(vector.values()) == pytest.approx(1.0)
+        assert all((value * resolution) == pytest.approx(round(value * resolution)) for value in vector.values())
+    for name in names:
+        assert {other: float(other == name) for other in names} in grid

@@ -1,0 +1,216 @@
+"""Keys on every route that costs or tells anything, CORS off until asked for, clinical text nowhere."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from emorl_core.fake import fake_ensemble
+from server.app import create_app
+from server.auth import OPEN_PATHS, KeyRing, Keys
+from server.logs import set_up_logging
+from server.settings import Settings, SettingsError, load_settings
+from tests.http.harness import PROMPT, error_of, in_process, live, model_of
+
+MARKER = "ZEBRAFISH"
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def test_every_route_but_the_probes_asks_for_a_key() -> None:
+    settings = load_settings(api_keys="first,second", admin_keys="boss")
+    app = create_app(settings, fake_ensemble())
+    documented = [(path, method.upper()) for path, each in app.openapi()["paths"].items() for method in each]
+    assert len(documented) > 10
+    others = [("/openapi.json", "GET"), ("/generate/", "POST"), ("//generate", "POST"), ("/nope", "GET")]
+    async with in_process(settings) as (client, _):
+        for path, method in documented + others:
+            if not path:
+                continue
+            response = await client.request(method, path.replace("{model}", "fake"))
+            if path in OPEN_PATHS | {"/metrics"}:
+                assert response.status_code == 200, path
+            else:
+                assert response.status_code == 401, path
+                assert error_of(response)["type"] == "authentication_error"
+                assert response.headers["www-authenticate"] == "Bearer"
+
+
+async def test_keys_open_what_they_are_for() -> None:
+    async with in_process(load_settings(api_keys="first,Second", admin_keys="boss")) as (client, _):
+        for key, status in (("first", 200), ("Second", 200), ("second", 401), ("firs", 401), ("", 401), ("boss", 401)):
+            assert (await client.get("/info", headers=bearer(key))).status_code == status, key
+        assert (await client.get("/info", headers={"Authorization": "bearer first"})).status_code == 200
+        assert (await client.get("/info", headers={"Authorization": "Basic first"})).status_code == 401
+        assert (await client.post("/admin/nothing", headers=bearer("first"))).status_code == 403
+        assert (await client.post("/admin/nothing", headers=bearer("boss"))).status_code == 404
+        assert (await client.post("/admin/nothing")).status_code == 401
+
+
+async def test_admin_routes_are_off_without_an_admin_key() -> None:
+    async with in_process(load_settings()) as (client, _):
+        response = await client.post("/admin/reload")
+        assert (response.status_code, error_of(response)["code"]) == (403, "forbidden")
+        assert (await client.get("/info")).status_code == 200
+
+
+async def test_metrics_can_ask_for_a_key() -> None:
+    async with in_process(load_settings(api_keys="first", metrics_key_required=True)) as (client, _):
+        assert (await client.get("/metrics")).status_code == 401
+        assert (await client.get("/metrics", headers=bearer("first"))).status_code == 200
+
+
+def test_a_key_ring_keeps_no_key() -> None:
+    ring = KeyRing.of([("ward", "s3cret-é")])
+    assert ring.find("s3cret-é".encode()) == "ward"
+    assert ring.find(b"s3cret") is None
+    assert "s3cret" not in repr(ring)
+    assert not KeyRing(())
+
+
+def test_keys_come_from_a_file_with_names(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# wards\nnorth: one\n\ntwo\n")
+    keys = Keys.read(load_settings(api_keys="three", api_keys_file=file))
+    assert [keys.api.find(key) for key in (b"one", b"two", b"three", b"north")] == ["north", "line-4", "key-1", None]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "north:\n", ":one\n", "one\none\n"])
+def test_a_file_that_would_leave_the_server_open_or_unclear_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as error:
+        create_app(load_settings(api_keys_file=file), fake_ensemble())
+    assert "api_keys" in error.value.message
+
+
+async def test_a_missing_key_file_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        Keys.read(load_settings(api_keys_file=tmp_path / "none"))
+
+
+async def test_cors_is_off_by_default_and_allows_authorization_when_on() -> None:
+    preflight = {
+        "Origin": "https://ward.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    async with in_process() as (client, _):
+        response = await client.options("/generate", headers=preflight)
+        assert response.status_code == 405
+        assert not any(name.startswith("access-control") for name in response.headers)
+    async with in_process(load_settings(cors_origins="https://ward.example", api_keys="k")) as (client, _):
+        response = await client.options("/generate", headers=preflight)
+        assert response.status_code == 200
+        assert "authorization" in response.headers["access-control-allow-headers"].lower()
+        answer = await client.get("/info", headers={"Origin": "https://ward.example"})
+        assert answer.status_code == 401
+        assert answer.headers["access-control-allow-origin"] == "https://ward.example"
+        refused = await client.options("/generate", headers={**preflight, "Origin": "https://else.example"})
+        assert refused.status_code == 400
+        assert "cors_origins" in error_of(refused)["message"]
+
+
+def test_one_key_cannot_take_every_place() -> None:
+    settings = load_settings(port=0, api_keys="a,b", max_concurrent_per_key=1)
+    with live(settings, fake_ensemble(step_delay_s=0.005)) as server, server.client() as client:
+        body = {"prompt": PROMPT, "stream": True, "min_new_tokens": 500, "max_new_tokens": 600}
+        with client.stream("POST", "/generate", json=body, headers=bearer("a")):
+            refused = client.post("/generate", json={"prompt": PROMPT}, headers=bearer("a"))
+            assert (refused.status_code, error_of(refused)["code"]) == (429, "key_limit")
+            assert client.post("/generate", json={"prompt": PROMPT}, headers=bearer("b")).status_code == 200
+
+
+@pytest.fixture
+def log(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    stream = io.StringIO()
+    set_up_logging(Settings(log_format=request.param, log_level="debug"), stream)
+    yield stream
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+@pytest.mark.parametrize("log", ["console", "json"], indirect=True)
+def test_no_words_of_a_prompt_reach_logs_metrics_or_errors(log: io.StringIO) -> None:
+    ensemble = fake_ensemble(mean_length=6)
+    everything = []
+    with live(ensemble=ensemble) as server, server.client() as client:
+        chat = [{"role": "user", "content": f"{MARKER} hurts"}]
+        calls: list[tuple[str, dict[str, object]]] = [
+            ("/generate", {"prompt": f"{MARKER} hurts"}),
+            ("/generate", {"prompt": f"{MARKER} hurts", "stream": True}),
+            ("/generate", {"prompt": MARKER, "max_new_tokens": 0}),
+            ("/generate", {"prompt": f"{MARKER} " * 100}),
+            ("/generate", {"prompt": "x", "temperature": MARKER}),
+            ("/generate", {"prompt": "x", "combine": MARKER}),
+            ("/generate", {"prompt": {"text": MARKER}}),
+            ("/generate", {"prompt": "x", "stop": [[MARKER]]}),
+            (f"/{MARKER}?q={MARKER}", {}),
+            ("/v1/completions", {"model": MARKER, "prompt": "x"}),
+            ("/v1/completions", {"model": "fake", "prompt": f"{MARKER} hurts"}),
+            ("/v1/chat/completions", {"model": "fake", "messages": chat, "stream": True}),
+            ("/v1/chat/completions", {"model": "fake", "messages": chat, "tools": [MARKER]}),
+        ]
+        responses = [client.post(path, json=body) for path, body in calls]
+        responses.append(client.post("/generate", content=f'{{"prompt": "{MARKER}', headers=_JSON))
+        responses.append(client.post("/generate", content=MARKER.encode(), headers=_JSON))
+
+        def boom(prompts: list[tuple[int, ...]]) -> None:
+            raise ValueError(f"in the engine: {MARKER}")
+
+        model_of(ensemble).on_step = boom
+        responses.append(client.post("/generate", json={"prompt": f"{MARKER} again"}))
+        model_of(ensemble).on_step = None
+
+        def crash() -> list[object]:
+            raise RuntimeError(f"in the thread: {MARKER}")
+
+        step = ensemble.engine.step
+        ensemble.engine.step = crash  # type: ignore[method-assign, assignment]
+        responses.append(client.post("/generate", json={"prompt": f"{MARKER} again"}))
+        ensemble.engine.step = step  # type: ignore[method-assign]
+
+        def unreadable(text: str) -> list[int]:
+            raise KeyError(f"in a worker: {MARKER} {text}")
+
+        ensemble.tokenizer.encode = unreadable  # type: ignore[method-assign]
+        responses.append(client.post("/generate", json={"prompt": f"{MARKER} again"}))
+        everything += [response.text for response in responses if response.status_code >= 400]
+        assert len(everything) >= 14
+        everything.append(client.get("/metrics").text)
+    everything.append(log.getvalue())
+    assert "route=/generate" in log.getvalue() or '"route": "/generate"' in log.getvalue(), "the log was really read"
+    for text in everything:
+        assert MARKER not in text
+
+
+_JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize("log", ["json"], indirect=True)
+async def test_json_log_lines_have_the_facts_of_a_request(log: io.StringIO) -> None:
+    async with in_process(load_settings(api_keys="k")) as (client, _):
+        body = {"prompt": PROMPT, "max_new_tokens": 3}
+        await client.post("/generate", json=body, headers={**bearer("k"), "X-Request-ID": "r-1"})
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    (line,) = [line for line in lines if line["logger"] == "emorl.access"]
+    assert {name: line[name] for name in ("request_id", "method", "route", "status", "key", "outcome", "tokens")} == {
+        "request_id": "r-1", "method": "POST", "route": "/generate", "status": 200, "key": "key-1", "outcome": "length",
+        "tokens": 3,
+    }  # fmt: skip
+
+
+def test_the_openapi_document_is_served_from_here_alone(client: httpx.Client) -> None:
+    assert client.get("/openapi.json").status_code == 200
+    for path in ("/docs", "/redoc"):
+        assert client.get(path).status_code == 404, "these pages load scripts from elsewhere"

@@ -1,0 +1,101 @@
+"""One training run from a recipe to a bundle: what `emorl train` does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.output import write_bundle
+from training.recipe import Recipe
+from training.section import RecipeError
+from training.tracking import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """`bundle`: what the run makes, whole or not at all. `run`: its log and checkpoints, beside it."""
+
+    bundle: Path
+
+    @property
+    def run(self) -> Path:
+        return self.bundle.with_name(f"{self.bundle.name}.run")
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Nothing that exists is overwritten unasked. Raises `RecipeError`."""
+        if self.bundle.exists() and not overwrite and (not self.bundle.is_dir() or any(self.bundle.iterdir())):
+            raise RecipeError(
+                f"--out {self.bundle}: already holds something; --overwrite replaces it when the run has ended, "
+                "or name another folder",
+                param="out",
+            )
+        if self.run.exists() and not resume and not overwrite:
+            raise RecipeError(
+                f"{self.run} holds an earlier run; --resume goes on with it, --overwrite starts anew", param="out"
+            )
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    places: Places,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Report = lambda record: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, object]:
+    """Load, train, write the bundle; returns the report that lies in it as `training.json`.
+
+    Args:
+        folder: where the recipe's relative paths start.
+        report: is told every record of the log.
+        say: is told what is going on before and after training, one line at a time.
+
+    Raises:
+        RecipeError, DataError, ScorerError, BundleError and its kinds: one line each, before anything is trained.
+    """
+    import torch
+
+    from emorl_core.models import load_model
+    from emorl_core.tokenizer import HuggingFaceTokenizer
+    from training.processes import Processes
+    from training.scorers import Context, build_scorer
+    from training.setup import base_folder, encode, fingerprint, load_data
+    from training.tracking import check_trackers
+    from training.trainer import Task, Trainer
+
+    places.check(resume=resume, overwrite=overwrite)
+    compute = recipe.compute
+    check_trackers(compute.trackers)
+    data = load_data(recipe, folder)
+    for source in data.sources:
+        say(source.summary())
+    base = base_folder(recipe, folder)
+    tokenizer = HuggingFaceTokenizer(base)
+    encoded = encode(recipe, data, tokenizer)
+    say(f"{len(encoded.train)} training and {len(encoded.validation)} validation prompts, {encoded.cut} cut")
+    context = Context(compute.scorer_device, folder, data.parts["train"])
+    scorers = {
+        name: build_scorer(objective.scorer, context, where=f"objectives.{name}.scorer")
+        for name, objective in recipe.objectives.items()
+    }
+    processes = Processes(
+        device=compute.device, precision=compute.precision, trackers=compute.trackers, folder=places.run
+    )
+    model = load_model(base, device=processes.device, dtype=torch.float32, training=True)
+    if overwrite and not resume and processes.is_main and places.run.exists():
+        shutil.rmtree(places.run)
+    processes.wait()
+    task = Task(
+        recipe, model, tokenizer, encoded.train, encoded.validation, scorers, fingerprint(recipe, data, base)  # type: ignore[arg-type]
+    )  # fmt: skip
+    trainer = Trainer(task, processes, places.run, report)
+    processes.start_trackers("emorl", {"name": recipe.name, "preset": recipe.preset, "seed": recipe.seed})
+    trainer.run(resume=resume)
+    processes.close()
+    if not processes.is_main:
+        return {}
+    return write_bundle(places.bundle, trainer, data, base, overwrite=overwrite)
