@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emorl_cli.options import add_example
+from emorl_cli.progress import Stages
 
 if TYPE_CHECKING:
     from emorl_core.bundle import BundleSpec
@@ -31,12 +31,16 @@ def run(args: argparse.Namespace) -> int:
     from emorl_cli.serving import check_address, serve
     from emorl_core.bundle import Bundle
     from server.settings import load_settings
+    from training.demo import build_demo
 
     folder: Path = args.folder or default_folder()
     settings = load_settings(host=args.host, port=args.port, bundle=str(folder))
     if not args.build_only:
         check_address(settings)
-    build(folder, rebuild=args.rebuild)
+    if args.rebuild or not folder.exists():
+        print(f"making the demo bundle in {folder}: a few minutes, once", file=sys.stderr, flush=True)
+    with Stages() as progress:
+        build_demo(folder, rebuild=args.rebuild, progress=progress)
     if args.build_only:
         print(folder)
         return 0
@@ -50,29 +54,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def default_folder() -> Path:
-    """One folder per recipe, so that a new version of the demo never serves an old bundle."""
-    from training.demo import fingerprint
+    """One folder per kind of demo, so that a new version of it never serves or overwrites an old bundle."""
+    from training.demo import DemoSettings, build_key
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "emorl" / f"demo-{fingerprint()[:12]}"
-
-
-def build(folder: Path, *, rebuild: bool) -> None:
-    """Make the demo bundle in `folder` unless it is there. An interrupted build goes on where it stopped.
-
-    Raises:
-        BundleError: the folder holds something that is no demo bundle; it is left alone.
-    """
-    from training.demo import build_demo
-
-    if rebuild and folder.exists():
-        _refuse_foreign(folder)
-        shutil.rmtree(folder)
-    build_demo(folder)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    raise NotImplementedError
+    return cache / "emorl" / f"demo-{build_key(DemoSettings())[:12]}"
 
 
 def curl_line(url: str, spec: BundleSpec) -> str:

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         "attribution": args.attribution,
         **sampling_fields(args),
     }
-    prompts = _read_prompts(source) if source is not None else {1: args.prompt}
+    prompts = _read_prompts(source) if source is not None else {1: _text(args.prompt, "the prompt")}
 
     from emorl_core.ensemble import Ensemble
 
@@ -92,11 +92,23 @@ def _read_prompts(source: str) -> dict[int, str]:
     """Line number -> prompt; blank lines are left out."""
     from emorl_core.errors import InvalidRequest
 
-    lines = sys.stdin.read().splitlines() if source == STDIN else read_lines(Path(source))
+    from_stdin = source == STDIN
+    lines = _text(sys.stdin.read(), "standard input").splitlines() if from_stdin else read_lines(Path(source))
     prompts = {number: line for number, line in enumerate(lines, start=1) if line.strip()}
     if not prompts:
-        raise InvalidRequest(f"{'standard input' if source == STDIN else source}: holds no prompt; write one per line")
+        raise InvalidRequest(f"{'standard input' if from_stdin else source}: holds no prompt; write one per line")
     return prompts
+
+
+def _text(text: str, what: str) -> str:
+    """Python carries bytes that are no UTF-8 as half surrogate pairs, which no tokenizer takes."""
+    from emorl_core.errors import InvalidRequest
+
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{what} is not UTF-8 text", param="prompt") from None
+    return text
 
 
 def _stream(ensemble: Ensemble, prompt: str, fields: dict[str, Any]) -> Completion:

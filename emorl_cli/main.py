@@ -22,8 +22,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("emorl_cli.serve", "serve a bundle over HTTP"),
     "generate": ("emorl_cli.generate", "answer one prompt, or a file of prompts"),
     "inspect": ("emorl_cli.inspect_bundle", "explain a bundle and validate it in full"),
-    "train-scorer": ("emorl_cli.train_scorer", "train a scorer from graded pairs and measure it on unseen prompts"),
     "train": ("emorl_cli.train", "train every objective of a recipe and write a bundle"),
+    "warm-start": ("emorl_cli.warm_start", "train a recipe's base on replies, before any reinforcement"),
+    "train-scorer": ("emorl_cli.train_scorer", "train a scorer from graded pairs and measure it on unseen prompts"),
     "import-npz": ("emorl_cli.import_npz", "turn a published .npz adapter into a PEFT folder"),
 }
 

@@ -35,9 +35,34 @@ class Progress:
 
     def step(self) -> None:
         """One more is done."""
-        self._done += 1
+        self.reach(self._done + 1)
+
+    def reach(self, done: int) -> None:
+        """This many are done by now."""
+        news, self._done = done - self._done, done
         if self._bar is not None:
-            self._bar.update()
-        elif self._done == self._total or time.monotonic() - self._last_line >= self.PLAIN_EVERY_S:
+            self._bar.update(news)
+        elif news and (done == self._total or time.monotonic() - self._last_line >= self.PLAIN_EVERY_S):
             self._last_line = time.monotonic()
-            print(f"{self._what}: {self._done} of {self._total}", file=sys.stderr, flush=True)
+            print(f"{self._what}: {done} of {self._total}", file=sys.stderr, flush=True)
+
+
+class Stages:
+    """Progress of work in named stages, one after the other; called with (stage, done, total)."""
+
+    def __init__(self) -> None:
+        self._stage: str | None = None
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._progress is not None:
+            self._progress.__exit__()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage or self._progress is None:
+            self.__exit__()
+            self._stage, self._progress = stage, Progress(stage, total)
+        self._progress.reach(done)

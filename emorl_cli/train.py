@@ -117,6 +117,9 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         f"{steps['prompts_per_step']} prompts and {steps['samples_per_step']} samples a step; "
         f"at most {steps['most_prompts']} prompts per objective"
     )
+    if "warm_start" in plan:
+        warm = plan["warm_start"]
+        lines.append(f"warm start: {warm['steps']} steps of {warm['batch_size']} on {warm['records']} records")
     if "missing" in plan.get("base", {}):
         return [*lines, f"base: not here, so no parameters and memory: {plan['base']['missing']}"]
     parameters = plan["parameters"]

@@ -157,9 +157,9 @@ class Engine:
         try:
             self.runner.admit(admitted)
         except Exception:  # noqa: BLE001 - whatever it is, it must not reach the other requests
-            # One prompt of several may be at fault: each gets its own try.
+            # One prompt of several may be at fault: each gets its own try, in rows that hold nothing of the others.
             for branch in admitted:
-                self.runner.remove(branch)
+                self.runner.remove(branch, poisoned=True)
             for branch in admitted:
                 try:
                     self.runner.admit([branch])

@@ -74,8 +74,8 @@ class KVCache:
     def remove(self, place: int, *, wipe: bool = False) -> int | None:
         """Take row `place` out. Returns the old place of the row that moved into it, or None when none had to move.
 
-        `wipe` zeroes what the row leaves behind: values that are not finite would reach later rows through the masked
-        part of their attention (0 * NaN is NaN).
+        `wipe` zeroes what the row leaves behind, here and in all unused rows, where it may have been before it moved:
+        values that are not finite would reach later rows through the masked part of their attention (0 * NaN is NaN).
         """
         last = self.count - 1
         if wipe:
@@ -91,6 +91,9 @@ class KVCache:
         self.lengths.pop()
         self.source_lengths.pop()
         self.count -= 1
+        if wipe:
+            self._self[:, :, self.count :].zero_()
+            self._cross[:, :, self.count :].zero_()
         self._moved = True
         return moved
 

@@ -118,7 +118,7 @@ class LineSweep:
         self._runner.admit([node.branch for node in admitted])
         for branch, lanes, hidden in self._runner.step_hidden():
             node = self._running[branch]
-            segments = self._segments(node, self._choice(len(branch.tokens), list(lanes), hidden))
+            segments = self._segments(node, list(lanes), hidden)
             # The longest segment keeps the lane rows; the others copy them.
             segments.sort(key=lambda segment: segment[0] - segment[1])
             children = [_Node(branch, *segments[0][:2])]
@@ -161,6 +161,16 @@ class LineSweep:
             self._ended.append(Interval(node.start, node.end, "".join(branch.texts), tuple(branch.tokens), reason))
             branch.members = []
 
+    def _ends(self, lanes: list[int], hidden: Tensor, position: int) -> Tensor:
+        """[2, V] float64: the logits at t = 0 and t = 1, mixed from the lanes' own, so that the slopes of a narrow
+        interval are as good as those of a wide one."""
+        weights = torch.stack([self._from, self._to])[:, lanes]  # [2, N]
+        mixed = weights @ self._runner.model.head(hidden).double()
+        _check(mixed)
+        if position < self._sampling.min_new_tokens:
+            mixed[:, list(self._runner.model.eos_token_ids)] = -1e30
+        return mixed
+
     def _choice(self, position: int, lanes: list[int], hidden: Tensor) -> Callable[[Tensor], Tensor]:
         """t [K] float64 -> logits [K, V], computed just as the runner computes a request's."""
         eos = list(self._runner.model.eos_token_ids)
@@ -168,22 +178,22 @@ class LineSweep:
         def logits(t: Tensor) -> Tensor:
             weights = torch.lerp(self._from, self._to, t.unsqueeze(1))[:, lanes].float()  # [K, N]
             mixed = self._runner.model.head(combine.mix_hidden(hidden.unsqueeze(0), weights))
-            if not torch.isfinite(mixed).all():
-                raise NonFinite("the model produced NaN or inf for this request")
+            _check(mixed)
             if position < self._sampling.min_new_tokens:
                 mixed[:, eos] = float("-inf")
             return mixed
 
         return logits
 
-    def _segments(self, node: _Node, logits: Callable[[Tensor], Tensor]) -> list[tuple[float, float, int]]:
+    def _segments(self, node: _Node, lanes: list[int], hidden: Tensor) -> list[tuple[float, float, int]]:
         """(start, end, token id) along the node's interval."""
+        logits = self._choice(len(node.branch.tokens), lanes, hidden)
         if node.end - node.start <= self._min_width:
             middle = logits(_at((node.start + node.end) / 2))
             return [(node.start, node.end, int(middle.argmax(dim=-1)))]
-        ends = logits(torch.cat([_at(node.start), _at(node.end)])).double()
-        value, slope = ends[0], (ends[1] - ends[0]) / (node.end - node.start)
-        value, slope = value.nan_to_num(neginf=-1e30), slope.nan_to_num(0.0)
+        at_from, at_to = self._ends(lanes, hidden, len(node.branch.tokens))
+        slope = at_to - at_from
+        value = at_from + node.start * slope
         tokens, borders = [int(value.argmax())], [node.start]
         while True:
             now, token = borders[-1], tokens[-1]
@@ -221,6 +231,11 @@ class LineSweep:
             edges = [low, *probes.tolist(), high]
             low, high = edges[first], edges[first + 1]
         return (low + high) / 2
+
+
+def _check(logits: Tensor) -> None:
+    if not torch.isfinite(logits).all():
+        raise NonFinite("the model produced NaN or inf for this request")
 
 
 def _at(t: float) -> Tensor:

@@ -71,26 +71,31 @@ def _draw(logits: Tensor, rows: Sequence[RowParameters]) -> Tensor:
     device = logits.device
     temperature = torch.tensor([row.sampling.temperature for row in rows], device=device)
     scaled = logits / temperature.unsqueeze(1)
+    filtered = [i for i, row in enumerate(rows) if row.sampling.top_k or row.sampling.top_p < 1.0]
+    if filtered:
+        index = torch.tensor(filtered, device=device)
+        scaled[index] = _filter(scaled[index], [rows[i].sampling for i in filtered])
     keys = torch.tensor([noise_key(row.seed, row.position) for row in rows], device=device)
-    top_k = [row.sampling.top_k for row in rows]
-    top_p = [row.sampling.top_p for row in rows]
-    vocabulary = logits.shape[1]
-    if not any(top_k) and all(p >= 1.0 for p in top_p):
-        everything = torch.arange(vocabulary, device=device)
-        return (scaled + gumbel(keys, everything.unsqueeze(0))).argmax(dim=-1)
-    # Filtered rows work on candidates in falling order; the noise belongs to the token id, so that a row draws the
-    # same token whether or not a neighbour's filter brought it onto this path.
-    widest = max(top_k) if all(top_k) else vocabulary
-    values, candidates = torch.topk(scaled, min(widest, vocabulary), dim=-1)
-    rank = torch.arange(values.shape[1], device=device).unsqueeze(0)
-    limit = torch.tensor([k or vocabulary for k in top_k], device=device).unsqueeze(1)
-    values = values.masked_fill(rank >= limit, float("-inf"))
-    nucleus = torch.tensor(top_p, device=device).unsqueeze(1)
-    probabilities = torch.softmax(values, dim=-1)
+    everything = torch.arange(logits.shape[1], device=device)
+    return (scaled + gumbel(keys, everything.unsqueeze(0))).argmax(dim=-1)
+
+
+def _filter(scaled: Tensor, settings: Sequence[Sampling]) -> Tensor:
+    """-inf for tokens outside a row's top-k and, within that, its nucleus (top-p). [F, V] -> [F, V].
+
+    A token that ties with the last one kept is kept too: which of several equals a sort puts first depends on how many
+    values the neighbours' filters ask for, and bfloat16 logits are often equal.
+    """
+    device, vocabulary = scaled.device, scaled.shape[1]
+    limits = [min(each.top_k or vocabulary, vocabulary) for each in settings]
+    values = torch.topk(scaled, max(limits), dim=-1).values  # falling
+    within = torch.arange(values.shape[1], device=device) < torch.tensor(limits, device=device).unsqueeze(1)
+    # float64, so that a sum over more or fewer neighbours' values rounds to the same side of top_p.
+    probabilities = torch.softmax(values.double().masked_fill(~within, float("-inf")), dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
-    values = values.masked_fill((before >= nucleus) & (nucleus < 1.0) & (rank > 0), float("-inf"))
-    best = (values + gumbel(keys, candidates)).argmax(dim=-1, keepdim=True)
-    return candidates.gather(1, best).squeeze(1)
+    nucleus = torch.tensor([each.top_p if each.top_p < 1.0 else float("inf") for each in settings], device=device)
+    kept = (within & (before < nucleus.unsqueeze(1))).sum(dim=-1, keepdim=True).clamp(min=1)
+    return scaled.masked_fill(scaled < values.gather(1, kept - 1), float("-inf"))
 
 
 def noise_key(seed: int, position: int) -> int:

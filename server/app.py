@@ -19,6 +19,7 @@ from server.limits import BodyLimitMiddleware
 from server.routes import admin, generate, openai, operations
 from server.service import GENERATION_ROUTES, Service
 from server.settings import Settings
+from server.tracing import set_up_tracing
 
 # FastAPI's own telemetry records bodies that fail validation and the text of exceptions: both can hold a prompt.
 _NO_TELEMETRY: TelemetryConfig = {
@@ -33,9 +34,10 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
     bundle that cannot be served shows in liveness and in `service.failure`.
 
     Raises:
-        SettingsError: the file of API keys cannot be used.
+        SettingsError: the file of API keys cannot be used, or the packages for tracing are missing.
     """
     keys = Keys.read(settings)
+    tracing = set_up_tracing(settings)
     service = Service(settings, ensemble)
 
     @asynccontextmanager
@@ -56,7 +58,12 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
         middleware=[
-            Middleware(ContextMiddleware, metrics=service.metrics, generation_routes=frozenset(GENERATION_ROUTES)),
+            Middleware(
+                ContextMiddleware,
+                metrics=service.metrics,
+                generation_routes=frozenset(GENERATION_ROUTES),
+                tracing=tracing,
+            ),
             *([Middleware(Cors, origins=settings.cors_origins)] if settings.cors_origins else []),
             Middleware(AuthMiddleware, keys=keys, metrics_key_required=settings.metrics_key_required),
             Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes),

@@ -21,6 +21,7 @@ from server.logs import where
 if TYPE_CHECKING:
     from server.generation import Generation
     from server.metrics import Metrics
+    from server.tracing import Tracing
 
 logger = logging.getLogger("emorl.access")
 
@@ -61,8 +62,11 @@ def request_id_from(headers: Headers) -> str:
 class ContextMiddleware:
     """Outermost: gives the request its id, logs it, answers 500 for what nobody caught, returns what it still holds."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, generation_routes: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, generation_routes: frozenset[str], tracing: Tracing | None = None
+    ) -> None:
         self.app = app
+        self._tracing = tracing
         self._metrics = metrics
         self._generation_routes = generation_routes
 
@@ -94,7 +98,7 @@ class ContextMiddleware:
             if context.generation is not None:
                 context.generation.close()
             self._count(scope, context)
-            self._log(scope, context)
+            self._tell(scope, context)
 
     def _count(self, scope: Scope, context: RequestContext) -> None:
         if scope["method"] != "POST" or scope["path"] not in self._generation_routes:
@@ -105,22 +109,33 @@ class ContextMiddleware:
             outcome = "error" if context.status in (0, 500) else "rejected"
         self._metrics.requests.labels(scope["path"], outcome).inc()
 
-    def _log(self, scope: Scope, context: RequestContext) -> None:
-        # The route as configured, never the path as sent: a path can hold anything.
-        route = scope.get("route")
+    def _tell(self, scope: Scope, context: RequestContext) -> None:
+        """The log line and the trace. The route as configured, never the path as sent: a path can hold anything."""
+        route = getattr(scope.get("route"), "path", "-")
+        generation = context.generation
         facts: dict[str, Any] = {
             "request_id": context.request_id,
             "method": scope["method"],
-            "route": getattr(route, "path", "-"),
+            "route": route,
             "status": context.status,
             "seconds": round(time.perf_counter() - context.started, 4),
         }
         if context.key is not None:
             facts["key"] = context.key
-        if context.generation is not None:
-            facts["outcome"] = context.generation.outcome
-            facts["tokens"] = context.generation.tokens
+        if generation is not None:
+            facts["outcome"] = generation.outcome
+            facts["tokens"] = generation.tokens
         logger.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra={"facts": facts})
+        if self._tracing is not None and route in self._generation_routes:
+            attributes: dict[str, str | int] = {
+                "http.request.method": scope["method"],
+                "http.route": route,
+                "http.response.status_code": context.status,
+                "emorl.request_id": context.request_id,
+            }
+            if generation is not None:
+                attributes |= {"emorl.outcome": generation.outcome, "emorl.tokens": generation.tokens}
+            self._tracing.record(scope, context.started, attributes, generation)
 
 
 class BrokenAnswer(Exception):

@@ -36,6 +36,7 @@ class Generation:
         self.completions: dict[str, Completion] = {}
         self.error: EmorlError | None = None
         self.accepted = int(time.time())  # Unix time
+        self.began = time.perf_counter()
         self.tokens = 0  # completion tokens seen, for the access log
         self._channel = deployment.worker.submit(self.requests)
         self._permit = permit

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.durable import appearing, clear_leftovers
+from training.durable import appearing
 from training.section import RecipeError
 
 FORMAT = "emorl-training/1"
@@ -36,7 +36,6 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `folder/checkpoint-<step>`, with the random states of this process, and drop older checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(folder)
     target = folder / f"checkpoint-{checkpoint.step}"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     tensors[_TORCH] = torch.get_rng_state()
@@ -46,9 +45,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     with appearing(target, replace=True) as temporary:
         save_file(tensors, temporary / _TENSORS)
         (temporary / _STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
-    for step, path in _found(folder):
-        if step != checkpoint.step:
-            shutil.rmtree(path)
+    for path in [*(old for step, old in _found(folder) if step != checkpoint.step), *folder.glob(".checkpoint-*")]:
+        shutil.rmtree(path)
 
 
 def latest(folder: Path) -> Checkpoint | None:

@@ -17,6 +17,7 @@ def appearing(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     program killed in between leaves the old folder or the new one under its own or a temporary name, never a mixture.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _recover(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     temporary.mkdir()
@@ -33,9 +34,20 @@ def appearing(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def clear_leftovers(parent: Path) -> None:
-    """Remove temporary folders that a killed run left in `parent`."""
-    for left in parent.glob(".*.new"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Remove the half-written folders that a killed program left in `parent`, whatever they were to become."""
+    for half in parent.glob(".*.new"):
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def _recover(folder: Path) -> None:
+    """Clear up after a program that was killed in here: half-written folders go, an old one without successor returns."""
+    for half in folder.parent.glob(f".{folder.name}.*.new"):
+        shutil.rmtree(half, ignore_errors=True)
+    for old in folder.parent.glob(f".{folder.name}.*.old"):
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(old, folder)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -90,10 +90,8 @@ def fit(
     pairs: (wrapped prompt, reply). device: `auto` (CUDA when there is one) or `cpu`. The model is left in eval mode; the
     process's random state is left as it was.
 
-    Raises `FitError`: no pairs, or a loss that is not finite.
+    Raises `FitError`: a loss that is not finite.
     """
-    if not pairs:
-        raise FitError("there is no pair of prompt and reply to train on", param="data")
     sources, cut_sources = _encode(tokenizer, [source for source, _ in pairs], max_source_tokens)
     targets, cut_targets = _encode(tokenizer, [target for _, target in pairs], settings.max_target_tokens)
     lengths = [(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
@@ -102,7 +100,7 @@ def fit(
         {"input_ids": sources[index], "attention_mask": [1] * len(sources[index]), "labels": targets[index]}
         for index in order
     ]
-    with _quiet(), _own_randomness():
+    with quiet(), _own_randomness():
         trainer, watch = _trainer(model, tokenizer, examples, settings, work, device, progress)
         checkpoint = last_checkpoint(work)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -225,7 +223,7 @@ def _watch(progress: Progress | None) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The trainer's and accelerate's remarks are for their own developers; ours go through `progress`."""
     from transformers.utils import logging
 

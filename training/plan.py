@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from training.hyperparameters import LoraSettings
-from training.recipe import Recipe
+from training.recipe import BaseSettings, Recipe, WarmStart
+from training.scratch import ScratchSettings
 
 _FLOAT = 4  # bytes of a float32
 _LOGITS = 64 * 2**20  # see training/sequences.py
@@ -33,6 +34,15 @@ class Shape:
         t5 = T5Config.from_hf(config)
         tied = bool(config.get("tie_word_embeddings", True))
         return cls(t5.d_model, t5.inner, t5.d_ff, t5.num_layers, t5.num_decoder_layers, t5.vocab_size, t5.gated, tied)
+
+    @classmethod
+    def new(cls, scratch: ScratchSettings) -> Shape:
+        """Of a model from scratch; its vocabulary may turn out smaller."""
+        gated = scratch.feed_forward != "relu"
+        width = scratch.d_model
+        return cls(
+            width, width, scratch.d_ff, scratch.layers, scratch.decoder_layers, scratch.vocab_size, gated, tied=True
+        )
 
     def linears(self) -> list[tuple[str, int, int, int]]:
         """(last part of the name, in, out, how many)."""
@@ -63,7 +73,10 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     `RecipeError`.
     """
     from emorl_core.errors import BundleError
-    from training.setup import base_folder, encode, load_data
+    from emorl_core.models import read_config
+    from emorl_core.tokenizer import HuggingFaceTokenizer
+    from training.base import base_folder, warm_start_records
+    from training.setup import encode, load_data
 
     data = load_data(recipe, folder)
     rl, names = recipe.rl, list(recipe.objectives)
@@ -81,24 +94,33 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
             "most_prompts": rl.stop.max_steps * rl.prompts_per_step,
         },
     }
+    plan["steps"]["steps_per_pass"] = round(plan["data"]["parts"]["train"]["prompts"] / rl.prompts_per_step, 2)
+    start = recipe.base.warm_start
+    if start is not None:
+        records = warm_start_records(start, folder, data)
+        plan["warm_start"] = {"records": len(records), "steps": start.fit.steps, "batch_size": start.fit.batch_size}
+    longest = recipe.max_source_tokens
     try:
-        base = base_folder(recipe, folder)
+        if start is not None and start.scratch is not None:
+            shape = Shape.new(start.scratch)
+        else:
+            where = recipe if start is None else _without_warm_start(recipe, start)
+            base = base_folder(where, folder)
+            shape = Shape.of(read_config(base))
+            encoded = encode(recipe, data, HuggingFaceTokenizer(base))
+            plan["data"]["cut_prompts"] = encoded.cut
+            longest = max(len(prompt.gradient_source) for prompt in encoded.train)
     except BundleError as error:
-        plan["base"] = {"missing": error.message}
-        return plan
-    from emorl_core.models import read_config
-    from emorl_core.tokenizer import HuggingFaceTokenizer
-
-    shape = Shape.of(read_config(base))
-    encoded = encode(recipe, data, HuggingFaceTokenizer(base))
-    per_pass = len(encoded.train)
+        return {**plan, "base": {"missing": error.message}}
     adapters = {name: shape.adapter_parameters(recipe.lora_of(name)) for name in names}
-    plan["data"]["cut_prompts"] = encoded.cut
-    plan["steps"]["steps_per_pass"] = round(per_pass / rl.prompts_per_step, 2)
     plan["parameters"] = {"base": shape.base_parameters(), "adapters": adapters}
-    longest = max(len(prompt.gradient_source) for prompt in encoded.train)
     plan["memory_bytes"] = memory(recipe, shape, sum(adapters.values()), longest)
     return plan
+
+
+def _without_warm_start(recipe: Recipe, start: WarmStart) -> Recipe:
+    """With the model that the warm start begins with as the base: it has the same shape."""
+    return recipe.model_copy(update={"base": BaseSettings(hub=start.hub, revision=start.revision, path=start.path)})
 
 
 def memory(recipe: Recipe, shape: Shape, adapter_parameters: int, source_tokens: int) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +14,48 @@ from emorl_core.errors import InvalidWeights
 from emorl_core.weights import BASE, resolve
 from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
+from training.fit import FitSettings
 from training.hyperparameters import LoraSettings, Preset, RlSettings, with_preset
 from training.scorers import parse_scorer
+from training.scratch import ScratchSettings
+from training.overrides import apply_override
 from training.section import RecipeError, Section
+from training.warmstart import WarmStartSettings
 
-TRACKERS = ("tensorboard", "wandb", "trackio")
+class WarmStart(Section):
+    """Supervised training of the base before reinforcement: from exactly one of `hub`, `path` and `scratch`."""
+
+    hub: str | None = None
+    """Hugging Face hub id of a sequence-to-sequence model."""
+    revision: str | None = None
+    """Branch, tag or commit of `hub`."""
+    path: str | None = None
+    """Checkpoint folder; relative paths start at the recipe's folder."""
+    scratch: ScratchSettings | None = None
+    """Shape of a new model, with a tokenizer trained on the data."""
+    sources: tuple[Any, ...] = ()
+    """Data sets with replies to fit on, less the prompts that `data` validates or tests on; none: `data`'s training part."""
+    fit: FitSettings = FitSettings()
+    """The fitting."""
+
+    @field_validator("sources")
+    @classmethod
+    def _kinds(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return _known_sources(value, "base.warm_start.sources")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> WarmStart:
+        self.settings("{prompt}", 2)  # its own rules: one start, revision with hub
+        return self
+
+    def settings(self, template: str, max_source_tokens: int) -> WarmStartSettings:
+        """For `training.warmstart`, with the recipe's own template."""
+        own = {name: getattr(self, name) for name in ("hub", "revision", "path", "scratch", "fit")}
+        return WarmStartSettings(prompt_template=template, max_source_tokens=max_source_tokens, **own)
 
 
 class BaseSettings(Section):
-    """The model that stays frozen: exactly one of `hub` and `path`, or what a warm start makes of one (see there)."""
+    """The model that stays frozen: exactly one of `hub`, `path` and `warm_start`."""
 
     hub: str | None = None
     """Hugging Face hub id, such as `google-t5/t5-base`."""
@@ -31,11 +63,13 @@ class BaseSettings(Section):
     """Branch, tag or commit of `hub`."""
     path: str | None = None
     """Checkpoint folder; relative paths start at the recipe's folder."""
+    warm_start: WarmStart | None = None
+    """A model that is trained on replies first; `emorl warm-start` runs that stage alone."""
 
     @model_validator(mode="after")
     def _one_of(self) -> BaseSettings:
-        if (self.hub is None) == (self.path is None):
-            raise ValueError("give exactly one of hub and path")
+        if sum(start is not None for start in (self.hub, self.path, self.warm_start)) != 1:
+            raise ValueError("give exactly one of hub, path and warm_start")
         if self.revision is not None and self.hub is None:
             raise ValueError("revision goes with hub")
         return self
@@ -58,9 +92,7 @@ class DataSettings(Section):
     @field_validator("sources")
     @classmethod
     def _kinds(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        for number, source in enumerate(value):
-            parse_source(source, where=f"data.sources.{number}")
-        return value
+        return _known_sources(value, "data.sources")
 
     @field_validator("splits")
     @classmethod
@@ -200,6 +232,12 @@ class Recipe(Section):
         )
 
 
+def _known_sources(value: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    for number, source in enumerate(value):
+        parse_source(source, where=f"{where}.{number}")
+    return value
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override (`rl.learning_rate=3e-4`) and validate. Raises `RecipeError`, `ScorerError` or `DataError`: one
     line that names the file, the key and what is allowed."""
@@ -214,7 +252,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: must be a mapping of keys, found {type(raw).__name__}", param="recipe")
     for override in overrides:
-        _set(raw, override)
+        apply_override(raw, override)
     return parse_recipe(raw, where=path.name)
 
 
@@ -241,38 +279,6 @@ def _explain(fault: ValidationError) -> str:
 
 def _path(loc: Sequence[int | str]) -> str:
     return ".".join(str(part) for part in loc if part != "[key]")
-
-
-def _set(raw: dict[str, Any], override: str) -> None:
-    """Put `a.b.c=value` (value in YAML) into the mapping, making sections on the way."""
-    key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        raise RecipeError(
-            f"--set {_cut(override)}: write it as key.key=value, for example rl.learning_rate=3e-4", param="set"
-        )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {key}: the value is not YAML", param="set") from None
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        value = float(value)  # YAML 1.1 reads 3e-4 as a string for want of a dot
-    *sections, last = key.split(".")
-    place: Any = raw
-    for section in sections:
-        if isinstance(place, list) and section.isdigit() and int(section) < len(place):
-            place = place[int(section)]
-            continue
-        if not isinstance(place, dict):
-            raise RecipeError(f"--set {key}: {section!r} is inside a value that is not a mapping", param="set")
-        if place.get(section) is None:
-            place[section] = {}
-        place = place[section]
-    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
-        place[int(last)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise RecipeError(f"--set {key}: there is no such place in the recipe", param="set")
 
 
 def _cut(value: object) -> str:

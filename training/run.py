@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from emorl_core.bundle import BASE_DIR
 from training.output import write_bundle
+from training.processes import Processes
 from training.recipe import Recipe
 from training.section import RecipeError
+from training.setup import Data
 from training.tracking import Report
 
 
@@ -61,9 +64,8 @@ def train(
 
     from emorl_core.models import load_model
     from emorl_core.tokenizer import HuggingFaceTokenizer
-    from training.processes import Processes
     from training.scorers import Context, build_scorer
-    from training.setup import base_folder, encode, fingerprint, load_data
+    from training.setup import encode, fingerprint, load_data
     from training.tracking import check_trackers
     from training.trainer import Task, Trainer
 
@@ -73,7 +75,13 @@ def train(
     data = load_data(recipe, folder)
     for source in data.sources:
         say(source.summary())
-    base = base_folder(recipe, folder)
+    processes = Processes(
+        device=compute.device, precision=compute.precision, trackers=compute.trackers, folder=places.run
+    )
+    if overwrite and not resume and processes.is_main and places.run.exists():
+        shutil.rmtree(places.run)
+    processes.wait()
+    base = _base(recipe, folder, data, places, processes, say)
     tokenizer = HuggingFaceTokenizer(base)
     encoded = encode(recipe, data, tokenizer)
     say(f"{len(encoded.train)} training and {len(encoded.validation)} validation prompts, {encoded.cut} cut")
@@ -82,13 +90,7 @@ def train(
         name: build_scorer(objective.scorer, context, where=f"objectives.{name}.scorer")
         for name, objective in recipe.objectives.items()
     }
-    processes = Processes(
-        device=compute.device, precision=compute.precision, trackers=compute.trackers, folder=places.run
-    )
     model = load_model(base, device=processes.device, dtype=torch.float32, training=True)
-    if overwrite and not resume and processes.is_main and places.run.exists():
-        shutil.rmtree(places.run)
-    processes.wait()
     task = Task(
         recipe, model, tokenizer, encoded.train, encoded.validation, scorers, fingerprint(recipe, data, base)  # type: ignore[arg-type]
     )  # fmt: skip
@@ -99,3 +101,31 @@ def train(
     if not processes.is_main:
         return {}
     return write_bundle(places.bundle, trainer, data, base, overwrite=overwrite)
+
+
+def _base(
+    recipe: Recipe, folder: Path, data: Data, places: Places, processes: Processes, say: Callable[[str], None]
+) -> Path:
+    """The base's folder; one that is warm-started lies beside the run's checkpoints."""
+    from training.base import base_folder, run_warm_start, warm_started
+
+    if recipe.base.warm_start is None:
+        return base_folder(recipe, folder)
+    out = places.run / BASE_DIR
+    if warm_started(recipe, folder, data, out):
+        say("base: warm-started before")
+        return out
+    if processes.count > 1:
+        raise RecipeError(
+            "base.warm_start: not in several processes; run emorl warm-start first, then --set base={path: …}",
+            param="base.warm_start",
+        )
+    shown = -1
+
+    def progress(done: int, total: int, loss: float) -> None:
+        nonlocal shown
+        if done * 10 // total > shown:
+            shown = done * 10 // total
+            say(f"warm start: step {done} of {total}, loss {loss:.3f}")
+
+    return run_warm_start(recipe, folder, data, out, overwrite=True, progress=progress)

@@ -66,9 +66,8 @@ def reply_logprobs(model: TrainableModel, groups: Sequence[Group]) -> tuple[Tens
     inputs = torch.cat([start, targets[:, :-1]], dim=1)
 
     cross = model.cross(model.encode(sources, source_lengths, by_group), by_group)  # [2, L, G, H, S, d_kv]
-    cross = cross.repeat_interleave(k, dim=2)
-    lengths = [length for length in source_lengths for _ in range(k)]
-    hidden = model.decode(inputs, cross, lengths, by_group.repeat(k))  # [M, T, D]
+    # A group's k replies read one copy of its keys and values.
+    hidden = model.decode(inputs, cross, source_lengths, by_group.repeat(k))  # [M, T, D]
     logprobs = torch.zeros(mask.shape, device=device)
     return logprobs.masked_scatter(mask, token_logprobs(model, hidden[mask], targets[mask])), mask
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emorl_core.bundle import folder_hash, hub_folder
+from emorl_core.bundle import folder_hash
 from training.data.records import DataError, Record, RecordSet
 from training.data.sources import load_records
 from training.data.splits import check_disjoint, split_by_prompt
@@ -85,18 +85,6 @@ def records_hash(records: Sequence[Record]) -> str:
     for record in records:
         digest.update(json.dumps([record.prompt, record.response, record.level, record.references]).encode() + b"\n")
     return digest.hexdigest()
-
-
-def base_folder(recipe: Recipe, folder: Path) -> Path:
-    """The checkpoint folder of the base. Raises `RecipeError`, or `BundleError` when the hub cannot give it."""
-    base = recipe.base
-    if base.hub is not None:
-        return hub_folder(base.hub, base.revision)
-    assert base.path is not None  # held by BaseSettings
-    found = folder / Path(base.path).expanduser()
-    if not found.is_dir():
-        raise RecipeError(f"base.path is {base.path!r}; there is no such folder", param="base.path")
-    return found
 
 
 def fingerprint(recipe: Recipe, data: Data, base: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from training.data.records import Record
 from training.durable import appearing
-from training.fit import FitSettings, Progress, fit
+from training.fit import FitSettings, Progress, fit, quiet
 from training.hyperparameters import LoraSettings
 from training.section import Section
 from training.seeds import derive
@@ -58,8 +58,8 @@ def train_adapter(
     check_target(out, overwrite)
     pairs = wrapped_pairs(records, settings.prompt_template)
     fingerprint = fingerprint_of(settings, pairs)
-    work = partial_folder(out, fingerprint)
     model, tokenizer = load_checkpoint(str(base))
+    work = partial_folder(out, fingerprint)
     lora = settings.lora
     config = LoraConfig(
         task_type=TaskType.SEQ_2_SEQ_LM,
@@ -68,7 +68,7 @@ def train_adapter(
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
     )
-    with torch.random.fork_rng():
+    with quiet(), torch.random.fork_rng():
         torch.manual_seed(derive(settings.fit.seed, "adapter"))
         adapted = get_peft_model(model, config)
     fitted = fit(

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RECEIPT = "warm_start.json"
-_TOKENIZER = "tokenizer"
 
 
 class WarmStartSettings(Section):
@@ -84,8 +83,8 @@ def warm_start(
     check_target(out, overwrite)
     pairs = wrapped_pairs(records, settings.prompt_template)
     fingerprint = fingerprint_of(settings, pairs)
+    model, tokenizer = _start(settings, records, base)
     work = partial_folder(out, fingerprint)
-    model, tokenizer = _start(settings, records, work, base)
     fitted = fit(
         model, tokenizer, pairs, settings.fit, work=work, max_source_tokens=settings.max_source_tokens, device=device,
         progress=progress,
@@ -114,7 +113,9 @@ def check_target(out: Path, overwrite: bool) -> None:
 
 
 def wrapped_pairs(records: Sequence[Record], template: str) -> list[tuple[str, str]]:
-    """(wrapped prompt, reply) of every record. Raises `FitError` for a record without a reply, by its place."""
+    """(wrapped prompt, reply) of every record. Raises `FitError` where there is none, or one without a reply, by its place."""
+    if not records:
+        raise FitError("there is no pair of prompt and reply to train on", param="data")
     pairs = []
     for number, record in enumerate(records):
         if record.response is None:
@@ -168,7 +169,7 @@ def load_checkpoint(
 
 
 def _start(
-    settings: WarmStartSettings, records: Sequence[Record], work: Path, base: Path | None
+    settings: WarmStartSettings, records: Sequence[Record], base: Path | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if settings.scratch is None:
         where = settings.hub or str((base or Path()) / str(settings.path))

@@ -158,13 +158,18 @@ def test_negative_weights_work_when_asked_for(emorl, fake: Ensemble) -> None:
     assert json.loads(ran.out)["weights"] == {"reflection": 2.0, "empathy": -1.0, "fluency": 0.0}
 
 
-def test_missing_bundles_and_files_are_one_line(emorl, fake: Ensemble, tmp_path: Path) -> None:
+def test_prompts_that_cannot_be_read_are_one_line(
+    emorl, fake: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "cannot be read" in emorl("generate", "any", "--prompts-file", tmp_path / "nope").refused()
     (tmp_path / "empty").write_text(" \n")
     assert "holds no prompt" in emorl("generate", "any", "--prompts-file", tmp_path / "empty").refused()
     (tmp_path / "latin").write_bytes(b"caf\xe9\n")
     assert "not UTF-8" in emorl("generate", "any", "--prompts-file", tmp_path / "latin").refused()
     assert "prompt is empty" in emorl("generate", "any", " ").refused()
+    assert "not UTF-8" in emorl("generate", "any", "caf\udce9").refused()
+    monkeypatch.setattr("sys.stdin", io.StringIO("caf\udce9"))
+    assert "not UTF-8" in emorl("generate", "any", "-").refused()
 
 
 def test_a_missing_bundle_is_one_line(emorl, tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from emorl_core.ensemble import Ensemble
-from emorl_core.errors import EngineError, InvalidRequest, InvalidWeights, NonFinite
+from emorl_core.errors import InvalidRequest, InvalidWeights, NonFinite
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
 from emorl_core.sweep import SweepResult, merge_rays, simplex_grid
 from emorl_core.types import FinishReason
 from tests.core.conftest import PROMPTS
 
-TOKENS = 16
+TOKENS = 12
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampled": {"temperature": 0.8, "seed": 5},
@@ -66,7 +66,7 @@ def vectors(objectives: Sequence[str], count: int, seed: int) -> list[dict[str, 
 def test_a_sweep_gives_what_separate_calls_give(way: str, plain_bundle: Path) -> None:
     judge = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
     shared = Ensemble.load(plain_bundle, device="cpu", dtype="float32", slots=64)
-    weights, prompts = vectors(judge.objectives, 14, seed=1), PROMPTS[:2]
+    weights, prompts = vectors(judge.objectives, 11, seed=1), PROMPTS[:2]
     result = shared.sweep(prompts, weights, max_new_tokens=TOKENS, **WAYS[way])
     assert_like_alone(result, prompts, weights, judge, max_new_tokens=TOKENS, **WAYS[way])
     assert result.lane_row_steps < result.unshared_lane_row_steps
@@ -99,9 +99,9 @@ def test_slots_bound_the_lane_rows_in_memory() -> None:
 
 def test_every_kind_of_t5_forks_right(ensemble: Ensemble) -> None:
     """Ragged prompts and all lanes, on both kinds of T5 with adapters that differ in rank and layers."""
-    weights = vectors(ensemble.objectives, 8, seed=3)
-    result = ensemble.sweep(PROMPTS[:3], weights, max_new_tokens=TOKENS)
-    assert_like_alone(result, PROMPTS[:3], weights, ensemble, max_new_tokens=TOKENS)
+    weights = vectors(ensemble.objectives, 7, seed=3)
+    result = ensemble.sweep(PROMPTS[:2], weights, max_new_tokens=TOKENS)
+    assert_like_alone(result, PROMPTS[:2], weights, ensemble, max_new_tokens=TOKENS)
 
 
 def test_weights_used_as_they_are_negative_ones_too(plain_bundle: Path) -> None:
@@ -222,20 +222,17 @@ def test_a_step_that_fails_once_changes_no_text() -> None:
     """Mid-sweep, with forks waiting: the engine runs the branches apart and feeds the survivors again."""
     expected = fake_ensemble(slots=4).sweep(PROMPTS[:3], resolution=4)
     ensemble = fake_ensemble(slots=4)
-    calls = 0
+    batches = 0
 
-    def fail_at(prompts: list[tuple[int, ...]]) -> None:
-        nonlocal calls
-        calls += 1
-        if calls in (2, 9, 10):
+    def fail_now_and_then(prompts: list[tuple[int, ...]]) -> None:
+        nonlocal batches
+        batches += len(prompts) > 3  # more lane rows than one branch has
+        if len(prompts) > 3 and batches in (2, 7, 8, 15):
             raise RuntimeError("injected")
 
-    model_of(ensemble).on_step = fail_at
-    try:
-        result = ensemble.sweep(PROMPTS[:3], resolution=4)
-    except EngineError:
-        pytest.fail("a fault of a whole batch that passes when run apart must not fail anybody")
-    assert calls > 10
+    model_of(ensemble).on_step = fail_now_and_then
+    result = ensemble.sweep(PROMPTS[:3], resolution=4)
+    assert batches > 15
     assert [item.token_ids for item in result.items] == [item.token_ids for item in expected.items]
 
 

@@ -7,8 +7,10 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+import torch
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
@@ -185,6 +187,52 @@ def test_a_poisoned_request_fails_alone_over_http(server: Live) -> None:
         else:
             done = events(answer.text)[-1]
             assert done["text"] == fake_ensemble().generate(prompt).text
+    wait_until(lambda: idle(server), "everything is free again")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (torch.OutOfMemoryError("SECRET"), 503, "out_of_memory"),
+        (MemoryError(), 503, "out_of_memory"),
+        (RuntimeError("SECRET"), 500, "engine_error"),
+        (ValueError("SECRET"), 500, "engine_error"),
+    ],
+)
+@pytest.mark.parametrize("where", ["prefill", "step", "sampling"])
+def test_a_fault_anywhere_in_the_engine_fails_only_the_request_at_fault(
+    server: Live, error: Exception, status: int, code: str, where: str
+) -> None:
+    ensemble = server.service.deployment().ensemble
+    guilty = ensemble.encode("poison that")
+
+    def fail_on(prompts: list[tuple[int, ...]]) -> None:
+        if guilty in prompts:
+            raise error
+
+    if where == "prefill":
+        server.model.on_prefill = fail_on
+    elif where == "step":
+        server.model.on_step = fail_on
+    else:
+        choose = ensemble.engine.runner._choose
+
+        def failing(hidden: object, layout: Any, part: slice) -> Any:
+            fail_on([branch.prompt_ids for branch, _ in layout.members[part]])
+            return choose(hidden, layout, part)  # type: ignore[arg-type]
+
+        ensemble.engine.runner._choose = failing  # type: ignore[method-assign]
+    prompts = [PROMPT, "poison that", "you feel alone", "work hurts"]
+    with server.client() as client, ThreadPoolExecutor(4) as pool:
+        body = {"min_new_tokens": 12, "max_new_tokens": 12}
+        answers = list(pool.map(lambda p: client.post("/generate", json={**body, "prompt": p}), prompts))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if prompt == "poison that":
+            assert (answer.status_code, error_of(answer)["code"]) == (status, code)
+            assert "SECRET" not in answer.text
+        else:
+            assert answer.json()["text"] == fake_ensemble().generate(prompt, **body).text
+    assert server.service.deployment().worker.restarts == 0
     wait_until(lambda: idle(server), "everything is free again")
 
 

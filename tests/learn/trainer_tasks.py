@@ -112,3 +112,16 @@ def tiny_trainer(
 ) -> Trainer:
     processes = Processes(device="cpu")
     return make(tiny_task(folder, recipe or tiny_recipe(), scorers, gated=gated), processes, folder / run, report)
+
+
+# The same scorers by dotted path, for recipes that other processes read.
+def reflection_score(prompts: list[str], completions: list[str]) -> list[float]:
+    return letter_scorer(WANTED["reflection"], "reflection")(prompts=prompts, completions=completions)
+
+
+def empathy_score(prompts: list[str], completions: list[str]) -> list[float]:
+    return letter_scorer(WANTED["empathy"], "empathy")(prompts=prompts, completions=completions)
+
+
+def fluency_score(prompts: list[str], completions: list[str]) -> list[float]:
+    return letter_scorer(WANTED["fluency"], "fluency")(prompts=prompts, completions=completions)

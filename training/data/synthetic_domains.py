@@ -196,7 +196,7 @@ DOMAINS: tuple[Domain, ...] = (
             ("I made a new friend at {subject} class", "my new friend"),
         ),
         wants=("make new friends", "call {name}", "be closer to my {friend}", "go out more", "talk to people"),
-        advice=("send {name} a short message", "join a class nearby", "invite my {friend} for coffee"),
+        advice=("send {name} a short message", "join a class nearby", "invite your {friend} for coffee"),
     ),
     Domain(
         "drinking", "hard",
@@ -208,7 +208,7 @@ DOMAINS: tuple[Domain, ...] = (
             ("my {family} says I drink too much", "my drinking"),
             ("I hide the {drink} from my {family}", "the {drink}"),
             ("I have one glass and I can't stop", "my drinking"),
-            ("the {drink} is the only thing that calms me", "the {drink}"),
+            ("only {drink} can calm me down", "the {drink}"),
             ("I think about {drink} all day", "the {drink}"),
         ),
         event=(
@@ -324,7 +324,7 @@ DOMAINS: tuple[Domain, ...] = (
         "money", "worrying",
         state=(
             ("I can't pay the {bill}", "the {bill}"),
-            ("the {bill} went up again", "the {bill}"),
+            ("they raised the {bill} again", "the {bill}"),
             ("I owe money to my {family}", "the money"),
             ("there is never enough money for the {bill}", "the {bill}"),
             ("my {partner} spends all our money on {drink}", "the money"),
@@ -409,7 +409,7 @@ DOMAINS: tuple[Domain, ...] = (
             ("I mess up everything I touch", "my mistakes"),
             ("I spend every {night} on my {screen}", "the {screen}"),
             ("I have to do everything myself", "doing everything myself"),
-            ("the {thing} is on my mind all day", "the {thing}"),
+            ("I have the {thing} on my mind all day", "the {thing}"),
             ("I have no time for {activity}", "{activity}"),
         ),
         event=(
@@ -483,7 +483,7 @@ DOMAINS: tuple[Domain, ...] = (
             ("my {boss} wants me to {use} the {adjective} {noun}", "my {boss}"),
             ("I {often} {verb} {where}", "how I {verb}"),
             ("I can't {use} the {noun} without my {friend}", "the {noun}"),
-            ("I can't {treat} {name} because I {verb}", "{name}"),
+            ("I can't {treat} {name} at all", "{name}"),
             ("it is {quality} to {verb} with {name}", "{name}"),
             ("my {family} and my {friend} {verb} without me", "my {family}"),
             ("I have to {verb} before I can {deed}", "how I {verb}"),

@@ -1,0 +1,56 @@
+"""`emorl warm-start`: the supervised stage of a recipe alone, prompts -> replies, into a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from emorl_cli.options import add_example, print_json
+from emorl_cli.progress import Progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="a YAML file whose base is a warm_start")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="the folder to write; an interrupted run goes on"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, as in base.warm_start.fit.steps=200"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    add_example(
+        parser,
+        "emorl warm-start recipes/pair-small.yaml --out bases/pair-small",
+        'emorl train recipes/pair-small.yaml --set "base={path: ../bases/pair-small}" --out my-bundle',
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from training.recipe import load_recipe
+    from training.section import RecipeError
+
+    recipe = load_recipe(args.recipe, args.set)
+    if recipe.base.warm_start is None:
+        raise RecipeError(f"{args.recipe.name}: base has no warm_start; there is no such stage to run", param="base")
+    if args.out.exists() and not args.overwrite:
+        raise RecipeError(f"--out {args.out}: exists; --overwrite replaces it, or name another folder", param="out")
+
+    from training.base import run_warm_start
+    from training.setup import load_data
+
+    folder = args.recipe.resolve().parent
+    data = load_data(recipe, folder)
+    with Progress("warm start", recipe.base.warm_start.fit.steps) as bar:
+        losses: list[float] = []
+
+        def progress(done: int, total: int, loss: float) -> None:  # noqa: ARG001
+            losses.append(loss)
+            bar.step()
+
+        run_warm_start(recipe, folder, data, args.out, overwrite=args.overwrite, progress=progress)
+    if args.json:
+        print_json({"out": str(args.out), "steps": recipe.base.warm_start.fit.steps, "loss": losses[-1]})
+    else:
+        print(f"{args.out}: written after {recipe.base.warm_start.fit.steps} steps, loss {losses[-1]:.3f}")
+    return 0

@@ -1,0 +1,187 @@
+"""Slots of the key-value cache against a naive twin: plain lists of tensors that never move."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from emorl_core.kv_cache import KVCache, Memory
+
+LAYERS, HEADS, D_KV = 2, 3, 4
+
+
+def new_cache() -> KVCache:
+    return KVCache(LAYERS, HEADS, D_KV, dtype=torch.float32, device=torch.device("cpu"))
+
+
+class Twin:
+    """Per row: cross-attention [2, L, H, S, d] and self-attention [2, L, H, T, d], concatenated as tokens come."""
+
+    def __init__(self) -> None:
+        self.cross: list[Tensor] = []
+        self.own: list[Tensor] = []
+
+    def remove(self, place: int) -> int | None:
+        last = len(self.own) - 1
+        for rows in (self.cross, self.own):
+            rows[place] = rows[last]
+            rows.pop()
+        return None if place == last else last
+
+    def append(self, place: int, new: Tensor) -> None:
+        self.own[place] = torch.cat([self.own[place], new], dim=3)
+
+
+def memory(sources: int, generator: torch.Generator) -> Memory:
+    return Memory(torch.randn(2, LAYERS, HEADS, sources, D_KV, generator=generator))
+
+
+def feed(cache: KVCache, twins: list[Twin], generator: torch.Generator, new: int) -> None:
+    """Write `new` tokens to every row, layer by layer as a model does, then advance. Inference mode, as in a model."""
+    with torch.inference_mode():
+        rows = cache.count
+        cache.reserve(new)
+        positions = torch.tensor(cache.lengths).unsqueeze(1) + torch.arange(new)
+        keys = torch.randn(LAYERS, rows, new, HEADS, D_KV, generator=generator)
+        values = torch.randn(LAYERS, rows, new, HEADS, D_KV, generator=generator)
+        for layer in range(LAYERS):
+            cache.write(layer, keys[layer], values[layer], positions)
+        cache.advance(new)
+        for row in range(rows):
+            twins[0].append(row, torch.stack([keys[:, row], values[:, row]]).permute(0, 1, 3, 2, 4).clone())
+
+
+def check(cache: KVCache, twin: Twin) -> None:
+    assert cache.count == len(twin.own) == len(cache.lengths) == len(cache.source_lengths)
+    if not cache.count:
+        return
+    assert cache.lengths == [row.shape[3] for row in twin.own]
+    assert cache.source_lengths == [row.shape[3] for row in twin.cross]
+    assert cache.indices().tolist() == list(range(cache.count))
+    total = max(cache.lengths)
+    mask = cache.source_mask()
+    longest = max(cache.source_lengths)
+    if mask is None:
+        assert min(cache.source_lengths) == longest
+    else:
+        expected = [[0.0] * n + [float("-inf")] * (longest - n) for n in cache.source_lengths]
+        assert mask[:, 0, 0].tolist() == expected
+    for layer in range(LAYERS):
+        for half, (own, cross) in enumerate(zip(cache.read(layer, total), cache.read_cross(layer), strict=True)):
+            assert torch.isfinite(own).all(), "entries nobody wrote must be finite: the mask multiplies them by 0"
+            assert torch.isfinite(cross).all()
+            assert own.shape == (cache.count, HEADS, total, D_KV)
+            assert cross.shape == (cache.count, HEADS, longest, D_KV)
+            for row in range(cache.count):
+                assert torch.equal(own[row, :, : cache.lengths[row]], twin.own[row][half, layer])
+                assert torch.equal(cross[row, :, : cache.source_lengths[row]], twin.cross[row][half, layer])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_operations_against_the_naive_twin(seed: int) -> None:
+    """insert, fork, remove, feed, take and give_back in random order, through several growths."""
+    draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    cache, twin = new_cache(), Twin()
+    for _ in range(120):
+        action = draw.choice(["insert", "insert", "feed", "feed", "fork", "remove", "take"])
+        if action == "insert" and cache.count < 14:
+            kv = memory(draw.randint(1, 70), generator)
+            assert cache.insert(kv) == len(twin.own)
+            twin.cross.append(kv.kv)
+            twin.own.append(torch.empty(2, LAYERS, HEADS, 0, D_KV))
+        elif action == "feed" and cache.count:
+            feed(cache, [twin], generator, draw.randint(1, 3))
+        elif action == "fork" and 0 < cache.count < 14:
+            source = draw.randrange(cache.count)
+            assert cache.fork(source) == len(twin.own)
+            twin.cross.append(twin.cross[source])
+            twin.own.append(twin.own[source])
+        elif action == "remove" and cache.count:
+            place = draw.randrange(cache.count)
+            assert cache.remove(place, wipe=draw.random() < 0.3) == twin.remove(place)
+        elif action == "take" and cache.count:
+            empty = [place for place in range(cache.count) if cache.lengths[place] == 0]
+            if empty:
+                apart, other = cache.take(empty), Twin()
+                other.cross = [twin.cross[place] for place in empty]
+                other.own = [twin.own[place] for place in empty]
+                check(apart, other)
+                feed(apart, [other], generator, draw.randint(1, 40))
+                cache.give_back(empty, apart)
+                for row, place in enumerate(empty):
+                    twin.own[place] = other.own[row]
+        check(cache, twin)
+    assert cache.nbytes == sum(t.numel() * t.element_size() for t in (cache._self, cache._cross))
+
+
+def test_rows_of_different_lengths_are_written_at_their_own_positions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cache, twin = new_cache(), Twin()
+    for sources in (3, 5):
+        kv = memory(sources, generator)
+        cache.insert(kv)
+        twin.cross.append(kv.kv)
+        twin.own.append(torch.empty(2, LAYERS, HEADS, 0, D_KV))
+        feed(cache, [twin], generator, 4)
+    assert cache.lengths == [8, 4]
+    check(cache, twin)
+
+
+def test_a_write_that_is_not_followed_by_advance_leaves_no_trace() -> None:
+    """A step that fails half-way is run again at the same positions."""
+    generator = torch.Generator().manual_seed(0)
+    cache, twin = new_cache(), Twin()
+    kv = memory(3, generator)
+    cache.insert(kv)
+    twin.cross.append(kv.kv)
+    twin.own.append(torch.empty(2, LAYERS, HEADS, 0, D_KV))
+    junk = torch.full((1, 1, HEADS, D_KV), 7.0)
+    cache.write(0, junk, junk, torch.zeros(1, 1, dtype=torch.int64))
+    check(cache, twin)
+    feed(cache, [twin], generator, 1)
+    check(cache, twin)
+
+
+def test_wiping_leaves_nothing_that_is_not_finite_anywhere() -> None:
+    """Also where a row had been before it moved into another's place."""
+    cache = new_cache()
+    nan = Memory(torch.full((2, LAYERS, HEADS, 6, D_KV), float("nan")))
+    for _ in range(3):
+        cache.insert(nan)
+    cache.remove(0, wipe=True)  # the last one moves here
+    cache.remove(0, wipe=True)
+    cache.remove(0, wipe=True)
+    assert cache.count == 0
+    assert torch.isfinite(cache._cross).all()
+    assert torch.isfinite(cache._self).all()
+
+
+def test_clearing_gives_the_memory_back() -> None:
+    cache = new_cache()
+    small = cache.nbytes
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(9):
+        cache.insert(memory(50, generator))
+    assert cache.nbytes > small
+    cache.clear()
+    assert (cache.count, cache.nbytes, cache.lengths) == (0, small, [])
+
+
+def test_capacity_grows_by_doubling_only() -> None:
+    cache = new_cache()
+    generator = torch.Generator().manual_seed(0)
+    sizes = {cache.nbytes}
+    for _ in range(33):
+        cache.insert(memory(2, generator))
+        sizes.add(cache.nbytes)
+    smallest = min(sizes)
+    assert sorted(sizes) == [smallest * 2**n for n in range(len(sizes))]
+    assert len(sizes) == 5  # 4, 8, 16, 32, 64 rows
+
+
+def test_a_memory_knows_its_size() -> None:
+    kv = memory(7, torch.Generator().manual_seed(0))
+    assert (kv.source_length, kv.nbytes) == (7, 2 * LAYERS * HEADS * 7 * D_KV * 4)

@@ -1,0 +1,91 @@
+"""A receipt holds all that made a text, and makes it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from emorl_core.bundle import Bundle, write_spec
+from emorl_core.ensemble import Ensemble
+from emorl_core.errors import InvalidRequest
+from emorl_core.fake import fake_ensemble
+from server.receipt import Receipt, differences, identity_of, replay_request
+from server.settings import Settings
+from tests.builders import tiny_t5_bundle
+from tests.http.harness import PROMPT, events, in_process, live
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_t5_bundle(tmp_path_factory.mktemp("receipt"))
+
+
+ASK = {
+    "prompt": "I can't keep up at work.", "weights": {"reflection": 3, "empathy": 1, "base": 0.5}, "temperature": 0.8,
+    "top_p": 0.9, "max_new_tokens": 20, "stop": ["zzz"], "receipt": True,
+}  # fmt: skip
+
+
+def test_a_receipt_replays_to_the_same_tokens_in_a_fresh_process_of_the_same_bundle(bundle: Path) -> None:
+    with live(Settings(port=0, bundle=str(bundle), dtype="float32")) as server, server.client() as client:
+        answer = client.post("/generate", json=ASK).json()
+    receipt = Receipt.model_validate_json(json.dumps(answer["receipt"]))
+    assert (receipt.id, receipt.text, receipt.sampling.seed) == (answer["id"], answer["text"], answer["seed"])
+    assert receipt.prompt == ASK["prompt"]
+    again = Ensemble.load(bundle, dtype="float32")
+    replayed = again.generate(receipt.prompt, **replay_request(again, receipt))
+    assert list(replayed.token_ids) == receipt.token_ids
+    assert replayed.text == receipt.text
+    assert differences(again, receipt) == []
+
+
+def test_a_receipt_names_what_has_changed_since(bundle: Path, tmp_path: Path) -> None:
+    ensemble = Ensemble.load(bundle, dtype="float32")
+    identity = identity_of(ensemble)
+    assert set(identity.adapters) == {"reflection", "empathy", "fluency"}
+    assert len({identity.base, identity.bundle_yaml, *identity.adapters.values()}) == 5
+    other = tiny_t5_bundle(tmp_path / "other", seed=5, name="other")
+    with live(Settings(port=0, bundle=str(bundle), dtype="float32")) as server, server.client() as client:
+        receipt = Receipt.model_validate(client.post("/generate", json=ASK).json()["receipt"], strict=False)
+    found = differences(Ensemble.load(other, dtype="float32"), receipt)
+    adapters = {f"the adapter of {name}" for name in ("reflection", "empathy", "fluency")}
+    assert {line.split(" is another one")[0] for line in found} == {"bundle", "bundle_yaml", "base", *adapters}
+
+
+def test_the_hash_of_a_bundle_follows_its_files(bundle: Path, tmp_path: Path) -> None:
+    ensemble = Ensemble.load(bundle)
+    before = identity_of(ensemble)
+    spec = Bundle.open(bundle).spec
+    try:
+        write_spec(bundle, spec.model_copy(update={"prompt_template": "{prompt} => "}))
+        after = identity_of(ensemble)
+    finally:
+        write_spec(bundle, spec)
+    assert after.bundle_yaml != before.bundle_yaml
+    assert (after.base, after.adapters) == (before.base, before.adapters)
+    assert identity_of(ensemble) == before
+
+
+async def test_only_those_who_ask_get_a_receipt_streamed_or_not() -> None:
+    async with in_process() as (client, _):
+        assert "receipt" not in (await client.post("/generate", json={"prompt": PROMPT})).json()
+        body = {"prompt": PROMPT, "receipt": True, "stream": True, "temperature": 1.0}
+        done = events((await client.post("/generate", json=body)).text)[-1]
+        receipt = Receipt.model_validate_json(json.dumps(done["receipt"]))
+        assert receipt.identity.base is None, "the fake model has no files"
+        ensemble = fake_ensemble()
+        assert ensemble.generate(receipt.prompt, **replay_request(ensemble, receipt)).text == done["text"]
+
+
+def test_a_receipt_of_other_objectives_is_refused(client: httpx.Client) -> None:
+    receipt = Receipt.model_validate_json(
+        json.dumps(client.post("/generate", json={"prompt": PROMPT, "receipt": True}).json()["receipt"])
+    )
+    with pytest.raises(InvalidRequest, match="empathy, fluency, reflection"):
+        replay_request(fake_ensemble(("calm",)), receipt)
+    with pytest.raises(ValidationError):
+        Receipt.model_validate({**receipt.model_dump(), "format": "emorl-receipt/2"})

@@ -1,0 +1,189 @@
+"""A changed bundle takes over without a request lost; a bad one is refused and the old one serves on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from emorl_core.bundle import BUNDLE_FILE, Bundle, ProfileSpec, write_spec
+from emorl_core.fake import fake_ensemble
+from server.errors import ReloadFailed
+from server.settings import Settings, load_settings
+from tests.builders import tiny_adapter, tiny_t5_bundle
+from tests.http.harness import PROMPT, error_of, events, idle, in_process, live, wait_until
+
+BOSS = {"Authorization": "Bearer boss"}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_t5_bundle(tmp_path_factory.mktemp("reload"))
+
+
+@pytest.fixture
+def bundle(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "bundle")
+
+
+def add_profile(bundle: Path, name: str) -> None:
+    spec = Bundle.open(bundle).spec
+    write_spec(
+        bundle, spec.model_copy(update={"profiles": {**spec.profiles, name: ProfileSpec(weights={"base": 1.0})}})
+    )
+
+
+def settings_for(bundle: Path) -> Settings:
+    return load_settings(port=0, bundle=str(bundle), admin_keys="boss", dtype="float32")
+
+
+def test_new_profiles_and_retrained_adapters_are_taken(bundle: Path) -> None:
+    with live(settings_for(bundle)) as server, server.client() as client:
+        ask = {"prompt": "I can't keep up at work.", "profile": "empathy", "max_new_tokens": 20, "min_new_tokens": 20}
+        before = client.post("/generate", json=ask).json()["text"]
+        add_profile(bundle, "plain")
+        shutil.rmtree(bundle / "adapters" / "empathy")
+        tiny_adapter(bundle / "base", bundle / "adapters" / "empathy", 4, 8.0, seed=77)
+        assert client.post("/generate", json={**ask, "profile": "plain"}).status_code == 422
+        answer = client.post("/admin/reload", headers=BOSS)
+        assert answer.status_code == 200
+        assert "plain" in answer.json()["profiles"]
+        assert client.post("/generate", json={**ask, "profile": "plain"}).status_code == 200
+        assert client.post("/generate", json=ask).json()["text"] != before
+        assert "tiny:plain" in [model["id"] for model in client.get("/v1/models").json()["data"]]
+
+
+@pytest.mark.parametrize("damage", ["yaml", "adapter", "gone"])
+def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_serves_on(bundle: Path, damage: str) -> None:
+    with live(settings_for(bundle)) as server, server.client() as client:
+        before = server.service.deployment()
+        if damage == "yaml":
+            (bundle / BUNDLE_FILE).write_text("format: emorl-bundle/1\nprofil: {}\n")
+        elif damage == "adapter":
+            (bundle / "adapters" / "empathy" / "adapter_model.safetensors").write_bytes(b"not safetensors")
+        else:
+            shutil.rmtree(bundle)
+        response = client.post("/admin/reload", headers=BOSS)
+        assert response.status_code == 409
+        error = error_of(response)
+        assert error["code"] == "reload_failed"
+        assert "the old one serves on" in error["message"]
+        assert server.service.deployment() is before
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/generate", json={"prompt": "work hurts"}).status_code == 200
+
+
+def test_running_requests_finish_with_what_they_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [fake_ensemble(step_delay_s=0.005), fake_ensemble(("calm", "empathy"))]
+    loads = iter(made)
+    monkeypatch.setattr("server.service.load", lambda settings: next(loads))
+    with live(Settings(port=0, bundle="any")) as server, server.client() as client:
+        body = {"prompt": PROMPT, "stream": True, "min_new_tokens": 60, "max_new_tokens": 60, "profile": "fluency"}
+        with client.stream("POST", "/generate", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            old = server.service.deployment()
+            asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(10)
+            assert server.service.deployment() is not old
+            assert client.post("/generate", json={"prompt": PROMPT, "profile": "fluency"}).status_code == 422
+            assert client.post("/generate", json={"prompt": PROMPT, "profile": "calm"}).status_code == 200
+            assert old.worker.alive, "it still has a request"
+            rest = "\n".join(lines) + "\n"
+        assert (
+            events(rest.lstrip("\n"))[-1]["text"]
+            == fake_ensemble().generate(PROMPT, profile="fluency", min_new_tokens=60, max_new_tokens=60).text
+        )
+        wait_until(lambda: not old.worker.alive, "the old engine's thread ends")
+        wait_until(lambda: idle(server), "everything is free again")
+        misses = client.get("/metrics").text.split("\nemorl_prefill_cache_misses_total ")[1].split("\n")[0]
+        assert float(misses) > made[1].engine.stats.prefill_misses, "counters go on where they were"
+
+
+def test_reloading_under_load_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.service.load", lambda settings: fake_ensemble(slots=4, step_delay_s=0.001))
+    with live(Settings(port=0, bundle="any", max_queue=50)) as server:
+        statuses: list[int] = []
+        stop = threading.Event()
+
+        def keep_asking() -> None:
+            with server.client() as client:
+                while not stop.is_set():
+                    statuses.append(client.post("/generate", json={"prompt": PROMPT, "max_new_tokens": 5}).status_code)
+
+        threads = [threading.Thread(target=keep_asking) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(4):
+            asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(10)
+        seen = len(statuses)
+        wait_until(lambda: len(statuses) > seen + 8, "the last one serves")
+        stop.set()
+        for thread in threads:
+            thread.join(10)
+        assert set(statuses) == {200}
+        wait_until(lambda: idle(server), "everything is free again")
+
+
+async def test_a_server_that_was_given_its_model_says_so() -> None:
+    async with in_process(load_settings(admin_keys="boss")) as (client, service):
+        response = await client.post("/admin/reload", headers=BOSS)
+        assert (response.status_code, error_of(response)["code"]) == (409, "reload_failed")
+        with pytest.raises(ReloadFailed, match="there is no bundle"):
+            await service.reload()
+
+
+def test_two_reloads_at_once_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    calls: list[int] = []
+
+    def load(settings: Settings) -> object:
+        calls.append(1)
+        assert len(calls) == 1 or go_on.wait(10)
+        return fake_ensemble()
+
+    monkeypatch.setattr("server.service.load", load)
+    with live(Settings(port=0, bundle="any")) as server:
+        first = asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop)
+        wait_until(lambda: len(calls) == 2, "it loads")
+        with pytest.raises(ReloadFailed, match="try again later"):
+            asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(10)
+        go_on.set()
+        first.result(10)
+
+
+@pytest.mark.slow
+def test_sighup_reloads_a_real_process(bundle: Path) -> None:
+    program = (
+        "import sys; from server.run import run; from server.settings import load_settings;"
+        "run(load_settings(port=0, bundle=sys.argv[1], dtype='float32'), on_ready=lambda url: print(url, flush=True))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(bundle)],
+        cwd=Path(__file__).parents[2], env=environment, stdout=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        try:
+            url = child.stdout.readline().strip()
+            (bundle / BUNDLE_FILE).rename(bundle / "hidden")
+            child.send_signal(signal.SIGHUP)  # refused: there is no bundle.yaml
+            (bundle / "hidden").rename(bundle / BUNDLE_FILE)
+            add_profile(bundle, "plain")
+
+            def has_it() -> bool:
+                child.send_signal(signal.SIGHUP)
+                return "plain" in httpx.get(f"{url}/profiles").text
+
+            wait_until(has_it, "the new profile is there", 30)
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(20) == 0
+        finally:
+            child.kill()

@@ -1,0 +1,175 @@
+"""The demo builder on a model of a few thousand parameters: stages, resuming, caching, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from emorl_core.bundle import Bundle, folder_hash
+from emorl_core.ensemble import Ensemble
+from training import demo
+from training.demo import OBJECTIVES, DemoError, DemoSettings, build_demo, build_key, corpus, held_out_corpus
+from training.fit import FitSettings
+from training.hyperparameters import LoraSettings
+from training.scratch import ScratchSettings
+
+MICRO = DemoSettings(
+    base_prompts=120,
+    adapter_prompts=60,
+    model=ScratchSettings(vocab_size=800, d_model=32, d_ff=32, heads=4, layers=1, decoder_layers=1),
+    base_fit=FitSettings(steps=8, batch_size=8, learning_rate=1e-2, checkpoint_every=4),
+    lora=LoraSettings(rank=2, alpha=8, dropout=0.0),
+    adapter_fit=FitSettings(steps=4, batch_size=8, learning_rate=1e-2, checkpoint_every=0),
+)
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside: nothing catches it."""
+
+
+class Watch:
+    """Notes the stages that did any work; raises `Killed` at one of their steps."""
+
+    def __init__(self, kill_at: tuple[str, int] | None = None) -> None:
+        self.kill_at = kill_at
+        self.stages: list[str] = []
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        assert 0 <= done <= total
+        if stage not in self.stages:
+            self.stages.append(stage)
+        if self.kill_at == (stage, done):
+            raise Killed
+
+
+def build(folder: Path, watch: Watch | None = None, settings: DemoSettings = MICRO, *, rebuild: bool = False) -> Path:
+    return build_demo(folder, settings=settings, progress=watch, rebuild=rebuild, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("demo") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def ensemble(built: Path) -> Iterator[Ensemble]:
+    yield Ensemble.load(built, device="cpu")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_the_bundle_is_complete_and_nothing_else_is_left(built: Path) -> None:
+    assert names(built) == ["adapters", "base", "bundle.yaml", "demo.json"]
+    assert names(built.parent) == ["bundle"]
+    spec = Bundle.open(built).spec
+    assert spec.name == "counselor-demo"
+    assert tuple(spec.objectives) == ("reflection", "empathy", "fluency")
+    assert all(objective.description for objective in spec.objectives.values())
+    assert (spec.prompt_template, spec.max_source_tokens) == ("{prompt} [SEP] ", 128)
+    assert spec.default_profile == "balanced"
+    assert len(spec.profiles) >= 3
+    text = "".join(path.read_text() for path in built.rglob("*") if path.suffix in (".json", ".yaml"))
+    assert str(built.parent) not in text  # no path of this machine
+
+
+def test_the_engine_serves_it(ensemble: Ensemble) -> None:
+    done = ensemble.generate("I can't keep up at work.", weights={"reflection": 1.0}, max_new_tokens=4)
+    assert done.completion_tokens <= 4
+    assert ensemble.objectives == tuple(OBJECTIVES)
+
+
+def test_a_finished_build_is_found_again_without_work(built: Path) -> None:
+    before, watch = folder_hash(built), Watch()
+    assert build(built, watch) == built
+    assert watch.stages == []
+    assert folder_hash(built) == before
+
+
+@pytest.mark.parametrize(
+    ("kill_at", "rest"),
+    [
+        (("base", 6), ["corpus", "base", "reflection", "empathy", "fluency"]),
+        (("reflection", 2), ["reflection", "empathy", "fluency"]),
+        (("fluency", 4), ["fluency"]),
+    ],
+)
+def test_a_killed_build_does_only_what_is_left(
+    built: Path, tmp_path: Path, kill_at: tuple[str, int], rest: list[str]
+) -> None:
+    folder = tmp_path / "bundle"
+    with pytest.raises(Killed):
+        build(folder, Watch(kill_at))
+    assert not folder.exists()  # never a half-written bundle
+    watch = Watch()
+    build(folder, watch)
+    assert watch.stages == rest
+    assert folder_hash(folder) == folder_hash(built)  # to the same bits
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_a_kill_before_the_last_rename_leaves_no_bundle_and_no_work_to_repeat(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bundle"
+
+    def killed(*args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "write_spec", killed)
+        with pytest.raises(Killed):
+            build(folder)
+    assert not folder.exists()
+    watch = Watch()
+    build(folder, watch)
+    assert watch.stages == []
+    assert folder_hash(folder) == folder_hash(built)
+
+
+def test_other_settings_replace_an_older_demo(tmp_path: Path) -> None:
+    quick = {"base_fit": FitSettings(steps=1, batch_size=4), "adapter_fit": FitSettings(steps=1, batch_size=4)}
+    first, second = (MICRO.model_copy(update={**quick, "seed": seed}) for seed in (1, 2))
+    folder = tmp_path / "bundle"
+    for settings in (first, second):
+        build(folder, settings=settings)
+        assert json.loads((folder / "demo.json").read_text())["key"] == build_key(settings)
+    watch = Watch()
+    build(folder, watch, settings=second, rebuild=True)
+    assert watch.stages == ["corpus", "base", "reflection", "empathy", "fluency"]
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_a_folder_with_something_else_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for rebuild in (False, True):
+        with pytest.raises(DemoError, match=r"folder is 'mine', which holds something else; name a new folder"):
+            build(tmp_path / "mine", rebuild=rebuild)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert names(tmp_path) == ["mine"]
+
+
+def test_the_key_follows_the_settings_and_the_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build_key(MICRO) == build_key(MICRO.model_copy())
+    assert build_key(MICRO) != build_key(MICRO.model_copy(update={"seed": 1}))
+    before = build_key(MICRO)
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#")
+    assert build_key(MICRO) != before
+
+
+def test_no_stage_trains_on_held_out_situations() -> None:
+    held = {record.extras["key"] for record in held_out_corpus(MICRO, 2000)}
+    assert len(held) > 50
+    for name, objective in OBJECTIVES.items():
+        assert not held & {record.extras["key"] for record in corpus(MICRO, name, 1000, objective.styles)}
+
+
+def test_the_thread_count_is_one_of_the_choices() -> None:
+    assert demo.fastest_threads(2) in (1, 2)
+    assert demo.fastest_threads(1) == 1
