@@ -1,6 +1,6 @@
 """Print what the project asks for, one requirement a line: the packages become a layer that a change of code keeps.
 
-    python requirements.py pyproject.toml tracing,search
+python requirements.py pyproject.toml tracing,search
 """
 
 from __future__ import annotations

@@ -44,19 +44,18 @@ class Driver:
         """Run a sweep to its end; `on_item` is called as completions come, in the order they end."""
         groups = plan.groups()
         names = [request.request_id for group in groups for request in group]
-        meters = []
         try:
             with self._turn:
                 self._expect(names)
                 for group in groups:
-                    meters.append(self._engine.add_group(group))
+                    self._engine.add_group(group)
             for completion in self._as_they_end(names):
                 for item in plan.take(completion):
                     if on_item is not None:
                         on_item(item)
         finally:
             self._forget(names)
-        return plan.result(sum(meter.lane_row_steps for meter in meters))
+        return plan.result()
 
     def line(self, decode: Decode, start: Request, end: Request, *, min_width: float) -> LineResult:
         """All texts between two requests' weights, on a runner of its own."""

@@ -17,7 +17,7 @@ from emorl_core.detokenize import Decode, Detokenizer
 from emorl_core.errors import EmorlError, EngineError, InvalidRequest, NonFinite, OutOfMemory
 from emorl_core.models import LaneModel
 from emorl_core.runner import Choice, Runner
-from emorl_core.scheduler import Branch, Member, Meter, Scheduler
+from emorl_core.scheduler import Branch, Member, Scheduler
 from emorl_core.types import Completion, Event, Failure, FinishReason, Request, TokenEvent
 from emorl_core.weights import named
 
@@ -91,10 +91,10 @@ class Engine:
         """Queue one request."""
         self.add_group([request])
 
-    def add_group(self, requests: Sequence[Request]) -> Meter:
+    def add_group(self, requests: Sequence[Request]) -> None:
         """Queue requests that share their prompt, stop strings and token limits: their common prefixes run once.
 
-        Those without a seed get one, the same for all of them, and report it. Returns the group's running cost.
+        Those without a seed get one, the same for all of them, and report it.
 
         Raises:
             InvalidRequest: the requests do not belong together, the prompt is empty, or the weights do not fit.
@@ -116,7 +116,6 @@ class Engine:
         members = [Member(request, now) for request in requests]
         branch = Branch(first.prompt_ids, members, Detokenizer(self._decode, first.sampling.stop))
         self.scheduler.add(branch)
-        return branch.meter
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step, queued or running; unknown ids are ignored."""
@@ -318,6 +317,7 @@ class Engine:
             queue_s=(branch.admitted or now) - member.arrived,
             first_token_s=(branch.first_token or now) - member.arrived,
             total_s=now - member.arrived,
+            lane_row_steps=branch.meter.lane_row_steps,
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
@@ -265,6 +265,7 @@ class Ensemble:
         resolution: int | None = None,
         normalize: bool = True,
         combine: Combine = "hidden",
+        only: Sequence[Collection[int]] | None = None,
         **sampling: Any,
     ) -> SweepPlan:
         """What `sweep` runs, checked in full and not begun; thread-safe. Arguments and errors as `sweep`."""
@@ -285,7 +286,9 @@ class Ensemble:
             settings = replace(settings, seed=draw_seed())
         texts = [prompts] if isinstance(prompts, str) else prompts
         prefix = f"sweep{next(self._numbers)}"
-        return SweepPlan([self.encode(text) for text in texts], vectors, settings, combine=combine, prefix=prefix)
+        return SweepPlan(
+            [self.encode(text) for text in texts], vectors, settings, combine=combine, only=only, prefix=prefix
+        )
 
     def sweep(
         self,
@@ -295,6 +298,7 @@ class Ensemble:
         resolution: int | None = None,
         normalize: bool = True,
         combine: Combine = "hidden",
+        only: Sequence[Collection[int]] | None = None,
         on_item: Callable[[SweepItem], None] | None = None,
         **sampling: Any,
     ) -> SweepResult:
@@ -303,6 +307,7 @@ class Ensemble:
         Args:
             prompts: one text or several.
             weights: the vectors; or give `resolution`, for the grid of steps 1 / resolution over all objectives.
+            only: per prompt the indices of the vectors that it is swept with; none given: all.
             on_item: called as completions come, in the order they end.
             sampling: the fields of `Sampling`; one seed serves all, so that equal prefixes stay shared.
 
@@ -311,7 +316,7 @@ class Ensemble:
             are given, or nothing is asked for. EngineError when a completion fails; the others are then cancelled.
         """
         plan = self.sweep_plan(
-            prompts, weights, resolution=resolution, normalize=normalize, combine=combine, **sampling
+            prompts, weights, resolution=resolution, normalize=normalize, combine=combine, only=only, **sampling
         )
         return self._driver.sweep(plan, on_item)
 

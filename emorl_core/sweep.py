@@ -7,7 +7,7 @@ tree: the engine runs them as one branch with K members, which forks only where 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from emorl_core.errors import InvalidRequest, InvalidWeights
@@ -70,9 +70,11 @@ class SweepPlan:
         sampling: Sampling,
         *,
         combine: Combine = "hidden",
+        only: Sequence[Collection[int]] | None = None,
         prefix: str = "sweep",
     ) -> None:
-        """prompts: token ids each; sampling: with its seed set; prefix: of the request ids.
+        """prompts: token ids each; sampling: with its seed set; only: per prompt the indices of the vectors it is swept
+        with, None: all; prefix: of the request ids.
 
         Raises InvalidRequest or InvalidWeights: nothing to do, or vectors that cannot be mixed in this way.
         """
@@ -87,32 +89,34 @@ class SweepPlan:
                 raise InvalidWeights(
                     f"weights.{i}: negative ones cannot mix probabilities; use combine: hidden", param=f"weights.{i}"
                 )
+        _check_only(only, len(prompts), len(vectors))
         self.prompts = [tuple(prompt) for prompt in prompts]
         self.vectors = tuple(vectors)
         self.sampling = sampling
         self._combine = combine
         self._prefix = prefix
-        self._same: dict[int, list[int]] = {}
         # Mixed probabilities do not scale like logits do: there only equal vectors are one.
-        for i, first in enumerate(
-            merge_rays([v.vector for v in vectors], greedy=sampling.greedy and combine == "hidden")
-        ):
-            self._same.setdefault(first, []).append(i)
+        rays = merge_rays([v.vector for v in vectors], greedy=sampling.greedy and combine == "hidden")
+        self._same: list[dict[int, list[int]]] = [{} for _ in self.prompts]  # per prompt: the vectors of each request
+        for p, same in enumerate(self._same):
+            for i in range(len(self.vectors)) if only is None else sorted(set(only[p])):
+                same.setdefault(rays[i], []).append(i)
         self._items: dict[tuple[int, int], SweepItem] = {}
-        self._expected = len(self.prompts) * len(self.vectors)
+        self._expected = sum(len(indices) for same in self._same for indices in same.values())
+        self._cost = [0] * len(self.prompts)  # lane-row steps, as of each prompt's last completion
 
     @property
-    def distinct_vectors(self) -> int:
-        """Requests per prompt."""
-        return len(self._same)
+    def requests(self) -> int:
+        """How many there are, over all prompts."""
+        return sum(len(same) for same in self._same)
 
     @property
     def done(self) -> bool:
         return len(self._items) == self._expected
 
     def groups(self) -> list[list[Request]]:
-        """One group a prompt, one request a distinct vector."""
-        return [
+        """One group a prompt, one request a distinct vector; prompts without any have none."""
+        groups = [
             [
                 Request(
                     f"{self._prefix}-{p}-{v}",
@@ -123,14 +127,16 @@ class SweepPlan:
                     profile=self.vectors[v].profile,
                     stream=False,
                 )
-                for v in self._same
+                for v in self._same[p]
             ]
             for p, prompt in enumerate(self.prompts)
         ]
+        return [group for group in groups if group]
 
     def take(self, completion: Completion) -> list[SweepItem]:
         """The items that a completion of one of the requests makes, one per vector of its ray."""
         _, p, v = completion.request_id.rsplit("-", 2)
+        self._cost[int(p)] = max(self._cost[int(p)], completion.lane_row_steps)
         made = [
             SweepItem(
                 int(p),
@@ -140,15 +146,20 @@ class SweepPlan:
                 completion.token_ids,
                 completion.finish_reason,
             )
-            for i in self._same[int(v)]
+            for i in self._same[int(p)][int(v)]
         ]
         self._items.update({(item.prompt_index, item.weights_index): item for item in made})
         return made
 
-    def result(self, lane_row_steps: int) -> SweepResult:
+    @property
+    def completed(self) -> int:
+        """Items so far, of prompts times vectors."""
+        return len(self._items)
+
+    def result(self) -> SweepResult:
         items = tuple(self._items[key] for key in sorted(self._items))
         unshared = sum(self._lanes(item.weights_index) * len(item.token_ids) for item in items)
-        return SweepResult(items, self.sampling.seed or 0, lane_row_steps, unshared)
+        return SweepResult(items, self.sampling.seed or 0, sum(self._cost), unshared)
 
     def _lanes(self, index: int) -> int:
         return sum(weight != 0.0 for weight in self.vectors[index].vector)
@@ -177,6 +188,17 @@ def merge_rays(vectors: Sequence[Sequence[float]], *, greedy: bool) -> list[int]
     decoding positive multiples of each other (scaling all logits does not move their largest)."""
     first: dict[tuple[float, ...], int] = {}
     return [first.setdefault(_key(vector, greedy), i) for i, vector in enumerate(vectors)]
+
+
+def _check_only(only: Sequence[Collection[int]] | None, prompts: int, vectors: int) -> None:
+    if only is None:
+        return
+    if len(only) != prompts:
+        raise InvalidRequest(f"only has {len(only)} entries for {prompts} prompts; allowed: one each", param="only")
+    for p, wanted in enumerate(only):
+        for i in wanted:
+            if not 0 <= i < vectors:
+                raise InvalidRequest(f"only.{p} names vector {i}; allowed: 0 to {vectors - 1}", param=f"only.{p}")
 
 
 def _key(vector: Sequence[float], greedy: bool) -> tuple[float, ...]:

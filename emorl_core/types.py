@@ -164,6 +164,7 @@ class Completion:
     queue_s: float = 0.0  # accepted -> admitted to the batch
     first_token_s: float = 0.0  # accepted -> first token
     total_s: float = 0.0  # accepted -> end
+    lane_row_steps: int = 0  # lane rows computed for it so far, one token each; shared with the others of its group
 
     @property
     def completion_tokens(self) -> int:

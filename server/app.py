@@ -16,7 +16,7 @@ from server.context import ContextMiddleware
 from server.document import document
 from server.errors import install_handlers
 from server.limits import BodyLimitMiddleware
-from server.routes import admin, generate, openai, operations
+from server.routes import admin, generate, openai, operations, sweep
 from server.service import GENERATION_ROUTES, Service
 from server.settings import Settings
 from server.tracing import set_up_tracing
@@ -72,6 +72,7 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
     app.state.service = service
     install_handlers(app)
     app.include_router(generate.router)
+    app.include_router(sweep.router)
     app.include_router(openai.router)
     app.include_router(operations.router)
     app.include_router(admin.router)

@@ -20,6 +20,8 @@ from server.settings import Settings, unknown_variables
 
 logger = logging.getLogger("emorl.server")
 
+# Longer than the 60 s of common load balancers: who closes first must be the other side, or requests get lost between.
+_IDLE_CONNECTION_S = 75
 _LAST_BYTES_S = 5  # for the error events of what was ended at the deadline
 
 
@@ -121,6 +123,7 @@ def make_server(app: object, settings: Settings) -> DrainingServer:
         log_config=None,  # the process that runs this has set up logging
         access_log=False,  # uvicorn's has the raw path in it
         server_header=False,
+        timeout_keep_alive=_IDLE_CONNECTION_S,
         timeout_graceful_shutdown=int(settings.drain_timeout_s) + _LAST_BYTES_S,
     )
     return DrainingServer(config, service)

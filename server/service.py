@@ -23,7 +23,7 @@ from server.settings import Settings
 
 logger = logging.getLogger("emorl.server")
 
-GENERATION_ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")
+GENERATION_ROUTES = ("/generate", "/sweep", "/v1/completions", "/v1/chat/completions")
 _POLL_S = 0.02
 
 

@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     queue_timeout_s: float = Field(30.0, gt=0, description="Longest wait for a slot; then 503.")
     max_new_tokens: int = Field(1024, ge=1, description="Largest max_new_tokens (or max_tokens) a request may ask for.")
     max_choices: int = Field(8, ge=1, le=128, description="Most completions that one OpenAI request may ask for.")
+    max_sweep: int = Field(4096, ge=1, description="Most completions (prompts times weight vectors) of one sweep.")
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body; then 413.")
     max_concurrent_per_key: int | None = Field(
         None, ge=1, description="Requests one API key may have in progress; then 429. Unset: no limit per key."
@@ -68,6 +69,7 @@ class Settings(BaseSettings):
 
     # time
     keep_alive_s: float = Field(10.0, gt=0, description="A stream with nothing to say sends a comment this often.")
+    write_timeout_s: float = Field(60.0, gt=0, description="A client that reads nothing this long is let go.")
     drain_delay_s: float = Field(
         0.0, ge=0, description="After SIGTERM, go on listening this long while readiness answers 503."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from emorl_core.types import Event, Failure
 from server.errors import ClientGone, InternalError
 from server.generation import Generation
 from server.logs import where
+from server.settings import Settings
 
 logger = logging.getLogger("emorl.server")
 
@@ -60,30 +62,47 @@ async def chunks(generation: Generation, dialect: Dialect, keep_alive_s: float) 
     yield (dialect.end() if generation.error is None else dialect.failed(generation.error)) + DONE
 
 
+async def stream(generation: Generation, dialect: Dialect, settings: Settings) -> EventStream:
+    """The answer as a stream, once it is clear that there will be one.
+
+    Raises the request's error when it fails before its first event, so that it is answered with a status.
+    """
+    await generation.first_event(settings.keep_alive_s)
+    return EventStream(generation, dialect, settings)
+
+
 class EventStream(Response):
     """Sends `chunks` of a generation. The generation notices a client that goes away and ends the iteration itself."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, dialect: Dialect, keep_alive_s: float) -> None:
+    def __init__(self, generation: Generation, dialect: Dialect, settings: Settings) -> None:
         self._generation = generation
         self._dialect = dialect
-        self._keep_alive_s = keep_alive_s
+        self._keep_alive_s = settings.keep_alive_s
+        self._write_timeout_s = settings.write_timeout_s
         self.status_code = 200
         self.background = None
         self.init_headers(HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the ASGI signature
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async def write(body: bytes, *, more: bool = True) -> None:
+            # A client that is connected and reads nothing would keep its permit for ever.
+            async with asyncio.timeout(self._write_timeout_s):
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+
         try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async with aclosing(chunks(self._generation, self._dialect, self._keep_alive_s)) as body:  # type: ignore[type-var]
                 async for chunk in body:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    await write(chunk)
+        except TimeoutError:
+            self._generation.fail(ClientGone("the client took no bytes"))
+            raise
         except Exception as error:  # noqa: BLE001  the status is out: an error event is all that can still be said
             logger.error("a stream failed: %s", where(error))
             self._generation.error = InternalError("the server failed on this request")
-            failed = self._dialect.failed(self._generation.error) + DONE
-            await send({"type": "http.response.body", "body": failed, "more_body": True})
+            await write(self._dialect.failed(self._generation.error) + DONE)
         finally:
             self._generation.close()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await write(b"", more=False)

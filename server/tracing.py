@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
@@ -55,9 +56,7 @@ class Tracing:
             for number, completion in enumerate(generation.completions.values()):
                 begun = generation.began
                 moments = (0.0, completion.queue_s, completion.first_token_s, completion.total_s)
-                for phase, (begin, end) in zip(
-                    ("queue", "prefill", "decode"), zip(moments, moments[1:], strict=False), strict=True
-                ):
+                for phase, (begin, end) in zip(("queue", "prefill", "decode"), pairwise(moments), strict=True):
                     each = self._tracer.start_span(
                         phase, below, attributes={"emorl.choice": number}, start_time=at(begun + begin)
                     )
@@ -79,9 +78,7 @@ def set_up_tracing(settings: Settings) -> Tracing | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        raise SettingsError(
-            "tracing is on; it needs the extra: pip install 'emorl[tracing]'", param="tracing"
-        ) from None
+        raise SettingsError("tracing is on and needs an extra: pip install 'emorl[tracing]'", param="tracing") from None
     # A provider of our own: the global one would switch on what libraries record, of which we know nothing.
     provider = TracerProvider(resource=Resource.create({"service.name": "emorl", "service.version": __version__}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -237,7 +237,9 @@ class Worker:
             late.append(self._deadlines.popleft()[1])
         if not self._inside.intersection(late):
             return
-        waiting = {m.request.request_id for branch in self._engine.scheduler.waiting for m in branch.members}
+        # A branch that ran already waits because a sweep forked it: that is no waiting at the door.
+        fresh = [branch for branch in self._engine.scheduler.waiting if not branch.admitted]
+        waiting = {member.request.request_id for branch in fresh for member in branch.members}
         for request_id in waiting.intersection(late):
             self._engine.cancel(request_id)
             self._timed_out.add(request_id)

@@ -275,20 +275,22 @@ def fastest_threads(most: int) -> int:
 
     before = torch.get_num_threads()
     a, b = torch.ones(512, 128), torch.ones(128, 384)
-    took = {}
+    best, fewest = float("inf"), 1
     try:
         for count in dict.fromkeys((1, max(1, min(most, os.cpu_count() or 1)))):
             torch.set_num_threads(count)
-            rounds = []
-            for _ in range(5):
-                start = time.perf_counter()
-                for _ in range(100):
-                    torch.relu(a @ b)
-                rounds.append(time.perf_counter() - start)
-            took[count] = sum(rounds[1:])  # the first wakes the threads up
+            torch.relu(a @ b)  # wakes the threads up
+            start, rounds = time.perf_counter(), 0
+            # Threads that get into each other's way do so badly: no need to wait for the end of it.
+            while rounds < 100 and time.perf_counter() - start < 2 * best:
+                torch.relu(a @ b)
+                rounds += 1
+            took = (time.perf_counter() - start) * 100 / rounds
+            if took < best:
+                best, fewest = took, count
     finally:
         torch.set_num_threads(before)
-    return min(took, key=took.__getitem__)
+    return fewest
 
 
 def _stage(progress: Progress | None, name: str) -> Callable[[int, int, float], None] | None:

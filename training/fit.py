@@ -101,12 +101,13 @@ def fit(
         for index in order
     ]
     with quiet(), _own_randomness():
-        trainer, watch = _trainer(model, tokenizer, examples, settings, work, device, progress)
+        trainer = _trainer(model, tokenizer, examples, settings, work, device, progress)
         checkpoint = last_checkpoint(work)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     model.eval()
     resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    return Fitted(tuple(watch.losses), resumed_at, cut_sources, cut_targets)
+    return Fitted(losses, resumed_at, cut_sources, cut_targets)
 
 
 def plan_order(lengths: Sequence[tuple[int, int]], steps: int, batch_size: int, seed: int) -> list[int]:
@@ -157,7 +158,7 @@ def _trainer(
     work: Path,
     device: str,
     progress: Progress | None,
-) -> tuple[Any, Any]:
+) -> Any:
     from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
@@ -177,7 +178,7 @@ def _trainer(
         save_steps=settings.checkpoint_every or settings.steps,
         save_total_limit=2,
         logging_steps=max(1, settings.steps // 100),
-        seed=settings.seed,
+        seed=derive(settings.seed, "trainer") % 2**32,  # numpy takes no larger one
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,
         remove_unused_columns=False,
@@ -185,35 +186,33 @@ def _trainer(
         log_level="error",
         report_to="none",
     )
-    watch = _watch(progress)
     trainer = Seq2SeqTrainer(
         model=model,
         args=arguments,
         train_dataset=examples,  # type: ignore[arg-type]  # a list has what it asks of a data set
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
-        callbacks=[watch],
+        callbacks=[_watch(progress)],
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer, watch
+    return trainer
 
 
 def _watch(progress: Progress | None) -> Any:
-    """The trainer's callback: hands progress on, collects losses, stops at one that is not finite."""
+    """The trainer's callback: hands progress on, and stops at a loss that is not finite."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
-        def __init__(self) -> None:
-            self.losses: list[float] = []
+        loss = math.nan
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if progress is not None:
-                progress(state.global_step, state.max_steps, self.losses[-1] if self.losses else math.nan)
+                progress(state.global_step, state.max_steps, self.loss)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any) -> None:
             if logs is None or "loss" not in logs:
                 return
-            self.losses.append(float(logs["loss"]))
-            if not math.isfinite(self.losses[-1]) or not math.isfinite(float(logs.get("grad_norm", 0.0))):
+            self.loss = float(logs["loss"])
+            if not math.isfinite(self.loss) or not math.isfinite(float(logs.get("grad_norm", 0.0))):
                 raise FitError(
                     f"the loss is not finite at step {state.global_step}; lower learning_rate ({args.learning_rate:g})",
                     param="learning_rate",

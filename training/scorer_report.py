@@ -74,7 +74,8 @@ class Evaluation:
         """What decides between epochs: ranking accuracy, mismatched replies included, or macro-F1."""
         if self.loss == "margin":
             return ranking_accuracy([row[0] for row in raw], self.levels, self.groups)[0]
-        return macro_f1([_argmax(row) for row in raw], self.classes, len(self.scale))[0]
+        calibration = calibrate(self, raw, "")
+        return macro_f1(predictions(raw, calibration), self.classes, len(self.scale))[0]
 
 
 def calibrate(part: Evaluation, raw: Sequence[Sequence[float]], how: str) -> Calibration:
@@ -98,7 +99,8 @@ def evaluate(part: Evaluation, raw: Sequence[Sequence[float]], calibration: Cali
         "brier_constant": brier([math.fsum(targets[own]) / part.graded] * part.graded, targets[own]),
     }
     if part.loss == "classes":
-        predicted = [_argmax(row) for row in raw]
+        predicted = predictions(raw, calibration)
+        figures["macro_f1_uncalibrated"] = macro_f1([_argmax(row) for row in raw], part.classes, len(part.scale))[0]
         figures["macro_f1"], figures["f1_by_level"] = macro_f1(predicted, part.classes, len(part.scale))
         figures["accuracy"] = sum(map(int.__eq__, predicted, part.classes)) / part.graded
         most = max(part.classes, key=part.classes.count)
@@ -120,6 +122,13 @@ def evaluate(part: Evaluation, raw: Sequence[Sequence[float]], calibration: Cali
             [part.groups[index] for index in kept],
         )
     return figures
+
+
+def predictions(raw: Sequence[Sequence[float]], calibration: Calibration) -> list[int]:
+    """The likeliest class of each row after calibration: class weights in the loss make rare ones too likely before."""
+    if not isinstance(calibration, Temperature):
+        raise TypeError("only class probabilities have a likeliest class")
+    return [_argmax(calibration.likely(row)) for row in raw]
 
 
 def write_card(folder: Path, report: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ def train_adapter(
     }
     # Not before: while it holds the real folder, peft finds the base's config there and does not ask the hub.
     adapted.peft_config["default"].base_model_name_or_path = base_name
-    with appearing(out, replace=overwrite) as temporary:
+    with quiet(), appearing(out, replace=overwrite) as temporary:
         adapted.cpu().save_pretrained(str(temporary), save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # peft's template of a model card, with nothing filled in
         (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from emorl_core.bundle import PROMPT
 from training.data.records import Record
 from training.durable import appearing
-from training.fit import FitError, FitSettings, Progress, fit
+from training.fit import FitError, FitSettings, Progress, fit, quiet
 from training.scratch import ScratchSettings, new_model
 from training.section import Section
 from training.tokenizer import train_tokenizer
@@ -98,7 +98,7 @@ def warm_start(
         "losses": [round(loss, 4) for loss in fitted.losses],
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    with appearing(out, replace=overwrite) as temporary:
+    with quiet(), appearing(out, replace=overwrite) as temporary:
         model.cpu().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")

@@ -22,8 +22,7 @@ class Checkpoint:
         self._device, self._dtype = device, dtype
         self._files: dict[str, Path] = {}
         if (folder / _INDEX).is_file():
-            names = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-            self._files = {name: folder / file for name, file in names.items()}
+            self._files = _indexed(folder)
         elif (folder / _SINGLE).is_file():
             with _opened(folder / _SINGLE) as handle:
                 self._files = dict.fromkeys(handle.keys(), folder / _SINGLE)
@@ -44,6 +43,17 @@ class Checkpoint:
         if tuple(tensor.shape) != shape:
             raise UnsupportedModel(f"tensor {name!r} has shape {tuple(tensor.shape)}; the config asks for {shape}")
         return tensor.to(device=self._device, dtype=self._dtype)
+
+
+def _indexed(folder: Path) -> dict[str, Path]:
+    """Tensor name -> the file beside the index that holds it."""
+    try:
+        names = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        if any(Path(file).name != file for file in names.values()):
+            raise ValueError  # a checkpoint may come from a stranger: it reads files of its own folder only
+        return {name: folder / file for name, file in names.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UnsupportedModel(f"{_INDEX}: must hold weight_map, tensor name -> file name in the same folder") from None
 
 
 def _opened(path: Path):  # type: ignore[no-untyped-def]  # safetensors ships no type for its handle

@@ -52,9 +52,8 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
         return content
 
     if body.stream:
-        await generation.first_event(service.settings.keep_alive_s)
         dialect = NativeDialect(generation.deployment.ensemble.lanes, finished)
-        return sse.EventStream(generation, dialect, service.settings.keep_alive_s)
+        return await sse.stream(generation, dialect, service.settings)
     (completion,) = await generation.finish()
     return json_response(finished(completion))
 

@@ -21,7 +21,6 @@ from server.openai_answers import (
     ChatDialect,
     CompletionDialect,
     Head,
-    OpenAIDialect,
     chat_completion,
     text_completion,
 )
@@ -73,9 +72,8 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     echoes = [_echo(head.ensemble, prompt) if body.echo else "" for prompt in prompts for _ in range(n)]
     with_logprobs = body.logprobs is not None
     if body.stream:
-        return await _stream(
-            request, generation, CompletionDialect(head, n, body.include_usage, with_logprobs, echoes=echoes)
-        )
+        dialect = CompletionDialect(head, n, body.include_usage, with_logprobs, echoes=echoes)
+        return await sse.stream(generation, dialect, service_of(request).settings)
     return json_response(text_completion(head, await generation.finish(), n, echoes, with_logprobs))
 
 
@@ -94,7 +92,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     generation, head = await _accept(request, body, build, "chatcmpl", body.choices)
     if body.stream:
         dialect = ChatDialect(head, body.choices, body.include_usage, bool(body.logprobs))
-        return await _stream(request, generation, dialect)
+        return await sse.stream(generation, dialect, service_of(request).settings)
     return json_response(chat_completion(head, await generation.finish(), bool(body.logprobs)))
 
 
@@ -139,12 +137,6 @@ async def _accept(
     ids = {each.request_id: index for index, each in enumerate(generation.requests)}
     deployment = generation.deployment
     return generation, Head(answer_id, body.model, generation.accepted, ids, deployment.ensemble)
-
-
-async def _stream(request: Request, generation: Generation, dialect: OpenAIDialect) -> Response:
-    keep_alive_s = service_of(request).settings.keep_alive_s
-    await generation.first_event(keep_alive_s)
-    return sse.EventStream(generation, dialect, keep_alive_s)
 
 
 def _engine_request(

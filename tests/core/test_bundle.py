@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,12 @@ GOOD: dict[str, Any] = {
 
 def written(folder: Path, raw: object) -> Path:
     path = folder / BUNDLE_FILE
-    path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw), encoding="utf-8")
+    path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
     return path
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-    raw: dict[str, Any] = yaml.safe_load(yaml.safe_dump(GOOD))
+    raw: dict[str, Any] = copy.deepcopy(GOOD)
     change(raw)
     return raw
 
@@ -94,8 +95,8 @@ def test_the_short_form_has_defaults(tmp_path: Path) -> None:
         (lambda r: r["profiles"]["balanced"]["weights"].update(humour=1), "profiles.balanced: weights: unknown objective 'humour'"),
         (lambda r: r["profiles"]["balanced"]["weights"].update(empathy=-1), "negative weights are allowed only with normalize: false"),
         (lambda r: r["profiles"]["balanced"].update(weights={}), "profiles.balanced: weights: all are zero"),
-        (lambda r: r.update(default_profile="other"), "default_profile 'other' is not among the profiles: balanced"),
-        (lambda r: r.update(profiles={}), "default_profile 'balanced' is not among the profiles: none"),
+        (lambda r: r.update(default_profile="other"), "default_profile 'other' is unknown; profiles: balanced"),
+        (lambda r: r.update(profiles={}), "default_profile 'balanced' is unknown; profiles: none"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_its_key(

@@ -146,11 +146,23 @@ def test_a_ray_runs_once_and_answers_for_all_its_vectors() -> None:
     ensemble = fake_ensemble()
     weights = [{"reflection": 1}, {"empathy": 2, "fluency": 1}, {"reflection": 9}, {"fluency": 4, "empathy": 8}]
     plan = ensemble.sweep_plan(PROMPTS[:2], weights)
-    assert plan.distinct_vectors == 2
+    assert plan.requests == 4
     assert [len(group) for group in plan.groups()] == [2, 2]
     result = ensemble.sweep(PROMPTS[:2], weights)
     assert [item.weights_index for item in result.of_prompt(1)] == [0, 1, 2, 3]
     assert result.distinct(1) == {result.of_prompt(1)[0].text: [0, 2], result.of_prompt(1)[1].text: [1, 3]}
+
+
+def test_each_prompt_can_have_vectors_of_its_own() -> None:
+    """What a search knows already is not generated again."""
+    ensemble = fake_ensemble()
+    full = ensemble.sweep(PROMPTS[:3], resolution=3)
+    only = [[7, 2, 0, 2], [], range(10)]
+    part = ensemble.sweep(PROMPTS[:3], resolution=3, only=only)
+    wanted = [(p, i) for p, own in enumerate(only) for i in sorted(set(own))]
+    assert [(item.prompt_index, item.weights_index) for item in part.items] == wanted
+    assert all(item in full.items for item in part.items)
+    assert part.lane_row_steps < full.lane_row_steps
 
 
 def test_a_prompt_is_prefilled_once_per_objective() -> None:
@@ -296,6 +308,14 @@ def test_bad_sweeps_are_refused_before_anything_runs(
     with pytest.raises(error, match=says):
         ensemble.sweep(PROMPTS[0], **arguments)
     assert not ensemble.engine.has_work
+
+
+def test_lists_that_do_not_fit_the_prompts_are_refused() -> None:
+    ensemble = fake_ensemble()
+    with pytest.raises(InvalidRequest, match="only has 1 entries for 2 prompts"):
+        ensemble.sweep(PROMPTS[:2], resolution=1, only=[[0]])
+    with pytest.raises(InvalidRequest, match=r"only\.1 names vector 3"):
+        ensemble.sweep(PROMPTS[:2], resolution=1, only=[[0], [3]])
 
 
 def test_no_prompt_and_what_a_sweep_cannot_answer_are_refused() -> None:

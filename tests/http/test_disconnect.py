@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import socket
-import threading
 from typing import Any
 
 import pytest
@@ -74,27 +74,38 @@ def test_the_tokens_of_a_cancelled_request_are_counted() -> None:
         assert generated > 5
 
 
-def test_clients_that_leave_at_random_moments_leave_nothing_behind() -> None:
+async def visit(port: int, stay_s: float, body: dict[str, Any]) -> None:
+    """Ask, stay a while, hang up without a word."""
+    content = json.dumps(body).encode()
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+    await asyncio.sleep(stay_s)
+    writer.transport.abort()
+
+
+def test_three_hundred_clients_that_leave_at_random_moments_leave_nothing_behind() -> None:
     dice = random.Random(7)
-    with live(Settings(port=0, max_queue=30), fake_ensemble(slots=4, step_delay_s=0.001)) as server:
+    ensemble = fake_ensemble(slots=8, step_delay_s=0.001, mean_length=900)
+    with live(Settings(port=0, max_queue=150), ensemble) as server:
+        port = int(server.url.rsplit(":", 1)[1])
+        seen = {"running": 0, "waiting": 0}
 
-        def visit(delay_s: float, body: dict[str, Any]) -> None:
-            connection = call(server, body)
-            threading.Event().wait(delay_s)
-            connection.close()
+        async def everyone() -> None:
+            async def one() -> None:
+                await asyncio.sleep(dice.uniform(0, 1.5))
+                stay_s = dice.choice([0.0, 0.002, 0.02, 0.3])  # at the door, in prefill, queued, streaming
+                await visit(port, stay_s, {**LONG, "stream": dice.random() < 0.5, "seed": dice.randrange(1000)})
+                reading = server.service.reading()
+                seen["running"] = max(seen["running"], reading.running)
+                seen["waiting"] = max(seen["waiting"], reading.waiting)
 
-        visits = [
-            threading.Thread(
-                target=visit,
-                args=(dice.choice([0.0, 0.01, 0.05, 0.2]), {**LONG, "stream": dice.random() < 0.5}),
-            )
-            for _ in range(60)
-        ]
-        for visit_thread in visits:
-            visit_thread.start()
-        for visit_thread in visits:
-            visit_thread.join(30)
+            await asyncio.gather(*(one() for _ in range(300)))
+
+        asyncio.run(everyone())
+        assert seen["running"] >= 4
+        assert seen["waiting"] >= 1, "some of them were in the queue"
         wait_until(lambda: idle(server), "everything is free again")
         with server.client() as client:
-            assert client.post("/generate", json={"prompt": PROMPT}).status_code == 200
+            assert client.post("/generate", json={"prompt": PROMPT, "max_new_tokens": 5}).status_code == 200
         wait_until(lambda: idle(server), "everything is free again")

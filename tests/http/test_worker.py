@@ -224,7 +224,7 @@ def test_a_fault_anywhere_in_the_engine_fails_only_the_request_at_fault(
         ensemble.engine.runner._choose = failing  # type: ignore[method-assign]
     prompts = [PROMPT, "poison that", "you feel alone", "work hurts"]
     with server.client() as client, ThreadPoolExecutor(4) as pool:
-        body = {"min_new_tokens": 12, "max_new_tokens": 12}
+        body: dict[str, Any] = {"min_new_tokens": 12, "max_new_tokens": 12}
         answers = list(pool.map(lambda p: client.post("/generate", json={**body, "prompt": p}), prompts))
     for prompt, answer in zip(prompts, answers, strict=True):
         if prompt == "poison that":

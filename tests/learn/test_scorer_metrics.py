@@ -18,9 +18,9 @@ from training.scorers.calibration import (
     fit_isotonic,
     fit_platt,
     fit_temperature,
-    log_softmax,
     read_calibration,
     sigmoid,
+    softmax,
     write_calibration,
 )
 
@@ -99,22 +99,22 @@ def test_isotonic_handles_equal_outputs() -> None:
     assert Isotonic(inputs=(0.0, 0.0, 1.0), outputs=(0.1, 0.2, 0.9)).apply([0.0]) == pytest.approx(0.1)
 
 
-def test_temperature_is_the_minimum_of_the_likelihood() -> None:
+def test_temperature_and_biases_find_what_the_classes_were_drawn_with() -> None:
     draw = random.Random(2)
-    rows = [[draw.gauss(0, 6) for _ in range(3)] for _ in range(200)]
-    # Drawn at temperature 3: the fit should find about that.
-    classes = [
-        draw.choices(range(3), [math.exp(value) for value in log_softmax([z / 3 for z in row])])[0] for row in rows
-    ]
+    rows = [[draw.gauss(0, 6) for _ in range(3)] for _ in range(2000)]
+    bias = (1.0, 0.0, -1.0)
+    drawn = [softmax([z / 3 + b for z, b in zip(row, bias, strict=True)]) for row in rows]
+    classes = [draw.choices(range(3), likely)[0] for likely in drawn]
     fitted = fit_temperature(rows, classes, (0.0, 0.5, 1.0))
-    assert fitted.temperature == pytest.approx(3.0, rel=0.25)
+    assert fitted.temperature == pytest.approx(3.0, rel=0.1)
+    assert [b - fitted.bias[1] for b in fitted.bias] == pytest.approx(bias, abs=0.25)
+    assert fitted.apply(rows[0]) == pytest.approx(drawn[0][1] * 0.5 + drawn[0][2], abs=0.1)
 
-    def loss(temperature: float) -> float:
-        logits = torch.tensor(rows, dtype=torch.float64) / temperature
-        return float(torch.nn.functional.cross_entropy(logits, torch.tensor(classes)))
 
-    for factor in (0.99, 1.01):
-        assert loss(fitted.temperature * factor) > loss(fitted.temperature)
+def test_a_class_that_the_part_lacks_keeps_a_finite_bias() -> None:
+    fitted = fit_temperature([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]] * 10, [0, 1] * 10, (0.0, 0.5, 1.0))
+    assert all(math.isfinite(b) for b in fitted.bias)
+    assert fitted.likely([0.0, 0.0, 5.0])[2] > 0
 
 
 def test_calibrations_survive_the_disk(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from emorl_core.adapters import read_peft
 from tests.builders import tiny_t5
@@ -174,12 +175,19 @@ def test_a_killed_adapter_ends_with_the_same_bits(warm: Path, tmp_path: Path) ->
 def test_training_leaves_the_callers_random_state_and_terminal_alone(
     records: tuple[Record, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.enable_progress_bar()  # as a user has them; other tests may have switched them off
+    transformers_logging.set_verbosity_warning()
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state()  # noqa: NPY002
     capfd.readouterr()
     with caplog.at_level(logging.WARNING), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         base = warm_start(records[:20], tmp_path / "base", settings(steps=2), device="cpu")
         train_adapter(base, records[:20], tmp_path / "a", SupervisedSettings(fit=fit_settings(steps=2)), device="cpu")
+    assert transformers_logging.is_progress_bar_enabled()
+    assert transformers_logging.get_verbosity() == logging.WARNING
+    transformers_logging.set_verbosity(verbosity)
+    transformers_logging.disable_progress_bar()
     assert capfd.readouterr() == ("", "")
     assert [str(warning.message) for warning in caught] == []
     assert caplog.records == []

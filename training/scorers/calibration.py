@@ -73,18 +73,34 @@ class Isotonic(_Calibration):
 
 
 class Temperature(_Calibration):
-    """Class logits -> the expected value of softmax(z / temperature), `values` being the worth of each class."""
+    """Class logits -> the expected value of softmax(z / temperature + bias), `values` being the worth of each class.
+
+    The biases (Alexandari et al. 2020, "bias-corrected temperature scaling") undo what class weights in the loss did to
+    the frequencies: a model trained with them takes rare levels for common.
+    """
 
     kind: Literal["temperature"] = "temperature"
     temperature: float = Field(gt=0)
+    bias: tuple[float, ...] = ()  # one per class; empty: none
     values: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Temperature:
+        if self.bias and len(self.bias) != len(self.values):
+            raise ValueError("bias and values differ in length")
+        return self
 
     @property
     def outputs_needed(self) -> int:
         return len(self.values)
 
+    def likely(self, row: Sequence[float]) -> list[float]:
+        """The probability of each class."""
+        bias = self.bias or (0.0,) * len(row)
+        return softmax([z / self.temperature + b for z, b in zip(row, bias, strict=True)])
+
     def apply(self, row: Sequence[float]) -> float:
-        return expected(softmax([z / self.temperature for z in row]), self.values)
+        return expected(self.likely(row), self.values)
 
 
 Calibration = Platt | Isotonic | Temperature
@@ -167,29 +183,27 @@ def fit_isotonic(outputs: Sequence[float], targets: Sequence[float]) -> Isotonic
 
 
 def fit_temperature(rows: Sequence[Sequence[float]], classes: Sequence[int], values: Sequence[float]) -> Temperature:
-    """Minimise the negative log-likelihood over log T in [-3, 3] by golden section: it is convex in 1/T, so it has one
-    minimum there."""
+    """Minimise the mean negative log-likelihood over (log T, biases), which is smooth, by L-BFGS in float64.
 
-    def loss(log_t: float) -> float:
-        scale = math.exp(-log_t)
-        return -math.fsum(
-            log_softmax([z * scale for z in row])[label] for row, label in zip(rows, classes, strict=True)
-        )
+    A weight of 1e-3 on the squares of the parameters keeps a class that the part lacks from a bias of minus infinity.
+    """
+    import torch
 
-    low, high = -3.0, 3.0
-    ratio = (math.sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = loss(left), loss(right)
-    while high - low > 1e-6:
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = loss(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = loss(right)
-    return Temperature(temperature=math.exp((low + high) / 2), values=tuple(values))
+    logits = torch.tensor(rows, dtype=torch.float64)  # [pairs, classes]
+    truth = torch.tensor(classes)
+    parameters = torch.zeros(1 + logits.shape[1], dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([parameters], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        solver.zero_grad()
+        scaled = logits * torch.exp(-parameters[0]) + parameters[1:]
+        value = torch.nn.functional.cross_entropy(scaled, truth) + 1e-3 * parameters.square().sum()
+        value.backward()
+        return value
+
+    solver.step(loss)
+    log_t, *bias = parameters.detach().tolist()
+    return Temperature(temperature=math.exp(log_t), bias=tuple(bias), values=tuple(values))
 
 
 def sigmoid(z: float) -> float:

@@ -1,0 +1,69 @@
+"""Dashboard, alerts and docs/operations.md ask for and list what the server really has."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from server.settings import Settings
+from tests.deployment import ALERTS, DASHBOARD, DOCKER, KUBERNETES, ROOT, exported, families, read
+
+OPERATIONS = ROOT / "docs" / "operations.md"
+
+
+ASKING = [
+    DASHBOARD,
+    ALERTS,
+    DOCKER / "prometheus" / "alerts_test.yml",
+    KUBERNETES / "base" / "hpa.yaml",
+    *sorted((KUBERNETES / "monitoring").glob("*.yaml")),
+]
+
+
+@pytest.mark.parametrize("file", ASKING, ids=lambda path: path.name)
+def test_every_metric_that_is_asked_for_exists(file: Path) -> None:
+    asked = set(re.findall(r"\bemorl_[a-z_]+\b", file.read_text(encoding="utf-8")))
+    assert asked <= exported(), asked - exported()
+
+
+def test_the_dashboard_shows_every_metric() -> None:
+    dashboard = DASHBOARD.read_text(encoding="utf-8")
+    assert {name for name in families() if name not in dashboard} == set()
+
+
+def test_panels_of_the_dashboard_do_not_overlap_and_say_what_they_show() -> None:
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + i, place["y"] + j) for i in range(place["w"]) for j in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+        assert panel["type"] == "row" or panel["description"], panel["title"]
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_operations_says_what_to_do_about_every_alert() -> None:
+    headings = set(re.findall(r"^### (Emorl\w+)$", OPERATIONS.read_text(encoding="utf-8"), re.MULTILINE))
+    rules = [rule for group in read(ALERTS)["groups"] for rule in group["rules"]]
+    assert headings == {rule["alert"] for rule in rules}
+
+
+def test_operations_lists_every_metric() -> None:
+    text = OPERATIONS.read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(emorl_\w+)", text, re.MULTILINE))
+    assert listed == families()
+
+
+def test_operations_lists_every_setting_with_its_default() -> None:
+    text = OPERATIONS.read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]*) \|", text, re.MULTILINE))
+    assert set(listed) == set(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        said = "" if default in (None, ()) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        assert listed[name].strip() == said, name
