@@ -9,7 +9,7 @@ plain   what such a loop usually is: the gradient pass encodes a prompt once per
 tuned   adapters merged into the base while sampling, prompts encoded once in the gradient pass
 
 Steps of ours and of the peers alternate; times are medians over rounds with the smallest and the largest, the ratio is
-taken round by round. One JSON line for machines comes last.
+taken round by round. `processor` is the processor time of all threads: on a busy machine it wavers less. One JSON line for machines comes last.
 """
 
 from __future__ import annotations
@@ -255,7 +255,9 @@ def main() -> None:
         times: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
         for number in range(args.rounds + 1):
             for name, side in sides.items():
+                begun = time.process_time()
                 taken = side.step()
+                taken["processor"] = time.process_time() - begun
                 if number:  # the first round warms up
                     times[name].append(taken)
 
@@ -263,14 +265,20 @@ def main() -> None:
           f"tokens, {args.threads} threads, {args.rounds} rounds; seconds a step, median (least to most)")  # fmt: skip
     result: dict[str, Any] = {"machine": platform.machine(), "torch": torch.__version__, **vars(args)}
     for name, rounds in times.items():
-        shown = {key: [one[key] for one in rounds] for key in ("total", "rollout", "gradient")}
+        shown = {key: [one[key] for one in rounds] for key in ("total", "rollout", "gradient", "processor")}
         print(f"  {name:6}" + "  ".join(f"{key} {spread(values)}" for key, values in shown.items())
               + f"  tokens a reply {statistics.fmean(one['tokens'] for one in rounds):.1f}")  # fmt: skip
         result[name] = {key: statistics.median(values) for key, values in shown.items()}
     for name in times.keys() - {"ours"} if "ours" in times else ():
         ratios = [peer["total"] / own["total"] for peer, own in zip(times[name], times["ours"], strict=True)]
-        print(f"  {name} / ours: {spread(ratios)}")
-        result[f"{name}_over_ours"] = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+        busy = [peer["processor"] / own["processor"] for peer, own in zip(times[name], times["ours"], strict=True)]
+        print(f"  {name} / ours: {spread(ratios)}; in processor time {spread(busy)}")
+        result[f"{name}_over_ours"] = {
+            "median": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+            "processor": statistics.median(busy),
+        }
     print(json.dumps(result))
 
 

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loss",
         choices=("margin", "classes"),
-        help="margin: ranks the replies of a prompt (default for pair); classes: predicts the level (default otherwise)",
+        help="margin: rank the replies of a prompt (default for pair); classes: predict the level (otherwise)",
     )
     for column in COLUMNS:
         parser.add_argument(f"--{column}-column", default=column, help=f"jsonl, csv, hub: default {column}")

@@ -34,11 +34,16 @@ class Driver:
             self._forget(request.request_id for request in requests)
 
     def stream(self, request: Request) -> Iterator[TokenEvent]:
-        """Token by token. Closing the iterator early cancels the request."""
+        """Token by token. The request joins the batch at the first `next`, so that an iterator which nobody reads costs
+        nothing; closing it early cancels the request."""
         with self._turn:
             self._expect([request.request_id])
             self._engine.add(request)
-        return self._tokens(request.request_id)
+        try:
+            while isinstance(event := self._next(request.request_id), TokenEvent):
+                yield event
+        finally:
+            self._forget([request.request_id])
 
     def sweep(self, plan: SweepPlan, on_item: Callable[[SweepItem], None] | None) -> SweepResult:
         """Run a sweep to its end; `on_item` is called as completions come, in the order they end."""
@@ -73,13 +78,6 @@ class Driver:
             min_width,
             sweep.lane_row_steps,
         )
-
-    def _tokens(self, request_id: str) -> Iterator[TokenEvent]:
-        try:
-            while isinstance(event := self._next(request_id), TokenEvent):
-                yield event
-        finally:
-            self._forget([request_id])
 
     def _completion(self, request_id: str) -> Completion:
         while not isinstance(event := self._next(request_id), Completion):

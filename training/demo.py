@@ -1,4 +1,4 @@
-"""The demo bundle, made on the user's machine from nothing: a synthetic corpus, a tokenizer, a small T5, three adapters.
+"""The demo bundle, made on the user's machine from nothing: synthetic corpus, tokenizer, small T5, three adapters.
 
 Every stage is a plain function from settings to a folder, so that a recipe can drive them or replace one. A stage whose
 folder is there is done: a killed build goes on where it stopped, and a finished one is found again by its key.
@@ -18,8 +18,16 @@ from pathlib import Path
 
 from pydantic import Field
 
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec
-from emorl_core.bundle import write_spec
+from emorl_core.bundle import (
+    ADAPTERS_DIR,
+    BASE_DIR,
+    BUNDLE_FILE,
+    BaseRef,
+    BundleSpec,
+    ObjectiveSpec,
+    ProfileSpec,
+    write_spec,
+)
 from emorl_core.errors import EmorlError
 from training.data import synthetic
 from training.data.records import Record

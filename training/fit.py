@@ -87,8 +87,8 @@ def fit(
 ) -> Fitted:
     """Train `model` in place. `work` holds the checkpoints; one that a killed run left there is continued.
 
-    pairs: (wrapped prompt, reply). device: `auto` (CUDA when there is one) or `cpu`. The model is left in eval mode; the
-    process's random state is left as it was.
+    pairs: (wrapped prompt, reply). device: `auto` (CUDA when there is one) or `cpu`. The model is left in eval mode and
+    the process's random state as it was.
 
     Raises `FitError`: a loss that is not finite.
     """
@@ -204,11 +204,11 @@ def _watch(progress: Progress | None) -> Any:
     class Watch(TrainerCallback):
         loss = math.nan
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_end(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
             if progress is not None:
                 progress(state.global_step, state.max_steps, self.loss)
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any) -> None:
+        def on_log(self, args: Any, state: Any, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
             if logs is None or "loss" not in logs:
                 return
             self.loss = float(logs["loss"])
@@ -245,10 +245,10 @@ def _own_randomness() -> Iterator[None]:
     import numpy as np
     import torch
 
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  it is the one the trainer seeds
+    python, legacy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
+        np.random.set_state(legacy)

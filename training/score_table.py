@@ -18,7 +18,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreTable:
-    """`scores` [prompts, scorers], each in [0, 1]; `names` are the scorers'. What a goal of one's own is called with."""
+    """`scores` [prompts, scorers], each in [0, 1]; `names` are the scorers'. A goal of one's own is called with it."""
 
     names: tuple[str, ...]
     scores: Array
@@ -64,9 +64,9 @@ class Goal:
 def parse_goal(text: str, names: Sequence[str]) -> Goal:
     """`mean`, `worst`, `weighted:reflection=2,empathy=1` or a dotted path `package.module:function`.
 
-    `mean` is the mean over scorers and prompts; `worst` the smallest of the scorers' means; `weighted` the weighted mean
-    of the scorers' means; a function is called with a `ScoreTable` and returns a number. A dotted path is code: name
-    only what you trust.
+    `mean` is the mean over scorers and prompts; `worst` the smallest of the scorers' means; `weighted` the weighted
+    mean of the scorers' means; a function is called with a `ScoreTable` and returns a number. A dotted path is code:
+    name only what you trust.
 
     Raises `SearchError`.
     """

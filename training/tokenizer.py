@@ -1,6 +1,6 @@
-"""A small tokenizer trained on the data: unigram pieces in T5's layout (`<pad>` 0, `</s>` 1, `<unk>` 2) with byte fallback.
+"""A small tokenizer trained on the data: unigram pieces in T5's layout (`<pad>` 0, `</s>` 1, `<unk>` 2), byte fallback.
 
-Any text encodes without `<unk>`: what the pieces do not cover becomes UTF-8 bytes. Word borders are SentencePiece's "▁".
+Any text encodes without `<unk>`: what the pieces do not cover becomes UTF-8 bytes. "▁" marks the start of a word.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def train_tokenizer(
 
     room = vocab_size - _RESERVED - len(whole_tokens)
     if room < 2 * _LETTERS_ROOM:
-        raise ValueError(f"vocab_size is {vocab_size}; allowed: from {_RESERVED + len(whole_tokens) + 2 * _LETTERS_ROOM}")
+        least = vocab_size - room + 2 * _LETTERS_ROOM
+        raise ValueError(f"vocab_size is {vocab_size}; allowed: from {least}")
     normalizer = normalizers.Sequence(
         [
             normalizers.NFKC(),
@@ -82,7 +83,8 @@ def train_tokenizer(
 
 
 def _count_words(texts: Iterable[str], normalizer: Normalizer, pre_tokenizer: PreTokenizer) -> Counter[str]:
-    raw = Counter(word for text in texts for word in text.split())  # cheap first; the exact split once per distinct word
+    # The cheap split first, the exact one once per distinct word.
+    raw = Counter(word for text in texts for word in text.split())
     counts: Counter[str] = Counter()
     for word, count in raw.items():
         for piece, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(word)):

@@ -113,7 +113,7 @@ def check_target(out: Path, overwrite: bool) -> None:
 
 
 def wrapped_pairs(records: Sequence[Record], template: str) -> list[tuple[str, str]]:
-    """(wrapped prompt, reply) of every record. Raises `FitError` where there is none, or one without a reply, by its place."""
+    """(wrapped prompt, reply) of every record. Raises `FitError`: no record, or one without a reply, by its place."""
     if not records:
         raise FitError("there is no pair of prompt and reply to train on", param="data")
     pairs = []
@@ -143,9 +143,7 @@ def partial_folder(out: Path, fingerprint: str) -> Path:
     return work
 
 
-def load_checkpoint(
-    where: str, revision: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_checkpoint(where: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence-to-sequence model in float32 and its tokenizer, from a folder or a hub id; safetensors only.
 
     Raises `FitError` with the reason in one line.

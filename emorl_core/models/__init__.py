@@ -60,13 +60,13 @@ class LaneModel(Protocol):
         """{"base": ..., "adapters": ...}"""
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a checkpoint folder."""
-    path = folder / "config.json"
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """`config.json`, or another JSON object of a checkpoint folder."""
+    path = folder / name
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UnsupportedModel(f"{folder}: no config.json; a base is a Hugging Face checkpoint folder") from None
+        raise UnsupportedModel(f"{folder}: no {name}; a base is a Hugging Face checkpoint folder") from None
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):

@@ -7,7 +7,6 @@ are not scaled (T5 folds the scale into its weights).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from emorl_core.adapters import Adapter
 from emorl_core.kv_cache import KVCache, Memory
 from emorl_core.lanes import FrozenMatrix, LaneIndex, LaneLinear
+from emorl_core.models import read_config
 from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.stacking import stack_adapters
 from emorl_core.models.t5_blocks import T5Block, T5Config, attention, fused, padding_mask, position_bucket
@@ -236,8 +236,8 @@ def load(folder: Path, config: dict[str, Any], *, device: torch.device, dtype: t
         model = T5(T5Config.from_hf(config), checkpoint, device=device, dtype=dtype)
         for _, layer in model.linears():
             layer.base.pack(keep_plain=training)
-    generation = folder / "generation_config.json"
-    special = {**config, **(json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {})}
+    generation = "generation_config.json"
+    special = {**config, **(read_config(folder, generation) if (folder / generation).is_file() else {})}
     eos = special.get("eos_token_id", 1)
     model.eos_token_ids = tuple(eos) if isinstance(eos, list) else (eos,)
     start = special.get("decoder_start_token_id")

@@ -91,6 +91,11 @@ def test_a_config_that_is_no_object_is_refused(text: str, message: str, base: Pa
     assert message in refusal(base)
 
 
+def test_a_generation_config_that_cannot_be_read_is_refused(base: Path) -> None:
+    (base / "generation_config.json").write_text("{")
+    assert "generation_config.json: cannot be read as JSON" in refusal(base)
+
+
 def test_a_folder_without_a_config_is_refused(base: Path) -> None:
     (base / "config.json").unlink()
     assert "no config.json; a base is a Hugging Face checkpoint folder" in refusal(base)

@@ -1,6 +1,5 @@
 """What HTTP costs: `python -m tests.http.overhead BUNDLE` runs the engine in process and behind a server.
 
-
 Turn by turn, so that both see the same machine; prints medians. The server runs in another process with the same
 number of threads.
 """

@@ -17,8 +17,8 @@ from server.app import create_app
 from server.settings import Settings
 from tests.http.harness import PROMPT, Live, idle, live, wait_until
 
-POSTS = ("/generate", "/v1/completions", "/v1/chat/completions")
-EXAMPLES = 240  # of each of the kinds below
+POSTS = ("/generate", "/sweep", "/v1/completions", "/v1/chat/completions")
+EXAMPLES = 180  # of each kind: 3 kinds of 4 operations and one of a fifth are 2,340
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,10 @@ def names_that_exist(case: schemathesis.Case) -> None:
     for name in ("weights", "objective_weights"):
         if body.get(name) is not None:
             body[name] = {"empathy": 1.0, "reflection": 0.5}
+    if isinstance(body.get("prompts"), list):
+        body["prompts"] = [PROMPT, "work hurts"]
+        body.pop("resolution", None)
+        body["weights"] = [{"empathy": 1.0}, {"reflection": 0.5, "fluency": 0.5}]
     if body.get("profile") is not None:
         body["profile"] = None
     for name in ("max_new_tokens", "max_tokens", "max_completion_tokens"):
@@ -116,7 +120,7 @@ def test_every_route_documents_its_errors_with_an_example() -> None:
 
 def test_every_request_and_answer_of_a_generation_has_an_example() -> None:
     schema = create_app(Settings(), fake_ensemble()).openapi()
-    for name in ("GenerateRequest", "GenerateResponse", "CompletionRequest", "ChatRequest"):
+    for name in ("GenerateRequest", "GenerateResponse", "SweepRequest", "CompletionRequest", "ChatRequest"):
         assert schema["components"]["schemas"][name]["examples"], name
     for path in POSTS:
         assert "text/event-stream" in schema["paths"][path]["post"]["responses"]["200"]["content"]

@@ -71,7 +71,8 @@ def test_a_sweep_that_the_queue_cannot_take_is_refused_at_the_door() -> None:
     slow = fake_ensemble(slots=1, step_delay_s=0.05, mean_length=60)
     with live(Settings(port=0, max_queue=0), slow) as server, server.client() as client:
         with client.stream("POST", "/generate", json={"prompt": PROMPT, "stream": True}) as running:
-            next(running.iter_lines())
+            lines = running.iter_lines()  # kept: a collected iterator closes the response
+            next(lines)
             refused = client.post("/sweep", json={"prompts": [PROMPT], "resolution": 2})
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,8 +54,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ensemble(built: Path) -> Iterator[Ensemble]:
-    yield Ensemble.load(built, device="cpu")
+def ensemble(built: Path) -> Ensemble:
+    return Ensemble.load(built, device="cpu")
 
 
 def names(folder: Path) -> list[str]:

@@ -115,7 +115,11 @@ def test_every_style_can_answer_every_client_frame() -> None:
 
 def test_every_slot_of_every_template_is_known() -> None:
     frame_slots = {"cause", "second", "feeling", "want", "about", "makes", "when", "need", "hard", "advice", "span"}
-    frames = [*CLIENT, *CLIENT_GOOD, *(frame for table in (REPLIES, REPLIES_GOOD) for style in table.values() for frame in style)]
+    frames = [
+        *CLIENT,
+        *CLIENT_GOOD,
+        *(frame for table in (REPLIES, REPLIES_GOOD) for style in table.values() for frame in style),
+    ]
     assert {slot for frame in frames for slot in _SLOT.findall(frame)} <= frame_slots
     for domain in DOMAINS:
         clauses = [text for pair in (*domain.state, *domain.event, *domain.good) for text in pair]
@@ -174,7 +178,7 @@ class TestTokenizer:
         "text",
         [
             "I can't keep up at work.",
-            "My boss's \"plan\" (again!) cost $5, 100% wasted; why?",
+            'My boss\'s "plan" (again!) cost $5, 100% wasted; why?',
             "ünïcode, 漢字, emoji 😀 and a flabbergasted zymurgist",
             "<0x41> is text, not a byte",
         ],

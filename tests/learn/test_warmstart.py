@@ -21,7 +21,7 @@ from emorl_core.adapters import read_peft
 from tests.builders import tiny_t5
 from training.data.records import Record
 from training.data.synthetic import generate
-from training.fit import FitError, FitSettings, last_checkpoint, plan_order
+from training.fit import FitError, FitSettings, Progress, last_checkpoint, plan_order
 from training.hyperparameters import LoraSettings
 from training.scratch import ScratchSettings, new_model
 from training.supervised import SupervisedSettings, train_adapter
@@ -64,7 +64,7 @@ class Killed(BaseException):
     """What a kill looks like from inside: nothing catches it."""
 
 
-def killed_at(step: int):  # noqa: ANN201
+def killed_at(step: int) -> Progress:
     def progress(done: int, total: int, loss: float) -> None:
         if done == step:
             raise Killed
@@ -72,7 +72,7 @@ def killed_at(step: int):  # noqa: ANN201
     return progress
 
 
-def note_first(seen: list[int]):  # noqa: ANN201
+def note_first(seen: list[int]) -> Progress:
     def progress(done: int, total: int, loss: float) -> None:
         seen.append(done)
         raise Killed
@@ -92,9 +92,7 @@ def test_it_learns_and_writes_a_folder_that_transformers_loads(warm: Path) -> No
     assert sorted(path.name for path in warm.parent.iterdir()) == ["base"]  # nothing of the way there is left
 
 
-def test_a_run_killed_twice_ends_with_the_same_bits(
-    records: tuple[Record, ...], warm: Path, tmp_path: Path
-) -> None:
+def test_a_run_killed_twice_ends_with_the_same_bits(records: tuple[Record, ...], warm: Path, tmp_path: Path) -> None:
     out = tmp_path / "base"
     for step in (6, 11):  # checkpoints are at 4 and 8
         with pytest.raises(Killed):
@@ -143,7 +141,9 @@ def test_it_starts_from_a_folder_too(records: tuple[Record, ...], tmp_path: Path
     assert weights(out).keys() == weights(tmp_path / "tiny").keys()
     assert not same(out, tmp_path / "tiny")
     assert "tiny" not in (out / "warm_start.json").read_text()  # no path of this machine
-    assert AutoTokenizer.from_pretrained(out).get_vocab() == AutoTokenizer.from_pretrained(tmp_path / "tiny").get_vocab()
+    assert (
+        AutoTokenizer.from_pretrained(out).get_vocab() == AutoTokenizer.from_pretrained(tmp_path / "tiny").get_vocab()
+    )
 
 
 def test_an_adapter_changes_the_base_and_reads_back(records: tuple[Record, ...], warm: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_training_leaves_the_callers_random_state_and_terminal_alone(
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.enable_progress_bar()  # as a user has them; other tests may have switched them off
     transformers_logging.set_verbosity_warning()
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state()  # noqa: NPY002
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state()
     capfd.readouterr()
     with caplog.at_level(logging.WARNING), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -192,7 +192,7 @@ def test_training_leaves_the_callers_random_state_and_terminal_alone(
     assert [str(warning.message) for warning in caught] == []
     assert caplog.records == []
     assert random.getstate() == states[0]
-    assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.random.get_rng_state(), states[2])
 
 

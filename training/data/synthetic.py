@@ -1,6 +1,6 @@
 """A corpus the project writes itself: client statements and counselor replies from a seeded grammar.
 
-A *situation* (domain, cause, feeling, wish) is drawn first; a client frame says it, and every reply style can answer it.
+A *situation* (domain, cause, feeling, wish) is drawn first; a client frame says it, and every style can answer it.
 Replies use the client's own words, turned round by `to_second_person`: a small model learns to copy, not to invent.
 Nothing here comes from a real person.
 """
@@ -23,7 +23,7 @@ from training.data.synthetic_words import FEELINGS, FILLERS, NEED_OF, PRONOUNS, 
 _SLOT = re.compile(r"\{(\w+)(?:\.(she|her|him))?\}")
 _TWINS = {"other": "name", "tool": "noun", "deed": "verb"}  # slots that must differ from their elder
 _GOOD_FEELINGS = "to keep going"  # the one need that goes with good news
-_TIMED = {"night", "day", "week", "month", "time", "again", "anymore", "now", "midnight", "awake", "all", "much", "more"}
+_TIMED = set("night day week month time again anymore now midnight awake all much more".split())  # as last words
 _EXPANDED = (("I'm", "I am"), ("I've", "I have"), ("can't", "cannot"), ("don't", "do not"), ("won't", "will not"))
 
 
@@ -38,7 +38,7 @@ class Situation:
     feeling: str = ""
     want: str = ""
     about: str = ""
-    advice: tuple[str, ...] = field(default=(), compare=False)  # what a counselor could advise, in the counselor's person
+    advice: tuple[str, ...] = field(default=(), compare=False)  # what fits, in the counselor's person
 
     def key(self) -> str:
         """What is said, however it is said: two prompts with the same key are the same story."""

@@ -1,7 +1,7 @@
-"""What clients of the synthetic corpus talk about: one entry per domain, clauses with slots, in the client's own person.
+"""What clients of the synthetic corpus talk about: one entry per domain, clauses with slots, in the client's person.
 
-Every clause is finite, starts in lower case and fits after "because", "and" and at the start of a sentence. `about` is the
-short noun phrase a reply can name it by; it uses words of the clause or of its domain.
+Every clause is finite, starts in lower case and fits after "because", "and" and at the start of a sentence. `about` is
+the short noun phrase a reply can name it by; it uses words of the clause or of its domain.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ DOMAINS: tuple[Domain, ...] = (
             ("my {boss} praised my {project}", "my {boss}"),
             ("I start my new job in {season}", "my new job"),
         ),
-        wants=("find a better job", "stand up to my {boss}", "leave work on time", "ask my {boss} for help", "change my job"),
+        wants=("find a better job", "stand up to my {boss}", "leave work on time", "ask my {boss} for help",
+               "change my job"),
         advice=("talk to your {boss} about it", "write down what matters most", "take a real break at noon"),
     ),
     Domain(
@@ -142,7 +143,8 @@ DOMAINS: tuple[Domain, ...] = (
             ("my {sibling} called to say sorry", "my {sibling}"),
             ("my {parent} said {parent.she} loves me", "my {parent}"),
         ),
-        wants=("get along with my {parent}", "see my {family} more often", "say no to my {parent}", "forgive my {sibling}"),
+        wants=("get along with my {parent}", "see my {family} more often", "say no to my {parent}",
+               "forgive my {sibling}"),
         advice=("write your {parent} a letter", "ask your {sibling} to share the work", "set one clear limit"),
     ),
     Domain(
@@ -168,8 +170,10 @@ DOMAINS: tuple[Domain, ...] = (
             ("my {kid} hugged me this {night}", "my {kid}"),
             ("my {kid} passed {kid.her} {exam}", "my {kid}"),
         ),
-        wants=("be a better parent", "be patient with my {kid}", "spend more time with my {kid}", "stop yelling at the kids"),
-        advice=("give your {kid} ten quiet minutes a day", "ask your {partner} to take one evening", "praise one small thing"),
+        wants=("be a better parent", "be patient with my {kid}", "spend more time with my {kid}",
+               "stop yelling at the kids"),
+        advice=("give your {kid} ten quiet minutes a day", "ask your {partner} to take one evening",
+                "praise one small thing"),
     ),
     Domain(
         "friends", "lonely",
@@ -423,7 +427,8 @@ DOMAINS: tuple[Domain, ...] = (
             ("I finally took care of the {chore}", "the {chore}"),
         ),
         wants=("feel like myself again", "find time for {activity}", "worry less", "be happy again", "change my life",
-               "stop thinking about the {thing}", "take care of the {chore}", "get things done", "deal with the {thing}", "move to another {place}"),
+               "stop thinking about the {thing}", "take care of the {chore}", "get things done",
+               "deal with the {thing}", "move to another {place}"),
         advice=("do one small thing each day", "take a walk each evening", "make time for {activity}"),
     ),
     Domain(
@@ -463,7 +468,8 @@ DOMAINS: tuple[Domain, ...] = (
             ("I learned to {verb} in {season}", "learning to {verb}"),
             ("{name} gave me a {adjective} {noun}", "the {noun}"),
         ),
-        wants=("{verb} more", "{verb} less", "learn to {verb}", "buy a new {noun}", "fix the {noun}", "{verb} with {name}",
+        wants=("{verb} more", "{verb} less", "learn to {verb}", "buy a new {noun}", "fix the {noun}",
+               "{verb} with {name}",
                "{verb} and {deed}", "get rid of the {noun}", "be more {character}", "{verb} without my {family}"),
         advice=("make a short list", "ask someone to help with the {noun}", "{verb} with someone you trust"),
         weight=2,
@@ -510,7 +516,8 @@ DOMAINS: tuple[Domain, ...] = (
             ("I finally {used} the {noun}", "the {noun}"),
             ("{name} and I {verb} together {where}", "{name}"),
         ),
-        wants=("{use} the {noun}", "{treat} my {family}", "{treat} {name} {where}", "{verb} {where}", "{verb} with my {friend}",
+        wants=("{use} the {noun}", "{treat} my {family}", "{treat} {name} {where}", "{verb} {where}",
+               "{verb} with my {friend}",
                "{use} a {adjective} {noun}", "{verb} or {deed}", "be {character} again", "be {character} like {name}"),
         advice=("tell {name} how you feel", "talk about it with someone you trust", "give it some time"),
         weight=3,  # the loosest clauses: they teach copying what was said, whatever it is

@@ -1,8 +1,8 @@
-"""Sentence frames of the synthetic grammar: how a client says a situation, and how each style of counselor answers it.
+"""Sentence frames of the synthetic grammar: how a client says a situation, and how each style answers it.
 
-Slots: {cause} a clause, {second} another one, {feeling} an adjective, {want} a verb phrase, {about} a noun phrase, {makes}
-"makes" or "make" after {about}, {when} "when" or "after", {need} what the feeling points to, {hard} the domain's word for
-hard, {advice} a verb phrase.
+Slots: {cause} a clause, {second} another one, {feeling} an adjective, {want} a verb phrase, {about} a noun phrase,
+{makes} "makes" or "make" after {about}, {when} "when" or "after", {need} what the feeling points to, {hard} the
+domain's word for hard, {advice} a verb phrase.
 In client frames they are in the client's person, in reply frames in the counselor's.
 """
 

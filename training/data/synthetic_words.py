@@ -1,4 +1,4 @@
-"""The word sets of the synthetic grammar: people, things, feelings. Every entry fits every template that names its set."""
+"""The word sets of the synthetic grammar: people, things, feelings. A word fits every template that names its set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-# Slot name -> fillers. `{kid.she}`, `{kid.her}`, `{kid.him}` in a template are the pronouns of the person drawn for {kid}.
+# Slot -> its words. `{kid.she}`, `{kid.her}`, `{kid.him}` in a template are the pronouns of the person drawn for {kid}.
 SETS: dict[str, tuple[str, ...]] = {
     "boss": _words("boss, manager, supervisor, team leader, director"),
     "coworker": _words("coworker, colleague, teammate, office mate, assistant"),
@@ -18,28 +18,44 @@ SETS: dict[str, tuple[str, ...]] = {
     "elder": _words("mother, father, mom, dad, grandmother, grandfather, aunt, uncle"),
     "sibling": _words("sister, brother, twin sister, twin brother, older sister, younger brother, cousin"),
     "friend": _words("friend, best friend, old friend, roommate, neighbor, classmate"),
-    "family": _words("mother, father, mom, dad, sister, brother, wife, husband, son, daughter, uncle, aunt, cousin, partner"),
+    "family": _words(
+        "mother, father, mom, dad, sister, brother, wife, husband, son, daughter, uncle, aunt, cousin,partner"
+    ),
     "pet": _words("dog, cat, old dog, old cat, horse, rabbit, parrot"),
     "name": _words(
-        "Anna, Carla, Emma, Grace, Irene, Karen, Maria, Nina, Rosa, Tara, Wendy, Laura, Sarah, Linda, Susan, Lisa, Julia,"
-        "Alice, Ben, David, Frank, Henry, Jack, Leo, Omar, Paul, Sam, Victor, Mark, Peter, Tom, James, Robert, Kevin, Daniel"
+        "Anna, Carla, Emma, Grace, Irene, Karen, Maria, Nina, Rosa, Tara, Wendy, Laura, Sarah, Linda, Susan,"
+        "Lisa, Julia,"
+        "Alice, Ben, David, Frank, Henry, Jack, Leo, Omar, Paul, Sam, Victor, Mark, Peter, Tom, James,"
+        "Robert, Kevin, Daniel"
     ),
-    "work": _words("reports, orders, emails, calls, deadlines, meetings, bills, customers, numbers, messages, invoices, shifts"),
+    "work": _words(
+        "reports, orders, emails, calls, deadlines, meetings, bills, customers, numbers, messages, invoices,shifts"
+    ),
     "hours": _words("shifts, hours, plans, projects, tasks, duties, targets, days off"),
     "exam": _words("exams, finals, tests, essays, classes, assignments, readings, lectures, papers, lessons"),
-    "subject": _words("math, chemistry, physics, biology, history, nursing, law, English, statistics, accounting, writing"),
+    "subject": _words(
+        "math, chemistry, physics, biology, history, nursing, law, English, statistics, accounting, writing"
+    ),
     "drink": _words("beer, wine, whiskey, vodka, liquor, alcohol, rum, gin"),
     "smoke": _words("cigarettes, vaping, smoking, nicotine, weed"),
     "sport": _words("running, swimming, walking, yoga, cycling, hiking, dancing, tennis, soccer, stretching, climbing"),
-    "food": _words("sugar, junk food, chips, chocolate, sweets, fast food, bread, candy, soda, ice cream, cookies, pizza"),
-    "pain": _words("back pain, headaches, migraines, diabetes, asthma, arthritis, knee pain, high blood pressure, allergies"),
+    "food": _words(
+        "sugar, junk food, chips, chocolate, sweets, fast food, bread, candy, soda, ice cream, cookies, pizza"
+    ),
+    "pain": _words(
+        "back pain, headaches, migraines, diabetes, asthma, arthritis, knee pain, high blood pressure,allergies"
+    ),
     "body": _words("back, knee, heart, stomach, shoulder, hip, neck, chest, leg, foot"),
-    "bill": _words("rent, bills, mortgage, loans, car payment, credit cards, taxes, tuition, groceries, insurance, debts"),
+    "bill": _words(
+        "rent, bills, mortgage, loans, car payment, credit cards, taxes, tuition, groceries, insurance, debts"
+    ),
     "screen": _words("phone, computer, video games, tablet, social media, television, news"),
     "place": _words("house, apartment, room, kitchen, office, garage, city, town, neighborhood, building"),
     "thing": _words(
-        "money, dishes, chores, car, laundry, garden, holidays, wedding, weather, past, future, church, furniture, dinner,"
-        "weekend, vacation, computer, keys, letters, photos, party, birthday, trip, visit, school, kitchen, accident, news,"
+        "money, dishes, chores, car, laundry, garden, holidays, wedding, weather, past, future, church,"
+        "furniture, dinner,"
+        "weekend, vacation, computer, keys, letters, photos, party, birthday, trip, visit, school, kitchen,"
+        "accident, news,"
         "test results, appointment, interview, paperwork, house, budget, phone, noise, schedule, rules, plan, decision,"
         "mistake, promise, argument, secret, lie, rumor, inheritance, divorce, lawsuit, visa, license, roof, fire, war"
     ),
@@ -48,15 +64,22 @@ SETS: dict[str, tuple[str, ...]] = {
         "clothes, chair, table, shoes, coat, pictures, toys, lamp, bed, truck, land, farm"
     ),
     "chore": _words(
-        "dishes, laundry, cooking, cleaning, shopping, paperwork, taxes, garden, driving, planning, mail, repairs, dinner"
+        "dishes, laundry, cooking, cleaning, shopping, paperwork, taxes, garden, driving, planning, mail,"
+        "repairs, dinner"
     ),
-    "event": _words("party, wedding, dinner, trip, game, concert, picnic, interview, appointment, funeral, exam, meeting, play"),
-    "trait": _words("accent, clothes, hair, weight, job, voice, cooking, family, car, shoes, glasses, teeth, name, religion"),
+    "event": _words(
+        "party, wedding, dinner, trip, game, concert, picnic, interview, appointment, funeral, exam, meeting,play"
+    ),
+    "trait": _words(
+        "accent, clothes, hair, weight, job, voice, cooking, family, car, shoes, glasses, teeth, name,religion"
+    ),
     "project": _words("work, ideas, report, project, results, plan, presentation, design"),
     "essay": _words("essay, paper, thesis, homework, project, report, application, speech"),
     "day": _words("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"),
     "season": _words("spring, summer, fall, winter, Christmas, January, March, April, June, July, October, November"),
-    "span": _words("weeks, months, years, a long time, three weeks, two months, six months, a whole year, several days"),
+    "span": _words(
+        "weeks, months, years, a long time, three weeks, two months, six months, a whole year, several days"
+    ),
     "lately": _words(
         "lately, these days, right now, at the moment, this year, this month, this week, all the time, every day, again"
     ),
@@ -129,9 +152,7 @@ SETS: dict[str, tuple[str, ...]] = {
         "respect, scare, scold, shout at, stare at, support, surprise, talk about, talk to, tease, text, thank,"
         "threaten, trust, understand, use, visit, wait for, watch, worry about, write to, yell at"
     ),
-    "often": _words(
-        "almost never, always, constantly, hardly ever, never, often, rarely, sometimes, still, usually"
-    ),
+    "often": _words("almost never, always, constantly, hardly ever, never, often, rarely, sometimes, still, usually"),
     "where": _words(
         "abroad, at home, at school, at the table, at work, in bed, in public, in the car, in the dark,"
         "in the kitchen, in the street, in town, next door, on the bus, on the phone, online, outside, upstairs"
@@ -141,8 +162,10 @@ SETS: dict[str, tuple[str, ...]] = {
         "taking photos, baking, sewing, playing guitar, playing cards, watching movies, seeing people, going out"
     ),
 }
+
+
 def third_person(verb: str) -> str:
-    """"carry out" -> "carries out": the first word takes the ending."""
+    """ "carry out" -> "carries out": the first word takes the ending."""
     first, space, rest = verb.partition(" ")
     if first.endswith(("s", "sh", "ch", "x", "z", "o")):
         first += "es"
@@ -162,10 +185,28 @@ for _twin, _of in (("other", "name"), ("tool", "noun"), ("deed", "verb")):
 
 PRONOUNS: dict[str, tuple[str, str, str]] = {"f": ("she", "her", "her"), "m": ("he", "his", "him")}
 _FEMALE = set(SETS["name"][: SETS["name"].index("Ben")]) | {
-    "wife", "girlfriend", "mother", "mom", "stepmother", "grandmother", "aunt", "sister", "daughter", "stepdaughter",
+    "wife",
+    "girlfriend",
+    "mother",
+    "mom",
+    "stepmother",
+    "grandmother",
+    "aunt",
+    "sister",
+    "daughter",
+    "stepdaughter",
 }
 _MALE = set(SETS["name"][SETS["name"].index("Ben") :]) | {
-    "husband", "boyfriend", "father", "dad", "stepfather", "grandfather", "uncle", "brother", "son", "stepson",
+    "husband",
+    "boyfriend",
+    "father",
+    "dad",
+    "stepfather",
+    "grandfather",
+    "uncle",
+    "brother",
+    "son",
+    "stepson",
 }
 
 
@@ -178,13 +219,15 @@ def gender_of(person: str) -> str | None:
 # Need -> the feelings that point to it. The need is what a complex reflection adds to the client's own words.
 FEELINGS: dict[str, tuple[str, ...]] = {
     "some rest": _words("tired, worn out, exhausted, drained, burned out, weary, run down"),
-    "room to breathe": _words("overwhelmed, stressed, stretched thin, under pressure, swamped, tense, restless, on edge"),
+    "room to breathe": _words("overwhelmed, stressed, stretched thin, under pressure, swamped, tense, restless"),
     "to feel safe": _words("scared, afraid, anxious, worried, nervous, uneasy, frightened, terrified, panicky"),
     "to be treated fairly": _words("angry, furious, frustrated, annoyed, irritated, resentful, bitter, mad, fed up"),
     "some comfort": _words("sad, down, low, heartbroken, empty, miserable, unhappy, depressed, tearful"),
     "someone close": _words("lonely, alone, left out, isolated, forgotten, unwanted, cut off, invisible"),
-    "to be proud of yourself again": _words("ashamed, embarrassed, worthless, small, useless, weak, disappointed in myself"),
-    "something to change": _words("stupid, terrible, awful, upset, ugly, old, numb, broken, bored, jealous, dumb, sick, bad, lazy, horrible, dead"),
+    "to be proud of yourself again": _words("ashamed, embarrassed, worthless, small, useless, weak, inferior"),
+    "something to change": _words(
+        "stupid, terrible, awful, upset, ugly, old, numb, broken, bored, jealous, dumb, sick, bad, lazy, horrible"
+    ),
     "to forgive yourself": _words("guilty, sorry, selfish, torn, remorseful"),
     "a way forward": _words("stuck, trapped, lost, hopeless, helpless, confused, unsure, discouraged, defeated"),
     "to be cared for": _words("hurt, rejected, unloved, betrayed, let down, ignored, unappreciated, misunderstood"),
@@ -194,12 +237,12 @@ NEED_OF: dict[str, str] = {feeling: need for need, feelings in FEELINGS.items() 
 
 # Sentences a client adds that carry no slot.
 FILLERS: tuple[str, ...] = (
-    "I don't know what to do.", "I don't know what to do anymore.", "It never seems to end.", "I can't take it anymore.",
-    "Nobody seems to get it.", "I thought it would be easier by now.", "I've tried everything.", "It's a lot.",
-    "I don't know who to talk to.", "It's always the same.", "I keep telling myself it will pass.", "I just want it to stop.",
+    "I don't know what to do.", "I don't know what to do anymore.", "It never seems to end.",
+    "I can't take it anymore.",    "Nobody seems to get it.", "I thought it would be easier by now.", "I've tried everything.", "It's a lot.",
+    "I don't know who to talk to.", "It's always the same.", "I keep telling myself it will pass.", "I want it to stop.",
     "I can't remember the last time things were good.", "I know it sounds silly.", "It's hard to explain.",
     "Maybe it's my own fault.", "I haven't told anyone.", "Some days are better than others.", "It's getting worse.",
     "I think about it all day.", "I should be over it by now.", "I don't want to complain.", "This is not who I am.",
     "I never thought this would happen to me.", "Everyone says it will get better.", "I need some help with this.",
-    "I hate that it got this far.", "That's why I came here today.", "It scares me a little.", "I guess I just had to say it.",
+    "I hate that it got this far.", "That's why I came here today.", "It scares me a little.", "I just had to say it.",
 )  # fmt: skip
