@@ -21,10 +21,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("emorl_cli.demo", "build the demo bundle on first use and serve it"),
     "serve": ("emorl_cli.serve", "serve a bundle over HTTP"),
     "generate": ("emorl_cli.generate", "answer one prompt, or a file of prompts"),
+    "sweep": ("emorl_cli.sweep", "one prompt under many weights: the distinct texts and the weights that give them"),
     "inspect": ("emorl_cli.inspect_bundle", "explain a bundle and validate it in full"),
     "train": ("emorl_cli.train", "train every objective of a recipe and write a bundle"),
     "warm-start": ("emorl_cli.warm_start", "train a recipe's base on replies, before any reinforcement"),
     "train-scorer": ("emorl_cli.train_scorer", "train a scorer from graded pairs and measure it on unseen prompts"),
+    "search": ("emorl_cli.search", "find the weights that score best and store them as a profile"),
     "import-npz": ("emorl_cli.import_npz", "turn a published .npz adapter into a PEFT folder"),
 }
 

@@ -66,7 +66,9 @@ def test_a_sound_folder_is_read_with_every_module(plain_bundle: Path) -> None:
     assert len(adapter.modules) == 2 * (4 + 2) + 3 * (8 + 2)  # every linear layer of 2 encoder and 3 decoder blocks
     assert {pair.rank for pair in adapter.modules.values()} == {4}
     assert {pair.scale for pair in adapter.modules.values()} == {2.0}
-    assert adapter.parameters == sum(t.numel() for t in load_file(plain_bundle / ADAPTERS_DIR / "empathy" / WEIGHTS_FILE).values())
+    assert adapter.parameters == sum(
+        t.numel() for t in load_file(plain_bundle / ADAPTERS_DIR / "empathy" / WEIGHTS_FILE).values()
+    )
     assert adapter.base_name is not None
 
 
@@ -132,7 +134,9 @@ def test_every_option_of_peft_is_one_we_know() -> None:
 
 @pytest.mark.parametrize("init", ["corda", "loftq", "lora_ga", "pissa_niter_16"])
 def test_initialisations_that_move_the_base_are_refused(init: str, folder: Path) -> None:
-    assert "which moves the base's weights; convert it to plain LoRA" in refusal(edit_config(folder, init_lora_weights=init))
+    assert "which moves the base's weights; convert it to plain LoRA" in refusal(
+        edit_config(folder, init_lora_weights=init)
+    )
 
 
 @pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal"])
@@ -159,7 +163,9 @@ def test_an_adapter_of_another_hub_base_is_refused(
     if fits:
         assert read_peft(folder, "empathy", expected_base=ours).base_name == theirs
     else:
-        assert f"it was trained on base {theirs!r}; this bundle's base is {ours!r}" in refusal(folder, expected_base=ours)
+        assert f"it was trained on base {theirs!r}; this bundle's base is {ours!r}" in refusal(
+            folder, expected_base=ours
+        )
 
 
 @pytest.mark.parametrize(
@@ -244,7 +250,13 @@ def test_names_with_the_adapter_inside_are_read_too(folder: Path) -> None:
 
 def test_patterns_follow_pefts_rule(folder: Path) -> None:
     """A key is a regular expression for the end of a path, from its start or after a dot; the first match counts."""
-    patterns = {"block.0.layer.0.SelfAttention.q": 8, r"decoder\..*\.q": 12, "q": 20, "EncDecAttention.[kv]": 2, "ff": 99}
+    patterns = {
+        "block.0.layer.0.SelfAttention.q": 8,
+        r"decoder\..*\.q": 12,
+        "q": 20,
+        "EncDecAttention.[kv]": 2,
+        "ff": 99,
+    }
     modules = read_peft(edit_config(folder, alpha_pattern=patterns), "empathy").modules
     scales = {name: pair.scale for name, pair in modules.items()}
     assert scales["encoder.block.0.layer.0.SelfAttention.q"] == 8 / 4
@@ -266,7 +278,13 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     def pair(rank: int, scale: float) -> LoraPair:
         return LoraPair(torch.randn(rank, 6, generator=generator), torch.randn(5, rank, generator=generator), scale)
 
-    modules = {Q: pair(2, 0.3), "m.q": pair(2, 0.3), "decoder.m.q": pair(3, 1.25), "block.10.q": pair(2, 7.0), "x": pair(1, 1.0)}
+    modules = {
+        Q: pair(2, 0.3),
+        "m.q": pair(2, 0.3),
+        "decoder.m.q": pair(3, 1.25),
+        "block.10.q": pair(2, 7.0),
+        "x": pair(1, 1.0),
+    }
     adapter = Adapter("one", modules, "t5-base")
     write_peft(adapter, tmp_path / "new" / "folder", extra={"lora_dropout": 0.05})
     again = read_peft(tmp_path / "new" / "folder", "one")
@@ -295,7 +313,7 @@ GOOD_NPZ = {
 
 def test_the_published_npz_is_read(tmp_path: Path) -> None:
     adapter = read_npz(npz(tmp_path / "a.npz", **GOOD_NPZ), "empathy")
-    (name, pair), = adapter.modules.items()
+    ((name, pair),) = adapter.modules.items()
     assert (name, pair.rank, pair.scale, pair.a.dtype, pair.b.dtype) == (Q, 2, 4.0, torch.float32, torch.float32)
 
 

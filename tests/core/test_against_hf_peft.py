@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +34,7 @@ MIXES = (  # base, reflection, empathy, fluency; the last two are used as they a
     (0.0, 1.9, 0.4, 1.1),
     (0.3, -0.5, 1.2, 0.4),
 )
-LOGITS = {"atol": 1e-4, "rtol": 0.0}
+LOGITS: dict[str, Any] = {"atol": 1e-4, "rtol": 0.0}
 
 
 def t5_of(ensemble: Ensemble) -> T5:
@@ -41,8 +43,8 @@ def t5_of(ensemble: Ensemble) -> T5:
     return model
 
 
-def as_requests(rows: list[tuple[tuple[int, ...], tuple[float, ...]]], **sampling: object) -> list[Request]:
-    settings = Sampling(**sampling)  # type: ignore[arg-type]
+def as_requests(rows: Sequence[tuple[tuple[int, ...], tuple[float, ...]]], **sampling: Any) -> list[Request]:
+    settings = Sampling(**sampling)
     return [Request(str(i), ids, weights, settings, stream=False) for i, (ids, weights) in enumerate(rows)]
 
 
@@ -88,7 +90,9 @@ def test_against_hf_peft_logits_of_every_lane_agree(way: str, ensemble: Ensemble
 def test_against_hf_peft_mixed_logits_and_logprobs_agree(ensemble: Ensemble, judge: SeparateModels) -> None:
     """What the engine reports (chosen and top log-probabilities) is what the judge's mixed logits say."""
     rows = [(ensemble.encode(PROMPTS[i % len(PROMPTS)]), mix) for i, mix in enumerate(MIXES)]
-    requests = [Request(str(i), ids, mix, Sampling(max_new_tokens=12), top_logprobs=5) for i, (ids, mix) in enumerate(rows)]
+    requests = [
+        Request(str(i), ids, mix, Sampling(max_new_tokens=12), top_logprobs=5) for i, (ids, mix) in enumerate(rows)
+    ]
     for completion, (ids, mix) in zip(run(ensemble.engine, requests), rows, strict=True):
         decoder_ids = torch.tensor([[0, *completion.token_ids[:-1]]])
         logprobs = judge.mixed_logits([ids], torch.tensor([mix]), decoder_ids)[0].log_softmax(-1)
@@ -107,7 +111,7 @@ def test_against_hf_peft_mixed_logits_and_logprobs_agree(ensemble: Ensemble, jud
     ids=["plain", "penalty", "minimum", "both"],
 )
 def test_against_hf_generate_the_base_lane_alone(
-    options: dict[str, float], ensemble: Ensemble, judge: SeparateModels
+    options: dict[str, Any], ensemble: Ensemble, judge: SeparateModels
 ) -> None:
     """The library's own generation loop, its repetition penalty and its minimum length."""
     base = judge.models[0]

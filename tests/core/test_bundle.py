@@ -162,7 +162,9 @@ def test_paths_stay_inside_the_bundle(where: str, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
     bundle = Bundle.open(written(tmp_path, GOOD).parent)
-    with pytest.raises(BundleError, match=r"objectives\.empathy\.adapter is 'adapters/empathy'; there is no such folder"):
+    with pytest.raises(
+        BundleError, match=r"objectives\.empathy\.adapter is 'adapters/empathy'; there is no such folder"
+    ):
         bundle.adapter_folder("empathy")
     (tmp_path / "adapters" / "empathy").mkdir(parents=True)
     assert bundle.adapter_folder("empathy") == tmp_path / "adapters" / "empathy"

@@ -127,7 +127,9 @@ def test_drop_all_fails_everyone_and_starts_empty() -> None:
         engine.add(request)
     engine.step()
     error = EngineError("the device is gone")
-    still = {event.request_id for event in engine.drop_all(error) if isinstance(event, Failure) and event.error is error}
+    still = {
+        event.request_id for event in engine.drop_all(error) if isinstance(event, Failure) and event.error is error
+    }
     assert not engine.has_work
     assert engine.stats.running == engine.stats.waiting == engine.runner.cache.count == 0
     assert still <= {request.request_id for request in requests}

@@ -12,7 +12,15 @@ import pytest
 from emorl_core import Ensemble as LazyEnsemble
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE
 from emorl_core.ensemble import Ensemble
-from emorl_core.errors import AdapterError, BundleError, EngineError, InvalidRequest, InvalidWeights, NonFinite, PromptTooLong
+from emorl_core.errors import (
+    AdapterError,
+    BundleError,
+    EngineError,
+    InvalidRequest,
+    InvalidWeights,
+    NonFinite,
+    PromptTooLong,
+)
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
 from emorl_core.types import Completion, FinishReason, TokenEvent
@@ -66,7 +74,9 @@ def test_one_prompt_gives_one_completion_and_a_list_a_list() -> None:
 
 def test_wrong_numbers_of_weights_are_refused() -> None:
     ensemble = fake_ensemble()
-    with pytest.raises(InvalidRequest, match="weights has 1 entries for 2 prompts; allowed: one mapping, or one per prompt"):
+    with pytest.raises(
+        InvalidRequest, match="weights has 1 entries for 2 prompts; allowed: one mapping, or one per prompt"
+    ):
         ensemble.generate(["a", "b"], [{"empathy": 1}])
     with pytest.raises(InvalidRequest, match="allowed for one prompt: a mapping"):
         ensemble.generate("a", [{"empathy": 1}])  # type: ignore[arg-type]
@@ -90,7 +100,9 @@ def test_wrong_numbers_of_weights_are_refused() -> None:
         ({"stop": [""]}, InvalidRequest, "stop"),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_runs(options: dict[str, Any], kind: type[InvalidRequest], param: str) -> None:
+def test_bad_arguments_are_refused_before_anything_runs(
+    options: dict[str, Any], kind: type[InvalidRequest], param: str
+) -> None:
     ensemble = fake_ensemble()
     for call in (ensemble.generate, ensemble.stream, lambda p, **o: ensemble.generate([p, p], **o)):
         with pytest.raises(kind) as caught:
@@ -276,9 +288,11 @@ def test_an_adapter_of_another_base_is_refused_at_load(tmp_path: Path, plain_bun
         Ensemble.load(folder)
 
 
-@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float16"), ("tpu", "auto"), ("cuda:99", "auto"), ("meta", "auto")])
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", "float16"), ("tpu", "auto"), ("cuda:99", "auto"), ("meta", "auto")]
+)
 def test_a_device_or_number_format_that_is_not_there_is_refused(device: str, dtype: str, plain_bundle: Path) -> None:
-    with pytest.raises(InvalidRequest, match="allowed|this machine has"):
+    with pytest.raises(InvalidRequest, match=r"allowed|this machine has"):
         Ensemble.load(plain_bundle, device=device, dtype=dtype)
 
 

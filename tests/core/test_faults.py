@@ -81,7 +81,9 @@ def test_a_step_that_raises_for_one_prompt_fails_that_request_alone(slots: int, 
     model_of(ensemble).on_step = raises(RuntimeError("secret prompt text"), bad[0].prompt_ids, after=after)
     failed = assert_only_the_bad_failed(together(ensemble, sound, bad), sound, bad, EngineError)
     for failure in failed.values():
-        assert failure.error.message == "the request failed inside the engine (RuntimeError)"  # never the fault's own text
+        assert (
+            failure.error.message == "the request failed inside the engine (RuntimeError)"
+        )  # never the fault's own text
     assert ensemble.engine.runner.cache.count == ensemble.engine.stats.slots_used == 0
 
 
@@ -106,7 +108,7 @@ def test_nan_in_one_request_fails_that_request_alone(slots: int) -> None:
 def test_a_prompt_that_was_poisoned_is_read_again() -> None:
     """What a NaN left behind is not in the prefill cache."""
     ensemble = fake_ensemble()
-    sound, bad = batch(ensemble, 1)
+    _, bad = batch(ensemble, 1)
     model_of(ensemble).poisoned = {bad[0].prompt_ids}
     ensemble.engine.add(bad[0])
     assert set(failures(drain(ensemble.engine))) == {"bad 0"}
@@ -207,7 +209,8 @@ def test_members_of_a_group_without_the_broken_lane_go_on() -> None:
     ensemble.engine.runner.model = broken
     mixes = [{"reflection": 1.0}, {"empathy": 0.1, "reflection": 1.0}, {"fluency": 1.0}, {"empathy": 1.0}]
     group = [
-        ensemble.request("so much", weights=mix, seed=1, max_new_tokens=8, request_id=str(i)) for i, mix in enumerate(mixes)
+        ensemble.request("so much", weights=mix, seed=1, max_new_tokens=8, request_id=str(i))
+        for i, mix in enumerate(mixes)
     ]
     ensemble.engine.add_group(group)
     events = drain(ensemble.engine)
@@ -220,7 +223,11 @@ def test_a_fault_while_a_group_is_forking_loses_no_member() -> None:
     ensemble = fake_ensemble(slots=2)
     group = [
         ensemble.request(
-            "so much", weights={"base": 1 + i, "empathy": 3}, seed=i, temperature=1.5, request_id=str(i),
+            "so much",
+            weights={"base": 1 + i, "empathy": 3},
+            seed=i,
+            temperature=1.5,
+            request_id=str(i),
             max_new_tokens=10,
         )
         for i in range(10)

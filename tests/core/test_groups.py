@@ -126,14 +126,18 @@ def test_a_group_runs_beside_others(make: Make) -> None:
             ensemble.engine.add_group(group)
     done = completions(drain(ensemble.engine))
     expected = completions(alone(make(1), [*group, *others]))
-    assert {r.request_id: said(done[r.request_id]) for r in group} == {r.request_id: said(expected[r.request_id]) for r in group}
+    assert {r.request_id: said(done[r.request_id]) for r in group} == {
+        r.request_id: said(expected[r.request_id]) for r in group
+    }
     for request in others[1:]:
         assert said(done[request.request_id]) == said(expected[request.request_id])
 
 
 def test_a_group_without_seeds_draws_one_for_all_and_reports_it() -> None:
     ensemble = fake_ensemble()
-    group = [replace(request, sampling=Sampling(temperature=1.0, max_new_tokens=3)) for request in group_of(ensemble, 5)]
+    group = [
+        replace(request, sampling=Sampling(temperature=1.0, max_new_tokens=3)) for request in group_of(ensemble, 5)
+    ]
     ensemble.engine.add_group(group)
     done = completions(drain(ensemble.engine))
     assert len({completion.seed for completion in done.values()}) == 1

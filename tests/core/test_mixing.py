@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from tests.core.conftest import PROMPTS
 from tests.core.driving import run
 from tests.core.reference import SeparateModels
 
-CLOSE = {"atol": 1e-4, "rtol": 0.0}
+CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 0.0}
 WEIGHTS = {"base": 0.5, "reflection": 1.25, "empathy": 0.25, "fluency": 2.0}
 
 
@@ -97,7 +99,7 @@ def test_a_lane_that_holds_nan_is_silent_at_weight_zero() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 5}, {"repetition_penalty": 1.5}])
-def test_attribution_parts_sum_to_the_margin_of_the_logits(ensemble: Ensemble, options: dict[str, float]) -> None:
+def test_attribution_parts_sum_to_the_margin_of_the_logits(ensemble: Ensemble, options: dict[str, Any]) -> None:
     model = ensemble.engine.runner.model
     vector = torch.tensor(ensemble.resolve(WEIGHTS).vector)
     done = ensemble.generate(PROMPTS[4], WEIGHTS, attribution=True, max_new_tokens=20, **options)
@@ -147,7 +149,11 @@ def test_the_weights_sum_is_an_inverse_temperature(ensemble: Ensemble) -> None:
 
 def test_combine_probs_is_the_log_of_the_weighted_probabilities(ensemble: Ensemble, judge: SeparateModels) -> None:
     """log sum_i w_i p_i, from the separate models' own distributions, in a batch with rows that mix hidden states."""
-    mixes = {"a": {"reflection": 0.7, "fluency": 0.3}, "b": {"base": 0.2, "empathy": 0.8}, "c": dict.fromkeys(WEIGHTS, 1)}
+    mixes = {
+        "a": {"reflection": 0.7, "fluency": 0.3},
+        "b": {"base": 0.2, "empathy": 0.8},
+        "c": dict.fromkeys(WEIGHTS, 1),
+    }
     requests = [
         ensemble.request(
             PROMPTS[i], weights=mix, combine=mode, request_id=name + mode, top_logprobs=4, max_new_tokens=12

@@ -204,7 +204,7 @@ def test_prefill_splits_a_crowd_into_batches_without_a_difference(
     plain_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(plain_bundle / BASE_DIR)
-    prompts = [list(range(3, 3 + n)) + [1] for n in (2, 30, 7, 1, 64, 12, 5)]
+    prompts = [[*range(3, 3 + n), 1] for n in (2, 30, 7, 1, 64, 12, 5)]
     whole = model.prefill(prompts, [0] * 7)
     monkeypatch.setattr("emorl_core.models.t5._PREFILL_TOKENS", 40)
     for one, other in zip(whole, model.prefill(prompts, [0] * 7), strict=True):

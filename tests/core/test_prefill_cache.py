@@ -79,13 +79,20 @@ class Counting:
 def test_the_same_prompt_under_other_weights_skips_the_encoder(plain_bundle: Path) -> None:
     ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
     counting = Counting(ensemble)
-    for weights in ({"reflection": 1}, {"reflection": 0.5, "empathy": 0.5}, {"empathy": 1}, {"reflection": 2, "base": 1}):
+    for weights in (
+        {"reflection": 1},
+        {"reflection": 0.5, "empathy": 0.5},
+        {"empathy": 1},
+        {"reflection": 2, "base": 1},
+    ):
         ensemble.generate("i drink", weights, max_new_tokens=3)
     ids = ensemble.encode("i drink")
     assert counting.seen == [(ids, 1), (ids, 2), (ids, 0)]
     stats = ensemble.engine.stats
     assert (stats.prefill_hits, stats.prefill_misses) == (3, 3)
-    assert stats.prefill_cache_bytes == sum(m.nbytes for m in ensemble.engine.runner.model.prefill([ids] * 3, [0, 1, 2]))
+    assert stats.prefill_cache_bytes == sum(
+        m.nbytes for m in ensemble.engine.runner.model.prefill([ids] * 3, [0, 1, 2])
+    )
 
 
 def test_twins_that_arrive_together_are_read_once() -> None:

@@ -66,7 +66,8 @@ def test_a_second_sigint_does_not_wait() -> None:
         httpx.Client(base_url=url, timeout=30) as client,
         client.stream("POST", "/generate", json=body) as response,
     ):
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: a collected iterator closes the response
+        next(lines)
         child.send_signal(signal.SIGINT)
         wait_until(lambda: _refuses(url), "it has begun to drain")
         child.send_signal(signal.SIGINT)

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -24,24 +21,14 @@ from training.scorers.base import Context, Scorer, ScorerConfig, ScorerError, cl
 from training.scorers.calibration import sigmoid
 from training.scorers.guards import distinct_share, length_window
 from training.scorers.lexicon import (
-    AMBIGUOUS,
-    FAMILY_OF,
-    FEELING_VERBS,
-    FIRST_PERSON,
     FLIP,
-    FRAME,
-    FUNCTION,
-    NEGATIONS,
     POSITIVE_FAMILIES,
-    QUESTION_START,
     SECOND_PERSON,
-    stem,
 )
 from training.scorers.ngram import NgramModel, pieces
-from training.scorers.words import words
+from training.scorers.reading import Reading, asks, form_factor, function_factor, has_own_voice, read, sentence_form
 
 ENOUGH = 5  # content words of the client; a reply that gives back so many needs no more
-FEWEST_WORDS, MOST_WORDS = 5, 40
 SMALLEST_CORPUS = 50  # replies; quantiles of fewer mean nothing
 
 
@@ -82,38 +69,6 @@ class LexicalFluencyConfig(ScorerConfig):
         return LexicalFluency(self, context.corpus if self.use_corpus else ())
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A text as the scorers see it."""
-
-    raw: str
-    text: str  # lower-case, straight quotes, two-word feelings joined
-    tokens: list[str]
-    content: list[str]  # stems of the words that carry meaning; a feeling word is its family
-    feelings: list[str]  # families, negated ones left out, in order
-
-    @property
-    def function_share(self) -> float:
-        return sum(token in FUNCTION or token in FRAME for token in self.tokens) / max(1, len(self.tokens))
-
-
-def read(text: str) -> Reading:
-    plain = lexicon.join_phrases(" ".join(text.replace("’", "'").replace("‘", "'").lower().split()))
-    tokens = words(plain)
-    families = [_family(tokens, index) for index in range(len(tokens))]
-    content = [
-        f"feeling:{family}" if family else stem(token)
-        for token, family in zip(tokens, families, strict=True)
-        if family or (token not in FUNCTION and token not in FRAME)
-    ]
-    felt = [
-        family
-        for index, family in enumerate(families)
-        if family and not NEGATIONS & set(tokens[max(0, index - 3) : index])
-    ]
-    return Reading(text, plain, tokens, content, felt)
-
-
 class LexicalReflection:
     """(0.1 + 0.9 · coverage · precision) · form, each in [0, 1].
 
@@ -135,7 +90,7 @@ class LexicalReflection:
         back = len(said & given)
         coverage = min(1.0, back / max(1, min(ENOUGH, len(said))))
         precision = min(1.0, 2 * back / max(1, len(given)))
-        form = _copy_factor(client, reply) * _stance_factor(reply) * _form_factor(reply, client)
+        form = _copy_factor(client, reply) * _stance_factor(reply) * form_factor(reply, client)
         # The 0.1 tells a statement about the client from a question or advice even where no word is shared.
         return clip((0.1 + 0.9 * coverage * precision) * form)
 
@@ -160,10 +115,11 @@ class LexicalEmpathy:
         if not feeling and not validation:
             return 0.0
         address = float(bool(SECOND_PERSON & set(reply.tokens)))
-        form = _form_factor(reply, client)
+        form = form_factor(reply, client)
         form *= 0.15 if lexicon.DISMISSAL.search(reply.text) else 1.0
         form *= 0.6 if lexicon.ADVICE.search(reply.text) else 1.0
-        form *= 0.8 if _asks(reply) else 1.0
+        form *= 0.3 if not address and has_own_voice(reply) else 1.0  # the client's own sentence, left standing
+        form *= 0.8 if asks(reply) else 1.0
         form *= 0.5 ** max(0, len(set(reply.feelings) - set(client.feelings)) - 1)
         shared = set(client.content) & set(reply.content)
         form *= 1.0 if any(not word.startswith("feeling:") for word in shared) else 0.75
@@ -204,31 +160,12 @@ class LexicalFluency:
         if not reply.tokens:
             return 0.0
         score = length_window(len(reply.tokens), self.config.min_words, self.config.max_words)
-        score *= distinct_share(reply.tokens, 2) ** 3 * _function_factor(reply) * sentence_form(text)
+        score *= distinct_share(reply.tokens, 2) ** 3 * function_factor(reply) * sentence_form(text)
         score *= 1.0 if set(read(prompt).content) & set(reply.content) else 0.75
         if self.model is not None:
             steepness = math.log(19) / max(self.best - self.usual, 1e-6)  # sigmoid(log 19) = 0.95
             score *= sigmoid(steepness * (self.model.mean_log_probability(text, _turned(prompt)) - self.usual))
         return clip(score)
-
-
-def sentence_form(text: str) -> float:
-    """1 for text whose sentences start with a capital and that ends with a mark; 0.6 for each that fails; a text of odd
-    characters loses their share."""
-    stripped = text.strip()
-    if not stripped:
-        return 0.0
-    starts = [part for part in re.split(r"(?<=[.!?])\s+", stripped) if part]
-    capitals = sum(part[0].isupper() or not part[0].isalpha() for part in starts) / len(starts)
-    plain = sum(character.isalnum() or character in " .,!?;:'’\"-()" for character in stripped) / len(stripped)
-    return (0.6 + 0.4 * capitals) * (1.0 if stripped[-1] in ".!?" else 0.6) * plain**2
-
-
-def _family(tokens: list[str], index: int) -> str | None:
-    family = FAMILY_OF.get(tokens[index])
-    if family and tokens[index] in AMBIGUOUS and not FEELING_VERBS & set(tokens[max(0, index - 3) : index]):
-        return None
-    return family
 
 
 def _copy_factor(client: Reading, reply: Reading) -> float:
@@ -243,42 +180,10 @@ def _copy_factor(client: Reading, reply: Reading) -> float:
 
 def _stance_factor(reply: Reading) -> float:
     """A reflection is a statement about the client."""
-    factor = 0.35 if _asks(reply) else 1.0
+    factor = 0.35 if asks(reply) else 1.0
     factor *= 0.35 if lexicon.ADVICE.search(reply.text) else 1.0
-    # "I hear that", "I'm sorry" are the counselor's; any other first person is the client's own, left standing.
-    own = re.sub(r"\bi(?: can)? (?:hear|see|understand|sense|imagine)\b|\bi'm (?:so |really )?sorry\b", " ", reply.text)
-    factor *= 0.3 if FIRST_PERSON & set(words(own)) else 1.0
+    factor *= 0.3 if has_own_voice(reply) else 1.0  # the client's own sentence, left standing, or the counselor's view
     return factor * (1.0 if SECOND_PERSON & set(reply.tokens) else 0.6)
-
-
-def _form_factor(reply: Reading, client: Reading) -> float:
-    """1 for connected text of a sensible length; less for word lists, repetition, a few words or a flood of them."""
-    factor = length_window(len(reply.tokens), FEWEST_WORDS, MOST_WORDS)
-    factor *= distinct_share(reply.tokens, 2) ** 3
-    return factor * _function_factor(reply) * _joint_factor(reply.tokens, client.tokens) * sentence_form(reply.raw)
-
-
-def _function_factor(reply: Reading) -> float:
-    """Running English has about 40 % to 80 % function and frame words; below 35 % it is a list, above 90 % empty."""
-    share = reply.function_share
-    return min(1.0, share / 0.35, max(0.3, (1 - share) / 0.1))
-
-
-def _joint_factor(tokens: list[str], known: list[str]) -> float:
-    """1 for connected words; towards 0 for a heap of them. Up to a quarter of the neighbours may be two content words
-    that the client did not say side by side, as in running English; keyword lists have nothing else."""
-    said = set(pairwise(known))
-    pairs = list(pairwise(tokens))
-    if not pairs:
-        return 1.0
-    loose = sum(
-        pair not in said and all(token not in FUNCTION and token not in FRAME for token in pair) for pair in pairs
-    )
-    return clip(1 - 2 * (loose / len(pairs) - 0.25))
-
-
-def _asks(reply: Reading) -> bool:
-    return "?" in reply.text or bool(reply.tokens and reply.tokens[0] in QUESTION_START and "," not in reply.text)
 
 
 def _feeling(client: Reading, reply: Reading) -> float:

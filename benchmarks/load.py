@@ -1,0 +1,269 @@
+"""A server under load, clients that leave, and what HTTP costs. Against this machine only.
+
+    python -m benchmarks.load --bundle my-bundle --clients 200 --seconds 60
+    python -m benchmarks.load --bundle my-bundle --leavers 300
+    python -m benchmarks.load --bundle my-bundle --overhead
+    python -m benchmarks.load --url http://127.0.0.1:8000 --clients 50 --seconds 10
+
+`--bundle` starts `emorl serve` for it and stops it again. Exit code 1: something that must hold did not. The last line
+is JSON, for machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks import leavers, overhead
+from benchmarks.streams import Answer, NotHere, Target, ask, generate_body, seconds_until_idle
+
+MOST_CLIENTS, MOST_SECONDS, MOST_REQUESTS = 1000, 600.0, 200_000
+_FREE_WITHIN_S = 5.0
+_FLAT = 0.05  # growth of memory that counts as none, of what it was
+_FLAT_MIB = 16.0  # and in any case
+
+
+@dataclass(slots=True)
+class Report:
+    """What the clients saw. `rss_mib`: the server's resident memory, evenly spaced over the run."""
+
+    clients: int
+    seconds: float
+    outcomes: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    first_s: list[float] = field(default_factory=list)
+    gaps_s: list[float] = field(default_factory=list)
+    rss_mib: list[float] = field(default_factory=list)
+    free_after_s: float | None = None
+
+    def add(self, answer: Answer) -> None:
+        self.outcomes[answer.kind] += 1
+        if answer.kind == "completed" and answer.first_token_s is not None:
+            self.tokens += answer.tokens
+            self.first_s.append(answer.first_token_s)
+            self.gaps_s += answer.gaps
+
+    @property
+    def memory(self) -> tuple[float, float] | None:
+        """MiB in the middle third of the run and in its last; the first third is warm-up."""
+        third = len(self.rss_mib) // 3
+        if not third:
+            return None
+        return statistics.median(self.rss_mib[third : 2 * third]), statistics.median(self.rss_mib[2 * third :])
+
+    def faults(self) -> list[str]:
+        """What must not be, one line each."""
+        found = [
+            f"{count} requests: {kind}" for kind, count in self.outcomes.items() if kind not in ("completed", "refused")
+        ]
+        if not self.outcomes["completed"]:
+            found.append("no request was completed")
+        if self.free_after_s is None:
+            found.append(f"not everything was free {_FREE_WITHIN_S:g} s after the last answer")
+        if self.memory is not None and self.memory[1] - self.memory[0] > max(_FLAT_MIB, _FLAT * self.memory[0]):
+            found.append(f"memory grew from {self.memory[0]:.0f} to {self.memory[1]:.0f} MiB after warm-up")
+        return found
+
+    @property
+    def holds(self) -> bool:
+        return not self.faults()
+
+    def lines(self) -> list[str]:
+        shown = [
+            f"{self.clients} clients for {self.seconds:g} s",
+            f"outcomes         {', '.join(f'{kind} {count}' for kind, count in sorted(self.outcomes.items()))}",
+            f"tokens           {self.tokens / self.seconds:.0f} per second",
+            f"first token      p50 {_ms(self.first_s, 50)}   p99 {_ms(self.first_s, 99)}   (accepted requests; queue included)",
+            f"between tokens   p50 {_ms(self.gaps_s, 50)}   p99 {_ms(self.gaps_s, 99)}",
+        ]
+        if self.memory is not None:
+            shown.append(
+                f"memory           {self.memory[0]:.0f} MiB after warm-up, {self.memory[1]:.0f} MiB at the end"
+            )
+        return shown + [f"FAULT            {fault}" for fault in self.faults()]
+
+    def facts(self) -> dict[str, Any]:
+        quantiles = {
+            f"{name}_p{p}_ms": percentile(values, p) * 1e3
+            for name, values in (("first_token", self.first_s), ("inter_token", self.gaps_s))
+            for p in (50, 99)
+            if values
+        }
+        memory = None if self.memory is None else [round(mib, 1) for mib in self.memory]
+        return {
+            "clients": self.clients,
+            "seconds": self.seconds,
+            "outcomes": dict(self.outcomes),
+            "tokens": self.tokens,
+            "memory_mib": memory,
+            **quantiles,
+        }
+
+
+def percentile(values: Sequence[float], p: int) -> float:
+    """The smallest value that at least p % of all do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * p // 100) - 1)]
+
+
+def _ms(values: Sequence[float], p: int) -> str:
+    return f"{percentile(values, p) * 1e3:.1f} ms" if values else "-"
+
+
+async def run(
+    target: Target, clients: int, seconds: float, *, new_tokens: int = 64, hang_s: float = 120.0, pid: int | None = None
+) -> Report:
+    """`clients` streams at once for `seconds`; who is refused waits as long as the server says and asks again."""
+    report = Report(clients, seconds)
+    end = time.monotonic() + seconds
+
+    async def client(dice: random.Random) -> None:
+        while time.monotonic() < end and report.outcomes.total() < MOST_REQUESTS:
+            try:
+                answer = await asyncio.wait_for(ask(target, generate_body(dice, new_tokens, stream=True)), hang_s)
+            except TimeoutError:
+                answer = Answer(error=f"no end within {hang_s:g} s")
+            report.add(answer)
+            if answer.kind != "completed":
+                wait_s = answer.retry_after_s or 1.0
+                await asyncio.sleep(min(wait_s * dice.uniform(1.0, 1.5), max(0.0, end - time.monotonic())))
+
+    async def watch(process: psutil.Process) -> None:
+        while True:
+            report.rss_mib.append(process.memory_info().rss / 2**20)
+            await asyncio.sleep(min(0.5, seconds / 30))
+
+    watcher = None if pid is None else asyncio.create_task(watch(psutil.Process(pid)))
+    await asyncio.gather(*(client(random.Random(number)) for number in range(clients)))
+    if watcher is not None:
+        watcher.cancel()
+    report.free_after_s = await seconds_until_idle(target, _FREE_WITHIN_S)
+    return report
+
+
+@contextmanager
+def served(bundle: Path, options: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """`emorl serve` for a bundle on a free port: its URL and its process id."""
+    flags = {"port": 0, "dtype": options.dtype, "slots": options.slots, "max-queue": options.max_queue}
+    flags |= {
+        "queue-timeout-s": 600,
+        "log-level": "warning",
+    }  # a slow machine makes clients wait, it does not fail them
+    command = [sys.executable, "-m", "emorl_cli", "serve", str(bundle)]
+    command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            if not line.startswith("serving on "):
+                raise SystemExit(f"emorl serve {bundle} did not start: {line.strip() or 'see above'}")
+            yield line.removeprefix("serving on ").strip(), server.pid
+        finally:
+            server.terminate()
+
+
+def listening_on(port: int) -> int | None:
+    """The process that listens on a port of this machine, if it may be seen."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        return None
+    found = {each.pid for each in connections if each.status == psutil.CONN_LISTEN and each.laddr.port == port}
+    return next(iter(found), None)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--bundle", type=Path, action="append", default=[], help="start a server for it; repeatable")
+    made.add_argument("--url", help="a server that runs on this machine instead")
+    made.add_argument("--key", help="API key of that server")
+    made.add_argument("--clients", type=int, default=200, help=f"streams at once, up to {MOST_CLIENTS} (default 200)")
+    made.add_argument("--seconds", type=float, default=60.0, help=f"up to {MOST_SECONDS:g} (default 60)")
+    made.add_argument("--leavers", type=int, help="instead: this many clients that leave at random moments")
+    made.add_argument("--at-once", type=int, default=48, help="leavers at a time; fewer than slots and queue together")
+    made.add_argument("--within", type=float, default=1.0, help="seconds in which everything must be free (default 1)")
+    made.add_argument("--overhead", action="store_true", help="instead: HTTP beside the engine in process")
+    made.add_argument("--rounds", type=int, default=20, help="of --overhead (default 20)")
+    made.add_argument("--new-tokens", type=int, default=64, help="tokens of a request at most (default 64)")
+    made.add_argument("--slots", type=int, default=16)
+    made.add_argument("--max-queue", type=int, default=64)
+    made.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    made.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch (default: all cores)")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    refusal = _refusal(options)
+    if refusal:
+        print(f"benchmarks.load: error: {refusal}", file=sys.stderr)
+        return 2
+    whole = True
+    facts: list[dict[str, Any]] = []
+    for bundle in options.bundle or [None]:
+        if bundle is None:
+            target = Target.parse(options.url, options.key)
+            report = _measure(options, target, listening_on(target.port), None)
+        else:
+            with served(bundle, options) as (url, pid):
+                report = _measure(options, Target.parse(url), pid, bundle)
+        print("\n".join(report.lines()), flush=True)
+        facts.append(report.facts() if hasattr(report, "facts") else asdict(report))
+        whole = whole and report.holds
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": options.threads}
+    print(json.dumps({"holds": whole, "machine": machine, "reports": facts}))
+    return 0 if whole else 1
+
+
+def _refusal(options: argparse.Namespace) -> str | None:
+    if bool(options.bundle) == bool(options.url):
+        return "give --bundle or --url, one of them"
+    if options.overhead and not options.bundle:
+        return "--overhead loads the bundle into this process too: give --bundle"
+    bounds = {"clients": MOST_CLIENTS, "seconds": MOST_SECONDS, "leavers": 5000, "rounds": 500, "new_tokens": 1000}
+    for name, most in bounds.items():
+        value = getattr(options, name)
+        if value is not None and not 0 < value <= most:
+            return f"--{name.replace('_', '-')} is {value:g}; allowed: up to {most:g}"
+    try:
+        return None if options.url is None else str(Target.parse(options.url) and "") or None
+    except NotHere as error:
+        return str(error)
+
+
+def _measure(
+    options: argparse.Namespace, target: Target, pid: int | None, bundle: Path | None
+) -> Report | leavers.Report | overhead.Report:
+    if options.overhead and bundle is not None:
+        return overhead.measure(
+            target,
+            bundle,
+            options.dtype,
+            rounds=options.rounds,
+            new_tokens=options.new_tokens,
+            threads=options.threads,
+        )
+    if options.leavers:
+        return asyncio.run(leavers.run(target, options.leavers, at_once=options.at_once, within_s=options.within))
+    return asyncio.run(run(target, options.clients, options.seconds, new_tokens=options.new_tokens, pid=pid))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""`emorl search`: find the weights that score best, judge them on prompts the search never saw, store them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emorl_cli.options import BUNDLE_HELP, add_device_options, add_example, print_json
+
+if TYPE_CHECKING:
+    from emorl_core.ensemble import Ensemble
+    from training.search_inputs import Inputs
+    from training.search_run import Outcome, SearchSettings
+
+PREFILL_CACHE_BYTES = 2**30  # every level sweeps the same prompts: all of them should stay encoded
+SLOTS = 64
+# Options that make a search what it is, for the command in a profile's origin.
+PROVENANCE = (
+    *("recipe", "prompts", "scorer", "held_out_prompts", "held_out", "search_prompts", "held_out_most", "objectives"),
+    *("goal", "space", "levels", "method", "trials", "max_new_tokens", "seed"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", help=BUNDLE_HELP)
+    source = parser.add_argument_group("what to search on (default: the recipe that the bundle was trained with)")
+    source.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="a recipe: its scorers, validation and test prompts"
+    )
+    source.add_argument("--prompts", type=Path, metavar="FILE", help="prompts: .txt, or .jsonl or .csv with `prompt`")
+    source.add_argument(
+        "--scorer", action="append", default=[], metavar="NAME=KIND", help="with --prompts; may be repeated"
+    )
+    source.add_argument("--held-out-prompts", type=Path, metavar="FILE", help="prompts for the comparison only")
+    source.add_argument("--held-out", type=float, default=0.5, metavar="SHARE", help="of --prompts (default 0.5)")
+    source.add_argument("--search-prompts", type=int, default=64, metavar="N", help="at most this many (default 64)")
+    source.add_argument("--held-out-most", type=int, default=256, metavar="N", help="at most this many (default 256)")
+    how = parser.add_argument_group("how to search")
+    how.add_argument("--objectives", metavar="NAME,…", help="mix these only; base may be one (default: all)")
+    how.add_argument(
+        "--goal",
+        default="mean",
+        help="mean (default), worst, weighted:NAME=NUMBER,… or package.module:function of a score table",
+    )
+    how.add_argument(
+        "--space", default="simplex", choices=("simplex", "cube"), help="cube is the paper's (default simplex)"
+    )
+    how.add_argument("--levels", type=int, default=5, metavar="L", help="each halves the cell (default 5)")
+    how.add_argument(
+        "--method",
+        default="auto",
+        choices=("auto", "grid", "tpe"),
+        help="auto: grid up to 5 objectives, then Optuna's TPE",
+    )
+    how.add_argument("--trials", type=int, default=200, metavar="N", help="evaluations of tpe (default 200)")
+    how.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="of a reply (default 64)")
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of prompts, of tpe (default 0)")
+    result = parser.add_argument_group("what becomes of it")
+    result.add_argument(
+        "--profile", default="searched", metavar="NAME", help="written into the bundle (default searched)"
+    )
+    result.add_argument("--set-default", action="store_true", help="make it the bundle's default profile")
+    result.add_argument("--no-write", action="store_true", help="leave the bundle as it is")
+    result.add_argument("--out", type=Path, metavar="FOLDER", help="log, report, plots (default search-BUNDLE)")
+    result.add_argument("--resume", action="store_true", help="go on with the evaluations in --out")
+    result.add_argument(
+        "--overwrite", action="store_true", help="replace that profile and, without --resume, what is in --out"
+    )
+    result.add_argument("--no-plots", action="store_true", help="draw nothing")
+    result.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--slots", type=int, default=SLOTS, metavar="N", help=f"branches that run at once (default {SLOTS})"
+    )
+    add_device_options(parser)
+    add_example(
+        parser,
+        "emorl search my-bundle --recipe recipes/demo.yaml --set-default",
+        "emorl search my-bundle --prompts prompts.txt --scorer reflection=lexical_reflection "
+        "--scorer empathy=lexical_empathy --goal worst",
+        "emorl search my-bundle --recipe recipes/demo.yaml --space cube --resume",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from emorl_core.bundle import Bundle
+    from training.search import SearchError
+    from training.search_inputs import chosen
+    from training.search_profile import check_profile
+    from training.search_run import SearchSettings
+
+    settings = SearchSettings(
+        args.space, args.levels, args.method, args.trials, args.goal, args.max_new_tokens, args.seed
+    )
+    for name in ("search_prompts", "held_out_most"):
+        if getattr(args, name) < 1:
+            raise SearchError(f"--{name.replace('_', '-')} is {getattr(args, name)}; allowed: from 1", param=name)
+    bundle = Bundle.open(args.bundle)
+    if not args.no_write:
+        if not Path(args.bundle).is_dir():
+            raise SearchError("a bundle from the hub cannot be written; give --no-write, or a folder", param="bundle")
+        check_profile(bundle.spec, args.profile, overwrite=args.overwrite)
+    folder = args.out or Path(f"search-{bundle.spec.name}")
+    if not args.no_plots:
+        from training.search_plots import check_installed
+
+        check_installed()
+
+    from emorl_core.ensemble import Ensemble
+
+    ensemble = Ensemble.load(
+        args.bundle,
+        device=args.device,
+        dtype=args.dtype,
+        slots=args.slots,
+        prefill_cache_bytes=PREFILL_CACHE_BYTES,
+    )
+    inputs = _inputs(args, bundle)
+    inputs = chosen(inputs, _fits(ensemble), search=args.search_prompts, held_out=args.held_out_most, seed=args.seed)
+    outcome = _search(args, ensemble, inputs, settings, folder)
+    report = {**outcome.report, "profile": None, "plots": []}
+    if not args.no_plots:
+        from training.search_plots import draw_all
+
+        names = tuple(outcome.weights)
+        report["plots"] = [path.name for path in draw_all(folder, outcome.found, outcome.tables, names)]
+    if not args.no_write:
+        from training.search_profile import origin_of, write_profile
+
+        origin = origin_of(outcome.report, _command(args))
+        write_profile(
+            bundle.folder,
+            args.profile,
+            outcome.weights,
+            origin,
+            set_default=args.set_default,
+            overwrite=args.overwrite,
+        )
+        report["profile"] = args.profile
+    if args.json:
+        print_json(report)
+    else:
+        _print(report, folder)
+    return 0
+
+
+def _search(
+    args: argparse.Namespace, ensemble: Ensemble, inputs: Inputs, settings: SearchSettings, folder: Path
+) -> Outcome:
+    from emorl_cli.progress import Progress
+    from training.search_run import EVALUATIONS_FILE, HELD_OUT_FILE, run_search
+
+    names = tuple(args.objectives.split(",")) if args.objectives else ensemble.objectives
+    for note in inputs.notes:
+        print(note, file=sys.stderr)
+    print(
+        f"{settings.explained(len(names))}; {len(inputs.search)} search prompts, {len(inputs.held_out)} held out",
+        file=sys.stderr,
+        flush=True,
+    )
+    if args.overwrite and not args.resume:
+        for file in (EVALUATIONS_FILE, HELD_OUT_FILE):
+            (folder / file).unlink(missing_ok=True)
+    progress: Progress | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal progress
+        if progress is None:
+            progress = Progress("texts", total).__enter__()
+        progress.reach(done)
+
+    try:
+        return run_search(ensemble, inputs, settings, folder, objectives=names, resume=args.resume, progress=show)
+    finally:
+        if progress is not None:
+            progress.__exit__(None, None, None)
+
+
+def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
+    from training.search import SearchError
+    from training.search_inputs import from_files, from_recipe, stored_recipe
+
+    if args.prompts is not None:
+        if args.recipe is not None:
+            raise SearchError("--recipe and --prompts exclude each other", param="prompts")
+        return from_files(
+            args.prompts,
+            _scorers(args.scorer),
+            held_out=args.held_out_prompts,
+            fraction=args.held_out,
+            seed=args.seed,
+            device=args.device,
+        )
+    if args.scorer or args.held_out_prompts is not None:
+        raise SearchError("--scorer and --held-out-prompts go with --prompts", param="prompts")
+    if args.recipe is not None:
+        from training.recipe import load_recipe
+
+        return from_recipe(load_recipe(args.recipe), args.recipe.parent, device=args.device)
+    return from_recipe(stored_recipe(bundle.folder), Path(), device=args.device)
+
+
+def _scorers(given: list[str]) -> dict[str, Any]:
+    """`reflection=lexical_reflection`, `empathy={kind: cross_encoder, model: scorers/empathy}` -> specs by name."""
+    import yaml
+
+    from training.search import SearchError
+
+    specs: dict[str, Any] = {}
+    for text in given:
+        name, equals, spec = text.partition("=")
+        if not equals or not name.strip():
+            raise SearchError(f"--scorer {text[:60]!r} is not NAME=KIND", param="scorer")
+        if name in specs:
+            raise SearchError(f"--scorer: {name[:40]!r} is given twice", param="scorer")
+        try:
+            specs[name] = yaml.safe_load(spec)
+        except yaml.YAMLError:
+            raise SearchError(f"--scorer {name[:40]}: neither a kind nor a YAML mapping", param="scorer") from None
+    return specs
+
+
+def _fits(ensemble: Ensemble) -> Any:
+    from emorl_core.errors import PromptTooLong
+
+    def fits(prompt: str) -> bool:
+        try:
+            ensemble.encode(prompt)
+        except PromptTooLong:
+            return False
+        return True
+
+    return fits
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What a person would type to search again. Absolute paths are cut to their names: a bundle travels."""
+    words = ["emorl", "search", _portable(args.bundle)]
+    for name in PROVENANCE:
+        value = getattr(args, name)
+        option = "--" + name.replace("_", "-")
+        for each in value if isinstance(value, list) else [value]:
+            if each is not None:
+                words += [option, _portable(each)]
+    return shlex.join(words)
+
+
+def _portable(value: object) -> str:
+    path = Path(str(value))
+    return path.name if path.is_absolute() else str(value)
+
+
+def _print(report: dict[str, Any], folder: Path) -> None:
+    done = report["evaluations"]
+    print(
+        f"{done['requested']} evaluations requested, {done['distinct_points']} distinct points, {done['rays']} rays; "
+        f"{done['texts_generated']} texts generated, {done['texts_implied']} implied by their neighbours, "
+        f"{done['texts_scored']} scored"
+    )
+    if done["resumed"]:
+        print(f"{done['resumed']} evaluations were taken over from the interrupted search")
+    first = report["candidates"][0]
+    names = list(first["weights"])
+    print(f"\ngoal {report['goal']}; held out: {report['prompts']['held_out']['count']} prompts, 95 % intervals")
+    for entry in report["candidates"]:
+        weights = ", ".join(f"{name} {entry['weights'][name]:.3g}" for name in names)
+        held = entry["held_out"]
+        low, high = held["interval"]
+        line = (
+            f"  {entry['name']:22} {held['score']:.4f} [{low:.4f}, {high:.4f}]  search {entry['search']['score']:.4f}"
+        )
+        print(f"{line}  ({weights})")
+        if "first_minus_this" in entry:
+            gain = entry["first_minus_this"]
+            low, high = gain["interval"]
+            print(f"  {'':22} found is better by {gain['score']:+.4f} [{low:+.4f}, {high:+.4f}]")
+    print("\nthe search score of what was found is the best of many looks; the held-out score is the one to quote")
+    if report["profile"] is not None:
+        print(f"profile {report['profile']}: {json.dumps({k: round(v, 4) for k, v in report['weights'].items()})}")
+    print(f"{folder}: every evaluation, the report{', plots' if report['plots'] else ''}")

@@ -1,0 +1,200 @@
+"""`emorl sweep`: one prompt, many weights, one run; or all texts on the line between two weights, exactly."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emorl_cli.options import (
+    BUNDLE_HELP,
+    add_device_options,
+    add_example,
+    add_sampling_options,
+    parse_weights,
+    print_json,
+    read_lines,
+    sampling_fields,
+)
+
+if TYPE_CHECKING:
+    from emorl_core.ensemble import Ensemble
+    from emorl_core.line import LineResult
+    from emorl_core.sweep import SweepResult
+
+SHOWN = 6  # weights printed per text; --json has all
+# On the line every text is greedy.
+LINE_FIELDS = ("max_new_tokens", "min_new_tokens", "stop")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", help=BUNDLE_HELP)
+    parser.add_argument("prompt", help="the prompt")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--resolution", type=int, metavar="R", help="every mix in steps of 1/R, e.g. 10")
+    which.add_argument(
+        "--weights-file", type=Path, metavar="FILE", help="one mix per line: NAME=NUMBER,… or a JSON object"
+    )
+    which.add_argument(
+        "--line",
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="every greedy text between two mixes and where it changes; each an objective, a profile or NAME=NUMBER,…",
+    )
+    parser.add_argument(
+        "--no-normalize", dest="normalize", action="store_false", help="use the numbers as given; negative ones too"
+    )
+    add_sampling_options(parser)
+    parser.add_argument(
+        "--combine", default="hidden", choices=("hidden", "probs"), help="what is mixed (default hidden)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--slots", type=int, default=64, metavar="N", help="branches that run at once (default 64)")
+    add_device_options(parser)
+    add_example(
+        parser,
+        'emorl sweep my-bundle "I can\'t keep up at work." --resolution 10',
+        'emorl sweep my-bundle "I can\'t keep up at work." --line reflection empathy --json',
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from emorl_core.errors import InvalidRequest
+
+    fields = sampling_fields(args)
+    if args.line is not None:
+        defaults = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": None}
+        for name, default in defaults.items():
+            if fields[name] != default:
+                raise InvalidRequest(f"--line is for greedy texts; it takes no --{name.replace('_', '-')}", param=name)
+        if args.combine != "hidden":
+            raise InvalidRequest("--line mixes hidden states; it takes no --combine probs", param="combine")
+    weights = _read_weights(args.weights_file) if args.weights_file is not None else None
+
+    from emorl_core.ensemble import Ensemble
+
+    ensemble = Ensemble.load(args.bundle, device=args.device, dtype=args.dtype, slots=args.slots)
+    if args.line is not None:
+        start, end = (_end(ensemble, text) for text in args.line)
+        line = ensemble.sweep_line(
+            args.prompt, start, end, normalize=args.normalize, **{name: fields[name] for name in LINE_FIELDS}
+        )
+        print_json(_line_document(line)) if args.json else _print_line(line)
+        return 0
+    result = ensemble.sweep(
+        args.prompt,
+        weights,
+        resolution=args.resolution,
+        normalize=args.normalize,
+        combine=args.combine,
+        **fields,
+    )
+    print_json(_sweep_document(result)) if args.json else _print_sweep(result, seeded=args.temperature > 0)
+    return 0
+
+
+def _read_weights(path: Path) -> list[dict[str, float]]:
+    from emorl_core.errors import InvalidWeights
+
+    vectors = []
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            vectors.append(_mapping(line) if line.lstrip().startswith("{") else parse_weights(line) or {})
+        except InvalidWeights as error:
+            message = error.message.removeprefix("--weights: ")
+            raise InvalidWeights(f"{path}: line {number}: {message}", param="weights_file") from None
+    if not vectors:
+        raise InvalidWeights(f"{path}: holds no weights; write one mix per line", param="weights_file")
+    return vectors
+
+
+def _mapping(line: str) -> dict[str, float]:
+    from emorl_core.errors import InvalidWeights
+
+    try:
+        value = json.loads(line)
+    except ValueError:
+        raise InvalidWeights("neither NAME=NUMBER,… nor a JSON object") from None
+    found: dict[str, float] = value
+    return found
+
+
+def _end(ensemble: Ensemble, text: str) -> Mapping[str, float]:
+    """One end of a line: a lane, a profile, or weights as written for --weights."""
+    if "=" in text:
+        return parse_weights(text) or {}
+    if text in ensemble.spec.profiles:
+        return ensemble.spec.profiles[text].weights
+    return {text: 1.0}  # a name that is no lane is refused with the names that are
+
+
+def _sweep_document(result: SweepResult) -> dict[str, Any]:
+    items = result.of_prompt(0)
+    return {
+        "texts": [
+            {
+                "text": text,
+                "finish_reason": str(items[indices[0]].finish_reason),
+                "weights": [items[index].weights for index in indices],
+            }
+            for text, indices in result.distinct(0).items()
+        ],
+        "vectors": len(items),
+        "seed": result.seed,
+        "lane_row_steps": result.lane_row_steps,
+        "unshared_lane_row_steps": result.unshared_lane_row_steps,
+    }
+
+
+def _line_document(line: LineResult) -> dict[str, Any]:
+    return {
+        "from": line.from_weights,
+        "to": line.to_weights,
+        "intervals": [
+            {
+                "start": interval.start,
+                "end": interval.end,
+                "text": interval.text,
+                "finish_reason": str(interval.finish_reason),
+            }
+            for interval in line.intervals
+        ],
+        "min_width": line.min_width,
+        "lane_row_steps": line.lane_row_steps,
+    }
+
+
+def _print_sweep(result: SweepResult, *, seeded: bool) -> None:
+    items = result.of_prompt(0)
+    texts = result.distinct(0)
+    for text, indices in sorted(texts.items(), key=lambda found: -len(found[1])):
+        print(" ".join(text.split()))
+        shown = "; ".join(_written(items[index].weights) for index in indices[:SHOWN])
+        more = f"; … {len(indices) - SHOWN} more" if len(indices) > SHOWN else ""
+        print(f"    {len(indices)} of {len(items)}: {shown}{more}\n")
+    saved = result.unshared_lane_row_steps / max(1, result.lane_row_steps)
+    print(
+        f"{len(texts)} texts from {len(items)} mixes; {result.lane_row_steps} lane-row steps, "
+        f"{result.unshared_lane_row_steps} one by one ({saved:.1f} times as many)"
+        + (f"; seed {result.seed}" if seeded else "")
+    )
+
+
+def _print_line(line: LineResult) -> None:
+    print(f"t = 0: {_written(line.from_weights)}; t = 1: {_written(line.to_weights)}\n")
+    for interval in line.intervals:
+        print(f"{interval.start:.7f} to {interval.end:.7f}")
+        print(f"    {' '.join(interval.text.split())}")
+    print(f"\n{_distinct(line)} texts, {len(line.breaks)} breaks; {line.lane_row_steps} lane-row steps")
+
+
+def _distinct(line: LineResult) -> int:
+    return len({interval.text for interval in line.intervals})
+
+
+def _written(weights: Mapping[str, float]) -> str:
+    return " ".join(f"{name}={value:.4g}" for name, value in weights.items() if value) or "none"
