@@ -11,7 +11,7 @@ import random
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.streams import IDLE, Target, connection, events, gauges, generate_body, get, head_of, seconds_until_idle
@@ -35,6 +35,9 @@ class Report:
     @property
     def holds(self) -> bool:
         return self.free_after_s is not None and self.next_status == 200 and set(self.left) <= set(MOMENTS)
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
 
     def lines(self) -> list[str]:
         told = ", ".join(f"{count} {moment}" for moment, count in sorted(self.left.items()))

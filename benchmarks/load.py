@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class Report:
             f"{self.clients} clients for {self.seconds:g} s",
             f"outcomes         {', '.join(f'{kind} {count}' for kind, count in sorted(self.outcomes.items()))}",
             f"tokens           {self.tokens / self.seconds:.0f} per second",
-            f"first token      p50 {_ms(self.first_s, 50)}   p99 {_ms(self.first_s, 99)}   (accepted requests; queue included)",
+            f"first token      p50 {_ms(self.first_s, 50)}   p99 {_ms(self.first_s, 99)}   (queue included)",
             f"between tokens   p50 {_ms(self.gaps_s, 50)}   p99 {_ms(self.gaps_s, 99)}",
         ]
         if self.memory is not None:
@@ -114,6 +114,9 @@ class Report:
             "memory_mib": memory,
             **quantiles,
         }
+
+
+Measured = Report | leavers.Report | overhead.Report
 
 
 def percentile(values: Sequence[float], p: int) -> float:
@@ -161,10 +164,8 @@ async def run(
 def served(bundle: Path, options: argparse.Namespace) -> Iterator[tuple[str, int]]:
     """`emorl serve` for a bundle on a free port: its URL and its process id."""
     flags = {"port": 0, "dtype": options.dtype, "slots": options.slots, "max-queue": options.max_queue}
-    flags |= {
-        "queue-timeout-s": 600,
-        "log-level": "warning",
-    }  # a slow machine makes clients wait, it does not fail them
+    # 600 s: on a slow machine clients wait longer, and that is all.
+    flags |= {"queue-timeout-s": 600, "log-level": "warning"}
     command = [sys.executable, "-m", "emorl_cli", "serve", str(bundle)]
     command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
@@ -218,14 +219,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     whole = True
     facts: list[dict[str, Any]] = []
     for bundle in options.bundle or [None]:
-        if bundle is None:
-            target = Target.parse(options.url, options.key)
-            report = _measure(options, target, listening_on(target.port), None)
-        else:
-            with served(bundle, options) as (url, pid):
-                report = _measure(options, Target.parse(url), pid, bundle)
+        try:
+            report = _measure_url(options) if bundle is None else _measure_bundle(options, bundle)
+        except overhead.Different as error:
+            print(f"benchmarks.load: error: {error}", file=sys.stderr)
+            return 1
         print("\n".join(report.lines()), flush=True)
-        facts.append(report.facts() if hasattr(report, "facts") else asdict(report))
+        facts.append(report.facts())
         whole = whole and report.holds
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": options.threads}
     print(json.dumps({"holds": whole, "machine": machine, "reports": facts}))
@@ -241,25 +241,30 @@ def _refusal(options: argparse.Namespace) -> str | None:
     for name, most in bounds.items():
         value = getattr(options, name)
         if value is not None and not 0 < value <= most:
-            return f"--{name.replace('_', '-')} is {value:g}; allowed: up to {most:g}"
-    try:
-        return None if options.url is None else str(Target.parse(options.url) and "") or None
-    except NotHere as error:
-        return str(error)
+            return f"--{name.replace('_', '-')} is {value:g}; allowed: above 0, up to {most:g}"
+    if options.url:
+        try:
+            Target.parse(options.url)
+        except NotHere as error:
+            return str(error)
+    return None
 
 
-def _measure(
-    options: argparse.Namespace, target: Target, pid: int | None, bundle: Path | None
-) -> Report | leavers.Report | overhead.Report:
-    if options.overhead and bundle is not None:
-        return overhead.measure(
-            target,
-            bundle,
-            options.dtype,
-            rounds=options.rounds,
-            new_tokens=options.new_tokens,
-            threads=options.threads,
-        )
+def _measure_url(options: argparse.Namespace) -> Measured:
+    target = Target.parse(options.url, options.key)
+    return _measure(options, target, listening_on(target.port))
+
+
+def _measure_bundle(options: argparse.Namespace, bundle: Path) -> Measured:
+    with served(bundle, options) as (url, pid):
+        target = Target.parse(url)
+        if not options.overhead:
+            return _measure(options, target, pid)
+        sizes = {"rounds": options.rounds, "new_tokens": options.new_tokens, "threads": options.threads}
+        return overhead.measure(target, bundle, options.dtype, **sizes)
+
+
+def _measure(options: argparse.Namespace, target: Target, pid: int | None) -> Measured:
     if options.leavers:
         return asyncio.run(leavers.run(target, options.leavers, at_once=options.at_once, within_s=options.within))
     return asyncio.run(run(target, options.clients, options.seconds, new_tokens=options.new_tokens, pid=pid))

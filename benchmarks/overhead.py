@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import statistics
 import time
@@ -31,11 +32,7 @@ class Report:
     dtype: str
     new_tokens: int
     rounds: list[Round]
-
-    @property
-    def holds(self) -> bool:
-        """Both gave the same tokens in every round (`measure` raises otherwise); the times speak for themselves."""
-        return True
+    holds: bool = True  # both sides gave the same tokens in every round, or `measure` raises
 
     def middle(self, name: str) -> tuple[float, float, float]:
         """Median, smallest, largest over rounds, in milliseconds."""
@@ -50,7 +47,7 @@ class Report:
                 shown.append(f"  {what:16}{side:8}{median:9.2f}   ({least:.2f} - {most:.2f})")
             pairs = [getattr(one, f"{kind}_http") - getattr(one, f"{kind}_engine") for one in self.rounds]
             shown.append(
-                f"  {what:16}HTTP adds {statistics.median(pairs) * 1e3:.2f} ms (median of the paired differences)"
+                f"  {what:16}HTTP adds {statistics.median(pairs) * 1e3:.2f} (median of the rounds' differences)"
             )
         return shown
 
@@ -93,7 +90,7 @@ def measure(target: Target, bundle: Path, dtype: str, *, rounds: int, new_tokens
             for event in ensemble.stream(body["prompt"], **options):
                 stamps.append(time.perf_counter())
                 ids.append(event.token_id)
-            return ids, stamps[1] - stamps[0], [b - a for a, b in zip(stamps[1:], stamps[2:], strict=False)]
+            return ids, stamps[1] - stamps[0], [b - a for a, b in itertools.pairwise(stamps[1:])]
 
         if number % 2:  # whoever goes second finds warmer caches
             engine, http = in_process(), over_http()

@@ -125,6 +125,10 @@ class Ensemble:
         """Wrap a prompt in the bundle's template and tokenise it. Raises PromptTooLong naming the limit."""
         if not isinstance(prompt, str) or not prompt.strip():
             raise InvalidRequest("prompt is empty; allowed: text with at least one character", param="prompt")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest("prompt holds half a surrogate pair; allowed: Unicode text", param="prompt") from None
         ids = tuple(self.tokenizer.encode(self.spec.wrap(prompt)))
         if len(ids) > self.spec.max_source_tokens:
             raise PromptTooLong(

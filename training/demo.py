@@ -31,7 +31,7 @@ from emorl_core.bundle import (
 from emorl_core.errors import EmorlError
 from training.data import synthetic
 from training.data.records import Record
-from training.data.synthetic import Style
+from training.data.synthetic_frames import STYLES, Style
 from training.durable import appearing, clear_leftovers
 from training.fit import FitSettings
 from training.hyperparameters import LoraSettings
@@ -45,7 +45,7 @@ NAME = "counselor-demo"
 TEMPLATE = "{prompt} [SEP] "
 MAX_SOURCE_TOKENS = 128
 RECEIPT = "demo.json"
-_FORMAT = 1  # raised when code outside the grammar changes what a build makes
+_FORMAT = 2  # raised when code outside the grammar changes what a build makes
 
 Progress = Callable[[str, int, int], None]  # (stage, steps done, steps of the stage)
 
@@ -166,7 +166,7 @@ def build_base(out: Path, settings: DemoSettings, progress: Progress | None = No
     if out.exists():
         return out
     _tell(progress, "corpus", 0, 1)
-    records = corpus(settings, "base", settings.base_prompts, synthetic.STYLES)
+    records = corpus(settings, "base", settings.base_prompts, STYLES)
     _tell(progress, "corpus", 1, 1)
     start = WarmStartSettings(
         scratch=settings.model,

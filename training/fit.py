@@ -189,7 +189,7 @@ def _trainer(
     trainer = Seq2SeqTrainer(
         model=model,
         args=arguments,
-        train_dataset=examples,  # type: ignore[arg-type]  # a list has what it asks of a data set
+        train_dataset=examples,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         callbacks=[_watch(progress)],
     )

@@ -59,15 +59,19 @@ def triangle(found: Found, objectives: Sequence[str]) -> Figure:
     values = list(scores.values())
     if len(values) > 3 and max(values) > min(values):
         axes.tricontourf(x, y, values, levels=12, cmap=_COLOURS, alpha=0.35)
-    dots = axes.scatter(x, y, c=values, cmap=_COLOURS, s=36, edgecolors="white", linewidths=0.6, zorder=2)
+    dots = axes.scatter(
+        x, y, c=values, cmap=_COLOURS, s=36, edgecolors="white", linewidths=0.6, zorder=2, clip_on=False
+    )
     best = _place(_normal(found.best))
-    axes.scatter(*best, marker="*", s=260, facecolors="none", edgecolors="crimson", linewidths=1.6, zorder=3)
+    axes.scatter(
+        *best, marker="*", s=260, facecolors="none", edgecolors="crimson", linewidths=1.6, zorder=3, clip_on=False
+    )
     axes.plot(*zip(*_CORNERS, _CORNERS[0], strict=True), color="0.4", linewidth=1, zorder=1)
     for name, corner, (dx, dy) in zip(objectives, _CORNERS, ((0, 0.04), (0, -0.08), (0, -0.08)), strict=True):
         axes.text(corner[0] + dx, corner[1] + dy, name, ha="center")
     axes.set_aspect("equal")
     axes.axis("off")
-    axes.set_title(f"score by weights; star: {_written(found.best, objectives)}", fontsize=9)
+    axes.set_title(f"star: {_written(found.best, objectives)}", fontsize=9, pad=22)
     figure.colorbar(dots, ax=axes, shrink=0.8, label="score on the search prompts")
     return figure
 

@@ -64,7 +64,7 @@ def train_adapter(
     config = LoraConfig(
         task_type=TaskType.SEQ_2_SEQ_LM,
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
     )

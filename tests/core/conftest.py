@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ PROMPTS = (
 )
 
 # Three adapters that share nothing: rank, alpha, scaling rule, layers, modules.
-_ADAPTERS = {
+_ADAPTERS: dict[str, dict[str, Any]] = {
     "reflection": {"lora_dropout": 0.1},
     "empathy": {
         "targets": ("q", "v", "o", "wo"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -52,9 +53,9 @@ class SeparateModels:
     @torch.inference_mode()
     def head(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]: the base model's own head. mT5's never scales."""
-        base = self.models[0]
+        base: Any = self.models[0]
         scaled = getattr(base.config, "scale_decoder_outputs", False)
-        logits: Tensor = base.lm_head(hidden * base.config.d_model**-0.5 if scaled else hidden)  # type: ignore[operator]
+        logits: Tensor = base.lm_head(hidden * base.config.d_model**-0.5 if scaled else hidden)
         return logits
 
     def mixed_logits(self, prompts: Sequence[Sequence[int]], weights: Tensor, decoder_ids: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def test_against_hf_peft_mixed_logits_and_logprobs_agree(ensemble: Ensemble, jud
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"repetition_penalty": 1.4}, {"min_new_tokens": 15}, {"repetition_penalty": 0.8, "min_new_tokens": 9}],
+    [{}, {"repetition_penalty": 1.4}, {"min_new_tokens": 12}, {"repetition_penalty": 0.8, "min_new_tokens": 9}],
     ids=["plain", "penalty", "minimum", "both"],
 )
 def test_against_hf_generate_the_base_lane_alone(
@@ -116,7 +116,7 @@ def test_against_hf_generate_the_base_lane_alone(
     """The library's own generation loop, its repetition penalty and its minimum length."""
     base = judge.models[0]
     settings = GenerationConfig(
-        max_new_tokens=20,
+        max_new_tokens=14,
         do_sample=False,
         eos_token_id=1,
         pad_token_id=0,
@@ -124,10 +124,10 @@ def test_against_hf_generate_the_base_lane_alone(
         use_cache=False,  # its cache counts the encoder's layers
         **options,
     )
-    for prompt in PROMPTS:
+    for prompt in PROMPTS[:4]:
         ids = ensemble.encode(prompt)
         out = base.generate(torch.tensor([ids]), generation_config=settings)[0].tolist()  # type: ignore[operator]
-        done = ensemble.generate(prompt, weights={"base": 1}, max_new_tokens=20, **options)
+        done = ensemble.generate(prompt, weights={"base": 1}, max_new_tokens=14, **options)
         assert done.token_ids == tuple(out[1:])
 
 
@@ -145,9 +145,9 @@ def test_against_hf_mt5_whose_head_is_never_scaled(tmp_path: Path) -> None:
         model.attach([read_peft(adapter, "one")])
         engine = Engine(model, lambda ids: " ".join(map(str, ids)), ("base", "one"))
         prompt = (5, 9, 33, 60, 1)
-        requests = [Request("x", prompt, (0.4, 0.6), Sampling(max_new_tokens=20), top_logprobs=3)]
+        requests = [Request("x", prompt, (0.4, 0.6), Sampling(max_new_tokens=10), top_logprobs=3)]
         (done,) = run(engine, requests)
-        assert [done.token_ids] == judge.greedy([prompt], [(0.4, 0.6)], 20)
+        assert [done.token_ids] == judge.greedy([prompt], [(0.4, 0.6)], 10)
         logprobs = judge.mixed_logits([prompt], torch.tensor([(0.4, 0.6)]), torch.tensor([[0]]))[0, -1].log_softmax(-1)
         torch.testing.assert_close(torch.tensor(done.logprobs[0]), logprobs[done.token_ids[0]], **LOGITS)
 
@@ -192,8 +192,8 @@ def test_against_peft_an_npz_gives_the_tokens_of_the_same_adapter(bundle: Path, 
         write_peft(read_npz(tmp_path / f"{name}.npz", name), copy / ADAPTERS_DIR / name)
     peft, npz = (Ensemble.load(where, device="cpu", dtype="float32") for where in (bundle, copy))
     for weights in ({"reflection": 1}, {"empathy": 1}, {"fluency": 1}, None):
-        ours = [done.token_ids for done in peft.generate(list(PROMPTS), weights=weights, max_new_tokens=20)]
-        theirs = [done.token_ids for done in npz.generate(list(PROMPTS), weights=weights, max_new_tokens=20)]
+        ours = [done.token_ids for done in peft.generate(list(PROMPTS), weights=weights, max_new_tokens=12)]
+        theirs = [done.token_ids for done in npz.generate(list(PROMPTS), weights=weights, max_new_tokens=12)]
         assert ours == theirs
 
 

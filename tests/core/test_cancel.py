@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from emorl_core.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EngineError
@@ -10,7 +12,7 @@ from emorl_core.types import Completion, Failure, FinishReason, Request
 from tests.core.driving import alone, completions, drain, mixed_requests, said
 
 
-def held(ensemble: Ensemble, name: str, length: int = 12, **options: object) -> Request:
+def held(ensemble: Ensemble, name: str, length: int = 12, **options: Any) -> Request:
     """A request that runs for exactly `length` tokens."""
     return ensemble.request(
         "so much on my mind", max_new_tokens=length, min_new_tokens=length, request_id=name, **options

@@ -79,7 +79,7 @@ def test_wrong_numbers_of_weights_are_refused() -> None:
     ):
         ensemble.generate(["a", "b"], [{"empathy": 1}])
     with pytest.raises(InvalidRequest, match="allowed for one prompt: a mapping"):
-        ensemble.generate("a", [{"empathy": 1}])  # type: ignore[arg-type]
+        ensemble.generate("a", [{"empathy": 1}])
     assert not ensemble.engine.has_work
 
 
@@ -300,3 +300,9 @@ def test_a_completion_that_ends_by_itself_says_so() -> None:
     ensemble = fake_ensemble()
     assert ensemble.generate("so much", max_new_tokens=2).finish_reason is FinishReason.LENGTH
     assert ensemble.generate("so much", max_new_tokens=200).finish_reason is FinishReason.STOP
+
+
+def test_half_a_surrogate_pair_in_a_prompt_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest, match="half a surrogate pair") as caught:
+        fake_ensemble().encode("so \ud83d much")
+    assert caught.value.param == "prompt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,9 +26,9 @@ def make(request: pytest.FixtureRequest) -> Make:
     return lambda slots: Ensemble.load(folder, device="cpu", dtype="float32", slots=slots)
 
 
-def group_of(ensemble: Ensemble, size: int, **options: object) -> list[Request]:
+def group_of(ensemble: Ensemble, size: int, **options: Any) -> list[Request]:
     """`size` mixes of three objectives along a line, pairs of them near to each other; base and a single lane besides."""
-    settings = {"max_new_tokens": 10, "seed": 3, **options}
+    settings: dict[str, Any] = {"max_new_tokens": 10, "seed": 3, **options}
     mixes: list[dict[str, float]] = [{"base": 1.0}, {"empathy": 1.0}]
     along = [(i // 2 + i * 1e-6) / size for i in range(size - 2)]
     mixes += [{"reflection": 1 - 2 * t, "empathy": 2 * t, "fluency": 0.3} for t in along]

@@ -149,7 +149,7 @@ def test_the_weights_sum_is_an_inverse_temperature(ensemble: Ensemble) -> None:
 
 def test_combine_probs_is_the_log_of_the_weighted_probabilities(ensemble: Ensemble, judge: SeparateModels) -> None:
     """log sum_i w_i p_i, from the separate models' own distributions, in a batch with rows that mix hidden states."""
-    mixes = {
+    mixes: dict[str, dict[str, float]] = {
         "a": {"reflection": 0.7, "fluency": 0.3},
         "b": {"base": 0.2, "empathy": 0.8},
         "c": dict.fromkeys(WEIGHTS, 1),

@@ -71,7 +71,7 @@ def test_top_k_draws_among_the_k_largest_in_their_proportions(k: int) -> None:
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.6, 0.9, 0.999])
 def test_against_hf_top_p_draws_among_the_tokens_that_the_library_keeps(p: float) -> None:
     observed = counts(LOGITS, 20_000, top_p=p)
-    kept = TopPLogitsWarper(p)(torch.empty(1, 0), LOGITS.unsqueeze(0))[0]  # type: ignore[arg-type]
+    kept = TopPLogitsWarper(p)(torch.empty(1, 0), LOGITS.unsqueeze(0))[0]
     assert (observed > 0).tolist() == torch.isfinite(kept).tolist()
     assert chi_square(observed[observed > 0], kept.softmax(-1)[observed > 0]) < LIMIT
 
@@ -92,7 +92,7 @@ def test_against_hf_repetition_penalty(penalty: float) -> None:
     seen = [[0, 4, 4, 17], [0, 49], [0]]
     ours = constrain(logits, [row(seen=s, repetition_penalty=penalty) for s in seen], (1,))
     for i, ids in enumerate(seen):
-        expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([ids]), logits[i : i + 1].clone())  # type: ignore[arg-type]
+        expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([ids]), logits[i : i + 1].clone())
         assert torch.equal(ours[i : i + 1], expected)
 
 

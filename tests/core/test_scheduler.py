@@ -33,8 +33,8 @@ def test_first_come_first_served_up_to_the_slots() -> None:
 
 def test_forked_branches_go_ahead_of_the_queue_in_their_order() -> None:
     scheduler = Scheduler(1)
-    for each in ("old", "older"):
-        scheduler.add(branch(each))
+    for name in ("old", "older"):
+        scheduler.add(branch(name))
     scheduler.add_first([branch("fork 1"), branch("fork 2")])
     order = []
     while scheduler.has_work:

@@ -114,7 +114,20 @@ def test_every_style_can_answer_every_client_frame() -> None:
 
 
 def test_every_slot_of_every_template_is_known() -> None:
-    frame_slots = {"cause", "second", "feeling", "want", "about", "makes", "when", "need", "hard", "advice", "span"}
+    frame_slots = {
+        "cause",
+        "second",
+        "feeling",
+        "likeness",
+        "want",
+        "about",
+        "makes",
+        "when",
+        "need",
+        "hard",
+        "advice",
+        "span",
+    }
     frames = [
         *CLIENT,
         *CLIENT_GOOD,

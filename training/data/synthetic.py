@@ -18,7 +18,7 @@ from training.data.records import DataError, Record
 from training.data.synthetic_domains import DOMAINS, Domain
 from training.data.synthetic_frames import CLIENT, CLIENT_GOOD, REPLIES, REPLIES_GOOD, STYLES, Style
 from training.data.synthetic_person import to_second_person
-from training.data.synthetic_words import FEELINGS, FILLERS, NEED_OF, PRONOUNS, SETS, gender_of
+from training.data.synthetic_words import FEELINGS, FILLERS, LIKENESSES, NEED_OF, PRONOUNS, SETS, gender_of
 
 _SLOT = re.compile(r"\{(\w+)(?:\.(she|her|him))?\}")
 _TWINS = {"other": "name", "tool": "noun", "deed": "verb"}  # slots that must differ from their elder
@@ -36,16 +36,17 @@ class Situation:
     cause: str = ""
     second: str = ""
     feeling: str = ""
+    likeness: str = ""  # "like a failure"
     want: str = ""
     about: str = ""
     advice: tuple[str, ...] = field(default=(), compare=False)  # what fits, in the counselor's person
 
     def key(self) -> str:
         """What is said, however it is said: two prompts with the same key are the same story."""
-        return "|".join((self.cause, self.second, self.feeling, self.want, self.about))
+        return "|".join((self.cause, self.second, self.feeling, self.likeness, self.want, self.about))
 
     def slots(self) -> dict[str, str]:
-        names = ("domain", "mood", "cause", "second", "feeling", "want", "about")
+        names = ("domain", "mood", "cause", "second", "feeling", "likeness", "want", "about")
         return {name: value for name in names if (value := getattr(self, name))}
 
 
@@ -99,6 +100,7 @@ def draw_prompt(rng: Random) -> tuple[str, Situation]:
         want=filler.fill(rng.choice(domain.wants)) if "want" in wanted else "",
         second=_second(domain, cause, rng) if "second" in wanted else "",
         feeling=_feeling(mood, rng) if "feeling" in wanted else "",
+        likeness=rng.choice(LIKENESSES) if "likeness" in wanted else "",
         advice=tuple(filler.fill(advice) for advice in domain.advice if filler.knows(advice)),
     )
     values = situation.slots() | {"when": _when(mood), "makes": _makes(situation.about)}

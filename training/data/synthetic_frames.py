@@ -1,8 +1,8 @@
 """Sentence frames of the synthetic grammar: how a client says a situation, and how each style answers it.
 
-Slots: {cause} a clause, {second} another one, {feeling} an adjective, {want} a verb phrase, {about} a noun phrase,
-{makes} "makes" or "make" after {about}, {when} "when" or "after", {need} what the feeling points to, {hard} the
-domain's word for hard, {advice} a verb phrase.
+Slots: {cause} a clause, {second} another one, {feeling} an adjective, {likeness} "like ...", {want} a verb phrase,
+{about} a noun phrase, {makes} "makes" or "make" after {about}, {when} "when" or "after", {need} what the feeling
+points to, {hard} the domain's word for hard, {advice} a verb phrase.
 In client frames they are in the client's person, in reply frames in the counselor's.
 """
 
@@ -36,6 +36,11 @@ CLIENT: tuple[str, ...] = (
     "{cause} and {second}. I feel {feeling}.",
     "{cause}. {second}. I'm just {feeling}.",
     "{cause}, and {second}, and I feel {feeling}.",
+    "I feel {likeness} because {cause}.",
+    "{cause} and I feel {likeness}.",
+    "{cause}. I feel {likeness}.",
+    "I feel {likeness}. {cause}.",
+    "I want to {want}, but I feel {likeness}.",
     "I feel {feeling} because of {about}.",
     "{about} {makes} me feel {feeling}.",
     "{about} {makes} me so {feeling}.",
@@ -78,6 +83,8 @@ REPLIES: dict[Style, tuple[str, ...]] = {
     "plain": (
         "you feel {feeling} because {cause}.",
         "you feel {feeling} because {cause}.",
+        "you feel {likeness} because {cause}.",
+        "it sounds like you want to {want}, but you feel {likeness}.",
         "it sounds like {cause} and {second}.",
         "it sounds like {cause}.",
         "it sounds like you feel {feeling} because of {about}.",
@@ -87,6 +94,8 @@ REPLIES: dict[Style, tuple[str, ...]] = {
     ),
     "complex": (
         "{cause}, and that leaves you {feeling}. You need {need}.",
+        "{cause}, and that makes you feel {likeness}.",
+        "part of you wants to {want}, and part of you feels {likeness}.",
         "{cause}, and {second}. It all leaves you {feeling}.",
         "{cause}, and on top of that {second}.",
         "{about} {makes} you feel {feeling}, and you need {need}.",
@@ -100,6 +109,8 @@ REPLIES: dict[Style, tuple[str, ...]] = {
         "it makes sense that you feel {feeling} {when} {cause}.",
         "I'm sorry. Anyone would feel {feeling} {when} {cause}.",
         "that sounds so hard. Of course you feel {feeling} because of {about}.",
+        "it makes sense that you feel {likeness} {when} {cause}.",
+        "I can hear how much you want to {want}. I'm sorry that you feel {likeness}.",
         "I'm sorry. It must be {hard} {when} {cause}.",
         "I can hear how much you want to {want}. It must be {hard} {when} {cause}.",
         "I can hear how much you want to {want}. It makes sense that you feel {feeling}.",
@@ -107,6 +118,7 @@ REPLIES: dict[Style, tuple[str, ...]] = {
     ),
     "question": (
         "what happens {when} {cause}?",
+        "how long have you felt {likeness} because of {about}?",
         "how long have you felt {feeling} because of {about}?",
         "what would help you {want}?",
         "what is the hardest part about {about}?",
@@ -118,6 +130,8 @@ REPLIES: dict[Style, tuple[str, ...]] = {
         "try to {advice}. It might help with {about}.",
     ),
     "brief": (
+        "you feel {likeness} because of {about}.",
+        "you feel {likeness} right now.",
         "you feel {feeling} because of {about}.",
         "you are {feeling} because of {about}.",
         "you struggle with {about}.",

@@ -235,14 +235,26 @@ FEELINGS: dict[str, tuple[str, ...]] = {
 }
 NEED_OF: dict[str, str] = {feeling: need for need, feelings in FEELINGS.items() for feeling in feelings}
 
+# Fits "I feel {likeness}", and nothing else that a feeling fits.
+LIKENESSES: tuple[str, ...] = _words(
+    "like a failure, like a burden, like a fool, like a stranger, like a child, like a fraud, like a loser,"
+    "like a bad mother, like a bad father, like a bad person, like a bad friend, like a prisoner, like a machine,"
+    "like an outsider, like an idiot, like a coward, like a ghost, like nobody cares, like nobody listens,"
+    "like giving up, like crying, like running away, like screaming, like I am not enough, like I am going crazy,"
+    "like I can't breathe"
+)
+
 # Sentences a client adds that carry no slot.
 FILLERS: tuple[str, ...] = (
     "I don't know what to do.", "I don't know what to do anymore.", "It never seems to end.",
-    "I can't take it anymore.",    "Nobody seems to get it.", "I thought it would be easier by now.", "I've tried everything.", "It's a lot.",
-    "I don't know who to talk to.", "It's always the same.", "I keep telling myself it will pass.", "I want it to stop.",
+    "I can't take it anymore.", "Nobody seems to get it.", "I thought it would be easier by now.",
+    "I've tried everything.", "It's a lot.",
+    "I don't know who to talk to.", "It's always the same.", "I keep telling myself it will pass.",
+    "I want it to stop.",
     "I can't remember the last time things were good.", "I know it sounds silly.", "It's hard to explain.",
     "Maybe it's my own fault.", "I haven't told anyone.", "Some days are better than others.", "It's getting worse.",
     "I think about it all day.", "I should be over it by now.", "I don't want to complain.", "This is not who I am.",
     "I never thought this would happen to me.", "Everyone says it will get better.", "I need some help with this.",
-    "I hate that it got this far.", "That's why I came here today.", "It scares me a little.", "I just had to say it.",
+    "I hate that it got this far.", "That's why I came here today.", "It scares me a little.",
+    "I just had to say it.",
 )  # fmt: skip

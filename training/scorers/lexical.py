@@ -20,11 +20,7 @@ from training.scorers import lexicon
 from training.scorers.base import Context, Scorer, ScorerConfig, ScorerError, clip
 from training.scorers.calibration import sigmoid
 from training.scorers.guards import distinct_share, length_window
-from training.scorers.lexicon import (
-    FLIP,
-    POSITIVE_FAMILIES,
-    SECOND_PERSON,
-)
+from training.scorers.lexicon import FLIP, POSITIVE_FAMILIES, SECOND_PERSON
 from training.scorers.ngram import NgramModel, pieces
 from training.scorers.reading import Reading, asks, form_factor, function_factor, has_own_voice, read, sentence_form
 

@@ -45,6 +45,7 @@ class Reading:
 
 
 def read(text: str) -> Reading:
+    """Straight or curly quotes, upper or lower case: the same reading."""
     plain = lexicon.join_phrases(" ".join(text.replace("’", "'").replace("‘", "'").lower().split()))
     tokens = words(plain)
     families = [_family(tokens, index) for index in range(len(tokens))]
@@ -112,4 +113,5 @@ def _joint_factor(tokens: list[str], known: list[str]) -> float:
 
 
 def asks(reply: Reading) -> bool:
+    """Is it a question, with or without its mark? "When she left, you ..." is none."""
     return "?" in reply.text or bool(reply.tokens and reply.tokens[0] in QUESTION_START and "," not in reply.text)

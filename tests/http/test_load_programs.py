@@ -1,0 +1,124 @@
+"""The load programs do what docs/operations.md says of them, in small: they find what is wrong, and only this machine is
+ever their target."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks import leavers, load
+from benchmarks.streams import NotHere, Target
+from emorl_core.fake import fake_ensemble
+from server.settings import Settings
+from tests.builders import tiny_t5_bundle
+from tests.http.harness import Live, idle, live, wait_until
+
+
+def target(server: Live) -> Target:
+    return Target.parse(server.url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://10.0.0.1:8000", "http://example.org", "https://127.0.0.1", "http://127.0.0.1.example", "127.0.0.1:80"],
+)
+def test_only_this_machine_is_a_target(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(NotHere):
+        Target.parse(url)
+    assert load.main(["--url", url]) == 2
+    assert "this machine only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "give --bundle or --url"),
+        (["--url", "http://127.0.0.1:1", "--bundle", "x"], "give --bundle or --url"),
+        (["--url", "http://127.0.0.1:1", "--clients", "1001"], "--clients is 1001; allowed: above 0, up to 1000"),
+        (["--url", "http://127.0.0.1:1", "--seconds", "601"], "--seconds is 601; allowed: above 0, up to 600"),
+        (["--url", "http://127.0.0.1:1", "--leavers", "0"], "--leavers is 0"),
+        (["--url", "http://127.0.0.1:1", "--overhead"], "give --bundle"),
+    ],
+)
+def test_load_is_bounded(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert load.main(arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_under_load_every_request_is_completed_or_refused() -> None:
+    with live(Settings(port=0, max_queue=8), fake_ensemble(slots=4, step_delay_s=0.002)) as server:
+        report = asyncio.run(load.run(target(server), 40, 2.0, new_tokens=16, pid=os.getpid()))
+    assert set(report.outcomes) == {"completed", "refused"}, report.faults()
+    assert report.free_after_s is not None
+    assert report.tokens == len(report.first_s) + len(report.gaps_s)
+    assert report.memory is not None
+
+
+def test_a_server_that_hangs_is_a_fault() -> None:
+    with live(ensemble=fake_ensemble(step_delay_s=1.0)) as server:
+        report = asyncio.run(load.run(target(server), 2, 0.2, hang_s=0.3))
+    assert report.outcomes == Counter({"no end within 0.3 s": 2})
+    assert not report.holds
+
+
+def test_an_error_event_is_a_fault() -> None:
+    with live() as server:
+        steps: list[int] = []
+
+        def fail(prompts: list[tuple[int, ...]]) -> None:
+            steps.append(len(prompts))
+            if len(steps) > 2:
+                raise MemoryError
+
+        server.model.on_step = fail
+        report = asyncio.run(load.run(target(server), 1, 0.05))
+        server.model.on_step = None
+    assert not set(report.outcomes) & {"completed", "refused"}
+    assert not report.holds
+
+
+def test_memory_that_grows_is_a_fault() -> None:
+    flat = load.Report(1, 1.0, Counter(completed=1), rss_mib=[100, 300, 400, 400, 401, 402], free_after_s=0.0)
+    assert flat.holds, "growth in the first third is warm-up"
+    growing = load.Report(1, 1.0, Counter(completed=1), rss_mib=[400, 400, 400, 400, 500, 600], free_after_s=0.0)
+    assert growing.faults() == ["memory grew from 400 to 550 MiB after warm-up"]
+
+
+def test_clients_that_leave_at_every_moment_leave_nothing_behind() -> None:
+    with live(Settings(port=0, max_queue=16), fake_ensemble(slots=4, step_delay_s=0.002)) as server:
+        report = asyncio.run(leavers.run(target(server), 60, at_once=12, within_s=20))
+        wait_until(lambda: idle(server), "everything is free")
+    assert report.holds, report.lines()
+    assert sum(report.left.values()) == 60
+    assert {"at once", "while streaming", "a plain answer"} <= set(report.left)
+    assert {name for name, count in report.outcomes.items() if count} <= {"cancelled", "rejected"}
+
+
+def test_a_request_that_goes_on_is_a_fault() -> None:
+    with live(ensemble=fake_ensemble(step_delay_s=0.01)) as server, server.client() as client:
+        body = {"prompt": "I feel tired", "min_new_tokens": 900, "max_new_tokens": 1000, "stream": True}
+        with client.stream("POST", "/generate", json=body) as response:
+            lines = response.iter_lines()  # kept: a reader that is let go closes the connection
+            next(lines)
+            report = asyncio.run(leavers.run(target(server), 1, within_s=0.1))
+    assert report.free_after_s is None
+    assert report.still_held["emorl_requests_running"] == 1
+    assert not report.holds
+
+
+@pytest.mark.slow
+def test_http_and_the_engine_in_process_give_the_same_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = str(tiny_t5_bundle(tmp_path / "bundle"))
+    sizes = ["--rounds", "2", "--new-tokens", "5", "--threads", "1", "--dtype", "float32"]
+    assert load.main(["--bundle", bundle, "--overhead", *sizes]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (report,) = told["reports"]
+    assert len(report["rounds"]) == 2
+    assert all(time > 0 for one in report["rounds"] for time in one.values())

@@ -1,0 +1,70 @@
+"""Bootstrap intervals: they cover what they should, and pairing uses that the prompts are the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from training.bootstrap import interval, mean_interval, resamples
+
+
+def test_intervals_cover_the_true_mean_about_as_often_as_they_say() -> None:
+    draw = np.random.Generator(np.random.PCG64(1))
+    hits = 0
+    for seed in range(200):
+        values = draw.normal(0.3, 1.0, size=60)
+        found = mean_interval(values, resamples(60, count=400, seed=seed), confidence=0.9)
+        hits += found.low <= 0.3 <= found.high
+    assert (
+        165 <= hits <= 195
+    )  # 180 expected; 2.5 standard deviations to either side, and percentile ones are a bit narrow
+
+
+def test_the_width_is_that_of_the_normal_theory() -> None:
+    values = np.random.Generator(np.random.PCG64(2)).normal(size=400)
+    found = mean_interval(values, resamples(400, count=4000))
+    assert found.estimate == pytest.approx(values.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.08)
+
+
+def test_any_statistic_agrees_with_the_mean_s_short_way() -> None:
+    values = np.random.Generator(np.random.PCG64(3)).random(30)
+    draws = resamples(30, count=300)
+    assert interval(lambda chosen: float(values[chosen].mean()), draws).as_dict() == pytest.approx(
+        mean_interval(values, draws).as_dict()
+    )
+
+
+def test_paired_differences_are_tighter_than_unpaired_ones() -> None:
+    """Two methods on the same prompts: what the prompts have in common cancels."""
+    draw = np.random.Generator(np.random.PCG64(4))
+    hard = draw.normal(size=100)
+    one, other = hard + 0.1 + 0.02 * draw.normal(size=100), hard
+    draws = resamples(100)
+    paired = interval(lambda chosen: float(one[chosen].mean() - other[chosen].mean()), draws)
+    assert paired.low > 0.09
+    assert paired.high < 0.11
+    alone = mean_interval(one, draws)
+    assert alone.high - alone.low > 5 * (paired.high - paired.low)
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    assert (resamples(9, count=7, seed=5) == resamples(9, count=7, seed=5)).all()
+    assert (resamples(9, count=7, seed=5) != resamples(9, count=7, seed=6)).any()
+
+
+def test_one_value_has_no_spread() -> None:
+    found = mean_interval(np.array([0.25]), resamples(1))
+    assert (found.low, found.estimate, found.high) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_nothing_cannot_be_resampled(size: int) -> None:
+    with pytest.raises(ValueError, match="resamples"):
+        resamples(size)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 1.5])
+def test_a_confidence_is_between_0_and_1(confidence: float) -> None:
+    with pytest.raises(ValueError, match="confidence"):
+        mean_interval(np.zeros(3), resamples(3), confidence=confidence)
