@@ -87,10 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from emorl_core.bundle import Bundle
+    from training.score_table import parse_goal
     from training.search import SearchError
     from training.search_inputs import chosen
     from training.search_profile import check_profile
-    from training.search_run import SearchSettings
+    from training.search_run import SearchSettings, check_objectives
 
     settings = SearchSettings(
         args.space, args.levels, args.method, args.trials, args.goal, args.max_new_tokens, args.seed
@@ -103,11 +104,17 @@ def run(args: argparse.Namespace) -> int:
         if not Path(args.bundle).is_dir():
             raise SearchError("a bundle from the hub cannot be written; give --no-write, or a folder", param="bundle")
         check_profile(bundle.spec, args.profile, overwrite=args.overwrite)
+    names = tuple(args.objectives.split(",")) if args.objectives else tuple(bundle.spec.objectives)
+    check_objectives(bundle.spec.lanes, names)
+    settings.budget(len(names))
     folder = args.out or Path(f"search-{bundle.spec.name}")
     if not args.no_plots:
         from training.search_plots import check_installed
 
         check_installed()
+
+    inputs = _inputs(args, bundle)
+    parse_goal(args.goal, tuple(inputs.scorers))
 
     from emorl_core.ensemble import Ensemble
 
@@ -118,14 +125,12 @@ def run(args: argparse.Namespace) -> int:
         slots=args.slots,
         prefill_cache_bytes=PREFILL_CACHE_BYTES,
     )
-    inputs = _inputs(args, bundle)
     inputs = chosen(inputs, _fits(ensemble), search=args.search_prompts, held_out=args.held_out_most, seed=args.seed)
-    outcome = _search(args, ensemble, inputs, settings, folder)
+    outcome = _search(args, ensemble, inputs, settings, folder, names)
     report = {**outcome.report, "profile": None, "plots": []}
     if not args.no_plots:
         from training.search_plots import draw_all
 
-        names = tuple(outcome.weights)
         report["plots"] = [path.name for path in draw_all(folder, outcome.found, outcome.tables, names)]
     if not args.no_write:
         from training.search_profile import origin_of, write_profile
@@ -148,12 +153,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _search(
-    args: argparse.Namespace, ensemble: Ensemble, inputs: Inputs, settings: SearchSettings, folder: Path
+    args: argparse.Namespace,
+    ensemble: Ensemble,
+    inputs: Inputs,
+    settings: SearchSettings,
+    folder: Path,
+    names: tuple[str, ...],
 ) -> Outcome:
     from emorl_cli.progress import Progress
     from training.search_run import EVALUATIONS_FILE, HELD_OUT_FILE, run_search
 
-    names = tuple(args.objectives.split(",")) if args.objectives else ensemble.objectives
     for note in inputs.notes:
         print(note, file=sys.stderr)
     print(

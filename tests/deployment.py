@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import yaml
 from emorl_core.fake import fake_ensemble
 from server.app import create_app
 from server.metrics import EngineReading, Metrics
+from server.run import _LAST_BYTES_S
 from server.settings import ENV_PREFIX, Settings
+from server.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
@@ -20,8 +23,8 @@ DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "Dockerfile.cuda"]
 DASHBOARD = DOCKER / "grafana" / "dashboards" / "emorl.json"
 ALERTS = DOCKER / "prometheus" / "alerts.yml"
 KUBERNETES = DOCKER / "kubernetes"
-LAST_BYTES_S = 5  # server.run, after the drain
-ENGINE_STOP_S = 10  # server.worker, Worker.stop
+LAST_BYTES_S = _LAST_BYTES_S  # to tell the last clients, after the drain
+ENGINE_STOP_S = signature(Worker.stop).parameters["timeout_s"].default
 
 
 def read(path: Path) -> Any:

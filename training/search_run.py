@@ -109,7 +109,7 @@ def run_search(
         SearchError, ScorerError, InvalidRequest, EngineError: one line each.
     """
     names = tuple(objectives or ensemble.objectives)
-    check_objectives(ensemble, names)
+    check_objectives(ensemble.lanes, names)
     goal = parse_goal(settings.goal, tuple(inputs.scorers))
     meter = _Meter(settings.budget(len(names)), len(inputs.search), len(inputs.held_out), progress)
     about = _about(ensemble, names, inputs, settings)
@@ -179,14 +179,12 @@ def run_search(
     return Outcome(found, weights, tables, report)
 
 
-def check_objectives(ensemble: Ensemble, names: Sequence[str]) -> None:
+def check_objectives(lanes: Sequence[str], names: Sequence[str]) -> None:
     """Raises `SearchError` for objectives the bundle does not have, or that are named twice."""
     for name in names:
-        if name not in ensemble.lanes:
-            raise SearchError(
-                f"objectives: {name[:40]!r} is not in the bundle; it has {', '.join(ensemble.lanes)}",
-                param="objectives",
-            )
+        if name not in lanes:
+            known = ", ".join(lanes)
+            raise SearchError(f"objectives: {name[:40]!r} is not in the bundle; it has {known}", param="objectives")
     if len(set(names)) != len(names):
         raise SearchError("objectives: one is named twice", param="objectives")
 

@@ -41,7 +41,8 @@ _ADAPTERS: dict[str, dict[str, Any]] = {
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny bundle of each kind of T5, with adapters that differ in everything."""
     gated = request.param == "gated untied"
-    return tiny_t5_bundle(tmp_path_factory.mktemp("bundle"), gated=gated, adapter_options=_ADAPTERS)
+    seed = 0 if gated else 2  # with these, some texts end by themselves within 20 tokens
+    return tiny_t5_bundle(tmp_path_factory.mktemp("bundle"), gated=gated, seed=seed, adapter_options=_ADAPTERS)
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def live(settings: Settings | None = None, ensemble: Ensemble | None = None, *, 
     try:
         wait_until(lambda: server.started, "the server listens")
         if ready:
-            wait_until(lambda: service.unready() is None, "the server is ready")
+            wait_until(lambda: is_ready(service), "the server is ready")
         yield Live(server.url, service, server, thread, loop)
     finally:
         server.should_exit = True
@@ -98,6 +98,20 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0
         time.sleep(0.005)
 
 
+async def until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+    """`wait_until` for a test that runs on the event loop itself."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        await asyncio.sleep(0.005)
+
+
+def is_ready(service: Service) -> bool:
+    """Fails at once where waiting has no sense."""
+    assert service.failure is None, f"the bundle cannot be served: {service.failure!r}"
+    return service.unready() is None
+
+
 @asynccontextmanager
 async def in_process(
     settings: Settings | None = None, ensemble: Ensemble | None = None, *, ready: bool = True
@@ -108,8 +122,8 @@ async def in_process(
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://emorl") as client:
-            while ready and service.unready() is not None:
-                await asyncio.sleep(0.002)
+            if ready:
+                await until(lambda: is_ready(service), "the server is ready")
             yield client, service
 
 

@@ -19,7 +19,7 @@ from server.errors import KeyLimit, QueueFull
 from server.routes.generate import NativeDialect
 from server.service import Service
 from server.settings import Settings
-from tests.http.harness import PROMPT, error_of, events, idle, live, wait_until
+from tests.http.harness import PROMPT, error_of, events, idle, is_ready, live, until, wait_until
 from tests.http.test_disconnect import LONG, call
 
 
@@ -121,8 +121,7 @@ def test_more_clients_than_places_all_end_and_nothing_is_left() -> None:
 async def test_a_client_that_reads_nothing_is_let_go_and_its_permit_comes_back() -> None:
     service = Service(Settings(write_timeout_s=0.1), fake_ensemble())
     service.start()
-    while service.unready() is not None:
-        await asyncio.sleep(0.005)
+    await until(lambda: is_ready(service), "the server is ready")
     scope: dict[str, Any] = {"type": "http", "emorl.context": RequestContext("r")}
     silent = asyncio.Event()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from emorl_core.fake import fake_ensemble
 from server import deployment
 from server.app import create_app
 from server.settings import Settings
-from tests.http.harness import PROMPT, error_of, in_process, live, model_of, wait_until
+from tests.http.harness import PROMPT, error_of, in_process, is_ready, live, model_of, until, wait_until
 
 
 def test_while_loading_it_lives_and_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,15 +45,14 @@ async def test_readiness_waits_for_a_mix_that_really_worked() -> None:
 
     model_of(ensemble).on_step = hold
     async with in_process(ensemble=ensemble, ready=False) as (client, service):
-        while (await client.get("/info")).status_code != 200:
-            await asyncio.sleep(0.005)
+        await until(lambda: "warming up" in str(service.unready()), "the bundle is loaded")
+        assert (await client.get("/info")).status_code == 200
         response = await client.get("/readyz")
         assert response.status_code == 503
         assert "warming up" in error_of(response)["message"]
         assert (await client.get("/livez")).status_code == 200
         go_on.set()
-        while service.unready() is not None:
-            await asyncio.sleep(0.005)
+        await until(lambda: is_ready(service), "the server is ready")
         assert ensemble.engine.runner.lane_row_steps == len(ensemble.lanes), "one token through every lane"
 
 
@@ -64,8 +62,7 @@ async def test_a_bundle_that_cannot_be_loaded_fails_liveness(tmp_path: Path) -> 
     app = create_app(Settings(bundle=str(tmp_path)))
     async with app.router.lifespan_context(app):
         service = app.state.service
-        while service.failure is None:
-            await asyncio.sleep(0.005)
+        await until(lambda: service.failure is not None, "the load has failed")
         assert service.dead() is not None
         assert service.unready() is not None
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -48,6 +50,14 @@ def test_only_this_machine_is_a_target(url: str, capsys: pytest.CaptureFixture[s
 def test_load_is_bounded(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert load.main(arguments) == 2
     assert says in capsys.readouterr().err
+
+
+def test_the_commands_in_the_documents_are_accepted() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python -m benchmarks\.load (.+?)(?: *#.*)?$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        load.parser().parse_args(shlex.split(command))
 
 
 def test_under_load_every_request_is_completed_or_refused() -> None:

@@ -18,7 +18,7 @@ from emorl_core.types import Completion, Event, Failure, TokenEvent
 from server.deployment import emptied
 from server.errors import EngineRestarted, NotReady, ShuttingDown
 from server.worker import Worker
-from tests.http.harness import PROMPT, Live, error_of, events, idle, live, model_of, wait_until
+from tests.http.harness import PROMPT, Live, error_of, events, idle, live, model_of, until, wait_until
 from tests.http.test_disconnect import LONG, call
 
 
@@ -98,8 +98,7 @@ async def test_when_step_itself_fails_every_request_hears_of_it_and_the_next_one
             last = (await drained(channel))[-1]
             assert isinstance(last, Failure)
             assert isinstance(last.error, EngineRestarted)
-        while not worker.ready:
-            await asyncio.sleep(0.005)
+        await until(lambda: worker.ready, "it is ready again")
         assert worker.restarts == 1
         assert worker.pending == 0
         (completion,) = [e for e in await everything(worker, ensemble) if isinstance(e, Completion)]
@@ -131,8 +130,7 @@ async def test_an_engine_that_cannot_come_back_gives_up_after_a_few_tries() -> N
 
         ensemble.engine.step = dead  # type: ignore[method-assign]
         assert isinstance((await everything(worker, ensemble))[-1], Failure)
-        while worker.alive:
-            await asyncio.sleep(0.01)
+        await until(lambda: not worker.alive, "it has given up")
         assert worker.failure is not None
         assert worker.restarts == 3
         with pytest.raises(NotReady):
@@ -156,8 +154,7 @@ async def test_a_step_that_hangs_is_seen_from_outside() -> None:
     async with working(ensemble) as worker:
         model_of(ensemble).on_step = lambda prompts: assert_set(go_on)
         channel = worker.submit([ensemble.request(PROMPT, max_new_tokens=1)])
-        while worker.stalled_for_s() < 0.05:
-            await asyncio.sleep(0.005)
+        await until(lambda: worker.stalled_for_s() >= 0.05, "the step takes long")
         model_of(ensemble).on_step = None
         go_on.set()
         assert isinstance((await drained(channel))[-1], Completion)

@@ -176,6 +176,18 @@ def test_datasets_reads_a_local_folder_as_it_would_a_hub_id(tmp_path: Path) -> N
             load_records({"kind": "hub", "id": "set", "split": "test", "prompt": "q"}, base=tmp_path)
 
 
+def test_the_synthetic_corpus_is_a_source_that_repeats_from_its_seed() -> None:
+    spec = {"kind": "synthetic", "count": 30, "seed": 4}
+    loaded = load_records(spec)
+    assert (loaded.rows, len(loaded), len(loaded.prompts())) == (30, 30, 30)
+    assert loaded == load_records(spec)
+    assert loaded.sha256 != load_records(spec | {"seed": 5}).sha256
+    assert {record.extras["style"] for record in load_records(spec | {"styles": ["advice"]})} == {"advice"}
+    assert all(record.response is None and record.extras["key"] for record in load_records(spec | {"view": "prompts"}))
+    with pytest.raises(DataError, match=r"^data\.styles is \[\]: name at least one of plain"):
+        load_records(spec | {"styles": []})
+
+
 def test_a_missing_datasets_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"needs the `datasets` library, which comes with the extra emorl\[data\]"):

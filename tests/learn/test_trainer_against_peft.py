@@ -82,6 +82,12 @@ def peft_gradients(base: Path, adapter: Path, groups: list[TrainingGroup], kl: s
     }
 
 
+def close(own: Tensor, judged: Tensor) -> None:
+    """To 1e-5, or 1e-5 of the factor's largest entry where that is above 1: float32 sums of large terms that cancel
+    leave their rounding in the small ones."""
+    torch.testing.assert_close(own, judged, rtol=0.0, atol=1e-5 * max(1.0, float(judged.abs().max())))
+
+
 def compare(stacks: Stacks, lane: int, judged: dict[str, Tensor]) -> None:
     """Every module's two factors, and that whatever pads the rank has no gradient."""
     for names, layer in stacks.layers:
@@ -93,8 +99,8 @@ def compare(stacks: Stacks, lane: int, judged: dict[str, Tensor]) -> None:
             assert layer.lora_a.grad is not None
             assert layer.lora_b.grad is not None
             own_a, own_b = layer.lora_a.grad[p, lane - 1], layer.lora_b.grad[p, lane - 1]
-            torch.testing.assert_close(own_a[:rank], a, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(own_b[:rank], b.t(), rtol=1e-4, atol=1e-5)
+            close(own_a[:rank], a)
+            close(own_b[:rank], b.t())
             assert not own_a[rank:].any()
             assert not own_b[rank:].any()
     assert not judged, "the judge trains something that the lanes do not"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.data.annomi import AnnomiSource
+from training.data.corpus import SyntheticSource
 from training.data.epitome import EpitomeSource
 from training.data.esconv import EsconvSource
 from training.data.hub import HubSource
@@ -24,6 +25,7 @@ SOURCES: dict[str, type[Source]] = {
     "jsonl": JsonlSource,
     "csv": CsvSource,
     "hub": HubSource,
+    "synthetic": SyntheticSource,
 }
 
 

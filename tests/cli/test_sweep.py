@@ -1,0 +1,110 @@
+"""`emorl sweep`: distinct texts with their weights, the exact line, and every refusal in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from emorl_core.ensemble import Ensemble
+
+PROMPT = "i feel tired and alone"
+
+
+def test_a_sweep_prints_each_text_with_the_weights_that_give_it(emorl, bundle: Path) -> None:
+    result = emorl("sweep", bundle, PROMPT, "--resolution", 2, "--max-new-tokens", 5)
+    assert result.code == 0
+    expected = Ensemble.load(bundle, device="cpu").sweep(PROMPT, resolution=2, max_new_tokens=5)
+    for text, indices in expected.distinct(0).items():
+        assert " ".join(text.split()) in result.out
+        assert f"{len(indices)} of 6: " in result.out
+    assert f"{expected.lane_row_steps} lane-row steps" in result.out
+    assert "reflection=0.5 empathy=0.5" in result.out
+
+
+def test_json_holds_every_vector_once(emorl, bundle: Path) -> None:
+    result = emorl("sweep", bundle, PROMPT, "--resolution", 3, "--max-new-tokens", 5, "--json")
+    document = json.loads(result.out)
+    assert result.out.count("\n") == 1
+    vectors = [tuple(weights.values()) for each in document["texts"] for weights in each["weights"]]
+    assert len(vectors) == len(set(vectors)) == document["vectors"] == 10
+    assert document["lane_row_steps"] < document["unshared_lane_row_steps"]
+    assert {each["finish_reason"] for each in document["texts"]} <= {"stop", "length"}
+
+
+def test_weights_from_a_file_in_both_spellings(emorl, bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "weights.txt"
+    path.write_text('reflection=1,empathy=3\n\n{"fluency": 2, "base": 2}\n')
+    document = json.loads(emorl("sweep", bundle, PROMPT, "--weights-file", path, "--max-new-tokens", 3, "--json").out)
+    found = [weights for each in document["texts"] for weights in each["weights"]]
+    assert {"reflection": 0.25, "empathy": 0.75, "fluency": 0.0} in found
+    assert {"base": 0.5, "reflection": 0.0, "empathy": 0.0, "fluency": 0.5} in found
+    assert len(found) == 2
+
+
+def test_a_sampled_sweep_names_its_seed_and_repeats_with_it(emorl, fake) -> None:
+    first = emorl("sweep", "b", PROMPT, "--resolution", 2, "--temperature", 1, "--json")
+    seed = json.loads(first.out)["seed"]
+    again = emorl("sweep", "b", PROMPT, "--resolution", 2, "--temperature", 1, "--seed", seed, "--json")
+    assert json.loads(again.out)["texts"] == json.loads(first.out)["texts"]
+    assert f"seed {seed}" in emorl("sweep", "b", PROMPT, "--resolution", 2, "--temperature", 1, "--seed", seed).out
+
+
+def test_the_line_between_two_objectives(emorl, bundle: Path) -> None:
+    options = ("--max-new-tokens", 4)
+    result = emorl("sweep", bundle, PROMPT, "--line", "reflection", "empathy", *options)
+    assert result.code == 0
+    expected = Ensemble.load(bundle, device="cpu").sweep_line(
+        PROMPT, {"reflection": 1}, {"empathy": 1}, max_new_tokens=4
+    )
+    assert f"{len(expected.breaks)} breaks" in result.out
+    document = json.loads(emorl("sweep", bundle, PROMPT, "--line", "reflection", "empathy", *options, "--json").out)
+    assert [(i["start"], i["end"], i["text"]) for i in document["intervals"]] == [
+        (i.start, i.end, i.text) for i in expected.intervals
+    ]
+    assert document["to"] == {"reflection": 0.0, "empathy": 1.0, "fluency": 0.0}
+
+
+def test_ends_of_a_line_may_be_profiles_and_mixes(emorl, fake) -> None:
+    result = emorl("sweep", "b", PROMPT, "--line", "balanced", "empathy=1,fluency=3", "--max-new-tokens", 3, "--json")
+    document = json.loads(result.out)
+    assert document["from"] == {name: pytest.approx(1 / 3) for name in ("reflection", "empathy", "fluency")}
+    assert document["to"] == {"reflection": 0.0, "empathy": 0.25, "fluency": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ((), "one of the arguments --resolution --weights-file --line is required"),
+        (("--resolution", 2, "--line", "a", "b"), "not allowed with"),
+        (("--resolution", 0), "resolution is 0"),
+        (("--resolution", 2, "--temperature", -1), "temperature is -1"),
+        (("--line", "reflection", "empaty"), "unknown objective 'empaty'"),
+        (
+            ("--line", "reflection", "empathy", "--temperature", 1),
+            "--line is for greedy texts; it takes no --temperature",
+        ),
+        (("--line", "reflection", "empathy", "--repetition-penalty", 2), "no --repetition-penalty"),
+        (("--line", "reflection", "empathy", "--combine", "probs"), "--line mixes hidden states"),
+        (("--weights-file", "missing.txt"), "missing.txt: cannot be read"),
+    ],
+)
+def test_bad_sweeps_are_refused_in_one_line(options, says: str, emorl, fake) -> None:
+    assert says in emorl("sweep", "b", PROMPT, *options).refused()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("\n", "holds no weights"),
+        ("reflection=1\nreflection", "line 2: 'reflection' is not NAME=NUMBER"),
+        ('{"reflection": 1', "line 1: neither NAME=NUMBER,… nor a JSON object"),
+        ("empathy=1\n\nempaty=1", "vector 1: weights: unknown objective 'empaty'"),
+        ('{"empathy": "much"}', "vector 0: weights.empathy is not a number"),
+    ],
+)
+def test_bad_weights_files_are_refused_by_line(content: str, says: str, emorl, fake, tmp_path: Path) -> None:
+    path = tmp_path / "weights.txt"
+    path.write_text(content)
+    assert says in emorl("sweep", "b", PROMPT, "--weights-file", path).refused()
