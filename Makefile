@@ -57,7 +57,7 @@ demo: $(RUNS)
 	@$(VENV)/bin/emorl demo --host $(HOST) --port $(PORT)
 
 test: $(DEVELOPS)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: $(DEVELOPS)
 	$(RUN) -m ruff check $(SOURCES)

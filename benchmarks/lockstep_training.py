@@ -9,7 +9,8 @@ plain   what such a loop usually is: the gradient pass encodes a prompt once per
 tuned   adapters merged into the base while sampling, prompts encoded once in the gradient pass
 
 Steps of ours and of the peers alternate; times are medians over rounds with the smallest and the largest, the ratio is
-taken round by round. `processor` is the processor time of all threads: on a busy machine it wavers less. One JSON line for machines comes last.
+taken round by round. `processor` is the processor time of all threads: on a busy machine it wavers less. One JSON line
+for machines comes last.
 """
 
 from __future__ import annotations
@@ -261,8 +262,10 @@ def main() -> None:
                 if number:  # the first round warms up
                     times[name].append(taken)
 
-    print(f"{args.shape}, {args.prompts} x {args.samples} samples x {len(NAMES)} objectives, {args.source} + {args.new} "
-          f"tokens, {args.threads} threads, {args.rounds} rounds; seconds a step, median (least to most)")  # fmt: skip
+    print(
+        f"{args.shape}, {args.prompts} x {args.samples} samples x {len(NAMES)} objectives, {args.source} + {args.new} "
+        f"tokens, {args.threads} threads, {args.rounds} rounds; seconds a step, median (least to most)"
+    )
     result: dict[str, Any] = {"machine": platform.machine(), "torch": torch.__version__, **vars(args)}
     for name, rounds in times.items():
         shown = {key: [one[key] for one in rounds] for key in ("total", "rollout", "gradient", "processor")}

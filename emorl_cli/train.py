@@ -100,9 +100,10 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
     for name, own in report["objectives"].items():
         scores, used = own["validation"], own["consumption"]
         lines.append(
-            f"  {name}: {own['status']} ({own['reason']}); validation {scores['base']:.3f} -> best {scores['best']:.3f} "
-            f"at step {scores['best_step']}, last {scores['last']:.3f}; {used['prompts']} prompts, "
-            f"{used['samples']} samples, {used['tokens']} tokens, {used['own_seconds']:.0f} s of its own"
+            f"  {name}: {own['status']} ({own['reason']}); validation {scores['base']:.3f} -> "
+            f"best {scores['best']:.3f} at step {scores['best_step']}, last {scores['last']:.3f}; "
+            f"{used['prompts']} prompts, {used['samples']} samples, {used['tokens']} tokens, "
+            f"{used['own_seconds']:.0f} s of its own"
         )
     return lines
 

@@ -16,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, as in base.warm_start.fit.steps=200"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a value, as in base.warm_start.fit.steps=200",
     )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     add_example(

@@ -47,7 +47,7 @@ def fresh_adapter(model: TrainableModel, name: str, settings: LoraSettings, seed
 
 
 class Stacks:
-    """The trained parameters of a model with attached adapters: one stack per layer and factor, all objectives in it."""
+    """The trained parameters of a model with attached adapters: a stack per layer and factor, all objectives in it."""
 
     def __init__(self, model: TrainableModel) -> None:
         self.layers: list[tuple[list[str], LaneLinear]] = [

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: tensors in safetensors, everything else in JSON, in a folder that appears whole or not at all."""
+"""Checkpoints of a run: tensors in safetensors, everything else in JSON, in a folder that is whole or not there."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ def restore_random_states(checkpoint: Checkpoint) -> None:
 
 def _python_random() -> dict[str, Any]:
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)  # its type allows for another generator than the global one
     return {"python": random.getstate(), "numpy": [kind, keys.tolist(), position, has_gauss, cached]}
 
 

@@ -40,7 +40,7 @@ def clear_leftovers(parent: Path) -> None:
 
 
 def _recover(folder: Path) -> None:
-    """Clear up after a program that was killed in here: half-written folders go, an old one without successor returns."""
+    """Clear up after a program that was killed in here: half-written folders go, an old one comes back."""
     for half in folder.parent.glob(f".{folder.name}.*.new"):
         shutil.rmtree(half, ignore_errors=True)
     for old in folder.parent.glob(f".{folder.name}.*.old"):

@@ -44,8 +44,9 @@ class StopSettings(Section):
     """When an objective leaves the batch. `max_steps` holds under every rule."""
 
     rule: StopRule = "patience"
-    """`paper`: std / mean of the last `window` validation rewards < `threshold`; `patience`: `patience` validations in a
-    row without an improvement larger than its standard error over the validation prompts; `steps`: `max_steps` only."""
+    """`paper`: std / mean of the last `window` validation rewards < `threshold`; `patience`: `patience` validations
+    in a row without an improvement larger than its standard error over the validation prompts; `steps`:
+    `max_steps` only."""
     max_steps: int = Field(400, ge=1)
     """Optimiser steps at most."""
     window: int = Field(20, ge=2)
@@ -80,14 +81,14 @@ class RlSettings(Section):
     max_grad_norm: float = Field(2.0, gt=0)
     """The gradient of each objective is scaled down to this L2 norm."""
     reward: Transform = "standardised"
-    """What a score becomes before advantages: `raw`; `log` of the score clipped to [1e-4, 0.9999]; `standardised`, by the
-    running mean and deviation of the objective's own scores."""
+    """What a score becomes before advantages: `raw`; `log` of the score clipped to [1e-4, 0.9999]; `standardised`, by
+    the running mean and deviation of the objective's own scores."""
     advantage: Advantage = "leave_one_out"
     """Baseline among a prompt's k rewards: their `mean`; the mean of the others (`leave_one_out`, unbiased); the mean,
     and divided by their deviation (`group_standardised`)."""
     policy_loss: Normalisation = "sequence_sum"
-    """How tokens are added up: `sequence_sum` sums a reply's tokens and averages replies; `sequence_mean` averages both;
-    `token_mean` averages over all tokens of the step. The KL term of the loss is added up the same way."""
+    """How tokens are added up: `sequence_sum` sums a reply's tokens and averages replies; `sequence_mean` averages
+    both; `token_mean` averages over all tokens of the step. The KL term of the loss is added up the same way."""
     kl: KLSettings = KLSettings()
     """The pull towards the base."""
     train_on: Literal["sampled", "reencoded"] = "sampled"

@@ -138,11 +138,14 @@ class Lockstep:
             numbers = [float(value) for value in (loss.detach(), policy.detach(), pull.detach(), away[rows].sum(), k3)]
             if not all(map(math.isfinite, numbers)):
                 broken.add(lane)
-            measures[lane] = Measures(*numbers, replies=len(rows), tokens=int(mask[rows].sum()))
+            found_loss, found_policy, found_pull, found_k1, found_k3 = numbers
+            measures[lane] = Measures(
+                found_loss, found_policy, found_pull, found_k1, found_k3, len(rows), int(mask[rows].sum())
+            )
         if broken:
             return broken
         if total is not None and total.requires_grad:
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
         return measures
 
     @torch.no_grad()

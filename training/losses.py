@@ -1,4 +1,4 @@
-"""Advantages, policy loss and KL, as pure functions. Letters: B prompts, k samples a prompt, M = B * k replies, T tokens."""
+"""Advantages, policy loss and KL, as pure functions. Letters: B prompts, k samples, M = B * k replies, T tokens."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def k1(logprobs: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
 
 
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """[M, T]: exp(r) - r - 1 with r = log p_base - log p, never negative (Schulman 2020, "Approximating KL divergence")."""
+    """[M, T]: exp(r) - r - 1 with r = log p_base - log p, never negative (Schulman 2020, Approximating KL)."""
     ratio = reference - logprobs
     return torch.exp(ratio) - ratio - 1.0
 

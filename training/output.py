@@ -102,7 +102,12 @@ def _objective(objective: Objective, recipe: Recipe) -> dict[str, Any]:
         "reason": objective.reason,
         "steps": objective.steps,
         "served": recipe.rl.keep,
-        "validation": {"base": means[0], "best": objective.best_mean, "best_step": objective.best_step, "last": means[-1]},
+        "validation": {
+            "base": means[0],
+            "best": objective.best_mean,
+            "best_step": objective.best_step,
+            "last": means[-1],
+        },
         "consumption": objective.consumption.as_dict(),
     }
 

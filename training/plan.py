@@ -29,7 +29,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Shape:
-        from emorl_core.models.t5 import T5Config
+        from emorl_core.models.t5_blocks import T5Config
 
         t5 = T5Config.from_hf(config)
         tied = bool(config.get("tie_word_embeddings", True))

@@ -49,7 +49,7 @@ class Processes:
         self.is_main: bool = self._accelerator.is_main_process
 
     def autocast(self) -> AbstractContextManager[object]:
-        return self._accelerator.autocast()  # type: ignore[no-any-return]
+        return self._accelerator.autocast()
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This process's part: every `count`-th item."""

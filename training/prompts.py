@@ -12,7 +12,7 @@ from training.data.records import Record
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`index`: its place in the part. `source`: what is sampled from; `gradient_source`: what log-probabilities read."""
+    """`index`: its place in the part. `source`: what is sampled from; `gradient_source`: what is trained on."""
 
     index: int
     text: str

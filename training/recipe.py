@@ -16,11 +16,12 @@ from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
 from training.fit import FitSettings
 from training.hyperparameters import LoraSettings, Preset, RlSettings, with_preset
+from training.overrides import apply_override
 from training.scorers import parse_scorer
 from training.scratch import ScratchSettings
-from training.overrides import apply_override
 from training.section import RecipeError, Section
 from training.warmstart import WarmStartSettings
+
 
 class WarmStart(Section):
     """Supervised training of the base before reinforcement: from exactly one of `hub`, `path` and `scratch`."""
@@ -34,7 +35,7 @@ class WarmStart(Section):
     scratch: ScratchSettings | None = None
     """Shape of a new model, with a tokenizer trained on the data."""
     sources: tuple[Any, ...] = ()
-    """Data sets with replies to fit on, less the prompts that `data` validates or tests on; none: `data`'s training part."""
+    """Data sets with replies to fit on, less the prompts `data` validates or tests on; none: `data`'s training part."""
     fit: FitSettings = FitSettings()
     """The fitting."""
 
@@ -83,7 +84,7 @@ class DataSettings(Section):
     splits: dict[Literal["train", "validation", "test"], float] = Field(default_factory=lambda: dict(FRACTIONS))  # type: ignore[arg-type]
     """Share of the distinct prompts in each part; they sum to 1. No prompt is in two parts."""
     split_by: str | None = None
-    """An extra column whose value decides the part instead of the prompt (`key` of the synthetic data: the situation)."""
+    """An extra column whose value decides the part, not the prompt (`key` of the synthetic data: the situation)."""
     seed: int = Field(0, ge=0)
     """Of the split. Apart from the run's seed, so that several runs can share their test prompts."""
     max_prompts: int | None = Field(None, ge=3)
@@ -201,7 +202,7 @@ class Recipe(Section):
                 raise ValueError(f"profiles.{name}: {error.message}") from None
         if self.default_profile is not None and self.default_profile not in (self.profiles or {"balanced": {}}):
             raise ValueError(
-                f"default_profile {self.default_profile!r} is unknown; profiles: {', '.join(self.profiles) or 'balanced'}"
+                f"default_profile is {self.default_profile!r}; profiles: {', '.join(self.profiles) or 'balanced'}"
             )
         return self
 

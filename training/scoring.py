@@ -31,7 +31,7 @@ def score(scorer: Checked, prompts: Sequence[Prompt], replies: Sequence[Sequence
         flat = scorer(prompts=texts, completions=[sample.text for own in replies for sample in own], **columns)
     except ScorerError as fault:
         raise ScoringFault(f"{fault.message}{_whose(fault.index, prompts, k)}") from None
-    except Exception as fault:  # noqa: BLE001 - a scorer may be anybody's code
+    except Exception as fault:
         # Its text may quote a prompt, so only its kind is told.
         raise ScoringFault(f"scorer {scorer.__name__!r} failed with {type(fault).__name__}") from fault
     return [flat[first : first + k] for first in range(0, len(flat), k)]

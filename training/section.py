@@ -12,7 +12,7 @@ from training.spec import nearest
 
 
 class RecipeError(EmorlError):
-    """A recipe, or an override of it, that cannot be used; one line that names the field, the value and what is allowed."""
+    """A recipe, or an override of it, that cannot be used; one line with field, value and what is allowed."""
 
     code = "invalid_recipe"
 

@@ -80,7 +80,7 @@ def token_logprobs(model: LaneModel, hidden: Tensor, ids: Tensor) -> Tensor:
     """
     if not (hidden.requires_grad and torch.is_grad_enabled()):
         return torch.cat([_logprobs(model, *piece) for piece in _pieces(model, hidden, ids)])
-    return _TokenLogprobs.apply(hidden, ids, model)  # type: ignore[no-any-return, no-untyped-call]
+    return _TokenLogprobs.apply(hidden, ids, model)
 
 
 class _TokenLogprobs(torch.autograd.Function):

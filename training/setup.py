@@ -53,7 +53,10 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
         kept = set(distinct(records)[: settings.max_prompts])
         records = [record for record in records if record.prompt in kept]
     if settings.split_by is None:
-        return Data(sources, split_by_prompt(records, settings.seed, settings.splits))
+        return Data(
+            sources,
+            split_by_prompt(records, settings.seed, {str(part): share for part, share in settings.splits.items()}),
+        )
     return Data(sources, _split_by_column(records, settings.split_by, settings.seed, settings.splits))
 
 

@@ -1,4 +1,4 @@
-"""When an objective is finished: the paper's rule, patience on a noise-aware improvement, or a fixed number of steps."""
+"""When an objective is finished: the paper's rule, patience on a noise-aware improvement, or fixed steps."""
 
 from __future__ import annotations
 

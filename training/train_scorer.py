@@ -30,7 +30,7 @@ from training.scorer_batches import Example, derived_seed, examples_of, margin_l
 from training.scorer_report import Evaluation, calibrate, evaluate, write_card
 from training.scorers.base import ScorerError, pick_device, quiet_loading
 from training.scorers.calibration import Calibration, write_calibration
-from training.scorers.cross_encoder import encode_pairs, load_pretrained, local_or_hub, pick_max_length
+from training.scorers.cross_encoder import encode_pairs, load_pretrained, local_or_hub, pick_max_length, shown
 from training.spec import Spec
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def train_scorer(
     test = Evaluation.of(splits["test"], levels, config.loss, config.mismatched)
     report = {
         "loss": config.loss,
-        "encoder": _public_name(config.encoder),
+        "encoder": shown(config.encoder),
         "seed": config.seed,
         "levels": levels,
         "data": {"name": data.name, "sha256": data.sha256, "records": len(data), "skipped": data.skipped},
@@ -303,9 +303,9 @@ def _load_encoder(
     )
     inside = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
     if inside:
-        name = _public_name(config.encoder)
+        name = shown(config.encoder)
         raise ScorerError(f"encoder {name!r}: the checkpoint lacks {inside[0]}", param="encoder")
-    pick_max_length(config.max_length, model, tokenizer, _public_name(config.encoder))
+    pick_max_length(config.max_length, model, tokenizer, shown(config.encoder))
     _freeze(model, config)
     return model, tokenizer
 
@@ -371,8 +371,3 @@ def _write(run: _Run, calibration: Calibration, report: dict[str, Any], partial:
 def _partial(out: Path) -> Path:
     """Where an unfinished run keeps its state: beside `out`, so that the last rename stays on one disk."""
     return out.parent / f".{out.name}.partial"
-
-
-def _public_name(encoder: str) -> str:
-    """A hub id as it is; of a folder only its own name, because a path says nothing on another machine."""
-    return Path(encoder).resolve().name if Path(encoder).is_dir() else encoder

@@ -68,10 +68,8 @@ def test_the_tokens_of_a_cancelled_request_are_counted() -> None:
         connection = call(server, LONG)
         wait_until(lambda: server.service.deployment().ensemble.engine.runner.lane_row_steps > 20, "it has tokens")
         connection.close()
-        wait_until(lambda: idle(server), "everything is free again")
-        generated = server.service.metrics.registry.get_sample_value("emorl_generated_tokens_total")
-        assert generated is not None
-        assert generated > 5
+        registry = server.service.metrics.registry
+        wait_until(lambda: (registry.get_sample_value("emorl_generated_tokens_total") or 0) > 5, "they are counted")
 
 
 async def visit(port: int, stay_s: float, body: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ import statistics
 
 import pytest
 import torch
-from pytest import approx
 
 from training import losses
 from training.hyperparameters import StopSettings
@@ -50,7 +49,7 @@ def test_policy_loss_is_minus_advantage_times_log_probability() -> None:
     logprobs = torch.tensor([[-1.0, -2.0, 9.0], [-3.0, 9.0, 9.0]], requires_grad=True)
     weights = losses.token_weights(MASK, "sequence_sum", replies=2, tokens=3)
     loss = losses.policy_loss(logprobs, torch.tensor([0.5, -1.0]), weights)
-    assert float(loss.detach()) == approx(-(0.5 * -3.0 + -1.0 * -3.0) / 2)
+    assert float(loss.detach()) == pytest.approx(-(0.5 * -3.0 + -1.0 * -3.0) / 2)
     loss.backward()
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [[-0.25, -0.25, 0.0], [0.5, 0.0, 0.0]]  # padding has none
@@ -66,7 +65,7 @@ def test_the_advantage_carries_no_gradient() -> None:
 
 def test_k3_by_hand_and_never_negative() -> None:
     found = losses.k3(torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[-1.0, -2.0, -0.5]]))
-    assert found.tolist() == [approx([0.0, math.exp(-1) + 1 - 1, math.exp(0.5) - 0.5 - 1])]
+    assert found.tolist() == [pytest.approx([0.0, math.exp(-1) + 1 - 1, math.exp(0.5) - 0.5 - 1])]
     assert (losses.k3(torch.randn(100), torch.randn(100)) >= 0).all()
 
 
@@ -83,8 +82,8 @@ def test_k1_and_k3_estimate_the_kl_of_two_distributions() -> None:
     own, base = p.log()[drawn].unsqueeze(1), q.log()[drawn].unsqueeze(1)
     truth = float((p * (p / q).log()).sum())
     everywhere = torch.ones_like(own, dtype=torch.bool)
-    assert float(losses.k1(own, base, everywhere).mean()) == approx(truth, rel=0.02)
-    assert float(losses.k3(own, base).mean()) == approx(truth, rel=0.02)
+    assert float(losses.k1(own, base, everywhere).mean()) == pytest.approx(truth, rel=0.02)
+    assert float(losses.k3(own, base).mean()) == pytest.approx(truth, rel=0.02)
 
 
 def test_the_kl_of_the_loss_pulls_towards_the_base() -> None:
@@ -92,16 +91,20 @@ def test_the_kl_of_the_loss_pulls_towards_the_base() -> None:
     losses.kl_loss(logprobs, torch.tensor([[-2.0, -0.5]]), torch.ones(1, 2)).backward()
     assert logprobs.grad is not None
     down, up = logprobs.grad[0].tolist()
-    assert down == approx(1 - math.exp(-1))  # likelier than under the base: its log p falls
-    assert up == approx(1 - math.exp(0.5))
+    assert down == pytest.approx(1 - math.exp(-1))  # likelier than under the base: its log p falls
+    assert up == pytest.approx(1 - math.exp(0.5))
 
 
 def test_rewards_raw_log_and_standardised() -> None:
     scores = [0.0, 0.5, 1.0]
     assert to_rewards(scores, "raw", RunningStatistics()) == scores
-    assert to_rewards(scores, "log", RunningStatistics()) == approx([math.log(1e-4), math.log(0.5), math.log(0.9999)])
+    assert to_rewards(scores, "log", RunningStatistics()) == pytest.approx(
+        [math.log(1e-4), math.log(0.5), math.log(0.9999)]
+    )
     deviation = statistics.pstdev(scores)
-    assert to_rewards(scores, "standardised", RunningStatistics()) == approx([-0.5 / deviation, 0.0, 0.5 / deviation])
+    assert to_rewards(scores, "standardised", RunningStatistics()) == pytest.approx(
+        [-0.5 / deviation, 0.0, 0.5 / deviation]
+    )
 
 
 def test_standardised_rewards_remember_earlier_steps_and_do_not_blow_up_noise() -> None:
@@ -109,7 +112,7 @@ def test_standardised_rewards_remember_earlier_steps_and_do_not_blow_up_noise() 
     to_rewards([0.2, 0.4], "standardised", running)
     everything = [0.2, 0.4, 0.9, 0.9]
     expected = (0.9 - statistics.fmean(everything)) / statistics.pstdev(everything)
-    assert to_rewards([0.9, 0.9], "standardised", running) == approx([expected, expected])
+    assert to_rewards([0.9, 0.9], "standardised", running) == pytest.approx([expected, expected])
     assert to_rewards([0.5, 0.5 + 1e-6], "standardised", RunningStatistics())[1] < 1e-4
 
 

@@ -193,7 +193,11 @@ def test_overrides_that_fit_nowhere_are_refused(write: Any, override: str, said:
 
 def test_restricting_leaves_out_what_needs_the_others() -> None:
     recipe = parse_recipe(
-        {**LEAST, "profiles": {"both": {"reflection": 1, "empathy": 1}, "one": {"empathy": 1}}, "default_profile": "both"}
+        {
+            **LEAST,
+            "profiles": {"both": {"reflection": 1, "empathy": 1}, "one": {"empathy": 1}},
+            "default_profile": "both",
+        }
     )
     one = recipe.restricted(["empathy"])
     assert list(one.objectives) == ["empathy"]

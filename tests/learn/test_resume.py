@@ -39,7 +39,11 @@ def write_recipe(folder: Path, **values: Any) -> Path:
         compute={"device": "cpu", "checkpoint_every": CHECKPOINT_EVERY},
         lora={"rank": 4, "alpha": 8, "dropout": 0.3},
     )
-    raw = {**recipe.model_dump(mode="json"), "data": {"sources": [{"kind": "jsonl", "path": "prompts.jsonl"}]}, **values}
+    raw = {
+        **recipe.model_dump(mode="json"),
+        "data": {"sources": [{"kind": "jsonl", "path": "prompts.jsonl"}]},
+        **values,
+    }
     raw["objectives"] = {
         name: {"scorer": {"kind": "callable", "path": f"tests.learn.trainer_tasks:{name}_score"}}
         for name in recipe.objectives
@@ -186,7 +190,7 @@ def test_random_states_of_torch_numpy_and_python_come_back(tmp_path: Path) -> No
     import numpy as np
 
     def draw() -> tuple[float, float, float]:
-        return float(torch.rand(1)), float(np.random.rand()), random.random()  # noqa: NPY002
+        return float(torch.rand(1)), float(np.random.rand()), random.random()
 
     torch.manual_seed(1)
     checkpoint.save(tmp_path, Checkpoint(3, {"x": torch.ones(2)}, {"task": {}}))
@@ -241,7 +245,7 @@ def test_a_block_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:
     target = tmp_path / "target"
     with appearing(target) as folder:
         (folder / "old").write_text("old")
-    with pytest.raises(ZeroDivisionError), appearing(target, replace=True) as folder:
+    with pytest.raises(ZeroDivisionError), appearing(target, replace=True) as folder:  # noqa: PT012 - what is tested
         (folder / "new").write_text("new")
         raise ZeroDivisionError
     assert [path.name for path in target.iterdir()] == ["old"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +44,14 @@ class HubSource(Columns):
                 param="id",
             )
         tally = Tally(self.on_bad_row)
+        table = table.select_columns(list(self.wanted()))
         tally.rows = len(table)
-        rows = ((f"{self.id}[{index}]", row) for index, row in enumerate(table))
-        # The fingerprint covers the content and every transformation of it, and is the same on every machine.
-        return tally.close(self.id, self.records(rows, tally), str(table._fingerprint))
+        digest = hashlib.sha256()
+
+        def rows() -> Iterator[tuple[str, dict[str, object]]]:
+            for index, row in enumerate(table):
+                digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+                yield f"{self.id}[{index}]", row
+
+        records = self.records(rows(), tally)
+        return tally.close(self.id, records, digest.hexdigest())

@@ -150,6 +150,12 @@ def local_or_hub(model: str, base: Path | None) -> str:
     return model
 
 
+def shown(where: str) -> str:
+    """A hub id as it is; of a folder only its own name, because a path says nothing on another machine."""
+    folder = Path(where)
+    return folder.resolve().name if folder.is_dir() else where
+
+
 def load_classifier(where: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Raises `ScorerError`: not loadable, or a head without trained weights."""
     from transformers import AutoModelForSequenceClassification
@@ -157,7 +163,7 @@ def load_classifier(where: str, revision: str | None) -> tuple[PreTrainedModel, 
     model, tokenizer, missing = load_pretrained(AutoModelForSequenceClassification, where, revision)
     if missing:
         raise ScorerError(
-            f"model {Path(where).name!r} has no trained head: the checkpoint lacks "
+            f"model {shown(where)!r} has no trained head: the checkpoint lacks "
             f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
             param="model",
         )
@@ -183,11 +189,11 @@ def load_pretrained(
     except Exception as error:  # noqa: BLE001  transformers raises OSError, ValueError, KeyError, SafetensorError, RuntimeError
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise ScorerError(
-            f"model {Path(where).name!r} cannot be loaded: {type(error).__name__}: {reason}", param="model"
+            f"model {shown(where)!r} cannot be loaded: {type(error).__name__}: {reason}", param="model"
         ) from None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise ScorerError(f"model {Path(where).name!r}: its tokenizer has no padding token", param="model")
+            raise ScorerError(f"model {shown(where)!r}: its tokenizer has no padding token", param="model")
         tokenizer.pad_token = tokenizer.eos_token  # masked wherever it is padding
     if model.config.get_text_config().pad_token_id is None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
