@@ -225,7 +225,8 @@ class Engine:
                 text += each.detokenizer.finish()
             each.texts.append(text)
             for member, choice in group:
-                self._record(each, member, choice, text, reason, events)
+                if reason is not None or not member.silent:
+                    self._record(each, member, choice, text, reason, events)
             if reason is not None:
                 each.members = []
         return [each for each in branches[1:] if each.members]
@@ -247,7 +248,8 @@ class Engine:
         events: list[Event],
     ) -> None:
         request = member.request
-        member.logprobs.append(choice.logprob)
+        if not member.silent:
+            member.logprobs.append(choice.logprob)
         if choice.attribution is not None:
             member.attributions.append(choice.attribution)
         if request.top_logprobs:

@@ -151,22 +151,17 @@ class Runner:
         lanes = hidden[layout.lane_rows[part]]  # [Q, N, D]
         logits = self._mixed_logits(lanes, weights, members)  # [Q, V]
         finite = torch.isfinite(logits).all(dim=-1)
-        rows = [
-            sampling.RowParameters(
-                member.request.sampling,
-                member.request.sampling.seed or 0,
-                len(branch.tokens),
-                self._seen(branch, member),
-            )
-            for branch, member in members
-        ]
+        rows = self._row_parameters(members)
         ids = sampling.choose(sampling.constrain(logits, rows, self.model.eos_token_ids), rows)
+        id_list, finite_list = ids.tolist(), finite.tolist()
+        if all(member.silent for _, member in members):
+            made = {key: Choice(key[0], 0.0, None, (), key[1]) for key in set(zip(id_list, finite_list, strict=True))}
+            return [made[key] for key in zip(id_list, finite_list, strict=True)]
         logprobs = torch.log_softmax(logits, dim=-1)
         chosen = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
         attributions = self._attributions(logits, ids, lanes, layout, part)
         most = max(member.request.top_logprobs for _, member in members)
         best = torch.topk(logprobs, most, dim=-1) if most else None
-        id_list, finite_list = ids.tolist(), finite.tolist()
         top: list[tuple[tuple[int, float], ...]] = [()] * len(members)
         if best is not None:
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -175,6 +170,18 @@ class Runner:
             Choice(id_list[i], chosen[i], attributions.get(i), top[i][: member.request.top_logprobs], finite_list[i])
             for i, (_, member) in enumerate(members)
         ]
+
+    def _row_parameters(self, members: Sequence[tuple[Branch, Member]]) -> list[sampling.RowParameters]:
+        """One per member; those of a branch that share their sampling, as a sweep's do, share one."""
+        rows: list[sampling.RowParameters] = []
+        for i, (branch, member) in enumerate(members):
+            settings = member.request.sampling
+            if i and members[i - 1][0] is branch and rows[-1].sampling is settings:
+                rows.append(rows[-1])
+            else:
+                seen = self._seen(branch, member)
+                rows.append(sampling.RowParameters(settings, settings.seed or 0, len(branch.tokens), seen))
+        return rows
 
     def _seen(self, branch: Branch, member: Member) -> Sequence[int]:
         if member.request.sampling.repetition_penalty == 1.0:
@@ -223,11 +230,10 @@ class Runner:
         numbers: list[tuple[int, ...]] = []
         for branch, places in self._rows.items():
             for member in branch.members:
-                lanes = tuple(lane for lane in places if member.request.weights[lane] != 0.0)
                 members.append((branch, member))
-                numbers.append(lanes)
-                rows.append([places[lane] for lane in lanes])
-                weights.append([member.request.weights[lane] for lane in lanes])
+                numbers.append(member.lanes)
+                rows.append([places[lane] for lane in member.lanes])
+                weights.append(list(member.weights))
         most = max(len(lanes) for lanes in numbers)
         return _Layout(
             lanes=torch.tensor([lane for _, lane in self._at], device=device),

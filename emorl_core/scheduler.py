@@ -31,6 +31,15 @@ class Member:
     logprobs: list[float] = field(default_factory=list)
     attributions: list[Attribution] = field(default_factory=list)
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    lanes: tuple[int, ...] = field(init=False)  # those it gives weight to, in rising order
+    weights: tuple[float, ...] = field(init=False)  # one per lane of `lanes`
+    silent: bool = field(init=False)  # nothing but its tokens is wanted
+
+    def __post_init__(self) -> None:
+        request = self.request
+        self.lanes = tuple(lane for lane, weight in enumerate(request.weights) if weight != 0.0)
+        self.weights = tuple(weight for weight in request.weights if weight != 0.0)
+        self.silent = not (request.stream or request.logprobs or request.attribution or request.top_logprobs)
 
 
 @dataclass(slots=True, eq=False)
@@ -48,8 +57,7 @@ class Branch:
 
     @property
     def lanes(self) -> tuple[int, ...]:
-        used = {i for member in self.members for i, weight in enumerate(member.request.weights) if weight != 0.0}
-        return tuple(sorted(used))
+        return tuple(sorted(set().union(*(member.lanes for member in self.members))))
 
     def fork(self, members: list[Member]) -> Branch:
         """A branch with the same past for `members`, which leave this one."""

@@ -126,6 +126,7 @@ class SweepPlan:
                     self._combine,
                     profile=self.vectors[v].profile,
                     stream=False,
+                    logprobs=False,
                 )
                 for v in self._same[p]
             ]

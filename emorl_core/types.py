@@ -116,6 +116,7 @@ class Request:
     top_logprobs: int = 0  # how many alternatives each token event carries
     profile: str | None = None  # the profile the weights came from, echoed
     stream: bool = True  # False: no TokenEvent, only the Completion (a sweep makes thousands)
+    logprobs: bool = True  # False, and no stream: the Completion has none, and they are not computed
 
 
 @dataclass(frozen=True, slots=True)

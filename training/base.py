@@ -68,19 +68,29 @@ def _stage(recipe: Recipe, folder: Path, data: Data) -> tuple[WarmStartSettings,
     if settings.fit.seed == 0:  # not given: the run's own; numpy, which transformers seeds, takes 32 bits
         fit = settings.fit.model_copy(update={"seed": derive(recipe.seed, "warm start") % 2**32})
         settings = settings.model_copy(update={"fit": fit})
-    return settings, warm_start_records(start, folder, data)
+    return settings, warm_start_records(start, folder, data, recipe.data.split_by)
 
 
-def warm_start_records(start: WarmStart, folder: Path, data: Data) -> list[Record]:
-    """What the base is fitted on. No prompt that the recipe validates or tests on is in it.
+def warm_start_records(start: WarmStart, folder: Path, data: Data, column: str | None) -> list[Record]:
+    """What the base is fitted on. No prompt that the recipe validates or tests on is in it, nor any with the same value
+    in `column` (the recipe's `data.split_by`).
 
     Raises `RecipeError` when no record has a reply.
     """
-    held = {prompt_key(r.prompt) for part in ("validation", "test") for r in data.parts.get(part, ())}
+    held = [r for part in ("validation", "test") for r in data.parts.get(part, ())]
+    prompts = {prompt_key(record.prompt) for record in held}
+    # Where a column decides the parts, another prompt of the same situation would give it away too.
+    values = {record.extras[column] for record in held} if column else set()
     records: list[Record] = [] if start.sources else list(data.parts["train"])
     for number, source in enumerate(start.sources):
         records += load_records(source, base=folder, where=f"base.warm_start.sources.{number}")
-    kept = [record for record in records if record.response is not None and prompt_key(record.prompt) not in held]
+    kept = [
+        record
+        for record in records
+        if record.response is not None
+        and prompt_key(record.prompt) not in prompts
+        and not (column and record.extras.get(column) in values)
+    ]
     if not kept:
         raise RecipeError("base.warm_start: no record has a reply to fit on", param="base.warm_start")
     return kept

@@ -1,7 +1,8 @@
-"""The demo bundle, made on the user's machine from nothing: synthetic corpus, tokenizer, small T5, three adapters.
+"""The demo bundle, made on the user's machine from nothing: a synthetic corpus, a tokenizer, a small T5 warm-started on
+it, and one adapter per objective by reinforcement learning.
 
-Every stage is a plain function from settings to a folder, so that a recipe can drive them or replace one. A stage whose
-folder is there is done: a killed build goes on where it stopped, and a finished one is found again by its key.
+It is `recipes/demo.yaml` with a cache around it: a killed build goes on where it stopped, and a finished one is found
+again by its key.
 """
 
 from __future__ import annotations
@@ -11,41 +12,26 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
-from emorl_core.bundle import (
-    ADAPTERS_DIR,
-    BASE_DIR,
-    BUNDLE_FILE,
-    BaseRef,
-    BundleSpec,
-    ObjectiveSpec,
-    ProfileSpec,
-    write_spec,
-)
+from emorl_core.bundle import BASE_DIR, BUNDLE_FILE
 from emorl_core.errors import EmorlError
 from training.data import synthetic
-from training.data.records import Record
-from training.data.synthetic_frames import STYLES, Style
 from training.durable import appearing, clear_leftovers
 from training.fit import FitSettings
-from training.hyperparameters import LoraSettings
+from training.hyperparameters import LoraSettings, RlSettings, StopSettings
+from training.recipe import Recipe, parse_recipe
 from training.scratch import ScratchSettings
 from training.section import Section
-from training.seeds import derive
-from training.supervised import SupervisedSettings, train_adapter
-from training.warmstart import WarmStartSettings, warm_start
 
 NAME = "counselor-demo"
-TEMPLATE = "{prompt} [SEP] "
-MAX_SOURCE_TOKENS = 128
 RECEIPT = "demo.json"
-_FORMAT = 2  # raised when code outside the grammar changes what a build makes
+_FORMAT = 3  # raised when code outside the grammar changes what a build makes
 
 Progress = Callable[[str, int, int], None]  # (stage, steps done, steps of the stage)
 
@@ -56,18 +42,11 @@ class DemoError(EmorlError):
     code = "invalid_demo"
 
 
-@dataclass(frozen=True, slots=True)
-class DemoObjective:
-    """One objective of the demo and the reply styles that show it."""
-
-    description: str
-    styles: tuple[Style, ...]
-
-
-OBJECTIVES: Mapping[str, DemoObjective] = {
-    "reflection": DemoObjective("gives the client's meaning back, in the client's own words", ("complex",)),
-    "empathy": DemoObjective("names the feeling and says that it makes sense", ("validation",)),
-    "fluency": DemoObjective("says it short, plain and well-formed", ("brief",)),
+# Objective -> what it is, for people. Its scorer is lexical_<objective>.
+OBJECTIVES: Mapping[str, str] = {
+    "reflection": "gives the client's meaning back, in the client's own words",
+    "empathy": "names the feeling and says that it makes sense",
+    "fluency": "says it in one whole, plain, well-formed sentence",
 }
 PROFILES: Mapping[str, Mapping[str, float]] = {
     "balanced": {"reflection": 0.4, "empathy": 0.4, "fluency": 0.2},
@@ -78,16 +57,14 @@ PROFILES: Mapping[str, Mapping[str, float]] = {
 
 
 class DemoSettings(Section):
-    """Everything a demo build depends on. The defaults take about three minutes on two cores."""
+    """Everything a demo build depends on. The defaults are those of `recipes/demo.yaml`."""
 
     seed: int = Field(0, ge=0)
     """Every random draw of the build comes from it."""
     base_prompts: int = Field(24_000, ge=50)
     """Distinct synthetic prompts the base is trained on, each answered in one style."""
-    adapter_prompts: int = Field(6_000, ge=50)
-    """Distinct synthetic prompts of each adapter."""
-    held_out: float = Field(0.05, ge=0, lt=1)
-    """Share of the situations that no training sees."""
+    prompts: int = Field(3_000, ge=60)
+    """Distinct synthetic prompts of the reinforcement, split by their situations."""
     model: ScratchSettings = ScratchSettings()
     """The base."""
     base_fit: FitSettings = FitSettings(
@@ -96,10 +73,46 @@ class DemoSettings(Section):
     """The base's training."""
     lora: LoraSettings = LoraSettings(dropout=0.0)
     """The adapters."""
-    adapter_fit: FitSettings = FitSettings(
-        steps=120, batch_size=32, learning_rate=3e-3, warmup_steps=10, checkpoint_every=0
+    rl: RlSettings = RlSettings(
+        prompts_per_step=16,
+        samples_per_prompt=4,
+        max_new_tokens=40,
+        learning_rate=2e-3,
+        validate_every=10,
+        validation_prompts=64,
+        stop=StopSettings(rule="steps", max_steps=40),
     )
-    """Each adapter's training."""
+    """The reinforcement."""
+
+    def recipe(self, device: str = "auto") -> Recipe:
+        """What is built, as `emorl train` would read it."""
+        return parse_recipe(
+            {
+                "name": NAME,
+                "seed": self.seed,
+                "base": {
+                    "warm_start": {
+                        "scratch": self.model.model_dump(),
+                        "sources": [{"kind": "synthetic", "count": self.base_prompts, "seed": self.seed + 1}],
+                        "fit": self.base_fit.model_dump(),
+                    }
+                },
+                "data": {
+                    "sources": [{"kind": "synthetic", "count": self.prompts, "seed": self.seed}],
+                    "split_by": "key",
+                },
+                "objectives": {
+                    name: {"scorer": f"lexical_{name}", "description": description}
+                    for name, description in OBJECTIVES.items()
+                },
+                "lora": self.lora.model_dump(),
+                "rl": self.rl.model_dump(),
+                "profiles": {name: dict(weights) for name, weights in PROFILES.items()},
+                "default_profile": "balanced",
+                "compute": {"device": device},
+            },
+            where="demo",
+        )
 
 
 def build_demo(
@@ -131,10 +144,8 @@ def build_demo(
             return folder
         _open_work(work, key)
         with _threads(threads, device):
-            build_base(work / BASE_DIR, settings, progress, device)
-            for name in OBJECTIVES:
-                build_adapter(work / BASE_DIR, name, work / ADAPTERS_DIR / name, settings, progress, device)
-        assemble(work, folder, settings, key)
+            build_bundle(work, settings.recipe(device), progress)
+        publish(work / BUNDLE_DIR, folder, key)
         shutil.rmtree(work, ignore_errors=True)
     return folder
 
@@ -147,80 +158,54 @@ def build_key(settings: DemoSettings) -> str:
     return digest.hexdigest()
 
 
-def corpus(settings: DemoSettings, part: str, count: int, styles: Sequence[Style]) -> list[Record]:
-    """The training side of one part of the corpus; every part holds out the same situations."""
-    records = synthetic.generate(count, derive(settings.seed, "corpus", part), styles)
-    train, _ = synthetic.split_by_situation(records, settings.seed, settings.held_out)
-    return train
+BUNDLE_DIR, RUN_DIR = "bundle", "run"
 
 
-def held_out_corpus(settings: DemoSettings, count: int) -> list[Record]:
-    """Records about situations that no stage was trained on."""
-    records = synthetic.generate(count, derive(settings.seed, "corpus", "held out"))
-    _, held = synthetic.split_by_situation(records, settings.seed, settings.held_out)
-    return held
+def build_bundle(work: Path, recipe: Recipe, progress: Progress | None = None) -> None:
+    """Warm start, reinforcement and the bundle of both in `work`, each taken up where an earlier call left it."""
+    import torch
+
+    from emorl_core.models import load_model
+    from emorl_core.tokenizer import HuggingFaceTokenizer
+    from training.base import run_warm_start
+    from training.output import write_bundle
+    from training.processes import Processes
+    from training.scorers import Context, build_scorer
+    from training.setup import encode, fingerprint, load_data
+    from training.trainer import Task, Trainer
+
+    if (work / BUNDLE_DIR).exists():
+        return
+    tell = progress or (lambda stage, done, total: None)
+    tell("corpus", 0, 1)
+    data = load_data(recipe, work)
+    tell("corpus", 1, 1)
+    base = work / BASE_DIR
+    if not base.exists():
+        run_warm_start(recipe, work, data, base, progress=lambda done, total, loss: tell("base", done, total))
+    tokenizer = HuggingFaceTokenizer(base)
+    encoded = encode(recipe, data, tokenizer)
+    context = Context(recipe.compute.scorer_device, work, data.parts["train"])
+    scorers = {name: build_scorer(each.scorer, context) for name, each in recipe.objectives.items()}
+    processes = Processes(device=recipe.compute.device)
+    model: Any = load_model(base, device=processes.device, dtype=torch.float32, training=True)
+    task = Task(recipe, model, tokenizer, encoded.train, encoded.validation, scorers, fingerprint(recipe, data, base))
+
+    def report(record: Mapping[str, Any]) -> None:
+        if record["event"] == "step":
+            tell("reinforcement", record["step"], recipe.rl.stop.max_steps)
+
+    trainer = Trainer(task, processes, work / RUN_DIR, report)
+    trainer.run(resume=True)
+    write_bundle(work / BUNDLE_DIR, trainer, data, base, overwrite=False)
 
 
-def build_base(out: Path, settings: DemoSettings, progress: Progress | None = None, device: str = "auto") -> Path:
-    """Stages 1 and 2: corpus and tokenizer, then a small T5 warm-started on all styles mixed."""
-    if out.exists():
-        return out
-    _tell(progress, "corpus", 0, 1)
-    records = corpus(settings, "base", settings.base_prompts, STYLES)
-    _tell(progress, "corpus", 1, 1)
-    start = WarmStartSettings(
-        scratch=settings.model,
-        prompt_template=TEMPLATE,
-        max_source_tokens=MAX_SOURCE_TOKENS,
-        fit=settings.base_fit.model_copy(update={"seed": derive(settings.seed, "base")}),
-    )
-    return warm_start(records, out, start, device=device, progress=_stage(progress, "base"))
-
-
-def build_adapter(
-    base: Path,
-    objective: str,
-    out: Path,
-    settings: DemoSettings,
-    progress: Progress | None = None,
-    device: str = "auto",
-) -> Path:
-    """Stage 3, once per objective: an adapter supervised on the replies that show it."""
-    if out.exists():
-        return out
-    records = corpus(settings, objective, settings.adapter_prompts, OBJECTIVES[objective].styles)
-    supervised = SupervisedSettings(
-        prompt_template=TEMPLATE,
-        max_source_tokens=MAX_SOURCE_TOKENS,
-        lora=settings.lora,
-        fit=settings.adapter_fit.model_copy(update={"seed": derive(settings.seed, "adapter", objective)}),
-    )
-    return train_adapter(base, records, out, supervised, device=device, progress=_stage(progress, objective))
-
-
-def assemble(work: Path, folder: Path, settings: DemoSettings, key: str) -> None:
-    """Stage 4: the finished parts in one bundle, which appears whole or not at all."""
-    spec = BundleSpec(
-        name=NAME,
-        base=BaseRef(path=BASE_DIR),
-        prompt_template=TEMPLATE,
-        max_source_tokens=MAX_SOURCE_TOKENS,
-        objectives={
-            name: ObjectiveSpec(adapter=f"{ADAPTERS_DIR}/{name}", description=objective.description)
-            for name, objective in OBJECTIVES.items()
-        },
-        profiles={
-            name: ProfileSpec(weights=dict(weights), origin={"kind": "person", "note": "set by hand for the demo"})
-            for name, weights in PROFILES.items()
-        },
-        default_profile="balanced",
-    )
+def publish(bundle: Path, folder: Path, key: str) -> None:
+    """The finished bundle with the demo's receipt in it, which appears whole or not at all."""
     with appearing(folder, replace=True) as temporary:
-        for part in (BASE_DIR, ADAPTERS_DIR):
-            shutil.copytree(work / part, temporary / part)
-        receipt = {"key": key, "adapters": "supervised", "settings": settings.model_dump(mode="json")}
+        shutil.copytree(bundle, temporary, dirs_exist_ok=True)
+        receipt = {"key": key, "adapters": "reinforcement learning"}
         (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
-        write_spec(temporary, spec)
 
 
 def _key_of(folder: Path) -> str | None:
@@ -247,8 +232,6 @@ def _open_work(work: Path, key: str) -> None:
         work.mkdir()
         stamp.write_text(key, encoding="utf-8")
     clear_leftovers(work)
-    (work / ADAPTERS_DIR).mkdir(exist_ok=True)
-    clear_leftovers(work / ADAPTERS_DIR)
 
 
 @contextmanager
@@ -299,12 +282,3 @@ def fastest_threads(most: int) -> int:
     finally:
         torch.set_num_threads(before)
     return fewest
-
-
-def _stage(progress: Progress | None, name: str) -> Callable[[int, int, float], None] | None:
-    return None if progress is None else lambda done, total, loss: progress(name, done, total)
-
-
-def _tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(stage, done, total)

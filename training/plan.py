@@ -97,7 +97,7 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     plan["steps"]["steps_per_pass"] = round(plan["data"]["parts"]["train"]["prompts"] / rl.prompts_per_step, 2)
     start = recipe.base.warm_start
     if start is not None:
-        records = warm_start_records(start, folder, data)
+        records = warm_start_records(start, folder, data, recipe.data.split_by)
         plan["warm_start"] = {"records": len(records), "steps": start.fit.steps, "batch_size": start.fit.batch_size}
     longest = recipe.max_source_tokens
     try:

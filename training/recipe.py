@@ -202,7 +202,8 @@ class Recipe(Section):
                 raise ValueError(f"profiles.{name}: {error.message}") from None
         if self.default_profile is not None and self.default_profile not in (self.profiles or {"balanced": {}}):
             raise ValueError(
-                f"default_profile is {self.default_profile!r}; profiles: {', '.join(self.profiles) or 'balanced'}"
+                f"default_profile {self.default_profile!r} is unknown; profiles: "
+                + ", ".join(self.profiles or ["balanced"])
             )
         return self
 

@@ -10,19 +10,32 @@ import pytest
 from emorl_core.bundle import Bundle, folder_hash
 from emorl_core.ensemble import Ensemble
 from training import demo
-from training.demo import OBJECTIVES, DemoError, DemoSettings, build_demo, build_key, corpus, held_out_corpus
+from training.base import warm_start_records
+from training.demo import OBJECTIVES, DemoError, DemoSettings, build_demo, build_key
 from training.fit import FitSettings
-from training.hyperparameters import LoraSettings
+from training.hyperparameters import LoraSettings, RlSettings, StopSettings
+from training.recipe import load_recipe
 from training.scratch import ScratchSettings
+from training.setup import load_data
 
+ROOT = Path(__file__).parents[2]
 MICRO = DemoSettings(
     base_prompts=120,
-    adapter_prompts=60,
+    prompts=120,
     model=ScratchSettings(vocab_size=800, d_model=32, d_ff=32, heads=4, layers=1, decoder_layers=1),
     base_fit=FitSettings(steps=8, batch_size=8, learning_rate=1e-2, checkpoint_every=4),
     lora=LoraSettings(rank=2, alpha=8, dropout=0.0),
-    adapter_fit=FitSettings(steps=4, batch_size=8, learning_rate=1e-2, checkpoint_every=0),
+    rl=RlSettings(
+        prompts_per_step=2,
+        samples_per_prompt=2,
+        max_new_tokens=6,
+        learning_rate=1e-2,
+        validate_every=2,
+        validation_prompts=4,
+        stop=StopSettings(rule="steps", max_steps=4),
+    ),
 )
+STAGES = ["corpus", "base", "reinforcement"]
 
 
 class Killed(BaseException):
@@ -62,8 +75,13 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
+def parts(folder: Path) -> dict[str, str]:
+    """What serves; the report beside it holds times."""
+    return {part: folder_hash(folder / part) for part in ("adapters", "adapters-last", "base")}
+
+
 def test_the_bundle_is_complete_and_nothing_else_is_left(built: Path) -> None:
-    assert names(built) == ["adapters", "base", "bundle.yaml", "demo.json"]
+    assert names(built) == ["adapters", "adapters-last", "base", "bundle.yaml", "demo.json", "training.json"]
     assert names(built.parent) == ["bundle"]
     spec = Bundle.open(built).spec
     assert spec.name == "counselor-demo"
@@ -91,11 +109,7 @@ def test_a_finished_build_is_found_again_without_work(built: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kill_at", "rest"),
-    [
-        (("base", 6), ["corpus", "base", "reflection", "empathy", "fluency"]),
-        (("reflection", 2), ["reflection", "empathy", "fluency"]),
-        (("fluency", 4), ["fluency"]),
-    ],
+    [(("base", 6), STAGES), (("reinforcement", 1), STAGES[::2]), (("reinforcement", 4), STAGES[::2])],
 )
 def test_a_killed_build_does_only_what_is_left(
     built: Path, tmp_path: Path, kill_at: tuple[str, int], rest: list[str]
@@ -107,7 +121,7 @@ def test_a_killed_build_does_only_what_is_left(
     watch = Watch()
     build(folder, watch)
     assert watch.stages == rest
-    assert folder_hash(folder) == folder_hash(built)  # to the same bits
+    assert parts(folder) == parts(built)  # to the same bits
     assert names(tmp_path) == ["bundle"]
 
 
@@ -120,18 +134,21 @@ def test_a_kill_before_the_last_rename_leaves_no_bundle_and_no_work_to_repeat(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo, "write_spec", killed)
+        patch.setattr(demo, "publish", killed)
         with pytest.raises(Killed):
             build(folder)
     assert not folder.exists()
     watch = Watch()
     build(folder, watch)
     assert watch.stages == []
-    assert folder_hash(folder) == folder_hash(built)
+    assert parts(folder) == parts(built)
 
 
 def test_other_settings_replace_an_older_demo(tmp_path: Path) -> None:
-    quick = {"base_fit": FitSettings(steps=1, batch_size=4), "adapter_fit": FitSettings(steps=1, batch_size=4)}
+    quick = {
+        "base_fit": FitSettings(steps=1, batch_size=4),
+        "rl": MICRO.rl.model_copy(update={"stop": StopSettings(rule="steps", max_steps=1)}),
+    }
     first, second = (MICRO.model_copy(update={**quick, "seed": seed}) for seed in (1, 2))
     folder = tmp_path / "bundle"
     for settings in (first, second):
@@ -139,7 +156,7 @@ def test_other_settings_replace_an_older_demo(tmp_path: Path) -> None:
         assert json.loads((folder / "demo.json").read_text())["key"] == build_key(settings)
     watch = Watch()
     build(folder, watch, settings=second, rebuild=True)
-    assert watch.stages == ["corpus", "base", "reflection", "empathy", "fluency"]
+    assert watch.stages == STAGES
     assert names(tmp_path) == ["bundle"]
 
 
@@ -163,10 +180,20 @@ def test_the_key_follows_the_settings_and_the_grammar(monkeypatch: pytest.Monkey
 
 
 def test_no_stage_trains_on_held_out_situations() -> None:
-    held = {record.extras["key"] for record in held_out_corpus(MICRO, 2000)}
+    """Not in the same words, and not in others: the base would know the story."""
+    recipe = DemoSettings(prompts=400, base_prompts=2000).recipe()
+    data = load_data(recipe, ROOT)
+    held = {record.extras["key"] for part in ("validation", "test") for record in data.parts[part]}
     assert len(held) > 50
-    for name, objective in OBJECTIVES.items():
-        assert not held & {record.extras["key"] for record in corpus(MICRO, name, 1000, objective.styles)}
+    assert not held & {record.extras["key"] for record in data.parts["train"]}
+    assert recipe.base.warm_start is not None
+    warm = warm_start_records(recipe.base.warm_start, ROOT, data, recipe.data.split_by)
+    assert len(warm) > 1500
+    assert not held & {record.extras["key"] for record in warm}
+
+
+def test_the_demo_is_the_recipe_of_the_project() -> None:
+    assert load_recipe(ROOT / "recipes" / "demo.yaml") == DemoSettings().recipe()
 
 
 def test_the_thread_count_is_one_of_the_choices() -> None:
