@@ -71,8 +71,9 @@ format: $(DEVELOPS)
 audit: $(DEVELOPS)
 	$(RUN) -m pip_audit --progress-spinner off --requirement constraints.txt --no-deps --disable-pip
 
-bench: $(RUNS)
-	$(VENV)/bin/emorl bench $(ARGS)
+bench: $(DEVELOPS)
+	@test -d runs/t5-base || $(RUN) -m benchmarks.make_bundle --shape t5-base --out runs/t5-base
+	$(RUN) -m benchmarks.serving --bundle runs/t5-base $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
