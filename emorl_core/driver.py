@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from emorl_core.detokenize import Decode
 from emorl_core.engine import Engine
 from emorl_core.line import LineResult, LineSweep
+from emorl_core.scheduler import Job
 from emorl_core.sweep import SweepItem, SweepPlan, SweepResult
 from emorl_core.types import Completion, Event, Failure, Request, TokenEvent
 from emorl_core.weights import named
@@ -52,8 +53,9 @@ class Driver:
         try:
             with self._turn:
                 self._expect(names)
+                job = Job()
                 for group in groups:
-                    self._engine.add_group(group)
+                    self._engine.add_group(group, job)
             for completion in self._as_they_end(names):
                 for item in plan.take(completion):
                     if on_item is not None:

@@ -17,7 +17,7 @@ from emorl_core.detokenize import Decode, Detokenizer
 from emorl_core.errors import EmorlError, EngineError, InvalidRequest, NonFinite, OutOfMemory
 from emorl_core.models import LaneModel
 from emorl_core.runner import Choice, Runner
-from emorl_core.scheduler import Branch, Member, Scheduler
+from emorl_core.scheduler import Branch, Job, Member, Scheduler
 from emorl_core.types import Completion, Event, Failure, FinishReason, Request, TokenEvent
 from emorl_core.weights import named
 
@@ -42,6 +42,7 @@ class EngineStats:
     prefill_misses: int
     prefill_cache_bytes: int
     kv_bytes: int  # capacity held
+    faults: int  # prefills and steps that failed and were run again, request by request
 
 
 class Engine:
@@ -65,6 +66,8 @@ class Engine:
         self._decode = decode
         self._eos = frozenset(model.eos_token_ids)
         self._batch_rows = 0
+        self.faults = 0
+        self.last_fault: Exception | None = None  # for the log of whoever drives the engine; its text may hold anything
 
     @property
     def has_work(self) -> bool:
@@ -85,16 +88,18 @@ class Engine:
             prefill_misses=runner.prefill_cache.misses,
             prefill_cache_bytes=runner.prefill_cache.nbytes,
             kv_bytes=runner.cache.nbytes,
+            faults=self.faults,
         )
 
     def add(self, request: Request) -> None:
         """Queue one request."""
         self.add_group([request])
 
-    def add_group(self, requests: Sequence[Request]) -> None:
+    def add_group(self, requests: Sequence[Request], job: Job | None = None) -> None:
         """Queue requests that share their prompt, stop strings and token limits: their common prefixes run once.
 
-        Those without a seed get one, the same for all of them, and report it.
+        Those without a seed get one, the same for all of them, and report it. Groups with the same `job` count as one
+        when slots are shared out.
 
         Raises:
             InvalidRequest: the requests do not belong together, the prompt is empty, or the weights do not fit.
@@ -114,7 +119,9 @@ class Engine:
             raise InvalidRequest("the prompt is empty after tokenising", param="prompt")
         now = time.perf_counter()
         members = [Member(request, now) for request in requests]
-        branch = Branch(first.prompt_ids, members, Detokenizer(self._decode, first.sampling.stop))
+        branch = Branch(
+            first.prompt_ids, members, Detokenizer(self._decode, first.sampling.stop), job=Job() if job is None else job
+        )
         self.scheduler.add(branch)
 
     def cancel(self, request_id: str) -> None:
@@ -133,9 +140,7 @@ class Engine:
 
     def drop_all(self, error: EmorlError) -> list[Event]:
         """Fail every request, queued and running, and start empty: for whoever must restart after a fault."""
-        branches = [*self.scheduler.running, *self.scheduler.waiting]
-        self.scheduler.waiting.clear()
-        self.scheduler.running.clear()
+        branches = self.scheduler.clear()
         self.runner.reset()
         return [Failure(member.request.request_id, error) for branch in branches for member in branch.members]
 
@@ -155,7 +160,8 @@ class Engine:
             return
         try:
             self.runner.admit(admitted)
-        except Exception:  # noqa: BLE001 - whatever it is, it must not reach the other requests
+        except Exception as fault:  # noqa: BLE001 - whatever it is, it must not reach the other requests
+            self._note(fault)
             # One prompt of several may be at fault: each gets its own try, in rows that hold nothing of the others.
             for branch in admitted:
                 self.runner.remove(branch, poisoned=True)
@@ -170,8 +176,14 @@ class Engine:
     def _run(self, events: list[Event]) -> list[Outcome]:
         try:
             return self.runner.step()
-        except Exception:  # noqa: BLE001
+        except Exception as fault:  # noqa: BLE001
+            self._note(fault)
             return self._run_apart(events)
+
+    def _note(self, fault: Exception) -> None:
+        """A fault that goes away when requests run alone costs only time, so it must be visible."""
+        self.faults += 1
+        self.last_fault = fault
 
     def _run_apart(self, events: list[Event]) -> list[Outcome]:
         """A step failed: run every branch alone, so that only the one at fault fails.
@@ -272,17 +284,19 @@ class Engine:
             events.append(completion)
 
     def _settle(self, branches: Iterable[Branch], forked: Sequence[tuple[Branch, Branch]] = ()) -> None:
-        """Free what finished, give forked branches the free slots, drop lanes that nobody on a branch needs now.
+        """Free what finished, give forked branches the slots that are theirs, drop lanes that nobody on a branch needs.
 
-        Branches that hold no lane rows, and forked ones without a slot, wait at the front of the queue.
+        Forked branches without a slot wait before the others of their job; those that lost their lane rows to a fault
+        elsewhere, before everybody.
         """
         gone = [branch for branch in branches if not branch.members or not self.runner.holds(branch)]
         self.scheduler.release(gone)
-        waiting = [branch for branch in gone if branch.members]
+        lost = [branch for branch in gone if branch.members]
+        waiting = []
         for parent, child in forked:
-            if self.runner.holds(parent) and len(self.scheduler.running) < self.scheduler.slots:
+            if self.runner.holds(parent) and self.scheduler.room_for(child):
                 self.runner.fork(parent, child)
-                self.scheduler.running.append(child)
+                self.scheduler.start(child)
             else:
                 waiting.append(child)
         for branch in gone:
@@ -291,6 +305,8 @@ class Engine:
             if self.runner.holds(branch):
                 self.runner.narrow(branch)
         self.scheduler.add_first(waiting)
+        if lost:
+            self.scheduler.resume(lost)
 
     # -- endings -------------------------------------------------------------------------------------------------
 

@@ -122,6 +122,12 @@ class KVCache:
     def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Store new self-attention entries. keys, values [M, q, H, d_kv]; positions [M, q]. Lengths do not change: a
         step that fails half-way can be run again."""
+        first = self.lengths[0]
+        if self.lengths.count(first) == self.count:  # all rows write side by side: a plain copy is several times faster
+            place = slice(first, first + keys.shape[1])
+            self._self[0, layer, : self.count, :, place] = keys.transpose(1, 2)
+            self._self[1, layer, : self.count, :, place] = values.transpose(1, 2)
+            return
         rows = self.indices().unsqueeze(1)
         self._self[0, layer][rows, :, positions] = keys
         self._self[1, layer][rows, :, positions] = values

@@ -66,17 +66,30 @@ class LaneLinear(nn.Module):
         self.in_features = weight.shape[1]
         self.out_features = weight.shape[0] // projections
         self.base = FrozenMatrix(weight)
-        self.lora_a: nn.Parameter | None = None
+        self.lora_a: nn.Parameter | None = None  # None when serving: the factors are further rows of `base` then
         self.lora_b: nn.Parameter | None = None
         self.scale: Tensor | None = None
         self.dropout = 0.0  # LoRA dropout on the adapters' input, training only
 
     def attach(self, lora_a: Tensor, lora_b: Tensor, scale: Tensor | None = None) -> None:
-        """Set the stacked adapters. Without `scale` it is part of B and nothing is trained, as serving has it."""
+        """Set the stacked adapters. Without `scale` it is part of B and nothing is trained, as serving has it: all first
+        factors then join the base matrix, so that one product gives x W^T and every x A^T."""
         trained = scale is not None
-        self.lora_a = nn.Parameter(lora_a, requires_grad=trained)
+        self.lora_a = nn.Parameter(lora_a) if trained else None
         self.lora_b = nn.Parameter(lora_b, requires_grad=trained)
         self.scale = scale
+        self.base.extend(None if trained else lora_a.reshape(-1, self.in_features))
+
+    def detach(self) -> None:
+        """Back to the bare base."""
+        self.lora_a = self.lora_b = self.scale = None
+        self.base.extend(None)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of the stacked factors, padding included."""
+        own = sum(p.numel() * p.element_size() for p in (self.lora_a, self.lora_b) if p is not None)
+        return own + self.base.extra_nbytes
 
     def lora_options(self) -> dict[str, Any]:
         """dtype and device that stacked adapters must have."""
@@ -84,14 +97,19 @@ class LaneLinear(nn.Module):
 
     def forward(self, x: Tensor, lanes: LaneIndex) -> Tensor:
         """x [M, in] -> [M, out] for one projection, [P, M, out] for several."""
-        y = self.base(x)
-        if self.lora_a is None or self.lora_b is None or not lanes.any_adapter:
+        wide = self.projections * self.out_features
+        y = self.base(x)  # [M, P * out (+ P * N * R)]
+        low = y[:, wide:]
+        y = y[:, :wide]
+        if self.lora_b is None or not lanes.any_adapter:
             return y if self.projections == 1 else y.view(-1, self.projections, self.out_features).transpose(0, 1)
-        columns, rank = self.lora_a.shape[1] * self.lora_a.shape[2], self.lora_a.shape[2]
-        if self.dropout and self.training:
-            x = F.dropout(x, self.dropout)
-        low = F.linear(x, self.lora_a.view(-1, self.in_features)).view(-1, self.projections, columns)
-        low = low * lanes.mask(rank, low.dtype)
+        rank = self.lora_b.shape[2]
+        columns = self.lora_b.shape[1] * rank
+        if self.lora_a is not None:
+            if self.dropout and self.training:
+                x = F.dropout(x, self.dropout)
+            low = F.linear(x, self.lora_a.view(-1, self.in_features))
+        low = low.view(-1, self.projections, columns) * lanes.mask(rank, low.dtype)
         if self.scale is not None:
             low = low * self.scale.repeat_interleave(rank, dim=1).to(low.dtype)
         b = self.lora_b.view(self.projections, columns, self.out_features)
@@ -103,8 +121,8 @@ class LaneLinear(nn.Module):
 class FrozenMatrix(nn.Module):
     """A base matrix that is never trained: y = x W^T.
 
-    On a CPU in float32 the matrix can be kept in oneDNN's blocked layout (`pack`). With few rows that product is two
-    to three times as fast as the plain one there, and the bits of a row do not depend on how many rows run beside it.
+    On a CPU the matrix can be kept in oneDNN's blocked layout (`pack`). With few rows that product is two to three
+    times as fast as the plain one there, and the bits of a row do not depend on how many rows run beside it.
     """
 
     # Below this many elements the packed call's own overhead outweighs what it saves (docs/log.md).
@@ -114,21 +132,30 @@ class FrozenMatrix(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight, persistent=False)
         self.weight: Tensor | None
-        self.shape = weight.shape
+        self.shape = weight.shape  # [out, in], without further rows
         self.dtype, self.device = weight.dtype, weight.device
         self.nbytes = weight.numel() * weight.element_size()
+        self.extra_nbytes = 0
+        self._packs = self._keeps_plain = False
         self._packed: Tensor | None = None
 
     def pack(self, *, keep_plain: bool = False) -> None:
         """Switch to the blocked layout where that helps; `keep_plain` also keeps the plain matrix, for autograd."""
         weight = self.weight
-        if weight is None or weight.device.type != "cpu" or weight.dtype != torch.float32:
+        if weight is None or weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
             return
-        if weight.numel() < self.PACK_FROM or not packed_product_available():
+        if weight.numel() >= self.PACK_FROM and packed_product_available():
+            self._packs, self._keeps_plain = True, keep_plain
+            self._set(weight)
+
+    def extend(self, rows: Tensor | None) -> None:
+        """Put rows [E, in] below the matrix, in place of those put there before: y gets E further columns."""
+        if rows is None and not self.extra_nbytes:
             return
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        if not keep_plain:
-            self.weight = None
+        plain = self.weight if self.weight is not None else self._unpacked()
+        plain = plain[: self.shape[0]]
+        self.extra_nbytes = 0 if rows is None else rows.numel() * rows.element_size()
+        self._set(plain.clone() if rows is None else torch.cat([plain, rows]))
 
     def forward(self, x: Tensor) -> Tensor:
         if self._packed is not None and not (x.requires_grad and torch.is_grad_enabled()):
@@ -136,6 +163,15 @@ class FrozenMatrix(nn.Module):
         if self.weight is None:
             raise RuntimeError("this matrix was packed for inference; load the model with training=True for gradients")
         return F.linear(x, self.weight)
+
+    def _set(self, weight: Tensor) -> None:
+        if self._packs:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self.weight = weight if not self._packs or self._keeps_plain else None
+
+    def _unpacked(self) -> Tensor:
+        assert self._packed is not None  # one of the two is there
+        return self._packed.to_dense()
 
 
 def packed_product_available() -> bool:

@@ -7,7 +7,7 @@ one token longer on a smaller interval, and the recursion ends with the texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +99,16 @@ class LineSweep:
     @property
     def lane_row_steps(self) -> int:
         return self._meter.lane_row_steps
+
+    @property
+    def size(self) -> int:
+        """Intervals known so far, with those that are not at their end."""
+        return len(self._ended) + len(self._waiting) + len(self._running)
+
+    @property
+    def ended(self) -> Sequence[Interval]:
+        """Intervals at their end, in the order they got there; neighbours may still become one."""
+        return self._ended
 
     def intervals(self) -> tuple[Interval, ...]:
         """What was found, in rising order; neighbours with the same tokens are one."""

@@ -1,14 +1,15 @@
 """Waiting and running branches, admission, cancellation. No torch here.
 
 A *branch* is a run of tokens that one or more requests share: same prompt, same tokens so far. A plain request is a
-branch with one member. A sweep begins as one branch with many members and forks where their mixes disagree.
+branch with one member. A sweep begins as one branch with many members and forks where their mixes disagree. A *job* is
+what one caller asked for at once: one request, or all branches of all prompts of a sweep.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from emorl_core.detokenize import Detokenizer
@@ -20,6 +21,13 @@ class Meter:
     """What a group of requests has cost so far."""
 
     lane_row_steps: int = 0  # lane rows computed, one token each
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Whose turn it is when a slot comes free is decided between jobs. `started`: one of its branches has run."""
+
+    started: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +58,7 @@ class Branch:
     members: list[Member]
     detokenizer: Detokenizer
     meter: Meter = field(default_factory=Meter)  # shared with the branches that fork from this one
+    job: Job = field(default_factory=Job)
     tokens: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # text that each token released
     admitted: float = 0.0
@@ -68,6 +77,7 @@ class Branch:
             members,
             self.detokenizer.fork(),
             self.meter,
+            self.job,
             list(self.tokens),
             list(self.texts),
             self.admitted,
@@ -76,24 +86,46 @@ class Branch:
 
 
 class Scheduler:
-    """First come, first served, up to `slots` running branches. Forked branches go ahead of the queue, so that a sweep
-    is finished depth-first and needs no more than the slots it has."""
+    """Up to `slots` running branches. A free slot goes to the waiting job that has the fewest branches running, among
+    equals to the one that came, or got a slot, longest ago; within a job forked branches go before new prompts, so
+    that it finishes depth-first.
+
+    So plain requests are served first come, first served, and a sweep takes the slots that nobody else wants: it keeps
+    what it holds and gives up each slot as a branch of it ends. A job behind k others gets a slot at the latest when
+    k + 1 slots have come free, for whoever is served before it goes behind it; and every branch leaves its slot after
+    `max_new_tokens` steps. What waits holds no tensors.
+    """
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self.waiting: deque[Branch] = deque()
         self.running: list[Branch] = []
+        self._waiting: dict[Job, deque[Branch]] = {}  # whose turn is first; jobs that only run are there too
+        self._in_slots: Counter[Job] = Counter()  # running branches per job
+        self._left: set[Job] = set()  # jobs that may have nothing here any more
         self._cancelled: set[str] = set()
 
     @property
+    def waiting(self) -> Iterator[Branch]:
+        for branches in self._waiting.values():
+            yield from branches
+
+    @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.running) or any(self._waiting.values())
 
     def add(self, branch: Branch) -> None:
-        self.waiting.append(branch)
+        self._waiting.setdefault(branch.job, deque()).append(branch)
 
     def add_first(self, branches: Sequence[Branch]) -> None:
-        self.waiting.extendleft(reversed(branches))
+        """Let branches of jobs that are here wait again, before the others of their job."""
+        for branch in reversed(branches):
+            self._waiting.setdefault(branch.job, deque()).appendleft(branch)
+
+    def resume(self, branches: Sequence[Branch]) -> None:
+        """Branches that lost their slots to somebody else's fault: their jobs are the first whose turn it is."""
+        jobs = dict.fromkeys(branch.job for branch in branches)
+        self._waiting = {job: self._waiting.pop(job, deque()) for job in jobs} | self._waiting
+        self.add_first(branches)
 
     def cancel(self, request_id: str) -> None:
         """Takes effect at the next `take_cancelled`; unknown ids are ignored."""
@@ -107,32 +139,90 @@ class Scheduler:
         if not self._cancelled:
             return []
         taken = []
-        for branches, was_running in ((self.waiting, False), (self.running, True)):
-            for branch in list(branches):
+        for branches, was_running in ((list(self.waiting), False), (self.running, True)):
+            for branch in branches:
                 gone = [member for member in branch.members if member.request.request_id in self._cancelled]
                 if not gone:
                     continue
                 branch.members = [member for member in branch.members if member not in gone]
                 taken += [(branch, member, was_running) for member in gone]
                 if not branch.members and not was_running:
-                    self.waiting.remove(branch)
+                    self._waiting[branch.job].remove(branch)
+                    self._left.add(branch.job)
         self._cancelled.clear()
         return taken
 
     def admit(self) -> list[Branch]:
-        """Move waiting branches into free slots, oldest first."""
-        admitted = []
+        """Move waiting branches into the free slots."""
+        self._forget_jobs()
+        admitted: list[Branch] = []
         now = time.perf_counter()
-        while self.waiting and len(self.running) < self.slots:
-            branch = self.waiting.popleft()
+        while len(self.running) < self.slots and (job := self._next_job()) is not None:
+            branch = self._waiting[job].popleft()
             branch.admitted = branch.admitted or now
-            self.running.append(branch)
+            self.start(branch)
             admitted.append(branch)
         return admitted
 
+    def start(self, branch: Branch) -> None:
+        """Put a branch that does not wait into a slot: a forked one, where `room_for` says so."""
+        branch.job.started = True
+        self.running.append(branch)
+        self._in_slots[branch.job] += 1
+        self._waiting[branch.job] = self._waiting.pop(branch.job, deque())  # behind the others now
+
+    def room_for(self, branch: Branch) -> bool:
+        """Whether a forked branch may run at once: a slot is left when those whose turn is before it have one."""
+        free = self.slots - len(self.running)
+        own = self._in_slots[branch.job]
+        may_hold = own  # so many slots may a job hold and still be due before this one: fewer, behind it in the order
+        for job, branches in self._waiting.items():
+            if free <= 0:
+                break
+            if job is branch.job:
+                may_hold = own - 1
+            elif branches and self._in_slots[job] <= may_hold:
+                free -= 1
+        return free > 0
+
     def release(self, branches: Iterable[Branch]) -> None:
+        """Take branches out of their slots; those that do not run are ignored."""
         gone = {id(branch) for branch in branches}
+        leaving = [branch for branch in self.running if id(branch) in gone]
         self.running = [branch for branch in self.running if id(branch) not in gone]
+        self._in_slots.subtract(branch.job for branch in leaving)
+        self._left.update(branch.job for branch in leaving)
+
+    def clear(self) -> list[Branch]:
+        """Drop every branch, running and waiting; returns them."""
+        dropped = [*self.running, *self.waiting]
+        self.running = []
+        self._waiting.clear()
+        self._in_slots.clear()
+        self._left.clear()
+        return dropped
+
+    def _next_job(self) -> Job | None:
+        """The job that the next free slot belongs to. Jobs that hold slots are passed over until one is found that
+        holds none: they are no more than the slots."""
+        best: Job | None = None
+        for job, branches in self._waiting.items():
+            if not branches:
+                continue
+            if not self._in_slots[job]:
+                return job
+            if best is None or self._in_slots[job] < self._in_slots[best]:
+                best = job
+        return best
+
+    def _forget_jobs(self) -> None:
+        """Not as soon as a branch leaves: those forked from it may still come, and have its place."""
+        for job in self._left:
+            if not self._in_slots[job]:
+                del self._in_slots[job]
+                if not self._waiting.get(job):
+                    self._waiting.pop(job, None)
+        self._left.clear()
 
     @property
     def waiting_requests(self) -> int:

@@ -62,6 +62,21 @@ def resolve(
     return ResolvedWeights(tuple(lanes), _vector(lanes, weights, normalize), profile)
 
 
+def anchored(lanes: Sequence[str], weights: Mapping[str, float]) -> ResolvedWeights:
+    """h_0 + sum_i w_i (h_i - h_0): the base's state, moved by each objective's difference from it.
+
+    As a mix of lanes that is the objectives' numbers as they are, and 1 - sum w for `base`, which may be negative. All
+    zeros are the base itself. Multiples of one vector are different mixes here, unlike those of `resolve`.
+
+    Raises:
+        InvalidWeights: as `resolve` without `normalize`, and for a number given to `base`.
+    """
+    if BASE in weights:
+        raise InvalidWeights(f"weights.{BASE}: anchored weights leave it out; it gets 1 - sum", param=f"weights.{BASE}")
+    rest = 1.0 - math.fsum(value for name, value in weights.items() if name in lanes and _is_finite(value))
+    return ResolvedWeights(tuple(lanes), _vector(lanes, {**weights, BASE: rest}, normalize=False))
+
+
 def _vector(lanes: Sequence[str], weights: Mapping[str, float], normalize: bool) -> tuple[float, ...]:
     for name, value in weights.items():
         where = f"weights.{_shown(name, quote=False)}"
@@ -88,6 +103,10 @@ def _vector(lanes: Sequence[str], weights: Mapping[str, float], normalize: bool)
         total = math.fsum(vector)
         vector = [value / total for value in vector]
     return tuple(vector)
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and _finite_float(value)
 
 
 def _finite_float(value: float) -> bool:

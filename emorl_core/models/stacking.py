@@ -28,7 +28,7 @@ def stack_adapters(
         pairs = [[adapter.modules.get(name) for adapter in adapters] for name in names]  # [P][N]
         rank = max((pair.rank for row in pairs for pair in row if pair is not None), default=0)
         if rank == 0:
-            layer.lora_a = layer.lora_b = layer.scale = None
+            layer.detach()
             continue
         weight = layer.lora_options()
         scale = torch.zeros(len(names), len(adapters), **weight)

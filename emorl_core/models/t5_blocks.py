@@ -15,6 +15,8 @@ from emorl_core.errors import UnsupportedModel
 from emorl_core.lanes import LaneIndex, LaneLinear
 from emorl_core.models.checkpoint import Checkpoint
 
+_FEW_QUERIES = 4  # a decoding step has one
+
 
 @dataclass(frozen=True, slots=True)
 class T5Config:
@@ -141,7 +143,14 @@ def _join(x: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    """softmax(q k^T + mask) v. q [M, H, q, d_kv], k and v [M, H, T, d_kv], mask broadcast to [M, H, q, T] -> like q."""
+    if q.device.type == "cpu" and q.shape[2] <= _FEW_QUERIES and not (torch.is_grad_enabled() and q.requires_grad):
+        # Two batched products are up to six times as fast as torch's fused kernel there (docs/log.md).
+        scores = torch.bmm(q.to(k.dtype).flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).view(*q.shape[:3], -1)
+        if mask is not None:
+            scores += mask
+        return torch.bmm(torch.softmax(scores, dim=-1).flatten(0, 1), v.flatten(0, 1)).to(q.dtype).view(q.shape)
+    return F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask, scale=1.0).to(q.dtype)
 
 
 def padding_mask(lengths: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:

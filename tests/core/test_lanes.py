@@ -196,10 +196,51 @@ class TestPacked:
         torch.testing.assert_close(x.grad, self.WEIGHT.sum(0).expand(3, -1), atol=1e-3, rtol=0)  # sums of 512
 
     def test_small_and_other_matrices_stay_plain(self) -> None:
-        for weight in (torch.zeros(4, 4), torch.zeros(512, 512, dtype=torch.bfloat16)):
+        for weight in (torch.zeros(4, 4), torch.zeros(512, 512, dtype=torch.float64)):
             matrix = FrozenMatrix(weight)
             matrix.pack()
             assert matrix.weight is not None
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("keep_plain", [False, True])
+    def test_further_rows_come_and_go(self, dtype: torch.dtype, keep_plain: bool) -> None:
+        weight = self.WEIGHT.to(dtype)
+        x = torch.randn(3, 640, generator=torch.Generator().manual_seed(1)).to(dtype)
+        matrix = FrozenMatrix(weight)
+        matrix.pack(keep_plain=keep_plain)
+        bare = matrix(x)
+        assert (matrix.weight is not None) == keep_plain
+        for rows in (24, 5):  # the second ones take the place of the first
+            extra = torch.randn(rows, 640, generator=torch.Generator().manual_seed(rows)).to(dtype)
+            matrix.extend(extra)
+            out = matrix(x)
+            assert out.shape == (3, 512 + rows)
+            torch.testing.assert_close(out, x @ torch.cat([weight, extra]).t(), atol=2e-4, rtol=2e-2)
+            assert matrix.extra_nbytes == extra.nbytes
+        matrix.extend(None)
+        assert torch.equal(matrix(x), bare)
+        assert matrix.extra_nbytes == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_adapters_can_take_the_place_of_attached_ones(dtype: torch.dtype) -> None:
+    """The first factors are rows of the base matrix when serving: nothing of the old ones may stay there."""
+    weight = random(512, 512, seed=1).to(dtype)
+    layer, fresh = LaneLinear(weight.clone()), LaneLinear(weight.clone())
+    for each in (layer, fresh):
+        each.base.pack()
+    adapters = [
+        [Adapter("a", {"m": LoraPair(random(rank, 512, seed=rank).to(dtype), random(512, rank).to(dtype), 1.0)})]
+        for rank in (6, 3)
+    ]
+    x, index = random(4, 512).to(dtype), LaneIndex(torch.tensor([0, 1, 1, 0]), 1)
+    for own in adapters:
+        stack_adapters([(["m"], layer)], own)
+    stack_adapters([(["m"], fresh)], adapters[1])
+    assert torch.equal(layer(x, index), fresh(x, index))
+    assert layer.adapter_bytes == fresh.adapter_bytes == 3 * 1024 * weight.element_size()
+    stack_adapters([(["m"], layer)], [Adapter("a", {})])
+    torch.testing.assert_close(layer(x, index), x @ weight.t(), atol=1e-4, rtol=1e-4)
 
 
 def test_adapters_of_t5_base_shape_cost_less_than_a_tenth_of_the_base() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import random
+
+import pytest
+
 from emorl_core.detokenize import Detokenizer
-from emorl_core.scheduler import Branch, Member, Scheduler
+from emorl_core.scheduler import Branch, Job, Member, Scheduler
 from emorl_core.types import Request
 
 
-def branch(*names: str, weights: tuple[float, ...] = (0.0, 1.0)) -> Branch:
+def branch(*names: str, weights: tuple[float, ...] = (0.0, 1.0), job: Job | None = None) -> Branch:
     members = [Member(Request(name, (1,), weights), 0.0) for name in names]
-    return Branch((1,), members, Detokenizer(lambda ids: "x" * len(ids)))
+    return Branch((1,), members, Detokenizer(lambda ids: "x" * len(ids)), job=job or Job())
 
 
 def names(branches: list[Branch]) -> list[list[str]]:
@@ -31,17 +36,118 @@ def test_first_come_first_served_up_to_the_slots() -> None:
     assert not scheduler.has_work
 
 
-def test_forked_branches_go_ahead_of_the_queue_in_their_order() -> None:
+def test_forked_branches_go_ahead_of_their_job_in_their_order() -> None:
     scheduler = Scheduler(1)
-    for name in ("old", "older"):
-        scheduler.add(branch(name))
-    scheduler.add_first([branch("fork 1"), branch("fork 2")])
-    order = []
+    sweep = Job()
+    for name in ("prompt 1", "prompt 2"):
+        scheduler.add(branch(name, job=sweep))
+    (first,) = scheduler.admit()
+    scheduler.release([first])
+    scheduler.add_first([branch("fork 1", job=sweep), branch("fork 2", job=sweep)])
+    assert order_of(scheduler) == ["fork 1", "fork 2", "prompt 2"]
+
+
+def order_of(scheduler: Scheduler) -> list[str]:
+    """Run everything, one branch a step."""
+    order: list[str] = []
     while scheduler.has_work:
-        (each,) = scheduler.admit()
-        order += names([each])
-        scheduler.release([each])
-    assert order == [["fork 1"], ["fork 2"], ["old"], ["older"]]
+        scheduler.admit()
+        ((name, *_), *_) = names(scheduler.running)
+        order.append(name)
+        scheduler.release(scheduler.running[:1])
+    return order
+
+
+def test_a_slot_goes_to_the_job_that_holds_fewest_then_to_the_one_served_longest_ago() -> None:
+    scheduler = Scheduler(4)
+    sweep, other = Job(), Job()
+    for number in range(6):
+        scheduler.add(branch(f"sweep {number}", job=sweep))
+    assert len(scheduler.admit()) == 4, "slots that nobody else wants"
+    for number in range(2):
+        scheduler.add(branch(f"other {number}", job=other))
+    scheduler.add(branch("plain"))
+    freed: list[list[list[str]]] = []
+    for _ in range(5):
+        scheduler.release([next(each for each in scheduler.running if each.job is sweep)])
+        freed.append(names(scheduler.admit()))
+    assert freed == [[["other 0"]], [["plain"]], [["sweep 4"]], [["other 1"]], [["sweep 5"]]]
+
+
+def test_a_fork_runs_at_once_only_where_nobody_else_is_due() -> None:
+    scheduler = Scheduler(3)
+    sweep = Job()
+    scheduler.add(branch("a", job=sweep))
+    scheduler.admit()
+    child = branch("b", job=sweep)
+    assert scheduler.room_for(child)
+    scheduler.add(branch("plain 1"))
+    assert scheduler.room_for(child), "one slot for each of them"
+    scheduler.add(branch("plain 2"))
+    assert not scheduler.room_for(child)
+    scheduler.admit()
+    assert not scheduler.room_for(child), "no slot is left"
+
+
+def test_a_job_keeps_its_place_while_it_runs() -> None:
+    """A branch ended and another had forked from it in the same step: the job is not at the end of the queue now."""
+    scheduler = Scheduler(1)
+    sweep = Job()
+    scheduler.add(branch("a", job=sweep))
+    (parent,) = scheduler.admit()
+    scheduler.add(branch("later"))
+    scheduler.release([parent])
+    scheduler.add_first([branch("b", job=sweep)])
+    assert order_of(scheduler) == ["b", "later"]
+    assert list(scheduler.waiting) == []
+    scheduler.admit()
+    assert scheduler._waiting == scheduler._in_slots == {}, "nothing of a finished job is kept"
+
+
+def test_who_lost_a_slot_to_the_fault_of_another_is_first_in_turn() -> None:
+    scheduler = Scheduler(2)
+    for name in ("a", "b", "c", "d"):
+        scheduler.add(branch(name))
+    running = scheduler.admit()
+    scheduler.release(running)
+    scheduler.resume(running)
+    assert names(scheduler.admit()) == [["a"], ["b"]]
+    assert names(list(scheduler.waiting)) == [["c"], ["d"]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whoever_waits_gets_a_slot_before_long(seed: int) -> None:
+    """Sweeps that fork without end and plain requests that keep coming: nobody waits for more than one slot per job
+    that was there before, and every branch leaves its slot after at most STEPS steps."""
+    steps, slots, dice = 6, 3, random.Random(seed)
+    scheduler = Scheduler(slots)
+    age: dict[int, int] = {}  # id of a running branch -> steps so far
+    since: dict[Job, tuple[int, int]] = {}  # job without a slot -> (since when, jobs before it in the order)
+    sweeps = [Job() for _ in range(4)]  # more than slots
+    for job in sweeps:
+        scheduler.add(branch("sweep", job=job))
+    for now in range(400):
+        if dice.random() < 0.5:
+            scheduler.add(branch("plain"))
+        for each in scheduler.admit():
+            age[id(each)] = 0
+        assert len(scheduler.running) <= slots
+        order = list(scheduler._waiting)
+        holding = {each.job for each in scheduler.running}
+        waiting = [job for job in order if job not in holding and scheduler._waiting[job]]
+        since = {job: since.get(job, (now, order.index(job))) for job in waiting}
+        for begun, before in since.values():
+            # Every slot comes free once in STEPS steps.
+            assert now - begun <= steps * math.ceil((before + 1) / slots), "starved"
+        done = []
+        for each in list(scheduler.running):
+            age[id(each)] += 1
+            if each.job in sweeps:  # forks at every step: more branches than there ever are slots
+                scheduler.add_first([branch("fork", job=each.job)])
+            if age[id(each)] >= dice.randint(1, steps):
+                done.append(each)
+        scheduler.release(done)
+    assert all(any(each.job is job for each in [*scheduler.running, *scheduler.waiting]) for job in sweeps)
 
 
 def test_a_branch_that_waits_again_keeps_the_time_it_was_admitted_first() -> None:

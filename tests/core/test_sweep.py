@@ -14,8 +14,9 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest, InvalidWeights, NonFinite
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
+from emorl_core.scheduler import Job
 from emorl_core.sweep import SweepResult, merge_rays, simplex_grid
-from emorl_core.types import FinishReason
+from emorl_core.types import Completion, FinishReason
 from tests.core.conftest import PROMPTS
 
 TOKENS = 12
@@ -279,6 +280,41 @@ def test_members_of_a_sweep_can_be_cancelled_one_by_one() -> None:
             assert completion.finish_reason == FinishReason.CANCELLED
         else:
             assert completion.token_ids == item.token_ids
+
+
+def test_a_large_sweep_leaves_room_for_a_request_that_comes_later() -> None:
+    """It once held every slot until its last branch had ended, since forked branches went before the whole queue."""
+    ensemble, steps = fake_ensemble(slots=3, mean_length=200), 12
+    options: dict[str, Any] = {"max_new_tokens": steps, "seed": 3}
+    expected = fake_ensemble(mean_length=200).sweep(PROMPTS[:2], resolution=8, **options)
+    plan = ensemble.sweep_plan(PROMPTS[:2], resolution=8, **options)
+    job = Job()
+    for group in plan.groups():
+        ensemble.engine.add_group(group, job)
+    for _ in range(steps + 2):
+        for event in ensemble.engine.step():
+            assert isinstance(event, Completion)
+            plan.take(event)
+    assert ensemble.engine.stats.waiting > 20, "a sweep that would hold the slots for long"
+    names = [f"plain {i}" for i in range(4)]
+    for name in names:
+        ensemble.engine.add(ensemble.request("i drink", request_id=name, min_new_tokens=3, max_new_tokens=3))
+    ended: dict[str, int] = {}
+    step = 0
+    while ensemble.engine.has_work:
+        step += 1
+        if ended.keys() >= {names[0]} and step % 3 == 0:  # and the sweep goes on while others keep coming
+            ensemble.engine.add(ensemble.request("i drink", request_id=f"more {step}", max_new_tokens=3))
+        for event in ensemble.engine.step():
+            if isinstance(event, Completion) and event.request_id.startswith("sweep"):
+                plan.take(event)
+            elif isinstance(event, Completion):
+                ended[event.request_id] = step
+        if plan.done:
+            break
+    assert ended["plain 0"] <= steps + 3, "it waited for one branch of the sweep to end"
+    assert max(ended[name] for name in names) <= 3 * steps
+    assert plan.result().items == expected.items
 
 
 @pytest.mark.parametrize(
