@@ -129,8 +129,8 @@ class KVCache:
             self._self[1, layer, : self.count, :, place] = values.transpose(1, 2)
             return
         rows = self.indices().unsqueeze(1)
-        self._self[0, layer][rows, :, positions] = keys
-        self._self[1, layer][rows, :, positions] = values
+        self._self[0, layer][rows, :, positions] = keys.to(self._dtype)
+        self._self[1, layer][rows, :, positions] = values.to(self._dtype)
 
     def read(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Self-attention keys and values of all rows, [M, H, tokens, d_kv] each; unwritten entries are finite."""

@@ -72,7 +72,7 @@ class LaneLinear(nn.Module):
         self.dropout = 0.0  # LoRA dropout on the adapters' input, training only
 
     def attach(self, lora_a: Tensor, lora_b: Tensor, scale: Tensor | None = None) -> None:
-        """Set the stacked adapters. Without `scale` it is part of B and nothing is trained, as serving has it: all first
+        """Set the stacked adapters. Without `scale` it is part of B and nothing is trained, as serving has it: first
         factors then join the base matrix, so that one product gives x W^T and every x A^T."""
         trained = scale is not None
         self.lora_a = nn.Parameter(lora_a) if trained else None

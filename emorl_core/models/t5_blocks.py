@@ -150,6 +150,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None:
             scores += mask
         return torch.bmm(torch.softmax(scores, dim=-1).flatten(0, 1), v.flatten(0, 1)).to(q.dtype).view(q.shape)
+    mask = mask if mask is None else mask.to(k.dtype)
     return F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask, scale=1.0).to(q.dtype)
 
 

@@ -34,7 +34,7 @@ def test_plain_products_equal_the_fused_kernel(queries: int, masked: bool) -> No
 @pytest.mark.parametrize("queries", [1, 7])
 def test_bfloat16_queries_read_a_float32_cache_and_stay_bfloat16(queries: int) -> None:
     q, k, v, mask = inputs(queries, torch.bfloat16)
-    out = attention(q, k, v, mask)
+    out = attention(q, k, v, mask.bfloat16())
     assert out.dtype == torch.bfloat16
     expected = F.scaled_dot_product_attention(q.float(), k, v, attn_mask=mask, scale=1.0)
     torch.testing.assert_close(out, expected.bfloat16(), atol=1e-2, rtol=1e-2)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.precision import pick_device, pick_dtype
+from tests.core.conftest import PROMPTS
 
 CPU = torch.device("cpu")
 
@@ -63,3 +67,16 @@ def test_a_number_format_that_is_none_of_ours_is_refused(dtype: str) -> None:
     with pytest.raises(InvalidRequest, match="allowed: auto, float32, bfloat16") as caught:
         pick_dtype(dtype, CPU)
     assert caught.value.param == "dtype"
+
+
+def test_ragged_rows_forks_and_replays_run_in_bfloat16_without_a_fault(plain_bundle: Path) -> None:
+    """A fault that running each request alone gets over would go unseen, so it is counted. The float32 cache of a CPU
+    beside bfloat16 rows and masks is where it came from."""
+    ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="bfloat16", slots=2)
+    for number, prompt in enumerate(PROMPTS):
+        ensemble.engine.add(ensemble.request(prompt, profile="balanced", max_new_tokens=3 + 2 * number))
+    while ensemble.engine.has_work:
+        ensemble.engine.step()
+    swept = ensemble.sweep(PROMPTS[:2], resolution=6, max_new_tokens=12)
+    assert len(swept.distinct(0)) > 2, "or nothing forked, and no branch waited for a slot and was fed its tokens again"
+    assert ensemble.engine.stats.faults == 0
