@@ -1,7 +1,8 @@
-"""A server under load, clients that leave, and what HTTP costs. Against this machine only.
+"""A server under load, clients that leave, a SIGTERM in between, and what HTTP costs. Against this machine only.
 
-    python -m benchmarks.load --bundle my-bundle --clients 200 --seconds 60
+    python -m benchmarks.load --bundle my-bundle --clients 200 --seconds 60 --warm-up 60
     python -m benchmarks.load --bundle my-bundle --leavers 300
+    python -m benchmarks.load --bundle my-bundle --clients 60 --term-after 5
     python -m benchmarks.load --bundle my-bundle --overhead
     python -m benchmarks.load --url http://127.0.0.1:8000 --clients 50 --seconds 10
 
@@ -30,7 +31,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks import leavers, overhead
+from benchmarks import drain, leavers, overhead
 from benchmarks.streams import Answer, NotHere, Target, ask, generate_body, seconds_until_idle
 
 MOST_CLIENTS, MOST_SECONDS, MOST_REQUESTS = 1000, 600.0, 200_000
@@ -116,7 +117,7 @@ class Report:
         }
 
 
-Measured = Report | leavers.Report | overhead.Report
+Measured = Report | leavers.Report | drain.Report | overhead.Report
 
 
 def percentile(values: Sequence[float], p: int) -> float:
@@ -130,9 +131,17 @@ def _ms(values: Sequence[float], p: int) -> str:
 
 
 async def run(
-    target: Target, clients: int, seconds: float, *, new_tokens: int = 64, hang_s: float = 120.0, pid: int | None = None
+    target: Target,
+    clients: int,
+    seconds: float,
+    *,
+    new_tokens: int = 64,
+    hang_s: float = 120.0,
+    pid: int | None = None,
+    seed: int = 0,
 ) -> Report:
-    """`clients` streams at once for `seconds`; who is refused waits as long as the server says and asks again."""
+    """`clients` streams at once for `seconds`; who is refused waits as long as the server says and asks again. Other
+    seeds ask other prompts."""
     report = Report(clients, seconds)
     end = time.monotonic() + seconds
 
@@ -153,7 +162,7 @@ async def run(
             await asyncio.sleep(min(0.5, seconds / 30))
 
     watcher = None if pid is None else asyncio.create_task(watch(psutil.Process(pid)))
-    await asyncio.gather(*(client(random.Random(number)) for number in range(clients)))
+    await asyncio.gather(*(client(random.Random(seed + number)) for number in range(clients)))
     if watcher is not None:
         watcher.cancel()
     report.free_after_s = await seconds_until_idle(target, _FREE_WITHIN_S)
@@ -197,9 +206,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--key", help="API key of that server")
     made.add_argument("--clients", type=int, default=200, help=f"streams at once, up to {MOST_CLIENTS} (default 200)")
     made.add_argument("--seconds", type=float, default=60.0, help=f"up to {MOST_SECONDS:g} (default 60)")
+    made.add_argument("--warm-up", type=float, default=0.0, help="seconds of the same load before, not measured (0)")
     made.add_argument("--leavers", type=int, help="instead: this many clients that leave at random moments")
     made.add_argument("--at-once", type=int, default=48, help="leavers at a time; fewer than slots and queue together")
     made.add_argument("--within", type=float, default=1.0, help="seconds in which everything must be free (default 1)")
+    made.add_argument("--term-after", type=float, help="instead: SIGTERM this many seconds into the load")
     made.add_argument("--overhead", action="store_true", help="instead: HTTP beside the engine in process")
     made.add_argument("--rounds", type=int, default=20, help="of --overhead (default 20)")
     made.add_argument("--new-tokens", type=int, default=64, help="tokens of a request at most (default 64)")
@@ -237,11 +248,16 @@ def _refusal(options: argparse.Namespace) -> str | None:
         return "give --bundle or --url, one of them"
     if options.overhead and not options.bundle:
         return "--overhead loads the bundle into this process too: give --bundle"
+    if options.term_after and not options.bundle:
+        return "--term-after ends the server: give --bundle, so that it is one of ours"
     bounds = {"clients": MOST_CLIENTS, "seconds": MOST_SECONDS, "leavers": 5000, "rounds": 500, "new_tokens": 1000}
+    bounds |= {"term_after": MOST_SECONDS}
     for name, most in bounds.items():
         value = getattr(options, name)
         if value is not None and not 0 < value <= most:
             return f"--{name.replace('_', '-')} is {value:g}; allowed: above 0, up to {most:g}"
+    if not 0 <= options.warm_up <= MOST_SECONDS:
+        return f"--warm-up is {options.warm_up:g}; allowed: 0 up to {MOST_SECONDS:g}"
     if options.url:
         try:
             Target.parse(options.url)
@@ -265,8 +281,15 @@ def _measure_bundle(options: argparse.Namespace, bundle: Path) -> Measured:
 
 
 def _measure(options: argparse.Namespace, target: Target, pid: int | None) -> Measured:
+    if options.term_after:
+        assert pid is not None  # refused without a bundle
+        sizes = {"after_s": options.term_after, "new_tokens": options.new_tokens}
+        return asyncio.run(drain.run(target, options.clients, pid, **sizes))
     if options.leavers:
         return asyncio.run(leavers.run(target, options.leavers, at_once=options.at_once, within_s=options.within))
+    if options.warm_up:  # until the prefill cache is full, which is the last thing that grows
+        before = run(target, options.clients, options.warm_up, new_tokens=options.new_tokens, seed=MOST_CLIENTS)
+        asyncio.run(before)
     return asyncio.run(run(target, options.clients, options.seconds, new_tokens=options.new_tokens, pid=pid))
 
 

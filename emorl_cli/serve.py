@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from emorl_cli.options import BUNDLE_HELP, add_example
+
+if TYPE_CHECKING:
+    from server.settings import Settings
 
 # Anyone on the machine can read a process's arguments, so secrets come from the environment or a file only.
 NOT_FLAGS = ("bundle", "api_keys", "admin_keys")
@@ -49,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if settings.bundle is None:
         raise InvalidRequest("bundle: none given; name a folder or a hub id", param="bundle")
     if args.check:
+        check(settings)
         report = examine(settings.bundle)
         print(render(report), file=sys.stdout if report["valid"] else sys.stderr)
         return 0 if report["valid"] else 2
@@ -56,3 +61,21 @@ def run(args: argparse.Namespace) -> int:
     check_address(settings)
     Bundle.open(settings.bundle)  # a wrong name shows now, in one line, not after the server has started
     return serve(settings, lambda url: print(f"serving on {url}", flush=True))
+
+
+def check(settings: Settings) -> None:
+    """What `Settings` cannot tell by itself: files, packages and devices that a setting names.
+
+    Raises:
+        EmorlError: the first setting that cannot be used here, in one line.
+    """
+    from emorl_core.precision import pick_device, pick_dtype
+    from server.auth import Keys
+    from server.settings import unknown_variables
+    from server.tracing import check_tracing
+
+    pick_dtype(settings.dtype, pick_device(settings.device))
+    Keys.read(settings)
+    check_tracing(settings)
+    for name in unknown_variables():
+        print(f"note: {name} is no setting of emorl; it is ignored", file=sys.stderr)

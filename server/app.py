@@ -15,8 +15,8 @@ from server.auth import AuthMiddleware, Cors, Keys
 from server.context import ContextMiddleware
 from server.document import document
 from server.errors import install_handlers
-from server.limits import BodyLimitMiddleware
-from server.routes import admin, generate, openai, operations, sweep
+from server.limits import LimitMiddleware
+from server.routes import admin, generate, openai, operations, playground, sweep
 from server.service import GENERATION_ROUTES, Service
 from server.settings import Settings
 from server.tracing import set_up_tracing
@@ -39,6 +39,7 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
     keys = Keys.read(settings)
     tracing = set_up_tracing(settings)
     service = Service(settings, ensemble)
+    page = playground.read_assets() if settings.playground else {}
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -65,8 +66,18 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
                 tracing=tracing,
             ),
             *([Middleware(Cors, origins=settings.cors_origins)] if settings.cors_origins else []),
-            Middleware(AuthMiddleware, keys=keys, metrics_key_required=settings.metrics_key_required),
-            Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes),
+            Middleware(
+                AuthMiddleware,
+                keys=keys,
+                metrics_key_required=settings.metrics_key_required,
+                open_paths=frozenset(page),  # it tells nothing of this server; what it asks for needs the key
+            ),
+            Middleware(
+                LimitMiddleware,
+                max_header_bytes=settings.max_header_bytes,
+                max_body_bytes=settings.max_body_bytes,
+                read_timeout_s=settings.read_timeout_s,
+            ),
         ],
     )
     app.state.service = service
@@ -76,5 +87,6 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
     app.include_router(openai.router)
     app.include_router(operations.router)
     app.include_router(admin.router)
+    app.include_router(playground.make_router(page))
     app.openapi = document(app)  # type: ignore[method-assign]  # FastAPI's own way to change the document
     return app

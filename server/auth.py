@@ -90,10 +90,13 @@ def _read_file(path: Path) -> list[tuple[str, str]]:
 class AuthMiddleware:
     """401 without a key, 403 with the wrong kind. With no API key configured, everything but /admin is open."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, metrics_key_required: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Keys, metrics_key_required: bool, open_paths: frozenset[str] = frozenset()
+    ) -> None:
+        """open_paths: exact ones that ask for no key, beside the probes."""
         self.app = app
         self._keys = keys
-        self._open = OPEN_PATHS if metrics_key_required else OPEN_PATHS | {METRICS_PATH}
+        self._open = OPEN_PATHS | open_paths | (frozenset() if metrics_key_required else {METRICS_PATH})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

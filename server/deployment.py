@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from emorl_core.engine import Engine
@@ -25,12 +26,14 @@ T = TypeVar("T")
 class Deployment:
     """`since`: Unix time at which it was loaded, which `/v1/models` reports as `created`.
 
+    `source`: the hub id it came from, for receipts; a folder's name is nothing that clients should see.
     `users`: requests that hold it, from before their tokenising to their end; it may be stopped when there are none.
     """
 
     ensemble: Ensemble
     worker: Worker
     since: int
+    source: str | None = None
     users: int = 0
     _identity: asyncio.Task[Identity] | None = None
 
@@ -46,7 +49,8 @@ class Deployment:
             on_orphan=metrics.abandoned,
             queue_timeout_s=settings.queue_timeout_s,
         )
-        return cls(ensemble, worker, int(time.time()))
+        source = settings.bundle if ensemble.bundle is not None and not _is_folder(settings.bundle) else None
+        return cls(ensemble, worker, int(time.time()), source)
 
     async def start(self) -> None:
         """Run the warm-up on the worker's thread.
@@ -59,7 +63,7 @@ class Deployment:
         if self.worker.failure is not None:
             raise NotReady(f"the warm-up failed ({type(self.worker.failure).__name__})") from self.worker.failure
         # Hashing begins now, so that receipts tell what was loaded and not what the folder holds later.
-        work = in_daemon_thread(lambda: identity_of(self.ensemble))
+        work = in_daemon_thread(lambda: identity_of(self.ensemble, self.source))
         self._identity = asyncio.create_task(work, name="emorl-identity")
         self._identity.add_done_callback(_heard)
 
@@ -73,6 +77,10 @@ class Deployment:
         if self._identity is not None:
             self._identity.cancel()
         await self.worker.stop()
+
+
+def _is_folder(bundle: str | None) -> bool:
+    return bundle is not None and Path(bundle).is_dir()
 
 
 def _heard(task: asyncio.Task[Identity]) -> None:

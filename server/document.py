@@ -38,7 +38,10 @@ def _corrected(schema: dict[str, Any]) -> dict[str, Any]:
             if "HTTPValidationError" in str(operation["responses"].get("422")):
                 del operation["responses"]["422"]
             for response in operation["responses"].values():
-                for media in response.get("content", {}).values():
+                content = response.get("content", {})
+                if len(content) > 1 and content.get("application/json") == {"schema": {}}:
+                    del content["application/json"]  # FastAPI's guess for a route that names its own media type
+                for media in content.values():
                     if "error" in (example := media.get("example", {})):
                         example["error"].setdefault("param", None)  # FastAPI leaves out what is null
             if path not in OPEN_PATHS:

@@ -62,6 +62,22 @@ class BodyTooLarge(EmorlError):
     code = "body_too_large"
 
 
+class HeadersTooLarge(EmorlError):
+    code = "headers_too_large"
+
+
+class InvalidHttp(EmorlError):
+    """Bytes that are no HTTP request."""
+
+    code = "invalid_http"
+
+
+class ReadTimeout(EmorlError):
+    """The client took too long to send its body."""
+
+    code = "read_timeout"
+
+
 class QueueFull(EmorlError):
     """No permit left. `retry_after_s` says when one is likely."""
 
@@ -135,6 +151,9 @@ _RULES: dict[type[EmorlError], Rule] = {
     RouteNotFound: Rule(404, _INVALID),
     MethodNotAllowed: Rule(405, _INVALID),
     BodyTooLarge: Rule(413, _INVALID),
+    HeadersTooLarge: Rule(431, _INVALID),
+    InvalidHttp: Rule(400, _INVALID),
+    ReadTimeout: Rule(408, _INVALID),
     UnsupportedMediaType: Rule(415, _INVALID),
     Unauthorized: Rule(401, "authentication_error"),
     Forbidden: Rule(403, "permission_error"),
@@ -193,10 +212,16 @@ def error_headers(error: EmorlError) -> dict[str, str]:
     return headers
 
 
+def error_body(error: EmorlError) -> bytes:
+    return json.dumps({"error": error_object(error)}, ensure_ascii=False, allow_nan=False).encode()
+
+
 def error_response(error: EmorlError, path: str = "", headers: Mapping[str, str] | None = None) -> Response:
-    body = json.dumps({"error": error_object(error)}, ensure_ascii=False, allow_nan=False).encode()
     return Response(
-        body, status_for(error, path), {**error_headers(error), **(headers or {})}, media_type="application/json"
+        error_body(error),
+        status_for(error, path),
+        {**error_headers(error), **(headers or {})},
+        media_type="application/json",
     )
 
 
@@ -280,6 +305,8 @@ def _from_http(error: HTTPException) -> EmorlError:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "other methods")
         return MethodNotAllowed(f"method not allowed here; allowed: {allowed}")
+    if error.status_code == 408:
+        return ReadTimeout(str(error.detail))
     if error.status_code == 413:
         return BodyTooLarge(str(error.detail))
     if error.status_code < 500:

@@ -38,6 +38,7 @@ class EngineReading:
     prefill_hits: int = 0
     prefill_misses: int = 0
     restarts: int = 0
+    faults: int = 0
     permits: int = 0
     info: Mapping[str, str] | None = None  # version, bundle, device, dtype
 
@@ -62,6 +63,10 @@ class _EngineCollector(Collector):
         yield _counter("emorl_prefill_cache_hits", "Prompt encodings found in the cache, per lane.", now.prefill_hits)
         yield _counter("emorl_prefill_cache_misses", "Prompt encodings computed, per lane.", now.prefill_misses)
         yield _counter("emorl_engine_restarts", "Times the engine's thread was started again.", now.restarts)
+        text = (
+            "Steps that failed and were run again request by request; each costs time, and the one at fault its answer."
+        )
+        yield _counter("emorl_engine_faults", text, now.faults)
         if now.info is not None:
             info = GaugeMetricFamily("emorl_info", "What is served; always 1.", labels=list(now.info))
             info.add_metric(list(now.info.values()), 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from emorl_core.errors import EmorlError
 from emorl_core.types import Completion, Event, TokenEvent
 from server import sse
 from server.errors import error_object
+from server.receipt import Receipt
 
 _LOWEST_LOGPROB = -9999.0  # what OpenAI writes where JSON has no minus infinity
 
@@ -27,6 +28,7 @@ class Head:
     created: int
     index_of: dict[str, int]
     ensemble: Ensemble
+    receipt_of: Callable[[int, Completion], Receipt] | None = None  # index of the choice, its completion
 
     def of(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -39,10 +41,18 @@ def usage_of(completions: Sequence[Completion], choices_per_prompt: int) -> dict
     return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
 
 
-def steering_of(completions: Sequence[Completion]) -> dict[str, Any]:
+def steering_of(head: Head, completions: Sequence[Completion]) -> dict[str, Any]:
     """What OpenAI's answers have no place for: the resolved weights and the seeds, so that a text can be made again."""
     first = completions[0]
-    return {"weights": first.weights, "profile": first.profile, "seeds": [each.seed for each in completions]}
+    steering: dict[str, Any] = {
+        "weights": first.weights,
+        "profile": first.profile,
+        "seeds": [each.seed for each in completions],
+    }
+    if head.receipt_of is not None:
+        receipts = [head.receipt_of(head.index_of[each.request_id], each) for each in completions]
+        steering["receipts"] = [receipt.model_dump(mode="json") for receipt in receipts]
+    return steering
 
 
 def logprob(value: float) -> float:
@@ -98,7 +108,7 @@ def text_completion(
         **head.of("text_completion"),
         "choices": choices,
         "usage": usage_of(completions, choices_per_prompt),
-        "emorl": steering_of(completions),
+        "emorl": steering_of(head, completions),
     }
 
 
@@ -133,7 +143,7 @@ def chat_completion(head: Head, completions: Sequence[Completion], with_logprobs
         **head.of("chat.completion"),
         "choices": choices,
         "usage": usage_of(completions, len(completions)),
-        "emorl": steering_of(completions),
+        "emorl": steering_of(head, completions),
     }
 
 
@@ -152,8 +162,12 @@ class OpenAIDialect:
 
     kind = ""
 
-    def chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
+    def chunk(
+        self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None, ended: Completion | None = None
+    ) -> bytes:
         payload = {**self.head.of(self.kind), "choices": choices}
+        if ended is not None:
+            payload["emorl"] = steering_of(self.head, [ended])
         if self.include_usage:
             payload["usage"] = usage
         return sse.data(payload)
@@ -162,7 +176,7 @@ class OpenAIDialect:
         index = self.head.index_of[event.request_id]
         if isinstance(event, Completion):
             self.completions[index] = event
-            return self.chunk([self.last(index, event.finish_reason.value)])
+            return self.chunk([self.last(index, event.finish_reason.value)], ended=event)
         assert isinstance(event, TokenEvent)
         if not event.text and not self.with_logprobs:
             return b""  # half a character, or the end of the sequence

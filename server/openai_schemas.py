@@ -82,6 +82,7 @@ class OpenAIRequest(Strict):
     normalize: bool = Field(True, description="Scale the weights to sum 1. Not in OpenAI's API.")
     top_k: Int = Field(0, ge=0, description="0 is off. Not in OpenAI's API.")
     repetition_penalty: float = Field(1.0, gt=0.0, le=100.0, description="1 is off. Not in OpenAI's API.")
+    receipt: bool = Field(False, description="Give a receipt per choice in `emorl`. Not in OpenAI's API.")
 
     @model_validator(mode="before")
     @classmethod

@@ -15,6 +15,7 @@ import uvicorn
 from emorl_core.ensemble import Ensemble
 from server.app import create_app
 from server.errors import ReloadFailed
+from server.protocol import guarded
 from server.service import Service
 from server.settings import Settings, unknown_variables
 
@@ -117,7 +118,8 @@ def make_server(app: object, settings: Settings) -> DrainingServer:
         app,  # type: ignore[arg-type]
         host=settings.host,
         port=settings.port,
-        http="h11",
+        http=guarded(settings.read_timeout_s),
+        h11_max_incomplete_event_size=settings.max_header_bytes,
         ws="none",
         lifespan="on",
         log_config=None,  # the process that runs this has set up logging

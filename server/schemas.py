@@ -39,6 +39,11 @@ StopString = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def example(**fields: Any) -> ConfigDict:
+    """What a model's `model_config` is to show one example in the OpenAPI document."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -183,6 +188,13 @@ class Objective(BaseModel):
 
 
 class Objectives(BaseModel):
+    model_config = example(
+        objectives=[
+            {"name": "base", "description": "the model without any adapter", "adapter": False},
+            {"name": "reflection", "description": "gives the client's meaning back", "adapter": True},
+        ]
+    )
+
     objectives: list[Objective]
 
 
@@ -195,6 +207,11 @@ class Profile(BaseModel):
 
 
 class Profiles(BaseModel):
+    model_config = example(
+        default="balanced",
+        profiles=[{"name": "balanced", "weights": {"reflection": 0.6, "empathy": 0.4}, "origin": {"by": "a search"}}],
+    )
+
     default: str | None
     profiles: list[Profile]
 
@@ -209,6 +226,28 @@ class Limits(BaseModel):
 
 
 class Info(BaseModel):
+    model_config = example(
+        model="counselor-demo",
+        version="0.1.0",
+        format="emorl-bundle/1",
+        architecture="t5",
+        prompt_template="{prompt} [SEP] ",
+        objectives=["base", "reflection", "empathy"],
+        profiles=["balanced"],
+        default_profile="balanced",
+        device="cpu",
+        dtype="float32",
+        parameter_bytes={"base": 891600000, "adapters": 38900000},
+        limits={
+            "max_source_tokens": 128,
+            "max_new_tokens": 1024,
+            "max_body_bytes": 262144,
+            "max_choices": 8,
+            "slots": 16,
+            "max_queue": 64,
+        },
+    )
+
     model: str
     version: str
     format: str
@@ -224,6 +263,8 @@ class Info(BaseModel):
 
 
 class Health(BaseModel):
+    model_config = example(status="ok")
+
     status: Literal["ok"]
 
 

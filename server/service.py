@@ -23,7 +23,7 @@ from server.settings import Settings
 
 logger = logging.getLogger("emorl.server")
 
-GENERATION_ROUTES = ("/generate", "/sweep", "/v1/completions", "/v1/chat/completions")
+GENERATION_ROUTES = ("/generate", "/sweep", "/sweep/line", "/v1/completions", "/v1/chat/completions")
 _POLL_S = 0.02
 
 
@@ -106,7 +106,9 @@ class Service:
             await asyncio.sleep(_POLL_S)
         await old.stop()
         stats = old.worker.stats
-        self._past.update(hits=stats.prefill_hits, misses=stats.prefill_misses, restarts=old.worker.restarts)
+        self._past.update(
+            hits=stats.prefill_hits, misses=stats.prefill_misses, restarts=old.worker.restarts, faults=stats.faults
+        )
 
     def drain(self) -> None:
         """From now on readiness says 503 and new requests are refused; running ones go on."""
@@ -219,15 +221,17 @@ class Service:
             return EngineReading(permits=self.admission.in_use)
         worker, ensemble = deployment.worker, deployment.ensemble
         stats = worker.stats
+        running = stats.running + worker.lines_running
         return EngineReading(
-            running=stats.running,
-            waiting=max(0, worker.pending - stats.running),
+            running=running,
+            waiting=max(0, worker.pending - running),
             lanes_running=stats.lanes_running,
             slots=stats.slots,
             slots_used=stats.slots_used,
             prefill_hits=stats.prefill_hits + self._past["hits"],
             prefill_misses=stats.prefill_misses + self._past["misses"],
             restarts=worker.restarts + self._past["restarts"],
+            faults=stats.faults + self._past["faults"],
             permits=self.admission.in_use,
             info={"version": __version__, "bundle": ensemble.name, "device": ensemble.device, "dtype": ensemble.dtype},
         )

@@ -63,12 +63,14 @@ class Settings(BaseSettings):
     max_choices: int = Field(8, ge=1, le=128, description="Most completions that one OpenAI request may ask for.")
     max_sweep: int = Field(4096, ge=1, description="Most completions (prompts times weight vectors) of one sweep.")
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body; then 413.")
+    max_header_bytes: int = Field(16 * 1024, ge=1024, description="Largest headers of a request; then 431.")
     max_concurrent_per_key: int | None = Field(
         None, ge=1, description="Requests one API key may have in progress; then 429. Unset: no limit per key."
     )
 
     # time
     keep_alive_s: float = Field(10.0, gt=0, description="A stream with nothing to say sends a comment this often.")
+    read_timeout_s: float = Field(30.0, gt=0, description="Longest time to send a request's head, then its body.")
     write_timeout_s: float = Field(60.0, gt=0, description="A client that reads nothing this long is let go.")
     drain_delay_s: float = Field(
         0.0, ge=0, description="After SIGTERM, go on listening this long while readiness answers 503."
@@ -82,6 +84,9 @@ class Settings(BaseSettings):
     admin_keys: Keys = Field((), description="Keys for /admin routes, comma-separated; empty: those routes are off.")
     metrics_key_required: bool = Field(False, description="Ask for an API key on /metrics too.")
     cors_origins: Names = Field((), description="Origins a browser may call from, comma-separated; empty: CORS is off.")
+
+    # the page
+    playground: bool = Field(True, description="Serve the page to steer with at /; false: there is none.")
 
     # logs
     log_format: Literal["console", "json"] = Field("console", description="Log lines for people or for machines.")

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from emorl_core.errors import EmorlError
-from emorl_core.types import Event, Failure
+from emorl_core.types import Failure
 from server.errors import ClientGone, InternalError
 from server.generation import Generation
 from server.logs import where
@@ -38,7 +38,7 @@ class Dialect(Protocol):
 
     def begin(self) -> bytes: ...
 
-    def event(self, event: Event) -> bytes: ...
+    def event(self, event: Any) -> bytes: ...  # of those that its route asks the engine for
 
     def failed(self, error: EmorlError) -> bytes: ...
 

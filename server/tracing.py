@@ -64,6 +64,17 @@ class Tracing:
         span.end(now_ns)
 
 
+def check_tracing(settings: Settings) -> None:
+    """Raises `SettingsError` when tracing is on and the packages of the `tracing` extra are missing."""
+    if not settings.tracing:
+        return
+    try:
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401 - whether they can be imported is the question
+    except ImportError:
+        raise SettingsError("tracing is on and needs an extra: pip install 'emorl[tracing]'", param="tracing") from None
+
+
 def set_up_tracing(settings: Settings) -> Tracing | None:
     """Tracing through OTLP, as the standard `OTEL_…` variables say; None when the setting is off.
 
@@ -72,13 +83,12 @@ def set_up_tracing(settings: Settings) -> Tracing | None:
     """
     if not settings.tracing:
         return None
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError:
-        raise SettingsError("tracing is on and needs an extra: pip install 'emorl[tracing]'", param="tracing") from None
+    check_tracing(settings)
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     # A provider of our own: the global one would switch on what libraries record, of which we know nothing.
     provider = TracerProvider(resource=Resource.create({"service.name": "emorl", "service.version": __version__}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

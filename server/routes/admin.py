@@ -11,11 +11,20 @@ from starlette.responses import Response
 
 from server.routes.answers import json_response, service_of
 from server.routes.documented import errors
+from server.schemas import example
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
 
 class Reloaded(BaseModel):
+    model_config = example(
+        status="reloaded",
+        model="counselor-demo",
+        objectives=["base", "reflection", "empathy"],
+        profiles=["balanced"],
+        seconds=6.2,
+    )
+
     status: Literal["reloaded"]
     model: str
     objectives: list[str]

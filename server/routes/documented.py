@@ -12,6 +12,8 @@ _EXAMPLES: dict[int, tuple[str, str, str, str | None, str]] = {
     401: ("No valid API key.", "missing API key", "authentication_error", None, "invalid_api_key"),
     403: ("This key may not do this.", "this key is no admin key", "permission_error", None, "forbidden"),
     404: ("No such thing.", "no such model", "invalid_request_error", "model", "model_not_found"),
+    408: ("The body did not come in time.", "the body did not come within 30 seconds (read_timeout_s)",
+          "invalid_request_error", None, "read_timeout"),
     409: ("The new bundle was refused.", "bundle.yaml: unknown key 'profil'", "reload_error", None, "reload_failed"),
     413: ("The body is too large.", "the body is too large; allowed: 262144 bytes (max_body_bytes)",
           "invalid_request_error", None, "body_too_large"),
@@ -21,13 +23,15 @@ _EXAMPLES: dict[int, tuple[str, str, str, str | None, str]] = {
           "invalid_request_error", "weights.empaty", "invalid_weights"),
     429: ("The queue is full; see Retry-After.", "all 16 slots and 64 places in the queue are taken; try again later",
           "rate_limit_error", None, "queue_full"),
+    431: ("The headers are too large.", "the headers are too large; allowed: 16384 bytes (max_header_bytes)",
+          "invalid_request_error", None, "headers_too_large"),
     500: ("The engine failed on this request.", "the model produced numbers that are not finite for this request;"
           " other weights may work", "server_error", None, "non_finite"),
     503: ("Loading, restarting or shutting down; see Retry-After.", "the bundle is still being loaded",
           "service_unavailable_error", None, "not_ready"),
 }  # fmt: skip
 
-GENERATION_ERRORS = (400, 401, 413, 415, 422, 429, 500, 503)
+GENERATION_ERRORS = (400, 401, 408, 413, 415, 422, 429, 431, 500, 503)
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest, PromptTooLong
+from emorl_core.types import Completion
 from emorl_core.types import Request as EngineRequest
 from server import sse
 from server.deployment import Deployment
@@ -26,16 +27,30 @@ from server.openai_answers import (
 )
 from server.openai_schemas import ChatRequest, CompletionRequest, OpenAIRequest
 from server.openai_schemas_out import ChatCompletion, Model, ModelList, TextCompletion
+from server.receipt import Receipt, make_receipt
 from server.routes.answers import json_response, service_of
 from server.routes.documented import errors
 from server.schemas import check_limit
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
-_ERRORS = errors(400, 401, 404, 413, 415, 429, 500, 503)
+_ERRORS = errors(400, 401, 404, 408, 413, 415, 429, 431, 500, 503)
 _DEFAULT_MAX_TOKENS = 16
 Builder = Callable[[Ensemble, str], list[EngineRequest]]
-_STREAM = {"content": {"text/event-stream": {"example": "data: {…}\n\ndata: [DONE]\n\n"}}}
+
+
+def _stream(chunk: str) -> dict[str, Any]:
+    return {"content": {"text/event-stream": {"example": f"data: {chunk}\n\ndata: [DONE]\n\n"}}}
+
+
+_TEXT_STREAM = _stream(
+    '{"id":"cmpl-0f3a","object":"text_completion","created":1764000000,"model":"counselor-demo",'
+    '"choices":[{"index":0,"text":"You","logprobs":null,"finish_reason":null}]}'
+)
+_CHAT_STREAM = _stream(
+    '{"id":"chatcmpl-0f3a","object":"chat.completion.chunk","created":1764000000,"model":"counselor-demo",'
+    '"choices":[{"index":0,"delta":{"content":"You"},"logprobs":null,"finish_reason":null}]}'
+)
 
 
 @router.get("/models", response_model=ModelList, responses=errors(401, 503))
@@ -55,7 +70,7 @@ async def model(model: str, request: Request) -> Response:
     return json_response(_model(deployment, model))
 
 
-@router.post("/completions", response_model=TextCompletion, responses={200: _STREAM, **_ERRORS})
+@router.post("/completions", response_model=TextCompletion, responses={200: _TEXT_STREAM, **_ERRORS})
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Complete one or several prompts."""
     prompts, n = body.prompts, body.choices
@@ -68,8 +83,9 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
             for i in range(n)
         ]
 
-    generation, head = await _accept(request, body, build, "cmpl", len(prompts) * n)
-    echoes = [_echo(head.ensemble, prompt) if body.echo else "" for prompt in prompts for _ in range(n)]
+    sent = [prompt for prompt in prompts for _ in range(n)]
+    generation, head = await _accept(request, body, build, "cmpl", sent)
+    echoes = [_echo(head.ensemble, prompt) if body.echo else "" for prompt in sent]
     with_logprobs = body.logprobs is not None
     if body.stream:
         dialect = CompletionDialect(head, n, body.include_usage, with_logprobs, echoes=echoes)
@@ -77,7 +93,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     return json_response(text_completion(head, await generation.finish(), n, echoes, with_logprobs))
 
 
-@router.post("/chat/completions", response_model=ChatCompletion, responses={200: _STREAM, **_ERRORS})
+@router.post("/chat/completions", response_model=ChatCompletion, responses={200: _CHAT_STREAM, **_ERRORS})
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer the last user message, in the bundle's prompt template."""
     limit = _limit(request, body.limit or service_of(request).settings.max_new_tokens)
@@ -89,7 +105,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
             for i in range(body.choices)
         ]
 
-    generation, head = await _accept(request, body, build, "chatcmpl", body.choices)
+    generation, head = await _accept(request, body, build, "chatcmpl", [body.prompt] * body.choices)
     if body.stream:
         dialect = ChatDialect(head, body.choices, body.include_usage, bool(body.logprobs))
         return await sse.stream(generation, dialect, service_of(request).settings)
@@ -124,9 +140,10 @@ def _limit(request: Request, asked: int) -> int:
 
 
 async def _accept(
-    request: Request, body: OpenAIRequest, build: Builder, kind: str, rows: int
+    request: Request, body: OpenAIRequest, build: Builder, kind: str, prompts: Sequence[str | list[int]]
 ) -> tuple[Generation, Head]:
-    service = service_of(request)
+    """prompts: one per choice."""
+    service, rows = service_of(request), len(prompts)
     if rows > service.settings.max_choices:
         raise InvalidRequest(
             f"n × prompts is {rows}; allowed: up to {service.settings.max_choices} completions in one request",
@@ -135,8 +152,15 @@ async def _accept(
     answer_id = f"{kind}-{secrets.token_hex(12)}"
     generation = await service.accept(request, lambda ensemble: build(ensemble, answer_id), rows)
     ids = {each.request_id: index for index, each in enumerate(generation.requests)}
-    deployment = generation.deployment
-    return generation, Head(answer_id, body.model, generation.accepted, ids, deployment.ensemble)
+    ensemble = generation.deployment.ensemble
+    identity = await generation.deployment.identity() if body.receipt else None
+
+    def receipt_of(index: int, completion: Completion) -> Receipt:
+        assert identity is not None
+        return make_receipt(ensemble, identity, prompts[index], generation.requests[index], completion)
+
+    makes_receipts = None if identity is None else receipt_of
+    return generation, Head(answer_id, body.model, generation.accepted, ids, ensemble, makes_receipts)
 
 
 def _engine_request(

@@ -99,7 +99,11 @@ async def startupz(request: Request) -> Response:
     return json_response({"status": "ok"})
 
 
-@router.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401)})
+_EXPOSITION = "# TYPE emorl_requests_running gauge\nemorl_requests_running 3.0\n"
+_METRICS = {"content": {"text/plain": {"schema": {"type": "string"}, "example": _EXPOSITION}}}
+
+
+@router.get("/metrics", responses={200: _METRICS, **errors(401)})
 async def metrics(request: Request) -> Response:
     """Prometheus exposition."""
     body, content_type = service_of(request).metrics.render(request.headers.get("accept", ""))

@@ -76,6 +76,25 @@ def test_a_bundle_that_is_not_there_is_one_line(emorl, served: list[Settings], t
     assert served == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--api-keys-file", "no-such-keys"], "api_keys_file is 'no-such-keys'"),
+        (["--device", "cuda:77"], "device is 'cuda:77'"),
+        (["--device", "abacus"], "device is 'abacus'"),
+    ],
+)
+def test_check_tries_what_a_setting_names(emorl, bundle: Path, flags: list[str], words: str) -> None:
+    assert words in emorl("serve", bundle, "--check", *flags).refused()
+
+
+def test_check_notes_a_misspelt_variable(emorl, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMORL_SLOTTS", "3")
+    ran = emorl("serve", bundle, "--check")
+    assert ran.code == 0
+    assert "EMORL_SLOTTS is no setting" in ran.err
+
+
 def test_a_taken_port_is_told_before_anything_is_loaded(emorl, served: list[Settings], bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

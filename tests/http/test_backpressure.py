@@ -105,6 +105,33 @@ def test_a_request_that_waits_too_long_is_answered_and_leaves_the_queue() -> Non
         wait_until(lambda: idle(server), "everything is free again")
 
 
+def test_a_sweep_that_has_begun_waits_for_its_own_turn_without_a_deadline() -> None:
+    """Prompts beyond the slots waited behind the sweep's own branches, and timed out there."""
+    settings = Settings(port=0, queue_timeout_s=0.1)
+    ensemble = fake_ensemble(slots=1, step_delay_s=0.01, mean_length=500)
+    with live(settings, ensemble) as server, server.client() as client:
+        body = {
+            "prompts": [PROMPT, "you feel alone", "work hurts"],
+            "weights": [{"empathy": 1.0}],
+            "max_new_tokens": 20,
+        }
+        answer = client.post("/sweep", json=body)
+        assert answer.status_code == 200, answer.text
+        assert [len(texts) for texts in answer.json()["results"]] == [1, 1, 1]
+
+
+def test_a_request_gets_a_slot_while_a_large_sweep_runs() -> None:
+    with live(Settings(port=0), fake_ensemble(slots=2, step_delay_s=0.002, mean_length=500)) as server:
+        sweep = call(server, {"prompts": [PROMPT], "resolution": 20, "max_new_tokens": 200}, path="/sweep")
+        wait_until(lambda: server.service.deployment().worker.stats.slots_used == 2, "the sweep holds every slot")
+        with server.client() as client:
+            answer = client.post("/generate", json={"prompt": "work hurts", "max_new_tokens": 3})
+            assert answer.status_code == 200
+            assert server.service.reading().running > 0, "the sweep goes on"
+        sweep.close()
+        wait_until(lambda: idle(server), "everything is free again")
+
+
 def test_more_clients_than_places_all_end_and_nothing_is_left() -> None:
     with (
         live(Settings(port=0, max_queue=8), fake_ensemble(slots=4)) as server,

@@ -9,16 +9,18 @@ import os
 import re
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import leavers, load
+from benchmarks import drain, leavers, load
 from benchmarks.streams import NotHere, Target
 from emorl_core.fake import fake_ensemble
 from server.settings import Settings
 from tests.builders import tiny_t5_bundle
 from tests.http.harness import Live, idle, live, wait_until
+from tests.http.test_shutdown import process
 
 
 def target(server: Live) -> Target:
@@ -45,6 +47,7 @@ def test_only_this_machine_is_a_target(url: str, capsys: pytest.CaptureFixture[s
         (["--url", "http://127.0.0.1:1", "--seconds", "601"], "--seconds is 601; allowed: above 0, up to 600"),
         (["--url", "http://127.0.0.1:1", "--leavers", "0"], "--leavers is 0"),
         (["--url", "http://127.0.0.1:1", "--overhead"], "give --bundle"),
+        (["--url", "http://127.0.0.1:1", "--term-after", "1"], "give --bundle"),
     ],
 )
 def test_load_is_bounded(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +58,7 @@ def test_load_is_bounded(arguments: list[str], says: str, capsys: pytest.Capture
 def test_the_commands_in_the_documents_are_accepted() -> None:
     text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
     commands = re.findall(r"^python -m benchmarks\.load (.+?)(?: *#.*)?$", text, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         load.parser().parse_args(shlex.split(command))
 
@@ -107,6 +110,26 @@ def test_clients_that_leave_at_every_moment_leave_nothing_behind() -> None:
     assert sum(report.left.values()) == 60
     assert {"at once", "while streaming", "a plain answer"} <= set(report.left)
     assert {name for name, count in report.outcomes.items() if count} <= {"cancelled", "rejected"}
+
+
+@pytest.mark.slow
+def test_a_sigterm_under_load_loses_nothing_that_was_accepted() -> None:
+    with process(step_delay_s=0.005, mean_length=20) as (child, url):
+        report = asyncio.run(drain.run(Target.parse(url), 20, child.pid, after_s=0.7, new_tokens=30))
+        assert child.wait(20) == 0
+    assert report.holds, report.lines()
+    assert report.in_flight > 4, "some ran and some waited"
+    assert report.before["completed"] > 4
+    assert set(report.after) - {"completed"}, "who comes later is told so"
+
+
+def test_a_stream_that_is_cut_by_a_sigterm_is_a_fault() -> None:
+    sound = drain.Report(2, 2, {"completed": 2}, {"status 503": 1}, 1.0)
+    assert sound.holds
+    for kind in ("cut short", "error event: shutting_down", "connection: IncompleteReadError", "hung", "status 500"):
+        assert not replace(sound, before={"completed": 2, kind: 1}).holds, kind
+    assert not replace(sound, after={"cut short": 1}).holds
+    assert not replace(sound, ended_after_s=None).holds
 
 
 def test_a_request_that_goes_on_is_a_fault() -> None:

@@ -10,10 +10,12 @@ import pytest
 from pydantic import ValidationError
 
 from emorl_core.bundle import Bundle, write_spec
+from emorl_core.driver import Driver
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.fake import fake_ensemble
-from server.receipt import Receipt, differences, identity_of, replay_request
+from emorl_core.types import Completion
+from server.receipt import Receipt, identity_of, replay_request, surroundings
 from server.settings import Settings
 from tests.builders import tiny_t5_bundle
 from tests.http.harness import PROMPT, events, in_process, live
@@ -22,6 +24,12 @@ from tests.http.harness import PROMPT, events, in_process, live
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_t5_bundle(tmp_path_factory.mktemp("receipt"))
+
+
+def replay(ensemble: Ensemble, receipt: Receipt) -> Completion:
+    assert receipt.prompt is not None
+    (completion,) = Driver(ensemble.engine).finish([replay_request(ensemble, receipt, receipt.prompt)])
+    return completion
 
 
 ASK = {
@@ -37,10 +45,11 @@ def test_a_receipt_replays_to_the_same_tokens_in_a_fresh_process_of_the_same_bun
     assert (receipt.id, receipt.text, receipt.sampling.seed) == (answer["id"], answer["text"], answer["seed"])
     assert receipt.prompt == ASK["prompt"]
     again = Ensemble.load(bundle, dtype="float32")
-    replayed = again.generate(receipt.prompt, **replay_request(again, receipt))
+    replayed = replay(again, receipt)
     assert list(replayed.token_ids) == receipt.token_ids
     assert replayed.text == receipt.text
-    assert differences(again, receipt) == []
+    assert receipt.damage() == surroundings(again, receipt) == []
+    assert receipt.identity.mismatches(identity_of(again), receipt.weights) == []
 
 
 def test_a_receipt_names_what_has_changed_since(bundle: Path, tmp_path: Path) -> None:
@@ -51,9 +60,10 @@ def test_a_receipt_names_what_has_changed_since(bundle: Path, tmp_path: Path) ->
     other = tiny_t5_bundle(tmp_path / "other", seed=5, name="other")
     with live(Settings(port=0, bundle=str(bundle), dtype="float32")) as server, server.client() as client:
         receipt = Receipt.model_validate(client.post("/generate", json=ASK).json()["receipt"], strict=False)
-    found = differences(Ensemble.load(other, dtype="float32"), receipt)
-    adapters = {f"the adapter of {name}" for name in ("reflection", "empathy", "fluency")}
-    assert {line.split(" is another one")[0] for line in found} == {"bundle", "bundle_yaml", "base", *adapters}
+    found = receipt.identity.mismatches(identity_of(Ensemble.load(other, dtype="float32")), receipt.weights)
+    assert {line.split(" is another one")[0] for line in found} == {
+        "the base model", "the adapter of reflection", "the adapter of empathy",
+    }, "fluency has no weight in it"  # fmt: skip
 
 
 def test_the_hash_of_a_bundle_follows_its_files(bundle: Path, tmp_path: Path) -> None:
@@ -78,7 +88,36 @@ async def test_only_those_who_ask_get_a_receipt_streamed_or_not() -> None:
         receipt = Receipt.model_validate_json(json.dumps(done["receipt"]))
         assert receipt.identity.base is None, "the fake model has no files"
         ensemble = fake_ensemble()
-        assert ensemble.generate(receipt.prompt, **replay_request(ensemble, receipt)).text == done["text"]
+        assert replay(ensemble, receipt).text == done["text"]
+
+
+async def test_each_choice_of_the_openai_routes_has_a_receipt_of_its_own() -> None:
+    async with in_process() as (client, _):
+        body = {"model": "fake", "prompt": [PROMPT, "you feel alone"], "n": 2, "max_tokens": 8}
+        assert "receipts" not in (await client.post("/v1/completions", json=body)).json()["emorl"]
+        answer = (await client.post("/v1/completions", json={**body, "receipt": True})).json()
+        receipts = [Receipt.model_validate(each) for each in answer["emorl"]["receipts"]]
+        assert [each.prompt for each in receipts] == [PROMPT, PROMPT, "you feel alone", "you feel alone"]
+        assert [each.text for each in receipts] == [choice["text"] for choice in answer["choices"]]
+        assert [each.sampling.seed for each in receipts] == answer["emorl"]["seeds"]
+        streamed = events((await client.post("/v1/completions", json={**body, "receipt": True, "stream": True})).text)
+        last = [chunk for chunk in streamed if "emorl" in chunk]
+        assert sorted(chunk["choices"][0]["index"] for chunk in last) == [0, 1, 2, 3]
+        for chunk in last:
+            (receipt,) = (Receipt.model_validate(each) for each in chunk["emorl"]["receipts"])
+            index = chunk["choices"][0]["index"]
+            assert receipt.text == "".join(
+                other["choices"][0]["text"] for other in streamed if other["choices"][0]["index"] == index
+            )
+
+
+def test_what_may_be_taken_out_of_a_receipt_leaves_it_whole(client: httpx.Client) -> None:
+    body = {"prompt": PROMPT, "receipt": True}
+    receipt = Receipt.model_validate(client.post("/generate", json=body).json()["receipt"])
+    bare = receipt.model_copy(update={"prompt": None, "text": None, "token_ids": None})
+    assert receipt.damage() == bare.damage() == []
+    for change in ({"created": "then"}, {"dtype": "bfloat16"}, {"prompt": "x"}, {"token_ids": [1]}):
+        assert len(receipt.model_copy(update=change).damage()) == 1, change
 
 
 def test_a_receipt_of_other_objectives_is_refused(client: httpx.Client) -> None:
@@ -86,6 +125,6 @@ def test_a_receipt_of_other_objectives_is_refused(client: httpx.Client) -> None:
         json.dumps(client.post("/generate", json={"prompt": PROMPT, "receipt": True}).json()["receipt"])
     )
     with pytest.raises(InvalidRequest, match="empathy, fluency, reflection"):
-        replay_request(fake_ensemble(("calm",)), receipt)
+        replay_request(fake_ensemble(("calm",)), receipt, PROMPT)
     with pytest.raises(ValidationError):
         Receipt.model_validate({**receipt.model_dump(), "format": "emorl-receipt/2"})

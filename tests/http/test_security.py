@@ -16,9 +16,7 @@ from server.app import create_app
 from server.auth import OPEN_PATHS, KeyRing, Keys
 from server.logs import set_up_logging
 from server.settings import Settings, SettingsError, load_settings
-from tests.http.harness import PROMPT, error_of, in_process, live, model_of
-
-MARKER = "ZEBRAFISH"
+from tests.http.harness import PROMPT, error_of, in_process, live
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -30,7 +28,7 @@ async def test_every_route_but_the_probes_asks_for_a_key() -> None:
     app = create_app(settings, fake_ensemble())
     documented = [(path, method.upper()) for path, each in app.openapi()["paths"].items() for method in each]
     assert len(documented) > 10
-    others = [("/openapi.json", "GET"), ("/generate/", "POST"), ("//generate", "POST"), ("/nope", "GET")]
+    others = [("/openapi.json", "GET"), ("/generate/", "POST"), ("http://emorl//generate", "POST"), ("/nope", "GET")]
     async with in_process(settings) as (client, _):
         for path, method in documented + others:
             if not path:
@@ -138,63 +136,6 @@ def log(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
     yield stream
     root.handlers[:] = before
     root.setLevel(level)
-
-
-@pytest.mark.parametrize("log", ["console", "json"], indirect=True)
-def test_no_words_of_a_prompt_reach_logs_metrics_or_errors(log: io.StringIO) -> None:
-    ensemble = fake_ensemble(mean_length=6)
-    everything = []
-    with live(ensemble=ensemble) as server, server.client() as client:
-        chat = [{"role": "user", "content": f"{MARKER} hurts"}]
-        calls: list[tuple[str, dict[str, object]]] = [
-            ("/generate", {"prompt": f"{MARKER} hurts"}),
-            ("/generate", {"prompt": f"{MARKER} hurts", "stream": True}),
-            ("/generate", {"prompt": MARKER, "max_new_tokens": 0}),
-            ("/generate", {"prompt": f"{MARKER} " * 100}),
-            ("/generate", {"prompt": "x", "temperature": MARKER}),
-            ("/generate", {"prompt": "x", "combine": MARKER}),
-            ("/generate", {"prompt": {"text": MARKER}}),
-            ("/generate", {"prompt": "x", "stop": [[MARKER]]}),
-            (f"/{MARKER}?q={MARKER}", {}),
-            ("/v1/completions", {"model": MARKER, "prompt": "x"}),
-            ("/v1/completions", {"model": "fake", "prompt": f"{MARKER} hurts"}),
-            ("/v1/chat/completions", {"model": "fake", "messages": chat, "stream": True}),
-            ("/v1/chat/completions", {"model": "fake", "messages": chat, "tools": [MARKER]}),
-        ]
-        responses = [client.post(path, json=body) for path, body in calls]
-        responses.append(client.post("/generate", content=f'{{"prompt": "{MARKER}', headers=_JSON))
-        responses.append(client.post("/generate", content=MARKER.encode(), headers=_JSON))
-
-        def boom(prompts: list[tuple[int, ...]]) -> None:
-            raise ValueError(f"in the engine: {MARKER}")
-
-        model_of(ensemble).on_step = boom
-        responses.append(client.post("/generate", json={"prompt": f"{MARKER} again"}))
-        model_of(ensemble).on_step = None
-
-        def crash() -> list[object]:
-            raise RuntimeError(f"in the thread: {MARKER}")
-
-        step = ensemble.engine.step
-        ensemble.engine.step = crash  # type: ignore[method-assign, assignment]
-        responses.append(client.post("/generate", json={"prompt": f"{MARKER} again"}))
-        ensemble.engine.step = step  # type: ignore[method-assign]
-
-        def unreadable(text: str) -> list[int]:
-            raise KeyError(f"in a worker: {MARKER} {text}")
-
-        ensemble.tokenizer.encode = unreadable  # type: ignore[method-assign]
-        responses.append(client.post("/generate", json={"prompt": f"{MARKER} again"}))
-        everything += [response.text for response in responses if response.status_code >= 400]
-        assert len(everything) >= 14
-        everything.append(client.get("/metrics").text)
-    everything.append(log.getvalue())
-    assert "route=/generate" in log.getvalue() or '"route": "/generate"' in log.getvalue(), "the log was really read"
-    for text in everything:
-        assert MARKER not in text
-
-
-_JSON = {"content-type": "application/json"}
 
 
 @pytest.mark.parametrize("log", ["json"], indirect=True)

@@ -233,6 +233,29 @@ def test_a_fault_anywhere_in_the_engine_fails_only_the_request_at_fault(
     wait_until(lambda: idle(server), "everything is free again")
 
 
+def test_a_fault_that_costs_only_time_shows_in_log_and_metric(server: Live, caplog: pytest.LogCaptureFixture) -> None:
+    """A step that failed for the whole batch and for nobody alone once went unseen, at a fifth of the speed."""
+
+    def fail_together(prompts: list[tuple[int, ...]]) -> None:
+        if len(set(prompts)) > 1:
+            raise RuntimeError("SECRET")
+
+    server.model.on_step = fail_together
+    body: dict[str, Any] = {"min_new_tokens": 12, "max_new_tokens": 12}
+    prompts = [PROMPT, "you feel alone", "work hurts"]
+    with server.client() as client, ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda p: client.post("/generate", json={**body, "prompt": p}), prompts))
+        metrics = client.get("/metrics").text
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.json()["text"] == fake_ensemble().generate(prompt, **body).text
+    faults = float(metrics.split("\nemorl_engine_faults_total ")[1].split("\n")[0])
+    assert faults >= 1
+    told = [record.getMessage() for record in caplog.records if record.name == "emorl.worker"]
+    assert 1 <= len(told) <= 8, "ever more seldom"
+    assert told[0].startswith("a step failed and was run again request by request, 1 so far: RuntimeError at")
+    assert "SECRET" not in caplog.text
+
+
 def test_streams_that_run_when_the_engine_dies_end_with_an_error_event(server: Live) -> None:
     engine = server.service.deployment().ensemble.engine
     connection = call(server, {**LONG, "stream": True})

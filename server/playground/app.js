@@ -1,0 +1,108 @@
+// The page put together: what the server offers, one store, the parts that watch it.
+
+import { ask } from "./api.js";
+import { createAsking, createOptions, createTheme } from "./asking.js";
+import { createCompare, createDraftActions } from "./compare.js";
+import { byId } from "./dom.js";
+import { createDraft } from "./draft.js";
+import { createKeyForm } from "./key.js";
+import { profileWeights, steer } from "./point.js";
+import { createShares } from "./shares.js";
+import { createSnippets } from "./snippets.js";
+import { createSteering } from "./steering.js";
+import { createStore } from "./store.js";
+import { createTrouble } from "./trouble.js";
+import { createWriter } from "./writer.js";
+
+const BASE = "base";
+const TOKENS = 64;
+
+const store = createStore({
+  model: null, version: null, limits: null, objectives: [], descriptions: {}, profiles: [],
+  axes: [], weights: [], profile: null, // weights: in the order of the axes, sum 1
+  prompt: "", options: { temperature: 0, seed: null, maxTokens: TOKENS },
+  draft: null, map: null, pins: [], reference: null,
+});
+const trouble = createTrouble();
+const keyForm = createKeyForm(() => connect());
+const writer = createWriter(store, { onTrouble: (problem, again) => onTrouble(problem, again, "draft") });
+const actions = {
+  trouble: (problem, again) => onTrouble(problem, again, "map"),
+  fine: () => trouble.clear("map"),
+  needPrompt: () => byId("prompt").focus(),
+};
+
+/** Ask what is served, build the panels for it, write the first draft. Also the way back after the server was away. */
+async function connect(then = writer.write) {
+  let facts;
+  try {
+    const [info, objectives, profiles] = await Promise.all([ask("/info"), ask("/objectives"), ask("/profiles")]);
+    await ask("/readyz");
+    facts = { info, objectives: objectives.objectives, profiles };
+  } catch (error) {
+    say("not connected", false);
+    onTrouble(error, then, "server");
+    return;
+  }
+  trouble.clear();
+  const isNew = adopt(facts);
+  (isNew ? writer.write : then)(); // a part that asked before may be gone with what the server served before
+}
+
+/** Build what depends on the bundle, unless it is the one that is there already; says whether it was new. */
+function adopt({ info, objectives, profiles }) {
+  const names = objectives.filter(({ adapter }) => adapter).map(({ name }) => name);
+  // One objective alone is steered against the bare model.
+  const axes = names.length > 1 ? names : [BASE, ...names];
+  const descriptions = Object.fromEntries(objectives.map(({ name, description }) => [name, description]));
+  const known = JSON.stringify([store.state.model, store.state.axes, store.state.profiles]);
+  const isNew = known !== JSON.stringify([info.model, axes, profiles.profiles]);
+  say(`${info.model} · emorl ${info.version} · ${info.device}`, true);
+  if (!isNew) return false;
+  const maxTokens = Math.min(store.state.options.maxTokens, info.limits.max_new_tokens);
+  const start = profiles.profiles.find(({ name }) => name === profiles.default);
+  const kept = JSON.stringify(store.state.axes) === JSON.stringify(axes);
+  const even = axes.map(() => 1 / axes.length);
+  const weights = kept ? store.state.weights : ((start && profileWeights(start, axes)) ?? even);
+  store.set({
+    model: info.model, version: info.version, limits: info.limits, objectives: names, descriptions, profiles: profiles.profiles,
+    axes, weights, map: null, options: { ...store.state.options, maxTokens },
+  });
+  steer(store, weights, kept ? store.state.profile : profiles.default);
+  createOptions(store);
+  createSteering(store, actions);
+  return true;
+}
+
+function say(text, connected) {
+  const served = byId("served");
+  served.textContent = text;
+  served.classList.toggle("connected", connected);
+}
+
+/** `again`: what failed, to be tried again. After the server was away it is first asked what it serves now. */
+function onTrouble(problem, again, whose) {
+  const away = whose === "server" || problem.kind === "away";
+  if (away) say("not connected", false);
+  if (problem.kind === "key") {
+    trouble.clear();
+    keyForm.ask(problem.message);
+    return;
+  }
+  trouble.show(problem, away ? () => connect(again) : again, away ? "server" : whose);
+}
+
+createTheme();
+createAsking(store, writer);
+createDraft(store);
+createShares(store);
+createDraftActions(store);
+createCompare(store);
+createSnippets(store);
+store.watch(["draft"], ({ draft }) => {
+  if (draft === null || !["writing", "done"].includes(draft.state)) return;
+  trouble.clear("draft");
+  trouble.clear("server");
+});
+store.watch(["weights", "profile", "prompt", "options"], ({ model }) => model !== null && writer.wish());
+connect();

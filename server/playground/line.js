@@ -1,0 +1,103 @@
+// Two objectives: a slider between them, and every text on the way with the exact places where it changes.
+
+import { freshId, h, oncePerFrame } from "./dom.js";
+import { laneClass, mixColour } from "./lanes.js";
+import { steer } from "./point.js";
+import { fadesApart, textList } from "./regions.js";
+import { createRun, subject } from "./sweeping.js";
+
+export function createLine(store, actions) {
+  const { axes, objectives } = store.state;
+  const slider = h("input", { type: "range", min: "0", max: "1", step: "0.001", "aria-label": `From ${axes[0]} to ${axes[1]}`,
+    on: { input: (event) => go(event.target.valueAsNumber) } });
+  const strip = h("div", { class: "strip", "aria-hidden": "true" });
+  const draw = h("button", { type: "button", on: { click: () => start() } }, "Find every text");
+  const hide = h("button", { type: "button", hidden: true, on: { click: () => off() } }, "Hide them");
+  const told = h("p", { class: "hint", role: "status" });
+  const list = h("div", { id: freshId("line-texts") });
+  let intervals = null;
+  const paintSoon = oncePerFrame(() => paint());
+  const run = createRun(
+    (event) => {
+      actions.fine();
+      if (event.type === "interval") intervals.push(event);
+      else intervals = event.intervals;
+      paintSoon();
+    },
+    (error) => {
+      if (error === null) return paint();
+      off();
+      return actions.trouble(error, start);
+    },
+  );
+  const go = (t) => steer(store, [1 - t, t]);
+
+  function start() {
+    const { state } = store;
+    if (!state.prompt.trim()) return actions.needPrompt();
+    intervals = [];
+    store.set({ map: { subject: subject(state) } });
+    const ends = { from: { [axes[0]]: 1 }, to: { [axes[1]]: 1 } };
+    run.start("/sweep/line", { prompt: state.prompt.trim(), ...ends, max_new_tokens: state.options.maxTokens });
+    return paint();
+  }
+
+  function off() {
+    run.stop();
+    intervals = null;
+    store.set({ map: null });
+    paint();
+  }
+
+  function paint() {
+    hide.hidden = intervals === null;
+    draw.textContent = intervals === null ? "Find every text" : "Find them anew";
+    if (intervals === null) {
+      strip.replaceChildren();
+      list.replaceChildren();
+      told.textContent = "";
+      return;
+    }
+    const sorted = [...intervals].sort((a, b) => a.start - b.start);
+    const sizes = sorted.map(({ start: from, end }) => end - from);
+    const fades = fadesApart(sizes, sorted.map((_, i) => new Set([i - 1, i + 1])));
+    const entries = sorted.map(({ start: from, end, text }, i) => {
+      const middle = (from + end) / 2;
+      const colour = mixColour(axes, [1 - middle, middle], objectives, fades[i]);
+      return { text, colour, from, end, where: `${from.toFixed(4)} – ${end.toFixed(4)}`, take: () => go(middle) };
+    });
+    const pieces = entries.map(({ colour, from, end }, i) => h("div", {
+      class: "piece", vars: { "--fill": colour, "--from": String(from), "--wide": String(end - from) },
+      on: { click: (event) => go(place(event)), pointerenter: () => look(i), pointerleave: () => look(null) },
+    }));
+    strip.replaceChildren(...pieces);
+    if (run.busy) return;
+    told.textContent = `${sorted.length} ${sorted.length === 1 ? "text" : "texts"} between ${axes[0]} and ${axes[1]}, exactly.`;
+    list.replaceChildren(textList(entries, (i) => strip.querySelectorAll(".piece").forEach((each, j) => each.classList.toggle("lit", i === j))));
+  }
+
+  const place = (event) => {
+    const box = strip.getBoundingClientRect();
+    return Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
+  };
+  const look = (i) => list.querySelectorAll(".region").forEach((each, j) => each.classList.toggle("lit", i === j));
+
+  store.watch(["weights"], ({ weights }) => {
+    slider.value = String(weights[1]);
+    slider.setAttribute("aria-valuetext", `${axes[0]} ${weights[0].toFixed(3)}, ${axes[1]} ${weights[1].toFixed(3)}`);
+  });
+  store.watch(["prompt", "options", "map"], (state) => {
+    const stale = state.map !== null && state.map.subject !== subject(state);
+    strip.classList.toggle("stale", stale);
+    list.classList.toggle("stale", stale);
+    draw.disabled = state.options.temperature > 0;
+    if (stale) told.textContent = "These texts are of another prompt or other options.";
+    else if (draw.disabled) told.textContent = "The exact texts on the way exist at temperature 0.";
+    else if (intervals === null) told.textContent = "";
+  });
+  const ends = axes.map((name) => h("span", { class: `lane-name ${laneClass(name, objectives)}` }, h("span", { class: "swatch" }), name));
+  return {
+    picture: h("div", { class: "line" }, h("div", { class: "line-ends" }, ends), slider, strip, h("div", { class: "row" }, draw, hide), told),
+    below: list,
+  };
+}

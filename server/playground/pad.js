@@ -1,0 +1,137 @@
+// The triangle: three objectives at its corners, the point in between, profiles as named points, the map beneath.
+
+import { freshId, h, svg } from "./dom.js";
+import { laneClass, laneColour } from "./lanes.js";
+import { createMap } from "./map.js";
+import { profileWeights, steer } from "./point.js";
+import { CORNERS, HEIGHT, nearestOnGrid, toPoint, toWeights } from "./simplex.js";
+
+const SIDE = 320; // of the triangle, in units of the picture
+const LEFT = 40;
+const TOP = 44;
+const WIDTH = SIDE + 2 * LEFT;
+const TALL = TOP + SIDE * HEIGHT + 40;
+const STEP = 0.02;
+
+const place = ({ x, y }) => ({ x: LEFT + x * SIDE, y: TOP + y * SIDE });
+const triangle = CORNERS.map(place).map(({ x, y }) => `${x},${y}`).join(" ");
+
+export function createPad(store, actions) {
+  const { axes, objectives } = store.state;
+  const map = createMap(store, actions, { place, side: SIDE });
+  const picture = svg(
+    "svg",
+    { class: "pad-picture", viewBox: `0 0 ${WIDTH} ${TALL}`, "aria-hidden": "true", focusable: "false" },
+    svg("defs", {}, gradients(axes, objectives), svg("clipPath", { id: "pad-clip" }, svg("polygon", { points: triangle }))),
+    svg("polygon", { points: triangle, class: "pad-ground" }),
+    axes.map((_, i) => svg("polygon", { points: triangle, class: "pad-colour", fill: `url(#pad-lane-${i})` })),
+    map.layer,
+    svg("polygon", { points: triangle, class: "pad-edge" }),
+    axes.map((name, i) => corner(name, i, objectives)),
+    profilePoints(store),
+  );
+  const help = h("p", { class: "hint", id: freshId("pad-help") }, "Drag the point, or use the arrow keys: up is more ",
+    axes[0], ", left more ", axes[1], ", right more ", axes[2], ". Shift makes larger steps, 1 2 3 go to the corners.");
+  const point = h("div", {
+    class: "pad-point", role: "slider", tabindex: "0", "aria-label": "Point on the pad", "aria-orientation": "horizontal",
+    "aria-valuemin": "0", "aria-valuemax": "100", "aria-describedby": help.id, on: { keydown: (event) => byKey(event, store) },
+  });
+  const area = h("div", { class: "pad" }, picture, point);
+  store.watch(["weights"], ({ weights }) => {
+    const at = place(toPoint(weights));
+    point.style.left = `${(100 * at.x) / WIDTH}%`;
+    point.style.top = `${(100 * at.y) / TALL}%`;
+    point.setAttribute("aria-valuenow", String(Math.round(100 * weights[0])));
+    point.setAttribute("aria-valuetext", axes.map((name, i) => `${name} ${weights[i].toFixed(2)}`).join(", "));
+  });
+  store.watch(["profile"], ({ profile }) => {
+    for (const each of picture.querySelectorAll(".pad-profile")) each.classList.toggle("here", each.dataset.profile === profile);
+  });
+  dragging(area, picture, point, store, map);
+  return { picture: h("div", { class: "pad-frame" }, area, help, map.controls), below: map.list };
+}
+
+/** The weights under the mouse; with a map on, those of the cell, whose text is known. */
+function under(event, picture, store) {
+  const box = picture.getBoundingClientRect();
+  const x = (((event.clientX - box.left) / box.width) * WIDTH - LEFT) / SIDE;
+  const y = (((event.clientY - box.top) / box.height) * TALL - TOP) / SIDE;
+  const weights = toWeights({ x, y });
+  const { map } = store.state;
+  return map === null ? weights : nearestOnGrid(weights, map.resolution).map((count) => count / map.resolution);
+}
+
+function dragging(area, picture, point, store, map) {
+  let dragged = false;
+  const follow = (event) => steer(store, under(event, picture, store));
+  area.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    dragged = true;
+    area.setPointerCapture(event.pointerId);
+    event.preventDefault(); // no selection of text while dragging
+    point.focus({ preventScroll: true });
+    const near = event.target.closest("[data-profile]");
+    if (near !== null) {
+      const profile = store.state.profiles.find(({ name }) => name === near.dataset.profile);
+      steer(store, profileWeights(profile, store.state.axes), profile.name);
+    } else follow(event);
+  });
+  area.addEventListener("pointermove", (event) => {
+    if (dragged) follow(event);
+    else map.peek(under(event, picture, store));
+  });
+  area.addEventListener("pointerleave", () => map.peek(null));
+  for (const end of ["pointerup", "pointercancel"]) area.addEventListener(end, () => (dragged = false));
+}
+
+function byKey(event, store) {
+  const { weights } = store.state;
+  const step = event.shiftKey ? 5 * STEP : STEP;
+  const moves = {
+    ArrowUp: [step, -step / 2, -step / 2],
+    ArrowDown: [-step, step / 2, step / 2],
+    ArrowLeft: [0, step, -step],
+    ArrowRight: [0, -step, step],
+  };
+  const corners = { 1: [1, 0, 0], 2: [0, 1, 0], 3: [0, 0, 1], Home: [1 / 3, 1 / 3, 1 / 3] };
+  const move = moves[event.key];
+  const to = corners[event.key] ?? (move && toWeights(toPoint(weights.map((w, i) => w + move[i]))));
+  if (!to || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  steer(store, to);
+}
+
+/** From each corner its colour, gone before it reaches the others: the middle stays light. */
+function gradients(axes, objectives) {
+  return axes.map((name, i) => {
+    const { x, y } = place(CORNERS[i]);
+    const stops = [[0, 1], [0.45, 0.52], [1, 0]].map(([offset, opacity]) => svg("stop", { offset: String(offset), "stop-opacity": String(opacity) }));
+    for (const stop of stops) stop.style.setProperty("stop-color", laneColour(name, objectives));
+    return svg("radialGradient", { id: `pad-lane-${i}`, cx: x, cy: y, r: SIDE * 0.82, gradientUnits: "userSpaceOnUse" }, stops);
+  });
+}
+
+function corner(name, i, objectives) {
+  const { x, y } = place(CORNERS[i]);
+  const at = [
+    { x, y: y - 18, "text-anchor": "middle" },
+    { x: x - 26, y: y + 28, "text-anchor": "start" },
+    { x: x + 26, y: y + 28, "text-anchor": "end" },
+  ][i];
+  const shown = name.length > 18 ? `${name.slice(0, 17)}…` : name;
+  return svg("g", { class: laneClass(name, objectives) },
+    svg("circle", { cx: x, cy: y, r: 6, class: "pad-corner" }), svg("text", { ...at, class: "pad-name" }, shown));
+}
+
+function profilePoints(store) {
+  const { profiles, axes } = store.state;
+  return profiles.flatMap((profile) => {
+    const weights = profileWeights(profile, axes);
+    if (weights === null) return [];
+    const { x, y } = place(toPoint(weights));
+    const anchor = x > WIDTH * 0.62 ? "end" : "start";
+    return svg("g", { class: "pad-profile", "data-profile": profile.name },
+      svg("circle", { cx: x, cy: y, r: 12, class: "pad-reach" }), svg("circle", { cx: x, cy: y, r: 4 }),
+      svg("text", { x: anchor === "end" ? x - 9 : x + 9, y: y + 4, "text-anchor": anchor }, profile.name));
+  });
+}

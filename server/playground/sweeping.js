@@ -1,0 +1,39 @@
+// What the map and the line have in common: one streamed request whose answer belongs to a prompt and its options.
+
+import { follow } from "./api.js";
+import { sampling } from "./request.js";
+
+/** What a map or a line was made for; when this changes it is of another prompt. */
+export const subject = (state) => JSON.stringify([state.prompt.trim(), sampling(state)]);
+
+/**
+ * Runs one request at a time. `onEvent(event)` for each event, `onEnd(error | null)` at the end (an abort is no end).
+ */
+export function createRun(onEvent, onEnd) {
+  let controller = null;
+  return {
+    get busy() {
+      return controller !== null;
+    },
+    async start(path, body) {
+      this.stop();
+      const mine = (controller = new AbortController());
+      let failure = null;
+      try {
+        for await (const event of follow(path, body, mine.signal)) {
+          if (mine.signal.aborted) return;
+          onEvent(event);
+        }
+      } catch (error) {
+        failure = error;
+      }
+      if (mine.signal.aborted) return;
+      controller = null;
+      onEnd(failure);
+    },
+    stop() {
+      controller?.abort();
+      controller = null;
+    },
+  };
+}
