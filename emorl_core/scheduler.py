@@ -114,6 +114,8 @@ class Scheduler:
         return bool(self.running) or any(self._waiting.values())
 
     def add(self, branch: Branch) -> None:
+        # What was cancelled before is an earlier request of that name, which may have ended by itself.
+        self._cancelled.difference_update(member.request.request_id for member in branch.members)
         self._waiting.setdefault(branch.job, deque()).append(branch)
 
     def add_first(self, branches: Sequence[Branch]) -> None:

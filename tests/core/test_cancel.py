@@ -78,6 +78,19 @@ def test_unknown_finished_and_twice_cancelled_ids_are_ignored() -> None:
     assert [event.request_id for event in drain(engine)] == ["b"]
 
 
+def test_a_name_can_be_used_again_after_its_request_was_cancelled_or_had_ended() -> None:
+    ensemble = fake_ensemble()
+    engine = ensemble.engine
+    for _ in range(2):
+        engine.add(held(ensemble, "again"))
+        (done,) = completions(drain(engine)).values()
+        assert (done.finish_reason, len(done.token_ids)) == (FinishReason.LENGTH, 12)
+        engine.cancel("again")  # as a caller does that did not see it end
+    twice = [ensemble.generate("so much on my mind", max_new_tokens=5, request_id="mine").token_ids for _ in range(2)]
+    assert twice[0] == twice[1]
+    assert len(twice[0]) > 0
+
+
 def test_a_slot_that_a_cancelled_request_frees_is_used_in_the_same_step() -> None:
     ensemble = fake_ensemble(slots=1)
     for name in ("first", "second"):
