@@ -19,6 +19,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -259,6 +260,7 @@ def main() -> None:
                 begun = time.process_time()
                 taken = side.step()
                 taken["processor"] = time.process_time() - begun
+                print(f"round {number} of {args.rounds}: {name} {taken['total']:.2f} s", file=sys.stderr, flush=True)
                 if number:  # the first round warms up
                     times[name].append(taken)
 

@@ -23,8 +23,10 @@ SHAPES: dict[str, tuple[int, int, int, int, int]] = {
     "t5-small": (512, 64, 2048, 6, 8),
     "t5-base": (768, 64, 3072, 12, 12),
     "t5-large": (1024, 64, 4096, 24, 16),
+    "t5-tiny": (64, 16, 128, 2, 4),  # of no published model: what tests of the benchmarks measure
 }
 VOCABULARY = 32128
+TOKENIZER_CONFIG = "tokenizer_config.json"  # the last file that is written of a base
 _NAMES = ("reflection", "empathy", "fluency", "coherence", "specificity", "warmth", "brevity", "clarity")
 
 
@@ -55,31 +57,36 @@ def t5_config(shape: str) -> dict[str, object]:
     }
 
 
-def write_base(folder: Path, shape: str, *, seed: int = 0) -> dict[str, tuple[int, int]]:
-    """Write a random T5 checkpoint with a byte-level tokenizer; returns linear layer -> (out, in)."""
-    torch.manual_seed(seed)
+def linear_shapes(shape: str) -> dict[str, tuple[int, int]]:
+    """Linear layer -> (out, in), of all that adapters can be on."""
     d_model, d_kv, d_ff, layers, heads = SHAPES[shape]
     inner = d_kv * heads
-    tensors: dict[str, torch.Tensor] = {"shared.weight": torch.randn(VOCABULARY, d_model)}
     linears: dict[str, tuple[int, int]] = {}
-    for stack in ("encoder", "decoder"):
+    for stack, attentions in (("encoder", ["SelfAttention"]), ("decoder", ["SelfAttention", "EncDecAttention"])):
         for i in range(layers):
-            parts = [("SelfAttention", "attention"), ("DenseReluDense", "dense")]
-            if stack == "decoder":
-                parts.insert(1, ("EncDecAttention", "attention"))
-            for j, (name, kind) in enumerate(parts):
-                path = f"{stack}.block.{i}.layer.{j}"
-                tensors[f"{path}.layer_norm.weight"] = torch.ones(d_model)
-                if kind == "attention":
-                    linears |= {f"{path}.{name}.{p}": (inner, d_model) for p in "qkv"}
-                    linears[f"{path}.{name}.o"] = (d_model, inner)
-                else:
-                    linears[f"{path}.{name}.wi"] = (d_ff, d_model)
-                    linears[f"{path}.{name}.wo"] = (d_model, d_ff)
+            for j, name in enumerate(attentions):
+                path = f"{stack}.block.{i}.layer.{j}.{name}"
+                linears |= {f"{path}.{p}": (inner, d_model) for p in "qkv"}
+                linears[f"{path}.o"] = (d_model, inner)
+            path = f"{stack}.block.{i}.layer.{len(attentions)}.DenseReluDense"
+            linears[f"{path}.wi"] = (d_ff, d_model)
+            linears[f"{path}.wo"] = (d_model, d_ff)
+    return linears
+
+
+def write_base(folder: Path, shape: str, *, seed: int = 0) -> None:
+    """Write a random T5 checkpoint with a byte-level tokenizer."""
+    torch.manual_seed(seed)
+    d_model, d_kv, _, layers, heads = SHAPES[shape]
+    tensors: dict[str, torch.Tensor] = {"shared.weight": torch.randn(VOCABULARY, d_model)}
+    for stack, parts in (("encoder", 2), ("decoder", 3)):
+        for i in range(layers):
+            for j in range(parts):
+                tensors[f"{stack}.block.{i}.layer.{j}.layer_norm.weight"] = torch.ones(d_model)
         tensors[f"{stack}.final_layer_norm.weight"] = torch.ones(d_model)
         bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         tensors[bias] = torch.randn(32, heads) * 0.5
-    for name, (rows, columns) in linears.items():
+    for name, (rows, columns) in linear_shapes(shape).items():
         # T5's own initialisation, so that activations keep the size of the real model's.
         scale = (columns * d_kv) ** -0.5 if name.endswith(".q") else columns**-0.5
         tensors[f"{name}.weight"] = torch.randn(rows, columns) * scale
@@ -87,12 +94,24 @@ def write_base(folder: Path, shape: str, *, seed: int = 0) -> dict[str, tuple[in
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(t5_config(shape), indent=2) + "\n", encoding="utf-8")
     _write_tokenizer(folder)
-    return linears
 
 
-def write_bundle(folder: Path, shape: str, *, objectives: int = 3, rank: int = 8, seed: int = 0) -> Path:
-    """Write a bundle: random base, `objectives` random adapters of `rank` on all linear layers but the head."""
-    linears = write_base(folder / BASE_DIR, shape, seed=seed)
+def write_bundle(
+    folder: Path, shape: str, *, objectives: int = 3, rank: int = 8, seed: int = 0, base: Path | None = None
+) -> Path:
+    """Write a bundle: random base, `objectives` random adapters of `rank` on all linear layers but the head.
+
+    `base`: a folder that holds this random base or will, for several bundles that share it by a symbolic link.
+    """
+    if base is None:
+        write_base(folder / BASE_DIR, shape, seed=seed)
+    else:
+        if not (base / TOKENIZER_CONFIG).exists():
+            write_base(base, shape, seed=seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / BASE_DIR).exists():
+            (folder / BASE_DIR).symlink_to(base.resolve(), target_is_directory=True)
+    linears = linear_shapes(shape)
     names = _NAMES[:objectives]
     for n, name in enumerate(names):
         generator = torch.Generator().manual_seed(seed * 1000 + n + 1)
@@ -133,7 +152,7 @@ def _write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> int:

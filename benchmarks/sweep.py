@@ -13,7 +13,8 @@ best weights, so no scorer takes part. The ways are run in turn in every round, 
 - published: three full Hugging Face models, encoder and whole decoder again for every token, no cache, until every row
   has ended (method.md section 3). Measured at `--published-points` of the points, then multiplied to all 135.
 
-Times are seconds of this process's CPU (`process_time`), which a busy machine disturbs least, and of the clock.
+Times are seconds of this process's CPU (`process_time`), which a busy machine disturbs least, and of the clock. Ratios
+are of CPU seconds, taken round by round.
 One JSON line for machines comes last.
 """
 
@@ -26,6 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +92,23 @@ class Ours:
         }
 
     def separate(self, points: Sequence[Any]) -> dict[tuple[int, Any], str]:
-        """One request per prompt and point, all of a level in the engine's queue at once."""
+        """One request per prompt and point, all of a level in the engine's queue at once; like a sweep's, without
+        log-probabilities."""
         from training.search_evaluation import _hash
         from training.search_spaces import ray
 
         pairs = [(prompt, point) for point in points if any(point) for prompt in range(len(self.prompts))]
-        done = self.ensemble.generate(
-            [self.prompts[prompt] for prompt, _ in pairs],
-            [self.weights(point) for _, point in pairs],
-            max_new_tokens=self.max_new_tokens,
-            seed=0,
-        )
+        requests = [
+            self.ensemble.request(
+                self.prompts[prompt],
+                weights=self.weights(point),
+                max_new_tokens=self.max_new_tokens,
+                seed=0,
+                stream=False,
+            )
+            for prompt, point in pairs
+        ]
+        done = self.ensemble._driver.finish([replace(request, logprobs=False) for request in requests])
         return {
             (prompt, ray(point)): _hash(completion.token_ids)
             for (prompt, point), completion in zip(pairs, done, strict=True)
@@ -165,6 +173,12 @@ def timed(run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     cpu, clock = time.process_time(), time.perf_counter()
     result = run()
     return result, {"cpu_s": time.process_time() - cpu, "clock_s": time.perf_counter() - clock}
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median (least to most)."""
+    middle, low, high = (f"{each:.{digits}f}" for each in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({low}-{high})"
 
 
 def main() -> int:
@@ -242,20 +256,27 @@ def main() -> int:
             ]
             notes["differing"]["published"] = sum(differing)
     scale = len(requested) / max(1, len(some))
-    print(f"{'':16}{'CPU s, median (range)':>32}{'clock s':>12}{'times the sweep':>18}{'times the search':>18}")
-    middle = {name: statistics.median(one["cpu_s"] for one in runs) for name, runs in times.items()}
+    titles = ("times the sweep", "times the search")
+    print(f"{'seconds of':16}{'CPU, median (range)':>28}{'clock':>28}{titles[0]:>26}{titles[1]:>26}")
+    ratios: dict[str, dict[str, list[float]]] = {}
     for name, runs in times.items():
         factor = scale if name == "published" else 1.0
-        cpu = [factor * one["cpu_s"] for one in runs]
-        clock = statistics.median(factor * one["clock_s"] for one in runs)
-        spread = f"{statistics.median(cpu):.2f} ({min(cpu):.2f}-{max(cpu):.2f})"
-        ratios = [statistics.median(cpu) / middle[other] for other in ("sweep", "search")]
-        print(f"{name:16}{spread:>32}{clock:>12.2f}{ratios[0]:>18.1f}{ratios[1]:>18.1f}")
+        cells = [spread([factor * one[key] for one in runs]) for key in ("cpu_s", "clock_s")]
+        ratios[name] = {
+            other: [factor * one["cpu_s"] / its["cpu_s"] for one, its in zip(runs, times[other], strict=True)]
+            for other in ("sweep", "search")
+        }
+        cells += [spread(values, 1) for values in ratios[name].values()]
+        print(f"{name:16}{cells[0]:>28}{cells[1]:>28}{cells[2]:>26}{cells[3]:>26}")
     if published is not None:
         print(f"published: {len(some)} of {len(requested)} points measured, multiplied by {scale:g}")
     print(f"texts unlike the sweep's, of {notes['compared']}: {notes['differing']}")
     machine = {"cpu": platform.processor() or platform.machine(), "threads": args.threads, "slots": args.slots}
-    print(json.dumps({"machine": machine, "prompts": len(prompts), "scale": scale, "runs": times, **notes}))
+    print(
+        json.dumps(
+            {"machine": machine, "prompts": len(prompts), "scale": scale, "runs": times, "ratios": ratios, **notes}
+        )
+    )
     return 0
 
 

@@ -22,11 +22,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("emorl_cli.serve", "serve a bundle over HTTP"),
     "generate": ("emorl_cli.generate", "answer one prompt, or a file of prompts"),
     "sweep": ("emorl_cli.sweep", "one prompt under many weights: the distinct texts and the weights that give them"),
+    "replay": ("emorl_cli.replay", "make the text of a receipt again and say whether it is the same"),
     "inspect": ("emorl_cli.inspect_bundle", "explain a bundle and validate it in full"),
     "train": ("emorl_cli.train", "train every objective of a recipe and write a bundle"),
     "warm-start": ("emorl_cli.warm_start", "train a recipe's base on replies, before any reinforcement"),
     "train-scorer": ("emorl_cli.train_scorer", "train a scorer from graded pairs and measure it on unseen prompts"),
     "search": ("emorl_cli.search", "find the weights that score best and store them as a profile"),
+    "evaluate": ("emorl_cli.evaluate", "compare training methods on the same prompts, as one table"),
+    "bench": ("emorl_cli.bench", "speed beside what a user would run instead, in one run"),
     "import-npz": ("emorl_cli.import_npz", "turn a published .npz adapter into a PEFT folder"),
 }
 

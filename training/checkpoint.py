@@ -18,7 +18,7 @@ from torch import Tensor
 from training.durable import appearing
 from training.section import RecipeError
 
-FORMAT = "emorl-training/1"
+FORMAT = "emorl-training/2"
 _TENSORS = "state.safetensors"
 _STATE = "state.json"
 _TORCH, _CUDA = "random.torch", "random.cuda"

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from emorl_core.bundle import PROMPT, Name
 from emorl_core.errors import InvalidWeights
 from emorl_core.weights import BASE, resolve
 from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
+from training.evaluation_settings import EvaluationSettings
 from training.fit import FitSettings
 from training.hyperparameters import LoraSettings, Preset, RlSettings, with_preset
 from training.overrides import apply_override
@@ -167,6 +168,8 @@ class Recipe(Section):
     """The profile that answers a request without weights; null: the first."""
     compute: ComputeSettings = ComputeSettings()
     """Where and how it runs."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """How methods are compared."""
 
     @model_validator(mode="before")
     @classmethod
@@ -191,6 +194,14 @@ class Recipe(Section):
             raise ValueError(f"{BASE} is the bare model, which is always there; choose another name")
         for name, objective in value.items():
             parse_scorer(objective.scorer, where=f"objectives.{name}.scorer")
+        return value
+
+    @field_validator("evaluation")
+    @classmethod
+    def _scorer_names(cls, value: EvaluationSettings, info: ValidationInfo) -> EvaluationSettings:
+        for name in value.scorers:
+            if name in info.data.get("objectives", {}):
+                raise ValueError(f"scorers.{name} is an objective's name too; choose another, the table shows both")
         return value
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from emorl_core.engine import Engine
 from emorl_core.errors import EmorlError
 from emorl_core.models import LaneModel
+from emorl_core.scheduler import Job
 from emorl_core.tokenizer import Tokenizer
 from emorl_core.types import Completion, Failure, Request, Sampling
 from emorl_core.weights import BASE
@@ -68,13 +69,17 @@ class Rollout:
         # A new engine each time: adapters have moved, so no remembered prompt is true any more, and what a rollout
         # computes must not depend on the rollouts before it, or a resumed run would differ in its last bits.
         engine = Engine(self._model, _no_text, self._lanes, slots=self._slots, prefill_cache_bytes=0)
+        job = Job()
         for (place, name), samplings in wanted.items():
             weights = tuple(float(lane == name) for lane in self._lanes)
             engine.add_group(
                 [
-                    Request(_id(place, name, number), prompts[place].source, weights, sampling, stream=False)
+                    Request(
+                        _id(place, name, number), prompts[place].source, weights, sampling, stream=False, logprobs=False
+                    )
                     for number, sampling in enumerate(samplings)
-                ]
+                ],
+                job,
             )
         done: dict[str, Completion] = {}
         failed: dict[str, EmorlError] = {}

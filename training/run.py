@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,12 +121,17 @@ def _base(
             "base.warm_start: not in several processes; run emorl warm-start first, then --set base={path: …}",
             param="base.warm_start",
         )
+    return run_warm_start(recipe, folder, data, out, overwrite=True, progress=warm_start_progress(say))
+
+
+def warm_start_progress(say: Callable[[str], None]) -> Callable[[int, int, float], None]:
+    """Tells ten times in all how far a warm start is."""
     shown = -1
 
     def progress(done: int, total: int, loss: float) -> None:
         nonlocal shown
-        if done * 10 // total > shown:
+        if done * 10 // total > shown and math.isfinite(loss):  # there is no loss yet after the first step
             shown = done * 10 // total
             say(f"warm start: step {done} of {total}, loss {loss:.3f}")
 
-    return run_warm_start(recipe, folder, data, out, overwrite=True, progress=progress)
+    return progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from training.prompts import Prompt
 from training.rollout import Sample
@@ -11,6 +11,22 @@ from training.scorers import Checked, ScorerError
 
 class ScoringFault(Exception):
     """This objective cannot go on; the message names the scorer and the prompt. The others can."""
+
+    scorer: str = ""  # its name in the recipe; set by `score_by_each`
+
+
+def score_by_each(
+    scorers: Mapping[str, Checked], prompts: Sequence[Prompt], replies: Sequence[Sequence[Sample]]
+) -> dict[str, list[list[float]]]:
+    """`score` by every scorer. Raises `ScoringFault` with the name of the first at fault."""
+    scores = {}
+    for name, scorer in scorers.items():
+        try:
+            scores[name] = score(scorer, prompts, replies)
+        except ScoringFault as fault:
+            fault.scorer = name
+            raise
+    return scores
 
 
 def score(scorer: Checked, prompts: Sequence[Prompt], replies: Sequence[Sequence[Sample]]) -> list[list[float]]:

@@ -36,9 +36,14 @@ def draw_all(folder: Path, found: Found, tables: Mapping[Point, ScoreTable], obj
         figures["weights"] = triangle(found, objectives)
     if len(next(iter(tables.values())).names) > 1:
         figures["trade-offs"] = trade_offs(found, tables)
-    written = []
+    return save_all(folder, figures)
+
+
+def save_all(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
+    """Write each figure as `<name>.png` and `<name>.svg`; returns the files."""
     import matplotlib
 
+    written = []
     # Fixed ids and no date: the same search draws the same bytes. Text stays text in SVG.
     with matplotlib.rc_context({"svg.hashsalt": "emorl", "svg.fonttype": "none"}):
         for name, figure in figures.items():
@@ -71,7 +76,7 @@ def triangle(found: Found, objectives: Sequence[str]) -> Figure:
         axes.text(corner[0] + dx, corner[1] + dy, name, ha="center")
     axes.set_aspect("equal")
     axes.axis("off")
-    axes.set_title(f"star: {_written(found.best, objectives)}", fontsize=9, pad=22)
+    axes.set_title(f"star: {_written(found.best, objectives)}", fontsize=9, pad=36)
     figure.colorbar(dots, ax=axes, shrink=0.8, label="score on the search prompts")
     return figure
 
@@ -109,7 +114,8 @@ def best_so_far(found: Found) -> Figure:
         new = [order[point] for point in level.points if point not in seen]
         seen.update(level.points)
         if new and level.number > 1:
-            axes.axvline(min(new) - 0.5, color="0.8", linestyle=":", linewidth=1)
+            label = "a level begins" if level.number == 2 else None
+            axes.axvline(min(new) - 0.5, color="0.8", linestyle=":", linewidth=1, label=label)
     axes.set_xlabel("distinct evaluations")
     axes.set_ylabel("score on the search prompts")
     axes.legend(fontsize=8, frameon=False, loc="lower right")

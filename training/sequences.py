@@ -16,8 +16,11 @@ from torch import Tensor
 from emorl_core.lanes import LaneIndex
 from emorl_core.models import LaneModel
 
-# Bytes of logits held at once; a wide vocabulary would otherwise need gigabytes for the tokens of one step.
-_LOGIT_BYTES = 64 * 2**20
+# Bytes of logits held at once; a wide vocabulary would otherwise need gigabytes for the tokens of one step. Blocks of
+# up to 32 MiB are handed out again by the C library; larger ones come from the system, page by page, every time.
+_LOGIT_BYTES = 24 * 2**20
+# Bytes of logits that are turned into probabilities at once, so that they stay in the processor's cache on the way.
+_SOFTMAX_BYTES = 2**20
 
 
 class TrainableModel(LaneModel, Protocol):
@@ -113,9 +116,14 @@ def _logprobs(model: LaneModel, hidden: Tensor, ids: Tensor) -> Tensor:
 def _logprobs_and_slope(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """log p [n] of the ids, and its derivative with respect to the logits, [id is v] - p_v [n, V].
 
-    One pass of exponentials serves both, and the slope takes the place of the logits: a wide vocabulary costs its
-    memory traffic, not its arithmetic.
+    One pass of exponentials serves both, and the slope takes the place of the logits, some rows at a time.
     """
+    size = max(1, _SOFTMAX_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
+    values = [_softmax_in_place(*some) for some in zip(logits.split(size), ids.split(size), strict=True)]
+    return torch.cat(values), logits
+
+
+def _softmax_in_place(logits: Tensor, ids: Tensor) -> Tensor:
     rows = torch.arange(len(ids), device=ids.device)
     chosen = logits[rows, ids]
     largest = logits.amax(dim=1)
@@ -123,7 +131,7 @@ def _logprobs_and_slope(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     total = powers.sum(dim=1)
     slope = powers.div_(-total.unsqueeze(1))
     slope[rows, ids] += 1.0
-    return chosen - largest - total.log(), slope
+    return chosen - largest - total.log()
 
 
 def _pieces(model: LaneModel, hidden: Tensor, ids: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -17,7 +17,8 @@ from training.prompts import Prompt, encode_prompts
 from training.recipe import Recipe
 from training.section import RecipeError
 
-NOT_TRAINING = {"name", "compute", "profiles", "default_profile"}  # keys that change nothing in what is trained
+# Keys that change nothing in what is trained.
+NOT_TRAINING = {"name", "compute", "profiles", "default_profile", "evaluation"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
 """All objectives in lockstep: one rollout, one forward and one backward pass a step, one adapter and one AdamW each.
+Or one adapter for all objectives together, its reward their weighted sum: what EMORL is compared with.
 
 k-self-critical sequence training (Laban et al. 2021) as method.md section 2 has it. An objective that converged or
 failed leaves the batch: its rows are not run and its moments are not touched.
@@ -6,61 +7,49 @@ failed leaves the batch: its rows are not run and its moments are not touched.
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from emorl_core.tokenizer import Tokenizer
 from emorl_core.types import Sampling
 from emorl_core.weights import BASE
 from training.adapters import Stacks, fresh_adapter
 from training.checkpoint import Checkpoint, latest, restore_random_states, save
 from training.gradients import GradientStep
 from training.lockstep import Lockstep, Measures, TrainingGroup
-from training.objective import Objective
+from training.objective import Objective, Scores, flat
 from training.optimizer import ObjectiveOptimizer
 from training.order import Order
 from training.processes import Processes, interleaved
 from training.prompts import Prompt
-from training.recipe import Recipe
-from training.rewards import to_rewards
 from training.rollout import Rollout, Sample
-from training.scorers import Checked, ScorerError
-from training.scoring import ScoringFault, score
+from training.scorers import ScorerError
+from training.scoring import ScoringFault, score_by_each
 from training.section import RecipeError
 from training.seeds import derive
-from training.sequences import TrainableModel
 from training.stopping import at_limit, reason_to_stop
+from training.task import Joint, Task
 from training.tracking import Report, RunLog
+
+__all__ = ["Joint", "Task", "Trainer"]
 
 Replies = dict[str, list[list[Sample]]]  # objective -> replies of each of this process's prompts
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a run works on. `fingerprint` names the recipe and the data: a run resumes only what it began."""
-
-    recipe: Recipe
-    model: TrainableModel
-    tokenizer: Tokenizer
-    train: tuple[Prompt, ...]
-    validation: tuple[Prompt, ...]
-    scorers: dict[str, Checked]
-    fingerprint: dict[str, str]
-
-
 class Trainer:
-    """Trains one adapter per scorer of the task. `objectives` tell how each one stands."""
+    """Trains the adapters of a task. `objectives` tell how each one stands."""
 
     def __init__(self, task: Task, processes: Processes, folder: Path, report: Report = lambda record: None) -> None:
         """folder: of the run's log and checkpoints; report: is told every record of the log."""
         self.task, self.settings = task, task.recipe.rl
         self._processes, self._folder = processes, folder
         model, recipe, settings = task.model, task.recipe, task.recipe.rl
-        fresh = [fresh_adapter(model, name, recipe.lora_of(name), recipe.seed) for name in task.scorers]
+        goals = task.goals()
+        fresh = [fresh_adapter(model, name, task.lora_of(name), recipe.seed) for name in goals]
         model.attach(fresh, training=True)
         model.train(False)
         self.stacks = Stacks(model)
@@ -68,11 +57,11 @@ class Trainer:
             Objective(
                 adapter.name,
                 lane,
-                task.scorers[adapter.name],
+                *goals[adapter.name],
                 ObjectiveOptimizer(
                     self.stacks,
                     lane,
-                    learning_rate=recipe.learning_rate_of(adapter.name),
+                    learning_rate=task.learning_rate_of(adapter.name),
                     weight_decay=settings.weight_decay,
                     warmup_steps=settings.warmup_steps,
                     max_norm=settings.max_grad_norm,
@@ -160,41 +149,44 @@ class Trainer:
         self._fail({name: error.message for name, error in found.failures.items()})
         return found.samples
 
-    def _score(self, prompts: Sequence[Prompt], replies: Replies) -> dict[str, list[list[float]]]:
-        """Scores of every active objective, [prompts][k], of all processes."""
+    def _score(self, prompts: Sequence[Prompt], replies: Replies) -> dict[str, Scores]:
+        """Scores of every active objective by scorer, [prompts][k], of all processes."""
         mine = self._processes.share(list(prompts))
-        own: dict[str, list[list[float]]] = {}
+        own: dict[str, Scores] = {}
         faults: dict[str, str] = {}
         for objective in self.active:
             try:
-                own[objective.name] = score(objective.scorer, mine, replies[objective.name])
+                own[objective.name] = score_by_each(objective.scorers, mine, replies[objective.name])
             except ScoringFault as fault:
                 faults[objective.name] = str(fault)
         self._fail(faults)
         every = self._processes.gather_objects(own)
-        return {o.name: interleaved([part[o.name] for part in every]) for o in self.active}
+        return {
+            o.name: {scorer: interleaved([part[o.name][scorer] for part in every]) for scorer in o.scorers}
+            for o in self.active
+        }
 
     def _learn(
-        self, prompts: Sequence[Prompt], replies: Replies, scores: dict[str, list[list[float]]]
-    ) -> dict[str, dict[str, float]]:
+        self, prompts: Sequence[Prompt], replies: Replies, scores: dict[str, Scores]
+    ) -> dict[str, dict[str, Any]]:
         """Move every active adapter; returns what is worth logging."""
         mine = self._processes.share(list(prompts))
         batch: dict[int, list[TrainingGroup]] = {}
         rewards: dict[str, list[float]] = {}
         for objective in self.active:
-            flat = [value for group in scores[objective.name] for value in group]
-            rewards[objective.name] = to_rewards(flat, self.settings.reward, objective.statistics)
+            own_rewards = objective.rewards(scores[objective.name], self.settings.reward)
+            rewards[objective.name] = own_rewards
             k = self.settings.samples_per_prompt
-            grouped = [tuple(rewards[objective.name][i : i + k]) for i in range(0, len(flat), k)]
+            grouped = [tuple(own_rewards[i : i + k]) for i in range(0, len(own_rewards), k)]
             batch[objective.lane] = [
-                TrainingGroup(prompt.gradient_source, tuple(self._trained_ids(sample) for sample in own), own_rewards)
-                for prompt, own, own_rewards in zip(
+                TrainingGroup(prompt.gradient_source, tuple(self.task.trained_ids(sample) for sample in own), group)
+                for prompt, own, group in zip(
                     mine, replies[objective.name], self._processes.share(grouped), strict=True
                 )
             ]
         found = self._gradients.compute(batch)
         self._fail({o.name: found.faults[o.lane] for o in self.active if o.lane in found.faults})
-        logged: dict[str, dict[str, float]] = {}
+        logged: dict[str, dict[str, Any]] = {}
         for objective in self.active:
             objective.optimizer.step(found.norms[objective.lane])
             objective.steps += 1
@@ -204,28 +196,22 @@ class Trainer:
             )  # fmt: skip
         return logged
 
-    def _trained_ids(self, sample: Sample) -> tuple[int, ...]:
-        ids = sample.ids
-        if self.settings.train_on == "reencoded":
-            ids = tuple(self.task.tokenizer.encode(sample.text))[: self.settings.max_new_tokens]
-        if not self.settings.train_end and ids and ids[-1] in self.task.model.eos_token_ids:
-            ids = ids[:-1]
-        return ids
-
     def _account(
-        self, objective: Objective, scores: list[list[float]], rewards: list[float], replies: list[list[Sample]],
+        self, objective: Objective, scores: Scores, rewards: list[float], replies: list[list[Sample]],
         measured: Measures, norm: float,
-    ) -> dict[str, float]:  # fmt: skip
-        flat = [value for group in scores for value in group]
+    ) -> dict[str, Any]:  # fmt: skip
+        means = {name: statistics.fmean(flat(own)) for name, own in scores.items()}
+        joint = {"scores": means, "weights": dict(objective.mix.weights)} if self.task.joint is not None else {}
         every = self._processes.gather_objects(
             (sum(len(s.ids) for own in replies for s in own), sum(s.ended for own in replies for s in own))
         )
         tokens, ended = sum(part[0] for part in every), sum(part[1] for part in every)
-        objective.consumption.prompts += len(scores)
-        objective.consumption.samples += len(flat)
+        objective.consumption.prompts += len(rewards) // self.settings.samples_per_prompt
+        objective.consumption.samples += len(rewards)
         objective.consumption.tokens += tokens
         return {
-            "score": sum(flat) / len(flat),
+            "score": statistics.fmean(means.values()),
+            **joint,
             "reward": sum(rewards) / len(rewards),
             "loss": measured.loss,
             "policy_loss": measured.policy_loss,
@@ -233,8 +219,8 @@ class Trainer:
             "kl_k1": measured.k1 / measured.replies,  # nats a reply
             "kl_k3": measured.k3 / measured.replies,
             "gradient_norm": norm,
-            "tokens": tokens / len(flat),  # a reply
-            "ended": ended / len(flat),  # share that ended by itself
+            "tokens": tokens / len(rewards),  # a reply
+            "ended": ended / len(rewards),  # share that ended by itself
         }
 
     # -- after a step --------------------------------------------------------------------------------------------
@@ -267,18 +253,16 @@ class Trainer:
         self.task.model.train(False)
         self._fail({name: error.message for name, error in found.failures.items()})
         scores = self._score(self.task.validation, found.samples)
-        means = {}
+        means: dict[str, dict[str, float]] = {}
         for objective in self.active:
-            means[objective.name] = objective.validated(
-                [value for own in scores[objective.name] for value in own], self.steps, self.stacks
-            )
+            means[objective.name] = objective.validated(scores[objective.name], self.steps, self.stacks)
             tokens = sum(len(own[0].ids) for own in found.samples[objective.name])
             objective.consumption.validation_samples += len(self.task.validation)
             objective.consumption.validation_tokens += sum(self._processes.gather_objects(tokens))
         seconds = time.perf_counter() - started
         for objective in taking_part:
             objective.consumption.spend(seconds, len(taking_part))
-        self._log.write("validation", self.steps, seconds=seconds, scores=means)
+        self._write_validation(means, seconds)
 
     def _validate_base(self) -> None:
         """What the base scores: every objective begins there. A scorer that breaks its contract is refused here."""
@@ -287,17 +271,24 @@ class Trainer:
         found = self._rollout.greedy(mine, [BASE], self.settings.max_new_tokens)
         if BASE in found.failures:
             raise RecipeError(f"base: {found.failures[BASE].message}", param="base")
-        means = {}
+        means: dict[str, dict[str, float]] = {}
         for objective in self.objectives:
             try:
-                own = score(objective.scorer, mine, found.samples[BASE])
+                own = score_by_each(objective.scorers, mine, found.samples[BASE])
             except ScoringFault as fault:
-                raise ScorerError(
-                    f"objectives.{objective.name}.scorer: {fault}", param=f"objectives.{objective.name}.scorer"
-                ) from fault
-            whole = interleaved(self._processes.gather_objects(own))
-            means[objective.name] = objective.validated([value for one in whole for value in one], 0, self.stacks)
-        self._log.write("validation", 0, seconds=time.perf_counter() - started, scores=means)
+                where = f"objectives.{fault.scorer}.scorer"
+                raise ScorerError(f"{where}: {fault}", param=where) from fault
+            every = self._processes.gather_objects(own)
+            whole = {name: interleaved([part[name] for part in every]) for name in objective.scorers}
+            means[objective.name] = objective.validated(whole, 0, self.stacks)
+        self._write_validation(means, time.perf_counter() - started)
+
+    def _write_validation(self, means: Mapping[str, Mapping[str, float]], seconds: float) -> None:
+        scores = {name: statistics.fmean(own.values()) for name, own in means.items()}
+        joint = {}
+        if self.task.joint is not None:
+            joint = {"by_scorer": means, "weights": {o.name: dict(o.mix.weights) for o in self.objectives}}
+        self._log.write("validation", self.steps, seconds=seconds, scores=scores, **joint)
 
     def _fail(self, faults: dict[str, str]) -> None:
         """End these objectives on every process; their best weights stay, and NaN leaves the stacks."""

@@ -214,6 +214,37 @@ def test_a_client_without_feeling_words_still_gets_graded_replies() -> None:
     assert scores[0] > scores[1] + 0.4
 
 
+@pytest.mark.parametrize(
+    ("prompt", "good", "bad"),
+    [
+        ("I lost my money.", "It must be hard when you lost your money.", "Anyone would feel money when you lost it."),
+        ("I went climbing.", "It makes sense that you went climbing.", "It makes sense that you feel went climbing."),
+        (
+            "I can't sleep.",
+            "I'm sorry. It is hard when you can't sleep.",
+            "I'm sorry. Anyone who can't sleep would feel.",
+        ),
+    ],
+)
+def test_what_nobody_can_feel_is_no_feeling(prompt: str, good: str, bad: str) -> None:
+    for scorer in (EMPATHY, REFLECTION):
+        high, low = scorer([prompt] * 2, [good, bad])
+        assert low < 0.6 * high
+
+
+def test_a_state_in_the_clients_own_word_may_be_given_back() -> None:
+    prompt = "I'm so flummoxed because of the forms."
+    own, other = "You feel really flummoxed because of the forms.", "You feel really bamboozled because of the forms."
+    scores = REFLECTION([prompt] * 2, [own, other])
+    assert scores[1] < 0.5 * scores[0]
+
+
+def test_a_stretch_said_twice_halves_a_reflection() -> None:
+    once = "You sleep badly at night because your boss keeps giving you new projects."
+    twice = "You sleep badly at night, and your boss keeps giving you new projects at night, and your boss keeps."
+    assert REFLECTION([CLIENT], [twice])[0] < 0.55 * REFLECTION([CLIENT], [once])[0]
+
+
 def corpus(count: int = 200) -> list[Record]:
     draw = random.Random(0)
     feelings, things = ["sad", "angry", "tired", "lonely"], ["job", "wife", "house", "mother", "school", "pain"]

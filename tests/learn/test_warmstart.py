@@ -1,4 +1,4 @@
-"""Warm start and supervised adapters on a model of a few thousand parameters."""
+"""Warm start on a model of a few thousand parameters."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from emorl_core.adapters import read_peft
 from tests.builders import tiny_t5
 from training.data.records import Record
 from training.data.synthetic import generate
 from training.fit import FitError, FitSettings, Progress, last_checkpoint, plan_order
-from training.hyperparameters import LoraSettings
 from training.scratch import ScratchSettings, new_model
-from training.supervised import SupervisedSettings, train_adapter
 from training.tokenizer import train_tokenizer
 from training.warmstart import WarmStartSettings, warm_start
 
@@ -146,32 +143,6 @@ def test_it_starts_from_a_folder_too(records: tuple[Record, ...], tmp_path: Path
     )
 
 
-def test_an_adapter_changes_the_base_and_reads_back(records: tuple[Record, ...], warm: Path, tmp_path: Path) -> None:
-    supervised = SupervisedSettings(lora=LoraSettings(rank=2, alpha=4), fit=fit_settings(learning_rate=3e-2))
-    before = weights(warm)
-    out = train_adapter(warm, generate(60, 2, ("validation",)), tmp_path / "empathy", supervised, device="cpu")
-    receipt = json.loads((out / "supervised.json").read_text())
-    assert receipt["losses"][-1] < receipt["losses"][0]
-    adapter = read_peft(out, "empathy")
-    assert adapter.base_name == "base"
-    assert all(pair.rank == 2 and pair.scale == 2.0 for pair in adapter.modules.values())
-    assert not any("lm_head" in module or "shared" in module for module in adapter.modules)
-    kinds = {module.split(".")[-1] for module in adapter.modules}
-    assert kinds == {"q", "k", "v", "o", "wi", "wo"}
-    assert max(pair.delta().abs().max().item() for pair in adapter.modules.values()) > 1e-3
-    assert all(torch.equal(before[key], value) for key, value in weights(warm).items())
-    assert str(tmp_path) not in "".join(path.read_text() for path in out.glob("*.json"))
-
-
-def test_a_killed_adapter_ends_with_the_same_bits(warm: Path, tmp_path: Path) -> None:
-    supervised = SupervisedSettings(lora=LoraSettings(rank=2, alpha=4, dropout=0.1), fit=fit_settings(steps=8))
-    records = generate(60, 2, ("brief",))
-    whole = train_adapter(warm, records, tmp_path / "whole", supervised, device="cpu")
-    with pytest.raises(Killed):
-        train_adapter(warm, records, tmp_path / "parts", supervised, device="cpu", progress=killed_at(6))
-    assert same(train_adapter(warm, records, tmp_path / "parts", supervised, device="cpu"), whole)
-
-
 def test_training_leaves_the_callers_random_state_and_terminal_alone(
     records: tuple[Record, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -182,8 +153,7 @@ def test_training_leaves_the_callers_random_state_and_terminal_alone(
     capfd.readouterr()
     with caplog.at_level(logging.WARNING), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        base = warm_start(records[:20], tmp_path / "base", settings(steps=2), device="cpu")
-        train_adapter(base, records[:20], tmp_path / "a", SupervisedSettings(fit=fit_settings(steps=2)), device="cpu")
+        warm_start(records[:20], tmp_path / "base", settings(steps=2), device="cpu")
     assert transformers_logging.is_progress_bar_enabled()
     assert transformers_logging.get_verbosity() == logging.WARNING
     transformers_logging.set_verbosity(verbosity)

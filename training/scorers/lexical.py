@@ -23,6 +23,7 @@ from training.scorers.guards import distinct_share, length_window
 from training.scorers.lexicon import FLIP, POSITIVE_FAMILIES, SECOND_PERSON
 from training.scorers.ngram import NgramModel, pieces
 from training.scorers.reading import Reading, asks, form_factor, function_factor, has_own_voice, read, sentence_form
+from training.scorers.words import longest_run
 
 ENOUGH = 5  # content words of the client; a reply that gives back so many needs no more
 SMALLEST_CORPUS = 50  # replies; quantiles of fewer mean nothing
@@ -167,10 +168,10 @@ class LexicalFluency:
 def _copy_factor(client: Reading, reply: Reading) -> float:
     """0.1 for a stretch of the client's text as it was said; falling from 1 to 0.5 as a reply becomes nothing but one
     stretch with the person turned round."""
-    verbatim = _longest_run(client.tokens, reply.tokens) / len(reply.tokens)
+    verbatim = longest_run(client.tokens, reply.tokens) / len(reply.tokens)
     if verbatim > 0.85:
         return 0.1
-    turned = _longest_run([FLIP.get(token, token) for token in client.tokens], reply.tokens) / len(reply.tokens)
+    turned = longest_run([FLIP.get(token, token) for token in client.tokens], reply.tokens) / len(reply.tokens)
     return 1.0 - 2.0 * max(0.0, max(turned, verbatim) - 0.75)
 
 
@@ -208,20 +209,6 @@ def _is_glad(client: Reading) -> bool | None:
     if not client.feelings:
         return None
     return sum(family in POSITIVE_FAMILIES for family in client.feelings) * 2 > len(client.feelings)
-
-
-def _longest_run(left: list[str], right: list[str]) -> int:
-    """Length of the longest run of words that both contain."""
-    best = 0
-    above = [0] * (len(right) + 1)
-    for token in left:
-        here = [0] * (len(right) + 1)
-        for column, other in enumerate(right, start=1):
-            if token == other:
-                here[column] = above[column - 1] + 1
-                best = max(best, here[column])
-        above = here
-    return best
 
 
 def _turned(prompt: str) -> list[str]:

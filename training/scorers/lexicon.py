@@ -124,6 +124,10 @@ FEELING_VERBS = _set("""
 feel feels feeling felt am are is was were i'm you're he's she's be been being get gets getting got make makes
 made leave leaves left so very too really seem seems sound sounds become becoming
 """)
+FEEL = _set("feel feels felt")
+INTENSIFIERS = _set("so very really too quite rather pretty a bit little deeply truly also still just")
+# What may stand between "feel" and something that is no feeling: "feel like a fool", "feel that you ...".
+AFTER_FEEL = _set("like as that this the about under how it your you better worse safe something nothing anything")
 NEGATIONS = _set("""
 not no never don't doesn't didn't isn't aren't wasn't weren't can't couldn't won't wouldn't without hardly
 """)

@@ -10,12 +10,15 @@ from training.scorers import lexicon
 from training.scorers.base import clip
 from training.scorers.guards import distinct_share, length_window
 from training.scorers.lexicon import (
+    AFTER_FEEL,
     AMBIGUOUS,
     FAMILY_OF,
+    FEEL,
     FEELING_VERBS,
     FIRST_PERSON,
     FRAME,
     FUNCTION,
+    INTENSIFIERS,
     NEGATIONS,
     QUESTION_START,
     stem,
@@ -90,7 +93,25 @@ def form_factor(reply: Reading, client: Reading) -> float:
     """1 for connected text of a sensible length; less for word lists, repetition, a few words or a flood of them."""
     factor = length_window(len(reply.tokens), FEWEST_WORDS, MOST_WORDS)
     factor *= distinct_share(reply.tokens, 2) ** 3
+    factor *= 0.5 if distinct_share(reply.tokens, 3) < 1.0 else 1.0  # a stretch said twice
+    factor *= 0.4 if misnames_feeling(reply, client) else 1.0
     return factor * function_factor(reply) * _joint_factor(reply.tokens, client.tokens) * sentence_form(reply.raw)
+
+
+def misnames_feeling(reply: Reading, client: Reading) -> bool:
+    """Does something stand after "feel" that nobody can feel, or nothing at all: "anyone would feel money"? What the
+    client says of their own state ("I'm so foggy") may be given back, in the list of feelings or not."""
+    own = {
+        token
+        for index, token in enumerate(client.tokens)
+        if FEELING_VERBS & set(client.tokens[max(0, index - 3) : index])
+    }
+    for index, token in enumerate(reply.tokens):
+        if token in FEEL:
+            rest = [word for word in reply.tokens[index + 1 : index + 4] if word not in INTENSIFIERS]
+            if not rest or not (rest[0] in FAMILY_OF or rest[0] in own - FUNCTION or rest[0] in AFTER_FEEL):
+                return True
+    return False
 
 
 def function_factor(reply: Reading) -> float:

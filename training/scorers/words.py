@@ -17,3 +17,17 @@ def words(text: str) -> list[str]:
 def ngrams(tokens: list[str], size: int) -> list[tuple[str, ...]]:
     """Every run of `size` tokens, in order, repetitions included."""
     return list(zip(*(tokens[offset:] for offset in range(size)), strict=False))
+
+
+def longest_run(left: list[str], right: list[str]) -> int:
+    """Length of the longest run of words that both contain."""
+    best = 0
+    above = [0] * (len(right) + 1)
+    for token in left:
+        here = [0] * (len(right) + 1)
+        for column, other in enumerate(right, start=1):
+            if token == other:
+                here[column] = above[column - 1] + 1
+                best = max(best, here[column])
+        above = here
+    return best

@@ -1,0 +1,207 @@
+"""The measurements: which engines do which work, and which figures come of it.
+
+A case takes a `Bench` and adds figures to its results. All ratios that the report shows are within one case, so that
+their engines took turns.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.make_bundle import write_bundle
+from benchmarks.speed.bandwidth import gb_per_s, step_bytes
+from benchmarks.speed.figures import Figure, Results
+from benchmarks.speed.rounds import Entrant, Pool, say, take_turns
+from benchmarks.speed.workload import Setup, Times, Work
+
+OBJECTIVES = 3
+RANK = 8
+OBJECTIVES_TRIED = {"cpu": (1, 2, 3, 5, 8), "cuda": (1, 3, 8)}
+REQUESTS_TRIED = {"cpu": (1, 4, 16), "cuda": (1, 16, 64, 256)}
+_STEERED = ("emorl", "published", "peft-mixed")
+PEERS = ("one-model", "published", "peft-mixed", "ctranslate2")
+
+
+@dataclass(slots=True)
+class Bench:
+    """One run: what is measured on, with whom, and what came of it."""
+
+    folder: Path  # where the random bundles are kept between runs
+    shape: str
+    dtype: str  # float32 or bfloat16
+    device: str
+    threads: int
+    peers: Sequence[str]
+    rounds: int | None  # None: each case's own number
+    quick: bool
+    pool: Pool
+    results: Results = field(default_factory=Results)
+    objectives: int = OBJECTIVES
+
+    def bundle(self, objectives: int = OBJECTIVES) -> Path:
+        """A random bundle of this shape with so many objectives, written on first use; all share one base."""
+        folder = self.folder / f"{self.shape}-{objectives}"
+        if not (folder / "bundle.yaml").exists():
+            say(f"writing {folder}")
+            write_bundle(folder, self.shape, objectives=objectives, rank=RANK, base=self.folder / f"{self.shape}-base")
+        return folder
+
+    def setup(self, engine: str, *, objectives: int = OBJECTIVES, dtype: str | None = None) -> Setup:
+        slots = max(REQUESTS_TRIED[self.device])
+        folder = str(self.bundle(objectives))
+        return Setup(engine, folder, dtype or self.dtype, objectives, self.threads, self.device, slots)
+
+    def entrants(self, work: Work, *, only: Sequence[str] = PEERS) -> list[Entrant]:
+        """This engine and those peers that were asked for and are allowed here, all with the same work."""
+        found = [Entrant("emorl", self.setup("emorl"), work)]
+        for peer in (each for each in self.peers if each in only):
+            if peer == "ctranslate2":
+                found += [
+                    Entrant(f"{peer} {dtype}", self.setup(peer, dtype=dtype), work) for dtype in ("float32", "int8")
+                ]
+            elif peer == "published":  # it names no number format, so that its models load as float32
+                found.append(Entrant(peer, self.setup(peer, dtype="float32"), work, "sample"))
+                if self.dtype != "float32":
+                    found.append(Entrant(f"{peer} {self.dtype}", self.setup(peer), work, "sample"))
+            else:
+                found.append(Entrant(peer, self.setup(peer), work))
+                if peer == "one-model" and only == PEERS and self.device == "cpu" and shutil.which("g++"):
+                    found.append(Entrant("one-model compiled", self.setup("one-model compiled"), work))
+        return found
+
+    def count(self, usual: int) -> int:
+        """Rounds of a case whose usual number is this."""
+        return self.rounds or (3 if self.quick else usual)
+
+    def add(self, case: str, entrant: Entrant, metric: str, values: Sequence[float], **sizes: Any) -> None:
+        work = entrant.work
+        steered = entrant.setup.engine in _STEERED
+        keys = {
+            "shape": self.shape,
+            "dtype": self.dtype,
+            "device": self.device,
+            "objectives": entrant.setup.objectives if steered else 1,
+            "requests": work.requests,
+            "source": work.source,
+            "new": work.new,
+            **sizes,
+        }
+        self.results.figures.append(Figure(case, entrant.name, metric, tuple(values), **keys))
+
+    def keep_facts(self, case: str, entrants: Sequence[Entrant]) -> None:
+        for entrant in entrants:
+            worker = self.pool[entrant.setup]
+            steered = entrant.setup.engine in _STEERED
+            number = f", {entrant.setup.objectives} objectives" if steered else ""
+            name = f"{case}, {self.shape}, {self.dtype}: {entrant.name}{number}"
+            self.results.facts[name] = {**worker.call("facts"), "resident_bytes": worker.resident_bytes()}
+
+
+def _decoded(bench: Bench, case: str, entrants: Sequence[Entrant], rounds: int) -> None:
+    """First token, time per token and tokens per second of every entrant."""
+    taken = take_turns(bench.pool, entrants, rounds)
+    for entrant, times in taken.items():
+        bench.add(case, entrant, "first_token_ms", [each.first * 1e3 for each in times])
+        if entrant.work.new > 1:
+            bench.add(case, entrant, "ms_per_token", [each.per_token * 1e3 for each in times])
+            bench.add(case, entrant, "tokens_per_s", [entrant.work.requests / each.per_token for each in times])
+    bench.keep_facts(case, entrants)
+
+
+def decode(bench: Bench) -> None:
+    """One request, 64 source and 64 new tokens, every peer."""
+    new = 32 if bench.shape == "t5-large" else 64
+    entrants = bench.entrants(Work(1, 64, new))
+    _decoded(bench, "decode", entrants, bench.count(5))
+    read = bench.results.find("bandwidth", "machine", "gb_per_s")
+    if read is None:
+        return
+    for entrant in entrants:
+        setup = entrant.setup
+        needed = step_bytes(setup.engine, bench.shape, setup.dtype, objectives=setup.objectives, rank=RANK)
+        bench.add("decode", entrant, "limit_ms", [needed / (read.most * 1e9) * 1e3])
+
+
+def requests(bench: Bench) -> None:
+    """Several requests with different weights at once."""
+    entrants = []
+    for number in REQUESTS_TRIED[bench.device]:
+        entrants += bench.entrants(Work(number, 64, 64), only=("one-model", "ctranslate2"))
+    _decoded(bench, "requests", entrants, bench.count(4))
+
+
+def objectives(bench: Bench) -> None:
+    """One request, more and more objectives."""
+    work = Work(1, 64, 64)
+    tried = OBJECTIVES_TRIED[bench.device]
+    entrants = [Entrant("emorl", bench.setup("emorl", objectives=number), work) for number in tried]
+    entrants += [each for each in bench.entrants(work, only=("one-model",)) if each.name != "emorl"]
+    _decoded(bench, "objectives", entrants, bench.count(5))
+
+
+def long(bench: Bench) -> None:
+    """256 source and 256 new tokens, one request."""
+    entrants = bench.entrants(Work(1, 256, 256), only=("one-model", "ctranslate2"))
+    _decoded(bench, "long", entrants, bench.count(3))
+
+
+def position(bench: Bench) -> None:
+    """The cost of a token at position 16, 128 and 512 of one answer."""
+    entrants = bench.entrants(Work(1, 64, 521), only=("one-model",))
+    for entrant, times in take_turns(bench.pool, entrants, bench.count(3)).items():
+        for at in (16, 128, 512):
+            bench.add("position", entrant, "ms_per_token", [each.around(at) * 1e3 for each in times], position=at)
+
+
+def prefill(bench: Bench) -> None:
+    """The first token at 64, 256 and 512 source tokens; of this engine also the encoder's part of it."""
+    entrants = []
+    for source in (64, 256, 512):
+        entrants += bench.entrants(Work(1, source, 2), only=("one-model", "ctranslate2"))
+    entrants += [replace(entrant, method="prefill") for entrant in entrants if entrant.name == "emorl"]
+    for entrant, times in take_turns(bench.pool, entrants, bench.count(5)).items():
+        metric = "prefill_ms" if entrant.method == "prefill" else "first_token_ms"
+        bench.add("prefill", entrant, metric, [each.first * 1e3 for each in times])
+
+
+def again(bench: Bench) -> None:
+    """The first token of a prompt of 256 tokens, then of the same prompt under other weights."""
+    entrant = Entrant("emorl", bench.setup("emorl"), Work(1, 256, 4))
+    second: list[Times] = []
+
+    def twice(worker: Any, entrant: Entrant, work: Work) -> Times:
+        fresh: Times = worker.call(entrant.method, work)
+        second.append(worker.call(entrant.method, replace(work, weights_seed=work.seed + 1)))
+        return fresh
+
+    rounds = bench.count(9)
+    first = take_turns(bench.pool, [entrant], rounds, measure=twice)[entrant]
+    bench.add("again", entrant, "first_token_ms", [each.first * 1e3 for each in first])
+    remembered = Entrant("emorl, prompt seen before", entrant.setup, entrant.work)
+    bench.add("again", remembered, "first_token_ms", [each.first * 1e3 for each in second[-rounds:]])
+
+
+def memory(bench: Bench) -> None:
+    """Bytes of parameters: the base alone, and with three adapters. Counted, not timed."""
+    entrant = Entrant("emorl", bench.setup("emorl"), Work(1, 64, 4))
+    bench.pool.only([entrant.setup])
+    parts = bench.pool[entrant.setup].call("facts")["parameter_bytes"]
+    bench.pool[entrant.setup].call("run", entrant.work)
+    sizes = {"requests": 0, "source": 0, "new": 0}
+    bench.add("memory", entrant, "base_mb", [parts["base"] / 1e6], **sizes)
+    bench.add("memory", entrant, "adapters_mb", [parts["adapters"] / 1e6], **sizes)
+    bench.add("memory", entrant, "resident_mb", [bench.pool[entrant.setup].resident_bytes() / 1e6], **sizes)
+
+
+def bandwidth(bench: Bench) -> None:
+    """The best streaming read of the machine: no engine can take a step faster than it reads its weights."""
+    entrant = Entrant("machine", Setup("bandwidth", "", "", 0, bench.threads, bench.device), Work(0, 0, 1))
+    times = take_turns(bench.pool, [entrant], bench.count(9))[entrant]
+    figure = Figure("bandwidth", "machine", "gb_per_s", tuple(map(gb_per_s, times)), device=bench.device)
+    if bench.results.find("bandwidth", "machine", "gb_per_s") is None:
+        bench.results.figures.append(figure)
+    bench.results.facts["machine"] = bench.pool[entrant.setup].call("facts")

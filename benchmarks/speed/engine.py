@@ -1,0 +1,59 @@
+"""This engine, driven as the server drives it: requests in, steps, events out."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from benchmarks.speed.workload import Setup, Times, Work, check_length
+from emorl_core.ensemble import Ensemble
+from emorl_core.types import Failure, Request, Sampling, TokenEvent
+
+
+class Emorl:
+    """A bundle with all its objectives, every request with weight on each of them."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._ensemble = Ensemble.load(setup.folder, device=setup.device, dtype=setup.dtype, slots=setup.slots)
+        self._objectives = setup.objectives
+
+    def run(self, work: Work) -> Times:
+        engine = self._ensemble.engine
+        sampling = Sampling(max_new_tokens=work.new, min_new_tokens=work.new, seed=work.seed)
+        requests = [
+            Request(f"{work.seed}-{work.weights_seed}-{i}", tuple(prompt), (0.0, *weights), sampling)
+            for i, (prompt, weights) in enumerate(zip(work.prompts(), work.weights(self._objectives), strict=True))
+        ]
+        made: dict[str, list[int]] = {request.request_id: [] for request in requests}
+        stamps: list[float] = []
+        start = time.perf_counter()
+        for request in requests:
+            engine.add(request)
+        while engine.has_work:
+            for event in engine.step():
+                if isinstance(event, Failure):
+                    raise event.error
+                if isinstance(event, TokenEvent):
+                    made[event.request_id].append(event.token_id)
+            slowest = min(map(len, made.values()))
+            if slowest > len(stamps):  # a step may bring several tokens, or the first of some requests only
+                stamps += [time.perf_counter() - start] * (slowest - len(stamps))
+        ids = tuple(tuple(made[request.request_id]) for request in requests)
+        for each in ids:
+            check_length(len(each), work.new, "emorl")
+        return Times(stamps[0], stamps[-1], work.new, tuple(stamps), ids)
+
+    def prefill(self, work: Work) -> Times:
+        """The model's own part of a first token: prompts -> what decoding needs, all lanes of all requests."""
+        model = self._ensemble.engine.runner.model
+        pairs = [(prompt, lane) for prompt in work.prompts() for lane in range(1, self._objectives + 1)]
+        start = time.perf_counter()
+        model.prefill([prompt for prompt, _ in pairs], [lane for _, lane in pairs])
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        return Times(seconds, seconds, 0)
+
+    def facts(self) -> dict[str, object]:
+        return {"dtype": self._ensemble.dtype, "parameter_bytes": self._ensemble.parameter_bytes()}

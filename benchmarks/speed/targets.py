@@ -1,0 +1,138 @@
+"""What was promised, row by row, and whether the figures keep it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.speed.figures import Results
+
+SHAPE = "t5-base"  # the targets speak of this shape
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """One figure over another of the same case. `least` or `most` is the target; `must` the bound for `nearly`."""
+
+    name: str
+    above: dict[str, Any]  # what `Results.find` is asked for
+    below: dict[str, Any]
+    rivals: tuple[str, ...] = ()  # other settings of the engine below; the fastest one counts
+    most: float | None = None
+    least: float | None = None
+    must: float | None = None
+
+    @property
+    def target(self) -> str:
+        if self.least is not None:
+            return f"≥ {self.least:g}"
+        assert self.most is not None
+        told = f"1/{1 / self.most:.0f}" if self.most < 0.5 else f"{self.most:g}"
+        return f"≤ {told}" + (f" (must: ≤ {self.must:g})" if self.must else "")
+
+    def verdict(self, value: float) -> str:
+        if self.least is not None:
+            return "met" if value >= self.least else "not met"
+        assert self.most is not None
+        if value <= self.most:
+            return "met"
+        return "within must" if self.must is not None and value <= self.must else "not met"
+
+
+def _decode(engine: str) -> dict[str, Any]:
+    return {"case": "decode", "engine": engine, "metric": "ms_per_token", "requests": 1}
+
+
+def _at(position: int) -> dict[str, Any]:
+    return {"case": "position", "engine": "emorl", "metric": "ms_per_token", "position": position}
+
+
+_OURS, _ONE, _COMPILED = _decode("emorl"), _decode("one-model"), ("one-model compiled",)
+TARGETS = (
+    Ratio("3 objectives, 1 request, ms per token / `one-model`", _OURS, _ONE, rivals=_COMPILED, most=1.0, must=1.15),
+    Ratio("the same / `published`", _OURS, _decode("published"), most=1 / 40),
+    Ratio("the same / `peft-mixed`", _OURS, _decode("peft-mixed"), most=1 / 3),
+    Ratio("the same / `ctranslate2` float32, one model", _OURS, _decode("ctranslate2 float32"), most=0.8),
+    Ratio("the same / `ctranslate2` int8, one model", _OURS, _decode("ctranslate2 int8"), most=1.0),
+    Ratio(
+        "5 objectives / 1 objective, ms per token",
+        {"case": "objectives", "engine": "emorl", "metric": "ms_per_token", "objectives": 5},
+        {"case": "objectives", "engine": "emorl", "metric": "ms_per_token", "objectives": 1},
+        most=1.35,
+    ),
+    Ratio(
+        "16 requests with 16 different weights / 1 request, tokens per second",
+        {"case": "requests", "engine": "emorl", "metric": "tokens_per_s", "requests": 16},
+        {"case": "requests", "engine": "emorl", "metric": "tokens_per_s", "requests": 1},
+        least=3.5,
+    ),
+    Ratio("position 512 / position 16, ms per token", _at(512), _at(16), most=1.4),
+    Ratio(
+        "same prompt under other weights / first time, first token, 256 source tokens",
+        {"case": "again", "engine": "emorl, prompt seen before", "metric": "first_token_ms"},
+        {"case": "again", "engine": "emorl", "metric": "first_token_ms"},
+        most=1 / 4,
+    ),
+)
+GPU_TARGETS = (
+    Ratio("3 objectives, 1 request, ms per token / `one-model`", _OURS, _ONE, rivals=_COMPILED, most=1.15),
+    Ratio(
+        "the same / time to read the weights once, no launch floor counted",
+        _OURS,
+        {"case": "decode", "engine": "emorl", "metric": "limit_ms"},
+        most=3.0,
+    ),
+)
+MEMORY_NAME, MEMORY_MOST = "parameter memory, 3 objectives / base, rank 8", 1.05
+
+
+def judge(results: Results, dtype: str, device: str = "cpu") -> list[dict[str, Any]]:
+    """One JSON-ready row per target; `value` is None where a part of it was not measured. `values` are the ratios of
+    the rounds: engines of one round ran one after the other, so a slow minute of the machine cancels out."""
+    rows = []
+    for ratio in TARGETS if device == "cpu" else GPU_TARGETS:
+        of = {"shape": SHAPE, "dtype": dtype, "device": device}
+        above = results.find(**ratio.above, **of)
+        others = [results.find(**{**ratio.below, "engine": engine}, **of) for engine in _engines(ratio)]
+        below = min((figure for figure in others if figure), key=lambda figure: figure.median, default=None)
+        name = ratio.name + (f" ({below.engine})" if below and below.engine in ratio.rivals else "")
+        row: dict[str, Any] = {"name": name, "target": ratio.target, "value": None, "verdict": "not measured"}
+        if above is not None and below is not None:
+            value = above.median / below.median
+            each = [a / b for a, b in zip(above.values, below.values, strict=False)]
+            row |= {"value": value, "min": min(each), "max": max(each), "verdict": ratio.verdict(value)}
+            row |= {"above": above.spread(), "below": below.spread(), "rounds": len(each)}
+        rows.append(row)
+    rows.append(_memory(results, dtype, device))
+    return rows
+
+
+def _engines(ratio: Ratio) -> tuple[str, ...]:
+    return (ratio.below["engine"], *ratio.rivals)
+
+
+def judge_main(results: Results) -> list[dict[str, Any]]:
+    """The targets for the number format and device that the file measured first."""
+    first = next((figure for figure in results.figures if figure.dtype and figure.shape == SHAPE), None)
+    return judge(results, first.dtype if first else "", first.device if first else "cpu")
+
+
+def _memory(results: Results, dtype: str, device: str) -> dict[str, Any]:
+    base, adapters = (
+        results.find("memory", "emorl", metric, shape=SHAPE, dtype=dtype, device=device)
+        for metric in ("base_mb", "adapters_mb")
+    )
+    row: dict[str, Any] = {"name": MEMORY_NAME, "target": f"≤ {MEMORY_MOST:g}", "value": None}
+    if base is None or adapters is None:
+        return {**row, "verdict": "not measured"}
+    value = (base.median + adapters.median) / base.median
+    row |= {"value": value, "min": value, "max": value, "verdict": "met" if value <= MEMORY_MOST else "not met"}
+    return {**row, "above": f"{base.median + adapters.median:.1f}", "below": f"{base.median:.1f}", "rounds": 1}
+
+
+def ratio_text(row: dict[str, Any]) -> str:
+    """`0.93 (0.91-0.95)`; small ones as 1/N, as their targets are said."""
+    value, least, most = row["value"], row["min"], row["max"]
+    if value < 0.2:
+        return f"1/{1 / value:.1f} (1/{1 / least:.1f}-1/{1 / most:.1f})"
+    return f"{value:.3f} ({least:.3f}-{most:.3f})"

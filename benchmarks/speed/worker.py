@@ -1,0 +1,154 @@
+"""One engine in a process of its own: its threads, its allocator and its memory are nobody else's.
+
+Thread pools that spin after their last product, a library's choice of BLAS, or half a gigabyte of another model's
+weights in the cache would otherwise reach the next engine's times. A worker that waits uses no processor.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.workload import Setup
+from emorl_core.errors import EngineError
+
+# name -> module:class
+ENGINES = {
+    "emorl": "benchmarks.speed.engine:Emorl",
+    "one-model": "benchmarks.speed.peers:OneModel",
+    "one-model compiled": "benchmarks.speed.peers:OneModelCompiled",
+    "published": "benchmarks.speed.peers:Published",
+    "peft-mixed": "benchmarks.speed.peers:PeftMixed",
+    "ctranslate2": "benchmarks.speed.ctranslate:CTranslate2",
+    "bandwidth": "benchmarks.speed.bandwidth:Bandwidth",
+}
+
+
+class WorkerFailed(EngineError):
+    """What went wrong in the other process, and where."""
+
+
+class Worker:
+    """A loaded engine; calls wait for their answer. Use as a context manager, or `close`."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        with _environment(setup.threads):
+            self._process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
+            self._process.start()
+        theirs.close()
+        self._receive()  # loaded
+
+    def call(self, method: str, *args: Any) -> Any:
+        """One of the engine's methods. Raises WorkerFailed when it does."""
+        self._pipe.send((method, args))
+        return self._receive()
+
+    def resident_bytes(self) -> int:
+        """Memory of the process, libraries included."""
+        import psutil
+
+        return int(psutil.Process(self._process.pid).memory_info().rss)
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def _receive(self) -> Any:
+        try:
+            ok, value = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise WorkerFailed(
+                f"{self.setup.engine}: its process ended with code {self._process.exitcode}"
+                + (", out of memory perhaps" if self._process.exitcode == -9 else "")
+            ) from None
+        if not ok:
+            raise WorkerFailed(f"{self.setup.engine}: {value}")
+        return value
+
+
+class InProcess(Worker):
+    """The same face without a process, for tests and profilers."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._engine = load(setup)
+
+    def call(self, method: str, *args: Any) -> Any:
+        return getattr(self._engine, method)(*args)
+
+    def resident_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        del self._engine
+
+
+def load(setup: Setup) -> Any:
+    """The engine itself, in this process."""
+    module, _, name = ENGINES[setup.engine].partition(":")
+    return getattr(importlib.import_module(module), name)(setup)
+
+
+def _serve(pipe: Any, setup: Setup) -> None:
+    """The other process: load, then answer calls until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the pipe
+    try:
+        import torch
+
+        torch.set_num_threads(setup.threads)
+        engine = load(setup)
+    except BaseException as error:  # noqa: BLE001 - the parent raises it
+        pipe.send((False, _told(error)))
+        return
+    pipe.send((True, None))
+    while True:
+        try:
+            method, args = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = (True, getattr(engine, method)(*args))
+        except BaseException as error:  # noqa: BLE001 - the parent raises it
+            answer = (False, _told(error))
+        pipe.send(answer)
+
+
+def _told(error: BaseException) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+
+
+@contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """What a process must find when it starts: OpenMP reads its variables once."""
+    wanted = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,94 @@
+"""What a measurement asks for, and what comes back: the same words for this engine and for every peer."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+EOS = 1
+_FIRST_WORD, _LAST_WORD = 300, 32000  # ids that are no special token of `benchmarks.make_bundle`'s tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """`requests` prompts of `source` tokens at once, each continued by exactly `new` tokens.
+
+    The seed decides the prompts and the weights, so that every engine of a round gets the same ones.
+    """
+
+    requests: int
+    source: int
+    new: int
+    seed: int = 0
+    weights_seed: int | None = None  # other weights for the same prompts
+
+    def prompts(self) -> list[list[int]]:
+        """Token ids per request, the end of sequence last."""
+        dice = random.Random(f"prompts {self.seed} of {self.requests}")
+        return [
+            [*(dice.randrange(_FIRST_WORD, _LAST_WORD) for _ in range(self.source - 1)), EOS]
+            for _ in range(self.requests)
+        ]
+
+    def weights(self, objectives: int) -> list[list[float]]:
+        """Per request one positive weight per objective, sum 1: every lane of every request runs."""
+        dice = random.Random(f"weights {self.seed if self.weights_seed is None else self.weights_seed}")
+        rows = [[dice.uniform(0.2, 1.0) for _ in range(objectives)] for _ in range(self.requests)]
+        return [[each / sum(row) for each in row] for row in rows]
+
+    def seeded(self, seed: int) -> Work:
+        return replace(self, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds. `stamps`: time of every token since the start, where the engine tells; all requests move together."""
+
+    first: float  # start -> first token of all requests
+    total: float  # start -> last token of all requests
+    new: int  # tokens made per request
+    stamps: tuple[float, ...] = ()
+    ids: tuple[tuple[int, ...], ...] = ()  # the tokens per request: what tests compare
+
+    @property
+    def per_token(self) -> float:
+        """Of one step after the first token, whatever the number of requests in it."""
+        return (self.total - self.first) / (self.new - 1)
+
+    def around(self, position: int, reach: int = 8) -> float:
+        """Mean time of a token at these positions; `stamps` needed."""
+        first, last = max(position - reach, 1), position + reach
+        return (self.stamps[last - 1] - self.stamps[first - 1]) / (last - first)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One engine to be loaded: which, from where, and how."""
+
+    engine: str  # a key of `worker.ENGINES`
+    folder: str  # a bundle; peers take their base and adapters from it
+    dtype: str  # float32, bfloat16; CTranslate2 knows int8 too
+    objectives: int
+    threads: int
+    device: str = "cpu"
+    slots: int = 16
+
+
+class Engine(Protocol):
+    """What a worker holds. Loading is its constructor's work."""
+
+    def run(self, work: Work) -> Times:
+        """Do the work. Raises WrongLength when the tokens that came are not the tokens that were asked for."""
+
+    def facts(self) -> dict[str, object]:
+        """How it runs, for the report: settings that were chosen, bytes of parameters."""
+
+
+class WrongLength(RuntimeError):
+    """An engine made another number of tokens than was asked for: its time would mean nothing."""
+
+
+def check_length(made: int, asked: int, engine: str) -> None:
+    if made != asked:
+        raise WrongLength(f"{engine} made {made} tokens where {asked} were asked for")

@@ -1,0 +1,130 @@
+"""`emorl bench`: this engine's speed beside what a user would run instead, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from emorl_cli.options import add_example
+
+# Named here, so that --help needs no torch; a test holds them to the suite's own.
+CASES = (
+    *("bandwidth", "decode", "requests", "long", "prefill", "position", "objectives", "again", "memory", "cold"),
+    "http",
+)
+SHAPES = ("t5-small", "t5-base", "t5-large", "t5-tiny")
+PEERS = ("one-model", "published", "peft-mixed", "ctranslate2")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    measured = parser.add_argument_group("what is measured; with none of these, every target on the T5-base shape")
+    measured.add_argument("--case", action="append", choices=CASES, help="only this case; may be repeated")
+    measured.add_argument(
+        "--shape", action="append", choices=SHAPES, help="of the random model, default t5-base; may be repeated"
+    )
+    measured.add_argument(
+        "--dtype",
+        action="append",
+        choices=("auto", "float32", "bfloat16"),
+        help="auto (default): bfloat16 where the device does it well; may be repeated",
+    )
+    measured.add_argument("--peers", metavar="A,B|none", help=f"beside this engine; default: {','.join(PEERS)}")
+    measured.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")
+    measured.add_argument("--threads", type=int, metavar="N", help="of every engine; default: one per core")
+    measured.add_argument("--rounds", type=int, metavar="K", help="measured rounds; default: each case's own number")
+    measured.add_argument("--quick", action="store_true", help="3 rounds of each case: to look, not to publish")
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--folder", type=Path, default=Path("runs/bench"), help="random models are kept here (default runs/bench)"
+    )
+    files.add_argument("--json", type=Path, metavar="FILE", help="write the results, one line; grows case by case")
+    files.add_argument("--resume", action="store_true", help="go on with the cases that FILE does not have")
+    shown = parser.add_argument_group("what is shown of results, instead of measuring")
+    only = shown.add_mutually_exclusive_group()
+    only.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="what moved beyond its spread")
+    only.add_argument("--render", nargs="+", type=Path, metavar="FILE", help="Markdown of one run, or of its parts")
+    shown.add_argument(
+        "--threshold",
+        type=float,
+        default=0.05,
+        metavar="PART",
+        help="--compare ends with 1 when a figure of this engine is worse by more (default 0.05)",
+    )
+    shown.add_argument("--into", type=Path, metavar="PAGE", help="--render between the marks of this page")
+    add_example(
+        parser,
+        "emorl bench",
+        "emorl bench --case decode --peers one-model --quick",
+        "emorl bench --json new.json --resume",
+        "emorl bench --compare old.json new.json --threshold 0.1",
+        "emorl bench --render new.json --into docs/performance.md",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from emorl_core.errors import InvalidRequest
+
+    if importlib.util.find_spec("benchmarks") is None:
+        raise InvalidRequest("the benchmarks are not installed here; run emorl bench from a clone of the repository")
+    if args.compare:
+        return _compare(args)
+    if args.render:
+        return _render(args)
+    if args.into:
+        raise InvalidRequest("--into goes with --render")
+
+    from benchmarks.speed import plan, report
+
+    peers = None if args.peers is None else [] if args.peers == "none" else args.peers.split(",")
+    results, targets = plan.run(
+        plan.Plan(
+            shapes=args.shape or (),
+            dtypes=args.dtype or (),
+            cases=args.case or (),
+            peers=peers,
+            rounds=args.rounds,
+            quick=args.quick,
+            threads=args.threads,
+            device=args.device,
+            folder=args.folder,
+            json=args.json,
+            resume=args.resume,
+        )
+    )
+    print(report.terminal(results, targets))
+    if args.json is None:
+        print(report.line(results, targets))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """1 for a regression, as a script wants it."""
+    from benchmarks.speed.compare import compare
+    from benchmarks.speed.figures import read_results
+    from emorl_core.errors import InvalidRequest
+
+    if not args.threshold >= 0:
+        raise InvalidRequest(f"--threshold is {args.threshold}; allowed: a number from 0, 0.05 is 5 %")
+    old, new = (read_results([path]) for path in args.compare)
+    comparison = compare(old, new, args.threshold)
+    print("\n".join(comparison.lines()))
+    return 1 if comparison.regressions else 0
+
+
+def _render(args: argparse.Namespace) -> int:
+    """The generated part of docs/performance.md, and with --json the parts as one file."""
+    from benchmarks.speed import report
+    from benchmarks.speed.figures import read_results, write_results
+    from benchmarks.speed.targets import judge_main
+
+    results = read_results(args.render)
+    targets = judge_main(results)
+    text = report.markdown(results, targets)
+    if args.json is not None:
+        write_results(args.json, results, targets)
+    if args.into is None:
+        print(text, end="")
+    else:
+        report.put_into(args.into, text)
+    return 0

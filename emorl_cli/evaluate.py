@@ -1,0 +1,222 @@
+"""`emorl evaluate`: every method of the comparison with every seed, as one table; and what blind ratings say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emorl_cli.options import add_example, print_json
+
+if TYPE_CHECKING:
+    from training.evaluate import RunCell
+    from training.recipe import Recipe
+    from training.setup import Data
+
+REFERENCE = "emorl"
+AB_OTHERS = ("uniform", "soups", "base")  # what the reference is rated against, unless --ab says otherwise
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, nargs="?", help="a YAML file; see recipes/ and docs/evaluation.md")
+    what = parser.add_argument_group("what to compare")
+    what.add_argument("--methods", metavar="NAME,…", help="some of the methods (default: all; --list names them)")
+    what.add_argument("--seeds", default="1", metavar="N,…", help="one training of each method per seed (default 1)")
+    what.add_argument("--reference", metavar="NAME", help="the others are tested against it (default emorl)")
+    what.add_argument("--list", action="store_true", help="name the recipe's methods and end")
+    what.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, as in rl.stop.max_steps=20"
+    )
+    where = parser.add_argument_group("where, and how to go on")
+    where.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default evaluation-<recipe's name>)")
+    where.add_argument("--resume", action="store_true", help="go on with what --out holds; cells that are there stay")
+    where.add_argument("--retry-failed", action="store_true", help="with --resume: run failed cells again")
+    where.add_argument("--report-only", action="store_true", help="train nothing: the table of what --out holds")
+    where.add_argument("--overwrite", action="store_true", help="throw away what --out holds")
+    texts = parser.add_argument_group("for people to read and to rate")
+    texts.add_argument("--side-by-side", type=int, default=12, metavar="N", help="prompts shown (default 12)")
+    texts.add_argument(
+        "--ab",
+        action="append",
+        default=[],
+        metavar="NAME,NAME",
+        help="a pair for the blind sheet; may be repeated (default: the reference against uniform, soups and base)",
+    )
+    texts.add_argument("--ab-items", type=int, default=20, metavar="N", help="prompts of each pair (default 20)")
+    texts.add_argument(
+        "--score-ab", type=Path, nargs="+", metavar="SHEET", help="read filled-in sheets, one per rater, and end"
+    )
+    texts.add_argument("--key", type=Path, metavar="FILE", help="with --score-ab (default ab-key.csv beside the sheet)")
+    parser.add_argument("--no-plots", action="store_true", help="draw nothing")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    add_example(
+        parser,
+        "emorl evaluate recipes/demo.yaml --seeds 1",
+        "emorl evaluate recipes/demo.yaml --methods base,uniform,emorl --seeds 1,2,3 --out runs/three --resume",
+        "emorl evaluate --score-ab runs/three/ab-sheet.csv",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from training.evaluation_cells import EvaluationError
+
+    if args.score_ab:
+        return _score_ab(args)
+    if args.recipe is None:
+        raise EvaluationError("name a recipe, or --score-ab SHEET", param="recipe")
+    from training.baselines import method_names
+    from training.evaluate import open_run
+    from training.recipe import load_recipe
+    from training.setup import load_data
+
+    recipe = load_recipe(args.recipe, args.set)
+    known = method_names(recipe)
+    if args.list:
+        print_json(list(known)) if args.json else print("\n".join(known))
+        return 0
+    wanted = _wanted(args, known)
+    if args.report_only and args.overwrite:
+        raise EvaluationError("--report-only and --overwrite exclude each other", param="overwrite")
+    if wanted.plots:
+        from training.search_plots import check_installed
+
+        check_installed()
+    folder = args.recipe.resolve().parent
+    out = args.out or Path(f"evaluation-{recipe.name}")
+    if args.report_only and not out.is_dir():
+        raise EvaluationError(f"--out {out}: there is no such folder to report on", param="out")
+    data = load_data(recipe, folder)
+    with open_run(out, recipe, folder, data, resume=args.resume or args.report_only, overwrite=args.overwrite):
+        found = _run(args, out, wanted, recipe, folder, data)
+    return _tell(args, out, found)
+
+
+def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
+    from emorl_cli.progress import Stages
+    from training.evaluate import judge, run_cells
+
+    def prepare() -> RunCell:
+        from training.baselines import prepare as prepare_methods
+        from training.baselines import run_cell
+
+        settings = recipe.evaluation
+        experiment = prepare_methods(
+            recipe, folder, out, say=_say, levels=settings.search_levels, search_prompts=settings.search_prompts
+        )
+        return lambda method, seed, report: run_cell(method, seed, experiment, report)
+
+    with Stages() as stages:
+        if not args.report_only:
+            run_cells(out, wanted, prepare, retry_failed=args.retry_failed, report=stages, say=_say)
+        return judge(out, wanted, recipe, folder, data, report=stages)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _wanted(args: argparse.Namespace, known: Sequence[str]) -> Any:
+    from training.evaluate import Wanted
+    from training.evaluation_cells import EvaluationError
+    from training.spec import nearest
+
+    methods = tuple(args.methods.split(",")) if args.methods else tuple(known)
+    for name in methods:
+        if name not in known:
+            raise EvaluationError(
+                f"--methods: {name[:40]!r} is unknown{nearest(name, known)}; known: {', '.join(known)}", param="methods"
+            )
+    try:
+        seeds = tuple(int(text) for text in args.seeds.split(","))
+    except ValueError:
+        raise EvaluationError(
+            f"--seeds is {args.seeds[:40]!r}; allowed: whole numbers with commas, as in 1,2,3", param="seeds"
+        ) from None
+    ordered = tuple(name for name in known if name in methods)  # the table's order does not depend on the typing
+    if len(ordered) < len(methods):
+        raise EvaluationError("--methods: one is named twice", param="methods")
+    reference = args.reference or (REFERENCE if REFERENCE in ordered else None)
+    return Wanted(
+        ordered,
+        seeds,
+        reference,
+        _pairs(args.ab, ordered, reference),
+        args.ab_items,
+        args.side_by_side,
+        not args.no_plots,
+    )
+
+
+def _pairs(given: Sequence[str], methods: Sequence[str], reference: str | None) -> tuple[tuple[str, str], ...]:
+    from training.evaluation_cells import EvaluationError
+
+    if not given:
+        return tuple((reference, other) for other in AB_OTHERS if reference is not None and other in methods)
+    pairs = []
+    for text in given:
+        first, comma, second = text.partition(",")
+        if not comma:
+            raise EvaluationError(f"--ab {text[:60]!r} is not NAME,NAME", param="ab")
+        pairs.append((first, second))
+    return tuple(pairs)
+
+
+def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any]) -> int:
+    from training.evaluation_results import failures
+
+    failed = failures(found)
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(result_lines(found)))
+        print(f"{out}: results.md, results.csv, results.json, side-by-side.md{'' if args.no_plots else ', plots'}")
+    for name, seed, why in failed:
+        print(f"{name}, seed {seed}: failed: {why}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def result_lines(found: Mapping[str, Any]) -> list[str]:
+    """One line per method."""
+    from training.evaluation_report import shown
+
+    width = max(map(len, found["methods"]))
+    lines = [f"mean reward on {found['test_prompts']} held-out prompts, 95 % interval over prompts ± spread over seeds"]
+    for name, own in found["methods"].items():
+        if not own["seeds"]:
+            lines.append(f"  {name:{width}}  failed")
+            continue
+        judged = f"  judges {own['judges']['mean']['mean']:.3f}" if own["judges"] else ""
+        prompts = own["consumption"]["prompts"]["mean"]
+        lines.append(f"  {name:{width}}  {shown(own['objectives']['mean'])}{judged}  {prompts:,.0f} training prompts")
+    return lines
+
+
+def _score_ab(args: argparse.Namespace) -> int:
+    from training.evaluation_ab import score_sheets
+    from training.evaluation_cells import EvaluationError
+
+    if args.recipe is not None:
+        raise EvaluationError("--score-ab reads sheets only; leave the recipe out", param="score_ab")
+    found = score_sheets(args.score_ab, args.key)
+    if args.json:
+        print_json(found)
+        return 0
+    print(f"{found['ratings']} ratings of {found['rated']} of {found['items']} items by {found['raters']} rater(s)")
+    for pair in found["pairs"]:
+        rate = pair["win_rate"]
+        print(
+            f"  {pair['first']} over {pair['second']}: {rate['mean']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] of "
+            f"{pair['items']} items ({pair['wins']} won, {pair['ties']} tied, {pair['losses']} lost; p {pair['p']:.3f})"
+        )
+    print(f"the left side was preferred in {found['left']:.0%} of the choices; far from 50 % hints at a habit")
+    agreement = found["agreement"]
+    if agreement is not None:
+        alpha = agreement["krippendorff_alpha"]
+        shown = "not defined, all ratings are the same" if alpha is None else f"{alpha:.2f}"
+        print(
+            f"raters agree in {agreement['share']:.0%} of {agreement['items']} items; Krippendorff's alpha {shown} "
+            "(1 agreement, 0 chance)"
+        )
+    return 0

@@ -1,0 +1,103 @@
+"""Whole comparisons for tests that kill them: `python -m tests.learn.killed_evaluation rule|trained FOLDER KILL_AT`.
+
+`rule`: methods answer by a rule. KILL_AT counts moments: every cell has two (replies half written, all written), every
+scored cell one. `trained`: the real methods on the tiny base in FOLDER/base; every call of a scorer is a moment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.learn.evaluation_cells import run_by_rule, tiny_data
+from training import baselines
+from training.evaluate import Report, Wanted, judge, open_run, run_cells
+from training.evaluation_cells import REPLIES_FILE, cell_folder
+from training.scorers import Checked
+
+TRAINED = ("base", "single:reflection", "dynaopt", "soups", "emorl")
+
+
+class Moments:
+    """Kills the program at one of them."""
+
+    def __init__(self, kill_at: int) -> None:
+        self.kill_at, self.passed = kill_at, 0
+
+    def one(self) -> None:
+        self.passed += 1
+        if self.passed == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def by_rule(folder: Path, kill_at: int = 0) -> dict[str, Any]:
+    moments = Moments(kill_at)
+    recipe, data, records = tiny_data(folder)
+    out = folder / "out"
+    answer = run_by_rule(out, records)
+
+    def run_cell(method: str, seed: int, report: Report) -> None:
+        half = cell_folder(out, method, seed)
+        half.mkdir(parents=True, exist_ok=True)
+        (half / REPLIES_FILE).write_text('{"index": 0, "prom')
+        moments.one()
+        answer(method, seed, report)
+        moments.one()
+
+    with open_run(out, recipe, folder, data, resume=True):
+        wanted = Wanted(("base", "uniform", "emorl"), (1, 2), "emorl", (("emorl", "base"),), plots=False)
+        run_cells(out, wanted, lambda: run_cell)
+        return judge(out, wanted, recipe, folder, data, report=lambda stage, done, total: moments.one())
+
+
+def trained(folder: Path, kill_at: int = 0) -> dict[str, Any]:
+    moments = Moments(kill_at)
+    call = Checked.__call__
+
+    def counted(self: Checked, *args: Any, **kwargs: Any) -> list[float]:
+        moments.one()
+        return call(self, *args, **kwargs)
+
+    recipe, data, _ = tiny_data(
+        folder,
+        base={"path": "base"},
+        objectives={
+            name: {"scorer": {"kind": "callable", "path": f"tests.learn.trainer_tasks:{name}_score"}}
+            for name in ("reflection", "empathy")
+        },
+        rl={
+            "prompts_per_step": 4,
+            "samples_per_prompt": 2,
+            "max_new_tokens": 6,
+            "learning_rate": 1e-2,
+            "validate_every": 2,
+            "validation_prompts": 4,
+            "stop": {"rule": "steps", "max_steps": 4},
+        },
+        evaluation={"search_prompts": 3, "search_levels": 2, "scorers": {"variety": "diversity"}},
+        compute={"device": "cpu", "checkpoint_every": 1},
+    )
+    out = folder / "out"
+    Checked.__call__ = counted  # type: ignore[method-assign]
+    try:
+        with open_run(out, recipe, folder, data, resume=True):
+            wanted = Wanted(TRAINED, (1,), "emorl", plots=False)
+            run_cells(out, wanted, lambda: _prepared(recipe, folder, out))
+            return judge(out, wanted, recipe, folder, data)
+    finally:
+        Checked.__call__ = call  # type: ignore[method-assign]
+
+
+def _prepared(recipe: Any, folder: Path, out: Path) -> Any:
+    experiment = baselines.prepare(recipe, folder, out, levels=2, search_prompts=3)
+    return lambda method, seed, report: baselines.run_cell(method, seed, experiment, report)
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    {"rule": by_rule, "trained": trained}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))

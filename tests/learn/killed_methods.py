@@ -1,0 +1,46 @@
+"""A few cells of a comparison, for tests that kill it: `python -m tests.learn.killed_methods FOLDER [EVENT COUNT]`.
+
+The program kills itself with SIGKILL when the run tells EVENT, the beginning of a stage's name, for the COUNT-th time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from tests.learn.test_resume import write_recipe
+from training.baselines import run_cell
+from training.experiment import Experiment, prepare
+from training.recipe import load_recipe
+
+METHODS = ("dynaopt", "soups", "emorl-anchored")
+SPLITS = {"train": 0.5, "validation": 0.25, "test": 0.25}
+
+
+def tiny_experiment(folder: Path) -> Experiment:
+    """Six test prompts on a tiny base, nine steps, a search of two levels."""
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        write_recipe(folder)
+    recipe = load_recipe(path, [f"data.splits={SPLITS}"])
+    return prepare(recipe, folder, folder / "out", levels=2)
+
+
+def run(folder: Path, event: str = "", count: int = 0) -> None:
+    told = 0
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal told
+        told += bool(event) and stage.startswith(event)
+        if event and told == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    experiment = tiny_experiment(folder)
+    for method in METHODS:
+        run_cell(method, 7, experiment, report)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,265 @@
+"""The compared methods: each answers what its definition says, in someone else's code where that is possible, and a run
+that was killed gives the same replies."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from emorl_core.types import Combine
+from emorl_core.weights import anchored, resolve
+from tests.core.reference import SeparateModels
+from tests.learn.killed_methods import METHODS, run, tiny_experiment
+from tests.learn.trainer_tasks import NAMES
+from training.answers import Answers
+from training.baselines import method_names, methods_of, run_cell
+from training.data.records import Record
+from training.evaluation_cells import CELL_FILE, REPLIES_FILE, Cell, cell_folder, read_cell, read_replies
+from training.experiment import Experiment
+from training.scorers import checked
+from training.stages import trained
+
+SEED = 7
+ROOT = Path(__file__).parents[2]
+ADAPTERS = tuple(sorted(NAMES))  # the order in which the recipe's file has them
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """With every method's cell of one seed."""
+    made = tiny_experiment(tmp_path_factory.mktemp("methods"))
+    for method in method_names(made.recipe):
+        run_cell(method, SEED, made)
+    return made
+
+
+def cell(experiment: Experiment, method: str, seed: int = SEED) -> Cell:
+    found = read_cell(experiment.out, method, seed)
+    assert found is not None
+    return found
+
+
+def texts(experiment: Experiment, method: str) -> list[str]:
+    records = [Record(prompt.text) for prompt in experiment.test]
+    return [reply.text for reply in read_replies(experiment.out, cell(experiment, method), records)]
+
+
+@pytest.fixture(scope="module")
+def judge(experiment: Experiment) -> SeparateModels:
+    folder = experiment.shared(SEED) / "adapters"
+    return SeparateModels(experiment.base, [folder / name for name in ADAPTERS])
+
+
+def plain_greedy(experiment: Experiment, logits: Callable[[list[tuple[int, ...]], Tensor], Tensor]) -> list[str]:
+    """logits: (prompts, decoder inputs [B, T]) -> [B, V]. The text of each row up to its end."""
+    prompts = [prompt.source for prompt in experiment.test]
+    ids = torch.zeros(len(prompts), 1, dtype=torch.int64)
+    for _ in range(experiment.recipe.rl.max_new_tokens):
+        ids = torch.cat([ids, logits(prompts, ids).argmax(-1, keepdim=True)], dim=1)
+    rows = [row[1:] for row in ids.tolist()]
+    return [experiment.tokenizer.decode(row[: row.index(1)] if 1 in row else row) for row in rows]
+
+
+def test_every_method_leaves_a_whole_cell(experiment: Experiment) -> None:
+    assert list(methods_of(experiment.recipe)) == [
+        "base", *(f"single:{name}" for name in ADAPTERS), "uniform", "dynaopt", "soups", "probs", "emorl", "emorl-anchored",
+    ]  # fmt: skip
+    for method in method_names(experiment.recipe):
+        found = cell(experiment, method)
+        assert (found.status, found.reason) == ("done", None), method
+        assert len(texts(experiment, method)) == len(experiment.test)
+        assert found.inference.tokens > 0
+        assert found.memory.base > 0
+        assert (found.search is not None) == (method in ("soups", "probs", "emorl", "emorl-anchored"))
+
+
+def test_consumption_is_the_sum_over_the_adapters_in_use(experiment: Experiment) -> None:
+    """Nine steps of four prompts and three replies."""
+    assert cell(experiment, "base").consumption.prompts == 0
+    for method in ("single:empathy", "uniform", "dynaopt"):
+        used = cell(experiment, method).consumption
+        assert (used.prompts, used.samples) == (36, 108), method
+        assert used.seconds > 0
+    singles = [cell(experiment, f"single:{name}").consumption for name in ADAPTERS]
+    for method in ("soups", "probs", "emorl", "emorl-anchored"):
+        used = cell(experiment, method).consumption
+        assert (used.prompts, used.samples) == (108, 324)
+        assert used.tokens == sum(each.tokens for each in singles)
+        assert {method, *used.shared_with} >= {"emorl", "soups", "probs", "single:fluency"}
+        assert method not in used.shared_with
+    assert cell(experiment, "uniform").consumption.shared_with == ()
+
+
+def test_curves_have_the_base_and_every_validation(experiment: Experiment) -> None:
+    curves = cell(experiment, "emorl").curve
+    assert set(curves) == set(ADAPTERS)
+    joint = cell(experiment, "dynaopt").curve
+    assert set(joint) == {"mean", *ADAPTERS}
+    for points in (*curves.values(), *joint.values()):
+        assert [(point.step, point.prompts) for point in points] == [(0, 0), (3, 12), (6, 24), (9, 36)]
+    for i, point in enumerate(joint["mean"]):
+        assert point.score == pytest.approx(sum(joint[name][i].score for name in ADAPTERS) / 3)
+
+
+def test_lanes_and_memory_are_what_a_method_uses(experiment: Experiment) -> None:
+    for method, lanes, adapters in (("base", 1, 0), ("single:empathy", 1, 1), ("uniform", 1, 1), ("soups", 1, 3)):
+        found = cell(experiment, method)
+        assert found.inference.lane_row_steps == lanes * found.inference.tokens, method
+        assert found.memory.adapters == adapters * cell(experiment, "uniform").memory.adapters
+    mixed = cell(experiment, "emorl")
+    assert mixed.weights is not None
+    running = sum(weight != 0 for weight in mixed.weights.values())
+    assert mixed.inference.lane_row_steps == running * mixed.inference.tokens
+
+
+# -- against someone else's code -------------------------------------------------------------------------------------
+
+
+def test_against_hf_peft_probability_mixing_is_the_log_of_the_weighted_probabilities(
+    experiment: Experiment, judge: SeparateModels
+) -> None:
+    weights = {"empathy": 0.5, "fluency": 0.2, "reflection": 0.3}
+    mix = torch.tensor([0.0, *(weights[name] for name in ADAPTERS)])
+
+    def logits(prompts: list[tuple[int, ...]], ids: Tensor) -> Tensor:
+        each = judge.head(judge.hidden(prompts, ids)[:, :, -1])  # [N, B, V]
+        return torch.einsum("n,nbv->bv", mix, each.softmax(-1)).log()
+
+    assert answered(experiment, weights, "probs") == plain_greedy(experiment, logits)
+
+
+def test_against_hf_peft_the_found_mixes_answer_as_defined(experiment: Experiment, judge: SeparateModels) -> None:
+    """EMORL: head(sum w h). Anchored: head(h_0 + sum w (h - h_0))."""
+
+    def hidden(weights: dict[str, float], prompts: list[tuple[int, ...]], ids: Tensor, *, on_base: bool) -> Tensor:
+        base, *others = judge.hidden(prompts, ids)[:, :, -1]
+        named = dict(zip(ADAPTERS, others, strict=True))
+        if on_base:
+            return judge.head(base + sum(weights[name] * (named[name] - base) for name in ADAPTERS))
+        return judge.head(sum((weights[name] * named[name] for name in ADAPTERS), torch.zeros_like(base)))
+
+    for method in ("emorl", "emorl-anchored"):
+        found = dict(cell(experiment, method).weights or {})
+        expected = plain_greedy(
+            experiment,
+            lambda prompts, ids, w=found, m=method: hidden(w, prompts, ids, on_base=m == "emorl-anchored"),  # type: ignore[misc]
+        )
+        assert texts(experiment, method) == expected, method
+
+
+def answered(
+    experiment: Experiment, weights: dict[str, float], combine: Combine, *, on_base: bool = False
+) -> list[str]:
+    answers = Answers(experiment)
+    answers.attach(trained(experiment, "adapters", SEED, quiet).adapters(ADAPTERS))
+    vector = anchored(answers.lanes, weights) if on_base else resolve(answers.lanes, weights)
+    return [item.text for item in answers.answer(experiment.test, vector, combine).items]
+
+
+def test_anchored_with_all_weights_zero_is_the_base(experiment: Experiment) -> None:
+    assert answered(experiment, dict.fromkeys(ADAPTERS, 0.0), "hidden", on_base=True) == texts(experiment, "base")
+    assert texts(experiment, "base") != texts(experiment, "single:empathy")
+
+
+def test_one_objective_alone_is_the_same_in_every_mix(experiment: Experiment) -> None:
+    single = texts(experiment, "single:fluency")
+    for combine in ("hidden", "probs"):
+        assert answered(experiment, {"fluency": 1.0}, combine) == single
+    assert answered(experiment, {"fluency": 1.0}, "hidden", on_base=True) == single
+
+
+def test_texts_of_a_later_level_are_those_of_their_own_weights(experiment: Experiment) -> None:
+    """A second sweep on the same engine was cut off at once: its requests had the names of the first one's."""
+    answers = Answers(experiment)
+    answers.attach(trained(experiment, "adapters", SEED, quiet).adapters(ADAPTERS))
+    points = [{"empathy": 0.6, "fluency": 0.4}, {"reflection": 0.9, "empathy": 0.1}, {"reflection": 1.0}]
+    vectors = [resolve(answers.lanes, point) for point in points]
+    for combine in ("hidden", "probs"):
+        answers.texts(experiment.search, vectors[:1], combine)
+        later = answers.texts(experiment.search, vectors, combine)
+        alone = [[item.text for item in answers.answer(experiment.search, v, combine).items] for v in vectors]
+        assert later == alone
+        assert all(all(own) for own in later)
+
+
+# -- interruptions and failures --------------------------------------------------------------------------------------
+
+
+def test_a_comparison_killed_twice_gives_the_same_replies(experiment: Experiment, tmp_path: Path) -> None:
+    """In the middle of a training, and of the search after it."""
+    for event, count in (("training dynaopt", 5), ("searching weights", 2)):
+        killed = subprocess.run(
+            [sys.executable, "-m", "tests.learn.killed_methods", str(tmp_path), event, str(count)],
+            cwd=ROOT,
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL
+        assert read_cell(tmp_path / "out", "soups", SEED) is None
+    run(tmp_path)
+    for method in METHODS:
+        whole, again = (cell_folder(out, method, SEED) for out in (experiment.out, tmp_path / "out"))
+        assert (again / REPLIES_FILE).read_bytes() == (whole / REPLIES_FILE).read_bytes(), method
+        assert without_seconds(again) == without_seconds(whole)
+
+
+def without_seconds(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / CELL_FILE).read_text())
+    for part, key in (("consumption", "seconds"), ("inference", "seconds"), ("inference", "ms_per_token")):
+        del found[part][key]
+    if found["search"] is not None:
+        del found["search"]["seconds"]
+    return found
+
+
+def test_a_finished_cell_is_not_run_again(experiment: Experiment) -> None:
+    folder = cell_folder(experiment.out, "emorl", SEED)
+    before = (folder / CELL_FILE).read_bytes()
+    run_cell("emorl", SEED, experiment, lambda *told: pytest.fail("it ran"))
+    assert (folder / CELL_FILE).read_bytes() == before
+
+
+def test_a_training_that_fails_fails_its_methods_only_and_can_be_run_again(tmp_path: Path) -> None:
+    experiment = tiny_experiment(tmp_path)
+    sound = experiment.scorers["empathy"]
+    calls = 0
+
+    def breaking(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        nonlocal calls
+        calls += 1
+        return [2.0] * len(completions) if calls == 3 else sound(prompts=prompts, completions=completions)
+
+    scorers = {**experiment.scorers, "empathy": checked(breaking)}
+    object.__setattr__(experiment, "scorers", scorers)
+    for method in ("single:empathy", "single:fluency", "emorl"):
+        run_cell(method, SEED, experiment)
+    for method in ("single:empathy", "emorl"):
+        found = cell(experiment, method)
+        assert found.status == "failed"
+        assert found.reason is not None
+        assert found.reason.startswith("the training of empathy failed: ")
+        assert not (cell_folder(experiment.out, method, SEED) / REPLIES_FILE).exists()
+    assert cell(experiment, "single:fluency").done
+    run_cell("emorl", SEED, experiment)  # the scorer is whole again
+    assert cell(experiment, "emorl").done
+
+
+# -- joint training --------------------------------------------------------------------------------------------------
+
+
+def test_seeds_differ_and_share_the_base(experiment: Experiment) -> None:
+    run_cell("uniform", SEED + 1, experiment)
+    first, second = (experiment.shared(seed) / "uniform/uniform/adapter_model.safetensors" for seed in (SEED, SEED + 1))
+    assert first.read_bytes() != second.read_bytes()

@@ -1,0 +1,29 @@
+"""How a cross-encoder scorer is trained: the settings of `emorl train-scorer`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from training.spec import Spec
+
+
+class ScorerTraining(Spec):
+    """How a scorer is trained."""
+
+    encoder: str  # a folder or hub id of any Hugging Face encoder
+    revision: str | None = None  # of a hub id
+    loss: Literal["margin", "classes"]
+    epochs: int = Field(3, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    batch_size: int = Field(32, ge=2)  # pairs a step; `margin` keeps the replies of a prompt together
+    max_length: int = Field(128, ge=16)  # tokens of prompt and reply together
+    margin: float = Field(1.0, gt=0)  # logits per level
+    mismatched: int = Field(2, ge=0)  # replies of other prompts added to each prompt as lowest level (`margin`)
+    calibration: Literal["platt", "isotonic"] = "platt"  # of one logit; classes always use a temperature
+    freeze_embeddings: bool = True  # half of a small encoder's parameters, and too many for a few thousand pairs
+    freeze_layers: int = Field(0, ge=0)  # so many of the lowest layers keep their weights; fewer to compute, too
+    seed: int = Field(0, ge=0)  # splits, head, order and dropout
+    device: str = "auto"
