@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     spec = Bundle.open(folder).spec
 
     def ready(url: str) -> None:
-        print(f"\nThe demo is ready on {url}. Try it in another terminal, then change the weights:\n")
+        print(f"\nThe demo is ready on {url}. Open it in a browser, or try it in another terminal:\n")
         print(f"  {curl_line(url, spec)}\n\nCtrl-C ends it.", flush=True)
 
     return serve(settings, ready)

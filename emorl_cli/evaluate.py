@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
     from emorl_cli.progress import Stages
-    from training.evaluate import judge, run_cells
+    from training.evaluate import Report, judge, run_cells
 
     def prepare() -> RunCell:
         from training.baselines import prepare as prepare_methods
@@ -105,7 +105,10 @@ def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folde
         experiment = prepare_methods(
             recipe, folder, out, say=_say, levels=settings.search_levels, search_prompts=settings.search_prompts
         )
-        return lambda method, seed, report: run_cell(method, seed, experiment, report)
+        def run(method: str, seed: int, report: Report) -> None:
+            run_cell(method, seed, experiment, report)
+
+        return run
 
     with Stages() as stages:
         if not args.report_only:

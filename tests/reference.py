@@ -30,6 +30,7 @@ def routes() -> Iterator[str]:
         for method, operation in methods.items():
             text = " ".join(operation["description"].split())
             yield f"| `{method.upper()} {path}` | {_key(path)} | {text} |"
+    yield "| `GET /` | none | The page to steer with; its files lie under /playground/ (setting `playground`). |"
     yield "| `GET /openapi.json` | API | This interface as an OpenAPI document, with examples. |"
 
 

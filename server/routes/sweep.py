@@ -17,19 +17,11 @@ from emorl_core.types import Completion, Event
 from emorl_core.types import Request as EngineRequest
 from server import sse
 from server.errors import error_object
+from server.line_schemas import LineBody, LineResponse, line_answer, line_interval
 from server.lines import IntervalFound, LineCompletion, LineRequest
 from server.routes.answers import json_response, service_of
 from server.routes.documented import GENERATION_ERRORS, errors
-from server.sweep_schemas import (
-    LineBody,
-    LineResponse,
-    SweepRequest,
-    SweepResponse,
-    line_answer,
-    line_interval,
-    sweep_answer,
-    sweep_item,
-)
+from server.sweep_schemas import SweepRequest, SweepResponse, sweep_answer, sweep_item
 
 router = APIRouter(tags=["native"])
 

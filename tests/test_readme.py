@@ -1,0 +1,171 @@
+"""README.md word for word: its commands and code blocks run, on a bundle that has the demo's names and no training.
+
+`make demo` and `make test` are looked at with `make --dry-run`: this suite is what the second runs. Commands that train,
+search or measure get options appended that make them small, listed here; commands that serve get a free port.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import training.demo
+from emorl_cli import serving
+from emorl_cli.main import VERBS
+from emorl_core.adapters import read_peft
+from server.settings import Settings
+from tests.builders import tiny_t5
+from tests.documents import ROOT, SMALL_BASE, SMALL_RL, Reader, blocks, demo_like, lines, options
+from tests.http.harness import Live, live
+from tests.learn import scorer_models
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS: list[str] = re.findall(r"^\| `(emorl [^`]+)` \|", README, flags=re.MULTILINE)
+CURL = next(line for line in lines(README) if line.startswith("curl"))
+SMALLER = {
+    "train": options(*SMALL_BASE, *SMALL_RL),
+    "warm-start": options(*SMALL_BASE),
+    "train-scorer": " --epochs 1 --max-length 32",
+    "search": " --levels 1 --search-prompts 2 --held-out-most 2 --max-new-tokens 4 --no-plots",
+    "evaluate": " --methods base --no-plots" + options(*SMALL_BASE, *SMALL_RL, "evaluation.test_prompts=2"),
+    "bench": " --case memory --shape t5-tiny --peers none --rounds 1 --threads 1",
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo_like(tmp_path_factory.mktemp("bundles") / "my-bundle")
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path) -> Iterator[Live]:
+    # An untrained model does not know when to stop; the limit ends it.
+    with live(Settings(port=0, bundle=str(bundle), max_new_tokens=64)) as running:
+        yield running
+
+
+def test_the_two_commands_exist() -> None:
+    for line in lines(README):
+        if line.startswith("make"):
+            planned = subprocess.run(
+                ["bash", "-c", line.replace("make", "make --dry-run", 1)], cwd=ROOT, capture_output=True, text=True
+            )
+            assert planned.returncode == 0, planned.stderr
+    assert {"make demo", "make test"} <= set(lines(README))
+
+
+def test_the_request_by_curl(server: Live, tmp_path: Path) -> None:
+    answer = json.loads(Reader(tmp_path, server.url).type(CURL))
+    assert answer["text"]
+    assert answer["weights"] == pytest.approx({"reflection": 0.7, "empathy": 0.3, "fluency": 0.0})
+
+
+def test_the_python_blocks(server: Live, bundle: Path) -> None:
+    pytest.importorskip("openai")
+    (over_http, in_process) = blocks(README, "python")
+    reader = Reader(bundle.parent, server.url)
+    assert reader.python(over_http).strip()
+    assert "stop" in (said := reader.python(in_process)) or "length" in said
+    assert "FinishReason" not in said  # prints as a word
+
+
+# --- the table of commands -------------------------------------------------------------------------------------------
+
+
+def _adapter_as_published(bundle: Path, folder: Path) -> None:
+    arrays = {}
+    for module, pair in read_peft(bundle / "adapters" / "reflection", "reflection").modules.items():
+        arrays[f"base_model.model.{module}_loraA"] = pair.a.numpy()
+        arrays[f"base_model.model.{module}_loraB"] = pair.b.numpy()
+        arrays[f"base_model.model.{module}_scaling"] = np.array(pair.scale)
+    np.savez(folder / "reflection.npz", **arrays)
+    tiny_t5(folder / "google-t5" / "t5-base")  # a folder of that name wins over the hub
+
+
+def _graded_pairs(bundle: Path, folder: Path) -> None:
+    scorer_models.encoder(folder / "my-encoder")
+    with open(folder / "pair.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["prompt", "hq1", "hq2", "mq1", "lq1", "lq2", "lq3", "lq4", "lq5"])
+        for n in range(12):
+            replies = [f"you are sad and tired {n}", "work makes you sad", "sad"]
+            table.writerow([f"i am sad and tired of work {n}", *replies, *(f"why {n} {k}" for k in range(5))])
+
+
+def _answer_with_receipt(bundle: Path, folder: Path) -> None:
+    with live(Settings(port=0, bundle=str(bundle))) as running, running.client() as client:
+        answer = client.post("/generate", json={"prompt": "I am tired.", "receipt": True, "max_new_tokens": 4})
+        (folder / "answer.json").write_text(answer.text, encoding="utf-8")
+
+
+WHAT_IT_NEEDS: dict[str, Callable[[Path, Path], None]] = {
+    "import-npz": _adapter_as_published,
+    "train-scorer": _graded_pairs,
+    "replay": _answer_with_receipt,
+}
+WRITES = {"train", "warm-start", "train-scorer", "import-npz"}  # their --out must be new
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """`emorl serve` and `emorl demo` serve for as long as the README's request takes; its answers."""
+    answers: list[dict[str, object]] = []
+
+    def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
+        with live(settings.model_copy(update={"port": 0})) as running:
+            on_ready(running.url)
+            answers.append(json.loads(Reader(Path.cwd(), running.url).type(CURL)))
+        return 0
+
+    monkeypatch.setattr(serving, "serve", serve)
+    monkeypatch.setattr(serving, "check_address", lambda settings: None)
+    return answers
+
+
+@pytest.fixture
+def small_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The demo's recipe with the numbers that `emorl train` gets here too; there is no option for them."""
+    from training.overrides import apply_override
+    from training.recipe import parse_recipe
+
+    full = training.demo.DemoSettings.recipe
+
+    def recipe(settings: training.demo.DemoSettings, device: str = "auto"):
+        values = full(settings, device).model_dump(mode="json")
+        values["data"]["sources"][0]["count"] = 80
+        for override in (*SMALL_BASE, *SMALL_RL):
+            apply_override(values, override)
+        return parse_recipe(values)
+
+    monkeypatch.setattr(training.demo.DemoSettings, "recipe", recipe)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_every_command_is_in_the_table() -> None:
+    assert [command.split()[1] for command in COMMANDS] == list(VERBS)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[1])
+def test_the_command_does_what_it_says(
+    command: str, bundle: Path, tmp_path: Path, served: list[dict[str, object]], small_demo: None
+) -> None:
+    verb = command.split()[1]
+    folder = tmp_path / "clone"
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    if verb not in WRITES:
+        shutil.copytree(bundle, folder / "my-bundle")
+    WHAT_IT_NEEDS.get(verb, lambda bundle, folder: None)(bundle, folder)
+    said = Reader(folder).type(command + SMALLER.get(verb, ""))
+    assert said.strip()
+    if verb in ("serve", "demo"):
+        assert served[0]["finish_reason"] in ("stop", "length")
+    if verb in WRITES:
+        assert any((folder / re.findall(r"--out (\S+)", command)[0]).iterdir())
