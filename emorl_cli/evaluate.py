@@ -105,6 +105,7 @@ def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folde
         experiment = prepare_methods(
             recipe, folder, out, say=_say, levels=settings.search_levels, search_prompts=settings.search_prompts
         )
+
         def run(method: str, seed: int, report: Report) -> None:
             run_cell(method, seed, experiment, report)
 

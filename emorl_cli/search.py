@@ -265,7 +265,8 @@ def _portable(value: object) -> str:
 def _print(report: dict[str, Any], folder: Path) -> None:
     done = report["evaluations"]
     print(
-        f"{done['requested']} evaluations requested, {done['distinct_points']} distinct points, {done['rays']} rays; "
+        f"{done['requested']} evaluations requested, {done['distinct_points']} distinct points, "
+        f"{done['rays']} directions run, with those that the report compares; "
         f"{done['texts_generated']} texts generated, {done['texts_implied']} implied by their neighbours, "
         f"{done['texts_scored']} scored"
     )

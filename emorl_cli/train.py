@@ -15,7 +15,7 @@ PLAIN_EVERY_S = 5.0  # seconds between progress lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, help="a YAML file; see recipes/ and docs/training.md")
+    parser.add_argument("recipe", type=Path, help="a YAML file; see recipes/ and docs/reference/recipe.md")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle to write (default bundles/<recipe's name>)")
     parser.add_argument(
         "--objective", action="append", default=[], metavar="NAME", help="train only this one; may be repeated"

@@ -18,7 +18,7 @@ class RecipeError(EmorlError):
 
 
 class Section(BaseModel):
-    """The string under a field says what it means and in which unit; `docs/training.md` lists them all."""
+    """The string under a field says what it means and in which unit; `docs/reference/recipe.md` lists them all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
