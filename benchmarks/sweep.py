@@ -83,7 +83,11 @@ class Ours:
             max_new_tokens=self.max_new_tokens,
             infer=infer,
         )
-        path_of_the_paper(lambda points: evaluator.tables(points) and None)
+
+        def evaluate(points: Sequence[Any]) -> None:
+            evaluator.tables(points)
+
+        path_of_the_paper(evaluate)
         self.counts = evaluator.counts
         return {
             (prompt, ray): name

@@ -42,11 +42,15 @@ def reward_against_consumption(methods: Mapping[str, Any]) -> Figure:
 
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
+    alike = [own["consumption"]["prompts"]["mean"] for own in methods.values()]
     for number, (name, own) in enumerate(methods.items()):
         mean, used = own[OBJECTIVES][MEAN], own["consumption"]["prompts"]
+        # Methods that took as many prompts stand side by side.
+        place = alike[:number].count(used["mean"]) - (alike.count(used["mean"]) - 1) / 2
+        aside = 0.015 * max(alike) * place
         colour = _COLOURS[number % len(_COLOURS)]
         axes.errorbar(
-            used["mean"],
+            used["mean"] + aside,
             mean["mean"],
             yerr=[[mean["mean"] - mean["low"]], [mean["high"] - mean["mean"]]],
             xerr=used["spread"],
@@ -57,7 +61,7 @@ def reward_against_consumption(methods: Mapping[str, Any]) -> Figure:
         )
         seeds = mean["seeds"]
         if len(seeds) > 1:
-            x = [used["seeds"][seed] for seed in seeds]
+            x = [used["seeds"][seed] + aside for seed in seeds]
             axes.scatter(x, list(seeds.values()), s=9, color=colour, alpha=0.5, linewidths=0)
     axes.set_xlabel("prompts consumed in training")
     axes.set_ylabel("mean reward on held-out prompts")
@@ -109,16 +113,20 @@ def training_curves(curves: Mapping[str, Any]) -> Figure:
                 if points and same not in drawn:
                     drawn.add(same)
                     panels.setdefault(name, {}).setdefault(method, []).append(points)
-    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
-    grid: Any = figure.subplots(1, len(panels), squeeze=False)
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.9 * rows), layout="constrained")
+    grid: Any = figure.subplots(rows, columns, squeeze=False)
+    for unused in grid.flat[len(panels) :]:
+        unused.remove()
     colour_of = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(curves)}
-    for axes, (name, methods) in zip(grid.flat, panels.items(), strict=True):
+    for axes, (name, methods) in zip(grid.flat, panels.items(), strict=False):
         for method, lines in methods.items():
             for number, points in enumerate(lines):
                 x, y = [point["prompts"] for point in points], [point["score"] for point in points]
                 axes.plot(x, y, color=colour_of[method], linewidth=1.2, label=None if number else method)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("prompts consumed")
+        axes.set_ylabel("validation score")
         axes.legend(fontsize=8, frameon=False)
-    grid.flat[0].set_ylabel("validation score")
     return figure

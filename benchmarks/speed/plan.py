@@ -99,6 +99,8 @@ def run(plan: Plan) -> tuple[Results, list[dict[str, Any]]]:
         here, results = results, read_results([plan.json])
         if place(results.machine) != place(here.machine):
             raise InvalidRequest(f"--json {plan.json}: was measured on another machine or with other threads")
+        if here.machine["commit"] != results.machine.get("commit"):
+            _note(results, f"Continued at commit {here.machine['commit']}, {here.machine['measured']}.")
     results.settings = {
         "rounds": plan.rounds,
         "quick": plan.quick,
