@@ -142,9 +142,9 @@ class FrozenMatrix(nn.Module):
     def pack(self, *, keep_plain: bool = False) -> None:
         """Switch to the blocked layout where that helps; `keep_plain` also keeps the plain matrix, for autograd."""
         weight = self.weight
-        if weight is None or weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        if weight is None or weight.device.type != "cpu":
             return
-        if weight.numel() >= self.PACK_FROM and packed_product_available():
+        if weight.numel() >= self.PACK_FROM and packed_product_available(weight.dtype):
             self._packs, self._keeps_plain = True, keep_plain
             self._set(weight)
 
@@ -174,6 +174,11 @@ class FrozenMatrix(nn.Module):
         return self._packed.to_dense()
 
 
-def packed_product_available() -> bool:
-    """oneDNN's packed linear product is private to torch's compiler stack: use it only where it is really there."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def packed_product_available(dtype: torch.dtype = torch.float32) -> bool:
+    """oneDNN's packed linear product is private to torch's compiler stack: use it only where it is really there. In
+    bfloat16 it raises on a CPU without AVX512."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32

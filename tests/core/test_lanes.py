@@ -201,6 +201,14 @@ class TestPacked:
             matrix.pack()
             assert matrix.weight is not None
 
+    def test_bfloat16_stays_plain_where_the_cpu_cannot_multiply_it_packed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: False)
+        matrix = FrozenMatrix(torch.ones(512, 512, dtype=torch.bfloat16))
+        matrix.pack()
+        assert matrix.weight is not None
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("keep_plain", [False, True])
     def test_further_rows_come_and_go(self, dtype: torch.dtype, keep_plain: bool) -> None:
@@ -209,7 +217,7 @@ class TestPacked:
         matrix = FrozenMatrix(weight)
         matrix.pack(keep_plain=keep_plain)
         bare = matrix(x)
-        assert (matrix.weight is not None) == keep_plain
+        assert (matrix.weight is not None) == (keep_plain or not packed_product_available(dtype))
         for rows in (24, 5):  # the second ones take the place of the first
             extra = torch.randn(rows, 640, generator=torch.Generator().manual_seed(rows)).to(dtype)
             matrix.extend(extra)
