@@ -36,12 +36,19 @@ class DrainingServer(uvicorn.Server):
         self._drain: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._signalled = False
+        self.on_ready: Callable[[str], None] = lambda _: None
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         self._loop = asyncio.get_running_loop()
         if threading.current_thread() is threading.main_thread():
             self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await super().startup(sockets=sockets)  # type: ignore[arg-type]
+        self.announce()
+
+    def announce(self) -> None:
+        """Tell `on_ready` the URL once the socket listens and the bundle is loaded, whichever comes second."""
+        if self.started and self._service.started:
+            self.on_ready(self.url)
 
     @property
     def url(self) -> str:
@@ -106,7 +113,8 @@ def run(
         server.should_exit = True
 
     service.on_failure = failed
-    service.on_ready = lambda: on_ready(server.url)
+    server.on_ready = on_ready
+    service.on_ready = server.announce
     server.run()
     if service.failure is not None:
         raise service.failure

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,9 +13,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from uvicorn.lifespan.on import LifespanOn
 
 from emorl_core.errors import BundleError
 from emorl_core.fake import fake_ensemble
@@ -122,6 +126,28 @@ def test_while_draining_readiness_is_gone_and_new_requests_are_refused() -> None
         assert events(running[0].text)[-1]["type"] == "done"
         server.thread.join(20)
         assert not server.thread.is_alive()
+
+
+def test_the_url_is_told_when_the_socket_listens_though_the_bundle_was_ready_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin, reached = LifespanOn.startup, list[str]()
+
+    async def begin_and_wait(self: LifespanOn) -> None:
+        await begin(self)
+        while not self.config.app.state.service.started:  # type: ignore[union-attr]
+            await asyncio.sleep(0.01)
+
+    def on_ready(url: str) -> None:
+        try:
+            socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=5).close()
+            reached.append(url)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LifespanOn, "startup", begin_and_wait)
+    run(Settings(port=0), fake_ensemble(), on_ready=on_ready)
+    assert len(reached) == 1
 
 
 def test_run_raises_what_was_wrong_with_the_bundle(tmp_path: Path) -> None:
