@@ -16,6 +16,7 @@ from emorl_core.bundle import Bundle, BundleSpec
 from emorl_core.driver import Driver
 from emorl_core.engine import Engine, draw_seed
 from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong
+from emorl_core.huge_pages import use_huge_pages
 from emorl_core.line import LineResult
 from emorl_core.models import load_model
 from emorl_core.precision import pick_device, pick_dtype
@@ -86,6 +87,8 @@ class Ensemble:
                 for name in bundle.spec.objectives
             ]
         )
+        if target.type == "cpu":
+            use_huge_pages()
         tokenizer = HuggingFaceTokenizer(folder)
         engine = Engine(
             model, tokenizer.decode, bundle.spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes

@@ -45,8 +45,10 @@ class KVCache:
         self.count = 0
         self.lengths: list[int] = []  # tokens written, per row
         self.source_lengths: list[int] = []
-        self._self = self._zeros(_ROWS, _TOKENS)
-        self._cross = self._zeros(_ROWS, _TOKENS)
+        layers = self._shape[0]
+        # [2, rows, H, tokens, d_kv] each: a tensor of its own for every layer, since a compiled step writes to it.
+        self._self = [self._zeros(2, _ROWS, _TOKENS) for _ in range(layers)]
+        self._cross = self._zeros(2, layers, _ROWS, _TOKENS)
         self._moved = True  # rows came, left or moved since `indices` was asked
         self._rows = torch.empty(0, dtype=torch.int64, device=self._device)
         self._source_mask: Tensor | None = None
@@ -54,7 +56,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes held, capacity included."""
-        return sum(t.numel() * t.element_size() for t in (self._self, self._cross))
+        return sum(t.numel() * t.element_size() for t in (*self._self, self._cross))
 
     def insert(self, memory: Memory) -> int:
         """Add a lane row that has no tokens yet; returns its place."""
@@ -67,7 +69,7 @@ class KVCache:
         tokens, sources = self.lengths[source], self.source_lengths[source]
         place = self._new_row(sources)
         self.lengths[place] = tokens
-        self._self[:, :, place, :, :tokens] = self._self[:, :, source, :, :tokens]
+        self._copy_tokens(source, place, tokens)
         self._cross[:, :, place, :, :sources] = self._cross[:, :, source, :, :sources]
         return place
 
@@ -79,12 +81,11 @@ class KVCache:
         """
         last = self.count - 1
         if wipe:
-            self._self[:, :, place].zero_()
-            self._cross[:, :, place].zero_()
+            self._wipe(slice(place, place + 1))
         moved = None
         if place != last:
             tokens, sources = self.lengths[last], self.source_lengths[last]
-            self._self[:, :, place, :, :tokens] = self._self[:, :, last, :, :tokens]
+            self._copy_tokens(last, place, tokens)
             self._cross[:, :, place, :, :sources] = self._cross[:, :, last, :, :sources]
             self.lengths[place], self.source_lengths[place] = tokens, sources
             moved = last
@@ -92,8 +93,7 @@ class KVCache:
         self.source_lengths.pop()
         self.count -= 1
         if wipe:
-            self._self[:, :, self.count :].zero_()
-            self._cross[:, :, self.count :].zero_()
+            self._wipe(slice(self.count, None))
         self._moved = True
         return moved
 
@@ -110,14 +110,16 @@ class KVCache:
         self.reserve(max(other.lengths) - min((self.lengths[place] for place in places), default=0))
         for row, place in enumerate(places):
             tokens = other.lengths[row]
-            self._self[:, :, place, :, :tokens] = other._self[:, :, row, :, :tokens]
+            for mine, theirs in zip(self._self, other._self, strict=True):
+                mine[:, place, :, :tokens] = theirs[:, row, :, :tokens]
             self.lengths[place] = tokens
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` more in every row."""
         needed = max(self.lengths, default=0) + tokens
-        if needed > self._self.shape[4]:
-            self._self = self._grown(self._self, self._self.shape[2], _capacity(needed, self._self.shape[4]))
+        rows, capacity = self._capacities
+        if needed > capacity:
+            self._grow_self(rows, _capacity(needed, capacity))
 
     def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Store new self-attention entries. keys, values [M, q, H, d_kv]; positions [M, q]. Lengths do not change: a
@@ -125,16 +127,17 @@ class KVCache:
         first = self.lengths[0]
         if self.lengths.count(first) == self.count:  # all rows write side by side: a plain copy is several times faster
             place = slice(first, first + keys.shape[1])
-            self._self[0, layer, : self.count, :, place] = keys.transpose(1, 2)
-            self._self[1, layer, : self.count, :, place] = values.transpose(1, 2)
+            self._self[layer][0, : self.count, :, place] = keys.transpose(1, 2)
+            self._self[layer][1, : self.count, :, place] = values.transpose(1, 2)
             return
         rows = self.indices().unsqueeze(1)
-        self._self[0, layer][rows, :, positions] = keys.to(self._dtype)
-        self._self[1, layer][rows, :, positions] = values.to(self._dtype)
+        self._self[layer][0][rows, :, positions] = keys.to(self._dtype)
+        self._self[layer][1][rows, :, positions] = values.to(self._dtype)
 
     def read(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Self-attention keys and values of all rows, [M, H, tokens, d_kv] each; unwritten entries are finite."""
-        return self._self[0, layer, : self.count, :, :tokens], self._self[1, layer, : self.count, :, :tokens]
+        both = self._self[layer][:, : self.count, :, :tokens]
+        return both[0], both[1]
 
     def read_cross(self, layer: int) -> tuple[Tensor, Tensor]:
         """Cross-attention keys and values, [M, H, S, d_kv] each, S the longest source among the rows."""
@@ -165,28 +168,49 @@ class KVCache:
 
     def _new_row(self, sources: int) -> int:
         place = self.count
-        rows = self._self.shape[2]
+        rows, tokens = self._capacities
         if place >= rows:
-            self._self = self._grown(self._self, 2 * rows, self._self.shape[4])
-            self._cross = self._grown(self._cross, 2 * rows, self._cross.shape[4])
+            self._grow_self(2 * rows, tokens)
+            self._grow_cross(2 * rows, self._cross.shape[4])
         if sources > self._cross.shape[4]:
-            self._cross = self._grown(self._cross, self._cross.shape[2], _capacity(sources, self._cross.shape[4]))
+            self._grow_cross(self._cross.shape[2], _capacity(sources, self._cross.shape[4]))
         self.count += 1
         self.lengths.append(0)
         self.source_lengths.append(sources)
         self._moved = True
         return place
 
-    def _grown(self, old: Tensor, rows: int, tokens: int) -> Tensor:
-        new = self._zeros(rows, tokens)
-        new[:, :, : self.count, :, : old.shape[4]] = old[:, :, : self.count]
-        return new
+    @property
+    def _capacities(self) -> tuple[int, int]:
+        """Rows and tokens that `_self` has room for."""
+        return self._self[0].shape[1], self._self[0].shape[3]
 
-    def _zeros(self, rows: int, tokens: int) -> Tensor:
-        layers, heads, d_kv = self._shape
+    def _copy_tokens(self, source: int, place: int, tokens: int) -> None:
+        for layer in self._self:
+            layer[:, place, :, :tokens] = layer[:, source, :, :tokens]
+
+    def _wipe(self, rows: slice) -> None:
+        for layer in self._self:
+            layer[:, rows].zero_()
+        self._cross[:, :, rows].zero_()
+
+    def _grow_self(self, rows: int, tokens: int) -> None:
+        for i, old in enumerate(self._self):
+            self._self[i] = self._zeros(2, rows, tokens)
+            self._self[i][:, : self.count, :, : old.shape[3]] = old[:, : self.count]
+
+    def _grow_cross(self, rows: int, sources: int) -> None:
+        old = self._cross
+        self._cross = self._zeros(2, self._shape[0], rows, sources)
+        self._cross[:, :, : self.count, :, : old.shape[4]] = old[:, :, : self.count]
+
+    def _zeros(self, *shape: int) -> Tensor:
+        """Leading sizes and, last, tokens -> [..., H, tokens, d_kv]."""
+        *leading, tokens = shape
+        _, heads, d_kv = self._shape
         # Growth can happen within inference mode; a tensor born there could not be changed outside of it.
         with torch.inference_mode(False):
-            return torch.zeros(2, layers, rows, heads, tokens, d_kv, dtype=self._dtype, device=self._device)
+            return torch.zeros(*leading, heads, tokens, d_kv, dtype=self._dtype, device=self._device)
 
 
 def _capacity(needed: int, now: int) -> int:

@@ -28,10 +28,11 @@ class LaneIndex:
     def __init__(self, lanes: Tensor, adapters: int) -> None:
         """lanes: [M] int64 lane numbers (0 is base); adapters: N, the number of stacked adapters."""
         self.lanes = lanes
+        self.rows = lanes.shape[0]
         self.adapters = adapters
         self.any_adapter = adapters > 0 and bool((lanes != BASE_LANE).any())
         self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
-        self._repeated: dict[int, LaneIndex] = {}
+        self._repeated: dict[tuple[int, bool], LaneIndex] = {}
 
     def mask(self, rank: int, dtype: torch.dtype) -> Tensor:
         """[M, 1, N * rank]: 1 in the columns of the row's own adapter, 0 elsewhere (base rows are all 0)."""
@@ -43,12 +44,26 @@ class LaneIndex:
         return self._masks[key]
 
     def repeat(self, times: int) -> LaneIndex:
-        """The index of [M * times] rows in which every lane row stands `times` times in a row (its tokens)."""
+        """The index of [M * times] rows in which every lane row stands `times` times in a row (its tokens).
+
+        Without gradients on a CPU, spare rows of the base follow, up to `round_rows`."""
         if times == 1:
             return self
-        if times not in self._repeated:
-            self._repeated[times] = LaneIndex(self.lanes.repeat_interleave(times), self.adapters)
-        return self._repeated[times]
+        # Prompts come in any length, and oneDNN compiles a product for every number of rows it meets and keeps it, half
+        # a MiB each (docs/log.md).
+        rounded = self.lanes.device.type == "cpu" and not torch.is_grad_enabled()
+        if (times, rounded) not in self._repeated:
+            lanes = self.lanes.repeat_interleave(times)
+            if rounded:
+                lanes = F.pad(lanes, (0, round_rows(len(lanes)) - len(lanes)), value=BASE_LANE)
+            self._repeated[times, rounded] = LaneIndex(lanes, self.adapters)
+        return self._repeated[times, rounded]
+
+
+def round_rows(rows: int) -> int:
+    """The next of a few row counts, at most a fourth (or 15 rows) above: 16, 32, ... 128, 160, ... 256, 320, ..."""
+    step = max(16, 1 << max(0, (rows - 1).bit_length() - 3))
+    return -(-rows // step) * step
 
 
 class LaneLinear(nn.Module):
@@ -96,7 +111,10 @@ class LaneLinear(nn.Module):
         return {"dtype": self.base.dtype, "device": self.base.device}
 
     def forward(self, x: Tensor, lanes: LaneIndex) -> Tensor:
-        """x [M, in] -> [M, out] for one projection, [P, M, out] for several."""
+        """x [M, in] -> [M, out] for one projection, [P, M, out] for several. `lanes` may have more rows than x."""
+        rows = x.shape[0]
+        if rows < lanes.rows:
+            return self(F.pad(x, (0, 0, 0, lanes.rows - rows)), lanes)[..., :rows, :]
         wide = self.projections * self.out_features
         y = self.base(x)  # [M, P * out (+ P * N * R)]
         low = y[:, wide:]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from emorl_core.adapters import Adapter, LoraPair
-from emorl_core.lanes import FrozenMatrix, LaneIndex, LaneLinear, packed_product_available
+from emorl_core.lanes import FrozenMatrix, LaneIndex, LaneLinear, packed_product_available, round_rows
 from emorl_core.models.stacking import stack_adapters
 
 IN, OUT = 24, 20
@@ -85,6 +85,34 @@ def test_rows_repeat_for_the_tokens_of_a_lane_row() -> None:
     torch.testing.assert_close(layer(x, index.repeat(4)), expected_of(twins, x, (3,) * 4 + (0,) * 4 + (1,) * 4))
     assert index.repeat(1) is index
     assert index.repeat(4) is index.repeat(4)
+
+
+@pytest.mark.parametrize("projections", [1, 3])
+def test_prompts_of_any_length_meet_few_products_and_change_nothing(
+    projections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, twins = build(projections)
+    met: set[int] = set()
+    product = layer.base.forward
+    monkeypatch.setattr(layer.base, "forward", lambda x: met.add(x.shape[0]) or product(x))
+    for tokens in range(2, 200):
+        index = LaneIndex(torch.tensor([3, 0, 1]), 3)
+        x = random(3 * tokens, IN)
+        with torch.no_grad():
+            out = layer(x, index.repeat(tokens))
+        assert out.shape[-2] == 3 * tokens
+        if tokens in (2, 11, 199):
+            lanes = (3,) * tokens + (0,) * tokens + (1,) * tokens
+            torch.testing.assert_close(out, expected_of(twins, x, lanes))
+    assert met <= {round_rows(rows) for rows in range(600)}
+    assert len(met) < 24
+
+
+def test_rounded_rows_are_few_and_not_far() -> None:
+    rounded = [round_rows(rows) for rows in range(1, 4097)]
+    assert len(set(rounded)) < 32
+    assert all(0 <= more - rows <= max(15, rows / 4) for rows, more in enumerate(rounded, start=1))
+    assert rounded == sorted(rounded)
 
 
 def test_a_layer_that_no_adapter_touches_keeps_none() -> None:
