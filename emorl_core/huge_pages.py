@@ -14,7 +14,7 @@ _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # the second since Linux 6.1
 
 
 def use_huge_pages() -> int:
-    """Move this process's large private memory to huge pages: now where the kernel can, soon where it takes advice only.
+    """Move this process's large private memory to huge pages: now, or soon where the kernel only takes advice.
 
     Only stretches of 2 MiB that are wholly in memory already: the process does not grow. Returns the bytes moved; 0
     where there is nothing to gain or the system knows no huge pages. Never fails.

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ROWS = 4  # first capacity
-_TOKENS = 32
+# Whoever reads tokens may round their number up to this, so that shapes change seldom; there is always room for it.
+SIZE_STEP = 16
+# First capacities. One token more than a power of two: what is read is then never all there is, which would be another
+# case to a compiled step.
+_ROWS = 4
+_TOKENS = 33
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,8 @@ class KVCache:
         self.source_lengths: list[int] = []
         layers = self._shape[0]
         # [2, rows, H, tokens, d_kv] each: a tensor of its own for every layer, since a compiled step writes to it.
-        self._self = [self._zeros(2, _ROWS, _TOKENS) for _ in range(layers)]
-        self._cross = self._zeros(2, layers, _ROWS, _TOKENS)
+        self._self = [self._zeros(_ROWS, _TOKENS) for _ in range(layers)]
+        self._cross = [self._zeros(_ROWS, _TOKENS) for _ in range(layers)]
         self._moved = True  # rows came, left or moved since `indices` was asked
         self._rows = torch.empty(0, dtype=torch.int64, device=self._device)
         self._source_mask: Tensor | None = None
@@ -56,21 +60,19 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes held, capacity included."""
-        return sum(t.numel() * t.element_size() for t in (*self._self, self._cross))
+        return sum(t.numel() * t.element_size() for t in (*self._self, *self._cross))
 
     def insert(self, memory: Memory) -> int:
         """Add a lane row that has no tokens yet; returns its place."""
         place = self._new_row(memory.source_length)
-        self._cross[:, :, place, :, : memory.source_length] = memory.kv
+        for i, layer in enumerate(self._cross):
+            layer[:, place, :, : memory.source_length] = memory.kv[:, i]
         return place
 
     def fork(self, source: int) -> int:
         """Add a copy of row `source`, tokens included; returns its place."""
-        tokens, sources = self.lengths[source], self.source_lengths[source]
-        place = self._new_row(sources)
-        self.lengths[place] = tokens
-        self._copy_tokens(source, place, tokens)
-        self._cross[:, :, place, :, :sources] = self._cross[:, :, source, :, :sources]
+        place = self._new_row(self.source_lengths[source])
+        self._copy(source, place)
         return place
 
     def remove(self, place: int, *, wipe: bool = False) -> int | None:
@@ -84,10 +86,7 @@ class KVCache:
             self._wipe(slice(place, place + 1))
         moved = None
         if place != last:
-            tokens, sources = self.lengths[last], self.source_lengths[last]
-            self._copy_tokens(last, place, tokens)
-            self._cross[:, :, place, :, :sources] = self._cross[:, :, last, :, :sources]
-            self.lengths[place], self.source_lengths[place] = tokens, sources
+            self._copy(last, place)
             moved = last
         self.lengths.pop()
         self.source_lengths.pop()
@@ -102,7 +101,8 @@ class KVCache:
         layers, heads, d_kv = self._shape
         other = KVCache(layers, heads, d_kv, dtype=self._dtype, device=self._device)
         for place in places:
-            other.insert(Memory(self._cross[:, :, place, :, : self.source_lengths[place]]))
+            kept = [layer[:, place, :, : self.source_lengths[place]] for layer in self._cross]
+            other.insert(Memory(torch.stack(kept, dim=1)))
         return other
 
     def give_back(self, places: Sequence[int], other: KVCache) -> None:
@@ -116,10 +116,10 @@ class KVCache:
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` more in every row."""
-        needed = max(self.lengths, default=0) + tokens
+        needed = round_size(max(self.lengths, default=0) + tokens)
         rows, capacity = self._capacities
         if needed > capacity:
-            self._grow_self(rows, _capacity(needed, capacity))
+            self._grow(self._self, rows, _capacity(needed, capacity))
 
     def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Store new self-attention entries. keys, values [M, q, H, d_kv]; positions [M, q]. Lengths do not change: a
@@ -139,10 +139,16 @@ class KVCache:
         both = self._self[layer][:, : self.count, :, :tokens]
         return both[0], both[1]
 
+    def tensors(self) -> tuple[list[Tensor], list[Tensor]]:
+        """All capacity, for a compiled step that reads and writes by itself: self-attention [2, rows, H, tokens, d_kv]
+        and cross-attention [2, rows, H, sources, d_kv], a tensor a layer. There are always two rows at least."""
+        return self._self, self._cross
+
     def read_cross(self, layer: int) -> tuple[Tensor, Tensor]:
         """Cross-attention keys and values, [M, H, S, d_kv] each, S the longest source among the rows."""
         longest = max(self.source_lengths)
-        return self._cross[0, layer, : self.count, :, :longest], self._cross[1, layer, : self.count, :, :longest]
+        both = self._cross[layer][:, : self.count, :, :longest]
+        return both[0], both[1]
 
     def source_mask(self) -> Tensor | None:
         """[M, 1, 1, S] additive mask of the padding in `read_cross`, or None when all sources are equally long."""
@@ -169,11 +175,12 @@ class KVCache:
     def _new_row(self, sources: int) -> int:
         place = self.count
         rows, tokens = self._capacities
+        held = self._cross[0].shape[3]
         if place >= rows:
-            self._grow_self(2 * rows, tokens)
-            self._grow_cross(2 * rows, self._cross.shape[4])
-        if sources > self._cross.shape[4]:
-            self._grow_cross(self._cross.shape[2], _capacity(sources, self._cross.shape[4]))
+            self._grow(self._self, 2 * rows, tokens)
+            self._grow(self._cross, 2 * rows, held)
+        if round_size(sources) > held:
+            self._grow(self._cross, self._cross[0].shape[1], _capacity(round_size(sources), held))
         self.count += 1
         self.lengths.append(0)
         self.source_lengths.append(sources)
@@ -185,35 +192,35 @@ class KVCache:
         """Rows and tokens that `_self` has room for."""
         return self._self[0].shape[1], self._self[0].shape[3]
 
-    def _copy_tokens(self, source: int, place: int, tokens: int) -> None:
-        for layer in self._self:
-            layer[:, place, :, :tokens] = layer[:, source, :, :tokens]
+    def _copy(self, source: int, place: int) -> None:
+        tokens, sources = self.lengths[source], self.source_lengths[source]
+        for mine, cross in zip(self._self, self._cross, strict=True):
+            mine[:, place, :, :tokens] = mine[:, source, :, :tokens]
+            cross[:, place, :, :sources] = cross[:, source, :, :sources]
+        self.lengths[place], self.source_lengths[place] = tokens, sources
 
     def _wipe(self, rows: slice) -> None:
-        for layer in self._self:
+        for layer in (*self._self, *self._cross):
             layer[:, rows].zero_()
-        self._cross[:, :, rows].zero_()
 
-    def _grow_self(self, rows: int, tokens: int) -> None:
-        for i, old in enumerate(self._self):
-            self._self[i] = self._zeros(2, rows, tokens)
-            self._self[i][:, : self.count, :, : old.shape[3]] = old[:, : self.count]
+    def _grow(self, layers: list[Tensor], rows: int, tokens: int) -> None:
+        for i, old in enumerate(layers):
+            layers[i] = self._zeros(rows, tokens)
+            layers[i][:, : self.count, :, : old.shape[3]] = old[:, : self.count]
 
-    def _grow_cross(self, rows: int, sources: int) -> None:
-        old = self._cross
-        self._cross = self._zeros(2, self._shape[0], rows, sources)
-        self._cross[:, :, : self.count, :, : old.shape[4]] = old[:, :, : self.count]
-
-    def _zeros(self, *shape: int) -> Tensor:
-        """Leading sizes and, last, tokens -> [..., H, tokens, d_kv]."""
-        *leading, tokens = shape
+    def _zeros(self, rows: int, tokens: int) -> Tensor:
         _, heads, d_kv = self._shape
         # Growth can happen within inference mode; a tensor born there could not be changed outside of it.
         with torch.inference_mode(False):
-            return torch.zeros(*leading, heads, tokens, d_kv, dtype=self._dtype, device=self._device)
+            return torch.zeros(2, rows, heads, tokens, d_kv, dtype=self._dtype, device=self._device)
+
+
+def round_size(tokens: int) -> int:
+    """The next multiple of SIZE_STEP."""
+    return -(-tokens // SIZE_STEP) * SIZE_STEP
 
 
 def _capacity(needed: int, now: int) -> int:
     while now < needed:
-        now *= 2
+        now = 2 * now - 1
     return now

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.adapters import Adapter
-from emorl_core.kv_cache import KVCache, Memory
+from emorl_core.errors import UnsupportedModel
+from emorl_core.kv_cache import KVCache, Memory, round_size
 from emorl_core.lanes import FrozenMatrix, LaneIndex, LaneLinear
 from emorl_core.models import read_config
 from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.stacking import stack_adapters
 from emorl_core.models.t5_blocks import T5Block, T5Config, attention, fused, padding_mask, position_bucket
+from emorl_core.models.t5_compiled import CompiledStep
 
 # Tokens of one padded encoder batch: enough to fill a product, small enough to bound its activations.
 _PREFILL_TOKENS = 4096
-# Attention reads the cache in steps of this many tokens, so that its shapes change seldom.
-_TOKEN_STEP = 16
 
 
 class T5(nn.Module):
@@ -63,6 +63,7 @@ class T5(nn.Module):
         self._decoder_bias = checkpoint.tensor(f"decoder.{bias}", (config.buckets, config.num_heads))
         self._bias_by_distance = torch.empty(0, config.num_heads, device=device, dtype=dtype)
         self._lane_index: LaneIndex | None = None
+        self._compiled: CompiledStep | None = None
 
     # -- adapters ------------------------------------------------------------------------------------------------
 
@@ -76,6 +77,7 @@ class T5(nn.Module):
         yield [f"{n}.{p}" for n in names for p in "kv"], self.cross_kv
 
     def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
+        self._compiled = None
         stack_adapters(self.linears(), adapters, training=training)
         self.adapters = tuple(adapter.name for adapter in adapters)
         self._lane_index = None
@@ -89,6 +91,16 @@ class T5(nn.Module):
         norms = [self.encoder_norm, self.decoder_norm, self._encoder_bias, self._decoder_bias]
         norms += [norm for block in (*self.encoder, *self.decoder) for norm in block.norms]
         return {"base": base + sum(t.numel() * t.element_size() for t in norms), "adapters": low_rank}
+
+    def compile_step(self) -> None:
+        """Have `step` and `head` compiled, for the adapters that are attached now.
+
+        Raises:
+            UnsupportedModel: the model is not on a CPU, or torch cannot compile on this machine.
+        """
+        if self.device.type != "cpu":
+            raise UnsupportedModel(f"compile is on and the device is {self.device}; allowed: cpu", param="compile")
+        self._compiled = CompiledStep(self)
 
     # -- the engine's methods ------------------------------------------------------------------------------------
 
@@ -124,13 +136,15 @@ class T5(nn.Module):
     @torch.inference_mode()
     def step(self, tokens: Tensor, lanes: Tensor, cache: KVCache) -> Tensor:
         rows, new = tokens.shape
+        if new == 1 and self._compiled is not None:
+            return self._compiled(tokens, lanes, cache).unsqueeze(1)
         if self._lane_index is None or self._lane_index.lanes is not lanes:
             self._lane_index = LaneIndex(lanes, len(self.adapters))
         cache.reserve(new)
         lengths = torch.tensor(cache.lengths, device=self.device)
         positions = lengths.unsqueeze(1) + torch.arange(new, device=self.device)  # [M, q]
-        total = -(-(max(cache.lengths) + new) // _TOKEN_STEP) * _TOKEN_STEP
-        mask = self._causal_bias(positions, total)
+        total = round_size(max(cache.lengths) + new)
+        mask = self.causal_bias(positions, total)
         x = F.embedding(tokens, _plain(self.embedding)).view(rows * new, -1)
         index = self._lane_index.repeat(new)
         for i, block in enumerate(self.decoder):
@@ -148,6 +162,8 @@ class T5(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         weight = _plain(self.lm_head)
         scaled = (hidden * self.head_scale).to(self.dtype)
+        if self._compiled is not None and self.dtype == torch.bfloat16 and hidden.shape[0] == 1:
+            return self._compiled.head_row(weight, scaled)
         if scaled.dtype == torch.float32 and self.device.type == "cpu" and hidden.shape[0] <= 16:
             # The wide matrix on the left: with few rows the CPU library streams it 2 to 3 times as fast this way.
             return torch.mm(weight, scaled.t()).t().float().contiguous()
@@ -193,7 +209,7 @@ class T5(nn.Module):
         """
         rows, size = ids.shape
         positions = torch.arange(size, device=self.device).expand(rows, size)
-        mask = self._causal_bias(positions[:1], size)
+        mask = self.causal_bias(positions[:1], size)
         source_mask = padding_mask(source_lengths, cross.shape[4], self.dtype, self.device)
         index = lanes.repeat(size)
         x = F.embedding(ids, _plain(self.embedding)).view(rows * size, -1)
@@ -219,7 +235,7 @@ class T5(nn.Module):
         padding = padding_mask(lengths, size, self.dtype, self.device)
         return bias.contiguous() if padding is None else bias + padding
 
-    def _causal_bias(self, positions: Tensor, total: int) -> Tensor:
+    def causal_bias(self, positions: Tensor, total: int) -> Tensor:
         """positions [M, q] of the queries -> [M, H, q, total] additive: bias by distance, -inf on what comes later."""
         if total > self._bias_by_distance.shape[0]:
             distances = torch.arange(2 * total, device=self.device)

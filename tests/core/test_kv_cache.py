@@ -114,7 +114,7 @@ def test_random_operations_against_the_naive_twin(seed: int) -> None:
                 for row, place in enumerate(empty):
                     twin.own[place] = other.own[row]
         check(cache, twin)
-    assert cache.nbytes == sum(t.numel() * t.element_size() for t in (*cache._self, cache._cross))
+    assert cache.nbytes == sum(t.numel() * t.element_size() for t in (*cache._self, *cache._cross))
 
 
 def test_rows_of_different_lengths_are_written_at_their_own_positions() -> None:
@@ -155,7 +155,7 @@ def test_wiping_leaves_nothing_that_is_not_finite_anywhere() -> None:
     cache.remove(0, wipe=True)
     cache.remove(0, wipe=True)
     assert cache.count == 0
-    assert torch.isfinite(cache._cross).all()
+    assert all(torch.isfinite(layer).all() for layer in cache._cross)
     assert all(torch.isfinite(layer).all() for layer in cache._self)
 
 

@@ -1,0 +1,92 @@
+"""The decoding step on a CPU through `torch.compile`, which fuses its small operations (figures in docs/log.md)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from emorl_core.errors import UnsupportedModel
+from emorl_core.kv_cache import SIZE_STEP, KVCache, Memory, round_size
+from emorl_core.models.t5_step import StepFunction, StepRows
+
+if TYPE_CHECKING:
+    from emorl_core.models.t5 import T5
+
+
+class CompiledStep:
+    """`T5.step` for one new token a lane row, compiled once for all sizes. Not for training."""
+
+    def __init__(self, model: T5) -> None:
+        """Compiles, which takes the better part of a minute the first time and seconds when the compiler's cache on
+        disk knows the model.
+
+        Raises:
+            UnsupportedModel: torch cannot compile here (most often: no C++ compiler).
+        """
+        self._model = model
+        step = StepFunction(model)
+        self._parameters = step.parameters
+        for parameter in self._parameters:
+            torch._dynamo.mark_static(parameter)
+        self._step = torch.compile(step.function, dynamic=True, fullgraph=True)
+        self._head = torch.compile(_head_row, dynamic=False, fullgraph=True)
+        self._lanes: Tensor | None = None
+        self._warm_up()
+
+    def __call__(self, tokens: Tensor, lanes: Tensor, cache: KVCache) -> Tensor:
+        """tokens [M, 1], lanes [M] -> last hidden states [M, D]; writes the new token's keys and values."""
+        model, count = self._model, cache.count
+        cache.reserve(1)
+        if self._lanes is not lanes:
+            # A size of 1 is a case of its own to the compiler, so a single row gets company.
+            self._lanes, self._rows = lanes, StepRows(lanes, cache, max(2, count))
+        x = F.embedding(tokens[:, 0], model.embedding.weight)  # type: ignore[arg-type]
+        lengths = torch.tensor(cache.lengths)
+        if count == 1:
+            x, lengths = x.repeat(2, 1), lengths.repeat(2)
+        bias = model.causal_bias(lengths.unsqueeze(1), round_size(max(cache.lengths) + 1))[:, :, 0].float()  # [M, H, T]
+        own, cross = cache.tensors()
+        for tensor in (x, bias):
+            torch._dynamo.mark_static(tensor, 1)
+        for layer in (*own, *cross):
+            torch._dynamo.mark_static(layer, [0, 2, 4])
+        rows = self._rows
+        hidden = self._step(x, rows.lanes, rows.places, lengths, bias, rows.source_mask, own, cross, self._parameters)
+        cache.advance(1)
+        return hidden[:count]
+
+    def head_row(self, weight: Tensor, hidden: Tensor) -> Tensor:
+        """The head's product for one row: weight [V, D], hidden [1, D] -> [1, V] float32."""
+        return self._head(weight, hidden)
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Compile, in sizes that say which of them are one and the same.
+
+        The compiler gives equal sizes one symbol. The layers' caches should share theirs (or it takes minutes); rows,
+        tokens, source tokens and the capacities must not: so here they are 3, 16, 48 and 4, 33, 65.
+        """
+        model = self._model
+        cache, config = model.new_cache(), model.config
+        for length in (3, 5, 2 * SIZE_STEP + 1):
+            cache.insert(Memory(torch.zeros(2, config.num_decoder_layers, config.num_heads, length, config.d_kv)))
+        lanes = torch.zeros(cache.count, dtype=torch.int64)
+        try:
+            with torch._dynamo.config.patch(specialize_int=True, specialize_float=True):  # numbers that are no sizes
+                self(torch.zeros(cache.count, 1, dtype=torch.int64), lanes, cache)
+                if model.dtype == torch.bfloat16:
+                    weight = model.lm_head.weight
+                    assert weight is not None
+                    self.head_row(weight, torch.zeros(1, config.d_model, dtype=model.dtype))
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UnsupportedModel(
+                f"compile is on, but torch cannot compile here (it needs a C++ compiler): {reason}", param="compile"
+            ) from error
+
+
+def _head_row(weight: Tensor, hidden: Tensor) -> Tensor:
+    return (weight.float() * hidden.float()).sum(dim=-1).unsqueeze(0)
