@@ -69,12 +69,16 @@ def check(settings: Settings) -> None:
     Raises:
         EmorlError: the first setting that cannot be used here, in one line.
     """
+    from emorl_core.models.t5_compiled import check_compiler
     from emorl_core.precision import pick_device, pick_dtype
     from server.auth import Keys
     from server.settings import unknown_variables
     from server.tracing import check_tracing
 
-    pick_dtype(settings.dtype, pick_device(settings.device))
+    device = pick_device(settings.device)
+    pick_dtype(settings.dtype, device)
+    if settings.compile and device.type == "cpu":
+        check_compiler()
     Keys.read(settings)
     check_tracing(settings)
     for name in unknown_variables():

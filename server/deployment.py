@@ -106,6 +106,7 @@ def load(settings: Settings) -> Ensemble:
         dtype=settings.dtype,
         slots=settings.slots,
         prefill_cache_bytes=settings.prefill_cache_bytes,
+        compile=settings.compile,
     )
 
 

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     prefill_cache_bytes: int = Field(
         256 * 2**20, ge=0, description="Memory for prompts already encoded: other weights skip the encoder; 0 is off."
     )
+    compile: bool = Field(
+        False, description="Compile the decoding step: faster tokens for a slower start; a CPU needs a C++ compiler."
+    )
 
     # where to listen
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")

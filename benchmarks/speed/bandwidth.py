@@ -71,7 +71,7 @@ def step_bytes(engine: str, shape: str, dtype: str, *, objectives: int, rank: in
     if engine == "published":
         encoder = layers * (4 * attention + 2 * dense)
         elements = objectives * (encoder + decoder + layers * 2 * attention) + head
-    elif engine in ("emorl", "peft-mixed"):
+    elif engine in ("emorl", "emorl compiled", "peft-mixed"):
         low_rank = layers * rank * (6 * (d_model + inner) + 2 * (d_model + d_ff))
         elements = decoder + head + objectives * low_rank
     else:

@@ -22,7 +22,7 @@ OBJECTIVES = 3
 RANK = 8
 OBJECTIVES_TRIED = {"cpu": (1, 2, 3, 5, 8), "cuda": (1, 3, 8)}
 REQUESTS_TRIED = {"cpu": (1, 4, 16), "cuda": (1, 16, 64, 256)}
-_STEERED = ("emorl", "published", "peft-mixed")
+_STEERED = ("emorl", "emorl compiled", "published", "peft-mixed")
 PEERS = ("one-model", "published", "peft-mixed", "ctranslate2")
 
 
@@ -55,9 +55,16 @@ class Bench:
         folder = str(self.bundle(objectives))
         return Setup(engine, folder, dtype or self.dtype, objectives, self.threads, self.device, slots)
 
-    def entrants(self, work: Work, *, only: Sequence[str] = PEERS) -> list[Entrant]:
+    @property
+    def compiles(self) -> bool:
+        """Whether compiled engines can run: on a CPU torch needs a C++ compiler for that."""
+        return self.device != "cpu" or shutil.which("g++") is not None
+
+    def entrants(self, work: Work, *, only: Sequence[str] = PEERS, compiled: bool = True) -> list[Entrant]:
         """This engine and those peers that were asked for and are allowed here, all with the same work."""
         found = [Entrant("emorl", self.setup("emorl"), work)]
+        if compiled and self.compiles:
+            found.append(Entrant("emorl compiled", self.setup("emorl compiled"), work))
         for peer in (each for each in self.peers if each in only):
             if peer == "ctranslate2":
                 found += [
@@ -69,7 +76,7 @@ class Bench:
                     found.append(Entrant(f"{peer} {self.dtype}", self.setup(peer), work, "sample"))
             else:
                 found.append(Entrant(peer, self.setup(peer), work))
-                if peer == "one-model" and only == PEERS and self.device == "cpu" and shutil.which("g++"):
+                if peer == "one-model" and only == PEERS and self.device == "cpu" and self.compiles:
                     found.append(Entrant("one-model compiled", self.setup("one-model compiled"), work))
         return found
 
@@ -139,7 +146,8 @@ def objectives(bench: Bench) -> None:
     work = Work(1, 64, 64)
     tried = OBJECTIVES_TRIED[bench.device]
     entrants = [Entrant("emorl", bench.setup("emorl", objectives=number), work) for number in tried]
-    entrants += [each for each in bench.entrants(work, only=("one-model",)) if each.name != "emorl"]
+    peers = bench.entrants(work, only=("one-model",), compiled=False)
+    entrants += [each for each in peers if each.name != "emorl"]
     _decoded(bench, "objectives", entrants, bench.count(5))
 
 
@@ -161,7 +169,7 @@ def prefill(bench: Bench) -> None:
     """The first token at 64, 256 and 512 source tokens; of this engine also the encoder's part of it."""
     entrants = []
     for source in (64, 256, 512):
-        entrants += bench.entrants(Work(1, source, 2), only=("one-model", "ctranslate2"))
+        entrants += bench.entrants(Work(1, source, 2), only=("one-model", "ctranslate2"), compiled=False)
     entrants += [replace(entrant, method="prefill") for entrant in entrants if entrant.name == "emorl"]
     for entrant, times in take_turns(bench.pool, entrants, bench.count(5)).items():
         metric = "prefill_ms" if entrant.method == "prefill" else "first_token_ms"

@@ -14,8 +14,12 @@ from emorl_core.types import Failure, Request, Sampling, TokenEvent
 class Emorl:
     """A bundle with all its objectives, every request with weight on each of them."""
 
+    COMPILE = False
+
     def __init__(self, setup: Setup) -> None:
-        self._ensemble = Ensemble.load(setup.folder, device=setup.device, dtype=setup.dtype, slots=setup.slots)
+        self._ensemble = Ensemble.load(
+            setup.folder, device=setup.device, dtype=setup.dtype, slots=setup.slots, compile=self.COMPILE
+        )
         self._objectives = setup.objectives
 
     def run(self, work: Work) -> Times:
@@ -56,4 +60,11 @@ class Emorl:
         return Times(seconds, seconds, 0)
 
     def facts(self) -> dict[str, object]:
-        return {"dtype": self._ensemble.dtype, "parameter_bytes": self._ensemble.parameter_bytes()}
+        facts: dict[str, object] = {"dtype": self._ensemble.dtype, "parameter_bytes": self._ensemble.parameter_bytes()}
+        return {**facts, "settings": "compile"} if self.COMPILE else facts
+
+
+class EmorlCompiled(Emorl):
+    """The same with its decoding step compiled, as `emorl serve --compile` has it: once for all sizes."""
+
+    COMPILE = True

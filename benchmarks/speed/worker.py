@@ -22,6 +22,7 @@ from emorl_core.errors import EngineError
 # name -> module:class
 ENGINES = {
     "emorl": "benchmarks.speed.engine:Emorl",
+    "emorl compiled": "benchmarks.speed.engine:EmorlCompiled",
     "one-model": "benchmarks.speed.peers:OneModel",
     "one-model compiled": "benchmarks.speed.peers:OneModelCompiled",
     "published": "benchmarks.speed.peers:Published",

@@ -41,6 +41,9 @@ class LaneModel(Protocol):
     def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
         """Stack these adapters; they must fit (raises AdapterError). With `training` they require gradients."""
 
+    def compile_step(self) -> None:
+        """Make `step` faster for the adapters attached now, at the cost of time here. Raises UnsupportedModel."""
+
     def new_cache(self) -> KVCache:
         """An empty cache for this model's shapes."""
 

@@ -88,6 +88,9 @@ class FakeModel:
         del training
         self.adapters = tuple(adapter.name for adapter in adapters)
 
+    def compile_step(self) -> None:
+        """Nothing here takes long enough."""
+
     def new_cache(self) -> KVCache:
         return KVCache(1, 1, 1, dtype=torch.float64, device=self.device)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.errors import UnsupportedModel
@@ -26,6 +29,7 @@ class CompiledStep:
         Raises:
             UnsupportedModel: torch cannot compile here (most often: no C++ compiler).
         """
+        check_compiler()
         self._model = model
         step = StepFunction(model)
         self._parameters = step.parameters
@@ -75,17 +79,30 @@ class CompiledStep:
             cache.insert(Memory(torch.zeros(2, config.num_decoder_layers, config.num_heads, length, config.d_kv)))
         lanes = torch.zeros(cache.count, dtype=torch.int64)
         try:
-            with torch._dynamo.config.patch(specialize_int=True, specialize_float=True):  # numbers that are no sizes
+            # Numbers that are no sizes never change. Torch's warnings are about its own insides.
+            with torch._dynamo.config.patch(specialize_int=True, specialize_float=True), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 self(torch.zeros(cache.count, 1, dtype=torch.int64), lanes, cache)
                 if model.dtype == torch.bfloat16:
                     weight = model.lm_head.weight
                     assert weight is not None
                     self.head_row(weight, torch.zeros(1, config.d_model, dtype=model.dtype))
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
             raise UnsupportedModel(
-                f"compile is on, but torch cannot compile here (it needs a C++ compiler): {reason}", param="compile"
+                f"compile is on, but torch cannot compile here: {reason}", param="compile"
             ) from error
+
+
+def check_compiler() -> None:
+    """Raises UnsupportedModel when torch finds no C++ compiler."""
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        reason = str(error).partition(":")[2].strip()
+        raise UnsupportedModel(
+            f"compile is on and torch finds no C++ compiler {reason}; install g++ or name one in CXX", param="compile"
+        ) from None
 
 
 def _head_row(weight: Tensor, hidden: Tensor) -> Tensor:

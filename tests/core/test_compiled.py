@@ -1,0 +1,127 @@
+"""The compiled decoding step against the plain one and against separate models: same tokens, and compiled only once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from emorl_core.ensemble import Ensemble
+from emorl_core.errors import UnsupportedModel
+from emorl_core.models.t5 import T5
+from emorl_core.models.t5_step import StepRows
+from emorl_core.types import Completion, Failure, Request, Sampling
+from tests.core.conftest import PROMPTS
+from tests.core.driving import drain, failures, mixed_requests, run, said
+from tests.core.reference import SeparateModels
+from tests.core.test_against_hf_peft import MIXES, as_requests
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+
+
+@pytest.fixture(scope="module")
+def loaded(bundle: Path) -> Ensemble:
+    return Ensemble.load(bundle, device="cpu", dtype="float32", compile=True)
+
+
+@pytest.fixture
+def compiled(loaded: Ensemble) -> Iterator[Ensemble]:
+    """Compiled when it was loaded; a test in which anything is compiled again fails."""
+    loaded.engine.runner.reset()
+    loaded.engine.runner.prefill_cache.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield loaded
+    assert loaded.engine.faults == 0, loaded.engine.last_fault
+
+
+@needs_compiler
+def test_greedy_tokens_are_those_of_separate_models(compiled: Ensemble, judge: SeparateModels) -> None:
+    rows = [(compiled.encode(prompt), mix) for prompt in PROMPTS for mix in MIXES]
+    done = run(compiled.engine, as_requests(rows, max_new_tokens=20))
+    assert [completion.token_ids for completion in done] == judge.greedy(
+        [ids for ids, _ in rows], [mix for _, mix in rows], 20
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("seed", range(3))
+def test_requests_that_join_and_leave_get_the_tokens_of_the_plain_step(
+    compiled: Ensemble, ensemble: Ensemble, seed: int
+) -> None:
+    """From one lane row to all slots full, short and long sources, answers past several sizes of the cache."""
+    expected = {r.request_id: said(c) for r, c in _one_by_one(ensemble, mixed_requests(ensemble, 24, seed, longest=70))}
+    waiting = mixed_requests(compiled, 24, seed, longest=70)
+
+    def feed(step: int) -> None:
+        for _ in range(1 + step % 3 if step % 5 == 0 else 0):
+            if waiting:
+                compiled.engine.add(waiting.pop(0))
+
+    events = drain(compiled.engine, feed)
+    while waiting:
+        compiled.engine.add(waiting.pop(0))
+        events += drain(compiled.engine)
+    assert not failures(events)
+    assert {e.request_id: said(e) for e in events if isinstance(e, Completion)} == expected
+
+
+@needs_compiler
+def test_sizes_from_one_row_and_one_token_on(compiled: Ensemble, ensemble: Ensemble) -> None:
+    word = compiled.encode(PROMPTS[0])[0]
+    for length, new in ((1, 3), (2, 1), (16, 18), (40, 2), (300, 70)):
+        request = Request(
+            "one", (word,) * length, (0.0, 1.0, 0.0, 0.0), Sampling(max_new_tokens=new, min_new_tokens=new)
+        )
+        assert run(compiled.engine, [request])[0].token_ids == run(ensemble.engine, [request])[0].token_ids
+
+
+@needs_compiler
+def test_a_sweep_forks_compiled_rows(compiled: Ensemble, ensemble: Ensemble) -> None:
+    options = {"resolution": 3, "max_new_tokens": 12}
+    texts = [[item.token_ids for item in each.sweep(PROMPTS[1], **options).items] for each in (compiled, ensemble)]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) > 1
+
+
+@needs_compiler
+def test_a_request_that_is_not_finite_fails_alone(compiled: Ensemble, ensemble: Ensemble) -> None:
+    """Also where a single row has company in the compiled step: its values must not stay behind."""
+    sick = Request("sick", compiled.encode(PROMPTS[0]), (0.0, 1.0, 0.0, 0.0), Sampling(max_new_tokens=4))
+    sound = Request("sound", compiled.encode(PROMPTS[2]), (0.0, 0.0, 1.0, 0.0), Sampling(max_new_tokens=6))
+    engine = compiled.engine
+    engine.add(sick)
+    events = engine.step()
+    for layer in engine.runner.cache.tensors()[1]:
+        layer[:, 0].fill_(float("nan"))
+    events += engine.step()
+    assert [event.request_id for event in events if isinstance(event, Failure)] == ["sick"]
+    assert run(engine, [sound])[0].token_ids == run(ensemble.engine, [sound])[0].token_ids
+
+
+def test_spare_rows_repeat_the_first_in_places_nobody_uses(ensemble: Ensemble) -> None:
+    model = ensemble.engine.runner.model
+    assert isinstance(model, T5)
+    cache = model.new_cache()
+    for memory in model.prefill([(5, 6, 1), (5, 1)], [2, 1]):
+        cache.insert(memory)
+    rows = StepRows(torch.tensor([2, 1]), cache, 4)
+    assert rows.lanes.tolist() == [2, 1, 2, 2]
+    assert rows.places.tolist() == [0, 1, 2, 3]
+    assert [int((mask == 0).sum()) for mask in rows.source_mask] == [3, 2, 3, 3]
+
+
+def test_without_a_compiler_it_says_so(bundle: Path) -> None:
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(UnsupportedModel, match=r"compile is on and torch finds no C\+\+ compiler") as raised,
+    ):
+        Ensemble.load(bundle, device="cpu", compile=True)
+    assert "\n" not in str(raised.value)
+
+
+def _one_by_one(ensemble: Ensemble, requests: list[Request]) -> Iterator[tuple[Request, Completion]]:
+    for request in requests:
+        yield request, run(ensemble.engine, [request])[0]
