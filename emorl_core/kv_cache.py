@@ -121,6 +121,17 @@ class KVCache:
         if needed > capacity:
             self._grow(self._self, rows, _capacity(needed, capacity))
 
+    def reserve_rows(self, rows: int) -> None:
+        """Make room for `rows` lane rows in all, for whoever computes spare ones: places from `count` on are nobody's,
+        and what is written there need only be finite."""
+        held, tokens = self._capacities
+        grown = held
+        while grown < rows:
+            grown *= 2
+        if grown > held:
+            self._grow(self._self, grown, tokens)
+            self._grow(self._cross, grown, self._cross[0].shape[3])
+
     def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Store new self-attention entries. keys, values [M, q, H, d_kv]; positions [M, q]. Lengths do not change: a
         step that fails half-way can be run again."""
@@ -174,11 +185,8 @@ class KVCache:
 
     def _new_row(self, sources: int) -> int:
         place = self.count
-        rows, tokens = self._capacities
+        self.reserve_rows(place + 1)
         held = self._cross[0].shape[3]
-        if place >= rows:
-            self._grow(self._self, 2 * rows, tokens)
-            self._grow(self._cross, 2 * rows, held)
         if round_size(sources) > held:
             self._grow(self._cross, self._cross[0].shape[1], _capacity(round_size(sources), held))
         self.count += 1

@@ -153,22 +153,24 @@ class Runner:
         finite = torch.isfinite(logits).all(dim=-1)
         rows = self._row_parameters(members)
         ids = sampling.choose(sampling.constrain(logits, rows, self.model.eos_token_ids), rows)
-        id_list, finite_list = ids.tolist(), finite.tolist()
         if all(member.silent for _, member in members):
-            made = {key: Choice(key[0], 0.0, None, (), key[1]) for key in set(zip(id_list, finite_list, strict=True))}
-            return [made[key] for key in zip(id_list, finite_list, strict=True)]
+            pairs = torch.stack([ids, finite.long()], dim=1).tolist()
+            made = {key: Choice(key[0], 0.0, None, (), bool(key[1])) for key in {(i, f) for i, f in pairs}}
+            return [made[i, f] for i, f in pairs]
         logprobs = torch.log_softmax(logits, dim=-1)
-        chosen = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
+        chosen = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
+        # One copy from the device for all of it: each would wait for the device. float64 holds every token id exactly.
+        told = torch.stack([ids.double(), finite.double(), chosen.double()], dim=1).tolist()  # [Q, 3]
         attributions = self._attributions(logits, ids, lanes, layout, part)
         most = max(member.request.top_logprobs for _, member in members)
         best = torch.topk(logprobs, most, dim=-1) if most else None
         top: list[tuple[tuple[int, float], ...]] = [()] * len(members)
         if best is not None:
-            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            top = [tuple(zip(i, v, strict=True)) for i, v in pairs]
+            ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            top = [tuple(zip(i, v, strict=True)) for i, v in ranked]
         return [
-            Choice(id_list[i], chosen[i], attributions.get(i), top[i][: member.request.top_logprobs], finite_list[i])
-            for i, (_, member) in enumerate(members)
+            Choice(int(token_id), logprob, attributions.get(i), top[i][: member.request.top_logprobs], bool(sound))
+            for i, ((_, member), (token_id, sound, logprob)) in enumerate(zip(members, told, strict=True))
         ]
 
     def _row_parameters(self, members: Sequence[tuple[Branch, Member]]) -> list[sampling.RowParameters]:

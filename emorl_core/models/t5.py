@@ -24,6 +24,7 @@ from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.stacking import stack_adapters
 from emorl_core.models.t5_blocks import T5Block, T5Config, attention, fused, padding_mask, position_bucket
 from emorl_core.models.t5_compiled import CompiledStep
+from emorl_core.models.t5_graphs import GraphedStep
 
 # Tokens of one padded encoder batch: enough to fill a product, small enough to bound its activations.
 _PREFILL_TOKENS = 4096
@@ -63,7 +64,7 @@ class T5(nn.Module):
         self._decoder_bias = checkpoint.tensor(f"decoder.{bias}", (config.buckets, config.num_heads))
         self._bias_by_distance = torch.empty(0, config.num_heads, device=device, dtype=dtype)
         self._lane_index: LaneIndex | None = None
-        self._compiled: CompiledStep | None = None
+        self._compiled: CompiledStep | GraphedStep | None = None
 
     # -- adapters ------------------------------------------------------------------------------------------------
 
@@ -93,14 +94,18 @@ class T5(nn.Module):
         return {"base": base + sum(t.numel() * t.element_size() for t in norms), "adapters": low_rank}
 
     def compile_step(self) -> None:
-        """Have `step` and `head` compiled, for the adapters that are attached now.
+        """Have `step` and `head` compiled on a CPU, `step` captured as graphs on CUDA, for the adapters attached now.
+
+        `step`'s result is then good until the next step only.
 
         Raises:
-            UnsupportedModel: the model is not on a CPU, or torch cannot compile on this machine.
+            UnsupportedModel: the model is elsewhere, or torch cannot do it on this machine.
         """
-        if self.device.type != "cpu":
-            raise UnsupportedModel(f"compile is on and the device is {self.device}; allowed: cpu", param="compile")
-        self._compiled = CompiledStep(self)
+        if self.device.type not in ("cpu", "cuda"):
+            raise UnsupportedModel(
+                f"compile is on and the device is {self.device}; allowed: cpu, cuda", param="compile"
+            )
+        self._compiled = CompiledStep(self) if self.device.type == "cpu" else GraphedStep(self)
 
     # -- the engine's methods ------------------------------------------------------------------------------------
 
@@ -162,7 +167,7 @@ class T5(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         weight = _plain(self.lm_head)
         scaled = (hidden * self.head_scale).to(self.dtype)
-        if self._compiled is not None and self.dtype == torch.bfloat16 and hidden.shape[0] == 1:
+        if isinstance(self._compiled, CompiledStep) and self.dtype == torch.bfloat16 and hidden.shape[0] == 1:
             return self._compiled.head_row(weight, scaled)
         if scaled.dtype == torch.float32 and self.device.type == "cpu" and hidden.shape[0] <= 16:
             # The wide matrix on the left: with few rows the CPU library streams it 2 to 3 times as fast this way.
@@ -237,14 +242,18 @@ class T5(nn.Module):
 
     def causal_bias(self, positions: Tensor, total: int) -> Tensor:
         """positions [M, q] of the queries -> [M, H, q, total] additive: bias by distance, -inf on what comes later."""
+        distance = positions.unsqueeze(-1) - torch.arange(total, device=self.device)  # [M, q, total]
+        bias = F.embedding(distance.clamp(min=0), self.bias_by_distance(total))
+        return bias.masked_fill((distance < 0).unsqueeze(-1), float("-inf")).permute(0, 3, 1, 2).contiguous()
+
+    def bias_by_distance(self, total: int) -> Tensor:
+        """Bias of a key 0, 1, ... tokens before its query, for `total` distances or more: [>= total, H]."""
         if total > self._bias_by_distance.shape[0]:
             distances = torch.arange(2 * total, device=self.device)
             buckets = position_bucket(-distances, False, self.config.buckets, self.config.max_distance)
             with torch.inference_mode(False):  # kept, and used under autograd later
                 self._bias_by_distance = F.embedding(buckets.clone(), self._decoder_bias)
-        distance = positions.unsqueeze(-1) - torch.arange(total, device=self.device)  # [M, q, total]
-        bias = F.embedding(distance.clamp(min=0), self._bias_by_distance)
-        return bias.masked_fill((distance < 0).unsqueeze(-1), float("-inf")).permute(0, 3, 1, 2).contiguous()
+        return self._bias_by_distance
 
 
 def load(folder: Path, config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool) -> T5:
