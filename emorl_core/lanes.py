@@ -8,6 +8,8 @@ would run, and keep caches for, lanes that a row gives no weight to as soon as o
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -177,10 +179,15 @@ class FrozenMatrix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._packed is not None and not (x.requires_grad and torch.is_grad_enabled()):
-            return torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
+            return self.packed_product(x)
         if self.weight is None:
             raise RuntimeError("this matrix was packed for inference; load the model with training=True for gradients")
         return F.linear(x, self.weight)
+
+    def packed_product(self, x: Tensor) -> Tensor:
+        """The product with the packed matrix, for callers that know there is one and that nothing needs gradients."""
+        product: Tensor = _packed_operation()(x, self._packed, None, "none", [], "")
+        return product
 
     def _set(self, weight: Tensor) -> None:
         if self._packs:
@@ -190,6 +197,13 @@ class FrozenMatrix(nn.Module):
     def _unpacked(self) -> Tensor:
         assert self._packed is not None  # one of the two is there
         return self._packed.to_dense()
+
+
+@functools.cache
+def _packed_operation() -> Callable[..., Tensor]:
+    # The overload itself: to look it up by its name takes a good part of what a small product takes.
+    operation: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
+    return operation
 
 
 def packed_product_available(dtype: torch.dtype = torch.float32) -> bool:

@@ -64,6 +64,7 @@ class T5(nn.Module):
         self._decoder_bias = checkpoint.tensor(f"decoder.{bias}", (config.buckets, config.num_heads))
         self._bias_by_distance = torch.empty(0, config.num_heads, device=device, dtype=dtype)
         self._lane_index: LaneIndex | None = None
+        self._compiles = False
         self._compiled: CompiledStep | GraphedStep | None = None
 
     # -- adapters ------------------------------------------------------------------------------------------------
@@ -78,7 +79,7 @@ class T5(nn.Module):
         yield [f"{n}.{p}" for n in names for p in "kv"], self.cross_kv
 
     def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
-        self._compiled = None
+        self._compiled, self._compiles = None, False
         stack_adapters(self.linears(), adapters, training=training)
         self.adapters = tuple(adapter.name for adapter in adapters)
         self._lane_index = None
@@ -111,8 +112,9 @@ class T5(nn.Module):
 
     def new_cache(self) -> KVCache:
         config = self.config
-        # A CPU's batched products of few rows are up to three times as fast in float32 (docs/log.md), and more exact.
-        dtype = torch.float32 if self.device.type == "cpu" else self.dtype
+        # A CPU's batched products of few rows are up to three times as fast in float32 (docs/log.md), and more exact. A
+        # compiled step has no such products, and reads half as much in bfloat16.
+        dtype = torch.float32 if self.device.type == "cpu" and not self._compiles else self.dtype
         return KVCache(config.num_decoder_layers, config.num_heads, config.d_kv, dtype=dtype, device=self.device)
 
     @torch.inference_mode()

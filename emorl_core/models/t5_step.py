@@ -34,7 +34,7 @@ _library.define("packed_product(Tensor x, int matrix, int columns) -> Tensor")
 
 
 def _packed_product(x: Tensor, matrix: int, columns: int) -> Tensor:  # noqa: ARG001 - the shape, for the compiler
-    return _matrices[matrix](x)
+    return _matrices[matrix].packed_product(x)
 
 
 def _packed_product_shape(x: Tensor, matrix: int, columns: int) -> Tensor:  # noqa: ARG001
