@@ -106,6 +106,7 @@ class T5(nn.Module):
             raise UnsupportedModel(
                 f"compile is on and the device is {self.device}; allowed: cpu, cuda", param="compile"
             )
+        self._compiles = True  # before the step makes a cache to try itself on
         self._compiled = CompiledStep(self) if self.device.type == "cpu" else GraphedStep(self)
 
     # -- the engine's methods ------------------------------------------------------------------------------------
