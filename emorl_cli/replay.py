@@ -6,6 +6,7 @@ No word of a prompt or a text is printed: what is checked may be a clinical reco
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from dataclasses import asdict, dataclass, field
@@ -228,7 +229,7 @@ def _examine(receipt: Receipt, prompt: Prompt, now: Identity) -> Finding:
 
 def _load(where: str, receipt: Receipt, device: str | None, dtype: str | None) -> Ensemble:
     from emorl_core.ensemble import Ensemble
-    from emorl_core.errors import InvalidRequest
+    from emorl_core.errors import InvalidRequest, UnsupportedModel
     from emorl_core.precision import pick_device
 
     if device is None:
@@ -236,7 +237,11 @@ def _load(where: str, receipt: Receipt, device: str | None, dtype: str | None) -
             device = str(pick_device(receipt.device))
         except InvalidRequest:  # not on this machine: a note will say so
             device = "auto"
-    return Ensemble.load(where, device=device, dtype=dtype or receipt.dtype)
+    dtype = dtype or receipt.dtype
+    if receipt.compiled:
+        with contextlib.suppress(UnsupportedModel):  # not on this machine: a note will say so
+            return Ensemble.load(where, device=device, dtype=dtype, compile=True)
+    return Ensemble.load(where, device=device, dtype=dtype)
 
 
 def _replay(ensemble: Ensemble, finding: Finding, receipt: Receipt, prompt: Prompt) -> None:

@@ -124,6 +124,11 @@ class Ensemble:
     def dtype(self) -> str:
         return str(self.engine.runner.model.dtype).removeprefix("torch.")
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the decoding step is compiled (`compile` of `load`)."""
+        return self.engine.runner.model.compiled
+
     def parameter_bytes(self) -> dict[str, int]:
         """{"base": ..., "adapters": ...}: bytes of parameters held."""
         return self.engine.runner.model.parameter_bytes()

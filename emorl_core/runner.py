@@ -150,7 +150,7 @@ class Runner:
         members, weights = layout.members[part], layout.weights[part]
         lanes = hidden[layout.lane_rows[part]]  # [Q, N, D]
         logits = self._mixed_logits(lanes, weights, members)  # [Q, V]
-        finite = torch.isfinite(logits).all(dim=-1)
+        finite = torch.isfinite(logits.sum(dim=-1))  # the sum is finite only if all are
         rows = self._row_parameters(members)
         ids = sampling.choose(sampling.constrain(logits, rows, self.model.eos_token_ids), rows)
         if all(member.silent for _, member in members):

@@ -108,6 +108,7 @@ class Receipt(_Part):
     identity: Identity
     device: str
     dtype: str
+    compiled: bool
     versions: dict[str, str]
     sha256: str
 
@@ -166,6 +167,7 @@ def make_receipt(
         identity=identity,
         device=ensemble.device,
         dtype=ensemble.dtype,
+        compiled=ensemble.compiled,
         versions=versions(ensemble.device),
         sha256="",
     )
@@ -199,6 +201,8 @@ def surroundings(ensemble: Ensemble, receipt: Receipt) -> list[str]:
     """What else is not as it was when the receipt was written, one line each: reasons why rounding may differ."""
     here = {"device": ensemble.device, "dtype": ensemble.dtype, **versions(ensemble.device)}
     there = {"device": receipt.device, "dtype": receipt.dtype, **receipt.versions}
+    if ensemble.compiled != receipt.compiled:
+        here["compile"], there["compile"] = (str(each).lower() for each in (ensemble.compiled, receipt.compiled))
     return [f"{name} was {there.get(name)} and is {here[name]}" for name in here if here[name] != there.get(name)]
 
 

@@ -237,6 +237,7 @@ class Info(BaseModel):
         default_profile="balanced",
         device="cpu",
         dtype="float32",
+        compiled=False,
         parameter_bytes={"base": 891600000, "adapters": 38900000},
         limits={
             "max_source_tokens": 128,
@@ -258,6 +259,7 @@ class Info(BaseModel):
     default_profile: str | None
     device: str
     dtype: str
+    compiled: bool
     parameter_bytes: dict[str, int]
     limits: Limits
 

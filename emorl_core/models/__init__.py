@@ -38,6 +38,10 @@ class LaneModel(Protocol):
     dtype: torch.dtype
     adapters: tuple[str, ...]  # names of the stacked adapters; lane i > 0 uses adapters[i - 1]
 
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile_step` is in force: sums may then round differently."""
+
     def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
         """Stack these adapters; they must fit (raises AdapterError). With `training` they require gradients."""
 

@@ -88,6 +88,10 @@ class FakeModel:
         del training
         self.adapters = tuple(adapter.name for adapter in adapters)
 
+    @property
+    def compiled(self) -> bool:
+        return False
+
     def compile_step(self) -> None:
         """Nothing here takes long enough."""
 

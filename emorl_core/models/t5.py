@@ -94,6 +94,10 @@ class T5(nn.Module):
         norms += [norm for block in (*self.encoder, *self.decoder) for norm in block.norms]
         return {"base": base + sum(t.numel() * t.element_size() for t in norms), "adapters": low_rank}
 
+    @property
+    def compiled(self) -> bool:
+        return self._compiled is not None
+
     def compile_step(self) -> None:
         """Have `step` and `head` compiled on a CPU, `step` captured as graphs on CUDA, for the adapters attached now.
 

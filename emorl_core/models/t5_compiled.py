@@ -38,7 +38,9 @@ class CompiledStep:
         self._step = torch.compile(step.function, dynamic=True, fullgraph=True)
         self._head = torch.compile(_head_row, dynamic=False, fullgraph=True)
         self._lanes: Tensor | None = None
+        self._compiled = False
         self._warm_up()
+        self._compiled = True
 
     def __call__(self, tokens: Tensor, lanes: Tensor, cache: KVCache) -> Tensor:
         """tokens [M, 1], lanes [M] -> last hidden states [M, D]; writes the new token's keys and values."""
@@ -53,10 +55,11 @@ class CompiledStep:
             x, lengths = x.repeat(2, 1), lengths.repeat(2)
         bias = model.causal_bias(lengths.unsqueeze(1), round_size(max(cache.lengths) + 1))[:, :, 0].float()  # [M, H, T]
         own, cross = cache.tensors()
-        for tensor in (x, bias):
-            torch._dynamo.mark_static(tensor, 1)
-        for layer in (*own, *cross):
-            torch._dynamo.mark_static(layer, [0, 2, 4])
+        if not self._compiled:  # what never changes is said once, to the compiler
+            for tensor in (x, bias):
+                torch._dynamo.mark_static(tensor, 1)
+            for layer in (*own, *cross):
+                torch._dynamo.mark_static(layer, [0, 2, 4])
         rows = self._rows
         hidden = self._step(x, rows.lanes, rows.places, lengths, bias, rows.source_mask, own, cross, self._parameters)
         cache.advance(1)

@@ -58,6 +58,7 @@ async def info(request: Request) -> Response:
             "default_profile": spec.default_profile,
             "device": ensemble.device,
             "dtype": ensemble.dtype,
+            "compiled": ensemble.compiled,
             "parameter_bytes": ensemble.parameter_bytes(),
             "limits": {
                 "max_source_tokens": spec.max_source_tokens,

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from emorl_core.bundle import Bundle, ProfileSpec, write_spec
+from emorl_core.ensemble import Ensemble
 from server.settings import Settings
 from tests.http.harness import events, live
 
@@ -248,6 +250,30 @@ def test_other_versions_are_noted_and_decide_nothing(emorl, answers: dict[str, A
     assert ran.code == 0
     assert "note: torch was 2.0 and is" in ran.out
     assert "note: device was cuda:0 and is cpu" in ran.out
+
+
+def test_a_compiled_step_is_compiled_again_or_a_note_says_that_it_was_not(
+    emorl, answers: dict[str, Any], bundle: Path, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server.receipt import Receipt, _seal
+
+    receipt = Receipt.model_validate_json(json.dumps(answers["greedy"]["receipt"])).model_copy(
+        update={"compiled": True}
+    )
+    receipt = receipt.model_copy(update={"sha256": _seal(receipt.model_dump(mode="json"))})
+    asked: list[bool] = []
+    load = Ensemble.load
+
+    def spied(where: Any, **options: Any) -> Ensemble:
+        asked.append(options.get("compile", False))
+        return load(where, **options)
+
+    monkeypatch.setattr(Ensemble, "load", spied)
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        ran = emorl("replay", save(receipt.model_dump(mode="json")), bundle)
+    assert asked == [True, False]
+    assert ran.code == 0
+    assert "note: compile was true and is false" in ran.out
 
 
 def test_what_is_no_receipt_is_refused_in_one_line_without_its_content(
