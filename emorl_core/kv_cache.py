@@ -1,7 +1,8 @@
 """Keys and values of every running lane row: self-attention (one a token) and cross-attention (one a source token).
 
 Lane rows are kept compact: M rows always occupy places 0 .. M-1, so attention reads views, never gathered copies. A row
-that leaves is replaced by the last one. Capacity grows by doubling, in rows and in tokens, up to what is really used.
+that leaves is replaced by the last one. Capacity grows by doubling, in rows and in tokens; when the last row leaves, a
+large one goes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ SIZE_STEP = 16
 # case to a compiled step.
 _ROWS = 4
 _TOKENS = 33
+# An empty cache on a CPU keeps so many bytes for the next rows, and gives more than that back: room for many rows, made
+# once, and room for many tokens, made another time, multiply. A GPU's memory is its own, and graphs know its addresses.
+_KEPT_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ class KVCache:
         if wipe:
             self._wipe(slice(self.count, None))
         self._moved = True
+        if not self.count and self._device.type == "cpu" and self.nbytes > _KEPT_BYTES:
+            self.clear()
         return moved
 
     def take(self, places: Sequence[int]) -> KVCache:

@@ -185,3 +185,29 @@ def test_capacity_grows_by_doubling_only() -> None:
 def test_a_memory_knows_its_size() -> None:
     kv = memory(7, torch.Generator().manual_seed(0))
     assert (kv.source_length, kv.nbytes) == (7, 2 * LAYERS * HEADS * 7 * D_KV * 4)
+
+
+def test_a_large_empty_cache_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = KVCache(2, 3, 4, dtype=torch.float32, device=torch.device("cpu"))
+    small = cache.nbytes
+    monkeypatch.setattr("emorl_core.kv_cache._KEPT_BYTES", 4 * small)
+
+    def rows(number: int, sources: int) -> None:
+        for _ in range(number):
+            cache.insert(Memory(torch.ones(2, 2, 3, sources, 4)))
+
+    rows(5, 20)
+    held = cache.nbytes
+    assert small < held < 4 * small
+    for _ in range(5):
+        cache.remove(0)
+    assert cache.nbytes == held, "what is not much is kept for the next rows"
+    rows(5, 200)
+    held = cache.nbytes
+    for _ in range(4):
+        cache.remove(0)
+    assert cache.nbytes == held, "a row is still in it"
+    cache.remove(0)
+    assert cache.nbytes == small
+    rows(1, 7)
+    assert cache.read_cross(0)[0].eq(1).all()
