@@ -6,7 +6,6 @@ their engines took turns.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,8 @@ from benchmarks.speed.bandwidth import gb_per_s, step_bytes
 from benchmarks.speed.figures import Figure, Results
 from benchmarks.speed.rounds import Entrant, Pool, say, take_turns
 from benchmarks.speed.workload import Setup, Times, Work
+from emorl_core.errors import UnsupportedModel
+from emorl_core.models.t5_compiled import check_compiler
 
 OBJECTIVES = 3
 RANK = 8
@@ -58,7 +59,13 @@ class Bench:
     @property
     def compiles(self) -> bool:
         """Whether compiled engines can run: on a CPU torch needs a C++ compiler for that."""
-        return self.device != "cpu" or shutil.which("g++") is not None
+        if self.device != "cpu":
+            return True
+        try:
+            check_compiler()
+        except UnsupportedModel:
+            return False
+        return True
 
     def entrants(self, work: Work, *, only: Sequence[str] = PEERS, compiled: bool = True) -> list[Entrant]:
         """This engine and those peers that were asked for and are allowed here, all with the same work."""

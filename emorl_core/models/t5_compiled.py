@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sysconfig
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
 from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.errors import UnsupportedModel
@@ -98,7 +98,10 @@ class CompiledStep:
 
 
 def check_compiler() -> None:
-    """Raises UnsupportedModel when torch finds no C++ compiler."""
+    """Raises UnsupportedModel when torch finds no C++ compiler, or the compiler would find no Python."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # the compiler's modules take a second to import
+    from torch._inductor.exc import InvalidCxxCompiler
+
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
@@ -106,6 +109,10 @@ def check_compiler() -> None:
         raise UnsupportedModel(
             f"compile is on and torch finds no C++ compiler {reason}; install g++ or name one in CXX", param="compile"
         ) from None
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        raise UnsupportedModel(
+            "compile is on and this Python has no headers (Python.h); on Debian python3-dev has them", param="compile"
+        )
 
 
 def _head_row(weight: Tensor, hidden: Tensor) -> Tensor:

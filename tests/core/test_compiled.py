@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import UnsupportedModel
 from emorl_core.models.t5 import T5
+from emorl_core.models.t5_compiled import check_compiler
 from emorl_core.models.t5_step import StepRows
 from emorl_core.types import Completion, Failure, Request, Sampling
 from tests.core.conftest import PROMPTS
@@ -19,7 +19,12 @@ from tests.core.driving import drain, failures, mixed_requests, run, said
 from tests.core.reference import SeparateModels
 from tests.core.test_against_hf_peft import MIXES, as_requests
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+try:
+    check_compiler()
+    _LACKING = ""
+except UnsupportedModel as lacking:
+    _LACKING = str(lacking)
+needs_compiler = pytest.mark.skipif(bool(_LACKING), reason=_LACKING)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +125,13 @@ def test_without_a_compiler_it_says_so(bundle: Path) -> None:
     ):
         Ensemble.load(bundle, device="cpu", compile=True)
     assert "\n" not in str(raised.value)
+
+
+def test_without_pythons_headers_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(UnsupportedModel, match=r"Python\.h"):
+        check_compiler()
 
 
 def _one_by_one(ensemble: Ensemble, requests: list[Request]) -> Iterator[tuple[Request, Completion]]:
