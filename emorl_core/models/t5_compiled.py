@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from emorl_core.models.t5 import T5
 
 
+_SETTINGS = {
+    # Numbers that are no sizes never change.
+    "specialize_int": True,
+    "specialize_float": True,
+    # Every model that a process loads, as a server that reloads does, is another case of the same function.
+    "recompile_limit": 2**20,
+    "accumulated_recompile_limit": 2**20,
+}
+
+
 class CompiledStep:
     """`T5.step` for one new token a lane row, compiled once for all sizes. Not for training."""
 
@@ -82,9 +92,8 @@ class CompiledStep:
             cache.insert(Memory(torch.zeros(2, config.num_decoder_layers, config.num_heads, length, config.d_kv)))
         lanes = torch.zeros(cache.count, dtype=torch.int64)
         try:
-            # Numbers that are no sizes never change. Torch's warnings are about its own insides.
-            with torch._dynamo.config.patch(specialize_int=True, specialize_float=True), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with torch._dynamo.config.patch(_SETTINGS), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's are about its own insides
                 self(torch.zeros(cache.count, 1, dtype=torch.int64), lanes, cache)
                 if model.dtype == torch.bfloat16:
                     weight = model.lm_head.weight

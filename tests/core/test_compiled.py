@@ -106,6 +106,14 @@ def test_a_request_that_is_not_finite_fails_alone(compiled: Ensemble, ensemble: 
     assert run(engine, [sound])[0].token_ids == run(ensemble.engine, [sound])[0].token_ids
 
 
+@needs_compiler
+def test_a_process_may_load_any_number_of_models(loaded: Ensemble, bundle: Path) -> None:
+    with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):
+        other = Ensemble.load(bundle, device="cpu", dtype="float32", compile=True)
+    request = Request("one", other.encode(PROMPTS[1]), (0.0, 0.5, 0.5, 0.0), Sampling(max_new_tokens=8))
+    assert run(other.engine, [request])[0].token_ids == run(loaded.engine, [request])[0].token_ids
+
+
 def test_spare_rows_repeat_the_first_in_places_nobody_uses(ensemble: Ensemble) -> None:
     model = ensemble.engine.runner.model
     assert isinstance(model, T5)
