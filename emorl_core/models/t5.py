@@ -111,7 +111,11 @@ class T5(nn.Module):
                 f"compile is on and the device is {self.device}; allowed: cpu, cuda", param="compile"
             )
         self._compiles = True  # before the step makes a cache to try itself on
-        self._compiled = CompiledStep(self) if self.device.type == "cpu" else GraphedStep(self)
+        try:
+            self._compiled = CompiledStep(self) if self.device.type == "cpu" else GraphedStep(self)
+        except UnsupportedModel:
+            self._compiles = False
+            raise
 
     # -- the engine's methods ------------------------------------------------------------------------------------
 

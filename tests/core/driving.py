@@ -56,6 +56,24 @@ def said(completion: Completion) -> tuple[object, ...]:
     return (completion.token_ids, completion.text, completion.token_texts, completion.finish_reason, completion.seed)
 
 
+def joining(ensemble: Ensemble, requests: Sequence[Request]) -> dict[str, tuple[object, ...]]:
+    """What the requests say, by id, when a third of them is there at first and the others come one at a time. None may
+    fail, nor a step."""
+    waiting = list(requests)
+
+    def before_step(step: int) -> None:
+        for _ in range(max(1, len(requests) // 3) if step == 0 else 1):
+            if waiting:
+                ensemble.engine.add(waiting.pop(0))
+
+    events = drain(ensemble.engine, before_step)
+    while waiting:
+        events += drain(ensemble.engine, before_step)
+    assert not failures(events)
+    assert ensemble.engine.faults == 0, ensemble.engine.last_fault
+    return {name: said(completion) for name, completion in completions(events).items()}
+
+
 PROMPTS = (
     "I can't keep up at work.",
     "my mother left",

@@ -13,10 +13,10 @@ from emorl_core.errors import UnsupportedModel
 from emorl_core.models.t5 import T5
 from emorl_core.models.t5_compiled import check_compiler
 from emorl_core.models.t5_step import StepRows
-from emorl_core.types import Completion, Failure, Request, Sampling
+from emorl_core.types import Failure, Request, Sampling
 from tests.builders import tiny_t5_bundle
 from tests.core.conftest import PROMPTS
-from tests.core.driving import drain, failures, mixed_requests, run, said
+from tests.core.driving import joining, mixed_requests, run, said
 from tests.core.reference import SeparateModels
 from tests.core.test_against_hf_peft import MIXES, as_requests
 
@@ -58,20 +58,9 @@ def test_requests_that_join_and_leave_get_the_tokens_of_the_plain_step(
     compiled: Ensemble, ensemble: Ensemble, seed: int
 ) -> None:
     """From one lane row to all slots full, short and long sources, answers past several sizes of the cache."""
-    expected = {r.request_id: said(c) for r, c in _one_by_one(ensemble, mixed_requests(ensemble, 24, seed, longest=70))}
-    waiting = mixed_requests(compiled, 24, seed, longest=70)
-
-    def feed(step: int) -> None:
-        for _ in range(1 + step % 3 if step % 5 == 0 else 0):
-            if waiting:
-                compiled.engine.add(waiting.pop(0))
-
-    events = drain(compiled.engine, feed)
-    while waiting:
-        compiled.engine.add(waiting.pop(0))
-        events += drain(compiled.engine)
-    assert not failures(events)
-    assert {e.request_id: said(e) for e in events if isinstance(e, Completion)} == expected
+    requests = mixed_requests(ensemble, 24, seed, longest=70)
+    alone = {request.request_id: said(run(ensemble.engine, [request])[0]) for request in requests}
+    assert joining(compiled, requests) == alone
 
 
 @needs_compiler
@@ -145,8 +134,3 @@ def test_without_pythons_headers_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     with pytest.raises(UnsupportedModel, match=r"Python\.h"):
         check_compiler()
-
-
-def _one_by_one(ensemble: Ensemble, requests: list[Request]) -> Iterator[tuple[Request, Completion]]:
-    for request in requests:
-        yield request, run(ensemble.engine, [request])[0]

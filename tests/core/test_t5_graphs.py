@@ -19,9 +19,9 @@ from emorl_core.errors import NonFinite, UnsupportedModel
 from emorl_core.kv_cache import KVCache, Memory
 from emorl_core.models.t5 import T5
 from emorl_core.models.t5_graphs import GraphedStep, graph_rows, graph_tokens
-from emorl_core.types import Completion, Request
+from emorl_core.types import Completion
 from tests.core.conftest import PROMPTS
-from tests.core.driving import alone, completions, drain, failures, mixed_requests, run, said
+from tests.core.driving import alone, completions, drain, failures, joining, mixed_requests, run, said
 
 LONG = " ".join(["you feel tired of being alone and nobody listens at home"] * 4)  # past the first capacity for sources
 
@@ -69,22 +69,6 @@ def graphed(folder: Path, *, slots: int = 16, most: int = 64) -> tuple[Ensemble,
 
 def plain(folder: Path, **options: Any) -> Ensemble:
     return Ensemble.load(folder, device="cpu", dtype="float32", **options)
-
-
-def joining(ensemble: Ensemble, requests: Sequence[Request]) -> dict[str, tuple[object, ...]]:
-    """What the requests say, when a third of them is there at first and the others come one at a time."""
-    waiting = list(requests)
-
-    def before_step(step: int) -> None:
-        for _ in range(max(1, len(requests) // 3) if step == 0 else 1):
-            if waiting:
-                ensemble.engine.add(waiting.pop(0))
-
-    events = drain(ensemble.engine, before_step)
-    while waiting:
-        events += drain(ensemble.engine, before_step)
-    assert not failures(events)
-    return texts(completions(events).values())
 
 
 def texts(done: Iterable[Completion]) -> dict[str, tuple[object, ...]]:

@@ -15,9 +15,8 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.kv_cache import Memory
 from emorl_core.models.t5 import T5
 from emorl_core.models.t5_graphs import CudaCapture, GraphedStep
-from emorl_core.types import Request
 from tests.builders import tiny_t5_bundle
-from tests.core.driving import PROMPTS, completions, drain, failures, mixed_requests, run, said
+from tests.core.driving import PROMPTS, completions, drain, failures, joining, mixed_requests, run, said
 
 pytestmark = pytest.mark.gpu
 
@@ -41,23 +40,6 @@ def buckets(ensemble: Ensemble) -> list[Any]:
     step = model_of(ensemble)._compiled
     assert isinstance(step, GraphedStep)
     return list(step._buckets.values())
-
-
-def joining(ensemble: Ensemble, requests: list[Request]) -> dict[str, tuple[object, ...]]:
-    """What the requests say when a third of them is there at first and the others come one at a time."""
-    waiting = list(requests)
-
-    def before_step(step: int) -> None:
-        for _ in range(max(1, len(requests) // 3) if step == 0 else 1):
-            if waiting:
-                ensemble.engine.add(waiting.pop(0))
-
-    events = drain(ensemble.engine, before_step)
-    while waiting:
-        events += drain(ensemble.engine, before_step)
-    assert not failures(events)
-    assert ensemble.engine.faults == 0, ensemble.engine.last_fault
-    return {name: said(completion) for name, completion in completions(events).items()}
 
 
 def steps(model: T5, count: int, tokens: int) -> list[Tensor]:
