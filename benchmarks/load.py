@@ -140,18 +140,20 @@ async def run(
     pid: int | None = None,
     seed: int = 0,
 ) -> Report:
-    """`clients` streams at once for `seconds`; who is refused waits as long as the server says and asks again. Other
-    seeds ask other prompts."""
+    """`clients` streams at once for `seconds`, each client one request at least; who is refused waits as long as the
+    server says and asks again. Other seeds ask other prompts."""
     report = Report(clients, seconds)
     end = time.monotonic() + seconds
 
     async def client(dice: random.Random) -> None:
-        while time.monotonic() < end and report.outcomes.total() < MOST_REQUESTS:
+        while True:
             try:
                 answer = await asyncio.wait_for(ask(target, generate_body(dice, new_tokens, stream=True)), hang_s)
             except TimeoutError:
                 answer = Answer(error=f"no end within {hang_s:g} s")
             report.add(answer)
+            if time.monotonic() >= end or report.outcomes.total() >= MOST_REQUESTS:
+                return
             if answer.kind != "completed":
                 wait_s = answer.retry_after_s or 1.0
                 await asyncio.sleep(min(wait_s * dice.uniform(1.0, 1.5), max(0.0, end - time.monotonic())))
