@@ -30,6 +30,7 @@ from training.evaluation_cells import (
     write_failed,
 )
 from training.experiment import Experiment, Report, as_json, prepare
+from training.hyperparameters import Transform
 from training.recipe import Recipe
 from training.search_spaces import Point
 from training.soups import soup
@@ -37,6 +38,7 @@ from training.stages import Stage, StageName, trained
 from training.weight_choice import choose
 
 SINGLE = "single:"
+_SCORES: dict[Transform, str] = {"log": "log scores", "raw": "scores", "standardised": "standardised scores"}
 SOUPS_AT_ONCE = 8  # lanes of one model in a search; their factors lie side by side in memory
 
 
@@ -65,7 +67,7 @@ def methods_of(recipe: Recipe) -> dict[str, Method]:
     every = [
         Method("base", "the frozen model", None),
         *(Method(f"{SINGLE}{name}", f"the adapter of {name} alone", "adapters") for name in recipe.objectives),
-        Method("uniform", "one adapter, rewarded by the mean of the log scores", "uniform"),
+        Method("uniform", f"one adapter, rewarded by the mean of the {_SCORES[recipe.rl.joint_reward]}", "uniform"),
         Method("dynaopt", "one adapter, reward weights moved by a bandit (Min et al. 2024)", "dynaopt"),
         Method("soups", "the adapters' weight updates added up, with searched weights", "adapters"),
         Method("probs", "the adapters' token probabilities mixed, with searched weights", "adapters"),

@@ -68,11 +68,10 @@ def trained(experiment: Experiment, stage: StageName, seed: int, report: Report,
 
 
 def recipe_of(recipe: Recipe, stage: StageName, seed: int) -> Recipe:
-    """The recipe with the cell's seed. Joint training adds up the logs of scores, as it is defined, whatever transform
-    the recipe has for single objectives (method.md section 5)."""
+    """The recipe with the cell's seed and, for joint training, its transform of scores (`rl.joint_reward`)."""
     changed: dict[str, Any] = {"seed": seed}
     if stage != "adapters":
-        changed["rl"] = recipe.rl.model_copy(update={"reward": "log"})
+        changed["rl"] = recipe.rl.model_copy(update={"reward": recipe.rl.joint_reward})
     return recipe.model_copy(update=changed)
 
 

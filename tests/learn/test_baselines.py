@@ -26,7 +26,7 @@ from training.data.records import Record
 from training.evaluation_cells import CELL_FILE, REPLIES_FILE, Cell, cell_folder, read_cell, read_replies
 from training.experiment import Experiment
 from training.scorers import checked
-from training.stages import trained
+from training.stages import StageName, trained
 
 SEED = 7
 ROOT = Path(__file__).parents[2]
@@ -263,3 +263,21 @@ def test_seeds_differ_and_share_the_base(experiment: Experiment) -> None:
     run_cell("uniform", SEED + 1, experiment)
     first, second = (experiment.shared(seed) / "uniform/uniform/adapter_model.safetensors" for seed in (SEED, SEED + 1))
     assert first.read_bytes() != second.read_bytes()
+
+
+def test_joint_training_takes_logs_unless_the_recipe_says_otherwise(experiment: Experiment, tmp_path: Path) -> None:
+    """Single objectives take standardised scores here; only the joint training may differ."""
+    other = tiny_experiment(tmp_path)
+    rl = other.recipe.rl.model_copy(update={"joint_reward": "standardised"})
+    object.__setattr__(other, "recipe", other.recipe.model_copy(update={"rl": rl}))
+
+    def rewards_and_weights(made: Experiment, name: StageName) -> tuple[set[str], list[bytes]]:
+        stage = trained(made, name, SEED, quiet)
+        files = sorted(stage.folder.rglob("*.safetensors"))
+        return {about["reward"] for about in stage.about.values()}, [file.read_bytes() for file in files]
+
+    assert rewards_and_weights(experiment, "adapters") == rewards_and_weights(other, "adapters")
+    logs, weights = rewards_and_weights(experiment, "uniform")
+    told, moved = rewards_and_weights(other, "uniform")
+    assert (logs, told) == ({"log"}, {"standardised"})
+    assert weights != moved
