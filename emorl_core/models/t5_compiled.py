@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,14 +22,9 @@ if TYPE_CHECKING:
     from emorl_core.models.t5 import T5
 
 
-_SETTINGS = {
-    # Numbers that are no sizes never change.
-    "specialize_int": True,
-    "specialize_float": True,
-    # Every model that a process loads, as a server that reloads does, is another case of the same function.
-    "recompile_limit": 2**20,
-    "accumulated_recompile_limit": 2**20,
-}
+# Numbers that are no sizes never change.
+_SETTINGS = {"specialize_int": True, "specialize_float": True}
+_CONSTANT = "parameters"  # the argument that is the same in every call
 
 
 class CompiledStep:
@@ -45,8 +43,8 @@ class CompiledStep:
         self._parameters = step.parameters
         for parameter in self._parameters:
             torch._dynamo.mark_static(parameter)
-        self._step = torch.compile(step.function, dynamic=True, fullgraph=True)
-        self._head = torch.compile(_head_row, dynamic=False, fullgraph=True)
+        self._step = _compiled(step.function, dynamic=True)
+        self._head = _compiled(_head_row, dynamic=False)
         self._lanes: Tensor | None = None
         self._compiled = False
         self._warm_up()
@@ -122,6 +120,27 @@ def check_compiler() -> None:
         raise UnsupportedModel(
             "compile is on and this Python has no headers (Python.h); on Debian python3-dev has them", param="compile"
         )
+
+
+def _compiled(function: Callable[..., Tensor], *, dynamic: bool) -> Callable[..., Tensor]:
+    """`torch.compile` for one model, which asks before a call only what can differ from call to call: the sizes.
+
+    By default it also makes sure of every number, function and parameter that the code names, 1,200 of them for
+    T5-base, which took 3 % of a step. They are one model's and never change; so that no two models share what is
+    compiled, each gets code of its own. That also lets a process load any number of models.
+    """
+    code = function.__code__.replace()
+    own = FunctionType(code, function.__globals__, None, function.__defaults__, function.__closure__)
+    constant = {_CONSTANT, *code.co_freevars}
+
+    def root(name: str) -> str:
+        return re.split(r"\W", name, maxsplit=1)[0]  # of `parameters[3]`, `norm.__closure__[1]`
+
+    def ask(guards: Sequence[Any]) -> list[bool]:
+        return [not guard.is_global and root(guard.name) not in constant for guard in guards]
+
+    made: Callable[..., Tensor] = torch.compile(own, dynamic=dynamic, fullgraph=True, options={"guard_filter_fn": ask})
+    return made
 
 
 def _head_row(weight: Tensor, hidden: Tensor) -> Tensor:
