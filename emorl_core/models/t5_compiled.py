@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sysconfig
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FunctionType
@@ -140,6 +141,8 @@ def _compiled(function: Callable[..., Tensor], *, dynamic: bool) -> Callable[...
         return [not guard.is_global and root(guard.name) not in constant for guard in guards]
 
     made: Callable[..., Tensor] = torch.compile(own, dynamic=dynamic, fullgraph=True, options={"guard_filter_fn": ask})
+    # What was compiled lies with the code and refers to it, in a circle that Python cannot see.
+    weakref.finalize(made, torch._dynamo.eval_frame.remove_from_cache, code)
     return made
 
 

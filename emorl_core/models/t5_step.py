@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from emorl_core.models.t5 import T5
 
 # A compiler cannot look into oneDNN's blocked layout, so a product with such a matrix is an operation of its own, and
-# names the matrix by a number. Numbers count from 0 in every process: that is what lets the compiler's cache on disk
-# recognise the same model.
+# names the matrix by a number, the smallest that is free: that is what lets the compiler's cache on disk recognise the
+# same model in another process, and in this one after a reload or two.
 _matrices: WeakValueDictionary[int, FrozenMatrix] = WeakValueDictionary()
-_numbers = itertools.count()
 _library = torch.library.Library("emorl", "DEF")
 _library.define("packed_product(Tensor x, int matrix, int columns) -> Tensor")
 
@@ -78,7 +77,7 @@ class StepFunction:
         base, lora_b = layer.base, layer.lora_b
         number = None
         if base.weight is None:
-            number = next(_numbers)
+            number = next(free for free in itertools.count() if free not in _matrices)
             _matrices[number] = base
         else:
             self.parameters.append(base.weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import UnsupportedModel
+from emorl_core.lanes import FrozenMatrix, packed_product_available
+from emorl_core.models import t5_step
 from emorl_core.models.t5 import T5
 from emorl_core.models.t5_compiled import check_compiler
 from emorl_core.models.t5_step import StepRows
@@ -26,6 +29,7 @@ try:
 except UnsupportedModel as lacking:
     _LACKING = str(lacking)
 needs_compiler = pytest.mark.skipif(bool(_LACKING), reason=_LACKING)
+needs_packing = pytest.mark.skipif(not packed_product_available(), reason="this torch packs no matrices")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +110,46 @@ def test_a_process_may_load_any_number_of_models(loaded: Ensemble, tmp_path: Pat
     plain = Ensemble.load(folder, device="cpu", dtype="float32")
     request = Request("one", other.encode(PROMPTS[1]), (0.0, 0.5, 0.5, 0.0), Sampling(max_new_tokens=8))
     assert run(other.engine, [request])[0].token_ids == run(plain.engine, [request])[0].token_ids
+
+
+@needs_compiler
+@needs_packing
+@pytest.mark.slow
+def test_with_packed_matrices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of large models are; tiny ones are packed for this test only."""
+    folder = tiny_t5_bundle(tmp_path)
+    request = Request("one", (5, 9, 7, 1), (0.0, 0.3, 0.3, 0.4), Sampling(max_new_tokens=8, min_new_tokens=8))
+    expected = run(Ensemble.load(folder, device="cpu", dtype="float32").engine, [request])[0].token_ids
+    monkeypatch.setattr(FrozenMatrix, "PACK_FROM", 1)
+    compiled = Ensemble.load(folder, device="cpu", dtype="float32", compile=True)
+    assert run(compiled.engine, [request])[0].token_ids == expected
+
+
+@needs_packing
+def test_a_later_model_takes_over_the_numbers_of_packed_matrices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler's cache on disk knows them. While a server reloads, two models are alive and share none."""
+    folder = tiny_t5_bundle(tmp_path)
+    monkeypatch.setattr(FrozenMatrix, "PACK_FROM", 1)
+
+    def loaded() -> tuple[T5, set[int]]:
+        before = set(t5_step._matrices)
+        model = Ensemble.load(folder, device="cpu", dtype="float32").engine.runner.model
+        assert isinstance(model, T5)
+        t5_step.StepFunction(model)
+        return model, set(t5_step._matrices) - before
+
+    gc.collect()
+    first, numbers = loaded()
+    second, others = loaded()
+    assert len(numbers) == len(others) > 0
+    del first
+    gc.collect()
+    assert set(t5_step._matrices) >= others
+    third, again = loaded()
+    assert again == numbers
+    assert second is not third
 
 
 def test_spare_rows_repeat_the_first_in_places_nobody_uses(ensemble: Ensemble) -> None:
