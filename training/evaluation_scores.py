@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from training.scorers.words import longest_run, words
 FORMAT = "emorl-scores/1"
 SCORES_FILE = "scores.json"
 _DECIMALS = 6
+_START = 3  # words
 
 MEASURES: dict[str, str] = {
     "diversity_2": "distinct bigrams / words of a reply",
@@ -35,6 +37,7 @@ MEASURES: dict[str, str] = {
     "words": "words of a reply",
     "ended": "share of replies that ended by themselves, not by the limit",
     "distinct": "share of replies that no other prompt got too",
+    "same_start": "share of replies that begin with the three words that most begin with; near 1 is a formula",
 }
 
 
@@ -137,9 +140,9 @@ def measures_of(replies: Sequence[Reply], records: Sequence[Record]) -> dict[str
     """`MEASURES` -> one number per prompt, [prompts]."""
     texts = [reply.text for reply in replies]
     prompts = [record.prompt for record in records]
-    often: dict[str, int] = {}
-    for text in texts:
-        often[text] = often.get(text, 0) + 1
+    often = Counter(texts)
+    starts = [tuple(words(text)[:_START]) for text in texts]
+    commonest = Counter(starts).most_common(1)[0][0]
     columns = {
         "diversity_2": [distinct_bigrams(text) for text in texts],
         "edit_rate": [edit_rate(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
@@ -147,6 +150,7 @@ def measures_of(replies: Sequence[Reply], records: Sequence[Record]) -> dict[str
         "words": [float(len(words(text))) for text in texts],
         "ended": [float(reply.finish_reason == "stop") for reply in replies],
         "distinct": [float(often[text] == 1) for text in texts],
+        "same_start": [float(start == commonest) for start in starts],
     }
     return {name: np.array(columns[name], dtype=np.float64) for name in MEASURES}
 

@@ -84,8 +84,8 @@ class RlSettings(Section):
     """What a score becomes before advantages: `raw`; `log` of the score clipped to [1e-4, 0.9999]; `standardised`, by
     the running mean and deviation of the objective's own scores."""
     joint_reward: Transform = "log"
-    """The same for one adapter trained on all rewards at once, as `uniform` and `dynaopt` of `emorl evaluate` are. Their
-    definition takes logs; where scores near 0 are common, those drown everything else."""
+    """The same for one adapter trained on all rewards at once, as `uniform` and `dynaopt` of `emorl evaluate` are.
+    Their definition takes logs; where scores near 0 are common, those drown everything else."""
     advantage: Advantage = "leave_one_out"
     """Baseline among a prompt's k rewards: their `mean`; the mean of the others (`leave_one_out`, unbiased); the mean,
     and divided by their deviation (`group_standardised`)."""

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from tests.learn.evaluation_cells import copying, deaf, listening, tiny_data, write_cell
+from training.data.records import Record
 from training.evaluate import Wanted, judge
-from training.evaluation_scores import MEASURES, copy_rate
+from training.evaluation_cells import Reply
+from training.evaluation_scores import MEASURES, copy_rate, measures_of
 from training.scorers.diversity import distinct_bigrams
 from training.scorers.lexical import LexicalReflection
 
@@ -45,7 +47,18 @@ def test_numbers_are_the_scorers_own(ran: tuple[Path, dict[str, Any], Any]) -> N
     assert set(own["text"]) == set(MEASURES)
     copied = found["methods"]["uniform"]["text"]
     assert (copied["copy_rate"]["mean"], copied["edit_rate"]["mean"]) == (1.0, 0.0)
-    assert found["methods"]["base"]["text"]["distinct"]["mean"] == 0.0, "one reply for everybody"
+    one_for_all = found["methods"]["base"]["text"]
+    assert (one_for_all["distinct"]["mean"], one_for_all["same_start"]["mean"]) == (0.0, 1.0)
+
+
+def test_a_formula_shows_in_how_replies_begin() -> None:
+    texts = ["I hear you: it is hard.", "i hear YOU", "You feel unheard.", "I hear", ""]
+    replies = [
+        Reply(index=i, prompt_sha256="", text=text, tokens=1, finish_reason="stop") for i, text in enumerate(texts)
+    ]
+    measured = measures_of(replies, [Record("I am tired.")] * len(texts))
+    assert measured["same_start"].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert measured["distinct"].tolist() == [1.0] * 5, "it does not show there"
 
 
 def test_costs_stand_beside_and_the_clock_apart(ran: tuple[Path, dict[str, Any], Any]) -> None:
