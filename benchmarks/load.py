@@ -146,14 +146,14 @@ async def run(
     end = time.monotonic() + seconds
 
     async def client(dice: random.Random) -> None:
-        while True:
+        asked = False
+        while not asked or (time.monotonic() < end and report.outcomes.total() < MOST_REQUESTS):
+            asked = True
             try:
                 answer = await asyncio.wait_for(ask(target, generate_body(dice, new_tokens, stream=True)), hang_s)
             except TimeoutError:
                 answer = Answer(error=f"no end within {hang_s:g} s")
             report.add(answer)
-            if time.monotonic() >= end or report.outcomes.total() >= MOST_REQUESTS:
-                return
             if answer.kind != "completed":
                 wait_s = answer.retry_after_s or 1.0
                 await asyncio.sleep(min(wait_s * dice.uniform(1.0, 1.5), max(0.0, end - time.monotonic())))

@@ -71,7 +71,7 @@ class Ensemble:
             dtype: `auto` (bfloat16 where the device does it well), `float32`, `bfloat16`.
             slots: sequences that run at once.
             prefill_cache_bytes: bound on remembered prompts, so that other weights skip the encoder; 0 is off.
-            compile: compile the decoding step: 1.4 to 1.8 times as fast on a CPU (docs/performance.md), for a minute of
+            compile: compile the decoding step: 1.4 to 2 times as fast on a CPU (docs/performance.md), for a minute of
                 loading the first time and some ten seconds later. On a CPU it needs a C++ compiler; on CUDA it records
                 CUDA graphs instead.
             revision: branch, tag or commit of a hub id.

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import drain, leavers, load
-from benchmarks.streams import NotHere, Target
+from benchmarks.streams import Answer, NotHere, Target
 from emorl_core.fake import fake_ensemble
 from server.settings import Settings
 from tests.builders import tiny_t5_bundle
@@ -77,6 +77,16 @@ def test_a_server_that_hangs_is_a_fault() -> None:
         report = asyncio.run(load.run(target(server), 2, 0.2, hang_s=0.3))
     assert report.outcomes == Counter({"no end within 0.3 s": 2})
     assert not report.holds
+
+
+def test_a_client_asks_at_least_once_and_never_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*_: object) -> Answer:
+        return Answer(status=429, retry_after_s=60.0)
+
+    monkeypatch.setattr(load, "ask", refused)
+    with live() as server:
+        for seconds in (0.0, 0.05):
+            assert asyncio.run(load.run(target(server), 3, seconds)).outcomes == Counter(refused=3)
 
 
 def test_an_error_event_is_a_fault() -> None:
