@@ -20,6 +20,7 @@ from server.settings import Settings, SettingsError
 from server.worker import Worker
 
 T = TypeVar("T")
+_THREAD = "emorl-load"
 
 
 @dataclass(slots=True, eq=False)
@@ -132,5 +133,14 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop has closed while we worked; nobody waits
             loop.call_soon_threadsafe(settle, value, error)
 
-    threading.Thread(target=main, name="emorl-load", daemon=True).start()
+    threading.Thread(target=main, name=_THREAD, daemon=True).start()
     return await result
+
+
+async def daemon_threads_ended(timeout_s: float) -> bool:
+    """Wait for what `in_daemon_thread` began and nobody waits for any more. An interpreter that ends under a thread in
+    native code aborts, so a process that ends should have waited; False when one still runs after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    for thread in [each for each in threading.enumerate() if each.name == _THREAD]:
+        await asyncio.to_thread(thread.join, max(0.0, deadline - time.monotonic()))
+    return not any(each.name == _THREAD for each in threading.enumerate())

@@ -58,6 +58,10 @@ class Settings(BaseSettings):
     # where to listen
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    max_connections: int | None = Field(
+        None, ge=1, description="Open connections; beyond it the longest idle are closed. Unset: 1000, or what fits."
+    )
+    backlog: int = Field(128, ge=1, le=4096, description="Connections that the kernel keeps until they are taken.")
 
     # limits
     max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait beside those that run; else 429.")
@@ -73,12 +77,23 @@ class Settings(BaseSettings):
 
     # time
     keep_alive_s: float = Field(10.0, gt=0, description="A stream with nothing to say sends a comment this often.")
-    read_timeout_s: float = Field(30.0, gt=0, description="Longest time to send a request's head, then its body.")
-    write_timeout_s: float = Field(60.0, gt=0, description="A client that reads nothing this long is let go.")
+    head_timeout_s: float = Field(
+        10.0, gt=0, description="Longest time to send a request's whole head, from the connection's or its own first byte."
+    )
+    read_timeout_s: float = Field(30.0, gt=0, description="Longest time to send a request's body; then 408.")
+    write_timeout_s: float = Field(
+        60.0, gt=0, description="A client with unread bytes that takes less than 64 KiB of them in this time is let go."
+    )
+    idle_timeout_s: float = Field(
+        75.0, gt=0, description="A connection without a request is closed after this; let a proxy close first."
+    )
     drain_delay_s: float = Field(
         0.0, ge=0, description="After SIGTERM, go on listening this long while readiness answers 503."
     )
     drain_timeout_s: float = Field(30.0, ge=0, description="After SIGTERM, running requests may finish within this.")
+    last_bytes_s: float = Field(
+        5.0, gt=0, description="While it shuts down, a client that sends or reads too slowly is let go after this."
+    )
     stall_s: float = Field(120.0, gt=0, description="An engine step that takes longer than this fails liveness.")
 
     # security
