@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import socket
+import os
+import sys
+import threading
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from typing import TYPE_CHECKING
-
-from emorl_core.errors import EmorlError
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -18,11 +19,16 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
     Raises:
         EmorlError: the bundle cannot be served.
     """
-    from server.logs import set_up_logging
+    from server.log_queue import Printed, to_stderr
+    from server.logs import logging_to
     from server.run import run
 
-    set_up_logging(settings)
-    run(settings, on_ready=on_ready)
+    with logging_to(to_stderr(), settings), redirect_stderr(Printed()):
+        run(settings, on_ready=on_ready)
+    if any(thread.daemon and thread.name.startswith("emorl-") for thread in threading.enumerate()):
+        # A load or a step that did not end in time: under it the interpreter would abort at its own end.
+        sys.stdout.flush()
+        os._exit(0)
     return 0
 
 
@@ -32,17 +38,8 @@ def check_address(settings: Settings) -> None:
     Raises:
         EmorlError: the address is taken or does not belong to this machine.
     """
-    if settings.port == 0:
-        return
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
-            probe.bind(address)
-    except OSError as error:
-        raise EmorlError(
-            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another with --port",
-            param="port",
-        ) from None
+    from server.listener import bind
+
+    if settings.port != 0:
+        for sock in bind(settings.host, settings.port):
+            sock.close()

@@ -125,7 +125,7 @@ def most_connections(settings: Settings) -> int:
         most, name = settings.max_connections, "max_connections"
     if most > possible:
         raise SettingsError(
-            f"max_connections is {most}; allowed: up to {possible}, since this process may open {files} files (ulimit -n)",
+            f"max_connections is {most}; allowed: up to {possible}, as this process may open {files} files (ulimit -n)",
             param=name,
         )
     if most < needed:

@@ -1,4 +1,4 @@
-"""uvicorn's connection, with bounds on what it may wait for its client, and the one error body for what is no request."""
+"""uvicorn's connection, with bounds on how long it waits for its client, and the one error body for no request."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ logger = logging.getLogger("emorl.server")
 
 
 class DrainingServer(uvicorn.Server):
-    """A first SIGTERM or SIGINT drains, a second one ends the process without waiting; SIGHUP loads the bundle again."""
+    """A first SIGTERM or SIGINT drains, a second one ends the process at once; SIGHUP loads the bundle again."""
 
     def __init__(self, config: uvicorn.Config, service: Service, connections: Connections) -> None:
         super().__init__(config)

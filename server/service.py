@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
@@ -15,10 +16,13 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
 from emorl_core.types import Request
 from server.admission import Admission
+from server.channel import Unread
+from server.connections import Connections
 from server.context import context_of
 from server.deployment import Deployment, daemon_threads_ended, in_daemon_thread, load
 from server.errors import NotReady, ReloadFailed, ShuttingDown
 from server.generation import Generation
+from server.log_queue import dropped_lines
 from server.metrics import EngineReading, Metrics
 from server.settings import Settings
 
@@ -41,9 +45,11 @@ class Service:
         self.failure: BaseException | None = None  # the bundle cannot be served at all
         self.on_failure: Callable[[BaseException], None] = lambda _: None
         self.on_ready: Callable[[], None] = lambda: None
+        self.connections: Connections | None = None  # where it listens itself
         self._deployment: Deployment | None = None
         self._given = ensemble
         self.active: set[Generation] = set()
+        self._unread = Unread(settings.max_unread_events, self._make_room)
         self._retired: dict[asyncio.Task[None], Deployment] = {}
         self._settled = asyncio.Event()  # started, or failed
         self._loading = asyncio.Lock()  # one bundle is loaded at a time
@@ -255,7 +261,7 @@ class Service:
         deployment.users += 1
         try:
             requests = await asyncio.to_thread(build, deployment.ensemble)
-            generation = Generation(deployment, requests, permit, self.metrics, self._closed)
+            generation = Generation(deployment, requests, permit, self.metrics, self._unread, self._closed)
         except BaseException:
             permit.release()
             deployment.users -= 1
@@ -269,12 +275,22 @@ class Service:
         self.active.discard(generation)
         generation.deployment.users -= 1
 
+    def _make_room(self) -> None:
+        """More events than may wait to be read: the client that is furthest behind loses its answer."""
+        max(self.active, key=lambda generation: generation.unread).fall_behind()
+
     # --- numbers -----------------------------------------------------------------------------------------------------
 
     def reading(self) -> EngineReading:
+        door: dict[str, Any] = {
+            "permits": self.admission.in_use,
+            "connections": 0 if self.connections is None else len(self.connections),
+            "connections_cut": {} if self.connections is None else self.connections.cut,
+            "log_lines_dropped": dropped_lines(),
+        }
         deployment = self._deployment
         if deployment is None:
-            return EngineReading(permits=self.admission.in_use)
+            return EngineReading(**door)
         worker, ensemble = deployment.worker, deployment.ensemble
         stats = worker.stats
         running = stats.running + worker.lines_running
@@ -288,6 +304,6 @@ class Service:
             prefill_misses=stats.prefill_misses + self._past["misses"],
             restarts=worker.restarts + self._past["restarts"],
             faults=stats.faults + self._past["faults"],
-            permits=self.admission.in_use,
             info={"version": __version__, "bundle": ensemble.name, "device": ensemble.device, "dtype": ensemble.dtype},
+            **door,
         )

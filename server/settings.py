@@ -71,6 +71,11 @@ class Settings(BaseSettings):
     max_sweep: int = Field(4096, ge=1, description="Most completions (prompts times weight vectors) of one sweep.")
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body; then 413.")
     max_header_bytes: int = Field(16 * 1024, ge=1024, description="Largest headers of a request; then 431.")
+    max_unread_events: int = Field(
+        65_536,
+        ge=1024,
+        description="Tokens that wait for slow readers of all streams; beyond it the slowest is let go.",
+    )
     max_concurrent_per_key: int | None = Field(
         None, ge=1, description="Requests one API key may have in progress; then 429. Unset: no limit per key."
     )
@@ -78,7 +83,9 @@ class Settings(BaseSettings):
     # time
     keep_alive_s: float = Field(10.0, gt=0, description="A stream with nothing to say sends a comment this often.")
     head_timeout_s: float = Field(
-        10.0, gt=0, description="Longest time to send a request's whole head, from the connection's or its own first byte."
+        10.0,
+        gt=0,
+        description="Longest time to send a request's whole head, from the connection's or its own first byte.",
     )
     read_timeout_s: float = Field(30.0, gt=0, description="Longest time to send a request's body; then 408.")
     write_timeout_s: float = Field(
@@ -109,6 +116,15 @@ class Settings(BaseSettings):
     # logs
     log_format: Literal["console", "json"] = Field("console", description="Log lines for people or for machines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level to log.")
+    log_lines_per_s: float = Field(
+        10.0,
+        ge=0,
+        description="Lines of one kind beyond it are counted, not logged; finished texts always are. 0: no limit.",
+    )
+    log_queue_lines: int = Field(
+        4096, ge=1, description="Lines that wait for a slow reader of the log; beyond it they are dropped and counted."
+    )
+    log_flush_s: float = Field(2.0, ge=0, description="At the end, longest wait for the log's reader.")
 
     tracing: bool = Field(False, description="Send OpenTelemetry traces, as the OTEL_... variables say.")
 
