@@ -18,7 +18,7 @@ from server.logs import where
 
 logger = logging.getLogger("emorl.server")
 
-_AT_ONCE = 32  # connections taken in one turn of the event loop
+_AT_ONCE = 32  # connections taken in one turn of the event loop, and at most an eighth of those there may be
 _RETRY_S = 0.5
 _TELL_EVERY_S = 60.0
 
@@ -63,6 +63,7 @@ class Listener:
         self.sockets = sockets
         self._make_protocol = make_protocol
         self._connections = connections
+        self._at_once = max(1, min(_AT_ONCE, connections.most // 8))
         self._told = -_TELL_EVERY_S
         for sock in sockets:
             sock.listen(backlog)
@@ -92,7 +93,7 @@ class Listener:
         clients = [(await asyncio.get_running_loop().sock_accept(sock))[0]]
         try:
             with suppress(OSError):  # none left; any other reason shows again at the next one
-                while len(clients) < _AT_ONCE:
+                while len(clients) < self._at_once:
                     clients.append(sock.accept()[0])
             await self._connections.make_room(len(clients))
             await asyncio.gather(*(self._hand_on(client, clients) for client in tuple(clients)))
