@@ -79,12 +79,17 @@ class LogWriter(QueueListener):
         self._told_at = -_TELL_EVERY_S
 
     def handle(self, record: logging.LogRecord) -> None:
-        try:
-            self._write(f"{record.msg}\n")
-            if time.monotonic() >= self._told_at + _TELL_EVERY_S:
-                self._tell_gap()
-        except (OSError, ValueError):  # nobody can read it any more
+        if not self._put(record.msg):
             self._lines.dropped["write"] += 1
+        elif time.monotonic() >= self._told_at + _TELL_EVERY_S:
+            self._tell_gap()
+
+    def _put(self, line: str) -> bool:
+        try:
+            self._write(f"{line}\n")
+        except (OSError, ValueError):  # nobody can read it any more
+            return False
+        return True
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything logged so far is written; False when its reader is too slow for that."""
@@ -106,7 +111,7 @@ class LogWriter(QueueListener):
             counts = ", ".join(f"{reason} {count}" for reason, count in missing.items())
             text = f"{missing.total()} log lines are missing here ({counts})"
             record = logging.LogRecord("emorl.logs", logging.WARNING, __file__, 0, text, None, None)
-            self._write(f"{self._lines.format(record)}\n")
+            self._put(self._lines.format(record))
 
 
 class Printed(io.TextIOBase):

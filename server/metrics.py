@@ -75,9 +75,7 @@ class _EngineCollector(Collector):
         yield _gauge("emorl_connections", "Open connections.", now.connections)
         cut = "Connections that the server closed: what it waited for too long, or full: to make room."
         yield _by_reason("emorl_connections_cut", cut, CUT_REASONS, now.connections_cut)
-        dropped = (
-            "Log lines left out: too many of a kind (rate), a slow reader (queue), none (write), faults (format)."
-        )
+        dropped = "Log lines left out: too many of a kind (rate), a slow reader (queue), none (write), faults (format)."
         yield _by_reason("emorl_log_lines_dropped", dropped, DROP_REASONS, now.log_lines_dropped)
         if now.info is not None:
             info = GaugeMetricFamily("emorl_info", "What is served; always 1.", labels=list(now.info))
