@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     max_connections: int | None = Field(
-        None, ge=1, description="Open connections; beyond it the longest idle are closed. Unset: 1000, or what fits."
+        None, ge=1, description="Open connections; to make room the longest idle are closed. Unset: 1000, or what files allow."
     )
     backlog: int = Field(128, ge=1, le=4096, description="Connections that the kernel keeps until they are taken.")
 
@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     max_unread_events: int = Field(
         65_536,
         ge=1024,
-        description="Tokens that wait for slow readers of all streams; beyond it the slowest is let go.",
+        description="Tokens that slow readers leave unread in all streams; beyond it the slowest loses.",
     )
     max_concurrent_per_key: int | None = Field(
         None, ge=1, description="Requests one API key may have in progress; then 429. Unset: no limit per key."
@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     head_timeout_s: float = Field(
         10.0,
         gt=0,
-        description="Longest time to send a request's whole head, from the connection's or its own first byte.",
+        description="Longest time to send a request's whole head; a new connection's begins at once.",
     )
     read_timeout_s: float = Field(30.0, gt=0, description="Longest time to send a request's body; then 408.")
     write_timeout_s: float = Field(
@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     log_lines_per_s: float = Field(
         10.0,
         ge=0,
-        description="Lines of one kind beyond it are counted, not logged; finished texts always are. 0: no limit.",
+        description="Log lines of one kind; more are only counted, but for finished texts. 0: no limit.",
     )
     log_queue_lines: int = Field(
         4096, ge=1, description="Lines that wait for a slow reader of the log; beyond it they are dropped and counted."
