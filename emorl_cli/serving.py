@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from typing import TYPE_CHECKING
@@ -25,11 +26,19 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
 
     with logging_to(to_stderr(), settings), redirect_stderr(Printed()):
         run(settings, on_ready=on_ready)
-    if any(thread.daemon and thread.name.startswith("emorl-") for thread in threading.enumerate()):
-        # A load or a step that did not end in time: under it the interpreter would abort at its own end.
+    if not _threads_ended(within_s=1.0):
+        # A load, a step or a long prompt: the interpreter would wait for its end, or abort under it.
         sys.stdout.flush()
         os._exit(0)
     return 0
+
+
+def _threads_ended(within_s: float) -> bool:
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("emorl-")]
+    deadline = time.monotonic() + within_s
+    for thread in ours:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in ours)
 
 
 def check_address(settings: Settings) -> None:

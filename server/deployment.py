@@ -21,6 +21,7 @@ from server.worker import Worker
 
 T = TypeVar("T")
 _THREAD = "emorl-load"
+_POLL_S = 0.02
 
 
 @dataclass(slots=True, eq=False)
@@ -141,6 +142,8 @@ async def daemon_threads_ended(timeout_s: float) -> bool:
     """Wait for what `in_daemon_thread` began and nobody waits for any more. An interpreter that ends under a thread in
     native code aborts, so a process that ends should have waited; False when one still runs after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
-    for thread in [each for each in threading.enumerate() if each.name == _THREAD]:
-        await asyncio.to_thread(thread.join, max(0.0, deadline - time.monotonic()))
-    return not any(each.name == _THREAD for each in threading.enumerate())
+    while running := any(each.name == _THREAD for each in threading.enumerate()):
+        if time.monotonic() >= deadline:
+            break
+        await asyncio.sleep(_POLL_S)
+    return not running

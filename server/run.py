@@ -9,6 +9,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import uvicorn
@@ -25,6 +26,13 @@ from server.settings import Settings, unknown_variables
 from server.signals import hangups, hangups_held
 
 logger = logging.getLogger("emorl.server")
+
+
+class Helpers(ThreadPoolExecutor):
+    """The event loop's threads, for work that a request waits for. The end does not wait for what is still in them."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002 - see above
+        super().shutdown(wait=False, cancel_futures=True)
 
 
 class DrainingServer(uvicorn.Server):
@@ -50,6 +58,7 @@ class DrainingServer(uvicorn.Server):
             yield
 
     async def startup(self, sockets: object = None) -> None:  # type: ignore[override]  # noqa: ARG002 - always its own
+        asyncio.get_running_loop().set_default_executor(Helpers(thread_name_prefix="emorl-helper"))
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)

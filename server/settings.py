@@ -59,7 +59,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     max_connections: int | None = Field(
-        None, ge=1, description="Open connections; to make room the longest idle are closed. Unset: 1000, or what files allow."
+        None,
+        ge=1,
+        description="Open connections; for more the longest idle are closed. Unset: 1000, or what fits.",
     )
     backlog: int = Field(128, ge=1, le=4096, description="Connections that the kernel keeps until they are taken.")
 
