@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.streams import NotHere, Target, connection, generate_body, get, head_of, prompt
 
 MOST_SECONDS = 660.0
-SILENT = 1100  # connections, more than a process may open by default
+_SILENT = 1100  # connections, more than a process may open by default
 _PATIENCE_S = 30.0  # for one answer
 _NICE = 10  # real attackers take no time of the server's cores
 
@@ -79,7 +79,7 @@ async def silent(siege: Siege) -> None:
         left = [(reader, writer) for reader, writer in held if not reader.at_eof()]
         siege.tally["silent: cut"] += len(held) - len(left)
         held = left
-        for _ in range(min(20, SILENT - len(held))):  # 200 a second
+        for _ in range(min(20, _SILENT - len(held))):  # 200 a second
             with suppress(OSError, TimeoutError):
                 held.append(await asyncio.wait_for(asyncio.open_connection(siege.target.host, siege.target.port), 1.0))
         await asyncio.sleep(0.1)
@@ -198,14 +198,19 @@ ATTACKS: dict[str, tuple[Callable[[Siege], Awaitable[str]], int, float]] = {
 }
 
 
-async def run(target: Target, seconds: float, seed: int = 0) -> Counter[str]:
-    """All of them at once."""
+SILENT = "silent"
+KINDS = (SILENT, *ATTACKS)
+
+
+async def run(target: Target, seconds: float, kinds: Sequence[str] = KINDS, seed: int = 0) -> Counter[str]:
+    """All of these kinds at once."""
     objectives = [each["name"] for each in json.loads((await get(target, "/objectives"))[1])["objectives"]]
     siege = Siege(target, seconds, objectives, seed)
-    crowd = [
-        siege.again(kind, attack, pause) for kind, (attack, at_once, pause) in ATTACKS.items() for _ in range(at_once)
-    ]
-    await asyncio.gather(silent(siege), *crowd)
+    crowd = [silent(siege)] if SILENT in kinds else []
+    for kind, (attack, at_once, pause_s) in ATTACKS.items():
+        if kind in kinds:
+            crowd += [siege.again(kind, attack, pause_s) for _ in range(at_once)]
+    await asyncio.gather(*crowd)
     return siege.tally
 
 
@@ -214,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--url", required=True, help="a server that runs on this machine")
     parser.add_argument("--key", help="an API key of that server")
     parser.add_argument("--seconds", type=float, default=10.0, help=f"up to {MOST_SECONDS:g} (default 10)")
+    parser.add_argument("--only", action="append", choices=KINDS, help="this kind of attack; repeatable (default: all)")
     options = parser.parse_args(argv)
     if not 0 < options.seconds <= MOST_SECONDS:
         parser.error(f"--seconds is {options.seconds:g}; allowed: above 0, up to {MOST_SECONDS:g}")
@@ -224,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.nice(_NICE)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    tally = asyncio.run(run(target, options.seconds))
+    tally = asyncio.run(run(target, options.seconds, options.only or KINDS))
     print(json.dumps(dict(sorted(tally.items()))))
     return 0
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks import drain, load
+from benchmarks import attackers, drain, load
 from benchmarks.make_bundle import write_bundle
 from benchmarks.streams import Target, get
 
@@ -159,14 +159,22 @@ def _told(outcomes: Counter[str]) -> str:
 
 
 async def run(
-    good: Target, bad: Target, pid: int, log: Path, *, streams: int, seconds: float, new_tokens: int
+    good: Target,
+    bad: Target,
+    pid: int,
+    log: Path,
+    *,
+    streams: int,
+    seconds: float,
+    new_tokens: int,
+    kinds: Sequence[str] = attackers.KINDS,
 ) -> Report:
     """Calm, siege, rest, and the end of the process `pid` under a second siege."""
     process = psutil.Process(pid)
     calm = await load.run(good, streams, seconds, new_tokens=new_tokens, pid=pid)
     before = _mib(process)
     probes = Probes()
-    with _besieged(bad, seconds + 10) as crowd:
+    with _besieged(bad, seconds + 10, kinds) as crowd:
         await asyncio.sleep(min(2.0, seconds))  # until all of them are there
         watch = asyncio.create_task(probes.watch(good))
         siege = await load.run(good, streams, seconds, new_tokens=new_tokens, pid=pid, seed=streams)
@@ -174,7 +182,7 @@ async def run(
         attacks = json.loads((await asyncio.to_thread(crowd.communicate))[0])
     await asyncio.sleep(_REST_S)
     after, log_bytes = _mib(process), log.stat().st_size
-    with _besieged(bad, _DEADLINE_S + 10):
+    with _besieged(bad, _DEADLINE_S + 10, kinds):
         await asyncio.sleep(5.0)
         signalled = time.monotonic()
         os.kill(pid, signal.SIGTERM)
@@ -187,11 +195,12 @@ def _mib(process: psutil.Process) -> float:
 
 
 @contextmanager
-def _besieged(target: Target, seconds: float) -> Iterator[subprocess.Popen[str]]:
+def _besieged(target: Target, seconds: float, kinds: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     """The attackers, as a process of their own."""
     options = {"url": f"http://{target.host}:{target.port}", "key": target.key, "seconds": seconds}
     command = [sys.executable, "-m", "benchmarks.attackers"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    command += [part for kind in kinds for part in ("--only", kind)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
         try:
             yield crowd
@@ -213,7 +222,7 @@ def measure(bundle: Path, options: argparse.Namespace, log: Path) -> Report:
         with load.served(bundle, options, _SERVER, **process) as (url, pid):
             good, bad = (Target.parse(url, key) for key in keys)
             sizes = {"streams": options.streams, "seconds": options.seconds, "new_tokens": options.new_tokens}
-            return asyncio.run(run(good, bad, pid, log, **sizes))
+            return asyncio.run(run(good, bad, pid, log, **sizes, kinds=options.only or attackers.KINDS))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -222,6 +231,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, default=60.0, help=f"of the siege, up to {MOST_SECONDS:g} (default 60)")
     made.add_argument("--streams", type=int, default=10, help="that behave, up to 16 (default 10)")
     made.add_argument("--new-tokens", type=int, default=64, help="tokens of a stream at most (default 64)")
+    made.add_argument("--only", action="append", choices=attackers.KINDS, help="this kind of attack; repeatable")
     made.add_argument("--json", action="store_true", help="print the line for machines alone")
     made.add_argument("--slots", type=int, default=16)
     made.add_argument("--max-queue", type=int, default=64)
