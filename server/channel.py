@@ -104,11 +104,17 @@ class Channel:
             self._unread.add(-len(events))
         return events
 
+    def drop(self) -> None:
+        """Forget what nobody has taken."""
+        if self._unread is not None:
+            self._unread.add(-len(self._events))
+        self._events.clear()
+
     def give_up(self, error: EmorlError) -> list[str]:
         """Drop what nobody has taken: the reader gets `error` instead. Returns the ids that were open."""
         ended = sorted(self.open)
         self.open.clear()
-        self.take()
+        self.drop()
         self._append(Failure(self._ids[0], error))
         if ended:
             self.on_finished()
