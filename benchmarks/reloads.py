@@ -38,8 +38,8 @@ _CLIENTS = 2
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`reloads`: outcome -> times, by the route's answer. `receipts`: bundle -> how many named it. `wrong`: ids of those
-    that do not replay on it."""
+    """`reloads`: outcome -> times, by the route's answer. `receipts`: bundle -> how many named it. `wrong`: ids of
+    those that do not replay on it."""
 
     reloads: dict[str, int]
     signals: int
@@ -50,9 +50,7 @@ class Report:
     def faults(self) -> list[str]:
         found = [f"{count} requests: {kind}" for kind, count in self.failed.items()]
         if self.wrong:
-            found.append(
-                f"{len(self.wrong)} receipts do not replay on the bundle that they name, {self.wrong[0]} first"
-            )
+            found.append(f"{len(self.wrong)} receipts do not replay on the bundle they name, first {self.wrong[0]}")
         if len(self.receipts) < len(_NAMES):
             found.append(f"only {', '.join(self.receipts) or 'no bundle'} served; this shows nothing")
         return found
