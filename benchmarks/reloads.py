@@ -141,11 +141,15 @@ async def run(target: Target, admin: Target, pid: int, places: Places, reloads: 
     for result in await asyncio.gather(*others, return_exceptions=True):
         if not isinstance(result, asyncio.CancelledError):
             failed[type(result).__name__] += 1
-    wrong = [each for name, named in receipts.items() for each in await asyncio.to_thread(_replay, places, name, named)]
+    wrong = [
+        each
+        for name, named in receipts.items()
+        for each in await asyncio.to_thread(replayed_otherwise, places, name, named)
+    ]
     return Report(dict(outcomes), signals, {name: len(named) for name, named in receipts.items()}, wrong, dict(failed))
 
 
-def _replay(places: Places, name: str, receipts: list[dict[str, Any]]) -> list[str]:
+def replayed_otherwise(places: Places, name: str, receipts: list[dict[str, Any]]) -> list[str]:
     """The ids of those that `emorl replay` does not call the same."""
     if name not in _NAMES:
         return [receipt["id"] for receipt in receipts]
@@ -155,12 +159,16 @@ def _replay(places: Places, name: str, receipts: list[dict[str, Any]]) -> list[s
     return [finding["id"] for finding in json.loads(done.stdout)["receipts"] if not finding["same"]]
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--reloads", type=int, default=100, help=f"that were taken, up to {MOST_RELOADS} (default 100)")
+    made.add_argument("--shape", default="t5-tiny", help="of the bundles (default t5-tiny)")
+    made.add_argument("--seed", type=int, default=0)
+    return made
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reloads", type=int, default=100, help=f"that were taken, up to {MOST_RELOADS} (default 100)")
-    parser.add_argument("--shape", default="t5-tiny", help="of the bundles (default t5-tiny)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     if not 0 < options.reloads <= MOST_RELOADS:
         text = f"--reloads is {options.reloads}; allowed: above 0, up to {MOST_RELOADS}"
         print(f"benchmarks.reloads: error: {text}", file=sys.stderr)
