@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from emorl_core.adapters import Adapter, LoraPair
-from emorl_core.lanes import LaneLinear
+from emorl_core.lanes.linear import LaneLinear
 from training.hyperparameters import LoraSettings
 from training.section import RecipeError
 from training.seeds import derive

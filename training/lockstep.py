@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from emorl_core.lanes import BASE_LANE
+from emorl_core.lanes.index import BASE_LANE
 from training import losses
 from training.hyperparameters import RlSettings
 from training.sequences import Group, TrainableModel, reply_logprobs
