@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.make_bundle import SHAPES, VOCABULARY, t5_config
-from emorl_core.models.family import load_model
+from emorl_core.models.registry import load_model
 from training import losses
 from training.processes import Processes
 from training.prompts import Prompt

@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from emorl_core.errors import EmorlError
-from emorl_core.types import Completion, Failure
-from server.lines import LineEvent
+from emorl_core.types import Completion, Event, Failure
 
 
 class Channel:
@@ -20,7 +19,7 @@ class Channel:
 
     def __init__(self, request_ids: Iterable[str]) -> None:
         self.open: set[str] = set(request_ids)  # ids whose last event has not come yet
-        self._events: deque[LineEvent] = deque()
+        self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -31,11 +30,11 @@ class Channel:
     def empty(self) -> bool:
         return not self._events
 
-    def peek(self) -> LineEvent:
+    def peek(self) -> Event:
         """The oldest event; there must be one."""
         return self._events[0]
 
-    def push(self, event: LineEvent) -> None:
+    def push(self, event: Event) -> None:
         """Add an event; what comes after a request's last event is dropped."""
         if event.request_id not in self.open:
             return
@@ -68,7 +67,7 @@ class Channel:
                 timer.cancel()
         return bool(self._events)
 
-    def take(self) -> list[LineEvent]:
+    def take(self) -> list[Event]:
         """Everything that has come so far, oldest first."""
         events = list(self._events)
         self._events.clear()

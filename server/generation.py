@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Receive
 
+from emorl_core.engine.segments import SegmentsCompletion
 from emorl_core.errors import EmorlError
-from emorl_core.types import Completion, Failure, FinishReason, Request, TokenEvent
+from emorl_core.types import Completion, Event, Failure, FinishReason, Request, TokenEvent
 from server.admission import Permit
 from server.errors import ClientGone, QueueTimeout, ShuttingDown
-from server.lines import LineCompletion, LineEvent
 from server.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Generation:
         """All events have been taken, or one choice failed, which ends the whole answer."""
         return self.error is not None or (self._channel.finished and self._channel.empty)
 
-    def take(self) -> list[LineEvent]:
+    def take(self) -> list[Event]:
         """The events that have come, with the books kept."""
         events = self._channel.take()
         for event in events:
@@ -93,8 +93,8 @@ class Generation:
             elif isinstance(event, Completion):
                 self.completions[event.request_id] = event
                 self.tokens += event.completion_tokens
-                # The texts of a line share their tokens: there is no time between two of them to observe.
-                streamed = event.request_id in self._last_token or isinstance(event, LineCompletion)
+                # The texts of segments share their tokens: there is no time between two of them to observe.
+                streamed = event.request_id in self._last_token or isinstance(event, SegmentsCompletion)
                 self._metrics.completed(event, self.deployment.ensemble.lanes, streamed=streamed)
             elif isinstance(event, Failure) and self.error is None:
                 self.error = event.error

@@ -7,12 +7,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from emorl_core.engine.segments import Interval
+from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidWeights
+from emorl_core.types import Interval
 from emorl_core.weights import named
-from server.lines import LineCompletion, LineRequest
 from server.schemas import MAX_STOPS, Int, StopString, Strict, Text, Weight, check_limit
+
+# Intervals of one request that run at once. More would lengthen every step, also for those who stream beside it.
+_SLOTS = 4
 
 
 class LineBody(Strict):
@@ -46,8 +49,10 @@ class LineBody(Strict):
     )
     stream: bool = Field(False, description="Answer with server-sent events, intervals as they are found.")
 
-    def to_core(self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int, max_sweep: int) -> LineRequest:
-        """Raises `InvalidRequest` and its kinds. `max_new_tokens`, `max_sweep`: the server's limits."""
+    def to_core(
+        self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int, max_sweep: int, time_limit_s: float
+    ) -> SegmentsRequest:
+        """Raises `InvalidRequest` and its kinds. `max_new_tokens`, `max_sweep`, `time_limit_s`: the server's limits."""
         check_limit("max_new_tokens", self.max_new_tokens, max_new_tokens)
         first, last = (self._end(ensemble, name, weights) for name, weights in (("from", self.start), ("to", self.end)))
         request = ensemble.request(
@@ -61,16 +66,19 @@ class LineBody(Strict):
             seed=0,
             stop=tuple(self.stop),
         )
-        return LineRequest(
+        return SegmentsRequest(
             request.request_id,
             request.prompt_ids,
             first,
             request.sampling,
             stream=False,
             to=last,
-            decode=ensemble.tokenizer.decode,
             min_width=self.min_width,
             most=max_sweep,
+            most_named="max_sweep, a setting of this server",
+            most_slots=_SLOTS,
+            time_limit_s=time_limit_s,
+            time_limit_named="sweep_line_timeout_s, a setting of this server",
         )
 
     def _end(self, ensemble: Ensemble, name: str, weights: dict[str, float]) -> tuple[float, ...]:
@@ -146,7 +154,9 @@ def line_interval(interval: Interval) -> dict[str, Any]:
     }
 
 
-def line_answer(model: str, lanes: Sequence[str], request: LineRequest, completion: LineCompletion) -> dict[str, Any]:
+def line_answer(
+    model: str, lanes: Sequence[str], request: SegmentsRequest, completion: SegmentsCompletion
+) -> dict[str, Any]:
     """`LineResponse` as plain dictionaries."""
     return {
         "id": request.request_id,

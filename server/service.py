@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
@@ -25,6 +26,7 @@ logger = logging.getLogger("emorl.server")
 
 GENERATION_ROUTES = ("/generate", "/sweep", "/sweep/line", "/v1/completions", "/v1/chat/completions")
 _POLL_S = 0.02
+T = TypeVar("T")
 
 
 class Service:
@@ -181,10 +183,21 @@ class Service:
     async def accept(
         self, http: HttpRequest, build: Callable[[Ensemble], Sequence[Request]], rows: int = 1
     ) -> Generation:
-        """A permit first, then tokenising off the event loop, then the engine.
+        """`accept_built` for a `build` that makes the engine's requests themselves."""
+        generation, _ = await self.accept_built(http, build, lambda built: built, rows)
+        return generation
 
-        `build` makes the engine's requests; it runs on another thread. The generation ends with the HTTP request at
-        the latest (`server.context` closes it).
+    async def accept_built(
+        self,
+        http: HttpRequest,
+        build: Callable[[Ensemble], T],
+        requests_of: Callable[[T], Sequence[Request]],
+        rows: int = 1,
+    ) -> tuple[Generation, T]:
+        """A permit first, then tokenising off the event loop, then the engine. Returns what `build` made, too.
+
+        `build` runs on another thread; `requests_of` gives the engine's requests of what it made. The generation ends
+        with the HTTP request at the latest (`server.context` closes it).
 
         Raises:
             NotReady, ShuttingDown, QueueFull, KeyLimit: at the door.
@@ -198,8 +211,8 @@ class Service:
         permit = self.admission.acquire(rows, context.key)
         deployment.users += 1
         try:
-            requests = await asyncio.to_thread(build, deployment.ensemble)
-            generation = Generation(deployment, requests, permit, self.metrics, self._closed)
+            built = await asyncio.to_thread(build, deployment.ensemble)
+            generation = Generation(deployment, requests_of(built), permit, self.metrics, self._closed)
         except BaseException:
             permit.release()
             deployment.users -= 1
@@ -207,7 +220,7 @@ class Service:
         self.active.add(generation)
         context.generation = generation
         generation.watch(http.receive)
-        return generation
+        return generation, built
 
     def _closed(self, generation: Generation) -> None:
         self.active.discard(generation)
@@ -221,10 +234,9 @@ class Service:
             return EngineReading(permits=self.admission.in_use)
         worker, ensemble = deployment.worker, deployment.ensemble
         stats = worker.stats
-        running = stats.running + worker.lines_running
         return EngineReading(
-            running=running,
-            waiting=max(0, worker.pending - running),
+            running=stats.running,
+            waiting=max(0, worker.pending - stats.running),
             lanes_running=stats.lanes_running,
             slots=stats.slots,
             slots_used=stats.slots_used,

@@ -19,10 +19,9 @@ from queue import Empty, SimpleQueue
 from emorl_core.engine.engine import Engine, EngineStats
 from emorl_core.engine.sequences import Job
 from emorl_core.errors import EmorlError, EngineError
-from emorl_core.types import Completion, Failure, FinishReason, Request
+from emorl_core.types import Completion, Event, Failure, FinishReason, Request
 from server.channel import Channel
 from server.errors import EngineRestarted, NotReady, QueueTimeout, ShuttingDown
-from server.lines import LineEvent, LineRequest, Lines
 from server.logs import where
 
 logger = logging.getLogger("emorl.worker")
@@ -70,7 +69,6 @@ class Worker:
         self.ready = False
         self.restarts = 0
         self.stats = engine.stats  # as of the last step: the engine's own may change while it is read
-        self.lines_running = 0  # as of the last step
         self.failure: BaseException | None = None  # why the thread has given up; it is gone for good then
         self._engine = engine
         self._warm_up = warm_up
@@ -87,7 +85,6 @@ class Worker:
         self._stopping = False
         self._step_started: float | None = None
         # Only the thread touches these:
-        self._lines = Lines()
         self._inside: set[str] = set()  # handed to the engine, last event not seen yet
         self._deadlines: deque[tuple[float, str]] = deque()
         self._timed_out: set[str] = set()
@@ -145,7 +142,7 @@ class Worker:
             await asyncio.to_thread(self._thread.join, timeout_s)
         return not self._thread.is_alive()
 
-    def _deliver(self, events: Sequence[LineEvent]) -> None:
+    def _deliver(self, events: Sequence[Event]) -> None:
         for event in events:
             channel = self._channels.get(event.request_id)
             if channel is None:
@@ -190,24 +187,18 @@ class Worker:
 
     def _serve(self) -> None:
         """Commands in, steps, events out; returns when told to stop."""
-        while self._obey(wait=not self._has_work):
-            if not self._has_work:
+        while self._obey(wait=not self._engine.has_work):
+            if not self._engine.has_work:
                 continue
             self._expire()
             self._step_started = time.monotonic()
-            events: list[LineEvent] = [*self._engine.step()] if self._engine.has_work else []
-            events += self._lines.step(self._engine)
+            events = self._engine.step()
             self._step_started = None
-            self.lines_running = self._lines.running
             self.stats = self._engine.stats
             self._on_step(self.stats)
             self._tell_faults()
             if events:
                 self._post(self._deliver, [self._seen(event) for event in events])
-
-    @property
-    def _has_work(self) -> bool:
-        return self._engine.has_work or self._lines.has_work
 
     def _tell_faults(self) -> None:
         """Log what the engine got over by running requests one by one: the first time, and then ever more seldom."""
@@ -230,7 +221,7 @@ class Worker:
                         self._add(group, job, command.deadline)
                 else:
                     for request_id in command.request_ids:
-                        self._cancel(request_id)
+                        self._engine.cancel(request_id)
                 command = self._commands.get_nowait()
         except Empty:
             return True
@@ -239,10 +230,7 @@ class Worker:
         ids = [request.request_id for request in group]
         self._inside.update(ids)
         try:
-            if isinstance(group[0], LineRequest):
-                self._lines.add(group[0])
-            else:
-                self._engine.add_group(group, job)
+            self._engine.add_group(group, job)
         except Exception as error:  # noqa: BLE001  a request the engine will not take fails alone
             if isinstance(error, EmorlError):
                 failure = error
@@ -263,16 +251,12 @@ class Worker:
             return
         # What waits while others of its job have run waits for its own turn, not at the door.
         fresh = [branch for branch in self._engine.scheduler.waiting if not branch.job.started]
-        waiting = {member.request.request_id for branch in fresh for member in branch.members} | self._lines.waiting
+        waiting = {member.request.request_id for branch in fresh for member in branch.members}
         for request_id in waiting.intersection(late):
-            self._cancel(request_id)
+            self._engine.cancel(request_id)
             self._timed_out.add(request_id)
 
-    def _cancel(self, request_id: str) -> None:
-        self._engine.cancel(request_id)
-        self._lines.cancel(request_id)
-
-    def _seen(self, event: LineEvent) -> LineEvent:
+    def _seen(self, event: Event) -> Event:
         """Keep book of a request's last event; a cancellation for a queue timeout becomes that error."""
         if not isinstance(event, (Completion, Failure)):
             return event
@@ -300,7 +284,6 @@ class Worker:
                 ids.update(request.request_id for group in command.groups for request in group)
             elif isinstance(command, _Stop):
                 self._commands.put(command)
-        self._lines.clear()
         self._inside.clear()
         self._deadlines.clear()
         self._timed_out.clear()

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from emorl_core.adapters import Adapter, LoraPair
 from emorl_core.lanes.linear import LaneLinear
+from emorl_core.models.family import TrainableModel
 from training.hyperparameters import LoraSettings
 from training.section import RecipeError
 from training.seeds import derive
-from training.sequences import TrainableModel
 
 
 def fresh_adapter(model: TrainableModel, name: str, settings: LoraSettings, seed: int) -> Adapter:
@@ -53,7 +53,7 @@ class Stacks:
         self.layers: list[tuple[list[str], LaneLinear]] = [
             (list(names), layer) for names, layer in model.linears() if layer.lora_a is not None
         ]
-        self.device = model.device
+        self.device = model.facts.device
         for tensor in self.parameters():
             tensor.grad = torch.zeros_like(tensor)  # kept: objectives hold views of it, and autograd adds in place
 

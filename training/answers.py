@@ -13,7 +13,7 @@ from emorl_core.adapters import Adapter
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
 from emorl_core.engine.sweep import SweepItem, SweepPlan
-from emorl_core.models.family import load_model
+from emorl_core.models.registry import load_model
 from emorl_core.types import Combine, Sampling
 from emorl_core.weights import BASE, ResolvedWeights
 from training.experiment import Experiment

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from emorl_core.lanes.index import BASE_LANE
+from emorl_core.models.family import Group, TrainableModel
 from training import losses
 from training.hyperparameters import RlSettings
-from training.sequences import Group, TrainableModel, reply_logprobs
+from training.sequences import group_of, reply_logprobs
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -104,9 +105,13 @@ class Lockstep:
         """Measures by lane, or the lanes at fault, in which case nothing was added to any gradient."""
         lanes = list(part)
         count = len(part[lanes[0]])
-        groups = [Group(part[lane][i].source, lane, part[lane][i].replies) for i in range(count) for lane in lanes]
+        groups = [
+            group_of(self._model, part[lane][i].source, lane, part[lane][i].replies)
+            for i in range(count)
+            for lane in lanes
+        ]
         rewards = torch.tensor(
-            [part[lane][i].rewards for i in range(count) for lane in lanes], device=self._model.device
+            [part[lane][i].rewards for i in range(count) for lane in lanes], device=self._model.facts.device
         )  # [C * N, k]
         reference = self._reference(groups, len(lanes))  # [M, T]
         self._model.train()
@@ -150,10 +155,13 @@ class Lockstep:
 
     @torch.no_grad()
     def _reference(self, groups: Sequence[Group], lanes: int) -> Tensor:
-        """[M, T] log p of the same replies under the base: a prompt's replies of all lanes share one source."""
+        """[M, T] log p of the same replies under the base: a prompt's replies of all lanes are one group."""
         shared = [
-            Group(
-                groups[i].source, BASE_LANE, tuple(reply for group in groups[i : i + lanes] for reply in group.replies)
+            group_of(
+                self._model,
+                groups[i].lane.prompt_ids,
+                BASE_LANE,
+                tuple(reply for group in groups[i : i + lanes] for reply in group.replies),
             )
             for i in range(0, len(groups), lanes)
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
 from emorl_core.engine.sequences import Job
 from emorl_core.errors import EmorlError
@@ -69,40 +70,41 @@ class Rollout:
         # A new engine each time: adapters have moved, so no remembered prompt is true any more, and what a rollout
         # computes must not depend on the rollouts before it, or a resumed run would differ in its last bits.
         engine = Engine(self._model, _no_text, self._lanes, slots=self._slots, prefill_cache_bytes=0)
-        job = Job()
+        groups = []
         for (place, name), samplings in wanted.items():
             weights = tuple(float(lane == name) for lane in self._lanes)
-            engine.add_group(
+            groups.append(
                 [
                     Request(
-                        _id(place, name, number), prompts[place].source, weights, sampling, stream=False, logprobs=False
+                        f"{place} {number} {name}",
+                        prompts[place].source,
+                        weights,
+                        sampling,
+                        stream=False,
+                        logprobs=False,
+                        tag=(place, name, number),
                     )
                     for number, sampling in enumerate(samplings)
-                ],
-                job,
+                ]
             )
-        done: dict[str, Completion] = {}
+        done: dict[tuple[int, str, int], Completion] = {}
         failed: dict[str, EmorlError] = {}
-        while engine.has_work:
-            for event in engine.step():
-                if isinstance(event, Completion):
-                    done[event.request_id] = event
-                elif isinstance(event, Failure):
-                    failed.setdefault(event.request_id.split(" ", 2)[2], event.error)
+        for event in Driver(engine).ends(groups, Job()):
+            if isinstance(event, Failure):
+                _, name, _ = event.tag
+                failed.setdefault(name, event.error)
+            else:
+                done[event.tag] = event
         samples: dict[str, list[list[Sample]]] = {name: [] for name in objectives if name not in failed}
         for (place, name), samplings in wanted.items():
             if name not in failed:
-                replies = [self._sample(done[_id(place, name, number)]) for number in range(len(samplings))]
+                replies = [self._sample(done[place, name, number]) for number in range(len(samplings))]
                 samples[name].append(replies)
         return Replies(samples, failed)
 
     def _sample(self, completion: Completion) -> Sample:
-        ended = bool(completion.token_ids) and completion.token_ids[-1] in self._model.eos_token_ids
+        ended = bool(completion.token_ids) and completion.token_ids[-1] in self._model.facts.eos_token_ids
         return Sample(completion.token_ids, self._tokenizer.decode(completion.token_ids), ended)
-
-
-def _id(place: int, name: str, number: int) -> str:
-    return f"{place} {number} {name}"
 
 
 def _no_text(ids: Sequence[int]) -> str:  # noqa: ARG001

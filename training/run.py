@@ -63,7 +63,7 @@ def train(
     """
     import torch
 
-    from emorl_core.models.family import load_model
+    from emorl_core.models.registry import load_model
     from emorl_core.tokenizer import HuggingFaceTokenizer
     from training.scorers import Context, build_scorer
     from training.setup import encode, fingerprint, load_data

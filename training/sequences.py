@@ -1,20 +1,19 @@
 """Log-probabilities of replies under their lanes: whole sequences under autograd, one forward for all objectives.
 
-Replies come in *groups* that share a source: the k samples of one prompt in one lane. The encoder runs once a group.
-Letters: G groups, k replies a group, M = G * k rows, S source tokens, T target tokens, D hidden.
+Replies come in *groups* that share a prompt: the k samples of one prompt in one lane. The prompt runs once a group.
+Letters: G groups, k replies a group, M = G * k rows, T reply tokens, D hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from emorl_core.lanes.index import LaneIndex
-from emorl_core.models.family import LaneModel
+from emorl_core.lanes.lane import Lane, lane_points
+from emorl_core.models.family import Group, LaneModel, TrainableModel
 
 # Bytes of logits held at once; a wide vocabulary would otherwise need gigabytes for the tokens of one step. Blocks of
 # up to 32 MiB are handed out again by the C library; larger ones come from the system, page by page, every time.
@@ -23,27 +22,9 @@ _LOGIT_BYTES = 24 * 2**20
 _SOFTMAX_BYTES = 2**20
 
 
-class TrainableModel(LaneModel, Protocol):
-    """What training asks of a model beyond the engine's methods: whole sequences under autograd."""
-
-    def linears(self) -> Any: ...
-
-    def encode(self, ids: Tensor, lengths: Sequence[int], lanes: LaneIndex) -> Tensor: ...
-
-    def cross(self, encoded: Tensor, lanes: LaneIndex) -> Tensor: ...
-
-    def decode(self, ids: Tensor, cross: Tensor, source_lengths: Sequence[int], lanes: LaneIndex) -> Tensor: ...
-
-    def train(self, mode: bool = True) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """k replies to one source in one lane."""
-
-    source: tuple[int, ...]
-    lane: int
-    replies: tuple[tuple[int, ...], ...]  # token ids without the start token
+def group_of(model: LaneModel, prompt: tuple[int, ...], lane: int, replies: tuple[tuple[int, ...], ...]) -> Group:
+    """lane: its number, 0 for the base."""
+    return Group(Lane(lane_points(len(model.adapters))[lane], prompt), replies)
 
 
 def padded(replies: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -59,19 +40,9 @@ def reply_logprobs(model: TrainableModel, groups: Sequence[Group]) -> tuple[Tens
 
     All groups have the same number of replies. Padding has no part in the graph.
     """
-    device, adapters, k = model.device, len(model.adapters), len(groups[0].replies)
-    sources, _ = padded([group.source for group in groups], device)
-    source_lengths = [len(group.source) for group in groups]
-    lanes = torch.tensor([group.lane for group in groups], device=device)
-    by_group = LaneIndex(lanes, adapters)
-    targets, mask = padded([reply for group in groups for reply in group.replies], device)
-    start = torch.full_like(targets[:, :1], model.decoder_start_token_id)
-    inputs = torch.cat([start, targets[:, :-1]], dim=1)
-
-    cross = model.cross(model.encode(sources, source_lengths, by_group), by_group)  # [2, L, G, H, S, d_kv]
-    # A group's k replies read one copy of its keys and values.
-    hidden = model.decode(inputs, cross, source_lengths, by_group.repeat(k))  # [M, T, D]
-    logprobs = torch.zeros(mask.shape, device=device)
+    targets, _ = padded([reply for group in groups for reply in group.replies], model.facts.device)
+    hidden, mask = model.reply_hidden(groups)  # [M, T, D], [M, T]
+    logprobs = torch.zeros(mask.shape, device=mask.device)
     return logprobs.masked_scatter(mask, token_logprobs(model, hidden[mask], targets[mask])), mask
 
 
@@ -135,5 +106,5 @@ def _softmax_in_place(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def _pieces(model: LaneModel, hidden: Tensor, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    size = max(1, _LOGIT_BYTES // (4 * model.vocab_size))
+    size = max(1, _LOGIT_BYTES // (4 * model.facts.vocab_size))
     return list(zip(hidden.split(size), ids.split(size), strict=True))

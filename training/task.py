@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from emorl_core.models.family import TrainableModel
 from emorl_core.tokenizer import Tokenizer
 from training.hyperparameters import LoraSettings
 from training.prompts import Prompt
@@ -12,7 +13,6 @@ from training.recipe import Recipe
 from training.reward_mix import FixedMix, RewardMix
 from training.rollout import Sample
 from training.scorers import Checked
-from training.sequences import TrainableModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,6 @@ class Task:
         settings, ids = self.recipe.rl, sample.ids
         if settings.train_on == "reencoded":
             ids = tuple(self.tokenizer.encode(sample.text))[: settings.max_new_tokens]
-        if not settings.train_end and ids and ids[-1] in self.model.eos_token_ids:
+        if not settings.train_end and ids and ids[-1] in self.model.facts.eos_token_ids:
             ids = ids[:-1]
         return ids

@@ -1,14 +1,14 @@
-"""Drives an engine from the caller's own thread: what `Ensemble.generate`, `stream` and `sweep` stand on."""
+"""Drives an engine from the caller's own thread: the one loop that `Ensemble`, training and the benchmarks stand on."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 
-from emorl_core.detokenize import Decode
 from emorl_core.engine.engine import Engine
-from emorl_core.engine.segments import LineResult, LineSweep
+from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest, SegmentsResult
 from emorl_core.engine.sequences import Job
 from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult
 from emorl_core.types import Completion, Event, Failure, Request, TokenEvent
@@ -21,106 +21,89 @@ class Driver:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._turn = threading.RLock()
-        self._inbox: dict[str, deque[Event]] = {}
+        self._inboxes: dict[str, deque[Event]] = {}  # by request
+
+    def events(self, groups: Sequence[Sequence[Request]], job: Job | None = None) -> Generator[Event]:
+        """Everything that happens to these requests, until all have ended; each group shares a prompt.
+
+        They join the batch at the first `next`; leaving the loop early cancels those that have not ended. With a job
+        they count as one when slots are shared out.
+        """
+        inbox: deque[Event] = deque()
+        names = [request.request_id for group in groups for request in group]
+        left = set(names)
+        try:
+            with self._turn:
+                self._inboxes.update(dict.fromkeys(names, inbox))
+                for group in groups:
+                    self._engine.add_group(group, job)
+            while left:
+                event = self._next(inbox)
+                if isinstance(event, (Completion, Failure)):
+                    left.discard(event.request_id)
+                yield event
+        finally:
+            self._forget(names)
+
+    def ends(self, groups: Sequence[Sequence[Request]], job: Job | None = None) -> Generator[Completion | Failure]:
+        """The last event of each request, first come first."""
+        with closing(self.events(groups, job)) as events:
+            yield from (event for event in events if isinstance(event, (Completion, Failure)))
 
     def finish(self, requests: Sequence[Request]) -> list[Completion]:
         """Run requests to their ends, in one batch. Raises the error of the first that fails and cancels the others."""
-        with self._turn:
-            self._expect(request.request_id for request in requests)
-            for request in requests:
-                self._engine.add(request)
-        try:
-            return [self._completion(request.request_id) for request in requests]
-        finally:
-            self._forget(request.request_id for request in requests)
+        with closing(self.ends([[request] for request in requests])) as ends:
+            done = {event.request_id: _sound(event) for event in ends}
+        return [done[request.request_id] for request in requests]
 
     def stream(self, request: Request) -> Iterator[TokenEvent]:
-        """Token by token. The request joins the batch at the first `next`, so that an iterator which nobody reads costs
-        nothing; closing it early cancels the request."""
-        with self._turn:
-            self._expect([request.request_id])
-            self._engine.add(request)
-        try:
-            while isinstance(event := self._next(request.request_id), TokenEvent):
-                yield event
-        finally:
-            self._forget([request.request_id])
+        """Token by token. Raises the request's error."""
+        with closing(self.events([[request]])) as events:
+            for event in events:
+                if isinstance(event, TokenEvent):
+                    yield event
+                elif isinstance(event, Failure):
+                    raise event.error
 
     def sweep(self, plan: SweepPlan, on_item: Callable[[SweepItem], None] | None) -> SweepResult:
-        """Run a sweep to its end; `on_item` is called as completions come, in the order they end."""
-        groups = plan.groups()
-        names = [request.request_id for group in groups for request in group]
-        try:
-            with self._turn:
-                self._expect(names)
-                job = Job()
-                for group in groups:
-                    self._engine.add_group(group, job)
-            for completion in self._as_they_end(names):
-                for item in plan.take(completion):
+        """Run a sweep to its end; `on_item` is called as completions come, in the order they end. Raises the error of
+        the first that fails and cancels the others."""
+        with closing(self.ends(plan.groups(), Job())) as ends:
+            for event in ends:
+                for item in plan.take(_sound(event)):
                     if on_item is not None:
                         on_item(item)
-        finally:
-            self._forget(names)
         return plan.result()
 
-    def line(self, decode: Decode, start: Request, end: Request, *, min_width: float) -> LineResult:
-        """All texts between two requests' weights, on a runner of its own."""
-        engine = self._engine
-        with self._turn:
-            sweep = LineSweep(
-                engine.runner.beside(), decode, start, end, slots=engine.scheduler.slots, min_width=min_width
-            )
-            while not sweep.done:
-                sweep.step()
-        return LineResult(
-            named(engine.lanes, start.weights),
-            named(engine.lanes, end.weights),
-            sweep.intervals(),
-            min_width,
-            sweep.lane_row_steps,
+    def segments(self, request: SegmentsRequest) -> SegmentsResult:
+        """All texts between two requests' weights."""
+        (done,) = self.finish([request])
+        assert isinstance(done, SegmentsCompletion)  # the end of such a request
+        return SegmentsResult(
+            named(self._engine.lanes, request.weights),
+            named(self._engine.lanes, request.to),
+            done.intervals,
+            request.min_width,
+            done.lane_row_steps,
         )
 
-    def _completion(self, request_id: str) -> Completion:
-        while not isinstance(event := self._next(request_id), Completion):
-            pass
-        return event
-
-    def _as_they_end(self, names: Iterable[str]) -> Iterator[Completion]:
-        """The completions of several requests, first come first. Raises the error of the first that fails."""
-        left = dict.fromkeys(names)
-        while left:
-            with self._turn:
-                # Another thread's turn may have brought some already.
-                ended = [name for name in left if self._inbox[name]]
-                if not ended:
-                    self._step()
-                    continue
-            for name in ended:
-                del left[name]
-                yield self._completion(name)
-
-    def _next(self, request_id: str) -> Event:
-        """The request's next event, stepping the engine as long as there is none. Raises what a Failure carries."""
+    def _next(self, inbox: deque[Event]) -> Event:
+        """The inbox's next event, stepping the engine as long as there is none (another thread may bring some)."""
         with self._turn:
-            inbox = self._inbox[request_id]
             while not inbox:
-                self._step()
-            event = inbox.popleft()
-        if isinstance(event, Failure):
-            raise event.error
-        return event
+                for event in self._engine.step():
+                    if event.request_id in self._inboxes:
+                        self._inboxes[event.request_id].append(event)
+            return inbox.popleft()
 
-    def _step(self) -> None:
-        for event in self._engine.step():
-            if event.request_id in self._inbox:
-                self._inbox[event.request_id].append(event)
-
-    def _expect(self, names: Iterable[str]) -> None:
-        self._inbox.update((name, deque()) for name in names)
-
-    def _forget(self, names: Iterable[str]) -> None:
+    def _forget(self, names: Sequence[str]) -> None:
         with self._turn:
             for name in names:
-                if self._inbox.pop(name, None) is not None:
+                if self._inboxes.pop(name, None) is not None:
                     self._engine.cancel(name)
+
+
+def _sound(event: Completion | Failure) -> Completion:
+    if isinstance(event, Failure):
+        raise event.error
+    return event

@@ -6,44 +6,19 @@ leave at token boundaries. A request ends with exactly one `Completion` or one `
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 
-import torch
-
-from emorl_core.detokenize import Decode, Detokenizer
-from emorl_core.engine.runner import Choice, Runner
+from emorl_core.detokenize import Decode
+from emorl_core.engine.events import Reporter
+from emorl_core.engine.intake import Intake
+from emorl_core.engine.runner import Outcome, Runner
 from emorl_core.engine.scheduler import Scheduler
-from emorl_core.engine.sequences import Branch, Job, Member
-from emorl_core.errors import EmorlError, EngineError, InvalidRequest, NonFinite, OutOfMemory
-from emorl_core.models.family import LaneModel
-from emorl_core.types import Completion, Event, Failure, FinishReason, Request, TokenEvent
-from emorl_core.weights import named
-
-# Drawn seeds stay below 2^53, so that a JavaScript client reads and repeats them exactly.
-_DRAWN_SEEDS = 2**53
-
-Outcome = tuple[Branch, Member, Choice]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Plain numbers for metrics; a snapshot."""
-
-    waiting: int  # requests
-    running: int  # requests
-    slots: int  # branches that can run at once
-    slots_used: int
-    lanes_running: int  # distinct lanes
-    batch_rows: int  # requests that the last step chose a token for
-    lane_row_steps: int  # lane rows computed since the start, one token each
-    prefill_hits: int
-    prefill_misses: int
-    prefill_cache_bytes: int
-    kv_bytes: int  # capacity held
-    faults: int  # prefills and steps that failed and were run again, request by request
+from emorl_core.engine.sequences import Branch, Choice, Job, Member
+from emorl_core.engine.stats import EngineStats
+from emorl_core.errors import EmorlError, InvalidRequest
+from emorl_core.models.family import Facts, LaneModel
+from emorl_core.types import Event, FinishReason, Request
 
 
 class Engine:
@@ -64,11 +39,21 @@ class Engine:
         self.lanes = tuple(lanes)
         self.runner = Runner(model, prefill_cache_bytes=prefill_cache_bytes)
         self.scheduler = Scheduler(slots)
-        self._decode = decode
-        self._eos = frozenset(model.eos_token_ids)
+        self._intake = Intake(len(self.lanes), decode)
+        self._report = Reporter(self.lanes)
+        self._eos = frozenset(model.facts.eos_token_ids)
         self._batch_rows = 0
         self.faults = 0
         self.last_fault: Exception | None = None  # for the log of whoever drives the engine; its text may hold anything
+
+    @property
+    def model(self) -> LaneModel:
+        return self.runner.model
+
+    @property
+    def facts(self) -> Facts:
+        """Of the model."""
+        return self.runner.model.facts
 
     @property
     def has_work(self) -> bool:
@@ -88,7 +73,7 @@ class Engine:
             prefill_hits=runner.prefill_cache.hits,
             prefill_misses=runner.prefill_cache.misses,
             prefill_cache_bytes=runner.prefill_cache.nbytes,
-            kv_bytes=runner.cache.nbytes,
+            kv_bytes=runner.seats.cache.nbytes,
             faults=self.faults,
         )
 
@@ -105,25 +90,7 @@ class Engine:
         Raises:
             InvalidRequest: the requests do not belong together, the prompt is empty, or the weights do not fit.
         """
-        drawn = draw_seed()
-        requests = [request if request.sampling.seed is not None else _seeded(request, drawn) for request in requests]
-        first = requests[0]
-        for request in requests:
-            if request.prompt_ids != first.prompt_ids or _shape(request) != _shape(first):
-                raise InvalidRequest("requests of one group must share prompt, stop strings and token limits")
-            if len(request.weights) != len(self.lanes) or not any(request.weights):
-                raise InvalidRequest(
-                    f"weights has {len(request.weights)} numbers; allowed: {len(self.lanes)}, one per lane, not all 0",
-                    param="weights",
-                )
-        if not first.prompt_ids:
-            raise InvalidRequest("the prompt is empty after tokenising", param="prompt")
-        now = time.perf_counter()
-        members = [Member(request, now) for request in requests]
-        branch = Branch(
-            first.prompt_ids, members, Detokenizer(self._decode, first.sampling.stop), job=Job() if job is None else job
-        )
-        self.scheduler.add(branch)
+        self.scheduler.add(self._intake.branch(requests, job))
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step, queued or running; unknown ids are ignored."""
@@ -143,17 +110,18 @@ class Engine:
         """Fail every request, queued and running, and start empty: for whoever must restart after a fault."""
         branches = self.scheduler.clear()
         self.runner.reset()
-        return [Failure(member.request.request_id, error) for branch in branches for member in branch.members]
+        lost = [(branch, member) for branch in branches for member in branch.members]
+        return [event for branch, member in lost for event in self._report.failed(branch, member, error)]
 
     # -- schedule ------------------------------------------------------------------------------------------------
 
     def _take_cancelled(self, events: list[Event]) -> None:
         touched = []
         for branch, member, was_running in self.scheduler.take_cancelled():
-            events.append(self._completion(branch, member, FinishReason.CANCELLED))
+            events += self._report.cancelled(branch, member)
             if was_running:
                 touched.append(branch)
-        self._settle(touched)
+        self._settle(touched, changed=touched)
 
     def _admit(self, events: list[Event]) -> None:
         admitted = self.scheduler.admit()
@@ -168,7 +136,8 @@ class Engine:
                 self.runner.remove(branch, poisoned=True)
             for branch in admitted:
                 try:
-                    self.runner.admit([branch])
+                    if branch.members:  # not dropped with another branch of its request
+                        self.runner.admit([branch])
                 except Exception as error:  # noqa: BLE001
                     self._fail(branch, error, events)
 
@@ -193,6 +162,8 @@ class Engine:
         """
         outcomes: list[Outcome] = []
         for branch in list(self.scheduler.running):
+            if not branch.members:  # dropped with another branch of its request
+                continue
             self.runner.reset()
             try:
                 self.runner.admit([branch])
@@ -209,16 +180,22 @@ class Engine:
         for branch, member, choice in outcomes:
             by_branch.setdefault(branch, []).append((member, choice))
         forked: list[tuple[Branch, Branch]] = []
+        counts = {branch: len(branch.members) for branch in by_branch}
         for branch, choices in by_branch.items():
-            sound = [(member, choice) for member, choice in choices if choice.finite]
+            if not branch.members:  # dropped with another branch of its request
+                continue
+            sound = [(member, choice) for member, choice in choices if choice.error is None]
             if len(sound) < len(choices):
-                error = NonFinite("the model produced NaN or inf for this request")
-                events += [Failure(m.request.request_id, error) for m, choice in choices if not choice.finite]
-                branch.members = [member for member, _ in sound]
+                for member, choice in choices:
+                    if choice.error is not None:
+                        events += self._report.failed(branch, member, choice.error)
                 self.runner.remove(branch, poisoned=True)
+                self._drop_siblings(branch)
+            branch.members = [member for member, _ in sound]
             if sound:
                 forked += [(branch, child) for child in self._advance(branch, sound, events)]
-        self._settle(by_branch, forked)
+        forked = [(parent, child) for parent, child in forked if child.chooser is None or not child.chooser.over]
+        self._settle(by_branch, forked, changed=[branch for branch, n in counts.items() if len(branch.members) != n])
 
     def _advance(self, branch: Branch, choices: list[tuple[Member, Choice]], events: list[Event]) -> list[Branch]:
         """Append the chosen tokens. Members that disagree with the first leave; returns their branches."""
@@ -228,6 +205,12 @@ class Engine:
         # The branch itself goes to a group that goes on, so that the others can copy its lane rows.
         groups = sorted(by_token.items(), key=lambda item: item[0] in self._eos)
         branches = [branch, *(branch.fork([member for member, _ in group]) for _, group in groups[1:])]
+        branch.members = [member for member, _ in groups[0][1]]
+        if branch.chooser is not None and (error := branch.chooser.split(len(branches))) is not None:
+            events += self._report.failed(branch, branch.members[0], error)
+            self._drop_siblings(branch)
+            branch.members = []
+            return []
         now = time.perf_counter()
         for each, (token_id, group) in zip(branches, groups, strict=True):
             each.first_token = each.first_token or now
@@ -239,7 +222,7 @@ class Engine:
             each.texts.append(text)
             for member, choice in group:
                 if reason is not None or not member.silent:
-                    self._record(each, member, choice, text, reason, events)
+                    events += self._report.token(each, member, choice, text, reason)
             if reason is not None:
                 each.members = []
         return [each for each in branches[1:] if each.members]
@@ -251,41 +234,15 @@ class Engine:
             return FinishReason.LENGTH
         return None
 
-    def _record(
+    def _settle(
         self,
-        branch: Branch,
-        member: Member,
-        choice: Choice,
-        text: str,
-        reason: FinishReason | None,
-        events: list[Event],
+        branches: Iterable[Branch],
+        forked: Sequence[tuple[Branch, Branch]] = (),
+        *,
+        changed: Sequence[Branch],
     ) -> None:
-        request = member.request
-        if not member.silent:
-            member.logprobs.append(choice.logprob)
-        if choice.attribution is not None:
-            member.attributions.append(choice.attribution)
-        if request.top_logprobs:
-            member.top_logprobs.append(choice.top_logprobs)
-        completion = self._completion(branch, member, reason) if reason is not None else None
-        if request.stream:
-            events.append(
-                TokenEvent(
-                    request.request_id,
-                    len(branch.tokens) - 1,
-                    choice.token_id,
-                    text,
-                    choice.logprob,
-                    choice.attribution,
-                    choice.top_logprobs,
-                    completion,
-                )
-            )
-        if completion is not None:
-            events.append(completion)
-
-    def _settle(self, branches: Iterable[Branch], forked: Sequence[tuple[Branch, Branch]] = ()) -> None:
-        """Free what finished, give forked branches the slots that are theirs, drop lanes that nobody on a branch needs.
+        """Free what finished, give forked branches the slots that are theirs, drop lanes that nobody needs on branches
+        whose members have changed.
 
         Forked branches without a slot wait before the others of their job; those that lost their lane rows to a fault
         elsewhere, before everybody.
@@ -302,62 +259,23 @@ class Engine:
                 waiting.append(child)
         for branch in gone:
             self.runner.remove(branch)
-        for branch in branches:
+        for branch in changed:
             if self.runner.holds(branch):
                 self.runner.narrow(branch)
         self.scheduler.add_first(waiting)
         if lost:
             self.scheduler.resume(lost)
 
-    # -- endings -------------------------------------------------------------------------------------------------
-
     def _fail(self, branch: Branch, error: Exception, events: list[Event]) -> None:
+        """End all members of a branch, and what else belongs to their requests."""
         self.runner.remove(branch, poisoned=True)
         self.scheduler.release([branch])
-        reason = _as_engine_error(error)
-        events += [Failure(member.request.request_id, reason) for member in branch.members]
+        for member in branch.members:
+            events += self._report.failed(branch, member, error)
+        self._drop_siblings(branch)
 
-    def _completion(self, branch: Branch, member: Member, reason: FinishReason) -> Completion:
-        request = member.request
-        now = time.perf_counter()
-        return Completion(
-            request_id=request.request_id,
-            text="".join(branch.texts),
-            finish_reason=reason,
-            token_ids=tuple(branch.tokens),
-            logprobs=tuple(member.logprobs),
-            weights=named(self.lanes, request.weights),
-            seed=request.sampling.seed or 0,
-            prompt_tokens=len(request.prompt_ids),
-            profile=request.profile,
-            attributions=tuple(member.attributions),
-            top_logprobs=tuple(member.top_logprobs),
-            token_texts=tuple(branch.texts),
-            queue_s=(branch.admitted or now) - member.arrived,
-            first_token_s=(branch.first_token or now) - member.arrived,
-            total_s=now - member.arrived,
-            lane_row_steps=branch.meter.lane_row_steps,
-        )
-
-
-def _shape(request: Request) -> tuple[object, ...]:
-    sampling = request.sampling
-    return (sampling.stop, sampling.max_new_tokens)
-
-
-def draw_seed() -> int:
-    """A fresh seed, for a request that names none."""
-    return secrets.randbelow(_DRAWN_SEEDS)
-
-
-def _seeded(request: Request, seed: int) -> Request:
-    return replace(request, sampling=replace(request.sampling, seed=seed))
-
-
-def _as_engine_error(error: Exception) -> EmorlError:
-    """What a caller may see of a fault: its kind, never its text, which may hold anything."""
-    if isinstance(error, EmorlError):
-        return error
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return OutOfMemory("the device had no memory left for this request")
-    return EngineError(f"the request failed inside the engine ({type(error).__name__})")
+    def _drop_siblings(self, branch: Branch) -> None:
+        """The request has ended with this branch: its others end without a word."""
+        for sibling in self.scheduler.drop_siblings(branch):
+            sibling.members = []
+            self.runner.remove(sibling)

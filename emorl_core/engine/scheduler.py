@@ -99,17 +99,24 @@ class Scheduler:
 
     def room_for(self, branch: Branch) -> bool:
         """Whether a forked branch may run at once: a slot is left when those whose turn is before it have one."""
+        if self._full(branch.job):
+            return False
         free = self.slots - len(self.running)
         own = self._in_slots[branch.job]
-        may_hold = own  # so many slots may a job hold and still be due before this one: fewer, behind it in the order
+        # A job that waits is served before this one if it holds fewer slots, or as many and stands before it.
+        before = own + 1
         for job, branches in self._waiting.items():
             if free <= 0:
                 break
             if job is branch.job:
-                may_hold = own - 1
-            elif branches and self._in_slots[job] <= may_hold:
+                before = own
+            elif branches and self._in_slots[job] < before and not self._full(job):
                 free -= 1
         return free > 0
+
+    def _full(self, job: Job) -> bool:
+        """Whether it holds as many slots as it may."""
+        return job.most_slots is not None and self._in_slots[job] >= job.most_slots
 
     def release(self, branches: Iterable[Branch]) -> None:
         """Take branches out of their slots; those that do not run are ignored."""
@@ -118,6 +125,20 @@ class Scheduler:
         self.running = [branch for branch in self.running if id(branch) not in gone]
         self._in_slots.subtract(branch.job for branch in leaving)
         self._left.update(branch.job for branch in leaving)
+
+    def drop_siblings(self, branch: Branch) -> list[Branch]:
+        """Take out the other branches of a request that has a chooser, running and waiting; returns them."""
+        if branch.chooser is None:
+            return []
+        everywhere = [*self.running, *self.waiting]
+        siblings = [each for each in everywhere if each.chooser is branch.chooser and each is not branch]
+        self.release(siblings)
+        for branches in self._waiting.values():
+            for each in siblings:
+                if each in branches:
+                    branches.remove(each)
+        self._left.update(each.job for each in siblings)
+        return siblings
 
     def clear(self) -> list[Branch]:
         """Drop every branch, running and waiting; returns them."""
@@ -133,7 +154,7 @@ class Scheduler:
         holds none: they are no more than the slots."""
         best: Job | None = None
         for job, branches in self._waiting.items():
-            if not branches:
+            if not branches or self._full(job):
                 continue
             if not self._in_slots[job]:
                 return job
@@ -152,8 +173,17 @@ class Scheduler:
 
     @property
     def waiting_requests(self) -> int:
-        return sum(len(branch.members) for branch in self.waiting)
+        # Branches of a request with a chooser that has some running do not wait: it runs.
+        running = {id(branch.chooser) for branch in self.running}
+        return _requests(branch for branch in self.waiting if id(branch.chooser) not in running or not branch.chooser)
 
     @property
     def running_requests(self) -> int:
-        return sum(len(branch.members) for branch in self.running)
+        return _requests(self.running)
+
+
+def _requests(branches: Iterable[Branch]) -> int:
+    """Members, and of requests with a chooser one each, however many branches they have."""
+    branches = list(branches)
+    choosers = {id(branch.chooser) for branch in branches if branch.chooser is not None}
+    return sum(len(branch.members) for branch in branches if branch.chooser is None) + len(choosers)

@@ -127,6 +127,7 @@ class SweepPlan:
                     profile=self.vectors[v].profile,
                     stream=False,
                     logprobs=False,
+                    tag=(p, v),
                 )
                 for v in self._same[p]
             ]
@@ -136,18 +137,18 @@ class SweepPlan:
 
     def take(self, completion: Completion) -> list[SweepItem]:
         """The items that a completion of one of the requests makes, one per vector of its ray."""
-        _, p, v = completion.request_id.rsplit("-", 2)
-        self._cost[int(p)] = max(self._cost[int(p)], completion.lane_row_steps)
+        p, v = completion.tag
+        self._cost[p] = max(self._cost[p], completion.lane_row_steps)
         made = [
             SweepItem(
-                int(p),
+                p,
                 i,
                 self.vectors[i].as_dict(),
                 completion.text,
                 completion.token_ids,
                 completion.finish_reason,
             )
-            for i in self._same[int(p)][int(v)]
+            for i in self._same[p][v]
         ]
         self._items.update({(item.prompt_index, item.weights_index): item for item in made})
         return made

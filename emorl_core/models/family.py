@@ -1,46 +1,66 @@
-"""One file per architecture family, each ending at hidden states with the head as its own method.
+"""What the engine and training ask of a model. Nothing above this file knows whether a model has an encoder.
 
-`LaneModel` is what the engine asks of a model; `load_model` finds the file for a checkpoint.
+Letters: M lane rows, N adapters, q new tokens a row, T reply tokens, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from emorl_core.adapters import Adapter
 from emorl_core.cache.kv import KVCache, Memory
-from emorl_core.errors import UnsupportedModel
-from emorl_core.models.checkpoint import read_config
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.lane import Lane
+from emorl_core.lanes.linear import LaneLinear
+from emorl_core.models.shape import Shape
 
-# model_type in config.json -> module with `load(folder, config, device, dtype, training) -> LaneModel`
-REGISTRY: dict[str, str] = {
-    "t5": "emorl_core.models.t5.model",
-    "mt5": "emorl_core.models.t5.model",
-}
-WORKS = "T5 v1.0 (t5-small ... t5-11b), T5 1.1, FLAN-T5 and mT5, with a language-model head"
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What does not change while a model is loaded."""
+
+    architecture: str  # the family's name
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    max_positions: int | None  # prompt and reply together; None: any length
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """k replies to one prompt in one lane, as training feeds them; no start token."""
+
+    lane: Lane
+    replies: tuple[tuple[int, ...], ...]
 
 
 class LaneModel(Protocol):
-    """A base model with stacked adapters. Letters: M lane rows, q new tokens a row, D hidden, V vocabulary."""
+    """A base model with stacked adapters, ending at last hidden states.
 
-    architecture: str
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-    decoder_start_token_id: int
-    max_positions: int | None  # None: the positions are relative, any length runs
-    device: torch.device
-    dtype: torch.dtype
-    adapters: tuple[str, ...]  # names of the stacked adapters; lane i > 0 uses adapters[i - 1]
+    A row's way: `prefill` reads the prompt and leaves a `Memory`, which is inserted into a cache; the `first_tokens`
+    are fed with `step`; the hidden state of the last one chooses the first token of the reply, and so on.
+    """
+
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the N stacked adapters, in the order of a lane's coefficients."""
 
     @property
     def compiled(self) -> bool:
         """Whether `compile_step` is in force: sums may then round differently."""
+
+    def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
+        """Every adaptable layer: the names of its fused projections as adapters name them, in order, and the layer."""
 
     def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
         """Stack these adapters; they must fit (raises AdapterError). With `training` they require gradients."""
@@ -48,14 +68,35 @@ class LaneModel(Protocol):
     def compile_step(self) -> None:
         """Make `step` faster for the adapters attached now, at the cost of time here. Raises UnsupportedModel."""
 
+    def parameter_bytes(self) -> dict[str, int]:
+        """{"base": ..., "adapters": ...}"""
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    def prefill_key(self, lane: Lane) -> Hashable:
+        """Lanes with the same key share one prefill."""
+
+    def prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
+        """Read the prompts, each in its lane, and return what decoding needs of each."""
+
+    def first_tokens(self, lane: Lane) -> tuple[int, ...]:
+        """What is still to be fed when `prefill` is done, one token at least: the decoder's start token, or the part of
+        the prompt that `prefill` left out."""
+
+    def already_said(self, prompt_ids: Sequence[int]) -> Sequence[int]:
+        """The tokens before the reply that count for the repetition penalty."""
+
+    # -- decoding ------------------------------------------------------------------------------------------------
+
     def new_cache(self) -> KVCache:
         """An empty cache for this model's shapes."""
 
-    def prefill(self, prompts: Sequence[Sequence[int]], lanes: Sequence[int]) -> list[Memory]:
-        """Run the prompts, prompt i in lane lanes[i], and return what decoding needs of each."""
+    def step(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
+        """Feed tokens [M, q] to the cache's M rows, with `lanes` of M rows; returns last hidden states [M, q, D].
 
-    def step(self, tokens: Tensor, lanes: Tensor, cache: KVCache) -> Tensor:
-        """Feed tokens [M, q] to the cache's rows, row m in lane lanes[m] [M]; returns last hidden states [M, q, D]."""
+        Writes keys and values at each row's own length and advances the cache by q. Calls with the same `lanes` object
+        are the same rows as before, one step later. The result is good until the next call.
+        """
 
     def head(self, hidden: Tensor) -> Tensor:
         """[B, D] -> logits [B, V] float32. Any scale of the architecture belongs here."""
@@ -63,21 +104,31 @@ class LaneModel(Protocol):
     def head_rows(self, token_ids: Tensor) -> Tensor:
         """[...] -> the head's rows [..., D] float32, scale included: logit = row . hidden."""
 
-    def parameter_bytes(self) -> dict[str, int]:
-        """{"base": ..., "adapters": ...}"""
+
+class TrainableModel(LaneModel, Protocol):
+    """What training asks beyond that: whole replies under autograd."""
+
+    def reply_hidden(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+        """The state that each reply token is chosen from: last hidden states [M, T, D], and mask [M, T] of the tokens
+        that are there. Rows are the replies, group by group; all groups have the same number of them."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Turn dropout on or off, as `torch.nn.Module.train`."""
 
 
-def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype, training: bool = False) -> LaneModel:
-    """Load a checkpoint folder (safetensors only).
+class Family(Protocol):
+    """Architectures that one piece of code runs; knows `config.json` only, until it loads."""
 
-    With `training` the base matrices stay usable by autograd.
+    name: str
+    adapter_task: str  # PEFT's task type
 
-    Raises:
-        UnsupportedModel: an architecture without a file here, or a checkpoint that cannot be read; says what works.
-    """
-    config = read_config(folder)
-    kind = config.get("model_type")
-    if kind not in REGISTRY:
-        raise UnsupportedModel(f"base model_type is {kind!r}, which is not supported; what works: {WORKS}")
-    load: Callable[..., LaneModel] = import_module(REGISTRY[kind]).load
-    return load(folder, config, device=device, dtype=dtype, training=training)
+    def takes(self, config: Mapping[str, Any]) -> str | None:
+        """None when a checkpoint with this config can be loaded, or one line that says why not and what works."""
+
+    def shape(self, config: Mapping[str, Any]) -> Shape:
+        """Sizes, for estimates. Raises UnsupportedModel for a config that lacks some."""
+
+    def load(
+        self, folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool
+    ) -> TrainableModel:
+        """Load a checkpoint folder (safetensors only). With `training` the base matrices stay usable by autograd."""

@@ -198,7 +198,7 @@ def _engine_request(
 
 
 def _checked_ids(ensemble: Ensemble, ids: Sequence[int]) -> tuple[int, ...]:
-    size = ensemble.engine.runner.model.vocab_size
+    size = ensemble.engine.model.facts.vocab_size
     if max(ids) >= size:
         raise InvalidRequest(f"prompt has the token id {max(ids)}; allowed: 0 to {size - 1}", param="prompt")
     if len(ids) > ensemble.spec.max_source_tokens:

@@ -51,7 +51,7 @@ async def info(request: Request) -> Response:
             "model": ensemble.name,
             "version": __version__,
             "format": spec.format,
-            "architecture": ensemble.engine.runner.model.architecture,
+            "architecture": ensemble.engine.model.facts.architecture,
             "prompt_template": spec.prompt_template,
             "objectives": list(ensemble.lanes),
             "profiles": list(spec.profiles),

@@ -10,15 +10,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest
 from emorl_core.engine.sweep import SweepPlan
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
-from emorl_core.types import Completion, Event
+from emorl_core.types import Completion, Event, IntervalFound
 from emorl_core.types import Request as EngineRequest
 from server import sse
 from server.errors import error_object
 from server.line_schemas import LineBody, LineResponse, line_answer, line_interval
-from server.lines import IntervalFound, LineCompletion, LineRequest
 from server.routes.answers import json_response, service_of
 from server.routes.documented import GENERATION_ERRORS, errors
 from server.sweep_schemas import SweepRequest, SweepResponse, sweep_answer, sweep_item
@@ -50,23 +50,23 @@ async def sweep(body: SweepRequest, request: Request) -> Response:
     """Every prompt under every weight vector; with `stream: true` each result as it finishes."""
     service = service_of(request)
     settings = service.settings
-    plans: list[SweepPlan] = []
 
-    def build(ensemble: Ensemble) -> list[EngineRequest]:
-        plan = body.plan(ensemble, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep)
-        plans.append(plan)
-        return [each for group in plan.groups() for each in group]
+    def build(ensemble: Ensemble) -> SweepPlan:
+        return body.plan(ensemble, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep)
 
     # Its prompts queue like as many requests; the branches they fork into take only slots that are free.
     rows = min(len(body.prompts), service.admission.slots)
-    generation = await service.accept(request, build, rows)
-    (plan,) = plans
+    generation, plan = await service.accept_built(request, build, _requests_of, rows)
     dialect = SweepDialect(f"sweep-{secrets.token_hex(12)}", generation.deployment.ensemble.name, plan)
     if body.stream:
         return await sse.stream(generation, dialect, settings)
     for completion in await generation.finish():
         plan.take(completion)
     return json_response(dialect.answer())
+
+
+def _requests_of(plan: SweepPlan) -> list[EngineRequest]:
+    return [each for group in plan.groups() for each in group]
 
 
 class SweepDialect:
@@ -107,17 +107,19 @@ async def sweep_line(body: LineBody, request: Request) -> Response:
     """Every greedy text between two weight vectors and the exact places where it changes."""
     service = service_of(request)
     settings = service.settings
-    lines: list[LineRequest] = []
 
-    def build(ensemble: Ensemble) -> list[LineRequest]:
-        line_id = f"line-{secrets.token_hex(12)}"
-        limits = {"max_new_tokens": settings.max_new_tokens, "max_sweep": settings.max_sweep}
-        lines.append(body.to_core(ensemble, line_id, **limits))
-        return lines
+    def build(ensemble: Ensemble) -> SegmentsRequest:
+        return body.to_core(
+            ensemble,
+            f"line-{secrets.token_hex(12)}",
+            max_new_tokens=settings.max_new_tokens,
+            max_sweep=settings.max_sweep,
+            time_limit_s=settings.sweep_line_timeout_s,
+        )
 
-    generation = await service.accept(request, build)
+    generation, asked = await service.accept_built(request, build, lambda asked: [asked])
     ensemble = generation.deployment.ensemble
-    dialect = LineDialect(lines[0], ensemble.name, ensemble.lanes)
+    dialect = LineDialect(asked, ensemble.name, ensemble.lanes)
     if body.stream:
         return await sse.stream(generation, dialect, settings)
     (completion,) = await generation.finish()
@@ -127,14 +129,14 @@ async def sweep_line(body: LineBody, request: Request) -> Response:
 class LineDialect:
     """`{"type": "interval", …}` for every interval as it is found, one last `{"type": "done", …the answer…}`."""
 
-    def __init__(self, request: LineRequest, model: str, lanes: Sequence[str]) -> None:
+    def __init__(self, request: SegmentsRequest, model: str, lanes: Sequence[str]) -> None:
         self._request = request
         self._model = model
         self._lanes = lanes
         self._done: Completion | None = None
 
     def answer(self, completion: Completion) -> dict[str, Any]:
-        assert isinstance(completion, LineCompletion)
+        assert isinstance(completion, SegmentsCompletion)
         return line_answer(self._model, self._lanes, self._request, completion)
 
     def begin(self) -> bytes:

@@ -54,7 +54,7 @@ class Live:
 
 
 def model_of(ensemble: Ensemble) -> FakeModel:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, FakeModel)
     return model
 

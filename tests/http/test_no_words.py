@@ -182,7 +182,7 @@ def _raise(error: BaseException) -> Callable[..., Any]:
 
 def faults(ensemble: Ensemble) -> dict[str, tuple[Any, str, Any]]:
     """Name -> what is replaced, by what, for one request each."""
-    model, engine = ensemble.engine.runner.model, ensemble.engine
+    model, engine = ensemble.engine.model, ensemble.engine
     words = f"in the engine: {PROMPT}"
     return {
         "prefill": (model, "on_prefill", _raise(ValueError(words))),
@@ -192,7 +192,7 @@ def faults(ensemble: Ensemble) -> dict[str, tuple[Any, str, Any]]:
         "thread": (engine, "step", _raise(RuntimeError(words))),
         "adding": (engine, "add_group", _raise(KeyError(words))),
         "tokenising": (ensemble.tokenizer, "encode", _raise(KeyError(words))),
-        "not finite": (model, "head", lambda hidden: torch.full((len(hidden), model.vocab_size), float("nan"))),
+        "not finite": (model, "head", lambda hidden: torch.full((len(hidden), model.facts.vocab_size), float("nan"))),
     }
 
 

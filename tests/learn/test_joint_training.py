@@ -17,7 +17,7 @@ from training.dynaopt import DynaOpt
 from training.processes import Processes
 from training.reward_mix import FixedMix, RewardMix
 from training.scorers import ScorerError, checked
-from training.sequences import Group, reply_logprobs
+from training.sequences import group_of, reply_logprobs
 from training.tracking import LOG_FILE
 from training.trainer import Joint, Trainer
 
@@ -59,9 +59,8 @@ def test_the_gradient_is_that_of_the_weighted_log_scores(tmp_path: Path, weights
         loss = torch.zeros(())
         for prompt, own in zip(prompts, replies["joint"], strict=True):
             rewards = [reward_of(each.text, weights) for each in own]
-            logprobs, mask = reply_logprobs(
-                trainer.task.model, [Group(prompt.source, 1, tuple(each.ids for each in own))]
-            )
+            model = trainer.task.model
+            logprobs, mask = reply_logprobs(model, [group_of(model, prompt.source, 1, tuple(each.ids for each in own))])
             centred = torch.tensor(rewards) - sum(rewards) / len(rewards)
             loss = loss - (centred * (logprobs * mask).sum(-1)).sum()
         (loss / (len(prompts) * 3)).backward()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from emorl_core.models.family import load_model
+from emorl_core.models.registry import load_model
 from emorl_core.tokenizer import HuggingFaceTokenizer
 from tests.builders import tiny_t5
 from training.data.records import Record

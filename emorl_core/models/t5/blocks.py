@@ -1,75 +1,19 @@
-"""The blocks of a T5 stack: attention, feed-forward, relative positions. The letters are those of `t5.py`."""
+"""The blocks of a T5 stack: attention and feed-forward. Letters as in `model.py`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from emorl_core.errors import UnsupportedModel
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.checkpoint import Checkpoint
+from emorl_core.models.t5.config import T5Config
 
 _FEW_QUERIES = 4  # a decoding step has one
-
-
-@dataclass(frozen=True, slots=True)
-class T5Config:
-    """What the code below needs of a Hugging Face T5 config."""
-
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_layers: int
-    num_decoder_layers: int
-    num_heads: int
-    buckets: int
-    max_distance: int
-    epsilon: float
-    gated: bool
-    scaled_head: bool
-
-    @classmethod
-    def from_hf(cls, config: dict[str, Any]) -> T5Config:
-        """Raises UnsupportedModel naming the key when a value is missing or is one this file does not implement."""
-        projection = config.get("feed_forward_proj", "relu")
-        if projection not in ("relu", "gated-gelu"):
-            raise UnsupportedModel(f"config.json: feed_forward_proj is {projection!r}; allowed: relu, gated-gelu")
-        heads = config.get("architectures") or ["T5ForConditionalGeneration"]
-        if not any(name.endswith("ForConditionalGeneration") for name in heads):
-            raise UnsupportedModel(f"config.json: architectures is {heads}; allowed: one with a language-model head")
-        try:
-            # transformers 5 writes scale_decoder_outputs and always ties; before it, an untied head was unscaled.
-            scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) is not False)
-            # mT5's head is its own and never scaled, whatever transformers 5 writes about it.
-            scaled = scaled and config.get("model_type") != "mt5"
-            return cls(
-                vocab_size=config["vocab_size"],
-                d_model=config["d_model"],
-                d_kv=config["d_kv"],
-                d_ff=config["d_ff"],
-                num_layers=config["num_layers"],
-                num_decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
-                num_heads=config["num_heads"],
-                buckets=config.get("relative_attention_num_buckets", 32),
-                max_distance=config.get("relative_attention_max_distance", 128),
-                epsilon=config.get("layer_norm_epsilon", 1e-6),
-                gated=projection == "gated-gelu",
-                scaled_head=bool(scaled),
-            )
-        except KeyError as error:
-            raise UnsupportedModel(f"config.json: key {error} is missing") from None
-
-    @property
-    def inner(self) -> int:
-        return self.num_heads * self.d_kv
 
 
 class T5Block(nn.Module):
@@ -153,28 +97,3 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return torch.bmm(torch.softmax(scores, dim=-1).flatten(0, 1), v.flatten(0, 1)).to(q.dtype).view(q.shape)
     mask = mask if mask is None else mask.to(k.dtype)
     return F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask, scale=1.0).to(q.dtype)
-
-
-def padding_mask(lengths: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """[E, 1, 1, S] additive, -inf on padding; None when no row is padded."""
-    if min(lengths) == size:
-        return None
-    padding = torch.arange(size, device=device) >= torch.tensor(lengths, device=device).unsqueeze(1)
-    return torch.zeros(padding.shape, dtype=dtype, device=device).masked_fill(padding, float("-inf"))[:, None, None, :]
-
-
-def position_bucket(relative: Tensor, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
-    """Relative position (key - query) -> bucket, as T5 defines it (Raffel et al. 2020, section 2.1): half of the
-    buckets are exact, the other half grow logarithmically up to `max_distance`."""
-    offset = torch.zeros_like(relative)
-    if bidirectional:
-        buckets //= 2
-        offset = (relative > 0).long() * buckets
-        distance = relative.abs()
-    else:
-        distance = (-relative).clamp(min=0)
-    exact = buckets // 2
-    # float32 like the reference: a border computed in another precision would move a bucket.
-    growth = torch.log(distance.float().clamp(min=1) / exact) / math.log(max_distance / exact) * (buckets - exact)
-    large = (exact + growth.long()).clamp(max=buckets - 1)
-    return offset + torch.where(distance < exact, distance, large)

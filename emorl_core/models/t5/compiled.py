@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import sysconfig
 import warnings
-import weakref
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import FunctionType
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from emorl_core.cache.kv import SIZE_STEP, KVCache, Memory, round_size
+from emorl_core.cache.kv import KVCache, Memory
+from emorl_core.cache.store import SIZE_STEP, round_size
 from emorl_core.errors import UnsupportedModel
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.models.compiling import check_compiler, compile_for_one_model
+from emorl_core.models.t5.model import T5
 from emorl_core.models.t5.step import StepFunction, StepRows
-
-if TYPE_CHECKING:
-    from emorl_core.models.t5.model import T5
-
 
 # Numbers that are no sizes never change.
 _SETTINGS = {"specialize_int": True, "specialize_float": True}
-_CONSTANT = "parameters"  # the argument that is the same in every call
 
 
 class CompiledStep:
@@ -44,15 +36,15 @@ class CompiledStep:
         self._parameters = step.parameters
         for parameter in self._parameters:
             torch._dynamo.mark_static(parameter)
-        self._step = _compiled(step.function, dynamic=True)
-        self._head = _compiled(_head_row, dynamic=False)
-        self._lanes: Tensor | None = None
+        self._step = compile_for_one_model(step.function, dynamic=True)
+        self._head = compile_for_one_model(_head_row, dynamic=False)
+        self._lanes: LaneIndex | None = None
         self._compiled = False
         self._warm_up()
         self._compiled = True
 
-    def __call__(self, tokens: Tensor, lanes: Tensor, cache: KVCache) -> Tensor:
-        """tokens [M, 1], lanes [M] -> last hidden states [M, D]; writes the new token's keys and values."""
+    def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
+        """tokens [M, 1], lanes of M rows -> last hidden states [M, D]; writes the new token's keys and values."""
         model, count = self._model, cache.count
         cache.reserve(1)
         if self._lanes is not lanes:
@@ -62,21 +54,26 @@ class CompiledStep:
         lengths = torch.tensor(cache.lengths)
         if count == 1:
             x, lengths = x.repeat(2, 1), lengths.repeat(2)
-        bias = model.causal_bias(lengths.unsqueeze(1), round_size(max(cache.lengths) + 1))[:, :, 0].float()  # [M, H, T]
-        own, cross = cache.tensors()
+        bias = model.decoder_positions.causal(lengths.unsqueeze(1), round_size(max(cache.lengths) + 1))[
+            :, :, 0
+        ].float()  # [M, H, T]
+        assert cache.cross is not None
+        own, cross = cache.own.layers, cache.cross.layers
         if not self._compiled:  # what never changes is said once, to the compiler
-            for tensor in (x, bias):
+            for tensor in (x, bias, self._rows.used, self._rows.coefficients):
                 torch._dynamo.mark_static(tensor, 1)
             for layer in (*own, *cross):
                 torch._dynamo.mark_static(layer, [0, 2, 4])
         rows = self._rows
-        hidden = self._step(x, rows.lanes, rows.places, lengths, bias, rows.source_mask, own, cross, self._parameters)
+        hidden = self._step(
+            x, rows.used, rows.coefficients, rows.places, lengths, bias, rows.source_mask, own, cross, self._parameters
+        )
         cache.advance(1)
         return hidden[:count]
 
-    def head_row(self, weight: Tensor, hidden: Tensor) -> Tensor:
-        """The head's product for one row: weight [V, D], hidden [1, D] -> [1, V] float32."""
-        return self._head(weight, hidden)
+    def head_row(self, weight: Tensor, hidden: Tensor) -> Tensor | None:
+        """Only in bfloat16: the CPU library's product is as fast in float32."""
+        return self._head(weight, hidden) if weight.dtype == torch.bfloat16 else None
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
@@ -89,61 +86,20 @@ class CompiledStep:
         cache, config = model.new_cache(), model.config
         for length in (3, 5, 2 * SIZE_STEP + 1):
             cache.insert(Memory(torch.zeros(2, config.num_decoder_layers, config.num_heads, length, config.d_kv)))
-        lanes = torch.zeros(cache.count, dtype=torch.int64)
+        lanes = LaneIndex(torch.zeros(cache.count, len(model.adapters)))
         try:
             with torch._dynamo.config.patch(_SETTINGS), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's are about its own insides
                 self(torch.zeros(cache.count, 1, dtype=torch.int64), lanes, cache)
-                if model.dtype == torch.bfloat16:
+                if model.facts.dtype == torch.bfloat16:
                     weight = model.lm_head.weight
                     assert weight is not None
-                    self.head_row(weight, torch.zeros(1, config.d_model, dtype=model.dtype))
+                    self.head_row(weight, torch.zeros(1, config.d_model, dtype=model.facts.dtype))
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
             reason = " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
             raise UnsupportedModel(
                 f"compile is on, but torch cannot compile here: {reason}", param="compile"
             ) from error
-
-
-def check_compiler() -> None:
-    """Raises UnsupportedModel when torch finds no C++ compiler, or the compiler would find no Python."""
-    from torch._inductor.cpp_builder import get_cpp_compiler  # the compiler's modules take a second to import
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        reason = str(error).partition(":")[2].strip()
-        raise UnsupportedModel(
-            f"compile is on and torch finds no C++ compiler {reason}; install g++ or name one in CXX", param="compile"
-        ) from None
-    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        raise UnsupportedModel(
-            "compile is on and this Python has no headers (Python.h); on Debian python3-dev has them", param="compile"
-        )
-
-
-def _compiled(function: Callable[..., Tensor], *, dynamic: bool) -> Callable[..., Tensor]:
-    """`torch.compile` for one model, which asks before a call only what can differ from call to call: the sizes.
-
-    By default it also makes sure of every number, function and parameter that the code names, 1,200 of them for
-    T5-base, which took 3 % of a step. They are one model's and never change; so that no two models share what is
-    compiled, each gets code of its own. That also lets a process load any number of models.
-    """
-    code = function.__code__.replace()
-    own = FunctionType(code, function.__globals__, None, function.__defaults__, function.__closure__)
-    constant = {_CONSTANT, *code.co_freevars}
-
-    def root(name: str) -> str:
-        return re.split(r"\W", name, maxsplit=1)[0]  # of `parameters[3]`, `norm.__closure__[1]`
-
-    def ask(guards: Sequence[Any]) -> list[bool]:
-        return [not guard.is_global and root(guard.name) not in constant for guard in guards]
-
-    made: Callable[..., Tensor] = torch.compile(own, dynamic=dynamic, fullgraph=True, options={"guard_filter_fn": ask})
-    # What was compiled lies with the code and refers to it, in a circle that Python cannot see.
-    weakref.finalize(made, torch._dynamo.eval_frame.remove_from_cache, code)
-    return made
 
 
 def _head_row(weight: Tensor, hidden: Tensor) -> Tensor:

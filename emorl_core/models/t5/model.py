@@ -7,43 +7,60 @@ are not scaled (T5 folds the scale into its weights).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.adapters import Adapter
-from emorl_core.cache.kv import KVCache, Memory, round_size
+from emorl_core.cache.kv import KVCache, Memory
+from emorl_core.cache.store import Store, round_size
 from emorl_core.errors import UnsupportedModel
 from emorl_core.lanes.frozen import FrozenMatrix
 from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.lane import Lane
 from emorl_core.lanes.linear import LaneLinear
-from emorl_core.models.checkpoint import Checkpoint, read_config
+from emorl_core.models.checkpoint import Checkpoint
+from emorl_core.models.family import Facts, Group
 from emorl_core.models.stacking import stack_adapters
-from emorl_core.models.t5.blocks import T5Block, T5Config, attention, fused, padding_mask, position_bucket
-from emorl_core.models.t5.compiled import CompiledStep
-from emorl_core.models.t5.graphs import GraphedStep
+from emorl_core.models.t5.blocks import T5Block, attention, fused
+from emorl_core.models.t5.config import T5Config
+from emorl_core.models.t5.positions import DecoderPositions, EncoderPositions, padding_mask
 
 # Tokens of one padded encoder batch: enough to fill a product, small enough to bound its activations.
 _PREFILL_TOKENS = 4096
 
 
+class FastStep(Protocol):
+    """`T5.step` for one new token a row, compiled or captured."""
+
+    def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
+        """tokens [M, 1] -> last hidden states [M, D], good until the next call."""
+
+    def head_row(self, weight: Tensor, hidden: Tensor) -> Tensor | None:
+        """The head's product for one row, weight [V, D] and hidden [1, D] -> [1, V] float32; None: not done here."""
+
+
 class T5(nn.Module):
-    """See `emorl_core.models.LaneModel` for the methods the engine uses; `encode` and `decode` serve training too."""
+    """See `emorl_core.models.family.TrainableModel`."""
 
-    architecture = "t5"
-    max_positions: int | None = None  # relative positions
-
-    def __init__(self, config: T5Config, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: T5Config,
+        checkpoint: Checkpoint,
+        facts: Facts,
+        *,
+        start_token_id: int,
+        fast_steps: Mapping[str, Callable[[T5], FastStep]],
+    ) -> None:
+        """start_token_id: the decoder's; fast_steps: kind of device -> what makes `step` fast there."""
         super().__init__()
-        self.config, self.device, self.dtype = config, device, dtype
-        self.vocab_size = config.vocab_size
-        self.eos_token_ids: tuple[int, ...] = (1,)
-        self.decoder_start_token_id = 0
+        self.config, self.facts = config, facts
+        self.start_token_id = start_token_id
         self.adapters: tuple[str, ...] = ()
+        self._fast_steps = fast_steps
         shared = "shared.weight" if "shared.weight" in checkpoint else "encoder.embed_tokens.weight"
         self.embedding = FrozenMatrix(checkpoint.tensor(shared, (config.vocab_size, config.d_model)))
         self.lm_head = self.embedding
@@ -61,12 +78,13 @@ class T5(nn.Module):
         self.encoder_norm = checkpoint.tensor("encoder.final_layer_norm.weight", (config.d_model,))
         self.decoder_norm = checkpoint.tensor("decoder.final_layer_norm.weight", (config.d_model,))
         bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        self._encoder_bias = checkpoint.tensor(f"encoder.{bias}", (config.buckets, config.num_heads))
-        self._decoder_bias = checkpoint.tensor(f"decoder.{bias}", (config.buckets, config.num_heads))
-        self._bias_by_distance = torch.empty(0, config.num_heads, device=device, dtype=dtype)
-        self._lane_index: LaneIndex | None = None
+        self._encoder_bias, self._decoder_bias = (
+            checkpoint.tensor(f"{stack}.{bias}", (config.buckets, config.num_heads)) for stack in ("encoder", "decoder")
+        )
+        self.encoder_positions = EncoderPositions(config, self._encoder_bias)
+        self.decoder_positions = DecoderPositions(config, self._decoder_bias)
         self._compiles = False
-        self._compiled: CompiledStep | GraphedStep | None = None
+        self._fast: FastStep | None = None
 
     # -- adapters ------------------------------------------------------------------------------------------------
 
@@ -80,10 +98,9 @@ class T5(nn.Module):
         yield [f"{n}.{p}" for n in names for p in "kv"], self.cross_kv
 
     def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
-        self._compiled, self._compiles = None, False
+        self._fast, self._compiles = None, False
         stack_adapters(self.linears(), adapters, training=training)
         self.adapters = tuple(adapter.name for adapter in adapters)
-        self._lane_index = None
 
     def parameter_bytes(self) -> dict[str, int]:
         base = self.embedding.nbytes + (self.lm_head.nbytes if self.lm_head is not self.embedding else 0)
@@ -97,7 +114,7 @@ class T5(nn.Module):
 
     @property
     def compiled(self) -> bool:
-        return self._compiled is not None
+        return self._fast is not None
 
     def compile_step(self) -> None:
         """Have `step` and `head` compiled on a CPU, `step` captured as graphs on CUDA, for the adapters attached now.
@@ -107,13 +124,14 @@ class T5(nn.Module):
         Raises:
             UnsupportedModel: the model is elsewhere, or torch cannot do it on this machine.
         """
-        if self.device.type not in ("cpu", "cuda"):
+        device = self.facts.device
+        if device.type not in self._fast_steps:
             raise UnsupportedModel(
-                f"compile is on and the device is {self.device}; allowed: cpu, cuda", param="compile"
+                f"compile is on and the device is {device}; allowed: {', '.join(self._fast_steps)}", param="compile"
             )
         self._compiles = True  # before the step makes a cache to try itself on
         try:
-            self._compiled = CompiledStep(self) if self.device.type == "cpu" else GraphedStep(self)
+            self._fast = self._fast_steps[device.type](self)
         except UnsupportedModel:
             self._compiles = False
             raise
@@ -121,67 +139,73 @@ class T5(nn.Module):
     # -- the engine's methods ------------------------------------------------------------------------------------
 
     def new_cache(self) -> KVCache:
-        config = self.config
+        device = self.facts.device
         # A CPU's batched products of few rows are up to three times as fast in float32 (docs/log.md), and more exact. A
         # compiled step has no such products, and reads half as much in bfloat16.
-        dtype = torch.float32 if self.device.type == "cpu" and not self._compiles else self.dtype
-        return KVCache(config.num_decoder_layers, config.num_heads, config.d_kv, dtype=dtype, device=self.device)
+        dtype = torch.float32 if device.type == "cpu" and not self._compiles else self.facts.dtype
+        layers, heads, d_kv = self.config.num_decoder_layers, self.config.num_heads, self.config.d_kv
+        own, cross = (Store(layers, heads, d_kv, dtype=dtype, device=device) for _ in range(2))
+        return KVCache(own, cross)
+
+    def prefill_key(self, lane: Lane) -> Lane:
+        return lane
+
+    def first_tokens(self, lane: Lane) -> tuple[int, ...]:  # noqa: ARG002
+        return (self.start_token_id,)
+
+    def already_said(self, prompt_ids: Sequence[int]) -> Sequence[int]:  # noqa: ARG002 - the encoder's
+        return (self.start_token_id,)
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Sequence[int]], lanes: Sequence[int]) -> list[Memory]:
+    def prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
         memories: list[Memory] = []
         start = 0
-        while start < len(prompts):
+        while start < len(lanes):
             end, longest = start, 0
-            while end < len(prompts):
-                longest = max(longest, len(prompts[end]))
+            while end < len(lanes):
+                longest = max(longest, len(lanes[end].prompt_ids))
                 if end > start and longest * (end + 1 - start) > _PREFILL_TOKENS:
                     break
                 end += 1
-            memories += self._prefill(prompts[start:end], lanes[start:end])
+            memories += self._prefill(lanes[start:end])
             start = end
         return memories
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], lanes: Sequence[int]) -> list[Memory]:
-        longest = max(len(prompt) for prompt in prompts)
-        ids = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=self.device)
-        lengths = [len(prompt) for prompt in prompts]
-        index = LaneIndex(torch.tensor(list(lanes), device=self.device), len(self.adapters))
-        kv = self.cross(self.encode(ids, lengths, index), index)  # [2, L, E, H, S, d_kv]
-        return [Memory(kv[:, :, i, :, :length].clone()) for i, length in enumerate(lengths)]
+    def _prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
+        index = self._index(lanes)
+        kv = self.cross(self._encoded(lanes, index), index)  # [2, L, E, H, S, d_kv]
+        return [Memory(kv[:, :, i, :, : len(lane.prompt_ids)].clone()) for i, lane in enumerate(lanes)]
 
     @torch.inference_mode()
-    def step(self, tokens: Tensor, lanes: Tensor, cache: KVCache) -> Tensor:
+    def step(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         rows, new = tokens.shape
-        if new == 1 and self._compiled is not None:
-            return self._compiled(tokens, lanes, cache).unsqueeze(1)
-        if self._lane_index is None or self._lane_index.lanes is not lanes:
-            self._lane_index = LaneIndex(lanes, len(self.adapters))
+        if new == 1 and self._fast is not None:
+            return self._fast(tokens, lanes, cache).unsqueeze(1)
+        own, cross = cache.own, cache.cross
+        assert cross is not None  # `new_cache` made it so
         cache.reserve(new)
-        lengths = torch.tensor(cache.lengths, device=self.device)
-        positions = lengths.unsqueeze(1) + torch.arange(new, device=self.device)  # [M, q]
+        lengths = torch.tensor(cache.lengths, device=tokens.device)
+        positions = lengths.unsqueeze(1) + torch.arange(new, device=tokens.device)  # [M, q]
         total = round_size(max(cache.lengths) + new)
-        mask = self.causal_bias(positions, total)
+        mask = self.decoder_positions.causal(positions, total)
         x = F.embedding(tokens, _plain(self.embedding)).view(rows * new, -1)
-        index = self._lane_index.repeat(new)
+        index = lanes.repeat(new)
         for i, block in enumerate(self.decoder):
             assert isinstance(block, T5Block)
             q, k, v = block.project(x, index, rows)
-            cache.write(i, k.transpose(1, 2), v.transpose(1, 2), positions)
-            keys, values = cache.read(i, total)
-            x = block.attended(x, attention(q, keys, values, mask), index)
-            cross_keys, cross_values = cache.read_cross(i)
-            x = block.cross_attend(x, cross_keys, cross_values, cache.source_mask(), index, rows)
+            own.write(i, k.transpose(1, 2), v.transpose(1, 2), positions)
+            x = block.attended(x, attention(q, *own.read(i, total), mask), index)
+            x = block.cross_attend(x, *cross.read(i), cross.padding(), index, rows)
             x = block.feed_forward(x, index)
         cache.advance(new)
         return self._norm(x, self.decoder_norm).view(rows, new, -1)
 
     def head(self, hidden: Tensor) -> Tensor:
         weight = _plain(self.lm_head)
-        scaled = (hidden * self.head_scale).to(self.dtype)
-        if isinstance(self._compiled, CompiledStep) and self.dtype == torch.bfloat16 and hidden.shape[0] == 1:
-            return self._compiled.head_row(weight, scaled)
-        if scaled.dtype == torch.float32 and self.device.type == "cpu" and hidden.shape[0] <= 16:
+        scaled = (hidden * self.head_scale).to(weight.dtype)
+        if self._fast is not None and hidden.shape[0] == 1 and (row := self._fast.head_row(weight, scaled)) is not None:
+            return row
+        if scaled.dtype == torch.float32 and scaled.device.type == "cpu" and hidden.shape[0] <= 16:
             # The wide matrix on the left: with few rows the CPU library streams it 2 to 3 times as fast this way.
             return torch.mm(weight, scaled.t()).t().float().contiguous()
         return F.linear(scaled, weight).float()
@@ -191,10 +215,37 @@ class T5(nn.Module):
 
     # -- whole sequences (prefill and training) ------------------------------------------------------------------
 
+    def reply_hidden(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+        lanes = [group.lane for group in groups]
+        index = self._index(lanes)
+        replies = [reply for group in groups for reply in group.replies]
+        ids, mask = self._padded(replies)
+        start = torch.full_like(ids[:, :1], self.start_token_id)
+        # A group's replies read one copy of their prompt's keys and values.
+        cross = self.cross(self._encoded(lanes, index), index)  # [2, L, G, H, S, d_kv]
+        lengths = [len(lane.prompt_ids) for lane in lanes]
+        rows = index.each(len(groups[0].replies))
+        return self.decode(torch.cat([start, ids[:, :-1]], dim=1), cross, lengths, rows), mask
+
+    def _index(self, lanes: Sequence[Lane]) -> LaneIndex:
+        return LaneIndex.of([lane.coefficients for lane in lanes], len(self.adapters), self.facts.device)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """ids [rows, T] padded with 0 on the right, and the mask [rows, T] of what is there."""
+        longest = max(1, max(len(row) for row in rows))
+        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.facts.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.facts.device)
+        return ids, torch.arange(longest, device=self.facts.device) < lengths.unsqueeze(1)
+
+    def _encoded(self, lanes: Sequence[Lane], index: LaneIndex) -> Tensor:
+        """Prompts, each in its lane -> [E, S, D]."""
+        prompts = [lane.prompt_ids for lane in lanes]
+        return self.encode(self._padded(prompts)[0], [len(prompt) for prompt in prompts], index)
+
     def encode(self, ids: Tensor, lengths: Sequence[int], lanes: LaneIndex) -> Tensor:
         """ids [E, S] padded on the right, lengths per row, lanes of E rows -> [E, S, D]."""
         rows, size = ids.shape
-        mask = self._encoder_mask(size, lengths)
+        mask = self.encoder_positions.mask(size, lengths)
         index = lanes.repeat(size)
         x = F.embedding(ids, _plain(self.embedding)).view(rows * size, -1)
         for block in self.encoder:
@@ -225,9 +276,9 @@ class T5(nn.Module):
             Last hidden states [M, T, D].
         """
         rows, size = ids.shape
-        positions = torch.arange(size, device=self.device).expand(rows, size)
-        mask = self.causal_bias(positions[:1], size)
-        source_mask = padding_mask(source_lengths, cross.shape[4], self.dtype, self.device)
+        positions = torch.arange(size, device=self.facts.device).expand(rows, size)
+        mask = self.decoder_positions.causal(positions[:1], size)
+        source_mask = padding_mask(source_lengths, cross.shape[4], self.facts.dtype, self.facts.device)
         index = lanes.repeat(size)
         x = F.embedding(ids, _plain(self.embedding)).view(rows * size, -1)
         for i, block in enumerate(self.decoder):
@@ -243,45 +294,6 @@ class T5(nn.Module):
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (self.config.d_model,), weight, self.config.epsilon)
-
-    def _encoder_mask(self, size: int, lengths: Sequence[int]) -> Tensor:
-        """[1 or E, H, S, S] additive: relative position bias, and -inf on padding keys."""
-        span = torch.arange(size, device=self.device)
-        buckets = position_bucket(span[None, :] - span[:, None], True, self.config.buckets, self.config.max_distance)
-        bias = F.embedding(buckets, self._encoder_bias).permute(2, 0, 1).unsqueeze(0)
-        padding = padding_mask(lengths, size, self.dtype, self.device)
-        return bias.contiguous() if padding is None else bias + padding
-
-    def causal_bias(self, positions: Tensor, total: int) -> Tensor:
-        """positions [M, q] of the queries -> [M, H, q, total] additive: bias by distance, -inf on what comes later."""
-        distance = positions.unsqueeze(-1) - torch.arange(total, device=self.device)  # [M, q, total]
-        bias = F.embedding(distance.clamp(min=0), self.bias_by_distance(total))
-        return bias.masked_fill((distance < 0).unsqueeze(-1), float("-inf")).permute(0, 3, 1, 2).contiguous()
-
-    def bias_by_distance(self, total: int) -> Tensor:
-        """Bias of a key 0, 1, ... tokens before its query, for `total` distances or more: [>= total, H]."""
-        if total > self._bias_by_distance.shape[0]:
-            distances = torch.arange(2 * total, device=self.device)
-            buckets = position_bucket(-distances, False, self.config.buckets, self.config.max_distance)
-            with torch.inference_mode(False):  # kept, and used under autograd later
-                self._bias_by_distance = F.embedding(buckets.clone(), self._decoder_bias)
-        return self._bias_by_distance
-
-
-def load(folder: Path, config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool) -> T5:
-    """Load a T5-family checkpoint folder; see `emorl_core.models.load_model`."""
-    checkpoint = Checkpoint(folder, device=device, dtype=dtype)
-    with torch.no_grad():
-        model = T5(T5Config.from_hf(config), checkpoint, device=device, dtype=dtype)
-        for _, layer in model.linears():
-            layer.base.pack(keep_plain=training)
-    generation = "generation_config.json"
-    special = {**config, **(read_config(folder, generation) if (folder / generation).is_file() else {})}
-    eos = special.get("eos_token_id", 1)
-    model.eos_token_ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    start = special.get("decoder_start_token_id")
-    model.decoder_start_token_id = start if start is not None else special.get("pad_token_id") or 0
-    return model
 
 
 def _plain(matrix: FrozenMatrix) -> Tensor:
