@@ -20,11 +20,11 @@ from server.app import create_app
 from server.errors import rule_for
 from server.schemas import Strict
 from server.settings import Settings
+from training.config import Section
 from training.data.sources import SOURCES
-from training.hyperparameters import PAPER
-from training.recipe import Recipe
+from training.recipe.recipe import Recipe
+from training.rl.settings import PAPER
 from training.scorers import SCORERS
-from training.section import Section
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
