@@ -12,12 +12,12 @@ from starlette.requests import Request
 
 from emorl_core.errors import InvalidRequest
 from emorl_core.fake import fake_ensemble
-from server import sse
-from server.admission import Admission
-from server.context import RequestContext
-from server.errors import KeyLimit, QueueFull
-from server.routes.generate import NativeDialect
-from server.service import Service
+from server.api.generate import NativeDialect
+from server.door.admission import Admission
+from server.door.context import RequestContext
+from server.door.errors import KeyLimit, QueueFull
+from server.serving import sse
+from server.serving.service import Service
 from server.settings import Settings
 from tests.http.harness import PROMPT, error_of, events, idle, is_ready, live, until, wait_until
 from tests.http.test_disconnect import LONG, call
@@ -123,7 +123,9 @@ def test_a_sweep_that_has_begun_waits_for_its_own_turn_without_a_deadline() -> N
 def test_a_request_gets_a_slot_while_a_large_sweep_runs() -> None:
     with live(Settings(port=0), fake_ensemble(slots=2, step_delay_s=0.002, mean_length=500)) as server:
         sweep = call(server, {"prompts": [PROMPT], "resolution": 20, "max_new_tokens": 200}, path="/sweep")
-        wait_until(lambda: server.service.deployment().worker.stats.slots_used == 2, "the sweep holds every slot")
+        wait_until(
+            lambda: server.service.deployment().worker.stats.slots_used == 2, "the sweep holds every slot"
+        )
         with server.client() as client:
             answer = client.post("/generate", json={"prompt": "work hurts", "max_new_tokens": 3})
             assert answer.status_code == 200
