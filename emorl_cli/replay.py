@@ -245,7 +245,7 @@ def _load(where: str, receipt: Receipt, device: str | None, dtype: str | None) -
 
 
 def _replay(ensemble: Ensemble, finding: Finding, receipt: Receipt, prompt: Prompt) -> None:
-    from emorl_core.driver import Driver
+    from emorl_core.engine.driver import Driver
     from server.serving.receipt import hash_of, replay_request, surroundings
 
     finding.notes += surroundings(ensemble, receipt)

@@ -69,7 +69,7 @@ def check(settings: Settings) -> None:
     Raises:
         EmorlError: the first setting that cannot be used here, in one line.
     """
-    from emorl_core.models.t5_compiled import check_compiler
+    from emorl_core.models.t5.compiled import check_compiler
     from emorl_core.precision import pick_device, pick_dtype
     from server.door.auth import Keys
     from server.settings import unknown_variables

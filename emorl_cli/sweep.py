@@ -20,9 +20,9 @@ from emorl_cli.options import (
 )
 
 if TYPE_CHECKING:
+    from emorl_core.engine.segments import LineResult
+    from emorl_core.engine.sweep import SweepResult
     from emorl_core.ensemble import Ensemble
-    from emorl_core.line import LineResult
-    from emorl_core.sweep import SweepResult
 
 SHOWN = 6  # weights printed per text; --json has all
 # On the line every text is greedy.

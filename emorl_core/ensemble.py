@@ -13,14 +13,14 @@ from typing import Any, overload
 
 from emorl_core.adapters import read_peft
 from emorl_core.bundle import Bundle, BundleSpec
-from emorl_core.driver import Driver
-from emorl_core.engine import Engine, draw_seed
+from emorl_core.engine.driver import Driver
+from emorl_core.engine.engine import Engine, draw_seed
+from emorl_core.engine.segments import LineResult
+from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, simplex_grid
 from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong
-from emorl_core.huge_pages import use_huge_pages
-from emorl_core.line import LineResult
-from emorl_core.models import load_model
+from emorl_core.lanes.huge_pages import use_huge_pages
+from emorl_core.models.family import load_model
 from emorl_core.precision import pick_device, pick_dtype
-from emorl_core.sweep import SweepItem, SweepPlan, SweepResult, simplex_grid
 from emorl_core.tokenizer import HuggingFaceTokenizer, Tokenizer
 from emorl_core.types import (
     COMBINE_MODES,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from emorl_core.adapters import Adapter
 from emorl_core.bundle import BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec
-from emorl_core.engine import Engine
+from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.models.fake import FakeModel, FakeTokenizer
 from emorl_core.weights import BASE

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from emorl_core.adapters import Adapter
-from emorl_core.kv_cache import KVCache, Memory
+from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.sampling import hash32
 
 _PAD, _EOS, _FIRST_BYTE = 0, 1, 2

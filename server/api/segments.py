@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from emorl_core.engine.segments import Interval
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidWeights
-from emorl_core.line import Interval
 from emorl_core.weights import named
 from server.api.fields import MAX_STOPS, Int, StopString, Strict, Text, Weight, check_limit
 from server.serving.lines import LineCompletion, LineRequest

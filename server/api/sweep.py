@@ -10,9 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from emorl_core.engine.sweep import SweepPlan
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
-from emorl_core.sweep import SweepPlan
 from emorl_core.types import Completion, Event
 from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of

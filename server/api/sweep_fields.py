@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
-from emorl_core.sweep import SweepItem, SweepPlan, SweepResult
 from emorl_core.types import MAX_SEED
 from server.api.fields import MAX_STOPS, Int, StopString, Strict, Text, Weight, check_limit
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from emorl_core.engine import Engine
+from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from server.door.errors import EngineRestarted, NotReady
 from server.serving.receipt import Identity, identity_of

@@ -12,9 +12,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from emorl_core.detokenize import Decode
-from emorl_core.engine import Engine
+from emorl_core.engine.engine import Engine
+from emorl_core.engine.segments import Interval, LineSweep
 from emorl_core.errors import EmorlError, EngineError, InvalidRequest
-from emorl_core.line import Interval, LineSweep
 from emorl_core.types import Completion, Event, Failure, FinishReason, Request
 from emorl_core.weights import named
 from server.watch.logs import where

@@ -204,7 +204,7 @@ def test_tokens_that_come_out_different_are_not_called_the_same(
     emorl, answers: dict[str, Any], bundle: Path, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on another machine: hashes fit, and rounding tips one token."""
-    from emorl_core.engine import Engine
+    from emorl_core.engine.engine import Engine
 
     finish_reason = Engine._finish_reason
 

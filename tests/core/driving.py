@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from emorl_core.engine import Engine
+from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.types import Completion, Event, Failure, Request, TokenEvent
 

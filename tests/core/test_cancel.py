@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emorl_core.engine import Engine
+from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EngineError
 from emorl_core.fake import fake_ensemble

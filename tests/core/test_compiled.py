@@ -11,11 +11,11 @@ import torch
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import UnsupportedModel
-from emorl_core.lanes import FrozenMatrix, packed_product_available
-from emorl_core.models import t5_step
-from emorl_core.models.t5 import T5
-from emorl_core.models.t5_compiled import check_compiler
-from emorl_core.models.t5_step import StepRows
+from emorl_core.lanes.frozen import FrozenMatrix, packed_product_available
+from emorl_core.models.t5 import step as t5_step
+from emorl_core.models.t5.compiled import check_compiler
+from emorl_core.models.t5.model import T5
+from emorl_core.models.t5.step import StepRows
 from emorl_core.types import Failure, Request, Sampling
 from tests.builders import tiny_t5_bundle
 from tests.core.conftest import PROMPTS

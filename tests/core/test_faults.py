@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from emorl_core.cache.kv import Memory
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError, EngineError, NonFinite, OutOfMemory
 from emorl_core.fake import fake_ensemble
-from emorl_core.kv_cache import Memory
 from emorl_core.models.fake import FakeModel
 from emorl_core.types import Completion, Event, Failure, Request
 from tests.core.driving import alone, completions, drain, failures, mixed_requests, run, said

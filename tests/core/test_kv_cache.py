@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emorl_core.kv_cache import KVCache, Memory
+from emorl_core.cache.kv import KVCache, Memory
 
 LAYERS, HEADS, D_KV = 2, 3, 4
 
@@ -190,7 +190,7 @@ def test_a_memory_knows_its_size() -> None:
 def test_a_large_empty_cache_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = KVCache(2, 3, 4, dtype=torch.float32, device=torch.device("cpu"))
     small = cache.nbytes
-    monkeypatch.setattr("emorl_core.kv_cache._KEPT_BYTES", 4 * small)
+    monkeypatch.setattr("emorl_core.cache.kv._KEPT_BYTES", 4 * small)
 
     def rows(number: int, sources: int) -> None:
         for _ in range(number):

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from emorl_core.adapters import Adapter, LoraPair
-from emorl_core.lanes import FrozenMatrix, LaneIndex, LaneLinear, packed_product_available, round_rows
+from emorl_core.lanes.frozen import FrozenMatrix, packed_product_available
+from emorl_core.lanes.index import LaneIndex, round_rows
+from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.stacking import stack_adapters
 
 IN, OUT = 24, 20

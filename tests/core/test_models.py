@@ -18,9 +18,9 @@ from transformers import T5ForConditionalGeneration
 from emorl_core.adapters import read_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.errors import UnsupportedModel
-from emorl_core.lanes import LaneIndex
-from emorl_core.models import load_model
-from emorl_core.models.t5 import T5
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.models.family import load_model
+from emorl_core.models.t5.model import T5
 from tests.builders import OBJECTIVES, tiny_t5
 
 CPU = torch.device("cpu")
@@ -206,7 +206,7 @@ def test_prefill_splits_a_crowd_into_batches_without_a_difference(
     model = load(plain_bundle / BASE_DIR)
     prompts = [[*range(3, 3 + n), 1] for n in (2, 30, 7, 1, 64, 12, 5)]
     whole = model.prefill(prompts, [0] * 7)
-    monkeypatch.setattr("emorl_core.models.t5._PREFILL_TOKENS", 40)
+    monkeypatch.setattr("emorl_core.models.t5.model._PREFILL_TOKENS", 40)
     for one, other in zip(whole, model.prefill(prompts, [0] * 7), strict=True):
         assert one.source_length == other.source_length
         torch.testing.assert_close(one.kv, other.kv, atol=1e-5, rtol=1e-4)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from emorl_core.cache.kv import Memory
+from emorl_core.cache.prefix import PrefillCache
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
-from emorl_core.kv_cache import Memory
-from emorl_core.prefill_cache import PrefillCache
 from tests.core.driving import alone, mixed_requests, run, said
 
 

@@ -8,7 +8,8 @@ import random
 import pytest
 
 from emorl_core.detokenize import Detokenizer
-from emorl_core.scheduler import Branch, Job, Member, Scheduler
+from emorl_core.engine.scheduler import Scheduler
+from emorl_core.engine.sequences import Branch, Job, Member
 from emorl_core.types import Request
 
 

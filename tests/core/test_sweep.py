@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from emorl_core.engine.sequences import Job
+from emorl_core.engine.sweep import SweepResult, merge_rays, simplex_grid
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest, InvalidWeights, NonFinite
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
-from emorl_core.scheduler import Job
-from emorl_core.sweep import SweepResult, merge_rays, simplex_grid
 from emorl_core.types import Completion, FinishReason
 from tests.core.conftest import PROMPTS
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from emorl_core.engine.segments import LineResult
+from emorl_core.engine.sweep import SweepItem
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest, InvalidWeights, NonFinite
 from emorl_core.fake import fake_ensemble
-from emorl_core.line import LineResult
 from emorl_core.models.fake import FakeModel
-from emorl_core.sweep import SweepItem
 from emorl_core.types import FinishReason
 from tests.core.conftest import PROMPTS
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import NonFinite, UnsupportedModel
-from emorl_core.kv_cache import KVCache, Memory
-from emorl_core.models.t5 import T5
-from emorl_core.models.t5_graphs import GraphedStep, graph_rows, graph_tokens
+from emorl_core.models.t5.graphs import GraphedStep, graph_rows, graph_tokens
+from emorl_core.models.t5.model import T5
 from emorl_core.types import Completion
 from tests.core.conftest import PROMPTS
 from tests.core.driving import alone, completions, drain, failures, joining, mixed_requests, run, said

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from emorl_core.cache.kv import Memory
 from emorl_core.ensemble import Ensemble
-from emorl_core.kv_cache import Memory
-from emorl_core.models.t5 import T5
-from emorl_core.models.t5_graphs import CudaCapture, GraphedStep
+from emorl_core.models.t5.graphs import CudaCapture, GraphedStep
+from emorl_core.models.t5.model import T5
 from tests.builders import tiny_t5_bundle
 from tests.core.driving import PROMPTS, completions, drain, failures, joining, mixed_requests, run, said
 

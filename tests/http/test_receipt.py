@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from emorl_core.bundle import Bundle, write_spec
-from emorl_core.driver import Driver
+from emorl_core.engine.driver import Driver
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.fake import fake_ensemble

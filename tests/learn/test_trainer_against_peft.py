@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from emorl_core.adapters import read_peft, write_peft
-from emorl_core.models import load_model
+from emorl_core.models.family import load_model
 from tests.builders import outdated_peft, tiny_adapter, tiny_t5
 from tests.learn.trainer_tasks import tiny_recipe, tiny_trainer
 from training.rl.gradient_average import Batch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from emorl_core.adapters import read_peft
-from emorl_core.models import load_model
+from emorl_core.models.family import load_model
 from tests.builders import tiny_adapter, tiny_t5
 from training.rl.gradient_average import GradientStep
 from training.rl.gradients import Lockstep, Totals, TrainingGroup

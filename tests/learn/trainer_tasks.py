@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from emorl_core.models import load_model
+from emorl_core.models.family import load_model
 from emorl_core.tokenizer import HuggingFaceTokenizer
 from tests.builders import tiny_t5
 from training.data.prompts import encode_prompts

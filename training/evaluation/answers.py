@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from emorl_core.adapters import Adapter
-from emorl_core.driver import Driver
-from emorl_core.engine import Engine
-from emorl_core.models import load_model
-from emorl_core.sweep import SweepItem, SweepPlan
+from emorl_core.engine.driver import Driver
+from emorl_core.engine.engine import Engine
+from emorl_core.engine.sweep import SweepItem, SweepPlan
+from emorl_core.models.family import load_model
 from emorl_core.types import Combine, Sampling
 from emorl_core.weights import BASE, ResolvedWeights
 from training.data.prompts import Prompt

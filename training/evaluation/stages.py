@@ -78,7 +78,7 @@ def recipe_of(recipe: Recipe, stage: StageName, seed: int) -> Recipe:
 def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, run: Path, report: Report) -> None:
     import torch
 
-    from emorl_core.models import load_model
+    from emorl_core.models.family import load_model
     from training.pipeline.prepare import fingerprint
     from training.rl.trainer import Joint, Task, Trainer
 

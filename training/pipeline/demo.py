@@ -165,7 +165,7 @@ def build_bundle(work: Path, recipe: Recipe, progress: Progress | None = None) -
     """Warm start, reinforcement and the bundle of both in `work`, each taken up where an earlier call left it."""
     import torch
 
-    from emorl_core.models import load_model
+    from emorl_core.models.family import load_model
     from emorl_core.tokenizer import HuggingFaceTokenizer
     from training.pipeline.base import run_warm_start
     from training.pipeline.bundle_out import write_bundle

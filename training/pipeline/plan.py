@@ -29,7 +29,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Shape:
-        from emorl_core.models.t5_blocks import T5Config
+        from emorl_core.models.t5.blocks import T5Config
 
         t5 = T5Config.from_hf(config)
         tied = bool(config.get("tie_word_embeddings", True))
@@ -73,7 +73,7 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     `RecipeError`.
     """
     from emorl_core.errors import BundleError
-    from emorl_core.models import read_config
+    from emorl_core.models.checkpoint import read_config
     from emorl_core.tokenizer import HuggingFaceTokenizer
     from training.pipeline.base import base_folder, warm_start_records
     from training.pipeline.prepare import encode, load_data

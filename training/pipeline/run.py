@@ -63,7 +63,7 @@ def train(
     """
     import torch
 
-    from emorl_core.models import load_model
+    from emorl_core.models.family import load_model
     from emorl_core.tokenizer import HuggingFaceTokenizer
     from training.pipeline.prepare import encode, fingerprint, load_data
     from training.rl.tracking import check_trackers

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from emorl_core.lanes import BASE_LANE
+from emorl_core.lanes.index import BASE_LANE
 from training.rl import losses
 from training.rl.logprobs import Group, TrainableModel, reply_logprobs
 from training.rl.settings import RlSettings

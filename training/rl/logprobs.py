@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from emorl_core.lanes import LaneIndex
-from emorl_core.models import LaneModel
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.models.family import LaneModel
 
 # Bytes of logits held at once; a wide vocabulary would otherwise need gigabytes for the tokens of one step. Blocks of
 # up to 32 MiB are handed out again by the C library; larger ones come from the system, page by page, every time.

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from emorl_core.engine import Engine
+from emorl_core.engine.engine import Engine
+from emorl_core.engine.sequences import Job
 from emorl_core.errors import EmorlError
-from emorl_core.models import LaneModel
-from emorl_core.scheduler import Job
+from emorl_core.models.family import LaneModel
 from emorl_core.tokenizer import Tokenizer
 from emorl_core.types import Completion, Failure, Request, Sampling
 from emorl_core.weights import BASE

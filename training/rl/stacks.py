@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from emorl_core.adapters import Adapter, LoraPair
-from emorl_core.lanes import LaneLinear
+from emorl_core.lanes.linear import LaneLinear
 from training.config import RecipeError
 from training.rl.logprobs import TrainableModel
 from training.rl.settings import LoraSettings

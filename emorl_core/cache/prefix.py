@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from emorl_core.kv_cache import Memory
+from emorl_core.cache.kv import Memory
 
 
 class PrefillCache:

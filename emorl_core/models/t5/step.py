@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from emorl_core.kv_cache import KVCache, round_size
-from emorl_core.lanes import FrozenMatrix, LaneLinear
+from emorl_core.cache.kv import KVCache, round_size
+from emorl_core.lanes.frozen import FrozenMatrix
+from emorl_core.lanes.linear import LaneLinear
 
 if TYPE_CHECKING:
-    from emorl_core.models.t5 import T5
+    from emorl_core.models.t5.model import T5
 
 # A compiler cannot look into oneDNN's blocked layout, so a product with such a matrix is an operation of its own, and
 # names the matrix by a number, the smallest that is free: that is what lets the compiler's cache on disk recognise the

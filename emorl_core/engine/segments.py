@@ -15,9 +15,9 @@ from torch import Tensor
 
 from emorl_core import combine
 from emorl_core.detokenize import Decode, Detokenizer
+from emorl_core.engine.runner import Runner
+from emorl_core.engine.sequences import Branch, Member
 from emorl_core.errors import NonFinite
-from emorl_core.runner import Runner
-from emorl_core.scheduler import Branch, Member
 from emorl_core.types import FinishReason, Request
 
 # A crossing computed from the two ends differs from the place where the mixed float32 logits really change their

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from emorl_core.detokenize import Decode
-from emorl_core.engine import Engine
-from emorl_core.line import LineResult, LineSweep
-from emorl_core.scheduler import Job
-from emorl_core.sweep import SweepItem, SweepPlan, SweepResult
+from emorl_core.engine.engine import Engine
+from emorl_core.engine.segments import LineResult, LineSweep
+from emorl_core.engine.sequences import Job
+from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult
 from emorl_core.types import Completion, Event, Failure, Request, TokenEvent
 from emorl_core.weights import named
 

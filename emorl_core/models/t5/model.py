@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.adapters import Adapter
+from emorl_core.cache.kv import KVCache, Memory, round_size
 from emorl_core.errors import UnsupportedModel
-from emorl_core.kv_cache import KVCache, Memory, round_size
-from emorl_core.lanes import FrozenMatrix, LaneIndex, LaneLinear
-from emorl_core.models import read_config
-from emorl_core.models.checkpoint import Checkpoint
+from emorl_core.lanes.frozen import FrozenMatrix
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.linear import LaneLinear
+from emorl_core.models.checkpoint import Checkpoint, read_config
 from emorl_core.models.stacking import stack_adapters
-from emorl_core.models.t5_blocks import T5Block, T5Config, attention, fused, padding_mask, position_bucket
-from emorl_core.models.t5_compiled import CompiledStep
-from emorl_core.models.t5_graphs import GraphedStep
+from emorl_core.models.t5.blocks import T5Block, T5Config, attention, fused, padding_mask, position_bucket
+from emorl_core.models.t5.compiled import CompiledStep
+from emorl_core.models.t5.graphs import GraphedStep
 
 # Tokens of one padded encoder batch: enough to fill a product, small enough to bound its activations.
 _PREFILL_TOKENS = 4096

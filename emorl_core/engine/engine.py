@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from emorl_core.detokenize import Decode, Detokenizer
+from emorl_core.engine.runner import Choice, Runner
+from emorl_core.engine.scheduler import Scheduler
+from emorl_core.engine.sequences import Branch, Job, Member
 from emorl_core.errors import EmorlError, EngineError, InvalidRequest, NonFinite, OutOfMemory
-from emorl_core.models import LaneModel
-from emorl_core.runner import Choice, Runner
-from emorl_core.scheduler import Branch, Job, Member, Scheduler
+from emorl_core.models.family import LaneModel
 from emorl_core.types import Completion, Event, Failure, FinishReason, Request, TokenEvent
 from emorl_core.weights import named
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.errors import UnsupportedModel
-from emorl_core.lanes import LaneIndex, LaneLinear
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.checkpoint import Checkpoint
 
 _FEW_QUERIES = 4  # a decoding step has one

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from emorl_core import combine, sampling
-from emorl_core.kv_cache import Memory
-from emorl_core.models import LaneModel
-from emorl_core.prefill_cache import PrefillCache
-from emorl_core.scheduler import Branch, Member
+from emorl_core.cache.kv import Memory
+from emorl_core.cache.prefix import PrefillCache
+from emorl_core.engine.sequences import Branch, Member
+from emorl_core.models.family import LaneModel
 from emorl_core.types import Attribution
 
 # Members whose logits are held at once: 64 rows of a 32k vocabulary in float32 are 8 MB.

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from emorl_core.cache.kv import SIZE_STEP, KVCache, Memory, round_size
 from emorl_core.errors import UnsupportedModel
-from emorl_core.kv_cache import SIZE_STEP, KVCache, Memory, round_size
-from emorl_core.models.t5_step import StepFunction, StepRows
+from emorl_core.models.t5.step import StepFunction, StepRows
 
 if TYPE_CHECKING:
-    from emorl_core.models.t5 import T5
+    from emorl_core.models.t5.model import T5
 
 
 # Numbers that are no sizes never change.
