@@ -123,9 +123,7 @@ def test_a_sweep_that_has_begun_waits_for_its_own_turn_without_a_deadline() -> N
 def test_a_request_gets_a_slot_while_a_large_sweep_runs() -> None:
     with live(Settings(port=0), fake_ensemble(slots=2, step_delay_s=0.002, mean_length=500)) as server:
         sweep = call(server, {"prompts": [PROMPT], "resolution": 20, "max_new_tokens": 200}, path="/sweep")
-        wait_until(
-            lambda: server.service.deployment().worker.stats.slots_used == 2, "the sweep holds every slot"
-        )
+        wait_until(lambda: server.service.deployment().worker.stats.slots_used == 2, "the sweep holds every slot")
         with server.client() as client:
             answer = client.post("/generate", json={"prompt": "work hurts", "max_new_tokens": 3})
             assert answer.status_code == 200

@@ -66,9 +66,7 @@ def test_a_queued_request_leaves_the_queue_when_its_client_goes(stream: bool) ->
 def test_the_tokens_of_a_cancelled_request_are_counted() -> None:
     with live(ensemble=fake_ensemble(step_delay_s=0.005)) as server:
         connection = call(server, LONG)
-        wait_until(
-            lambda: server.service.deployment().ensemble.engine.runner.lane_row_steps > 20, "it has tokens"
-        )
+        wait_until(lambda: server.service.deployment().ensemble.engine.runner.lane_row_steps > 20, "it has tokens")
         connection.close()
         registry = server.service.metrics.registry
         wait_until(lambda: (registry.get_sample_value("emorl_generated_tokens_total") or 0) > 5, "they are counted")
