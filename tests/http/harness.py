@@ -18,7 +18,7 @@ from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
 from server.app import create_app
 from server.run import DrainingServer, make_server
-from server.service import Service
+from server.serving.service import Service
 from server.settings import Settings
 
 PROMPT = "I feel tired of work and worried about family"

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from tests.learn.trainer_tasks import NAMES, WANTED, letter_scorer, tiny_recipe, tiny_task
-from training.dynaopt import DynaOpt
-from training.processes import Processes
-from training.reward_mix import FixedMix, RewardMix
+from training.evaluation.dynaopt import DynaOpt
+from training.rl.logprobs import group_of, reply_logprobs
+from training.rl.processes import Processes
+from training.rl.reward_mix import FixedMix, RewardMix
+from training.rl.tracking import LOG_FILE
+from training.rl.trainer import Joint, Trainer
 from training.scorers import ScorerError, checked
-from training.sequences import group_of, reply_logprobs
-from training.tracking import LOG_FILE
-from training.trainer import Joint, Trainer
 
 WEIGHTS = {"reflection": 0.5, "empathy": 0.2, "fluency": 0.3}
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from emorl_core.adapters import read_peft
 from emorl_core.models.registry import load_model
 from tests.builders import tiny_adapter, tiny_t5
-from training.adapters import Stacks
-from training.gradients import GradientStep
-from training.hyperparameters import RlSettings
-from training.lockstep import Lockstep, Totals, TrainingGroup
-from training.processes import Processes
-from training.sequences import group_of, reply_logprobs
+from training.rl.gradient_average import GradientStep
+from training.rl.gradients import Lockstep, Totals, TrainingGroup
+from training.rl.logprobs import group_of, reply_logprobs
+from training.rl.processes import Processes
+from training.rl.settings import RlSettings
+from training.rl.stacks import Stacks
 
 EOS = 1
 LANES = (1, 2, 3)
@@ -151,7 +151,7 @@ def test_padding_changes_nothing(stacks: Stacks) -> None:
 
 def test_a_wide_vocabulary_in_pieces_equals_the_whole(stacks: Stacks, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gradients(stacks, batch())
-    monkeypatch.setattr("training.sequences._LOGIT_BYTES", 4 * 400 * 3)  # a few tokens at once
+    monkeypatch.setattr("training.rl.logprobs._LOGIT_BYTES", 4 * 400 * 3)  # a few tokens at once
     pieces = gradients(stacks, batch())
     for lane in LANES:
         close(whole[lane], pieces[lane], 1e-6)
