@@ -153,6 +153,17 @@ class Ensemble:
             )
         return ids
 
+    def _checked_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
+        size, most = self.engine.facts.vocab_size, self.spec.max_source_tokens
+        for token in ids:
+            if not 0 <= token < size:
+                raise InvalidRequest(f"prompt has the token id {token}; allowed: 0 to {size - 1}", param="prompt")
+        if not 0 < len(ids) <= most:
+            raise PromptTooLong(
+                f"prompt has {len(ids)} tokens; allowed: 1 to {most} (max_source_tokens of the bundle)", param="prompt"
+            )
+        return tuple(ids)
+
     def resolve(
         self, weights: Weights | None = None, profile: str | None = None, *, normalize: bool = True
     ) -> ResolvedWeights:
@@ -168,7 +179,7 @@ class Ensemble:
 
     def request(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         *,
         weights: Weights | None = None,
         profile: str | None = None,
@@ -180,7 +191,8 @@ class Ensemble:
         request_id: str | None = None,
         **sampling: Any,
     ) -> Request:
-        """Everything a caller may name -> a `Request` for the engine. `sampling`: the fields of `Sampling`.
+        """Everything a caller may name -> a `Request` for the engine. `sampling`: the fields of `Sampling`; a prompt of
+        token ids is taken as it is, without the template.
 
         Raises:
             InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
@@ -203,7 +215,7 @@ class Ensemble:
         settings = sampling_of(**sampling)
         return Request(
             request_id=request_id or f"local-{next(self._numbers)}",
-            prompt_ids=self.encode(prompt),
+            prompt_ids=self.encode(prompt) if isinstance(prompt, str) else self._checked_ids(prompt),
             weights=resolved.vector,
             sampling=settings,
             combine=combine,
