@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from emorl_core.adapters import Adapter
 from emorl_core.errors import UnsupportedModel
 from emorl_core.kv_cache import KVCache, Memory
+from emorl_core.models.config import read_config, refuse_quantised
 
 # model_type in config.json -> module with `load(folder, config, device, dtype, training) -> LaneModel`
 REGISTRY: dict[str, str] = {
@@ -67,20 +67,6 @@ class LaneModel(Protocol):
         """{"base": ..., "adapters": ...}"""
 
 
-def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """`config.json`, or another JSON object of a checkpoint folder."""
-    path = folder / name
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UnsupportedModel(f"{folder}: no {name}; a base is a Hugging Face checkpoint folder") from None
-    except (OSError, ValueError) as error:
-        raise UnsupportedModel(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UnsupportedModel(f"{path}: must be a JSON object")
-    return config
-
-
 def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype, training: bool = False) -> LaneModel:
     """Load a checkpoint folder (safetensors only).
 
@@ -93,5 +79,6 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype, traini
     kind = config.get("model_type")
     if kind not in REGISTRY:
         raise UnsupportedModel(f"base model_type is {kind!r}, which is not supported; what works: {WORKS}")
+    refuse_quantised(config)
     load: Callable[..., LaneModel] = import_module(REGISTRY[kind]).load
     return load(folder, config, device=device, dtype=dtype, training=training)
