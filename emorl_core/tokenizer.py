@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from emorl_core.control_tokens import prompt_encoder
 from emorl_core.errors import BundleError
 from emorl_core.files import LFS_ADVICE, is_lfs_pointer
-from emorl_core.vocabulary import check_vocabulary, sentencepiece_options
+from emorl_core.vocabulary import check_vocabulary, is_of_library, one_line, sentencepiece_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FAST = "tokenizer.json"
 _FILES = (
-    _FAST, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model", "vocab.json",
-    "merges.txt", "vocab.txt",
+    "config.json", _FAST, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model",
+    "vocab.json", "merges.txt", "vocab.txt",
 )  # fmt: skip
 
 
@@ -68,24 +68,30 @@ def _load(folder: Path) -> PreTrainedTokenizerBase:
     options = {} if (folder / _FAST).exists() else sentencepiece_options(folder)
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # noqa: BLE001  the tokenizers library raises no other kind
+    except BaseException as error:
+        if not is_of_library(error):
+            raise
         raise BundleError(f"{folder}: the tokenizer cannot be loaded: {_reason(folder, error)}") from None
 
 
-def _reason(folder: Path, error: Exception) -> str:
-    """One line; names the file where it is tokenizer.json."""
+def _reason(folder: Path, error: BaseException) -> str:
+    """One line; names the file that is at fault where one is."""
     from tokenizers import Tokenizer, __version__
 
-    what = " ".join(str(error).split())[:200] or type(error).__name__
-    try:
-        content: Any = json.loads((folder / _FAST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return what
-    except (OSError, ValueError, RecursionError) as broken:
-        return f"{_FAST} cannot be read as JSON: {' '.join(str(broken).split())[:200]}"
-    try:
-        Tokenizer.from_str(json.dumps(content))
-    except Exception as unknown:  # noqa: BLE001  see above
-        what = " ".join(str(unknown).split())[:200]
-        return f"{_FAST} is not understood by tokenizers {__version__}, so a newer release may have written it: {what}"
-    return what
+    for name in _FILES:
+        path = folder / name
+        if path.suffix != ".json" or not path.is_file():
+            continue
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as broken:
+            return f"{name} cannot be read as JSON: {one_line(broken)}"
+    if (folder / _FAST).is_file():
+        try:
+            Tokenizer.from_file(str(folder / _FAST))
+        except BaseException as unknown:
+            if not is_of_library(unknown):
+                raise
+            why = f"so a newer release may have written it: {one_line(unknown)}"
+            return f"{_FAST} is not understood by tokenizers {__version__}, {why}"
+    return one_line(error)

@@ -77,7 +77,7 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype, traini
     """
     config = read_config(folder)
     kind = config.get("model_type")
-    if kind not in REGISTRY:
+    if not isinstance(kind, str) or kind not in REGISTRY:
         raise UnsupportedModel(f"base model_type is {kind!r}, which is not supported; what works: {WORKS}")
     refuse_quantised(config)
     load: Callable[..., LaneModel] = import_module(REGISTRY[kind]).load

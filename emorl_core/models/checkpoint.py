@@ -91,8 +91,7 @@ def _weights_file(folder: Path, config: Mapping[str, Any]) -> Path:
     """The file to begin with: weights, or the index of their shards."""
     named = config.get("transformers_weights")
     if named is not None:
-        plain = isinstance(named, str) and Path(named).name == named
-        if not plain or not named.endswith((".safetensors", _INDEX_SUFFIX)):
+        if not _is_file_name(named) or not named.endswith((".safetensors", _INDEX_SUFFIX)):
             raise UnsupportedModel(
                 f"config.json: transformers_weights is {shown(named)}; allowed: a safetensors file of the same folder,"
                 " or an index of such files"
@@ -114,14 +113,18 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise UnsupportedModel(f"{index.name} {LFS_ADVICE}")
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        # A checkpoint may come from a stranger: it reads files of its own folder only.
-        if not names or any(Path(file).name != file for file in names.values()):
+        if not names or not all(map(_is_file_name, names.values())):
             raise ValueError
         return dict(names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UnsupportedModel(
             f"{index.name}: must hold weight_map, tensor name -> file name in the same folder"
         ) from None
+
+
+def _is_file_name(value: object) -> bool:
+    """A checkpoint may come from a stranger: it names files of its own folder only."""
+    return isinstance(value, str) and value not in ("", "..") and Path(value).name == value and "\0" not in value
 
 
 def _opened(path: Path):  # type: ignore[no-untyped-def]  # safetensors ships no type for its handle

@@ -27,7 +27,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """`config.json`, or another JSON object of a checkpoint folder."""
     path = folder / name
     if is_lfs_pointer(path):
-        raise UnsupportedModel(f"{path} {LFS_ADVICE}")
+        raise UnsupportedModel(f"{folder}: {name} {LFS_ADVICE}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
