@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.make_bundle import SHAPES, VOCABULARY, t5_config
-from emorl_core.models import load_model
+from emorl_core.models.family import load_model
 from training.data.prompts import Prompt
 from training.recipe.recipe import parse_recipe
 from training.rl import losses

@@ -67,7 +67,8 @@ def _attempt(faults: list[str], what: str, action: Callable[[], T]) -> T | None:
     try:
         return action()
     except EmorlError as error:
-        faults.append(error.message)
+        if error.message not in faults:  # the base and its tokenizer read the same files
+            faults.append(error.message)
     except Exception as error:  # noqa: BLE001  any kind of broken file
         faults.append(f"{what}: cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
     return None
@@ -78,7 +79,7 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
     import torch
 
     from emorl_core.adapters import read_peft
-    from emorl_core.models.checkpoint import read_config
+    from emorl_core.models.config import read_config
     from emorl_core.models.family import load_model
     from emorl_core.precision import DTYPES
 
@@ -94,7 +95,7 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
             model = _attempt(
                 faults, "base", lambda: load_model(folder, device=torch.device("cpu"), dtype=DTYPES[dtype])
             )
-        _examine_tokenizer(bundle, folder, model, report)
+        _examine_tokenizer(bundle, folder, report)
 
     report["objectives"] = {}
     fitting: list[Adapter] = []
@@ -130,7 +131,7 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
         }
 
 
-def _examine_tokenizer(bundle: Bundle, folder: Path, model: LaneModel | None, report: Report) -> None:
+def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> None:
     from emorl_core.tokenizer import HuggingFaceTokenizer
 
     faults: list[str] = report["faults"]
@@ -138,7 +139,7 @@ def _examine_tokenizer(bundle: Bundle, folder: Path, model: LaneModel | None, re
     tokenizer = _attempt(faults, "tokenizer", lambda: HuggingFaceTokenizer(folder))
     if tokenizer is None:
         return
-    around = len(tokenizer.encode(spec.wrap("")))
+    around = len(tokenizer.encode_prompt("", *spec.around))
     report["tokenizer"] = {
         "entries": len(tokenizer),
         "prompt_template": spec.prompt_template,
@@ -150,8 +151,6 @@ def _examine_tokenizer(bundle: Bundle, folder: Path, model: LaneModel | None, re
             f"prompt_template takes {around} tokens by itself; max_source_tokens is {spec.max_source_tokens}, "
             "which leaves none for a prompt"
         )
-    if model is not None and len(tokenizer) > model.vocab_size:
-        faults.append(f"the tokenizer has {len(tokenizer)} entries; the base's vocabulary has {model.vocab_size}")
 
 
 def _examine_profiles(bundle: Bundle, report: Report) -> None:

@@ -100,9 +100,15 @@ class BundleSpec(_Strict):
         """Lane order of the engine: `base`, then the objectives as listed."""
         return (BASE, *self.objectives)
 
+    @property
+    def around(self) -> tuple[str, str]:
+        """What the template puts before and after a prompt."""
+        return split_template(self.prompt_template)
+
     def wrap(self, prompt: str) -> str:
         """Put a prompt into the template. `str.format` is not used: a prompt may hold braces."""
-        return self.prompt_template.replace(PROMPT, prompt)
+        before, after = self.around
+        return before + prompt + after
 
     def profile_weights(self) -> dict[str, dict[str, float]]:
         return {name: dict(profile.weights) for name, profile in self.profiles.items()}
@@ -147,6 +153,12 @@ class Bundle:
         if not path.is_dir():
             raise BundleError(f"{BUNDLE_FILE}: {key} is {relative!r}; there is no such folder in the bundle", param=key)
         return path
+
+
+def split_template(template: str) -> tuple[str, str]:
+    """What a template puts before and after a prompt."""
+    before, _, after = template.partition(PROMPT)
+    return before, after
 
 
 def read_spec(path: Path) -> BundleSpec:

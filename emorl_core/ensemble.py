@@ -136,14 +136,17 @@ class Ensemble:
     # -- requests ------------------------------------------------------------------------------------------------
 
     def encode(self, prompt: str) -> tuple[int, ...]:
-        """Wrap a prompt in the bundle's template and tokenise it. Raises PromptTooLong naming the limit."""
+        """Wrap a prompt in the bundle's template and tokenise it. Names of control tokens in the prompt stay text.
+
+        Raises PromptTooLong naming the limit.
+        """
         if not isinstance(prompt, str) or not prompt.strip():
             raise InvalidRequest("prompt is empty; allowed: text with at least one character", param="prompt")
         try:
             prompt.encode()
         except UnicodeEncodeError:
             raise InvalidRequest("prompt holds half a surrogate pair; allowed: Unicode text", param="prompt") from None
-        ids = tuple(self.tokenizer.encode(self.spec.wrap(prompt)))
+        ids = tuple(self.tokenizer.encode_prompt(prompt, *self.spec.around))
         if len(ids) > self.spec.max_source_tokens:
             raise PromptTooLong(
                 f"prompt has {len(ids)} tokens with its template; allowed: up to {self.spec.max_source_tokens}"
@@ -372,7 +375,7 @@ class Ensemble:
 
         Raises EngineError when they do not.
         """
-        ids = tuple(self.tokenizer.encode(self.spec.wrap("Hello.")))[: self.spec.max_source_tokens]
+        ids = tuple(self.tokenizer.encode_prompt("Hello.", *self.spec.around))[: self.spec.max_source_tokens]
         even = tuple(1.0 / len(self.lanes) for _ in self.lanes)
         request = Request(f"warm-up-{next(self._numbers)}", ids, even, Sampling(max_new_tokens=1), stream=False)
         self._driver.finish([request])

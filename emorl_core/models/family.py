@@ -16,7 +16,7 @@ from torch import Tensor
 from emorl_core.adapters import Adapter
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.errors import UnsupportedModel
-from emorl_core.models.checkpoint import read_config
+from emorl_core.models.config import read_config, refuse_quantised
 
 # model_type in config.json -> module with `load(folder, config, device, dtype, training) -> LaneModel`
 REGISTRY: dict[str, str] = {
@@ -77,7 +77,8 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype, traini
     """
     config = read_config(folder)
     kind = config.get("model_type")
-    if kind not in REGISTRY:
+    if not isinstance(kind, str) or kind not in REGISTRY:
         raise UnsupportedModel(f"base model_type is {kind!r}, which is not supported; what works: {WORKS}")
+    refuse_quantised(config)
     load: Callable[..., LaneModel] = import_module(REGISTRY[kind]).load
     return load(folder, config, device=device, dtype=dtype, training=training)

@@ -101,6 +101,69 @@ def test_nan_in_the_base_is_found_by_running_it(emorl, own_bundle: Path) -> None
     assert "NaN" in fault
 
 
+def _without_files(base: Path) -> None:
+    (base / "tokenizer.json").unlink()
+    (base / "tokenizer_config.json").unlink()
+
+
+def _with_more_entries(base: Path) -> None:
+    path = base / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"].append({**content["added_tokens"][-1], "id": 367, "content": "<more>"})
+    path.write_text(json.dumps(content))
+
+
+def _with_another_end(base: Path) -> None:
+    path = base / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 7}))
+
+
+def _without_an_end(base: Path) -> None:
+    path = base / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": "</s>"}))
+
+
+def _with_int8(base: Path) -> None:
+    path = base / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "shared.weight": tensors["shared.weight"].to(torch.int8)}, path)
+
+
+def _quantised(base: Path) -> None:
+    path = base / "config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "bitsandbytes"}})
+    )
+
+
+def _with_a_pointer(base: Path) -> None:
+    (base / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_without_files, "the tokenizer knows no words"),
+        (_with_more_entries, "the tokenizer has 368 entries"),
+        (_with_another_end, "the tokenizer ends a text with token 1 and the base with 7"),
+        (_without_an_end, "generation_config.json: eos_token_id is '</s>'"),
+        (_with_int8, "tensor 'shared.weight' is stored as I8"),
+        (_quantised, "quantization_config says that the weights are quantised ('bitsandbytes')"),
+        (_with_a_pointer, "model.safetensors is a Git LFS pointer"),
+    ],
+)
+def test_a_base_that_would_write_noise_is_one_fault(emorl, own_bundle: Path, change, words: str) -> None:
+    change(own_bundle / "base")
+    (fault,) = faults_of(emorl, own_bundle)
+    assert words in fault
+    ran = emorl("generate", own_bundle, "work hurts", "--device", "cpu")
+    assert (ran.code, ran.out) == (2, "")
+    assert words in ran.err
+    ran = emorl("serve", own_bundle, "--check")
+    assert ran.code == 2
+    assert words in ran.err
+
+
 def test_another_architecture_is_refused_by_name(emorl, own_bundle: Path) -> None:
     config = own_bundle / "base" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "bart"}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -61,7 +62,7 @@ def test_new_profiles_and_retrained_adapters_are_taken(bundle: Path) -> None:
         assert "tiny:plain" in [model["id"] for model in client.get("/v1/models").json()["data"]]
 
 
-@pytest.mark.parametrize("damage", ["yaml", "adapter", "gone"])
+@pytest.mark.parametrize("damage", ["yaml", "adapter", "tokenizer", "vocabulary", "gone"])
 def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_serves_on(bundle: Path, damage: str) -> None:
     with live(settings_for(bundle)) as server, server.client() as client:
         before = server.service.deployment()
@@ -69,6 +70,13 @@ def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_serves_on(bundl
             (bundle / BUNDLE_FILE).write_text("format: emorl-bundle/1\nprofil: {}\n")
         elif damage == "adapter":
             (bundle / "adapters" / "empathy" / "adapter_model.safetensors").write_bytes(b"not safetensors")
+        elif damage == "tokenizer":
+            (bundle / "base" / "tokenizer.json").unlink()
+            (bundle / "base" / "tokenizer_config.json").unlink()
+        elif damage == "vocabulary":
+            words = json.loads((bundle / "base" / "tokenizer.json").read_text())
+            words["added_tokens"].append({**words["added_tokens"][-1], "id": 367, "content": "<more>"})
+            (bundle / "base" / "tokenizer.json").write_text(json.dumps(words))
         else:
             shutil.rmtree(bundle)
         response = client.post("/admin/reload", headers=BOSS)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from emorl_core.bundle import PROMPT
+from emorl_core.bundle import PROMPT, split_template
 from training.config import Section
 from training.data.records import Record
 from training.durable import appearing
@@ -85,9 +85,10 @@ def warm_start(
     fingerprint = fingerprint_of(settings, pairs)
     model, tokenizer = _start(settings, records, base)
     work = partial_folder(out, fingerprint)
+    unwrapped = [(record.prompt, reply) for record, (_, reply) in zip(records, pairs, strict=True)]
     fitted = fit(
-        model, tokenizer, pairs, settings.fit, work=work, max_source_tokens=settings.max_source_tokens, device=device,
-        progress=progress,
+        model, tokenizer, unwrapped, settings.fit, around=split_template(settings.prompt_template), work=work,
+        max_source_tokens=settings.max_source_tokens, device=device, progress=progress,
     )  # fmt: skip
     receipt = {
         "settings": settings.model_dump(mode="json", exclude={"path"}),

@@ -21,14 +21,25 @@ from emorl_core.errors import UnsupportedModel
 from emorl_core.lanes.frozen import FrozenMatrix
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.linear import LaneLinear
-from emorl_core.models.checkpoint import Checkpoint, read_config
+from emorl_core.models.checkpoint import Checkpoint
+from emorl_core.models.special_tokens import SpecialTokens
 from emorl_core.models.stacking import stack_adapters
-from emorl_core.models.t5.blocks import T5Block, T5Config, attention, fused, padding_mask, position_bucket
+from emorl_core.models.t5.blocks import (
+    T5Block,
+    T5Config,
+    attention,
+    embedding_and_head,
+    fused,
+    padding_mask,
+    position_bucket,
+)
 from emorl_core.models.t5.compiled import CompiledStep
 from emorl_core.models.t5.graphs import GraphedStep
 
 # Tokens of one padded encoder batch: enough to fill a product, small enough to bound its activations.
 _PREFILL_TOKENS = 4096
+# The first converters wrote it; cross-attention has no positions, and transformers passes it over too.
+_HARMLESS = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
 
 class T5(nn.Module):
@@ -37,20 +48,21 @@ class T5(nn.Module):
     architecture = "t5"
     max_positions: int | None = None  # relative positions
 
-    def __init__(self, config: T5Config, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: T5Config,
+        special: SpecialTokens,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__()
         self.config, self.device, self.dtype = config, device, dtype
         self.vocab_size = config.vocab_size
-        self.eos_token_ids: tuple[int, ...] = (1,)
-        self.decoder_start_token_id = 0
+        self.eos_token_ids, self.decoder_start_token_id = special.eos, special.decoder_start
         self.adapters: tuple[str, ...] = ()
-        shared = "shared.weight" if "shared.weight" in checkpoint else "encoder.embed_tokens.weight"
-        self.embedding = FrozenMatrix(checkpoint.tensor(shared, (config.vocab_size, config.d_model)))
-        self.lm_head = self.embedding
-        if "lm_head.weight" in checkpoint:
-            own = checkpoint.tensor("lm_head.weight", (config.vocab_size, config.d_model))
-            if not torch.equal(own, _plain(self.embedding)):
-                self.lm_head = FrozenMatrix(own)
+        self.embedding, self.lm_head = embedding_and_head(config, checkpoint)
         self.head_scale = config.d_model**-0.5 if config.scaled_head else 1.0
         self.encoder = nn.ModuleList(T5Block(config, checkpoint, "encoder", i) for i in range(config.num_layers))
         self.decoder = nn.ModuleList(
@@ -270,17 +282,13 @@ class T5(nn.Module):
 
 def load(folder: Path, config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool) -> T5:
     """Load a T5-family checkpoint folder; see `emorl_core.models.load_model`."""
-    checkpoint = Checkpoint(folder, device=device, dtype=dtype)
+    sizes, special = T5Config.from_hf(config), SpecialTokens.read(folder, config)
+    checkpoint = Checkpoint(folder, config, device=device, dtype=dtype)
     with torch.no_grad():
-        model = T5(T5Config.from_hf(config), checkpoint, device=device, dtype=dtype)
+        model = T5(sizes, special, checkpoint, device=device, dtype=dtype)
+        checkpoint.refuse_unread(_HARMLESS)
         for _, layer in model.linears():
             layer.base.pack(keep_plain=training)
-    generation = "generation_config.json"
-    special = {**config, **(read_config(folder, generation) if (folder / generation).is_file() else {})}
-    eos = special.get("eos_token_id", 1)
-    model.eos_token_ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    start = special.get("decoder_start_token_id")
-    model.decoder_start_token_id = start if start is not None else special.get("pad_token_id") or 0
     return model
 
 
