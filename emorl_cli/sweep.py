@@ -15,8 +15,8 @@ from emorl_cli.options import (
     add_sampling_options,
     parse_weights,
     print_json,
-    read_lines,
     sampling_fields,
+    utf_8,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
                 raise InvalidRequest(f"--line is for greedy texts; it takes no --{name.replace('_', '-')}", param=name)
         if args.combine != "hidden":
             raise InvalidRequest("--line mixes hidden states; it takes no --combine probs", param="combine")
+    prompt = utf_8(args.prompt, "the prompt")
     weights = _read_weights(args.weights_file) if args.weights_file is not None else None
 
     from emorl_core.ensemble import Ensemble
@@ -79,12 +80,12 @@ def run(args: argparse.Namespace) -> int:
     if args.line is not None:
         start, end = (_end(ensemble, text) for text in args.line)
         line = ensemble.sweep_line(
-            args.prompt, start, end, normalize=args.normalize, **{name: fields[name] for name in LINE_FIELDS}
+            prompt, start, end, normalize=args.normalize, **{name: fields[name] for name in LINE_FIELDS}
         )
         print_json(_line_document(line)) if args.json else _print_line(line)
         return 0
     result = ensemble.sweep(
-        args.prompt,
+        prompt,
         weights,
         resolution=args.resolution,
         normalize=args.normalize,
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _read_weights(path: Path) -> list[dict[str, float]]:
     from emorl_core.errors import InvalidWeights
+    from emorl_core.text_files import read_lines
 
     vectors = []
     for number, line in enumerate(read_lines(path), start=1):

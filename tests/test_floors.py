@@ -21,6 +21,7 @@ CORE_FLOORS: dict[str, int] = {
     "detokenize": 0,
     "precision": 0,
     "huge_pages": 0,
+    "text_files": 0,
     "lanes": 1,
     "adapters": 1,
     "kv_cache": 1,
