@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from emorl_core.errors import EmorlError
     from emorl_core.types import Completion
 
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help=BUNDLE_HELP)
     parser.add_argument("prompt", nargs="?", help="the prompt; - reads prompts from standard input, one per line")

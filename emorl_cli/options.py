@@ -61,10 +61,11 @@ def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def utf_8(text: str, what: str) -> str:
-    """An argument that is text. Python carries bytes that are no UTF-8 as half surrogate pairs, which no tokenizer takes.
+    """An argument that is text.
 
     Raises:
-        InvalidRequest: it holds such bytes.
+        InvalidRequest: it holds bytes that are not UTF-8. Python carries them as half surrogate pairs, which no tokenizer
+            takes.
     """
     from emorl_core.errors import InvalidRequest
 

@@ -55,7 +55,10 @@ def test_a_csv_file_in_any_dress(tmp_path: Path, data: str) -> None:
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (TABLE.replace('"', "").replace(", and", " and").replace(",", ";"), r"1: the columns are divided by semicolons"),
+        (
+            TABLE.replace('"', "").replace(", and", " and").replace(",", ";"),
+            r"1: the columns are divided by semicolons",
+        ),
         ("sep=;\n" + TABLE, "1: the columns are divided by semicolons"),
         (TABLE.replace('"', "").replace(", and", " and").replace(",", "\t"), r"1: the columns are divided by tabs"),
         (TABLE.encode("utf-16"), " cannot be read: it is not UTF-8 but UTF-16; save it as UTF-8"),
@@ -236,7 +239,9 @@ def test_a_malformed_json_line_is_refused_by_its_line_or_skipped(tmp_path: Path,
     assert read(load(tmp_path / "d.jsonl", f"{LINES[0]}\n{row}\n", on_bad_row="skip")) == [("one", "1")]
 
 
-@pytest.mark.parametrize("value", ["true", "NaN", "1e999", "9" * 400, '"2,5"', '"1_0"', '" ٣ "', '"nan"', '"0x1"', "null"])
+@pytest.mark.parametrize(
+    "value", ["true", "NaN", "1e999", "9" * 400, '"2,5"', '"1_0"', '" ٣ "', '"nan"', '"0x1"', "null"]
+)
 def test_a_level_is_a_decimal_number(tmp_path: Path, value: str) -> None:
     good = [f'{{"prompt": "a", "level": {level}}}' for level in ("1", '"-2.50"', '" 3. "', "4e-1")]
     data = "\n".join([*good, f'{{"prompt": "b", "level": {value}}}'])
