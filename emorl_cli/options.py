@@ -64,8 +64,8 @@ def utf_8(text: str, what: str) -> str:
     """An argument that is text.
 
     Raises:
-        InvalidRequest: it holds bytes that are not UTF-8. Python carries them as half surrogate pairs, which no tokenizer
-            takes.
+        InvalidRequest: it holds bytes that are not UTF-8; Python carries them as half surrogate pairs, which no
+            tokenizer takes.
     """
     from emorl_core.errors import InvalidRequest
 

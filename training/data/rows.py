@@ -17,9 +17,8 @@ from training.data.records import DataError, OnBadRow, RecordSet, Tally
 from training.spec import Spec
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
-_NUMBER = re.compile(
-    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII
-)  # float() also takes 1_0 and other scripts' digits
+# float() also takes 1_0 and the digits of other scripts.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 csv.field_size_limit(2**24)  # the default of 128 KiB is below what a whole transcript in one cell can hold
 
