@@ -8,18 +8,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import BUNDLE_HELP, add_example, print_json
+from emorl_cli.options import BUNDLE_HELP, STDIN, STDIN_NAME, add_example, print_json, read_source
 
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
     from server.serving.receipt import Identity, Prompt, Receipt
 
-STDIN = "-"
 SAME, NOT_SAME = 0, 1
 
 
@@ -119,8 +116,8 @@ def read_receipts(source: str) -> list[Receipt]:
 
     from server.serving.receipt import Receipt
 
-    name = "standard input" if source == STDIN else source
-    text = _read(source, "receipt")
+    name = STDIN_NAME if source == STDIN else source
+    text = read_source(source)
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
@@ -165,8 +162,10 @@ def _prompt(receipt: Receipt, prompt_file: str | None) -> Prompt:
         if receipt.prompt is None:
             raise _refusal("the receipt was kept without its prompt; give it by --prompt-file", "prompt_file")
         return receipt.prompt
-    text = _read(prompt_file, "prompt_file")
-    candidates: list[Prompt] = [text, text.removesuffix("\n").removesuffix("\r")]
+    text = read_source(prompt_file)
+    lf = text.replace("\r\n", "\n")
+    # An editor may have ended the last line, and every line in its own way.
+    candidates: list[Prompt] = [text, text.removesuffix("\n").removesuffix("\r"), lf, lf.removesuffix("\n")]
     try:
         ids = json.loads(text)
         if isinstance(ids, list) and all(type(item) is int for item in ids):
@@ -174,15 +173,6 @@ def _prompt(receipt: Receipt, prompt_file: str | None) -> Prompt:
     except (json.JSONDecodeError, RecursionError):
         pass
     return next((each for each in candidates if hash_of(each) == receipt.prompt_sha256), candidates[1])
-
-
-def _read(source: str, param: str) -> str:
-    try:
-        data = sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
-        return data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise _refusal(f"{source}: cannot be read: {reason}", param) from None
 
 
 def _bundle_of(receipt: Receipt) -> str:

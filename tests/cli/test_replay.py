@@ -103,6 +103,9 @@ def test_a_receipt_alone_and_from_standard_input_is_taken_and_no_word_is_printed
     ran = emorl("replay", "-", bundle)
     assert ran.code == 0
     assert ran.out.splitlines()[-1].strip() == "the same tokens"
+    marked = save(receipt)
+    marked.write_bytes(b"\xef\xbb\xbf" + marked.read_bytes().replace(b"\n", b"\r\n"))
+    assert emorl("replay", marked, bundle).out == ran.out
     assert "ZEBRAFISH" not in ran.out
     assert receipt["text"] not in ran.out
 
@@ -233,6 +236,8 @@ def test_a_receipt_kept_without_clinical_words_asks_for_the_prompt(
     prompt = tmp_path / "prompt.txt"
     content = receipt["prompt"] if isinstance(receipt["prompt"], str) else json.dumps(receipt["prompt"])
     prompt.write_text(content + "\n", encoding="utf-8")
+    assert emorl("replay", bare, bundle, "--prompt-file", prompt).code == 0
+    prompt.write_bytes(b"\xef\xbb\xbf" + content.replace("\n", "\r\n").encode() + b"\r\n")  # from another editor
     assert emorl("replay", bare, bundle, "--prompt-file", prompt).code == 0
     prompt.write_text("someone else's words")
     ran = emorl("replay", bare, bundle, "--prompt-file", prompt)

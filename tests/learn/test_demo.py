@@ -107,6 +107,24 @@ def test_a_finished_build_is_found_again_without_work(built: Path) -> None:
     assert folder_hash(built) == before
 
 
+def test_a_bundle_in_the_cache_is_copied_instead_of_trained_again(built: Path, tmp_path: Path) -> None:
+    def copy(folder: Path, settings: DemoSettings = MICRO, **options: bool) -> list[str]:
+        watch = Watch()
+        build_demo(folder, settings=settings, progress=watch, cached=built, device="cpu", threads=1, **options)
+        return watch.stages
+
+    assert copy(tmp_path / "bundle") == []
+    assert folder_hash(tmp_path / "bundle") == folder_hash(built)
+    assert names(tmp_path) == ["bundle"]
+    (tmp_path / "bundle" / "bundle.yaml").write_text("changed")
+    assert Bundle.open(built).spec.name == "counselor-demo"  # it is a copy
+    assert copy(tmp_path / "anew", rebuild=True) == STAGES
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(DemoError, match="holds something else"):
+        copy(tmp_path / "mine")
+
+
 @pytest.mark.parametrize(
     ("kill_at", "rest"),
     [(("base", 6), STAGES), (("reinforcement", 1), STAGES[::2]), (("reinforcement", 4), STAGES[::2])],

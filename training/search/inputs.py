@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from emorl_core.text_files import TextFileError, read_lines
 from training.data.records import DataError, Record, clean, one_per_prompt
 from training.data.sources import load_records
 from training.data.splits import check_disjoint, prompt_key, split_by_prompt
@@ -98,10 +99,9 @@ def read_prompts(path: Path) -> tuple[Record, ...]:
     if kind in ("jsonl", "csv"):
         return tuple(one_per_prompt([*load_records({"kind": kind, "path": str(path)})]))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise DataError(f"{path}: cannot be read: {reason}", param="prompts") from None
+        lines = read_lines(path)
+    except TextFileError as error:
+        raise DataError(error.message, param="prompts") from None
     records = [Record(clean(line), where=f"{path.name}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
     if not records:
         raise DataError(f"{path}: holds no prompt; write one per line", param="prompts")
