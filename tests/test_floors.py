@@ -149,7 +149,7 @@ def test_the_walls_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "def f():\n    from .engine import Engine\n    import training.data as d\n    from training import data\n"
     )
     monkeypatch.setattr("tests.test_floors.ROOT", tmp_path)
-    assert [name for _, name in imports_of(source)] == ["emorl_core.engine.engine", "training.data", "training.data"]
+    assert [name for _, name in imports_of(source)] == ["emorl_core.engine", "training.data", "training.data"]
 
 
 def test_floors_are_read_from_rows_with_and_without_a_number() -> None:
