@@ -17,6 +17,7 @@ from emorl_cli.options import BUNDLE_HELP, add_example, print_json
 
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
+    from emorl_core.snapshot import Snapshot
     from server.receipt import Identity, Prompt, Receipt
 
 STDIN = "-"
@@ -82,25 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit codes: 0 the same tokens; 1 not the same, or they cannot be; 2 bad input."""
-    from emorl_core.bundle import Bundle
-    from server.receipt import Identity
-
     if args.receipt == args.prompt_file == STDIN:
         raise _refusal("receipt and --prompt-file cannot both be standard input", "prompt_file")
     receipts = read_receipts(args.receipt)
     prompts = [_prompt(receipt, args.prompt_file) for receipt in receipts]
     where = args.bundle or _bundle_of(receipts[0])
-    bundle = Bundle.open(where)
-    now = Identity.of(bundle)
-    findings = [_examine(receipt, prompt, now) for receipt, prompt in zip(receipts, prompts, strict=True)]
-    ensemble: Ensemble | None = None
-    for finding, receipt, prompt in zip(findings, receipts, prompts, strict=True):
-        if args.anyway or not (finding.damage or finding.mismatches):
-            ensemble = ensemble or _load(where, receipt, args.device, args.dtype)
-            _replay(ensemble, finding, receipt, prompt)
+    name, findings = _find_out(where, receipts, prompts, args)
     same = all(finding.same for finding in findings)
     if args.json:
-        print_json({"same": same, "bundle": now.bundle, "receipts": [_facts(finding) for finding in findings]})
+        print_json({"same": same, "bundle": name, "receipts": [_facts(finding) for finding in findings]})
     else:
         print("\n".join(line for finding in findings for line in finding.lines()))
     return SAME if same else NOT_SAME
@@ -117,16 +108,16 @@ def read_receipts(source: str) -> list[Receipt]:
     """
     from pydantic import ValidationError
 
+    from emorl_core.documents import parse_json
+    from emorl_core.files import Unreadable
     from server.receipt import Receipt
 
     name = "standard input" if source == STDIN else source
     text = _read(source, "receipt")
     try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _refusal(f"{name}: not JSON, or cut short: {error.msg} in line {error.lineno}", "receipt") from None
-    except RecursionError:
-        raise _refusal(f"{name}: nested too deeply to be a receipt", "receipt") from None
+        document = parse_json(text)
+    except Unreadable as error:
+        raise _refusal(f"{name}: {error.reason}", "receipt") from None
     found = _find(document)
     if not found:
         raise _refusal(f'{name}: holds no receipt; a request gets one by "receipt": true', "receipt")
@@ -211,6 +202,24 @@ def _refusal(message: str, param: str) -> Exception:
 # --- what is found ---------------------------------------------------------------------------------------------------
 
 
+def _find_out(
+    where: str, receipts: list[Receipt], prompts: list[Prompt], args: argparse.Namespace
+) -> tuple[str, list[Finding]]:
+    """The bundle's name, and a finding for each receipt: by hashes of what is then loaded and run."""
+    from emorl_core.snapshot import Snapshot
+    from server.receipt import Identity
+
+    with Snapshot.open(where) as files:
+        now = Identity.of(files.bundle.spec, files.hashes())
+        findings = [_examine(receipt, prompt, now) for receipt, prompt in zip(receipts, prompts, strict=True)]
+        ensemble: Ensemble | None = None
+        for finding, receipt, prompt in zip(findings, receipts, prompts, strict=True):
+            if args.anyway or not (finding.damage or finding.mismatches):
+                ensemble = ensemble or _load(files, receipt, args.device, args.dtype)
+                _replay(ensemble, finding, receipt, prompt)
+    return now.bundle, findings
+
+
 def _examine(receipt: Receipt, prompt: Prompt, now: Identity) -> Finding:
     """What hashes tell, before anything is run."""
     from server.receipt import hash_of
@@ -227,7 +236,7 @@ def _examine(receipt: Receipt, prompt: Prompt, now: Identity) -> Finding:
     return finding
 
 
-def _load(where: str, receipt: Receipt, device: str | None, dtype: str | None) -> Ensemble:
+def _load(files: Snapshot, receipt: Receipt, device: str | None, dtype: str | None) -> Ensemble:
     from emorl_core.ensemble import Ensemble
     from emorl_core.errors import InvalidRequest, UnsupportedModel
     from emorl_core.precision import pick_device
@@ -240,8 +249,8 @@ def _load(where: str, receipt: Receipt, device: str | None, dtype: str | None) -
     dtype = dtype or receipt.dtype
     if receipt.compiled:
         with contextlib.suppress(UnsupportedModel):  # not on this machine: a note will say so
-            return Ensemble.load(where, device=device, dtype=dtype, compile=True)
-    return Ensemble.load(where, device=device, dtype=dtype)
+            return Ensemble.load(files, device=device, dtype=dtype, compile=True)
+    return Ensemble.load(files, device=device, dtype=dtype)
 
 
 def _replay(ensemble: Ensemble, finding: Finding, receipt: Receipt, prompt: Prompt) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,12 +112,14 @@ def _read_weights(path: Path) -> list[dict[str, float]]:
 
 
 def _mapping(line: str) -> dict[str, float]:
+    from emorl_core.documents import parse_json
     from emorl_core.errors import InvalidWeights
+    from emorl_core.files import Unreadable
 
     try:
-        value = json.loads(line)
-    except ValueError:
-        raise InvalidWeights("neither NAME=NUMBER,… nor a JSON object") from None
+        value = parse_json(line)
+    except Unreadable as error:
+        raise InvalidWeights(f"neither NAME=NUMBER,… nor a JSON object: it {error.reason}") from None
     found: dict[str, float] = value
     return found
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.durable import appearing
+from emorl_core.files import appearing
 from training.section import RecipeError
 
 FORMAT = "emorl-training/2"

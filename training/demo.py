@@ -21,8 +21,8 @@ from pydantic import Field
 
 from emorl_core.bundle import BASE_DIR, BUNDLE_FILE
 from emorl_core.errors import EmorlError
+from emorl_core.files import appearing, clear_leftovers
 from training.data import synthetic
-from training.durable import appearing, clear_leftovers
 from training.fit import FitSettings
 from training.hyperparameters import LoraSettings, RlSettings, StopSettings
 from training.recipe import Recipe, parse_recipe

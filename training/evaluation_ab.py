@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from emorl_core.bundle import replacing
+from emorl_core.files import replacing
 from training.bootstrap import mean_interval, resamples
 from training.data.records import Record
 from training.evaluation_cells import EvaluationError, prompt_sha256

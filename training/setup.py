@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emorl_core.bundle import folder_hash
+from emorl_core.files import folder_hash
 from training.data.records import DataError, Record, RecordSet
 from training.data.sources import load_records
 from training.data.splits import check_disjoint, split_by_prompt

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator, model_validator
 
 from emorl_core.bundle import PROMPT
+from emorl_core.files import appearing
 from training.data.records import Record
-from training.durable import appearing
 from training.fit import FitError, FitSettings, Progress, fit, quiet
 from training.scratch import ScratchSettings, new_model
 from training.section import Section

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor
 
 from emorl_core.adapters import Adapter
+from emorl_core.documents import read_json
 from emorl_core.errors import UnsupportedModel
+from emorl_core.files import Missing, Unreadable
 from emorl_core.kv_cache import KVCache, Memory
 
 # model_type in config.json -> module with `load(folder, config, device, dtype, training) -> LaneModel`
@@ -23,6 +24,7 @@ REGISTRY: dict[str, str] = {
     "t5": "emorl_core.models.t5",
     "mt5": "emorl_core.models.t5",
 }
+_MOST_CONFIG = 2**24  # bytes
 WORKS = "T5 v1.0 (t5-small ... t5-11b), T5 1.1, FLAN-T5 and mT5, with a language-model head"
 
 
@@ -71,11 +73,11 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """`config.json`, or another JSON object of a checkpoint folder."""
     path = folder / name
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        config = read_json(path, most=_MOST_CONFIG, unique=False)
+    except Missing:
         raise UnsupportedModel(f"{folder}: no {name}; a base is a Hugging Face checkpoint folder") from None
-    except (OSError, ValueError) as error:
-        raise UnsupportedModel(f"{path}: cannot be read as JSON: {error}") from None
+    except Unreadable as error:
+        raise UnsupportedModel(error.message) from None
     if not isinstance(config, dict):
         raise UnsupportedModel(f"{path}: must be a JSON object")
     return config

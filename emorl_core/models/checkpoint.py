@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from emorl_core.errors import UnsupportedModel
+from emorl_core.files import Unreadable, open_regular
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -42,7 +43,8 @@ class Checkpoint:
             tensor: Tensor = handle.get_tensor(name)
         if tuple(tensor.shape) != shape:
             raise UnsupportedModel(f"tensor {name!r} has shape {tuple(tensor.shape)}; the config asks for {shape}")
-        return tensor.to(device=self._device, dtype=self._dtype)
+        # A copy: safetensors maps the file, and what is written into it later would be served.
+        return tensor.to(device=self._device, dtype=self._dtype, copy=True)
 
 
 def _indexed(folder: Path) -> dict[str, Path]:
@@ -58,6 +60,9 @@ def _indexed(folder: Path) -> dict[str, Path]:
 
 def _opened(path: Path):  # type: ignore[no-untyped-def]  # safetensors ships no type for its handle
     try:
+        open_regular(path).close()  # safetensors says "No such file" of one that may not be read, and waits for a FIFO
         return safe_open(path, framework="pt")
+    except Unreadable as error:
+        raise UnsupportedModel(error.message) from None
     except (SafetensorError, OSError) as error:
         raise UnsupportedModel(f"{path.name}: cannot be read as safetensors: {error}") from None

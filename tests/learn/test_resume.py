@@ -15,11 +15,11 @@ import pytest
 import torch
 import yaml
 
+from emorl_core.files import appearing
 from tests.builders import tiny_t5
 from tests.learn.trainer_tasks import TEXTS, tiny_recipe, tiny_trainer
 from training import checkpoint
 from training.checkpoint import Checkpoint
-from training.durable import appearing
 from training.recipe import load_recipe
 from training.run import Places, train
 from training.section import RecipeError
@@ -218,7 +218,7 @@ def test_a_folder_killed_while_it_is_written_does_not_appear(tmp_path: Path, rep
         (target / "old").write_text("old")
     code = (
         "import os, pathlib, sys\n"
-        "from training.durable import appearing\n"
+        "from emorl_core.files import appearing\n"
         f"with appearing(pathlib.Path(sys.argv[1]), replace={replace}) as folder:\n"
         "    (folder / 'half').write_text('half')\n"
         "    os.kill(os.getpid(), 9)\n"
