@@ -117,7 +117,7 @@ def read_receipts(source: str) -> list[Receipt]:
     try:
         document = parse_json(text)
     except Unreadable as error:
-        raise _refusal(f"{name}: {error.reason}", "receipt") from None
+        raise _refusal(f"{name}: not JSON, or cut short: it {error.reason}", "receipt") from None
     found = _find(document)
     if not found:
         raise _refusal(f'{name}: holds no receipt; a request gets one by "receipt": true', "receipt")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from emorl_core.bundle import BUNDLE_FILE, Bundle, bundle_folder, hub_folder, parse_spec, read_spec_bytes
+from emorl_core.bundle import BUNDLE_FILE, Bundle, bundle_folder, parse_spec, read_spec_bytes
 from emorl_core.errors import BundleError, EmorlError
 from emorl_core.files import check_regular, folder_hash
 
@@ -59,8 +59,8 @@ class Snapshot:
                 self.bundle = Bundle(folder, parse_spec(data, folder / BUNDLE_FILE))
                 self._yaml_hash = hashlib.sha256(data).hexdigest()
                 inside = Bundle(held, self.bundle.spec)
-                ref = self.bundle.spec.base
-                self.base = inside.base_folder() if ref.hub is None else self._hold(hub_folder(ref.hub, ref.revision))
+                from_hub = self.bundle.spec.base.hub is not None
+                self.base = self._hold(self.bundle.base_folder()) if from_hub else inside.base_folder()
                 self.adapters = {name: inside.adapter_folder(name) for name in self.bundle.spec.objectives}
                 self._stamps = self._settled()
                 if read_spec_bytes(held / BUNDLE_FILE) != data:
@@ -89,9 +89,8 @@ class Snapshot:
         try:
             now = self._look()
         except OSError as error:
-            raise Changed(
-                f"{error.filename}: went away while the bundle was read; read it again when it is whole"
-            ) from None
+            reason = "went away while the bundle was read; read it again when it is whole"
+            raise Changed(f"{error.filename}: {reason}") from None
         if now != self._stamps:
             path = next(path for path in {**self._stamps, **now} if self._stamps.get(path) != now.get(path))
             raise Changed(f"{path}: was changed while the bundle was read; read it again when it is whole")

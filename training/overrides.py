@@ -23,7 +23,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     try:
         value = parse_yaml(text)
     except Unreadable as error:
-        raise RecipeError(f"--set {key}: the value {error.reason}", param="set") from None
+        raise RecipeError(f"--set {key}: the value is not YAML: it {error.reason}", param="set") from None
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML 1.1 reads 3e-4 as a string for want of a dot
     *sections, last = key.split(".")

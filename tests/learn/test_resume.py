@@ -18,6 +18,7 @@ import yaml
 from emorl_core.files import appearing
 from tests.builders import tiny_t5
 from tests.learn.trainer_tasks import TEXTS, tiny_recipe, tiny_trainer
+from tests.modes import closed_files
 from training import checkpoint
 from training.checkpoint import Checkpoint
 from training.recipe import load_recipe
@@ -208,6 +209,7 @@ def test_floats_survive_a_checkpoint_to_the_last_bit(tmp_path: Path) -> None:
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
     assert saved.state["numbers"] == numbers
+    assert closed_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("replace", [False, True])
