@@ -189,7 +189,7 @@ class _Loader(yaml.SafeLoader):
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         try:
-            value = self.construct_object(node)  # type: ignore[no-untyped-call]
+            value = self.construct_object(node)
         except (ValueError, LookupError, OverflowError):  # by an explicit tag, or with thousands of digits
             raise _fault(f"{_cut(node.value)} cannot be read as {node.tag.replace(_TAG, '!!')}", node) from None
         if isinstance(value, int) and abs(value) >= _LARGEST:

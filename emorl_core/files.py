@@ -13,6 +13,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,7 +50,7 @@ class Missing(Unreadable):
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading, through symbolic links. Raises `Unreadable`, `Missing`."""
     try:
         check_regular(path.stat().st_mode, path)  # before opening: that alone may do something to a device
