@@ -216,8 +216,8 @@ def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
 
 def _scorers(given: list[str]) -> dict[str, Any]:
     """`reflection=lexical_reflection`, `empathy={kind: cross_encoder, model: scorers/empathy}` -> specs by name."""
-    import yaml
-
+    from emorl_core.documents import parse_yaml
+    from emorl_core.files import Unreadable
     from training.search.grid import SearchError
 
     specs: dict[str, Any] = {}
@@ -228,9 +228,11 @@ def _scorers(given: list[str]) -> dict[str, Any]:
         if name in specs:
             raise SearchError(f"--scorer: {name[:40]!r} is given twice", param="scorer")
         try:
-            specs[name] = yaml.safe_load(spec)
-        except yaml.YAMLError:
-            raise SearchError(f"--scorer {name[:40]}: neither a kind nor a YAML mapping", param="scorer") from None
+            specs[name] = parse_yaml(spec)
+        except Unreadable as error:
+            raise SearchError(
+                f"--scorer {name[:40]}: neither a kind nor a YAML mapping: it {error.reason}", param="scorer"
+            ) from None
     return specs
 
 

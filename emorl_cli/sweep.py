@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,16 +117,15 @@ def _read_weights(path: Path) -> dict[int, dict[str, float]]:
 
 
 def _mapping(line: str) -> dict[str, float]:
+    from emorl_core.documents import parse_json
     from emorl_core.errors import InvalidWeights
+    from emorl_core.files import Unreadable
 
     try:
-        names = [name for name, _ in json.loads(line, object_pairs_hook=list)]
-        found: dict[str, float] = json.loads(line)
-    except (ValueError, RecursionError):
-        raise InvalidWeights("neither NAME=NUMBER,… nor a JSON object") from None
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidWeights(f"{name[:40]!r} is given twice")
+        value = parse_json(line)
+    except Unreadable as error:
+        raise InvalidWeights(f"neither NAME=NUMBER,… nor a JSON object: it {error.reason}") from None
+    found: dict[str, float] = value
     return found
 
 

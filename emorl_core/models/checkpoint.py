@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from emorl_core.errors import UnsupportedModel
-from emorl_core.files import LFS_ADVICE, is_lfs_pointer
+from emorl_core.files import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
 from emorl_core.models.config import shown
 
 _SINGLE = "model.safetensors"
@@ -72,7 +72,8 @@ class Checkpoint:
         if tuple(tensor.shape) != shape:
             raise UnsupportedModel(f"tensor {name!r} has shape {tuple(tensor.shape)}; the config asks for {shape}")
         self._unread.discard(name)
-        return tensor.to(device=self._device, dtype=self._dtype)
+        # A copy: safetensors maps the file, and what is written into it later would be served.
+        return tensor.to(device=self._device, dtype=self._dtype, copy=True)
 
     def refuse_unread(self, harmless: Collection[str]) -> None:
         """Refuse tensors that no one asked for: a model that leaves them out is not the one that was saved.
@@ -131,6 +132,9 @@ def _opened(path: Path):  # type: ignore[no-untyped-def]  # safetensors ships no
     if is_lfs_pointer(path):
         raise UnsupportedModel(f"{path.name} {LFS_ADVICE}")
     try:
+        open_regular(path).close()  # safetensors says "No such file" of one that may not be read, and waits for a FIFO
         return safe_open(path, framework="pt")
+    except Unreadable as error:
+        raise UnsupportedModel(error.message) from None
     except (SafetensorError, OSError) as error:
         raise UnsupportedModel(f"{path.name}: cannot be read as safetensors: {error}") from None

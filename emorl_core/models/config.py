@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emorl_core.documents import read_json
 from emorl_core.errors import UnsupportedModel
-from emorl_core.files import LFS_ADVICE, is_lfs_pointer
+from emorl_core.files import Missing, Unreadable
+
+_MOST_BYTES = 2**24
 
 # Where config.json says that the weights are quantised: transformers' key, those of other libraries, and the switches
 # that older releases of bitsandbytes left.
@@ -26,14 +28,12 @@ _METHODS = ("quant_method", "quant_algo", "format", "quant_type", "mode")  # whe
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """`config.json`, or another JSON object of a checkpoint folder."""
     path = folder / name
-    if is_lfs_pointer(path):
-        raise UnsupportedModel(f"{folder}: {name} {LFS_ADVICE}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        config = read_json(path, most=_MOST_BYTES, unique=False)
+    except Missing:
         raise UnsupportedModel(f"{folder}: no {name}; a base is a Hugging Face checkpoint folder") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnsupportedModel(f"{path}: cannot be read as JSON: {error}") from None
+    except Unreadable as error:
+        raise UnsupportedModel(error.message) from None
     if not isinstance(config, dict):
         raise UnsupportedModel(f"{path}: must be a JSON object")
     return config

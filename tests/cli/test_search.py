@@ -225,6 +225,7 @@ def test_a_recipe_gives_prompts_and_scorers_also_from_within_the_bundle(
         (("--scorer", "long=length"), "'long' is given twice"),
         (("--scorer", "other=no_such"), "scorer other.kind is 'no_such'"),
         (("--scorer", "other={"), "neither a kind nor a YAML mapping"),
+        (("--scorer", "other={kind: length, kind: lexical_empathy}"), "key 'kind' stands twice"),
     ],
 )
 def test_bad_searches_are_refused_and_write_nothing(

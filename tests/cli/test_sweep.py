@@ -99,6 +99,16 @@ def test_bad_sweeps_are_refused_in_one_line(options, says: str, emorl, fake) -> 
     [
         ("\n", "holds no weights"),
         ("reflection=1\nreflection", "line 2: 'reflection' is not NAME=NUMBER"),
+        (
+            'empathy=1\n{"empathy": 1, "empathy": 2}',
+            "line 2: neither NAME=NUMBER,… nor a JSON object: it cannot be read",
+        ),
+        ('{"empathy": 1, "empathy": 2}', "key 'empathy' stands twice"),
+        (f'{{"empathy": {"9" * 400}}}', "a whole number of 400 digits"),
+        (f'{{"empathy": {"9" * 5000}}}', "a whole number of 5000 digits"),
+        (f"empathy={'9' * 400}", "empathy"),
+        ('{"empathy": 1e999}', "the number '1e999' is too large"),
+        ('{"empathy": ' + "[" * 100_000, "nested too deeply"),
         ('{"reflection": 1', "line 1: neither NAME=NUMBER,… nor a JSON object"),
         ("empathy=1\n\nempaty=1", "line 3: weights: unknown objective 'empaty'"),
         ('{"empathy": "much"}', "line 1: weights.empathy is not a number"),

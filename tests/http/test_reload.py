@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from emorl_core.bundle import BUNDLE_FILE, Bundle, ProfileSpec, write_spec
+from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from server.door.errors import ReloadFailed
 from server.settings import Settings, load_settings
@@ -165,6 +167,45 @@ def test_two_reloads_at_once_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -
             asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(10)
         go_on.set()
         first.result(10)
+
+
+@pytest.mark.slow
+def test_under_a_hundred_reloads_every_receipt_names_the_bundle_that_made_it(bundle: Path, tmp_path: Path) -> None:
+    """Two bundles change places at random moments; each text is made again by the bundle of its receipt."""
+    other = tiny_t5_bundle(tmp_path / "other", seed=5)
+    ask = {"prompt": "I can't keep up at work.", "profile": "empathy", "max_new_tokens": 12, "receipt": True}
+    texts = {}
+    for folder in (bundle, other):
+        ensemble = Ensemble.load(folder, dtype="float32", hashed=True)
+        assert ensemble.hashes is not None
+        text = ensemble.generate(ask["prompt"], profile="empathy", max_new_tokens=12).text
+        texts[ensemble.hashes.base, *ensemble.hashes.adapters.values()] = text
+    assert len(set(texts.values())) == 2
+    stop, chance = threading.Event(), random.Random(0)
+
+    def rename() -> None:
+        while not stop.wait(chance.uniform(0, 0.2)):
+            bundle.rename(tmp_path / "aside")
+            other.rename(bundle)
+            (tmp_path / "aside").rename(other)
+
+    with live(settings_for(bundle)) as server, server.client() as client:
+        thread = threading.Thread(target=rename)
+        thread.start()
+        try:
+            seen = set()
+            for _ in range(100):
+                status = client.post("/admin/reload", headers=BOSS).status_code
+                assert status in (200, 409)  # the second: between two renames there is no bundle
+                answer = client.post("/generate", json=ask).json()
+                named = answer["receipt"]["identity"]
+                key = (named["base"], *named["adapters"].values())
+                assert answer["text"] == texts[key]
+                seen.add(key)
+        finally:
+            stop.set()
+            thread.join()
+        assert seen == set(texts)
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from emorl_core.bundle import Bundle, folder_hash
+from emorl_core.bundle import Bundle
 from emorl_core.ensemble import Ensemble
+from emorl_core.files import folder_hash
 from training.pipeline import demo
 from training.pipeline.base import warm_start_records
 from training.pipeline.demo import OBJECTIVES, DemoError, DemoSettings, build_demo, build_key

@@ -21,9 +21,9 @@ from pydantic import Field
 
 from emorl_core.bundle import BASE_DIR, BUNDLE_FILE
 from emorl_core.errors import EmorlError
+from emorl_core.files import appearing, clear_leftovers
 from training.config import Section
 from training.data.synthetic import grammar as synthetic
-from training.durable import appearing, clear_leftovers
 from training.recipe.recipe import Recipe, parse_recipe
 from training.rl.settings import LoraSettings, RlSettings, StopSettings
 from training.warm_start.fit import FitSettings

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from emorl_core.documents import read_json
+from emorl_core.files import Missing, Unreadable
 from emorl_core.text_files import TextFileError, read_lines
 from training.data.records import DataError, Record, clean, one_per_prompt
 from training.data.sources import load_records
@@ -54,13 +56,12 @@ def stored_recipe(bundle: Path) -> Recipe:
 
     path = bundle / REPORT_FILE
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        recipe = report["recipe"]
-    except FileNotFoundError:
+        recipe = read_json(path)["recipe"]
+    except Missing:
         raise SearchError(
             f"the bundle holds no {REPORT_FILE}; give --recipe, or --prompts and --scorer", param="recipe"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (Unreadable, KeyError, TypeError):
         raise SearchError(
             f"{path}: holds no recipe; give --recipe, or --prompts and --scorer", param="recipe"
         ) from None

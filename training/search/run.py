@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from emorl_core.bundle import folder_hash, replacing
 from emorl_core.ensemble import Ensemble
+from emorl_core.files import folder_hash, replacing
 from emorl_core.weights import BASE
 from training.search.evaluator import Evaluator, counts_of
 from training.search.grid import Found, SearchError, budget, search

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from emorl_core.control_tokens import prompt_encoder
 from emorl_core.errors import EmorlError
+from emorl_core.files import follow_umask
 from training.config import Section
 from training.seeds import derive
 
@@ -208,6 +209,9 @@ def _watch(progress: Progress | None) -> Any:
 
     class Watch(TrainerCallback):
         loss = math.nan
+
+        def on_save(self, args: Any, *_: Any, **__: Any) -> None:
+            follow_umask(Path(args.output_dir))
 
         def on_step_end(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
             if progress is not None:

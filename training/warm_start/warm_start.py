@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator, model_validator
 
 from emorl_core.bundle import PROMPT, split_template
+from emorl_core.files import appearing
 from training.config import Section
 from training.data.records import Record
-from training.durable import appearing
 from training.warm_start.fit import FitError, FitSettings, Progress, fit, quiet
 from training.warm_start.scratch_t5 import ScratchSettings, new_model
 from training.warm_start.tokenizer import train_tokenizer
