@@ -152,7 +152,7 @@ async def _accept(
     generation = await service.accept(request, lambda ensemble: build(ensemble, answer_id), rows)
     ids = {each.request_id: index for index, each in enumerate(generation.requests)}
     ensemble = generation.deployment.ensemble
-    identity = await generation.deployment.identity() if body.receipt else None
+    identity = generation.deployment.identity if body.receipt else None
 
     def receipt_of(index: int, completion: Completion) -> Receipt:
         assert identity is not None
