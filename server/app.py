@@ -14,7 +14,7 @@ from emorl_core.ensemble import Ensemble
 from server.auth import AuthMiddleware, Cors, Keys
 from server.context import ContextMiddleware
 from server.document import document
-from server.errors import install_handlers
+from server.findings import install_handlers
 from server.limits import LimitMiddleware
 from server.routes import admin, generate, openai, operations, playground, sweep
 from server.service import GENERATION_ROUTES, Service

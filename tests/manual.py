@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import types
 import typing
@@ -104,7 +105,8 @@ def table(model: type[BaseModel]) -> Iterator[str]:
         key = field.alias or name
         values = _values(schema["properties"][key], schema.get("$defs", {}))
         default = "required" if key in needed else _default(field.get_default(call_default_factory=True))
-        yield f"| `{key}` | {values} | {default} | {_cell(field.description or '')} |"
+        meaning = field.description or schema["properties"][key].get("description", "")
+        yield f"| `{key}` | {values} | {default} | {_cell(meaning)} |"
 
 
 def _values(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
@@ -112,10 +114,11 @@ def _values(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         target = defs[schema["$ref"].rpartition("/")[2]]
         return "a mapping" if "properties" in target else _values(target, defs)
-    if "anyOf" in schema:
-        return ", or ".join(dict.fromkeys(_values(part, defs) for part in schema["anyOf"]))
+    for members in ("anyOf", "oneOf"):
+        if members in schema and "discriminator" not in schema:
+            return ", or ".join(dict.fromkeys(_values(part, defs) for part in schema[members]))
     if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
+        return ", ".join(value if value == "null" else f"`{value}`" for value in map(_literal, schema["enum"]))
     if "const" in schema:
         return f"`{schema['const']}`"
     kind = schema.get("type")
@@ -133,6 +136,10 @@ def _values(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         "null": "null",
     }
     return word.get(str(kind), "a kind, or a mapping with `kind`") + _bounds(schema)
+
+
+def _literal(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _bounds(schema: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -25,6 +25,7 @@ from server.openai_answers import (
     chat_completion,
     text_completion,
 )
+from server.openai_messages import single_statement
 from server.openai_schemas import ChatRequest, CompletionRequest, OpenAIRequest
 from server.openai_schemas_out import ChatCompletion, Model, ModelList, TextCompletion
 from server.receipt import Receipt, make_receipt
@@ -74,7 +75,7 @@ async def model(model: str, request: Request) -> Response:
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Complete one or several prompts."""
     prompts, n = body.prompts, body.choices
-    limit = _limit(request, body.max_tokens or _DEFAULT_MAX_TOKENS)
+    limit = _limit(request, "max_tokens", body.max_tokens or _DEFAULT_MAX_TOKENS)
 
     def build(ensemble: Ensemble, request_id: str) -> list[EngineRequest]:
         return [
@@ -83,7 +84,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
             for i in range(n)
         ]
 
-    sent = [prompt for prompt in prompts for _ in range(n)]
+    sent = [prompt for _, prompt in prompts for _ in range(n)]
     generation, head = await _accept(request, body, build, "cmpl", sent)
     echoes = [_echo(head.ensemble, prompt) if body.echo else "" for prompt in sent]
     with_logprobs = body.logprobs is not None
@@ -95,17 +96,18 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 
 @router.post("/chat/completions", response_model=ChatCompletion, responses={200: _CHAT_STREAM, **_ERRORS})
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
-    """Answer the last user message, in the bundle's prompt template."""
-    limit = _limit(request, body.limit or service_of(request).settings.max_new_tokens)
+    """Answer a user message, in the bundle's prompt template."""
+    prompt = single_statement(body.messages)
+    name, asked = body.limit
+    limit = _limit(request, name, asked or service_of(request).settings.max_new_tokens)
 
     def build(ensemble: Ensemble, request_id: str) -> list[EngineRequest]:
         tops = body.top_logprobs or 0
         return [
-            _engine_request(ensemble, body, body.prompt, f"{request_id}-{i}", limit, i, tops)
-            for i in range(body.choices)
+            _engine_request(ensemble, body, prompt, f"{request_id}-{i}", limit, i, tops) for i in range(body.choices)
         ]
 
-    generation, head = await _accept(request, body, build, "chatcmpl", [body.prompt] * body.choices)
+    generation, head = await _accept(request, body, build, "chatcmpl", [prompt[1]] * body.choices)
     if body.stream:
         dialect = ChatDialect(head, body.choices, body.include_usage, bool(body.logprobs))
         return await sse.stream(generation, dialect, service_of(request).settings)
@@ -134,8 +136,8 @@ def _model(deployment: Deployment, name: str) -> dict[str, Any]:
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-def _limit(request: Request, asked: int) -> int:
-    check_limit("max_tokens", asked, service_of(request).settings.max_new_tokens)
+def _limit(request: Request, name: str, asked: int) -> int:
+    check_limit(name, asked, service_of(request).settings.max_new_tokens)
     return asked
 
 
@@ -166,13 +168,15 @@ async def _accept(
 def _engine_request(
     ensemble: Ensemble,
     body: OpenAIRequest,
-    prompt: str | Sequence[int],
+    located: tuple[str, str | list[int]],
     request_id: str,
     max_new_tokens: int,
     choice: int,
     top_logprobs: int,
 ) -> EngineRequest:
-    """Raises `InvalidRequest` and its kinds, by the field names of this API."""
+    """located: a prompt with the field that it is in. Raises `InvalidRequest` and its kinds, by the field names of this
+    API."""
+    place, prompt = located
     profile = profile_of(ensemble, body.model)
     if profile is not None and (body.profile is not None or body.objective_weights is not None):
         field = "profile" if body.profile is not None else "objective_weights"
@@ -188,34 +192,29 @@ def _engine_request(
             top_logprobs=top_logprobs,
             stream=bool(body.stream),
             request_id=request_id,
+            field=place,
             **body.sampling(max_new_tokens, choice),
         )
     except InvalidRequest as error:
-        raise _renamed(error, body.names) from None
+        for here, there in body.names.items():
+            error = error.renamed(here, there)
+        raise error from None
     if isinstance(prompt, str):
         return made
-    return dataclasses.replace(made, prompt_ids=_checked_ids(ensemble, prompt))
+    return dataclasses.replace(made, prompt_ids=_checked_ids(ensemble, prompt, place))
 
 
-def _checked_ids(ensemble: Ensemble, ids: Sequence[int]) -> tuple[int, ...]:
+def _checked_ids(ensemble: Ensemble, ids: Sequence[int], place: str) -> tuple[int, ...]:
     size = ensemble.engine.runner.model.vocab_size
     if max(ids) >= size:
-        raise InvalidRequest(f"prompt has the token id {max(ids)}; allowed: 0 to {size - 1}", param="prompt")
+        raise InvalidRequest(f"{place} has the token id {max(ids)}; allowed: 0 to {size - 1}", param=place)
     if len(ids) > ensemble.spec.max_source_tokens:
         raise PromptTooLong(
-            f"prompt has {len(ids)} tokens; allowed: up to {ensemble.spec.max_source_tokens}"
+            f"{place} has {len(ids)} tokens; allowed: up to {ensemble.spec.max_source_tokens}"
             " (max_source_tokens of the bundle)",
-            param="prompt",
+            param=place,
         )
     return tuple(ids)
-
-
-def _renamed(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
-    name, dot, rest = (error.param or "").partition(".")
-    if name not in names:
-        return error
-    message = error.message.replace(name, names[name], 1)
-    return type(error)(message, param=f"{names[name]}{dot}{rest}")
 
 
 def _echo(ensemble: Ensemble, prompt: str | Sequence[int]) -> str:
