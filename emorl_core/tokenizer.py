@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Protocol
 
 from emorl_core.errors import BundleError
+from emorl_core.spelling import Speller, Spelling
 
 
 class Tokenizer(Protocol):
-    """`encode` adds the special tokens that the model was trained with; `decode` leaves special tokens out."""
+    """`encode` adds the special tokens that the model was trained with; `decode` leaves special tokens out.
+
+    `spell`: one token by itself; `first`: nothing ordinary comes before it in the text.
+    """
 
     def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
+
+    def spell(self, token_id: int, *, first: bool) -> Spelling: ...
 
 
 class HuggingFaceTokenizer:
@@ -31,6 +37,7 @@ class HuggingFaceTokenizer:
             raise BundleError(f"{folder}: the tokenizer cannot be loaded: {reason}") from None
         # The Rust tokenizer refuses to be borrowed by two threads while one changes its padding or truncation.
         self._lock = threading.Lock()
+        self._speller: Speller | None = None  # made for who asks for log-probabilities
 
     def encode(self, text: str) -> list[int]:
         with self._lock:
@@ -39,6 +46,11 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         with self._lock:
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def spell(self, token_id: int, *, first: bool) -> Spelling:
+        if self._speller is None:
+            self._speller = Speller(self._tokenizer, self.decode)
+        return self._speller.spell(token_id, first=first)
 
     def __len__(self) -> int:
         return len(self._tokenizer)

@@ -19,6 +19,7 @@ CORE_FLOORS: dict[str, int] = {
     "combine": 0,
     "sampling": 0,
     "detokenize": 0,
+    "spelling": 0,
     "precision": 0,
     "huge_pages": 0,
     "lanes": 1,

@@ -168,46 +168,6 @@ def test_stop_strings_are_never_part_of_the_text(ai: openai.OpenAI) -> None:
         assert (choice.text, choice.finish_reason) == (whole[: whole.index(word)], "stop")
 
 
-def test_logprobs_of_completions_line_up_with_the_text(ai: openai.OpenAI) -> None:
-    answer = ai.completions.create(model="fake", prompt=PROMPT, temperature=0, max_tokens=10, logprobs=3)
-    choice = answer.choices[0]
-    logprobs = choice.logprobs
-    assert logprobs is not None
-    assert logprobs.tokens is not None
-    assert logprobs.token_logprobs is not None
-    assert logprobs.top_logprobs is not None
-    assert logprobs.text_offset is not None
-    assert "".join(logprobs.tokens) == choice.text
-    for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
-        assert choice.text[offset : offset + len(token)] == token
-    for value, top in zip(logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
-        assert value == pytest.approx(max(top.values())), "greedy takes the most likely token"
-        assert 1 <= len(top) <= 4, "half characters share one spelling"
-    chunks = ai.completions.create(model="fake", prompt=PROMPT, temperature=0, max_tokens=10, logprobs=3, stream=True)
-    parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
-    assert [token for part in parts for token in part.tokens or []] == logprobs.tokens
-    assert [offset for part in parts for offset in part.text_offset or []] == logprobs.text_offset
-    without = ai.completions.create(model="fake", prompt=PROMPT, temperature=0, max_tokens=3, logprobs=0)
-    assert without.choices[0].logprobs is not None
-    assert without.choices[0].logprobs.top_logprobs is None
-
-
-def test_logprobs_of_chat_carry_alternatives_and_bytes(ai: openai.OpenAI) -> None:
-    ask: dict[str, Any] = {"model": "fake", "messages": USER, "temperature": 0, "max_tokens": 8}
-    answer = ai.chat.completions.create(**ask, logprobs=True, top_logprobs=2)
-    logprobs = answer.choices[0].logprobs
-    assert logprobs is not None
-    assert logprobs.content is not None
-    assert "".join(token.token for token in logprobs.content) == answer.choices[0].message.content
-    for token in logprobs.content:
-        assert token.bytes is not None
-        assert bytes(token.bytes).decode() == token.token
-        assert [len(token.top_logprobs), token.top_logprobs[0].logprob] == [2, pytest.approx(token.logprob)]
-    chunks = ai.chat.completions.create(**ask, logprobs=True, top_logprobs=2, stream=True)
-    streamed = [token for chunk in chunks for token in getattr(chunk.choices[0].logprobs, "content", None) or []]
-    assert streamed == logprobs.content
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
