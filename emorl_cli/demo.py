@@ -14,6 +14,7 @@ from emorl_cli.progress import Stages
 
 if TYPE_CHECKING:
     from emorl_core.bundle import BundleSpec
+    from server.settings import Settings
 
 EXAMPLE_PROMPT = "I cannot keep up at work and I feel like a failure."
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from training.demo import build_demo
 
     folder: Path = args.folder or default_folder()
-    settings = load_settings(host=args.host, port=args.port, bundle=str(folder))
+    settings = checking_hosts(load_settings(host=args.host, port=args.port, bundle=str(folder)))
     if not args.build_only:
         check_address(settings)
     if args.rebuild or not folder.exists():
@@ -51,6 +52,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {curl_line(url, spec)}\n\nCtrl-C ends it.", flush=True)
 
     return serve(settings, ready)
+
+
+def checking_hosts(settings: Settings) -> Settings:
+    """Where nothing else keeps a page of some other site from speaking to the demo, the Host header does."""
+    from server.hosts import LOOPBACK_HOSTS
+
+    if settings.allowed_hosts or settings.api_keys or settings.api_keys_file:
+        return settings
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    own = () if host in ("", "0.0.0.0", "[::]", *LOOPBACK_HOSTS) else (host,)
+    return settings.model_copy(update={"allowed_hosts": (*LOOPBACK_HOSTS, *own)})
 
 
 def default_folder() -> Path:

@@ -39,6 +39,12 @@ class MethodNotAllowed(EmorlError):
     code = "method_not_allowed"
 
 
+class HostNotAllowed(EmorlError):
+    """The request is for another host than those of `allowed_hosts`."""
+
+    code = "host_not_allowed"
+
+
 class InvalidJson(InvalidRequest):
     code = "invalid_json"
 
@@ -148,6 +154,7 @@ _RULES: dict[type[EmorlError], Rule] = {
     RouteNotFound: Rule(404, _INVALID),
     MethodNotAllowed: Rule(405, _INVALID),
     BodyTooLarge: Rule(413, _INVALID),
+    HostNotAllowed: Rule(421, _INVALID),
     HeadersTooLarge: Rule(431, _INVALID),
     InvalidHttp: Rule(400, _INVALID),
     ReadTimeout: Rule(408, _INVALID),

@@ -126,19 +126,26 @@ def install_handlers(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return error_response(_from_http(error), request.scope["path"], error.headers)
+        headers = dict(error.headers or {})
+        if "Allow" in headers:
+            headers["Allow"] = _with_head(headers["Allow"])
+        return error_response(_from_http(error, headers), request.scope["path"], headers)
 
     app.add_exception_handler(EmorlError, on_emorl)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
 
 
-def _from_http(error: HTTPException) -> EmorlError:
+def _with_head(allow: str) -> str:
+    methods = {method.strip() for method in allow.split(",")}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+
+
+def _from_http(error: HTTPException, headers: Mapping[str, str]) -> EmorlError:
     if error.status_code == 404:
         return RouteNotFound("no such route; GET /openapi.json lists them")
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "other methods")
-        return MethodNotAllowed(f"method not allowed here; allowed: {allowed}")
+        return MethodNotAllowed(f"method not allowed here; allowed: {headers.get('Allow', 'other methods')}")
     if error.status_code == 408:
         return ReadTimeout(str(error.detail))
     if error.status_code == 413:

@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from emorl_cli.main import VERBS, Parser
 from emorl_core.errors import EmorlError
 from emorl_core.fake import fake_ensemble
+from server.admission import MAX_RETRY_AFTER_S
 from server.app import create_app
-from server.errors import rule_for
+from server.errors import QueueFull, rule_for
 from server.schemas import Strict
 from server.settings import Settings
 from training.data.sources import SOURCES
@@ -267,6 +268,8 @@ def errors() -> Iterator[str]:
     for error in _errors(EmorlError):
         rule = rule_for(error(""))
         seconds = "" if rule.retry_after_s is None else f"{rule.retry_after_s} s"
+        if issubclass(error, QueueFull):
+            seconds = f"{rule.retry_after_s} to {MAX_RETRY_AFTER_S} s: when a place is likely free"
         rows.append((rule.status, error.code, rule.type, seconds))
     for status, code, kind, seconds in sorted(rows):
         shown = "422, below `/v1` 400" if status == 422 else str(status)

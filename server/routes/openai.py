@@ -35,7 +35,7 @@ from server.schemas import check_limit
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
-_ERRORS = errors(400, 401, 404, 408, 413, 415, 429, 431, 500, 503)
+_ERRORS = errors(400, 401, 404, 408, 413, 415, 421, 429, 431, 500, 503)
 _DEFAULT_MAX_TOKENS = 16
 Builder = Callable[[Ensemble, str], list[EngineRequest]]
 
@@ -54,7 +54,7 @@ _CHAT_STREAM = _stream(
 )
 
 
-@router.get("/models", response_model=ModelList, responses=errors(401, 503))
+@router.get("/models", response_model=ModelList, responses=errors(401, 421, 503))
 async def models(request: Request) -> Response:
     """The bundle, and the bundle with each of its profiles."""
     deployment = service_of(request).deployment()
@@ -63,7 +63,7 @@ async def models(request: Request) -> Response:
     )
 
 
-@router.get("/models/{model}", response_model=Model, responses=errors(401, 404, 503))
+@router.get("/models/{model}", response_model=Model, responses=errors(401, 404, 421, 503))
 async def model(model: str, request: Request) -> Response:
     """One of them."""
     deployment = service_of(request).deployment()
