@@ -55,7 +55,8 @@ class Speller:
         return found
 
     def _spell(self, token_id: int, first: bool) -> Spelling:
-        piece: str | None = self._tokenizer.convert_ids_to_tokens(token_id)
+        known = token_id < len(self._tokenizer)
+        piece: str | None = self._tokenizer.convert_ids_to_tokens(token_id) if known else None
         if piece is None:  # a row of the embedding beyond the vocabulary
             return Spelling.of_name(f"token_id:{token_id}")
         text = self._decode([*self._before, token_id])[len(self._decode(self._before)) :]

@@ -37,7 +37,7 @@ class HuggingFaceTokenizer:
             raise BundleError(f"{folder}: the tokenizer cannot be loaded: {reason}") from None
         # The Rust tokenizer refuses to be borrowed by two threads while one changes its padding or truncation.
         self._lock = threading.Lock()
-        self._speller: Speller | None = None  # made for who asks for log-probabilities
+        self._speller = Speller(self._tokenizer, self.decode)
 
     def encode(self, text: str) -> list[int]:
         with self._lock:
@@ -48,8 +48,6 @@ class HuggingFaceTokenizer:
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def spell(self, token_id: int, *, first: bool) -> Spelling:
-        if self._speller is None:
-            self._speller = Speller(self._tokenizer, self.decode)
         return self._speller.spell(token_id, first=first)
 
     def __len__(self) -> int:

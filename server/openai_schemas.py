@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import Field, Tag, model_validator
 
@@ -89,7 +89,7 @@ def _prompt_shape(value: Any) -> str | None:
     first = value[0] if isinstance(value, list) and value else None
     if isinstance(first, (int, float)) and not isinstance(first, bool):
         return "ids"
-    return {str: "texts", list: "id lists"}.get(type(first))
+    return "texts" if isinstance(first, str) else "id lists" if isinstance(first, list) else None
 
 
 Prompt = Annotated[
@@ -130,7 +130,7 @@ class CompletionRequest(OpenAIRequest):
             return [("prompt", prompt)]
         if isinstance(prompt[0], int):
             return [("prompt", prompt)]
-        return [(f"prompt.{i}", each) for i, each in enumerate(prompt)]
+        return [(f"prompt.{i}", each) for i, each in enumerate(cast("list[str | list[int]]", prompt))]
 
 
 class ChatRequest(OpenAIRequest):
