@@ -32,6 +32,7 @@ from torch import Tensor
 
 from benchmarks.make_bundle import SHAPES, VOCABULARY, t5_config
 from emorl_core.models.registry import load_model
+from emorl_core.spelling import Spelling
 from training.data.prompts import Prompt
 from training.recipe.recipe import parse_recipe
 from training.rl import losses
@@ -51,6 +52,9 @@ class Ids:
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(map(str, ids))
+
+    def spell(self, token_id: int, *, first: bool) -> Spelling:
+        return Spelling.of_bytes(f"{'' if first else ' '}{token_id}".encode())
 
 
 def score(prompts: list[str], completions: list[str]) -> list[float]:  # noqa: ARG001

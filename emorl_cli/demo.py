@@ -17,6 +17,7 @@ from emorl_cli.progress import Stages
 
 if TYPE_CHECKING:
     from emorl_core.bundle import BundleSpec
+    from server.settings import Settings
 
 EXAMPLE_PROMPT = "I cannot keep up at work and I feel like a failure."
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from training.pipeline.demo import is_built
 
     folder: Path = args.folder or default_folder()
-    settings = load_settings(host=args.host, port=args.port, bundle=str(folder))
+    settings = checking_hosts(load_settings(host=args.host, port=args.port, bundle=str(folder)))
     if args.build_only:
         code = build_here(folder, rebuild=args.rebuild)
         print(folder)
@@ -104,6 +105,17 @@ def build_command(folder: Path, *, rebuild: bool) -> list[str]:
 
 def _exit(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
+
+
+def checking_hosts(settings: Settings) -> Settings:
+    """Where nothing else keeps a page of some other site from speaking to the demo, the Host header does."""
+    from server.door.hosts import LOOPBACK_HOSTS
+
+    if settings.allowed_hosts or settings.api_keys or settings.api_keys_file:
+        return settings
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    own = () if host in ("", "0.0.0.0", "[::]", *LOOPBACK_HOSTS) else (host,)
+    return settings.model_copy(update={"allowed_hosts": (*LOOPBACK_HOSTS, *own)})
 
 
 def default_folder() -> Path:

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name in NOT_FLAGS:
             continue
         flag = "--" + name.replace("_", "-")
-        default = "" if field.default in (None, ()) else f" (default: {field.default})"
+        default = "" if field.default in (None, (), "") else f" (default: {field.default})"
         text = f"{field.description}{default}".replace("%", "%%")
         if field.annotation is bool:
             settings.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)

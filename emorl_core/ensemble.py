@@ -139,34 +139,34 @@ class Ensemble:
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def encode(self, prompt: str) -> tuple[int, ...]:
+    def encode(self, prompt: str, *, field: str = "prompt") -> tuple[int, ...]:
         """Wrap a prompt in the bundle's template and tokenise it. Names of control tokens in the prompt stay text.
 
-        Raises PromptTooLong naming the limit.
+        field: what errors call the prompt. Raises PromptTooLong naming the limit.
         """
         if not isinstance(prompt, str) or not prompt.strip():
-            raise InvalidRequest("prompt is empty; allowed: text with at least one character", param="prompt")
+            raise InvalidRequest(f"{field} is empty; allowed: text with at least one character", param=field)
         try:
             prompt.encode()
         except UnicodeEncodeError:
-            raise InvalidRequest("prompt holds half a surrogate pair; allowed: Unicode text", param="prompt") from None
+            raise InvalidRequest(f"{field} holds half a surrogate pair; allowed: Unicode text", param=field) from None
         ids = tuple(self.tokenizer.encode_prompt(prompt, *self.spec.around))
         if len(ids) > self.spec.max_source_tokens:
             raise PromptTooLong(
-                f"prompt has {len(ids)} tokens with its template; allowed: up to {self.spec.max_source_tokens}"
+                f"{field} has {len(ids)} tokens with its template; allowed: up to {self.spec.max_source_tokens}"
                 " (max_source_tokens of the bundle)",
-                param="prompt",
+                param=field,
             )
         return ids
 
-    def _checked_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
+    def _checked_ids(self, ids: Sequence[int], field: str) -> tuple[int, ...]:
         size, most = self.engine.facts.vocab_size, self.spec.max_source_tokens
         for token in ids:
             if not 0 <= token < size:
-                raise InvalidRequest(f"prompt has the token id {token}; allowed: 0 to {size - 1}", param="prompt")
+                raise InvalidRequest(f"{field} has the token id {token}; allowed: 0 to {size - 1}", param=field)
         if not 0 < len(ids) <= most:
             raise PromptTooLong(
-                f"prompt has {len(ids)} tokens; allowed: 1 to {most} (max_source_tokens of the bundle)", param="prompt"
+                f"{field} has {len(ids)} tokens; allowed: 1 to {most} (max_source_tokens of the bundle)", param=field
             )
         return tuple(ids)
 
@@ -195,10 +195,13 @@ class Ensemble:
         top_logprobs: int = 0,
         stream: bool = True,
         request_id: str | None = None,
+        field: str = "prompt",
         **sampling: Any,
     ) -> Request:
-        """Everything a caller may name -> a `Request` for the engine. `sampling`: the fields of `Sampling`; a prompt of
-        token ids is taken as it is, without the template.
+        """Everything a caller may name -> a `Request` for the engine. A prompt of token ids is taken as it is, without
+        the template.
+
+        field: what errors call the prompt; sampling: the fields of `Sampling`.
 
         Raises:
             InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
@@ -221,7 +224,9 @@ class Ensemble:
         settings = sampling_of(**sampling)
         return Request(
             request_id=request_id or f"local-{next(self._numbers)}",
-            prompt_ids=self.encode(prompt) if isinstance(prompt, str) else self._checked_ids(prompt),
+            prompt_ids=self.encode(prompt, field=field)
+            if isinstance(prompt, str)
+            else self._checked_ids(prompt, field),
             weights=resolved.vector,
             sampling=settings,
             combine=combine,
@@ -279,8 +284,8 @@ class Ensemble:
                 param="weights",
             )
         requests = [
-            self.request(text, weights=own, profile=profile, stream=False, **options)
-            for text, own in zip(prompt, each, strict=True)
+            self.request(text, weights=own, profile=profile, stream=False, field=f"prompt.{i}", **options)
+            for i, (text, own) in enumerate(zip(prompt, each, strict=True))
         ]
         return self._driver.finish(requests)
 
@@ -322,10 +327,9 @@ class Ensemble:
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
         texts = [prompts] if isinstance(prompts, str) else prompts
+        encoded = [self.encode(text, field=f"prompts.{i}") for i, text in enumerate(texts)]
         prefix = f"sweep{next(self._numbers)}"
-        return SweepPlan(
-            [self.encode(text) for text in texts], vectors, settings, combine=combine, only=only, prefix=prefix
-        )
+        return SweepPlan(encoded, vectors, settings, combine=combine, only=only, prefix=prefix)
 
     def sweep(
         self,

@@ -6,6 +6,8 @@ or generated text.
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class EmorlError(Exception):
     """Base of everything this project raises on purpose.
@@ -19,6 +21,13 @@ class EmorlError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+
+    def renamed(self, old: str, new: str) -> Self:
+        """The same error by the name that a caller knows the field by; itself when it is about another field."""
+        name, dot, rest = (self.param or "").partition(".")
+        if name != old:
+            return self
+        return type(self)(self.message.replace(old, new, 1), param=f"{new}{dot}{rest}")
 
 
 class InvalidRequest(EmorlError):

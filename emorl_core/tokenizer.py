@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from emorl_core.control_tokens import prompt_encoder
 from emorl_core.errors import BundleError
 from emorl_core.files import LFS_ADVICE, is_lfs_pointer
+from emorl_core.spelling import Speller, Spelling
 from emorl_core.vocabulary import check_vocabulary, is_of_library, one_line, sentencepiece_options
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ _FILES = (
 
 
 class Tokenizer(Protocol):
-    """The special tokens that the model was trained with are added on the way in and left out on the way back."""
+    """The special tokens that the model was trained with are added on the way in and left out on the way back.
+
+    `spell`: one token by itself; `first`: nothing ordinary comes before it in the text.
+    """
 
     def encode(self, text: str) -> list[int]:
         """A text of the house, in which the name of a control token is that token."""
@@ -32,6 +36,8 @@ class Tokenizer(Protocol):
         """A stranger's text between the parts of a template: control tokens can only come from those."""
 
     def decode(self, ids: Sequence[int]) -> str: ...
+
+    def spell(self, token_id: int, *, first: bool) -> Spelling: ...
 
 
 class HuggingFaceTokenizer:
@@ -45,6 +51,7 @@ class HuggingFaceTokenizer:
         self._tokenizer = _load(folder)
         check_vocabulary(folder, self._tokenizer)
         self._encoder = prompt_encoder(self._tokenizer)
+        self._speller = Speller(self._tokenizer, self.decode)
 
     def encode(self, text: str) -> list[int]:
         return self._encoder.encode(text, "", "")
@@ -54,6 +61,9 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def spell(self, token_id: int, *, first: bool) -> Spelling:
+        return self._speller.spell(token_id, first=first)
 
     def __len__(self) -> int:
         return len(self._tokenizer)

@@ -57,7 +57,7 @@ class DrainingServer(uvicorn.Server):
         for server in getattr(self, "servers", []):
             for sock in server.sockets:
                 port = sock.getsockname()[1]
-        host = "127.0.0.1" if host in ("0.0.0.0", "") else host
+        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler

@@ -7,6 +7,7 @@ same in all three.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,7 @@ from emorl_core.errors import EmorlError
 from emorl_core.files import Missing, Unreadable
 
 ENV_PREFIX = "EMORL_"
+HOST_NAME = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"  # a name, an address of IPv4, or one of IPv6 in brackets
 Keys = Annotated[tuple[SecretStr, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
 
@@ -59,6 +61,7 @@ class Settings(BaseSettings):
     # where to listen
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    root_path: str = Field("", description="Path prefix behind a proxy, such as /emorl, left on or taken off by it.")
 
     # limits
     max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait beside those that run; else 429.")
@@ -88,6 +91,10 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(None, description="File with one API key per line, optionally as name:key.")
     admin_keys: Keys = Field((), description="Keys for /admin routes, comma-separated; empty: those routes are off.")
     metrics_key_required: bool = Field(False, description="Ask for an API key on /metrics too.")
+    allowed_hosts: Names = Field(
+        (),
+        description="Hosts that requests may name, comma-separated, on any port; empty: any. Probes may name any.",
+    )
     cors_origins: Names = Field((), description="Origins a browser may call from, comma-separated; empty: CORS is off.")
 
     # the page
@@ -99,7 +106,23 @@ class Settings(BaseSettings):
 
     tracing: bool = Field(False, description="Send OpenTelemetry traces, as the OTEL_... variables say.")
 
-    @field_validator("api_keys", "admin_keys", "cors_origins", mode="before")
+    @field_validator("root_path")
+    @classmethod
+    def _is_path(cls, value: str) -> str:
+        if not re.fullmatch(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)*/?", value):
+            raise ValueError("allowed: empty, or a path such as /emorl of letters, digits and . _ ~ -")
+        return value.rstrip("/")
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(HOST_NAME, name) for name in value):
+            raise ValueError(
+                "allowed: hosts without scheme, port and path, such as emorl.example.org, 10.0.0.1 or [::1]"
+            )
+        return value
+
+    @field_validator("api_keys", "admin_keys", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         if isinstance(value, str):

@@ -19,7 +19,7 @@ def settings() -> Iterator[str]:
     yield "| setting | default | meaning |"
     yield "|---|---|---|"
     for name, field in Settings.model_fields.items():
-        default = "" if field.default in (None, ()) else f"`{str(field.default).removesuffix('.0')}`"
+        default = "" if field.default in (None, (), "") else f"`{str(field.default).removesuffix('.0')}`"
         yield f"| `{name}` | {default.replace('True', 'true').replace('False', 'false')} | {field.description} |"
 
 

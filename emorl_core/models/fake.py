@@ -21,6 +21,7 @@ from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.family import Facts
 from emorl_core.sampling import hash32
+from emorl_core.spelling import Spelling
 
 _PAD, _EOS, _FIRST_BYTE = 0, 1, 2
 _FIRST_WORD = _FIRST_BYTE + 256
@@ -64,6 +65,14 @@ class FakeTokenizer:
             if i >= _FIRST_BYTE
         )
         return data.decode(errors="replace")
+
+    def spell(self, token_id: int, *, first: bool) -> Spelling:
+        del first  # its texts keep their first space
+        if token_id < _FIRST_BYTE:
+            return Spelling.of_name("</s>" if token_id == _EOS else "<pad>")
+        if token_id < _FIRST_WORD:
+            return Spelling.of_bytes(bytes([token_id - _FIRST_BYTE]))
+        return Spelling.of_bytes(_WORDS[token_id - _FIRST_WORD].encode())
 
 
 class FakeModel:

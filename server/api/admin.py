@@ -32,7 +32,7 @@ class Reloaded(BaseModel):
     seconds: float
 
 
-@router.post("/reload", response_model=Reloaded, responses=errors(401, 403, 409))
+@router.post("/reload", response_model=Reloaded, responses=errors(401, 403, 409, 421))
 async def reload(request: Request) -> Response:
     """Load the bundle again: new profiles, retrained adapters. Running requests finish with what they began with."""
     started = time.perf_counter()

@@ -19,6 +19,8 @@ _EXAMPLES: dict[int, tuple[str, str, str, str | None, str]] = {
           "invalid_request_error", None, "body_too_large"),
     415: ("Not JSON by its Content-Type.", "Content-Type must be application/json", "invalid_request_error",
           "content-type", "unsupported_media_type"),
+    421: ("Another host than those of allowed_hosts.", "the Host header names no host of this server; see its"
+          " allowed_hosts", "invalid_request_error", "host", "host_not_allowed"),
     422: ("Names what is wrong.", "weights: unknown objective 'empaty'; objectives: base, reflection, empathy",
           "invalid_request_error", "weights.empaty", "invalid_weights"),
     429: ("The queue is full; see Retry-After.", "all 16 slots and 64 places in the queue are taken; try again later",
@@ -31,7 +33,7 @@ _EXAMPLES: dict[int, tuple[str, str, str, str | None, str]] = {
           "service_unavailable_error", None, "not_ready"),
 }  # fmt: skip
 
-GENERATION_ERRORS = (400, 401, 408, 413, 415, 422, 429, 431, 500, 503)
+GENERATION_ERRORS = (400, 401, 408, 413, 415, 421, 422, 429, 431, 500, 503)
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from server.door.errors import NotReady
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/objectives", response_model=Objectives, responses=errors(401, 503))
+@router.get("/objectives", response_model=Objectives, responses=errors(401, 421, 503))
 async def objectives(request: Request) -> Response:
     """The qualities that can be weighted."""
     spec = service_of(request).deployment().ensemble.spec
@@ -26,7 +26,7 @@ async def objectives(request: Request) -> Response:
     return json_response({"objectives": listed})
 
 
-@router.get("/profiles", response_model=Profiles, responses=errors(401, 503))
+@router.get("/profiles", response_model=Profiles, responses=errors(401, 421, 503))
 async def profiles(request: Request) -> Response:
     """Named weights and where they came from."""
     ensemble = service_of(request).deployment().ensemble
@@ -37,7 +37,7 @@ async def profiles(request: Request) -> Response:
     return json_response({"default": ensemble.spec.default_profile, "profiles": listed})
 
 
-@router.get("/info", response_model=Info, responses=errors(401, 503))
+@router.get("/info", response_model=Info, responses=errors(401, 421, 503))
 async def info(request: Request) -> Response:
     """The bundle, the device and the limits of this server."""
     service = service_of(request)
@@ -103,7 +103,7 @@ _EXPOSITION = "# TYPE emorl_requests_running gauge\nemorl_requests_running 3.0\n
 _METRICS = {"content": {"text/plain": {"schema": {"type": "string"}, "example": _EXPOSITION}}}
 
 
-@router.get("/metrics", responses={200: _METRICS, **errors(401)})
+@router.get("/metrics", responses={200: _METRICS, **errors(401, 421)})
 async def metrics(request: Request) -> Response:
     """Prometheus exposition."""
     body, content_type = service_of(request).metrics.render(request.headers.get("accept", ""))

@@ -67,7 +67,7 @@ def make_router(assets: dict[str, Asset]) -> APIRouter:
     """One route per file. They are no part of the interface for programs, so the OpenAPI document leaves them out."""
     router = APIRouter()
     for path, asset in assets.items():
-        router.add_api_route(path, _endpoint(asset), methods=["GET", "HEAD"], include_in_schema=False)
+        router.add_api_route(path, _endpoint(asset), methods=["GET"], include_in_schema=False)
     return router
 
 

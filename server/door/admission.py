@@ -14,7 +14,7 @@ from collections.abc import Callable
 from emorl_core.errors import InvalidRequest
 from server.door.errors import KeyLimit, QueueFull
 
-_MAX_RETRY_AFTER_S = 60
+MAX_RETRY_AFTER_S = 60
 
 
 class Permit:
@@ -88,4 +88,4 @@ class Admission:
         """Seconds until the queue has likely moved by one, rounded up."""
         waiting = max(1, self.in_use - self.slots)
         estimate = self._mean_held_s * waiting / max(1, self.slots)
-        return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(estimate)))
+        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(estimate)))

@@ -27,6 +27,7 @@ logger = logging.getLogger("emorl.access")
 
 _SCOPE_KEY = "emorl.context"
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -110,12 +111,14 @@ class ContextMiddleware:
         self._metrics.requests.labels(scope["path"], outcome).inc()
 
     def _tell(self, scope: Scope, context: RequestContext) -> None:
-        """The log line and the trace. The route as configured, never the path as sent: a path can hold anything."""
+        """The log line and the trace. The route as configured, never the path as sent: a path can hold anything, and so
+        can a method."""
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"  # as OpenTelemetry's conventions spell it
         route = getattr(scope.get("route"), "path", "-")
         generation = context.generation
         facts: dict[str, Any] = {
             "request_id": context.request_id,
-            "method": scope["method"],
+            "method": method,
             "route": route,
             "status": context.status,
             "seconds": round(time.perf_counter() - context.started, 4),
@@ -128,7 +131,7 @@ class ContextMiddleware:
         logger.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra={"facts": facts})
         if self._tracing is not None and route in self._generation_routes:
             attributes: dict[str, str | int] = {
-                "http.request.method": scope["method"],
+                "http.request.method": method,
                 "http.route": route,
                 "http.response.status_code": context.status,
                 "emorl.request_id": context.request_id,

@@ -13,13 +13,20 @@ from server.door.auth import OPEN_PATHS
 _FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
 
 
-def document(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """What `app.openapi` becomes; made once, when it is first asked for."""
+def document(app: FastAPI, root_path: str = "") -> Callable[[], dict[str, Any]]:
+    """What `app.openapi` becomes; made once, when it is first asked for. root_path: what clients put before a path."""
+    servers = [{"url": root_path}] if root_path else None
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = _corrected(
-                get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+                get_openapi(
+                    title=app.title,
+                    version=app.version,
+                    description=app.description,
+                    routes=app.routes,
+                    servers=servers,
+                )
             )
         return app.openapi_schema
 

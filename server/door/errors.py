@@ -8,13 +8,10 @@ may hold a prompt.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from emorl_core.errors import BundleError, EmorlError, EngineError, InvalidRequest, NonFinite, OutOfMemory
@@ -40,6 +37,12 @@ class RouteNotFound(EmorlError):
 
 class MethodNotAllowed(EmorlError):
     code = "method_not_allowed"
+
+
+class HostNotAllowed(EmorlError):
+    """The request is for another host than those of `allowed_hosts`."""
+
+    code = "host_not_allowed"
 
 
 class InvalidJson(InvalidRequest):
@@ -151,6 +154,7 @@ _RULES: dict[type[EmorlError], Rule] = {
     RouteNotFound: Rule(404, _INVALID),
     MethodNotAllowed: Rule(405, _INVALID),
     BodyTooLarge: Rule(413, _INVALID),
+    HostNotAllowed: Rule(421, _INVALID),
     HeadersTooLarge: Rule(431, _INVALID),
     InvalidHttp: Rule(400, _INVALID),
     ReadTimeout: Rule(408, _INVALID),
@@ -232,83 +236,3 @@ def printable(text: str) -> str:
 
 def _printable(text: str | None) -> str | None:
     return None if text is None else printable(text)
-
-
-# --- what FastAPI and Starlette raise -------------------------------------------------------------------------------
-
-
-def from_validation(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """Pydantic's findings as one line: the field, what is allowed, and the value where it is a number.
-
-    Strings a caller sent are not repeated: a prompt may have been put into any field.
-    """
-    lines = [_finding(item) for item in errors[:5]]
-    first = errors[0]
-    kind = {"extra_forbidden": UnknownField, "missing": MissingField, "json_invalid": InvalidJson}
-    cls = kind.get(str(first["type"]), InvalidRequest)
-    return cls("; ".join(lines), param=_field(first) or None)
-
-
-def _field(item: Mapping[str, Any]) -> str:
-    parts = [part for part in item["loc"] if part not in ("body", "query", "[key]")]
-    if item["type"] == "json_invalid":  # the location is an offset into the body
-        return ""
-    return ".".join(part[:40] if isinstance(part, str) else str(part) for part in parts)
-
-
-def _finding(item: Mapping[str, Any]) -> str:
-    where = _field(item)
-    kind = item["type"]
-    if kind == "json_invalid":
-        return f"the body is not JSON: {item.get('ctx', {}).get('error', 'it cannot be read')}"
-    if kind == "extra_forbidden":
-        return f"unknown field {where!r}"
-    if kind == "missing":
-        return f"{where}: missing, and required" if where else "the body is missing; send a JSON object"
-    if not where and kind in ("model_attributes_type", "dict_type", "model_type"):
-        return "the body must be a JSON object"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    found = item.get("input")
-    harmless = found is None or (isinstance(found, (bool, int, float)) and abs(found) < 1e300)
-    shown = f" (found {found!r})" if harmless else ""
-    return f"{where}: {message}{shown}" if where else f"{message}{shown}"
-
-
-def install_handlers(app: FastAPI) -> None:
-    """Route every exception type that can reach Starlette's handlers to the one body."""
-
-    async def on_emorl(request: Request, error: Exception) -> Response:
-        assert isinstance(error, EmorlError)
-        return error_response(error, request.url.path)
-
-    async def on_validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        found: EmorlError = from_validation(error.errors())
-        media_type = request.headers.get("content-type", "none").split(";")[0].strip().lower()
-        if isinstance(error.body, bytes) and not media_type.endswith("json"):
-            found = UnsupportedMediaType("Content-Type must be application/json", param="content-type")
-        return error_response(found, request.url.path)
-
-    async def on_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return error_response(_from_http(error), request.url.path, error.headers)
-
-    app.add_exception_handler(EmorlError, on_emorl)
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(HTTPException, on_http)
-
-
-def _from_http(error: HTTPException) -> EmorlError:
-    if error.status_code == 404:
-        return RouteNotFound("no such route; GET /openapi.json lists them")
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "other methods")
-        return MethodNotAllowed(f"method not allowed here; allowed: {allowed}")
-    if error.status_code == 408:
-        return ReadTimeout(str(error.detail))
-    if error.status_code == 413:
-        return BodyTooLarge(str(error.detail))
-    if error.status_code < 500:
-        return InvalidJson("the body cannot be read as JSON")
-    return InternalError("the server failed on this request")

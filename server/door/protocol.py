@@ -37,6 +37,9 @@ def guarded(read_timeout_s: float) -> type[H11Protocol]:
             self._close_after(None)
             super().connection_lost(exc)
 
+        def _unsupported_upgrade_warning(self) -> None:
+            """An upgrade that nobody offered is ignored (RFC 9110, 7.8). uvicorn logs two lines for it, key or none."""
+
         def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text
             # uvicorn calls it for whatever h11 cannot read; only the limit on the head is told apart.
             limit = self.config.h11_max_incomplete_event_size or 0

@@ -18,6 +18,7 @@ from emorl_core import __version__
 from server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.trace import Tracer
 
     from server.serving.generation import Generation
@@ -34,17 +35,16 @@ class Tracing:
 
     def record(self, scope: Scope, started: float, attributes: Attributes, generation: Generation | None) -> None:
         """started: `time.perf_counter()` at the request's beginning. A caller's `traceparent` is the parent."""
-        from opentelemetry import propagate, trace
+        from opentelemetry import trace
 
         now, now_ns = time.perf_counter(), time.time_ns()
 
         def at(moment: float) -> int:
             return now_ns - int((now - moment) * _NS)
 
-        parent = propagate.extract(dict(Headers(scope=scope)))
         span = self._tracer.start_span(
-            f"{scope['method']} {attributes['http.route']}",
-            parent,
+            f"{attributes['http.request.method']} {attributes['http.route']}",
+            _parent(Headers(scope=scope)),
             trace.SpanKind.SERVER,
             attributes=dict(attributes),
             start_time=at(started),
@@ -62,6 +62,16 @@ class Tracing:
                     )
                     each.end(at(begun + end))
         span.end(now_ns)
+
+
+def _parent(headers: Headers) -> Context:
+    """The caller's span, by its numbers alone: its state and its baggage are words of the caller's."""
+    from opentelemetry import propagate, trace
+    from opentelemetry.context import Context
+
+    known = trace.get_current_span(propagate.extract(dict(headers), Context())).get_span_context()
+    numbers = trace.SpanContext(known.trace_id, known.span_id, is_remote=True, trace_flags=known.trace_flags)
+    return trace.set_span_in_context(trace.NonRecordingSpan(numbers), Context())
 
 
 def check_tracing(settings: Settings) -> None:

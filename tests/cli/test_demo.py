@@ -169,6 +169,34 @@ def test_what_ends_the_command_ends_the_build(tmp_path: Path, number: signal.Sig
         os.kill(build, 0)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "hosts"),
+    [
+        ((), {}, ("127.0.0.1", "localhost", "[::1]")),
+        (("--host", "0.0.0.0"), {}, ("127.0.0.1", "localhost", "[::1]")),
+        (("--host", "::"), {}, ("127.0.0.1", "localhost", "[::1]")),
+        (("--host", "::1"), {}, ("127.0.0.1", "localhost", "[::1]")),
+        (("--host", "127.0.0.2"), {}, ("127.0.0.1", "localhost", "[::1]", "127.0.0.2")),
+        ((), {"EMORL_ALLOWED_HOSTS": "emorl.ward.example"}, ("emorl.ward.example",)),
+        ((), {"EMORL_API_KEYS": "secret"}, ()),
+    ],
+)
+def test_a_demo_without_a_key_answers_to_this_machines_names_only(
+    emorl,
+    builds: list,
+    ready_texts: list[Settings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    hosts: tuple[str, ...],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert emorl("demo", "--folder", tmp_path / "demo", "--port", 0, *arguments).code == 0
+    assert ready_texts[0].allowed_hosts == hosts
+
+
 def test_a_taken_port_is_told_before_the_build(emorl, builds: list, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -27,7 +27,7 @@ from tests.http.harness import Live, idle, live, wait_until
 
 MARKER = "ZEBRAFISH"
 PROMPT = f"{MARKER} hurts and so does work"
-CHAT = [{"role": "system", "content": MARKER}, {"role": "user", "content": PROMPT}]
+CHAT = [{"role": "user", "content": PROMPT}]
 JSON = {"content-type": "application/json"}
 BOSS = {"Authorization": "Bearer boss"}
 LINE = {"prompt": PROMPT, "from": {"reflection": 1.0}, "to": {"empathy": 1.0}, "max_new_tokens": 6}
@@ -56,6 +56,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"model": MARKER, "prompt": "x"}),
     ("/v1/completions", {"model": "fake", "prompt": f"{MARKER} " * 100}),
     ("/v1/chat/completions", {"model": "fake", "messages": CHAT, "tools": [MARKER]}),
+    ("/v1/chat/completions", {"model": "fake", "messages": [{"role": "system", "content": MARKER}, *CHAT]}),
+    ("/v1/chat/completions", {"model": "fake", "messages": [{"role": "user", "content": [MARKER]}]}),
     ("/v1/chat/completions", {"model": "fake", "messages": [{"role": MARKER, "content": MARKER}]}),
 ]
 
@@ -168,6 +170,7 @@ def test_what_is_refused_at_the_door_is_not_repeated(seen: Seen) -> None:
             for content in (f'{{"prompt": "{MARKER}'.encode(), MARKER.encode(), b'"' + MARKER.encode() + b'"'):
                 seen.answered(client.post(path, content=content, headers=JSON))
                 seen.answered(client.put(path, content=content, headers={"content-type": f"text/{MARKER}"}))
+            seen.answered(client.post(path, json={}, headers={"tracestate": f"a={MARKER}", "baggage": f"a={MARKER}"}))
         seen.answered(client.get("/livez", headers={"X-Long": MARKER * 4000}))
     assert len(seen.errors) >= len(BAD) + 30
     seen.check()

@@ -149,6 +149,36 @@ async def test_cors_is_off_by_default_and_allows_authorization_when_on() -> None
         assert "cors_origins" in error_of(refused)["message"]
 
 
+OPENAI_JS = (
+    "authorization,content-type,accept,user-agent,openai-organization,openai-project,x-stainless-arch,x-stainless-lang,"
+    "x-stainless-os,x-stainless-package-version,x-stainless-retry-count,x-stainless-runtime,x-stainless-timeout,"
+    "x-stainless-runtime-version,x-stainless-helper-method,idempotency-key,x-request-id,traceparent,tracestate,baggage"
+)
+
+
+@pytest.mark.parametrize("headers", [OPENAI_JS, "X-Stainless-OS", "traceparent", "x-some-gateway", None])
+@pytest.mark.parametrize("origins", ["https://ward.example", "https://a.example,https://ward.example", "*"])
+async def test_a_browser_of_a_listed_origin_may_send_what_its_clients_send(headers: str | None, origins: str) -> None:
+    preflight = {"Origin": "https://ward.example", "Access-Control-Request-Method": "POST"}
+    if headers is not None:
+        preflight["Access-Control-Request-Headers"] = headers
+    async with in_process(load_settings(cors_origins=origins, api_keys="k")) as (client, _):
+        for path in ("/generate", "/v1/chat/completions"):
+            response = await client.options(path, headers=preflight)
+            assert response.status_code == 200
+            allowed = response.headers.get("access-control-allow-headers", "").lower()
+            assert allowed == (headers or "").lower()
+            assert "POST" in response.headers["access-control-allow-methods"]
+        from_public = {**preflight, "Access-Control-Request-Private-Network": "true"}
+        assert (await client.options("/generate", headers=from_public)).status_code == 200
+        if origins != "*":
+            refused = await client.options("/generate", headers={**preflight, "Origin": "https://else.example"})
+            assert refused.status_code == 400
+            assert "access-control-allow-origin" not in refused.headers
+        answer = await client.get("/info", headers={"Origin": "https://ward.example", **bearer("k")})
+        assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
+
+
 def test_one_key_cannot_take_every_place() -> None:
     settings = load_settings(port=0, api_keys="a,b", max_concurrent_per_key=1)
     with live(settings, fake_ensemble(step_delay_s=0.005)) as server, server.client() as client:
@@ -181,6 +211,14 @@ async def test_json_log_lines_have_the_facts_of_a_request(log: io.StringIO) -> N
         "request_id": "r-1", "method": "POST", "route": "/generate", "status": 200, "key": "key-1", "outcome": "length",
         "tokens": 3,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("log", ["json", "console"], indirect=True)
+async def test_a_method_that_is_none_is_not_logged_by_its_name(log: io.StringIO) -> None:
+    async with in_process() as (client, _):
+        assert (await client.request("ZEBRAFISH", "/generate")).status_code == 405
+    assert "_OTHER" in log.getvalue()
+    assert "ZEBRAFISH" not in log.getvalue()
 
 
 def test_the_openapi_document_is_served_from_here_alone(client: httpx.Client) -> None:

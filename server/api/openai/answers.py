@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,13 +9,10 @@ from typing import Any
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
 from emorl_core.types import Completion, Event, TokenEvent
+from server.api.openai.logprobs import NamedToken, TokenNames, chat_logprobs, completion_logprobs
 from server.door.errors import error_object
 from server.serving import sse
 from server.serving.receipt import Receipt
-
-_LOWEST_LOGPROB = -9999.0  # what OpenAI writes where JSON has no minus infinity
-
-Alternatives = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +25,10 @@ class Head:
     index_of: dict[str, int]
     ensemble: Ensemble
     receipt_of: Callable[[int, Completion], Receipt] | None = None  # index of the choice, its completion
+
+    def names(self) -> TokenNames:
+        """For the tokens of one choice."""
+        return TokenNames(self.ensemble.tokenizer)
 
     def of(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -55,36 +55,7 @@ def steering_of(head: Head, completions: Sequence[Completion]) -> dict[str, Any]
     return steering
 
 
-def logprob(value: float) -> float:
-    return max(value, _LOWEST_LOGPROB) if not math.isnan(value) else _LOWEST_LOGPROB
-
-
 # --- /v1/completions -------------------------------------------------------------------------------------------------
-
-
-def completion_logprobs(
-    ensemble: Ensemble, texts: Sequence[str], values: Sequence[float], alternatives: Sequence[Alternatives], offset: int
-) -> dict[str, Any]:
-    """The old format: parallel lists. A token's text is what it added to the answer, so that the texts join to it."""
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
-    tops: list[dict[str, float]] | None = None
-    if any(alternatives):
-        tops = []
-        for text, value, others in zip(texts, values, alternatives, strict=True):
-            top: dict[str, float] = {}
-            for token_id, other in others:  # most likely first; two tokens can spell the same text
-                top.setdefault(ensemble.tokenizer.decode([token_id]), logprob(other))
-            top[text] = logprob(value)
-            tops.append(top)
-    return {
-        "tokens": list(texts),
-        "token_logprobs": [logprob(value) for value in values],
-        "top_logprobs": tops,
-        "text_offset": offsets,
-    }
 
 
 def text_completion(
@@ -94,8 +65,7 @@ def text_completion(
     for index, (completion, echo) in enumerate(zip(completions, echoes, strict=True)):
         logprobs = None
         if with_logprobs:
-            alternatives = completion.top_logprobs or ((),) * len(completion.token_ids)
-            logprobs = completion_logprobs(head.ensemble, completion.token_texts, completion.logprobs, alternatives, 0)
+            logprobs = completion_logprobs(head.names().of_completion(completion))
         choices.append(
             {
                 "index": index,
@@ -115,22 +85,12 @@ def text_completion(
 # --- /v1/chat/completions --------------------------------------------------------------------------------------------
 
 
-def chat_token(ensemble: Ensemble, text: str, value: float, alternatives: Alternatives) -> dict[str, Any]:
-    def entry(token: str, number: float) -> dict[str, Any]:
-        return {"token": token, "logprob": logprob(number), "bytes": list(token.encode())}
-
-    tops = [entry(ensemble.tokenizer.decode([token_id]), other) for token_id, other in alternatives]
-    return {**entry(text, value), "top_logprobs": tops}
-
-
 def chat_completion(head: Head, completions: Sequence[Completion], with_logprobs: bool) -> dict[str, Any]:
     choices = []
     for index, completion in enumerate(completions):
         logprobs = None
         if with_logprobs:
-            alternatives = completion.top_logprobs or ((),) * len(completion.token_ids)
-            rows = zip(completion.token_texts, completion.logprobs, alternatives, strict=True)
-            logprobs = {"content": [chat_token(head.ensemble, *row) for row in rows], "refusal": None}
+            logprobs = chat_logprobs(head.names().of_completion(completion))
         choices.append(
             {
                 "index": index,
@@ -159,6 +119,7 @@ class OpenAIDialect:
     include_usage: bool
     with_logprobs: bool
     completions: dict[int, Completion] = field(default_factory=dict)
+    names: dict[int, TokenNames] = field(default_factory=dict)  # per choice, once it has begun
 
     kind = ""
 
@@ -181,6 +142,9 @@ class OpenAIDialect:
         if not event.text and not self.with_logprobs:
             return b""  # half a character, or the end of the sequence
         return self.chunk([self.piece(index, event)])
+
+    def named(self, index: int, event: TokenEvent) -> list[NamedToken]:
+        return self.names.setdefault(index, self.head.names()).of_event(event)
 
     def begin(self) -> bytes:
         raise NotImplementedError
@@ -206,7 +170,6 @@ class CompletionDialect(OpenAIDialect):
     """Chunks of `/v1/completions`. `echoes`: one per choice, put before its first text."""
 
     echoes: Sequence[str] = ()
-    offsets: dict[int, int] = field(default_factory=dict)
 
     kind = "text_completion"
 
@@ -220,11 +183,7 @@ class CompletionDialect(OpenAIDialect):
     def piece(self, index: int, event: TokenEvent) -> dict[str, Any]:
         logprobs = None
         if self.with_logprobs:
-            offset = self.offsets.get(index, 0)
-            self.offsets[index] = offset + len(event.text)
-            logprobs = completion_logprobs(
-                self.head.ensemble, [event.text], [event.logprob], [event.top_logprobs], offset
-            )
+            logprobs = completion_logprobs(self.named(index, event))
         return {"index": index, "text": event.text, "logprobs": logprobs, "finish_reason": None}
 
     def last(self, index: int, reason: str) -> dict[str, Any]:
@@ -247,8 +206,7 @@ class ChatDialect(OpenAIDialect):
     def piece(self, index: int, event: TokenEvent) -> dict[str, Any]:
         logprobs = None
         if self.with_logprobs:
-            content = [chat_token(self.head.ensemble, event.text, event.logprob, event.top_logprobs)]
-            logprobs = {"content": content, "refusal": None}
+            logprobs = chat_logprobs(self.named(index, event))
         return {"index": index, "delta": {"content": event.text}, "logprobs": logprobs, "finish_reason": None}
 
     def last(self, index: int, reason: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Steering(BaseModel):
 
 
 class TextLogprobs(BaseModel):
-    tokens: list[str]
+    tokens: list[str] = Field(description="Part of a character is `bytes:` and its bytes.")
     token_logprobs: list[float]
     top_logprobs: list[dict[str, float]] | None
     text_offset: list[int]
@@ -80,7 +80,7 @@ class TextCompletion(BaseModel):
 class TopLogprob(BaseModel):
     token: str
     logprob: float
-    bytes: list[int]
+    bytes: list[int] = Field(description="UTF-8, which joins where a character has several tokens; empty for </s>.")
 
 
 class TokenLogprob(TopLogprob):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -23,6 +23,7 @@ from server.api.openai.answers import (
     chat_completion,
     text_completion,
 )
+from server.api.openai.messages import single_statement
 from server.api.openai.objects import ChatCompletion, Model, ModelList, TextCompletion
 from server.api.openai.requests import ChatRequest, CompletionRequest, OpenAIRequest
 from server.door.errors import UnknownModel
@@ -33,7 +34,7 @@ from server.serving.receipt import Receipt, make_receipt
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
-_ERRORS = errors(400, 401, 404, 408, 413, 415, 429, 431, 500, 503)
+_ERRORS = errors(400, 401, 404, 408, 413, 415, 421, 429, 431, 500, 503)
 _DEFAULT_MAX_TOKENS = 16
 Builder = Callable[[Ensemble, str], list[EngineRequest]]
 
@@ -52,7 +53,7 @@ _CHAT_STREAM = _stream(
 )
 
 
-@router.get("/models", response_model=ModelList, responses=errors(401, 503))
+@router.get("/models", response_model=ModelList, responses=errors(401, 421, 503))
 async def models(request: Request) -> Response:
     """The bundle, and the bundle with each of its profiles."""
     deployment = service_of(request).deployment()
@@ -61,7 +62,7 @@ async def models(request: Request) -> Response:
     )
 
 
-@router.get("/models/{model}", response_model=Model, responses=errors(401, 404, 503))
+@router.get("/models/{model}", response_model=Model, responses=errors(401, 404, 421, 503))
 async def model(model: str, request: Request) -> Response:
     """One of them."""
     deployment = service_of(request).deployment()
@@ -73,7 +74,7 @@ async def model(model: str, request: Request) -> Response:
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Complete one or several prompts."""
     prompts, n = body.prompts, body.choices
-    limit = _limit(request, body.max_tokens or _DEFAULT_MAX_TOKENS)
+    limit = _limit(request, "max_tokens", body.max_tokens or _DEFAULT_MAX_TOKENS)
 
     def build(ensemble: Ensemble, request_id: str) -> list[EngineRequest]:
         return [
@@ -82,7 +83,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
             for i in range(n)
         ]
 
-    sent = [prompt for prompt in prompts for _ in range(n)]
+    sent = [prompt for _, prompt in prompts for _ in range(n)]
     generation, head = await _accept(request, body, build, "cmpl", sent)
     echoes = [_echo(head.ensemble, prompt) if body.echo else "" for prompt in sent]
     with_logprobs = body.logprobs is not None
@@ -94,17 +95,18 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 
 @router.post("/chat/completions", response_model=ChatCompletion, responses={200: _CHAT_STREAM, **_ERRORS})
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
-    """Answer the last user message, in the bundle's prompt template."""
-    limit = _limit(request, body.limit or service_of(request).settings.max_new_tokens)
+    """Answer a user message, in the bundle's prompt template."""
+    prompt = single_statement(body.messages)
+    name, asked = body.limit
+    limit = _limit(request, name, asked or service_of(request).settings.max_new_tokens)
 
     def build(ensemble: Ensemble, request_id: str) -> list[EngineRequest]:
         tops = body.top_logprobs or 0
         return [
-            _engine_request(ensemble, body, body.prompt, f"{request_id}-{i}", limit, i, tops)
-            for i in range(body.choices)
+            _engine_request(ensemble, body, prompt, f"{request_id}-{i}", limit, i, tops) for i in range(body.choices)
         ]
 
-    generation, head = await _accept(request, body, build, "chatcmpl", [body.prompt] * body.choices)
+    generation, head = await _accept(request, body, build, "chatcmpl", [prompt[1]] * body.choices)
     if body.stream:
         dialect = ChatDialect(head, body.choices, body.include_usage, bool(body.logprobs))
         return await sse.stream(generation, dialect, service_of(request).settings)
@@ -133,8 +135,8 @@ def _model(deployment: Deployment, name: str) -> dict[str, Any]:
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-def _limit(request: Request, asked: int) -> int:
-    check_limit("max_tokens", asked, service_of(request).settings.max_new_tokens)
+def _limit(request: Request, name: str, asked: int) -> int:
+    check_limit(name, asked, service_of(request).settings.max_new_tokens)
     return asked
 
 
@@ -165,13 +167,15 @@ async def _accept(
 def _engine_request(
     ensemble: Ensemble,
     body: OpenAIRequest,
-    prompt: str | Sequence[int],
+    located: tuple[str, str | list[int]],
     request_id: str,
     max_new_tokens: int,
     choice: int,
     top_logprobs: int,
 ) -> EngineRequest:
-    """Raises `InvalidRequest` and its kinds, by the field names of this API."""
+    """located: a prompt with the field that it is in. Raises `InvalidRequest` and its kinds, by the field names of this
+    API."""
+    place, prompt = located
     profile = profile_of(ensemble, body.model)
     if profile is not None and (body.profile is not None or body.objective_weights is not None):
         field = "profile" if body.profile is not None else "objective_weights"
@@ -187,18 +191,13 @@ def _engine_request(
             top_logprobs=top_logprobs,
             stream=bool(body.stream),
             request_id=request_id,
+            field=place,
             **body.sampling(max_new_tokens, choice),
         )
     except InvalidRequest as error:
-        raise _renamed(error, body.names) from None
-
-
-def _renamed(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
-    name, dot, rest = (error.param or "").partition(".")
-    if name not in names:
-        return error
-    message = error.message.replace(name, names[name], 1)
-    return type(error)(message, param=f"{names[name]}{dot}{rest}")
+        for here, there in body.names.items():
+            error = error.renamed(here, there)
+        raise error from None
 
 
 def _echo(ensemble: Ensemble, prompt: str | Sequence[int]) -> str:
