@@ -15,12 +15,13 @@ from emorl_core.adapters import read_peft
 from emorl_core.bundle import Bundle, BundleSpec
 from emorl_core.driver import Driver
 from emorl_core.engine import Engine, draw_seed
-from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong
+from emorl_core.errors import InvalidRequest, InvalidWeights, shown
 from emorl_core.huge_pages import use_huge_pages
 from emorl_core.line import LineResult
 from emorl_core.models import load_model
 from emorl_core.precision import pick_device, pick_dtype
-from emorl_core.sweep import SweepItem, SweepPlan, SweepResult, simplex_grid
+from emorl_core.prompts import PromptEncoder
+from emorl_core.sweep import SweepItem, SweepPlan, SweepResult, grid_size, simplex_grid
 from emorl_core.tokenizer import HuggingFaceTokenizer, Tokenizer
 from emorl_core.types import (
     COMBINE_MODES,
@@ -30,6 +31,7 @@ from emorl_core.types import (
     Request,
     Sampling,
     TokenEvent,
+    check_width,
 )
 from emorl_core.weights import ResolvedWeights, resolve
 
@@ -43,11 +45,20 @@ class Ensemble:
     at a time; a server that owns the engine's thread uses `engine` instead and never calls them.
     """
 
-    def __init__(self, spec: BundleSpec, engine: Engine, tokenizer: Tokenizer, *, bundle: Bundle | None = None) -> None:
+    def __init__(
+        self,
+        spec: BundleSpec,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        bundle: Bundle | None = None,
+        max_prompt_chars: int | None = None,
+    ) -> None:
         self.spec = spec
         self.engine = engine
         self.tokenizer = tokenizer
         self.bundle = bundle
+        self._prompts = PromptEncoder(spec, tokenizer, max_prompt_chars)
         self._driver = Driver(engine)
         self._numbers = itertools.count(1)
 
@@ -62,6 +73,7 @@ class Ensemble:
         prefill_cache_bytes: int = 256 * 2**20,
         compile: bool = False,  # noqa: A002 - the name that torch and its users have for it
         revision: str | None = None,
+        max_prompt_chars: int | None = None,
     ) -> Ensemble:
         """Load a bundle.
 
@@ -75,6 +87,8 @@ class Ensemble:
                 loading the first time and some ten seconds later. On a CPU it needs a C++ compiler; on CUDA it records
                 CUDA graphs instead.
             revision: branch, tag or commit of a hub id.
+            max_prompt_chars: longer prompts are refused before they are tokenised; None: twice what the bundle's
+                `max_source_tokens` can hold if each is the longest token of the vocabulary.
 
         Raises:
             BundleError, AdapterError, UnsupportedModel: one line that names the file, the key and the reason.
@@ -99,7 +113,7 @@ class Ensemble:
         engine = Engine(
             model, tokenizer.decode, bundle.spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes
         )
-        return cls(bundle.spec, engine, tokenizer, bundle=bundle)
+        return cls(bundle.spec, engine, tokenizer, bundle=bundle, max_prompt_chars=max_prompt_chars)
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
@@ -135,22 +149,14 @@ class Ensemble:
 
     # -- requests ------------------------------------------------------------------------------------------------
 
+    @property
+    def max_prompt_chars(self) -> int:
+        """Longer prompts are refused before they are tokenised."""
+        return self._prompts.max_chars
+
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Wrap a prompt in the bundle's template and tokenise it. Raises PromptTooLong naming the limit."""
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InvalidRequest("prompt is empty; allowed: text with at least one character", param="prompt")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest("prompt holds half a surrogate pair; allowed: Unicode text", param="prompt") from None
-        ids = tuple(self.tokenizer.encode(self.spec.wrap(prompt)))
-        if len(ids) > self.spec.max_source_tokens:
-            raise PromptTooLong(
-                f"prompt has {len(ids)} tokens with its template; allowed: up to {self.spec.max_source_tokens}"
-                " (max_source_tokens of the bundle)",
-                param="prompt",
-            )
-        return ids
+        return self._prompts.encode(prompt)
 
     def resolve(
         self, weights: Weights | None = None, profile: str | None = None, *, normalize: bool = True
@@ -197,7 +203,7 @@ class Ensemble:
             )
         if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
             raise InvalidRequest(
-                f"top_logprobs is {top_logprobs}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
+                f"top_logprobs is {shown(top_logprobs)}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
             )
         settings = sampling_of(**sampling)
         return Request(
@@ -284,29 +290,38 @@ class Ensemble:
         normalize: bool = True,
         combine: Combine = "hidden",
         only: Sequence[Collection[int]] | None = None,
+        max_sweep: int | None = None,
         **sampling: Any,
     ) -> SweepPlan:
-        """What `sweep` runs, checked in full and not begun; thread-safe. Arguments and errors as `sweep`."""
+        """What `sweep` runs, checked in full and not begun; thread-safe. Arguments and errors as `sweep`.
+
+        max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
+        """
         if (weights is None) == (resolution is None):
             raise InvalidRequest("give exactly one of weights and resolution", param="weights")
-        if weights is None:
-            weights = simplex_grid(self.objectives, resolution or 0)
         if isinstance(weights, Mapping):
             raise InvalidRequest("weights is one mapping; allowed: a list of them", param="weights")
+        count = 1 if isinstance(prompts, str) else len(prompts)
+        settings = sampling_of(**sampling)
+        size = grid_size(len(self.objectives), resolution) if resolution is not None else len(weights or ())
+        if max_sweep is not None and count * size > max_sweep:
+            raise InvalidRequest(
+                f"the sweep asks for {count} x {size} completions; allowed: up to {max_sweep} (max_sweep)",
+                param="weights" if resolution is None else "resolution",
+            )
+        if resolution is not None:
+            weights = simplex_grid(self.objectives, resolution)
         vectors = []
-        for i, each in enumerate(weights):
+        for i, each in enumerate(weights or ()):
             try:
                 vectors.append(self.resolve(each, normalize=normalize))
             except InvalidWeights as error:
                 raise InvalidWeights(f"vector {i}: {error.message}", param=f"weights.{i}") from None
-        settings = sampling_of(**sampling)
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
-        texts = [prompts] if isinstance(prompts, str) else prompts
+        encoded = [self.encode(prompts)] if isinstance(prompts, str) else self._prompts.encode_all(prompts)
         prefix = f"sweep{next(self._numbers)}"
-        return SweepPlan(
-            [self.encode(text) for text in texts], vectors, settings, combine=combine, only=only, prefix=prefix
-        )
+        return SweepPlan(encoded, vectors, settings, combine=combine, only=only, prefix=prefix)
 
     def sweep(
         self,
@@ -360,8 +375,7 @@ class Ensemble:
             "stop": stop,
             "seed": 0,
         }
-        if not min_width > 0.0:
-            raise InvalidRequest(f"min_width is {min_width}; allowed: a number above 0", param="min_width")
+        check_width(min_width)
         start, end = (
             self.request(prompt, weights=each, normalize=normalize, **options) for each in (from_weights, to_weights)
         )

@@ -7,10 +7,11 @@ tree: the engine runs them as one branch with K members, which forks only where 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from emorl_core.errors import InvalidRequest, InvalidWeights
+from emorl_core.errors import InvalidRequest, InvalidWeights, shown
 from emorl_core.types import COMBINE_MODES, Combine, Completion, FinishReason, Request, Sampling
 from emorl_core.weights import ResolvedWeights
 
@@ -46,7 +47,8 @@ class SweepResult:
 
     def of_prompt(self, prompt_index: int) -> tuple[SweepItem, ...]:
         """One item per weight vector."""
-        return tuple(item for item in self.items if item.prompt_index == prompt_index)
+        first, last = (bisect_left(self.items, p, key=_prompt_of) for p in (prompt_index, prompt_index + 1))
+        return self.items[first:last]
 
     def distinct(self, prompt_index: int) -> dict[str, list[int]]:
         """Distinct text -> the indices of the weight vectors that give it, texts in order of first appearance."""
@@ -166,18 +168,27 @@ class SweepPlan:
         return sum(weight != 0.0 for weight in self.vectors[index].vector)
 
 
-def simplex_grid(objectives: Sequence[str], resolution: int) -> list[dict[str, float]]:
-    """Every weight vector with components k / resolution that sum to 1: C(resolution + N - 1, N - 1) of them.
+def grid_size(objectives: int, resolution: int) -> int:
+    """How many vectors `simplex_grid` makes: C(resolution + N - 1, N - 1).
 
     Raises InvalidRequest for a resolution below 1 or a grid of more than 100,000 vectors.
     """
-    if resolution < 1:
-        raise InvalidRequest(f"resolution is {resolution}; allowed: a whole number from 1", param="resolution")
-    size = math.comb(resolution + len(objectives) - 1, len(objectives) - 1)
+    if isinstance(resolution, bool) or not isinstance(resolution, int) or not 1 <= resolution <= MAX_GRID:
+        raise InvalidRequest(
+            f"resolution is {shown(resolution)}; allowed: a whole number from 1 to {MAX_GRID}", param="resolution"
+        )
+    size = math.comb(resolution + objectives - 1, objectives - 1)
     if size > MAX_GRID:
         raise InvalidRequest(
-            f"resolution is {resolution}, a grid of {size} vectors; allowed: at most {MAX_GRID}", param="resolution"
+            f"resolution is {resolution}, a grid of {shown(size)} vectors; allowed: at most {MAX_GRID}",
+            param="resolution",
         )
+    return size
+
+
+def simplex_grid(objectives: Sequence[str], resolution: int) -> list[dict[str, float]]:
+    """Every weight vector with components k / resolution that sum to 1. Raises as `grid_size`, before it makes any."""
+    grid_size(len(objectives), resolution)
     return [
         {name: count / resolution for name, count in zip(objectives, counts, strict=True)}
         for counts in _compositions(resolution, len(objectives))
@@ -189,6 +200,10 @@ def merge_rays(vectors: Sequence[Sequence[float]], *, greedy: bool) -> list[int]
     decoding positive multiples of each other (scaling all logits does not move their largest)."""
     first: dict[tuple[float, ...], int] = {}
     return [first.setdefault(_key(vector, greedy), i) for i, vector in enumerate(vectors)]
+
+
+def _prompt_of(item: SweepItem) -> int:
+    return item.prompt_index
 
 
 def _check_only(only: Sequence[Collection[int]] | None, prompts: int, vectors: int) -> None:

@@ -11,7 +11,13 @@ from emorl_core.errors import BundleError
 
 
 class Tokenizer(Protocol):
-    """`encode` adds the special tokens that the model was trained with; `decode` leaves special tokens out."""
+    """`encode` adds the special tokens that the model was trained with; `decode` leaves special tokens out.
+
+    `longest_token`: characters of the longest one, which bounds how much text a number of tokens can hold.
+    """
+
+    @property
+    def longest_token(self) -> int: ...
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -19,7 +25,7 @@ class Tokenizer(Protocol):
 
 
 class HuggingFaceTokenizer:
-    """A Hugging Face tokenizer folder. Safe to call from several threads."""
+    """A Hugging Face tokenizer folder. Safe to call from several threads; decoding never waits for encoding."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer  # seconds to import, and only here
@@ -29,16 +35,23 @@ class HuggingFaceTokenizer:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise BundleError(f"{folder}: the tokenizer cannot be loaded: {reason}") from None
-        # The Rust tokenizer refuses to be borrowed by two threads while one changes its padding or truncation.
-        self._lock = threading.Lock()
+        self._rust = getattr(self._tokenizer, "backend_tokenizer", None)  # None: one that is written in Python
+        if self._rust is not None:
+            # The Rust tokenizer cannot be used while another thread changes it. From here on nobody does.
+            self._rust.no_truncation()
+            self._rust.no_padding()
+        self._encoding = threading.Lock()
+        self.longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
 
     def encode(self, text: str) -> list[int]:
-        with self._lock:
+        if self._rust is not None:
+            # A batch of one: only for batches other threads, the engine's among them, run meanwhile.
+            return list(self._rust.encode_batch_fast([text], add_special_tokens=True)[0].ids)
+        with self._encoding:
             return list(self._tokenizer.encode(text, add_special_tokens=True))
 
     def decode(self, ids: Sequence[int]) -> str:
-        with self._lock:
-            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def __len__(self) -> int:
         return len(self._tokenizer)

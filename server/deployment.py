@@ -107,6 +107,7 @@ def load(settings: Settings) -> Ensemble:
         slots=settings.slots,
         prefill_cache_bytes=settings.prefill_cache_bytes,
         compile=settings.compile,
+        max_prompt_chars=settings.max_prompt_chars,
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from emorl_core.errors import InvalidRequest
 from emorl_core.types import MAX_SEED
-from server.schemas import Int, StopString, Strict, Text, Weight
+from server.fields import FirstFault, Int, Penalty, Seed, StopString, Strict, Temperature, Text, Texts, TopP, Weights
 
 _OFF: dict[str, tuple[Any, ...]] = {
     # Both endpoints. The value(s) that change nothing:
@@ -67,21 +67,21 @@ class OpenAIRequest(Strict):
     names: ClassVar[dict[str, str]] = {"weights": "objective_weights", "max_new_tokens": "max_tokens"}
 
     model: Text = Field(description="The bundle's name, or bundle:profile.")
-    temperature: float | None = Field(None, ge=0.0, le=100.0, description="Default 1; 0 is greedy.")
-    top_p: float | None = Field(None, gt=0.0, le=1.0, description="Default 1.")
+    temperature: Temperature | None = Field(None, description="Default 1; 0 is greedy.")
+    top_p: TopP | None = Field(None, description="Default 1.")
     n: Int | None = Field(None, ge=1, le=128, description="Completions per prompt; the server's limit is in /info.")
-    seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="Choice i uses seed + i; null: drawn and reported.")
+    seed: Seed | None = Field(None, description="Choice i uses seed + i; null: drawn and reported.")
     stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = Field(
         None, description="Up to 4 texts that end a completion; never part of it."
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = None
     user: Text | None = Field(None, description="Accepted for compatibility; neither used nor logged.")
-    objective_weights: dict[str, Weight] | None = Field(None, description="Objective -> number. Not in OpenAI's API.")
+    objective_weights: Weights | None = Field(None, description="Objective -> number. Not in OpenAI's API.")
     profile: Text | None = Field(None, description="A profile instead of weights. Not in OpenAI's API.")
     normalize: bool = Field(True, description="Scale the weights to sum 1. Not in OpenAI's API.")
     top_k: Int = Field(0, ge=0, description="0 is off. Not in OpenAI's API.")
-    repetition_penalty: float = Field(1.0, gt=0.0, le=100.0, description="1 is off. Not in OpenAI's API.")
+    repetition_penalty: Penalty = Field(1.0, description="1 is off. Not in OpenAI's API.")
     receipt: bool = Field(False, description="Give a receipt per choice in `emorl`. Not in OpenAI's API.")
 
     @model_validator(mode="before")
@@ -123,8 +123,7 @@ class OpenAIRequest(Strict):
         }
 
 
-Texts = Annotated[list[Text], Field(min_length=1)]
-TokenIds = Annotated[list[Annotated[Int, Field(ge=0)]], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[Int, Field(ge=0)]], FirstFault(), Field(min_length=1)]
 
 
 class CompletionRequest(OpenAIRequest):
@@ -138,9 +137,7 @@ class CompletionRequest(OpenAIRequest):
     )
     off: ClassVar[dict[str, tuple[Any, ...]]] = _OFF_COMPLETIONS
 
-    prompt: (
-        Text | Annotated[list[Text], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
-    )
+    prompt: Text | Texts | TokenIds | Annotated[list[TokenIds], FirstFault(), Field(min_length=1)]
     max_tokens: Int | None = Field(None, ge=1, description="Default 16.")
     echo: bool | None = Field(None, description="Put the prompt before each completion; not with logprobs.")
     logprobs: Int | None = Field(None, ge=0, le=5, description="Log-probabilities, with this many alternatives.")
@@ -170,7 +167,7 @@ class TextPart(Strict):
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], FirstFault(), Field(min_length=1)]
     name: Text | None = Field(None, description="Accepted for compatibility; not used.")
 
     @property
@@ -198,7 +195,7 @@ class ChatRequest(OpenAIRequest):
     off: ClassVar[dict[str, tuple[Any, ...]]] = _OFF_CHAT
     names: ClassVar[dict[str, str]] = {**OpenAIRequest.names, "prompt": "messages"}
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FirstFault()] = Field(min_length=1)
     max_tokens: Int | None = Field(None, ge=1, description="Default: the server's limit.")
     max_completion_tokens: Int | None = Field(None, ge=1, description="The newer name of max_tokens.")
     logprobs: bool | None = None

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from server.fields import example
 from server.receipt import Receipt
-from server.schemas import Usage, example
+from server.schemas import Usage
 
 Finish = Literal["stop", "length"]
 

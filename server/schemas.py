@@ -1,51 +1,18 @@
-"""The native HTTP models. Unknown fields are refused; types are strict, so `"64"` is no number.
-
-Bounds repeat those of `emorl_core.types.Sampling`, because the OpenAPI document must state them; a test holds the two
-together.
-"""
+"""The native HTTP models: what `POST /generate` may say, and what the answers hold."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from emorl_core.ensemble import Ensemble
-from emorl_core.errors import InvalidRequest
-from emorl_core.types import MAX_SEED, Attribution, Completion, Request
+from emorl_core.types import Attribution, Completion, Request
 from emorl_core.weights import named
+from server.fields import Int, Penalty, Seed, Stops, Strict, Temperature, Text, TopP, Weights, check_limit, example
 from server.receipt import Receipt
-
-MAX_STOPS = 16
-
-
-def _unicode(text: str) -> str:
-    # JSON's escapes can spell half a character, which no tokenizer and no answer can carry.
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("must be Unicode text; it has half a surrogate pair in it")
-    return text
-
-
-def _integral(value: object) -> object:
-    # JSON has one kind of number: 60.0 is an integer to JSON Schema and to some clients.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Int = Annotated[int, BeforeValidator(_integral)]
-Text = Annotated[str, AfterValidator(_unicode)]
-StopString = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_unicode)]
-Weight = Annotated[float, Field(allow_inf_nan=False)]
-
-
-def example(**fields: Any) -> ConfigDict:
-    """What a model's `model_config` is to show one example in the OpenAPI document."""
-    return ConfigDict(json_schema_extra={"examples": [fields]})
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class GenerateRequest(Strict):
@@ -61,20 +28,18 @@ class GenerateRequest(Strict):
     )
 
     prompt: Text = Field(description="What the client said; the bundle's template is put around it.")
-    weights: dict[str, Weight] | None = Field(None, description="Objective -> number; names not listed weigh 0.")
+    weights: Weights | None = Field(None, description="Objective -> number; names not listed weigh 0.")
     profile: str | None = Field(None, description="Named weights of the bundle, instead of `weights`.")
     normalize: bool = Field(True, description="Scale the weights to sum 1. Negative weights need false.")
     combine: Literal["hidden", "probs"] = Field("hidden", description="Mix hidden states, or probabilities.")
     max_new_tokens: Int = Field(64, ge=1, description="Most tokens to generate; the server's own limit is in /info.")
     min_new_tokens: Int = Field(0, ge=0, description="The end cannot come before this many tokens.")
-    temperature: float = Field(0.0, ge=0.0, le=100.0, description="0 always takes the most likely token.")
+    temperature: Temperature = Field(0.0, description="0 always takes the most likely token.")
     top_k: Int = Field(0, ge=0, description="Sample among the k most likely tokens; 0 is off.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Sample among the most likely tokens of this mass; 1 is off.")
-    repetition_penalty: float = Field(1.0, gt=0.0, le=100.0, description="Above 1: tokens used already count less.")
-    seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="Null: one is drawn and reported.")
-    stop: list[StopString] = Field(
-        default_factory=list, max_length=MAX_STOPS, description="Texts that end the answer; never part of it."
-    )
+    top_p: TopP = Field(1.0, description="Sample among the most likely tokens of this mass; 1 is off.")
+    repetition_penalty: Penalty = Field(1.0, description="Above 1: tokens used already count less.")
+    seed: Seed | None = Field(None, description="Null: one is drawn and reported.")
+    stop: Stops = Field(default_factory=list, description="Texts that end the answer; never part of it.")
     stream: bool = Field(False, description="Answer with server-sent events.")
     attribution: bool = Field(False, description="Give `tokens`, each with its margin split over the objectives.")
 
@@ -101,11 +66,6 @@ class GenerateRequest(Strict):
             seed=self.seed,
             stop=tuple(self.stop),
         )
-
-
-def check_limit(name: str, value: int, limit: int) -> None:
-    if value > limit:
-        raise InvalidRequest(f"{name} is {value}; allowed: up to {limit} (a setting of this server)", param=name)
 
 
 class Usage(BaseModel):
@@ -218,9 +178,11 @@ class Profiles(BaseModel):
 
 class Limits(BaseModel):
     max_source_tokens: int
+    max_prompt_chars: int
     max_new_tokens: int
     max_body_bytes: int
     max_choices: int
+    max_sweep: int
     slots: int
     max_queue: int
 
@@ -241,9 +203,11 @@ class Info(BaseModel):
         parameter_bytes={"base": 891600000, "adapters": 38900000},
         limits={
             "max_source_tokens": 128,
+            "max_prompt_chars": 4096,
             "max_new_tokens": 1024,
             "max_body_bytes": 262144,
             "max_choices": 8,
+            "max_sweep": 4096,
             "slots": 16,
             "max_queue": 64,
         },

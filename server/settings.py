@@ -62,6 +62,12 @@ class Settings(BaseSettings):
     # limits
     max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait beside those that run; else 429.")
     queue_timeout_s: float = Field(30.0, gt=0, description="Longest wait for a slot; then 503.")
+    max_prompt_chars: int | None = Field(
+        None,
+        ge=1,
+        description="Longest prompt in characters; then 422 before it is tokenised. Unset: twice what the bundle's"
+        " max_source_tokens hold if each is the longest token of its vocabulary.",
+    )
     max_new_tokens: int = Field(1024, ge=1, description="Largest max_new_tokens (or max_tokens) a request may ask for.")
     max_choices: int = Field(8, ge=1, le=128, description="Most completions that one OpenAI request may ask for.")
     max_sweep: int = Field(4096, ge=1, description="Most completions (prompts times weight vectors) of one sweep.")

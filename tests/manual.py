@@ -18,7 +18,7 @@ from emorl_core.errors import EmorlError
 from emorl_core.fake import fake_ensemble
 from server.app import create_app
 from server.errors import rule_for
-from server.schemas import Strict
+from server.fields import Strict
 from server.settings import Settings
 from training.data.sources import SOURCES
 from training.hyperparameters import PAPER

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from server.fields import example
 from server.routes.answers import json_response, service_of
 from server.routes.documented import errors
-from server.schemas import example
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 

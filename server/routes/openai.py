@@ -11,12 +11,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from emorl_core.ensemble import Ensemble
-from emorl_core.errors import InvalidRequest, PromptTooLong
+from emorl_core.errors import InvalidRequest, PromptTooLong, shown
 from emorl_core.types import Completion
 from emorl_core.types import Request as EngineRequest
 from server import sse
 from server.deployment import Deployment
 from server.errors import UnknownModel
+from server.fields import check_limit
 from server.generation import Generation
 from server.openai_answers import (
     ChatDialect,
@@ -30,7 +31,6 @@ from server.openai_schemas_out import ChatCompletion, Model, ModelList, TextComp
 from server.receipt import Receipt, make_receipt
 from server.routes.answers import json_response, service_of
 from server.routes.documented import errors
-from server.schemas import check_limit
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -74,6 +74,7 @@ async def model(model: str, request: Request) -> Response:
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Complete one or several prompts."""
     prompts, n = body.prompts, body.choices
+    _check_rows(request, len(prompts) * n)
     limit = _limit(request, body.max_tokens or _DEFAULT_MAX_TOKENS)
 
     def build(ensemble: Ensemble, request_id: str) -> list[EngineRequest]:
@@ -96,6 +97,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 @router.post("/chat/completions", response_model=ChatCompletion, responses={200: _CHAT_STREAM, **_ERRORS})
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer the last user message, in the bundle's prompt template."""
+    _check_rows(request, body.choices)
     limit = _limit(request, body.limit or service_of(request).settings.max_new_tokens)
 
     def build(ensemble: Ensemble, request_id: str) -> list[EngineRequest]:
@@ -134,6 +136,15 @@ def _model(deployment: Deployment, name: str) -> dict[str, Any]:
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
+def _check_rows(request: Request, rows: int) -> None:
+    """Before there is a list of as many. Raises `InvalidRequest`."""
+    most = service_of(request).settings.max_choices
+    if rows > most:
+        raise InvalidRequest(
+            f"n × prompts is {rows}; allowed: up to {most} completions in one request (max_choices)", param="n"
+        )
+
+
 def _limit(request: Request, asked: int) -> int:
     check_limit("max_tokens", asked, service_of(request).settings.max_new_tokens)
     return asked
@@ -144,11 +155,6 @@ async def _accept(
 ) -> tuple[Generation, Head]:
     """prompts: one per choice."""
     service, rows = service_of(request), len(prompts)
-    if rows > service.settings.max_choices:
-        raise InvalidRequest(
-            f"n × prompts is {rows}; allowed: up to {service.settings.max_choices} completions in one request",
-            param="n",
-        )
     answer_id = f"{kind}-{secrets.token_hex(12)}"
     generation = await service.accept(request, lambda ensemble: build(ensemble, answer_id), rows)
     ids = {each.request_id: index for index, each in enumerate(generation.requests)}
@@ -199,14 +205,14 @@ def _engine_request(
 
 def _checked_ids(ensemble: Ensemble, ids: Sequence[int]) -> tuple[int, ...]:
     size = ensemble.engine.runner.model.vocab_size
-    if max(ids) >= size:
-        raise InvalidRequest(f"prompt has the token id {max(ids)}; allowed: 0 to {size - 1}", param="prompt")
     if len(ids) > ensemble.spec.max_source_tokens:
         raise PromptTooLong(
             f"prompt has {len(ids)} tokens; allowed: up to {ensemble.spec.max_source_tokens}"
             " (max_source_tokens of the bundle)",
             param="prompt",
         )
+    if max(ids) >= size:
+        raise InvalidRequest(f"prompt has the token id {shown(max(ids))}; allowed: 0 to {size - 1}", param="prompt")
     return tuple(ids)
 
 

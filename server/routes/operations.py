@@ -62,9 +62,11 @@ async def info(request: Request) -> Response:
             "parameter_bytes": ensemble.parameter_bytes(),
             "limits": {
                 "max_source_tokens": spec.max_source_tokens,
+                "max_prompt_chars": ensemble.max_prompt_chars,
                 "max_new_tokens": settings.max_new_tokens,
                 "max_body_bytes": settings.max_body_bytes,
                 "max_choices": settings.max_choices,
+                "max_sweep": settings.max_sweep,
                 "slots": service.admission.slots,
                 "max_queue": service.admission.queue,
             },
