@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from emorl_core.errors import InvalidRequest, InvalidWeights, shown
@@ -52,10 +52,15 @@ class SweepResult:
 
     def distinct(self, prompt_index: int) -> dict[str, list[int]]:
         """Distinct text -> the indices of the weight vectors that give it, texts in order of first appearance."""
-        texts: dict[str, list[int]] = {}
-        for item in self.of_prompt(prompt_index):
-            texts.setdefault(item.text, []).append(item.weights_index)
-        return texts
+        return texts_of(self.of_prompt(prompt_index))
+
+
+def texts_of(items: Iterable[SweepItem]) -> dict[str, list[int]]:
+    """Of one prompt's items: distinct text -> the indices of the weight vectors that give it."""
+    texts: dict[str, list[int]] = {}
+    for item in items:
+        texts.setdefault(item.text, []).append(item.weights_index)
+    return texts
 
 
 class SweepPlan:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from emorl_core.ensemble import Ensemble
-from emorl_core.sweep import SweepItem, SweepPlan, SweepResult
+from emorl_core.sweep import SweepItem, SweepPlan, SweepResult, texts_of
 from server.fields import FirstFault, Int, Penalty, Seed, Stops, Strict, Temperature, Texts, TopP, Weights, check_limit
 
 Vectors = Annotated[list[Weights], FirstFault(), Field(min_length=1)]
@@ -114,20 +115,18 @@ class SweepResponse(BaseModel):
 
 def sweep_answer(sweep_id: str, model: str, plan: SweepPlan, result: SweepResult) -> dict[str, Any]:
     """`SweepResponse` as plain dictionaries."""
-    results = []
-    for prompt in range(len(plan.prompts)):
-        items = result.of_prompt(prompt)
-        results.append(
-            [
-                {
-                    "text": text,
-                    "finish_reason": items[indices[0]].finish_reason.value,
-                    "completion_tokens": len(items[indices[0]].token_ids),
-                    "weights": indices,
-                }
-                for text, indices in result.distinct(prompt).items()
-            ]
-        )
+    results: list[list[dict[str, Any]]] = [[] for _ in plan.prompts]
+    for prompt, group in groupby(result.items, key=lambda item: item.prompt_index):
+        items = {item.weights_index: item for item in group}
+        results[prompt] = [
+            {
+                "text": text,
+                "finish_reason": items[indices[0]].finish_reason.value,
+                "completion_tokens": len(items[indices[0]].token_ids),
+                "weights": indices,
+            }
+            for text, indices in texts_of(items.values()).items()
+        ]
     return {
         "id": sweep_id,
         "model": model,
