@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emorl_core.types import Threads
 
 BUNDLE_HELP = "a bundle folder, or a Hugging Face hub id (owner/name)"
 
@@ -25,6 +29,31 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "bfloat16"),
         help="precision of the matrices; auto: bfloat16 where the device does it well",
     )
+
+
+def add_threads_option(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """`--threads`, for `use_threads` or `Ensemble.load`."""
+    parser.add_argument(
+        "--threads",
+        type=lambda text: int(text) if text.isdecimal() and len(text) < 5 else text,
+        default="auto",
+        metavar="N",
+        help=f"to compute with on a CPU (default auto: the fastest number, measured at the start){more}",
+    )
+
+
+def use_threads(threads: Threads, device: str) -> None:
+    """Compute with as many threads from now on, on a CPU. Raises InvalidRequest for what is no number of threads."""
+    import torch
+
+    from emorl_core.threads import check_threads, fastest_threads
+
+    if check_threads(threads) == "auto":
+        if device != "cpu" and torch.cuda.is_available():
+            return
+        threads = fastest_threads()
+    torch.set_num_threads(int(threads))
+    print(f"computing with {threads} thread{'s' if int(threads) > 1 else ''}", file=sys.stderr)
 
 
 def add_weight_options(parser: argparse.ArgumentParser) -> None:

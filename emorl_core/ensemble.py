@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
+import torch
+
 from emorl_core.adapters import read_peft
 from emorl_core.bundle import Bundle, BundleSpec
 from emorl_core.driver import Driver
@@ -21,7 +23,8 @@ from emorl_core.line import LineResult
 from emorl_core.models import load_model
 from emorl_core.precision import pick_device, pick_dtype
 from emorl_core.prompts import PromptEncoder
-from emorl_core.sweep import SweepItem, SweepPlan, SweepResult, grid_size, simplex_grid
+from emorl_core.sweep import SweepItem, SweepPlan, SweepResult, sweep_vectors
+from emorl_core.threads import ThreadChoice, check_threads
 from emorl_core.tokenizer import HuggingFaceTokenizer, Tokenizer
 from emorl_core.types import (
     COMBINE_MODES,
@@ -30,9 +33,11 @@ from emorl_core.types import (
     Completion,
     Request,
     Sampling,
+    Threads,
     TokenEvent,
     check_width,
 )
+from emorl_core.warm_up import warm_up
 from emorl_core.weights import ResolvedWeights, resolve
 
 Weights = Mapping[str, float]
@@ -53,11 +58,13 @@ class Ensemble:
         *,
         bundle: Bundle | None = None,
         max_prompt_chars: int | None = None,
+        threads: ThreadChoice | None = None,
     ) -> None:
         self.spec = spec
         self.engine = engine
         self.tokenizer = tokenizer
         self.bundle = bundle
+        self.threads = threads or ThreadChoice([torch.get_num_threads()])
         self._prompts = PromptEncoder(spec, tokenizer, max_prompt_chars)
         self._driver = Driver(engine)
         self._numbers = itertools.count(1)
@@ -74,6 +81,7 @@ class Ensemble:
         compile: bool = False,  # noqa: A002 - the name that torch and its users have for it
         revision: str | None = None,
         max_prompt_chars: int | None = None,
+        threads: Threads = "auto",
     ) -> Ensemble:
         """Load a bundle.
 
@@ -89,11 +97,14 @@ class Ensemble:
             revision: branch, tag or commit of a hub id.
             max_prompt_chars: longer prompts are refused before they are tokenised; None: twice what the bundle's
                 `max_source_tokens` can hold if each is the longest token of the vocabulary.
+            threads: of torch on a CPU; `auto`: as torch has it, until `warm_up` has chosen the fastest by measuring.
 
         Raises:
             BundleError, AdapterError, UnsupportedModel: one line that names the file, the key and the reason.
             InvalidRequest: a device or dtype that is not there.
         """
+        if check_threads(threads) != "auto":
+            torch.set_num_threads(threads)
         target = pick_device(device)
         precision = pick_dtype(dtype, target)
         bundle = Bundle.open(where, revision=revision)
@@ -113,7 +124,14 @@ class Ensemble:
         engine = Engine(
             model, tokenizer.decode, bundle.spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes
         )
-        return cls(bundle.spec, engine, tokenizer, bundle=bundle, max_prompt_chars=max_prompt_chars)
+        return cls(
+            bundle.spec,
+            engine,
+            tokenizer,
+            bundle=bundle,
+            max_prompt_chars=max_prompt_chars,
+            threads=ThreadChoice.of(threads, target),
+        )
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
@@ -297,26 +315,15 @@ class Ensemble:
 
         max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
         """
-        if (weights is None) == (resolution is None):
-            raise InvalidRequest("give exactly one of weights and resolution", param="weights")
-        if isinstance(weights, Mapping):
-            raise InvalidRequest("weights is one mapping; allowed: a list of them", param="weights")
-        count = 1 if isinstance(prompts, str) else len(prompts)
+        vectors = sweep_vectors(
+            self.objectives,
+            weights,
+            resolution,
+            lambda each: self.resolve(each, normalize=normalize),
+            prompts=1 if isinstance(prompts, str) else len(prompts),
+            most=max_sweep,
+        )
         settings = sampling_of(**sampling)
-        size = grid_size(len(self.objectives), resolution) if resolution is not None else len(weights or ())
-        if max_sweep is not None and count * size > max_sweep:
-            raise InvalidRequest(
-                f"the sweep asks for {count} x {size} completions; allowed: up to {max_sweep} (max_sweep)",
-                param="weights" if resolution is None else "resolution",
-            )
-        if resolution is not None:
-            weights = simplex_grid(self.objectives, resolution)
-        vectors = []
-        for i, each in enumerate(weights or ()):
-            try:
-                vectors.append(self.resolve(each, normalize=normalize))
-            except InvalidWeights as error:
-                raise InvalidWeights(f"vector {i}: {error.message}", param=f"weights.{i}") from None
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
         encoded = [self.encode(prompts)] if isinstance(prompts, str) else self._prompts.encode_all(prompts)
@@ -382,14 +389,13 @@ class Ensemble:
         return self._driver.line(self.tokenizer.decode, start, end, min_width=min_width)
 
     def warm_up(self) -> None:
-        """One token through all lanes at once: proves that the model, its adapters and the head really work.
+        """One token through all lanes at once: proves that the model, its adapters and the head really work. Then a few
+        more where `threads` is to be chosen, on the thread that calls this.
 
-        Raises EngineError when they do not.
+        Raises EngineError when they do not work.
         """
-        ids = tuple(self.tokenizer.encode(self.spec.wrap("Hello.")))[: self.spec.max_source_tokens]
-        even = tuple(1.0 / len(self.lanes) for _ in self.lanes)
-        request = Request(f"warm-up-{next(self._numbers)}", ids, even, Sampling(max_new_tokens=1), stream=False)
-        self._driver.finish([request])
+        ids = self.tokenizer.encode(self.spec.wrap("Hello."))[: self.spec.max_source_tokens]
+        warm_up(self._driver, self.threads, ids, len(self.lanes), f"warm-up-{next(self._numbers)}")
 
 
 def sampling_of(*, stop: str | Sequence[str] = (), **fields: Any) -> Sampling:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from emorl_core.errors import InvalidRequest, InvalidWeights, shown
@@ -171,6 +171,45 @@ class SweepPlan:
 
     def _lanes(self, index: int) -> int:
         return sum(weight != 0.0 for weight in self.vectors[index].vector)
+
+
+def sweep_vectors(
+    objectives: Sequence[str],
+    weights: Sequence[Mapping[str, float]] | None,
+    resolution: int | None,
+    resolve: Callable[[Mapping[str, float]], ResolvedWeights],
+    *,
+    prompts: int,
+    most: int | None = None,
+) -> list[ResolvedWeights]:
+    """What a sweep over `weights`, or over the grid of `resolution`, runs with.
+
+    Args:
+        prompts: how many are swept.
+        most: completions (prompts times vectors) that it may ask for; they are counted before any vector is made.
+
+    Raises:
+        InvalidRequest, InvalidWeights: neither or both are given, there are too many, or one is wrong.
+    """
+    if (weights is None) == (resolution is None):
+        raise InvalidRequest("give exactly one of weights and resolution", param="weights")
+    if isinstance(weights, Mapping):
+        raise InvalidRequest("weights is one mapping; allowed: a list of them", param="weights")
+    param = "weights" if resolution is None else "resolution"
+    size = len(weights or ()) if resolution is None else grid_size(len(objectives), resolution)
+    if most is not None and prompts * size > most:
+        raise InvalidRequest(
+            f"the sweep asks for {prompts} x {size} completions; allowed: up to {most} (max_sweep)", param=param
+        )
+    if resolution is not None:
+        weights = simplex_grid(objectives, resolution)
+    vectors = []
+    for i, each in enumerate(weights or ()):
+        try:
+            vectors.append(resolve(each))
+        except InvalidWeights as error:
+            raise InvalidWeights(f"vector {i}: {error.message}", param=f"weights.{i}") from None
+    return vectors
 
 
 def grid_size(objectives: int, resolution: int) -> int:

@@ -11,6 +11,8 @@ from emorl_core.errors import EmorlError, InvalidRequest, shown
 
 Combine = Literal["hidden", "probs"]
 COMBINE_MODES: tuple[Combine, ...] = ("hidden", "probs")
+Threads = int | Literal["auto"]  # that torch computes with; auto: chosen by measuring
+MAX_THREADS = 1024
 MAX_SEED = 2**63 - 1
 MAX_TOP_LOGPROBS = 20
 # The smallest temperature (but 0), top_p and repetition penalty. They are used in float32, where 1e-46 is 0; logits are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -11,13 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from emorl_core.engine import Engine
+import torch
+
+from emorl_core.engine import Engine, EngineStats
 from emorl_core.ensemble import Ensemble
+from emorl_core.threads import ThreadChoice, most_threads
 from server.errors import EngineRestarted, NotReady
 from server.metrics import Metrics
 from server.receipt import Identity, identity_of
 from server.settings import Settings, SettingsError
 from server.worker import Worker
+
+logger = logging.getLogger("emorl.server")
 
 T = TypeVar("T")
 
@@ -41,11 +47,12 @@ class Deployment:
     def make(cls, ensemble: Ensemble, settings: Settings, metrics: Metrics) -> Deployment:
         """The worker is made, not started."""
         metrics.know_objectives(ensemble.objectives)
+        ensemble.threads.on_choice = logger.info
         worker = Worker(
             ensemble.engine,
             warm_up=ensemble.warm_up,
             rebuild=lambda: emptied(ensemble.engine),
-            on_step=lambda stats: metrics.batch_rows.observe(stats.batch_rows),
+            on_step=_observer(metrics, ensemble.threads),
             on_orphan=metrics.abandoned,
             queue_timeout_s=settings.queue_timeout_s,
         )
@@ -79,6 +86,21 @@ class Deployment:
         await self.worker.stop()
 
 
+def _observer(metrics: Metrics, threads: ThreadChoice) -> Callable[[EngineStats, float], None]:
+    """What is noted of every step, on the engine's thread."""
+    rows = misses = 0
+
+    def note(stats: EngineStats, took_s: float) -> None:
+        nonlocal rows, misses
+        metrics.batch_rows.observe(stats.batch_rows)
+        # A step that encoded a prompt besides says nothing about how long steps take.
+        plain = stats.prefill_misses == misses
+        threads.observe(took_s, stats.lane_row_steps - rows if plain else 0)
+        rows, misses = stats.lane_row_steps, stats.prefill_misses
+
+    return note
+
+
 def _is_folder(bundle: str | None) -> bool:
     return bundle is not None and Path(bundle).is_dir()
 
@@ -100,6 +122,8 @@ def load(settings: Settings) -> Ensemble:
     """Blocking. Raises `BundleError` or `SettingsError`, one line each."""
     if settings.bundle is None:
         raise SettingsError("bundle is not set; allowed: a bundle folder or a hub id owner/name", param="bundle")
+    # An engine that runs already may compute with fewer, and a thread begun after its choice would load with as few.
+    torch.set_num_threads(most_threads())
     return Ensemble.load(
         settings.bundle,
         device=settings.device,
@@ -108,6 +132,7 @@ def load(settings: Settings) -> Ensemble:
         prefill_cache_bytes=settings.prefill_cache_bytes,
         compile=settings.compile,
         max_prompt_chars=settings.max_prompt_chars,
+        threads=settings.threads,
     )
 
 

@@ -200,6 +200,7 @@ class Info(BaseModel):
         device="cpu",
         dtype="float32",
         compiled=False,
+        threads=2,
         parameter_bytes={"base": 891600000, "adapters": 38900000},
         limits={
             "max_source_tokens": 128,
@@ -224,6 +225,7 @@ class Info(BaseModel):
     device: str
     dtype: str
     compiled: bool
+    threads: int
     parameter_bytes: dict[str, int]
     limits: Limits
 

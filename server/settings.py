@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -24,10 +24,22 @@ from pydantic_settings import SettingsError as PydanticSettingsError
 
 from emorl_core.bundle import explain
 from emorl_core.errors import EmorlError
+from emorl_core.types import MAX_THREADS, Threads
 
 ENV_PREFIX = "EMORL_"
 Keys = Annotated[tuple[SecretStr, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
+
+
+def _threads(value: object) -> object:
+    if isinstance(value, str) and value.isdecimal() and len(value) < 5:
+        value = int(value)
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_THREADS):
+        return value
+    raise ValueError(f"must be auto, or a whole number from 1 to {MAX_THREADS}")
+
+
+ThreadCount = Annotated[Threads, BeforeValidator(_threads)]
 
 
 class SettingsError(EmorlError):
@@ -50,6 +62,11 @@ class Settings(BaseSettings):
     slots: int = Field(16, ge=1, le=4096, description="Sequences that run at once.")
     prefill_cache_bytes: int = Field(
         256 * 2**20, ge=0, description="Memory for prompts already encoded: other weights skip the encoder; 0 is off."
+    )
+    threads: ThreadCount = Field(
+        "auto",
+        description="Threads to compute with on a CPU: a number, or auto: the fastest number, measured at the start and"
+        " whenever steps have become slow or the machine may be quiet again.",
     )
     compile: bool = Field(
         False, description="Compile the decoding step: faster tokens for a slower start; a CPU needs a C++ compiler."

@@ -90,6 +90,7 @@ def _report(trainer: Trainer, data: Data) -> dict[str, Any]:
         "objectives": {objective.name: _objective(objective, recipe) for objective in trainer.objectives},
         "data": data.summary(),
         "fingerprint": trainer.task.fingerprint,
+        "threads": torch.get_num_threads(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
         "recipe": recipe.model_dump(mode="json"),
     }

@@ -18,7 +18,7 @@ import torch
 from emorl_core.types import Sampling
 from emorl_core.weights import BASE
 from training.adapters import Stacks, fresh_adapter
-from training.checkpoint import Checkpoint, latest, restore_random_states, save
+from training.checkpoint import Checkpoint, latest, restore_process, save
 from training.gradients import GradientStep
 from training.lockstep import Lockstep, Measures, TrainingGroup
 from training.objective import Objective, Scores, flat
@@ -322,6 +322,6 @@ class Trainer:
         self.steps = checkpoint.step
         for objective in self.objectives:
             objective.restore(checkpoint.state["objectives"][objective.name], checkpoint.tensors, self.stacks)
-        restore_random_states(checkpoint)
+        restore_process(checkpoint)
         self._log.keep_until(self.steps)
         self._log.write("resume", self.steps)

@@ -59,6 +59,7 @@ async def info(request: Request) -> Response:
             "device": ensemble.device,
             "dtype": ensemble.dtype,
             "compiled": ensemble.compiled,
+            "threads": ensemble.threads.count,
             "parameter_bytes": ensemble.parameter_bytes(),
             "limits": {
                 "max_source_tokens": spec.max_source_tokens,

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from emorl_core import ensemble as ensemble_module
+from emorl_core import sweep as sweep_module
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Attribution, Completion, FinishReason
 from server.deployment import load
@@ -118,7 +118,7 @@ def test_a_sweep_is_counted_before_anything_of_it_is_made(
 ) -> None:
     ensemble = server.service.deployment().ensemble
     with (
-        mock.patch.object(ensemble_module, "simplex_grid") as grid,
+        mock.patch.object(sweep_module, "simplex_grid") as grid,
         mock.patch.object(ensemble.tokenizer, "encode") as encode,
     ):
         response = post(client, "/sweep", body)
