@@ -53,6 +53,30 @@ def check_threads(threads: object) -> Threads:
     return threads
 
 
+def product_s(count: int, within_s: float = 0.02) -> float:
+    """Seconds that a small product takes with so many threads at this moment, on the thread that calls; leaves torch
+    with that number. Threads that get into each other's way do so badly, so that a few products tell."""
+    torch.set_num_threads(count)
+    a, b = torch.ones(512, 128), torch.ones(128, 384)
+    torch.relu(a @ b)  # wakes the threads up
+    began, rounds = time.perf_counter(), 0
+    while rounds < 2 or (rounds < 100 and time.perf_counter() - began < within_s):
+        torch.relu(a @ b)
+        rounds += 1
+    return (time.perf_counter() - began) / rounds
+
+
+def fastest_threads(most: int | None = None) -> int:
+    """1 or `most` (None: torch's own number), whichever does small products faster at this moment; for work that runs
+    for long and has no steps to observe."""
+    before, most = torch.get_num_threads(), most_threads() if most is None else most
+    counts = dict.fromkeys((1, max(1, min(most, os.cpu_count() or 1))))
+    try:
+        return min(counts, key=product_s)
+    finally:
+        torch.set_num_threads(before)
+
+
 class ThreadChoice:
     """The number of threads for the next step. `observe` every step; when there is reason to, the next few are a trial.
 
@@ -64,13 +88,15 @@ class ThreadChoice:
         counts: Sequence[int],
         *,
         apply: Callable[[int], None] = torch.set_num_threads,
+        probe: Callable[[int], float] = product_s,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """counts: to choose among, rising; a single one is fixed."""
+        """counts: to choose among, rising; a single one is fixed. probe: how long a little work takes with a number."""
         self.counts = tuple(counts)
         self.count = self.counts[-1]
         self.on_choice: Callable[[str], None] = lambda _: None  # is told every choice in one line
         self._apply = apply
+        self._probe = probe
         self._clock = clock
         self._told: int | None = None
         self._trial: _Trial | None = None
@@ -133,7 +159,7 @@ class ThreadChoice:
 
     def _try(self, trial: _Trial) -> None:
         self._trial = trial
-        self._apply(trial.count)
+        self._next(trial)
 
     def _go_on(self, trial: _Trial, took_s: float, size: int) -> None:
         before = trial.count
@@ -141,9 +167,18 @@ class ThreadChoice:
         if trial.strays > _STRAYS:  # the batch has changed for good
             self._trial = None
             self._apply(self.count)
-        elif trial.done:
+        elif trial.done or trial.count != before:
+            self._next(trial)
+
+    def _next(self, trial: _Trial) -> None:
+        """Go on with the trial's next number, unless a little work shows already that steps would take for ever."""
+        if trial.medians and not trial.done:
+            best = min(trial.medians, key=trial.medians.__getitem__)
+            if self._probe(trial.count) > _HOPELESS * self._probe(best):
+                trial.give_up()
+        if trial.done:
             self._settle(trial)
-        elif trial.count != before:
+        else:
             self._apply(trial.count)
 
     def _settle(self, trial: _Trial) -> None:
@@ -197,7 +232,11 @@ class _Trial:
             self.medians[self._left.popleft()] = median
             self._times = []
             if median > _WORSE * best:
-                self._left.clear()
+                self.give_up()
+
+    def give_up(self) -> None:
+        """Try no more numbers."""
+        self._left.clear()
 
     def best(self) -> int:
         """The fewest threads that are about as fast as any."""
@@ -229,26 +268,3 @@ class _Usual:
             return 0.0
         self._slow_since = now if self._slow_since is None else self._slow_since
         return now - self._slow_since
-
-
-def fastest_threads(most: int | None = None) -> int:
-    """1 or `most` (None: torch's own number), whichever does small products faster at this moment; for work that runs
-    for long and has no steps to observe."""
-    before, most = torch.get_num_threads(), most_threads() if most is None else most
-    a, b = torch.ones(512, 128), torch.ones(128, 384)
-    best, fewest = float("inf"), 1
-    try:
-        for count in dict.fromkeys((1, max(1, min(most, os.cpu_count() or 1)))):
-            torch.set_num_threads(count)
-            torch.relu(a @ b)  # wakes the threads up
-            start, rounds = time.perf_counter(), 0
-            # Threads that get into each other's way do so badly: no need to wait for the end of it.
-            while rounds < 100 and time.perf_counter() - start < 2 * best:
-                torch.relu(a @ b)
-                rounds += 1
-            took = (time.perf_counter() - start) * 100 / rounds
-            if took < best:
-                best, fewest = took, count
-    finally:
-        torch.set_num_threads(before)
-    return fewest

@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from emorl_core.adapters import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
 from training.durable import appearing

@@ -26,11 +26,17 @@ class Machine:
         self.threads = 0
         self.used: list[int] = []
         self.told: list[str] = []
-        self.choice = ThreadChoice(counts, apply=self._set, clock=lambda: self.now)
+        self.probed: list[int] = []
+        self.probe_s = 0.0  # of every number
+        self.choice = ThreadChoice(counts, apply=self._set, probe=self._probe, clock=lambda: self.now)
         self.choice.on_choice = self.told.append
 
     def _set(self, threads: int) -> None:
         self.threads = threads
+
+    def _probe(self, threads: int) -> float:
+        self.probed.append(threads)
+        return self.probe_s
 
     def run(self, steps: int, rows: int = 4) -> list[int]:
         """The number of threads of each of these steps."""
@@ -98,6 +104,19 @@ def test_a_hopeless_number_is_given_up_after_two_steps() -> None:
     it = Machine((1, 2), busy)
     it.choice.start()
     assert it.run(12).count(2) == 2
+
+
+def test_a_number_that_a_little_work_shows_to_be_hopeless_runs_no_step() -> None:
+    """On cores with many others one step could take seconds."""
+    it = Machine((1, 2, 4), busy)
+    it.choice = ThreadChoice((1, 2, 4), apply=it._set, probe=lambda n: busy(n, 1), clock=lambda: it.now)
+    it.choice.on_choice = it.told.append
+    it.choice.start()
+    used = []
+    while it.now < 7200:
+        used += it.run(10)
+    assert set(used) == {1}
+    assert it.told == ["computing with 1 thread; a step takes 30.0 ms with 1"]
 
 
 def test_a_neighbour_that_comes_is_noticed_and_one_that_goes_too() -> None:
@@ -208,7 +227,7 @@ def test_what_is_no_number_of_threads_is_refused(threads: Any) -> None:
 def test_a_warm_up_chooses_with_real_steps() -> None:
     ensemble = fake_ensemble()
     used: list[int] = []
-    ensemble.threads = ThreadChoice((1, 2), apply=used.append)
+    ensemble.threads = ThreadChoice((1, 2), apply=used.append, probe=lambda count: 0.0)
     ensemble.warm_up()
     assert not ensemble.threads.measuring
     assert used[:2] == [1, 2]

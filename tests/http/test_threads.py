@@ -19,7 +19,9 @@ from tests.http.harness import PROMPT, in_process, live
 def test_the_engines_thread_chooses_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     where: list[str] = []
     ensemble = fake_ensemble()
-    ensemble.threads = ThreadChoice((1, 2), apply=lambda count: where.append(threading.current_thread().name))
+    ensemble.threads = ThreadChoice(
+        (1, 2), apply=lambda count: where.append(threading.current_thread().name), probe=lambda count: 0.0
+    )
     with caplog.at_level(logging.INFO, "emorl.server"), live(ensemble=ensemble) as server, server.client() as client:
         assert client.get("/info").json()["threads"] == ensemble.threads.count
         client.post("/generate", json={"prompt": PROMPT})
