@@ -42,8 +42,12 @@ def add_threads_option(parser: argparse.ArgumentParser, more: str = "") -> None:
     )
 
 
-def use_threads(threads: Threads, device: str) -> None:
-    """Compute with as many threads from now on, on a CPU. Raises InvalidRequest for what is no number of threads."""
+def use_threads(threads: Threads, device: str, *, say: bool = True) -> None:
+    """Compute with as many threads from now on, on a CPU; `say` it on stderr.
+
+    Raises:
+        InvalidRequest: what is no number of threads.
+    """
     import torch
 
     from emorl_core.threads import check_threads, fastest_threads
@@ -53,7 +57,8 @@ def use_threads(threads: Threads, device: str) -> None:
             return
         threads = fastest_threads()
     torch.set_num_threads(int(threads))
-    print(f"computing with {threads} thread{'s' if int(threads) > 1 else ''}", file=sys.stderr)
+    if say:
+        print(f"computing with {threads} thread{'s' if int(threads) > 1 else ''}", file=sys.stderr)
 
 
 def add_weight_options(parser: argparse.ArgumentParser) -> None:
