@@ -175,12 +175,12 @@ async def run(
 def served(bundle: Path, options: argparse.Namespace) -> Iterator[tuple[str, int]]:
     """`emorl serve` for a bundle on a free port: its URL and its process id."""
     flags = {"port": 0, "dtype": options.dtype, "slots": options.slots, "max-queue": options.max_queue}
+    flags["threads"] = options.threads
     # 600 s: on a slow machine clients wait longer, and that is all.
     flags |= {"queue-timeout-s": 600, "log-level": "warning"}
     command = [sys.executable, "-m", "emorl_cli", "serve", str(bundle)]
     command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import add_example, print_json
+from emorl_cli.options import add_example, add_threads_option, print_json, use_threads
 
 if TYPE_CHECKING:
     from training.evaluation.run import RunCell
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--score-ab", type=Path, nargs="+", metavar="SHEET", help="read filled-in sheets, one per rater, and end"
     )
     texts.add_argument("--key", type=Path, metavar="FILE", help="with --score-ab (default ab-key.csv beside the sheet)")
+    add_threads_option(parser)
     parser.add_argument("--no-plots", action="store_true", help="draw nothing")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_example(
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path(f"evaluation-{recipe.name}")
     if args.report_only and not out.is_dir():
         raise EvaluationError(f"--out {out}: there is no such folder to report on", param="out")
+    use_threads(args.threads, recipe.compute.device)
     data = load_data(recipe, folder)
     with open_run(out, recipe, folder, data, resume=args.resume or args.report_only, overwrite=args.overwrite):
         found = _run(args, out, wanted, recipe, folder, data)

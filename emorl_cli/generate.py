@@ -15,11 +15,13 @@ from emorl_cli.options import (
     add_device_options,
     add_example,
     add_sampling_options,
+    add_threads_option,
     add_weight_options,
     parse_weights,
     print_json,
     read_source,
     sampling_fields,
+    use_threads,
     utf_8,
 )
 from emorl_cli.progress import Progress
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document per line, fields as in POST /generate")
     parser.add_argument("--slots", type=int, default=16, metavar="N", help="prompts that run at once (default 16)")
     add_device_options(parser)
+    add_threads_option(parser)
     add_example(
         parser,
         'emorl generate my-bundle "I can\'t keep up at work." --weights reflection=0.7,empathy=0.3 --stream',
@@ -72,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     from emorl_core.ensemble import Ensemble
 
+    use_threads(args.threads, args.device, say=False)
     ensemble = Ensemble.load(args.bundle, device=args.device, dtype=args.dtype, slots=args.slots)
     if source is not None:
         return _many(ensemble, lines, fields, as_json=args.json)
@@ -193,7 +197,7 @@ def _write(ensemble: Ensemble, line: int, result: Completion | EmorlError | None
 
 def _answer(ensemble: Ensemble, completion: Completion) -> dict[str, Any]:
     """The answer of POST /generate, so that a script reads both the same way."""
-    from server.api.fields import answer
+    from server.api.generation_fields import answer
 
     return answer(completion, ensemble.name, ensemble.lanes)
 

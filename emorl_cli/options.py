@@ -6,7 +6,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emorl_core.types import Threads
 
 STDIN, STDIN_NAME = "-", "standard input"
 ESCAPED_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}  # JSON escapes the others itself
@@ -28,6 +31,36 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "bfloat16"),
         help="precision of the matrices; auto: bfloat16 where the device does it well",
     )
+
+
+def add_threads_option(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """`--threads`, for `use_threads` or `Ensemble.load`."""
+    parser.add_argument(
+        "--threads",
+        type=lambda text: int(text) if text.isdecimal() and len(text) < 5 else text,
+        default="auto",
+        metavar="N",
+        help=f"to compute with on a CPU (default auto: the fastest number, measured at the start){more}",
+    )
+
+
+def use_threads(threads: Threads, device: str, *, say: bool = True) -> None:
+    """Compute with as many threads from now on, on a CPU; `say` it on stderr.
+
+    Raises:
+        InvalidRequest: what is no number of threads.
+    """
+    import torch
+
+    from emorl_core.threads import check_threads, fastest_threads
+
+    if check_threads(threads) == "auto":
+        if device != "cpu" and torch.cuda.is_available():
+            return
+        threads = fastest_threads()
+    torch.set_num_threads(int(threads))
+    if say:
+        print(f"computing with {threads} thread{'s' if int(threads) > 1 else ''}", file=sys.stderr)
 
 
 def add_weight_options(parser: argparse.ArgumentParser) -> None:

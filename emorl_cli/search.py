@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import BUNDLE_HELP, add_device_options, add_example, print_json
+from emorl_cli.options import BUNDLE_HELP, add_device_options, add_example, add_threads_option, print_json
 
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slots", type=int, default=SLOTS, metavar="N", help=f"branches that run at once (default {SLOTS})"
     )
     add_device_options(parser)
+    add_threads_option(parser)
     add_example(
         parser,
         "emorl search my-bundle --recipe recipes/demo.yaml --set-default",
@@ -127,7 +128,10 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         slots=args.slots,
         prefill_cache_bytes=PREFILL_CACHE_BYTES,
+        threads=args.threads,
     )
+    ensemble.threads.on_choice = lambda line: print(line, file=sys.stderr, flush=True)
+    ensemble.warm_up()
     inputs = chosen(inputs, _fits(ensemble), search=args.search_prompts, held_out=args.held_out_most, seed=args.seed)
     outcome = _search(args, ensemble, inputs, settings, folder, names)
     report = {**outcome.report, "profile": None, "plots": []}

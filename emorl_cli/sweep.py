@@ -12,9 +12,11 @@ from emorl_cli.options import (
     add_device_options,
     add_example,
     add_sampling_options,
+    add_threads_option,
     parse_weights,
     print_json,
     sampling_fields,
+    use_threads,
     utf_8,
 )
 
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--slots", type=int, default=64, metavar="N", help="branches that run at once (default 64)")
     add_device_options(parser)
+    add_threads_option(parser)
     add_example(
         parser,
         'emorl sweep my-bundle "I can\'t keep up at work." --resolution 10',
@@ -75,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
     from emorl_core.ensemble import Ensemble
 
+    use_threads(args.threads, args.device, say=False)
     ensemble = Ensemble.load(args.bundle, device=args.device, dtype=args.dtype, slots=args.slots)
     if args.line is not None:
         start, end = (_end(ensemble, text) for text in args.line)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emorl_cli.options import add_example, print_json
+from emorl_cli.options import add_example, add_threads_option, print_json, use_threads
 
 PLAIN_EVERY_S = 5.0  # seconds between progress lines
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, as in rl.learning_rate=3e-4"
     )
+    add_threads_option(parser, "; a resumed run keeps the number it had")
     parser.add_argument("--json", action="store_true", help="print the report (or the plan) as JSON")
     add_example(
         parser,
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     from training.pipeline.run import Places, train
 
+    use_threads(args.threads, recipe.compute.device)
     places = Places(args.out or Path("bundles") / recipe.name)
     report = train(
         recipe,

@@ -11,17 +11,21 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
+import torch
+
 from emorl_core.bundle import Bundle, BundleSpec
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
 from emorl_core.engine.intake import draw_seed
 from emorl_core.engine.segments import SegmentsRequest, SegmentsResult
-from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, simplex_grid
-from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong
+from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, sweep_vectors
+from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong, shown
 from emorl_core.lanes.huge_pages import use_huge_pages
 from emorl_core.loading import load_bundle
 from emorl_core.precision import pick_device, pick_dtype
+from emorl_core.prompts import PromptEncoder
 from emorl_core.snapshot import Hashes, Snapshot
+from emorl_core.threads import ThreadChoice, check_threads
 from emorl_core.tokenizer import Tokenizer
 from emorl_core.types import (
     COMBINE_MODES,
@@ -30,8 +34,11 @@ from emorl_core.types import (
     Completion,
     Request,
     Sampling,
+    Threads,
     TokenEvent,
+    check_width,
 )
+from emorl_core.warm_up import warm_up
 from emorl_core.weights import ResolvedWeights, resolve
 
 Weights = Mapping[str, float]
@@ -52,12 +59,16 @@ class Ensemble:
         *,
         bundle: Bundle | None = None,
         hashes: Hashes | None = None,
+        max_prompt_chars: int | None = None,
+        threads: ThreadChoice | None = None,
     ) -> None:
         self.spec = spec
         self.engine = engine
         self.tokenizer = tokenizer
         self.bundle = bundle
         self.hashes = hashes
+        self.threads = threads or ThreadChoice([torch.get_num_threads()])
+        self._prompts = PromptEncoder(spec, tokenizer, max_prompt_chars)
         self._driver = Driver(engine)
         self._numbers = itertools.count(1)
 
@@ -73,6 +84,8 @@ class Ensemble:
         compile: bool = False,  # noqa: A002 - the name that torch and its users have for it
         revision: str | None = None,
         hashed: bool = False,
+        max_prompt_chars: int | None = None,
+        threads: Threads = "auto",
     ) -> Ensemble:
         """Load a bundle.
 
@@ -87,11 +100,17 @@ class Ensemble:
                 CUDA graphs instead.
             revision: branch, tag or commit of a hub id.
             hashed: put hashes of what was loaded into `hashes`, as receipts need them; reads every file once more.
+            max_prompt_chars: longer prompts are refused before they are tokenised; None: twice what the bundle's
+                `max_source_tokens` can hold if each is the longest token of the vocabulary.
+            threads: of torch on a CPU; `auto`: as torch has it, until `warm_up` has chosen the fastest by measuring.
 
         Raises:
             BundleError, AdapterError, UnsupportedModel: one line that names the file, the key and the reason.
             InvalidRequest: a device or dtype that is not there.
         """
+        count = check_threads(threads)
+        if count != "auto":
+            torch.set_num_threads(count)
         target = pick_device(device)
         precision = pick_dtype(dtype, target)
         loaded = load_bundle(where, device=target, dtype=precision, revision=revision, hashed=hashed)
@@ -103,7 +122,15 @@ class Ensemble:
         engine = Engine(
             model, tokenizer.decode, bundle.spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes
         )
-        return cls(bundle.spec, engine, tokenizer, bundle=bundle, hashes=loaded.hashes)
+        return cls(
+            bundle.spec,
+            engine,
+            tokenizer,
+            bundle=bundle,
+            hashes=loaded.hashes,
+            max_prompt_chars=max_prompt_chars,
+            threads=ThreadChoice.of(threads, target),
+        )
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
@@ -139,25 +166,17 @@ class Ensemble:
 
     # -- requests ------------------------------------------------------------------------------------------------
 
+    @property
+    def max_prompt_chars(self) -> int:
+        """Longer prompts are refused before they are tokenised."""
+        return self._prompts.max_chars
+
     def encode(self, prompt: str, *, field: str = "prompt") -> tuple[int, ...]:
         """Wrap a prompt in the bundle's template and tokenise it. Names of control tokens in the prompt stay text.
 
         field: what errors call the prompt. Raises PromptTooLong naming the limit.
         """
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InvalidRequest(f"{field} is empty; allowed: text with at least one character", param=field)
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest(f"{field} holds half a surrogate pair; allowed: Unicode text", param=field) from None
-        ids = tuple(self.tokenizer.encode_prompt(prompt, *self.spec.around))
-        if len(ids) > self.spec.max_source_tokens:
-            raise PromptTooLong(
-                f"{field} has {len(ids)} tokens with its template; allowed: up to {self.spec.max_source_tokens}"
-                " (max_source_tokens of the bundle)",
-                param=field,
-            )
-        return ids
+        return self._prompts.encode(prompt, field=field)
 
     def _checked_ids(self, ids: Sequence[int], field: str) -> tuple[int, ...]:
         size, most = self.engine.facts.vocab_size, self.spec.max_source_tokens
@@ -219,7 +238,7 @@ class Ensemble:
             )
         if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
             raise InvalidRequest(
-                f"top_logprobs is {top_logprobs}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
+                f"top_logprobs is {shown(top_logprobs)}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
             )
         settings = sampling_of(**sampling)
         return Request(
@@ -308,26 +327,25 @@ class Ensemble:
         normalize: bool = True,
         combine: Combine = "hidden",
         only: Sequence[Collection[int]] | None = None,
+        max_sweep: int | None = None,
         **sampling: Any,
     ) -> SweepPlan:
-        """What `sweep` runs, checked in full and not begun; thread-safe. Arguments and errors as `sweep`."""
-        if (weights is None) == (resolution is None):
-            raise InvalidRequest("give exactly one of weights and resolution", param="weights")
-        if weights is None:
-            weights = simplex_grid(self.objectives, resolution or 0)
-        if isinstance(weights, Mapping):
-            raise InvalidRequest("weights is one mapping; allowed: a list of them", param="weights")
-        vectors = []
-        for i, each in enumerate(weights):
-            try:
-                vectors.append(self.resolve(each, normalize=normalize))
-            except InvalidWeights as error:
-                raise InvalidWeights(f"vector {i}: {error.message}", param=f"weights.{i}") from None
+        """What `sweep` runs, checked in full and not begun; thread-safe. Arguments and errors as `sweep`.
+
+        max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
+        """
+        vectors = sweep_vectors(
+            self.objectives,
+            weights,
+            resolution,
+            lambda each: self.resolve(each, normalize=normalize),
+            prompts=1 if isinstance(prompts, str) else len(prompts),
+            most=max_sweep,
+        )
         settings = sampling_of(**sampling)
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
-        texts = [prompts] if isinstance(prompts, str) else prompts
-        encoded = [self.encode(text, field=f"prompts.{i}") for i, text in enumerate(texts)]
+        encoded = [self.encode(prompts)] if isinstance(prompts, str) else self._prompts.encode_all(prompts)
         prefix = f"sweep{next(self._numbers)}"
         return SweepPlan(encoded, vectors, settings, combine=combine, only=only, prefix=prefix)
 
@@ -383,8 +401,7 @@ class Ensemble:
             "stop": stop,
             "seed": 0,
         }
-        if not min_width > 0.0:
-            raise InvalidRequest(f"min_width is {min_width}; allowed: a number above 0", param="min_width")
+        check_width(min_width)
         start, end = (
             self.request(prompt, weights=each, normalize=normalize, **options) for each in (from_weights, to_weights)
         )
@@ -400,14 +417,13 @@ class Ensemble:
         return self._driver.segments(request)
 
     def warm_up(self) -> None:
-        """One token through all lanes at once: proves that the model, its adapters and the head really work.
+        """One token through all lanes at once: proves that the model, its adapters and the head really work. Then a few
+        more where `threads` is to be chosen, on the thread that calls this.
 
-        Raises EngineError when they do not.
+        Raises EngineError when they do not work.
         """
-        ids = tuple(self.tokenizer.encode_prompt("Hello.", *self.spec.around))[: self.spec.max_source_tokens]
-        even = tuple(1.0 / len(self.lanes) for _ in self.lanes)
-        request = Request(f"warm-up-{next(self._numbers)}", ids, even, Sampling(max_new_tokens=1), stream=False)
-        self._driver.finish([request])
+        ids = self.tokenizer.encode_prompt("Hello.", *self.spec.around)[: self.spec.max_source_tokens]
+        warm_up(self._driver, self.threads, ids, len(self.lanes), f"warm-up-{next(self._numbers)}")
 
 
 def sampling_of(*, stop: str | Sequence[str] = (), **fields: Any) -> Sampling:

@@ -6,6 +6,7 @@ or generated text.
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 
@@ -82,3 +83,11 @@ class OutOfMemory(EngineError):
     """The device had no memory left for this request."""
 
     code = "out_of_memory"
+
+
+def shown(value: object) -> str:
+    """A value that a caller sent, as a message shows it: cut, since a number may have thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"about {'-' if value < 0 else ''}1e{int(value.bit_length() * math.log10(2))}"
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

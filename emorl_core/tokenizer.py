@@ -26,8 +26,12 @@ _FILES = (
 class Tokenizer(Protocol):
     """The special tokens that the model was trained with are added on the way in and left out on the way back.
 
+    `longest_token`: characters of the longest one, which bounds how much text a number of tokens can hold.
     `spell`: one token by itself; `first`: nothing ordinary comes before it in the text.
     """
+
+    @property
+    def longest_token(self) -> int: ...
 
     def encode(self, text: str) -> list[int]:
         """A text of the house, in which the name of a control token is that token."""
@@ -51,6 +55,7 @@ class HuggingFaceTokenizer:
         self._tokenizer = _load(folder)
         check_vocabulary(folder, self._tokenizer)
         self._encoder = prompt_encoder(self._tokenizer)
+        self.longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
         self._speller = Speller(self._tokenizer, self.decode)
 
     def encode(self, text: str) -> list[int]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -26,11 +26,23 @@ from emorl_core.bundle import explain
 from emorl_core.documents import read_yaml
 from emorl_core.errors import EmorlError
 from emorl_core.files import Missing, Unreadable
+from emorl_core.types import MAX_THREADS, Threads
 
 ENV_PREFIX = "EMORL_"
 HOST_NAME = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"  # a name, an address of IPv4, or one of IPv6 in brackets
 Keys = Annotated[tuple[SecretStr, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
+
+
+def _threads(value: object) -> object:
+    if isinstance(value, str) and value.isdecimal() and len(value) < 5:
+        value = int(value)
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_THREADS):
+        return value
+    raise ValueError(f"must be auto, or a whole number from 1 to {MAX_THREADS}")
+
+
+ThreadCount = Annotated[Threads, BeforeValidator(_threads)]
 
 
 class SettingsError(EmorlError):
@@ -54,6 +66,11 @@ class Settings(BaseSettings):
     prefill_cache_bytes: int = Field(
         256 * 2**20, ge=0, description="Memory for prompts already encoded: other weights skip the encoder; 0 is off."
     )
+    threads: ThreadCount = Field(
+        "auto",
+        description="Threads to compute with on a CPU: a number, or auto: the fastest number, measured at the start and"
+        " whenever steps have become slow or the machine may be quiet again.",
+    )
     compile: bool = Field(
         False, description="Compile the decoding step: faster tokens for a slower start; a CPU needs a C++ compiler."
     )
@@ -66,6 +83,12 @@ class Settings(BaseSettings):
     # limits
     max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait beside those that run; else 429.")
     queue_timeout_s: float = Field(30.0, gt=0, description="Longest wait for a slot; then 503.")
+    max_prompt_chars: int | None = Field(
+        None,
+        ge=1,
+        description="Longest prompt in characters; then 422 before it is tokenised. Unset: twice what the bundle's"
+        " max_source_tokens hold if each is the longest token of its vocabulary.",
+    )
     max_new_tokens: int = Field(1024, ge=1, description="Largest max_new_tokens (or max_tokens) a request may ask for.")
     max_choices: int = Field(8, ge=1, le=128, description="Most completions that one OpenAI request may ask for.")
     max_sweep: int = Field(4096, ge=1, description="Most completions (prompts times weight vectors) of one sweep.")

@@ -7,10 +7,11 @@ tree: the engine runs them as one branch with K members, which forks only where 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from emorl_core.errors import InvalidRequest, InvalidWeights
+from emorl_core.errors import InvalidRequest, InvalidWeights, shown
 from emorl_core.types import COMBINE_MODES, Combine, Completion, FinishReason, Request, Sampling
 from emorl_core.weights import ResolvedWeights
 
@@ -46,14 +47,20 @@ class SweepResult:
 
     def of_prompt(self, prompt_index: int) -> tuple[SweepItem, ...]:
         """One item per weight vector."""
-        return tuple(item for item in self.items if item.prompt_index == prompt_index)
+        first, last = (bisect_left(self.items, p, key=_prompt_of) for p in (prompt_index, prompt_index + 1))
+        return self.items[first:last]
 
     def distinct(self, prompt_index: int) -> dict[str, list[int]]:
         """Distinct text -> the indices of the weight vectors that give it, texts in order of first appearance."""
-        texts: dict[str, list[int]] = {}
-        for item in self.of_prompt(prompt_index):
-            texts.setdefault(item.text, []).append(item.weights_index)
-        return texts
+        return texts_of(self.of_prompt(prompt_index))
+
+
+def texts_of(items: Iterable[SweepItem]) -> dict[str, list[int]]:
+    """Of one prompt's items: distinct text -> the indices of the weight vectors that give it."""
+    texts: dict[str, list[int]] = {}
+    for item in items:
+        texts.setdefault(item.text, []).append(item.weights_index)
+    return texts
 
 
 class SweepPlan:
@@ -167,18 +174,66 @@ class SweepPlan:
         return sum(weight != 0.0 for weight in self.vectors[index].vector)
 
 
-def simplex_grid(objectives: Sequence[str], resolution: int) -> list[dict[str, float]]:
-    """Every weight vector with components k / resolution that sum to 1: C(resolution + N - 1, N - 1) of them.
+def sweep_vectors(
+    objectives: Sequence[str],
+    weights: Sequence[Mapping[str, float]] | None,
+    resolution: int | None,
+    resolve: Callable[[Mapping[str, float]], ResolvedWeights],
+    *,
+    prompts: int,
+    most: int | None = None,
+) -> list[ResolvedWeights]:
+    """What a sweep over `weights`, or over the grid of `resolution`, runs with.
+
+    Args:
+        prompts: how many are swept.
+        most: completions (prompts times vectors) that it may ask for; they are counted before any vector is made.
+
+    Raises:
+        InvalidRequest, InvalidWeights: neither or both are given, there are too many, or one is wrong.
+    """
+    if (weights is None) == (resolution is None):
+        raise InvalidRequest("give exactly one of weights and resolution", param="weights")
+    if isinstance(weights, Mapping):
+        raise InvalidRequest("weights is one mapping; allowed: a list of them", param="weights")
+    param = "weights" if resolution is None else "resolution"
+    size = len(weights or ()) if resolution is None else grid_size(len(objectives), resolution)
+    if most is not None and prompts * size > most:
+        raise InvalidRequest(
+            f"the sweep asks for {prompts} x {size} completions; allowed: up to {most} (max_sweep)", param=param
+        )
+    if resolution is not None:
+        weights = simplex_grid(objectives, resolution)
+    vectors = []
+    for i, each in enumerate(weights or ()):
+        try:
+            vectors.append(resolve(each))
+        except InvalidWeights as error:
+            raise InvalidWeights(f"vector {i}: {error.message}", param=f"weights.{i}") from None
+    return vectors
+
+
+def grid_size(objectives: int, resolution: int) -> int:
+    """How many vectors `simplex_grid` makes: C(resolution + N - 1, N - 1).
 
     Raises InvalidRequest for a resolution below 1 or a grid of more than 100,000 vectors.
     """
-    if resolution < 1:
-        raise InvalidRequest(f"resolution is {resolution}; allowed: a whole number from 1", param="resolution")
-    size = math.comb(resolution + len(objectives) - 1, len(objectives) - 1)
+    if isinstance(resolution, bool) or not isinstance(resolution, int) or not 1 <= resolution <= MAX_GRID:
+        raise InvalidRequest(
+            f"resolution is {shown(resolution)}; allowed: a whole number from 1 to {MAX_GRID}", param="resolution"
+        )
+    size = math.comb(resolution + objectives - 1, objectives - 1)
     if size > MAX_GRID:
         raise InvalidRequest(
-            f"resolution is {resolution}, a grid of {size} vectors; allowed: at most {MAX_GRID}", param="resolution"
+            f"resolution is {resolution}, a grid of {shown(size)} vectors; allowed: at most {MAX_GRID}",
+            param="resolution",
         )
+    return size
+
+
+def simplex_grid(objectives: Sequence[str], resolution: int) -> list[dict[str, float]]:
+    """Every weight vector with components k / resolution that sum to 1. Raises as `grid_size`, before it makes any."""
+    grid_size(len(objectives), resolution)
     return [
         {name: count / resolution for name, count in zip(objectives, counts, strict=True)}
         for counts in _compositions(resolution, len(objectives))
@@ -190,6 +245,10 @@ def merge_rays(vectors: Sequence[Sequence[float]], *, greedy: bool) -> list[int]
     decoding positive multiples of each other (scaling all logits does not move their largest)."""
     first: dict[tuple[float, ...], int] = {}
     return [first.setdefault(_key(vector, greedy), i) for i, vector in enumerate(vectors)]
+
+
+def _prompt_of(item: SweepItem) -> int:
+    return item.prompt_index
 
 
 def _check_only(only: Sequence[Collection[int]] | None, prompts: int, vectors: int) -> None:

@@ -43,6 +43,7 @@ class FakeTokenizer:
     """Words of a small list, and single bytes for everything else."""
 
     vocab_size = _FIRST_WORD + len(_WORDS)
+    longest_token = max(map(len, _WORDS))
 
     def __init__(self) -> None:
         self._ids = {word: _FIRST_WORD + i for i, word in enumerate(_WORDS)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.api.fields import ErrorBody
+from server.api.generation_fields import ErrorBody
 
 _EXAMPLES: dict[int, tuple[str, str, str, str | None, str]] = {
     # status: (description, message, type, param, code)

@@ -11,7 +11,7 @@ from emorl_core import __version__
 from emorl_core.weights import BASE
 from server.api.answers import json_response, service_of
 from server.api.documented import errors
-from server.api.fields import Health, Info, Objectives, Profiles
+from server.api.generation_fields import Health, Info, Objectives, Profiles
 from server.door.errors import NotReady
 
 router = APIRouter(tags=["operations"])
@@ -57,13 +57,16 @@ async def info(request: Request) -> Response:
             "device": ensemble.device,
             "dtype": ensemble.dtype,
             "compiled": ensemble.compiled,
+            "threads": ensemble.threads.count,
             "parameter_bytes": ensemble.parameter_bytes(),
             "identity": deployment.identity.model_dump(),
             "limits": {
                 "max_source_tokens": spec.max_source_tokens,
+                "max_prompt_chars": ensemble.max_prompt_chars,
                 "max_new_tokens": settings.max_new_tokens,
                 "max_body_bytes": settings.max_body_bytes,
                 "max_choices": settings.max_choices,
+                "max_sweep": settings.max_sweep,
                 "slots": service.admission.slots,
                 "max_queue": service.admission.queue,
             },

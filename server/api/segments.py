@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidWeights
-from emorl_core.types import Interval
+from emorl_core.types import MIN_WIDTH, Interval
 from emorl_core.weights import named
-from server.api.fields import MAX_STOPS, Int, StopString, Strict, Text, Weight, check_limit
+from server.api.fields import Int, Stops, Strict, Text, Weights, check_limit
 
 # Intervals of one request that run at once. More would lengthen every step, also for those who stream beside it.
 _SLOTS = 4
@@ -38,15 +38,13 @@ class LineBody(Strict):
     )
 
     prompt: Text = Field(description="What the client said; the bundle's template is put around it.")
-    start: dict[str, Weight] = Field(alias="from", description="Weights at t = 0; names not listed weigh 0.")
-    end: dict[str, Weight] = Field(alias="to", description="Weights at t = 1.")
+    start: Weights = Field(alias="from", description="Weights at t = 0; names not listed weigh 0.")
+    end: Weights = Field(alias="to", description="Weights at t = 1.")
     normalize: bool = Field(True, description="Scale both ends to sum 1. Negative weights need false.")
-    min_width: float = Field(1e-7, ge=1e-9, le=1.0, description="Intervals of t narrower than this are not divided.")
+    min_width: float = Field(1e-7, ge=MIN_WIDTH, le=1.0, description="Narrower intervals of t are not divided.")
     max_new_tokens: Int = Field(64, ge=1, description="Most tokens of each text; the server's own limit is in /info.")
     min_new_tokens: Int = Field(0, ge=0, description="The end cannot come before this many tokens.")
-    stop: list[StopString] = Field(
-        default_factory=list, max_length=MAX_STOPS, description="Texts that end the answer; never part of it."
-    )
+    stop: Stops = Field(default_factory=list, description="Texts that end the answer; never part of it.")
     stream: bool = Field(False, description="Answer with server-sent events, intervals as they are found.")
 
     def to_core(

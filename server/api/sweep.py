@@ -3,6 +3,7 @@ between two vectors, exactly."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest
-from emorl_core.engine.sweep import SweepPlan
+from emorl_core.engine.sweep import SweepItem, SweepPlan
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
 from emorl_core.types import Completion, Event, IntervalFound
@@ -60,8 +61,13 @@ async def sweep(body: SweepRequest, request: Request) -> Response:
     dialect = SweepDialect(f"sweep-{secrets.token_hex(12)}", generation.deployment.ensemble.name, plan)
     if body.stream:
         return await sse.stream(generation, dialect, settings)
-    for completion in await generation.finish():
-        plan.take(completion)
+    # The answer to thousands of completions takes its time, in which others are to be answered too.
+    return await asyncio.to_thread(_whole, dialect, await generation.finish())
+
+
+def _whole(dialect: SweepDialect, completions: Sequence[Completion]) -> Response:
+    for completion in completions:
+        dialect.take(completion)
     return json_response(dialect.answer())
 
 
@@ -77,6 +83,9 @@ class SweepDialect:
         self._model = model
         self._plan = plan
 
+    def take(self, completion: Completion) -> list[SweepItem]:
+        return self._plan.take(completion)
+
     def answer(self) -> dict[str, Any]:
         """Once every completion has been taken."""
         return sweep_answer(self._id, self._model, self._plan, self._plan.result())
@@ -86,7 +95,7 @@ class SweepDialect:
 
     def event(self, event: Event) -> bytes:
         assert isinstance(event, Completion)  # the requests of a sweep stream no tokens
-        return b"".join(sse.data(sweep_item(item, self._plan)) for item in self._plan.take(event))
+        return b"".join(sse.data(sweep_item(item, self._plan)) for item in self.take(event))
 
     def failed(self, error: EmorlError) -> bytes:
         return sse.data({"type": "error", "error": error_object(error)})

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult
+from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, texts_of
 from emorl_core.ensemble import Ensemble
-from emorl_core.errors import InvalidRequest
-from emorl_core.types import MAX_SEED
-from server.api.fields import MAX_STOPS, Int, StopString, Strict, Text, Weight, check_limit
+from server.api.fields import (
+    FirstFault,
+    Int,
+    Penalty,
+    Seed,
+    Stops,
+    Strict,
+    Temperature,
+    Texts,
+    TopP,
+    Weights,
+    check_limit,
+)
 
-Texts = Annotated[list[Text], Field(min_length=1)]
-Vectors = Annotated[list[dict[str, Weight]], Field(min_length=1)]
+Vectors = Annotated[list[Weights], FirstFault(), Field(min_length=1)]
 
 
 class SweepRequest(Strict):
@@ -35,22 +45,18 @@ class SweepRequest(Strict):
     combine: Literal["hidden", "probs"] = Field("hidden", description="Mix hidden states, or probabilities.")
     max_new_tokens: Int = Field(64, ge=1, description="Most tokens to generate; the server's own limit is in /info.")
     min_new_tokens: Int = Field(0, ge=0, description="The end cannot come before this many tokens.")
-    temperature: float = Field(0.0, ge=0.0, le=100.0, description="0 always takes the most likely token.")
+    temperature: Temperature = Field(0.0, description="0 always takes the most likely token.")
     top_k: Int = Field(0, ge=0, description="Sample among the k most likely tokens; 0 is off.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Sample among the most likely tokens of this mass; 1 is off.")
-    repetition_penalty: float = Field(1.0, gt=0.0, le=100.0, description="Above 1: tokens used already count less.")
-    seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="One for all completions. Null: one is drawn.")
-    stop: list[StopString] = Field(
-        default_factory=list, max_length=MAX_STOPS, description="Texts that end the answer; never part of it."
-    )
+    top_p: TopP = Field(1.0, description="Sample among the most likely tokens of this mass; 1 is off.")
+    repetition_penalty: Penalty = Field(1.0, description="Above 1: tokens used already count less.")
+    seed: Seed | None = Field(None, description="One for all completions. Null: one is drawn.")
+    stop: Stops = Field(default_factory=list, description="Texts that end the answer; never part of it.")
     stream: bool = Field(False, description="Answer with server-sent events, results as they finish.")
 
     def plan(self, ensemble: Ensemble, *, max_new_tokens: int, max_sweep: int) -> SweepPlan:
         """Raises `InvalidRequest` and its kinds. The arguments are the server's limits."""
         check_limit("max_new_tokens", self.max_new_tokens, max_new_tokens)
-        if self.weights is not None:
-            self._check_size(len(self.weights), max_sweep)
-        plan = ensemble.sweep_plan(
+        return ensemble.sweep_plan(
             self.prompts,
             self.weights,
             resolution=self.resolution,
@@ -64,17 +70,8 @@ class SweepRequest(Strict):
             repetition_penalty=self.repetition_penalty,
             seed=self.seed,
             stop=tuple(self.stop),
+            max_sweep=max_sweep,
         )
-        self._check_size(len(plan.vectors), max_sweep)
-        return plan
-
-    def _check_size(self, vectors: int, limit: int) -> None:
-        if len(self.prompts) * vectors > limit:
-            raise InvalidRequest(
-                f"the sweep asks for {len(self.prompts)} x {vectors} completions; allowed: up to {limit}"
-                " (max_sweep, a setting of this server)",
-                param="weights" if self.weights is not None else "resolution",
-            )
 
 
 class SweepText(BaseModel):
@@ -130,20 +127,18 @@ class SweepResponse(BaseModel):
 
 def sweep_answer(sweep_id: str, model: str, plan: SweepPlan, result: SweepResult) -> dict[str, Any]:
     """`SweepResponse` as plain dictionaries."""
-    results = []
-    for prompt in range(len(plan.prompts)):
-        items = result.of_prompt(prompt)
-        results.append(
-            [
-                {
-                    "text": text,
-                    "finish_reason": items[indices[0]].finish_reason.value,
-                    "completion_tokens": len(items[indices[0]].token_ids),
-                    "weights": indices,
-                }
-                for text, indices in result.distinct(prompt).items()
-            ]
-        )
+    results: list[list[dict[str, Any]]] = [[] for _ in plan.prompts]
+    for prompt, group in groupby(result.items, key=lambda item: item.prompt_index):
+        items = {item.weights_index: item for item in group}
+        results[prompt] = [
+            {
+                "text": text,
+                "finish_reason": items[indices[0]].finish_reason.value,
+                "completion_tokens": len(items[indices[0]].token_ids),
+                "weights": indices,
+            }
+            for text, indices in texts_of(items.values()).items()
+        ]
     return {
         "id": sweep_id,
         "model": model,

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from emorl_core.errors import EmorlError
 from emorl_core.types import Completion, Event, Failure
 
+_AT_ONCE = 256  # thousands of completions of a sweep may come in one step, and each costs its reader some work
+
 
 class Channel:
     """Holds the events of one or several engine requests (the `n` choices of one answer).
@@ -54,6 +56,7 @@ class Channel:
     async def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until there is something to take; False when `timeout_s` passed first. One reader at a time."""
         if self._events:
+            await asyncio.sleep(0)  # a reader with much to take lets the others have their turn
             return True
         loop = asyncio.get_running_loop()
         waiter = self._waiter = loop.create_future()
@@ -67,11 +70,9 @@ class Channel:
                 timer.cancel()
         return bool(self._events)
 
-    def take(self) -> list[Event]:
-        """Everything that has come so far, oldest first."""
-        events = list(self._events)
-        self._events.clear()
-        return events
+    def take(self, most: int = _AT_ONCE) -> list[Event]:
+        """What has come so far, oldest first, up to `most`."""
+        return [self._events.popleft() for _ in range(min(most, len(self._events)))]
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:

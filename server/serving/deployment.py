@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -11,13 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from emorl_core.engine.engine import Engine
+from emorl_core.engine.stats import EngineStats
 from emorl_core.ensemble import Ensemble
+from emorl_core.threads import ThreadChoice, most_threads
 from server.door.errors import EngineRestarted, NotReady
 from server.serving.receipt import Identity
 from server.serving.worker import Worker
 from server.settings import Settings, SettingsError
 from server.watch.metrics import Metrics
+
+logger = logging.getLogger("emorl.server")
 
 T = TypeVar("T")
 
@@ -41,11 +48,12 @@ class Deployment:
     def make(cls, ensemble: Ensemble, settings: Settings, metrics: Metrics) -> Deployment:
         """The worker is made, not started."""
         metrics.know_objectives(ensemble.objectives)
+        ensemble.threads.on_choice = logger.info
         worker = Worker(
             ensemble.engine,
             warm_up=ensemble.warm_up,
             rebuild=lambda: emptied(ensemble.engine),
-            on_step=lambda stats: metrics.batch_rows.observe(stats.batch_rows),
+            on_step=_observer(metrics, ensemble.threads),
             on_orphan=metrics.abandoned,
             queue_timeout_s=settings.queue_timeout_s,
         )
@@ -68,6 +76,21 @@ class Deployment:
         await self.worker.stop()
 
 
+def _observer(metrics: Metrics, threads: ThreadChoice) -> Callable[[EngineStats, float], None]:
+    """What is noted of every step, on the engine's thread."""
+    rows = misses = 0
+
+    def note(stats: EngineStats, took_s: float) -> None:
+        nonlocal rows, misses
+        metrics.batch_rows.observe(stats.batch_rows)
+        # A step that encoded a prompt besides says nothing about how long steps take.
+        plain = stats.prefill_misses == misses
+        threads.observe(took_s, stats.lane_row_steps - rows if plain else 0)
+        rows, misses = stats.lane_row_steps, stats.prefill_misses
+
+    return note
+
+
 def _is_folder(bundle: str | None) -> bool:
     return bundle is not None and Path(bundle).is_dir()
 
@@ -83,6 +106,8 @@ def load(settings: Settings) -> Ensemble:
     """Blocking. Raises `BundleError` or `SettingsError`, one line each."""
     if settings.bundle is None:
         raise SettingsError("bundle is not set; allowed: a bundle folder or a hub id owner/name", param="bundle")
+    # An engine that runs already may compute with fewer, and a thread begun after its choice would load with as few.
+    torch.set_num_threads(most_threads())
     return Ensemble.load(
         settings.bundle,
         device=settings.device,
@@ -91,6 +116,8 @@ def load(settings: Settings) -> Ensemble:
         prefill_cache_bytes=settings.prefill_cache_bytes,
         compile=settings.compile,
         hashed=True,
+        max_prompt_chars=settings.max_prompt_chars,
+        threads=settings.threads,
     )
 
 

@@ -53,8 +53,8 @@ class Worker:
     """Runs `engine.step()` in a thread of its own and hands the events to channels on the event loop.
 
     `warm_up` runs on that thread first; `ready` is True once it has worked. `rebuild` gives a fresh engine over the
-    weights that are already in memory. `on_step` runs on the engine's thread, `on_orphan` on the event loop for the
-    completion of a request whose reader has gone.
+    weights that are already in memory. `on_step` runs on the engine's thread, with the seconds that the step took;
+    `on_orphan` on the event loop, for the completion of a request whose reader has gone.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Worker:
         *,
         warm_up: Callable[[], None],
         rebuild: Callable[[], Engine],
-        on_step: Callable[[EngineStats], None] = lambda _: None,
+        on_step: Callable[[EngineStats, float], None] = lambda _, took_s: None,
         on_orphan: Callable[[Completion], None] = lambda _: None,
         queue_timeout_s: float = 30.0,
     ) -> None:
@@ -192,11 +192,11 @@ class Worker:
             if not self._engine.has_work:
                 continue
             self._expire()
-            self._step_started = time.monotonic()
+            started = self._step_started = time.monotonic()
             events = self._engine.step()
             self._step_started = None
             self.stats = self._engine.stats
-            self._on_step(self.stats)
+            self._on_step(self.stats, time.monotonic() - started)
             self._tell_faults()
             if events:
                 self._post(self._deliver, [self._seen(event) for event in events])

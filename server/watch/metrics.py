@@ -6,6 +6,7 @@ ever becomes a label or a value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from emorl_core.types import Attribution, Completion
-from emorl_core.weights import BASE
+from emorl_core.weights import BASE, MAX_WEIGHT
 
 OUTCOMES = ("stop", "length", "cancelled", "rejected", "error")
 
@@ -152,9 +153,10 @@ class Metrics:
         if tokens > 1 and not streamed:
             self.inter_token.observe((completion.total_s - completion.first_token_s) / (tokens - 1))
         for objective, weight in completion.weights.items():
-            if weight != 0.0:
+            # A counter cannot fall, and one that has become inf stays so: weights below 0 (normalize: false) count with
+            # their size, and a size that no request may have does not count.
+            if 0.0 < abs(weight) <= MAX_WEIGHT:
                 self.objective_requests.labels(objective).inc()
-                # A counter cannot fall: weights below 0 (normalize: false) count with their size.
                 self.weight_sum.labels(objective).inc(abs(weight))
         for attribution in completion.attributions:
             self._attributed(attribution, lanes)
@@ -165,11 +167,11 @@ class Metrics:
         self.generated_tokens.inc(completion.completion_tokens)
 
     def _attributed(self, attribution: Attribution, lanes: Sequence[str]) -> None:
-        if attribution.margin <= 0.0:
-            return  # the token did not win: it was sampled against the odds, and shares of a loss say nothing
         # Parts can be negative and Prometheus sums must not fall: of the parts that spoke for the token, each one's
         # share. The shares of a token sum to 1.
         spoke_for = sum(max(part, 0.0) for part in attribution.parts)
+        if not (attribution.margin > 0.0 and math.isfinite(spoke_for)):
+            return  # the token did not win: it was sampled against the odds, and shares of a loss say nothing
         for lane, part in zip(lanes, attribution.parts, strict=True):
             if lane != BASE or part != 0.0:
                 self.attribution.labels(lane).observe(max(part, 0.0) / spoke_for)

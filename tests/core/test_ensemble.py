@@ -137,6 +137,25 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers_and_without_its_
     assert caught.value.code == "prompt_too_long"
 
 
+def test_a_prompt_with_too_many_characters_is_not_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = fake_ensemble(max_source_tokens=20)
+    assert ensemble.max_prompt_chars == 2 * 20 * ensemble.tokenizer.longest_token
+    monkeypatch.setattr(ensemble.tokenizer, "encode", lambda text: pytest.fail("tokenised"))
+    with pytest.raises(PromptTooLong, match=r"prompt has 321 characters; allowed: up to 320 \(max_prompt_chars\)"):
+        ensemble.generate("y" * 321)
+
+
+def test_no_prompt_whose_tokens_fit_has_too_many_characters(plain_bundle: Path) -> None:
+    """But where a tokenizer throws characters away, and then only half of them."""
+    ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
+    limit = ensemble.spec.max_source_tokens
+    longest = max((ensemble.tokenizer.decode([i]) for i in range(4, ensemble.engine.runner.model.vocab_size)), key=len)
+    assert len(ensemble.encode(" ".join([longest] * (limit - 4)))) <= limit
+    own = Ensemble.load(plain_bundle, device="cpu", dtype="float32", max_prompt_chars=10)
+    with pytest.raises(PromptTooLong, match="allowed: up to 10 "):
+        own.encode("i drink and drink")
+
+
 def test_the_template_wraps_the_prompt_whatever_it_holds(plain_bundle: Path) -> None:
     ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
     for prompt in ("I {feel} {prompt} {0} tired", "100% \\1"):

@@ -213,8 +213,3 @@ def test_no_stage_trains_on_held_out_situations() -> None:
 
 def test_the_demo_is_the_recipe_of_the_project() -> None:
     assert load_recipe(ROOT / "recipes" / "demo.yaml") == DemoSettings().recipe()
-
-
-def test_the_thread_count_is_one_of_the_choices() -> None:
-    assert demo.fastest_threads(2) in (1, 2)
-    assert demo.fastest_threads(1) == 1

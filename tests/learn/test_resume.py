@@ -199,8 +199,23 @@ def test_random_states_of_torch_numpy_and_python_come_back(tmp_path: Path) -> No
     assert draw() != expected
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
-    checkpoint.restore_random_states(saved)
+    checkpoint.restore_process(saved)
     assert draw() == expected
+
+
+def test_a_resumed_run_computes_with_the_number_of_threads_that_it_had(tmp_path: Path) -> None:
+    """Sums round differently with another, and two runs part at the last bit."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        checkpoint.save(tmp_path, Checkpoint(1, {}, {}))
+        torch.set_num_threads(1)
+        saved = checkpoint.latest(tmp_path)
+        assert saved is not None
+        checkpoint.restore_process(saved)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_floats_survive_a_checkpoint_to_the_last_bit(tmp_path: Path) -> None:

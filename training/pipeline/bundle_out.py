@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from emorl_core.adapters import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
 from emorl_core.files import appearing, weights_hash
@@ -97,6 +99,7 @@ def _report(trainer: Trainer, data: Data) -> dict[str, Any]:
         "objectives": {objective.name: _objective(objective, recipe) for objective in trainer.objectives},
         "data": data.summary(),
         "fingerprint": trainer.task.fingerprint,
+        "threads": torch.get_num_threads(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
         "recipe": recipe.model_dump(mode="json"),
     }

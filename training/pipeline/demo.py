@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -257,6 +255,8 @@ def _alone(folder: Path) -> Iterator[None]:
 def _threads(threads: int | None, device: str) -> Iterator[None]:
     import torch
 
+    from emorl_core.threads import fastest_threads
+
     before = torch.get_num_threads()
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     torch.set_num_threads(threads or (fastest_threads(before) if on_cpu else before))
@@ -264,31 +264,3 @@ def _threads(threads: int | None, device: str) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def fastest_threads(most: int) -> int:
-    """1 or `most`, whichever does small products faster at this moment.
-
-    torch's threads wait for each other after every product. Where other programs want the cores too, one thread waits
-    for nobody: on two busy cores a training step took 0.25 s with one thread and 2 s with two.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    a, b = torch.ones(512, 128), torch.ones(128, 384)
-    best, fewest = float("inf"), 1
-    try:
-        for count in dict.fromkeys((1, max(1, min(most, os.cpu_count() or 1)))):
-            torch.set_num_threads(count)
-            torch.relu(a @ b)  # wakes the threads up
-            start, rounds = time.perf_counter(), 0
-            # Threads that get into each other's way do so badly: no need to wait for the end of it.
-            while rounds < 100 and time.perf_counter() - start < 2 * best:
-                torch.relu(a @ b)
-                rounds += 1
-            took = (time.perf_counter() - start) * 100 / rounds
-            if took < best:
-                best, fewest = took, count
-    finally:
-        torch.set_num_threads(before)
-    return fewest

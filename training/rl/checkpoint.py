@@ -34,14 +34,15 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder/checkpoint-<step>`, with the random states of this process, and drop older checkpoints."""
+    """Write `folder/checkpoint-<step>`, with what `restore_process` needs, and drop older checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"checkpoint-{checkpoint.step}"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     tensors[_TORCH] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors[_CUDA] = torch.cuda.get_rng_state()
-    state = {"format": FORMAT, "step": checkpoint.step, "random": _python_random(), **checkpoint.state}
+    ours = {"format": FORMAT, "step": checkpoint.step, "random": _python_random(), "threads": torch.get_num_threads()}
+    state = {**ours, **checkpoint.state}
     with appearing(target, replace=True) as temporary:
         save_file(tensors, temporary / _TENSORS)
         (temporary / _STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
@@ -61,8 +62,10 @@ def latest(folder: Path) -> Checkpoint | None:
     return Checkpoint(step, load_file(path / _TENSORS), state)
 
 
-def restore_random_states(checkpoint: Checkpoint) -> None:
-    """Of torch, numpy and Python: a scorer of the user's may draw from any of them."""
+def restore_process(checkpoint: Checkpoint) -> None:
+    """The random states of torch, numpy and Python, since a scorer of the user's may draw from any of them; and the
+    number of threads, with which sums round."""
+    torch.set_num_threads(checkpoint.state.get("threads", torch.get_num_threads()))
     torch.set_rng_state(checkpoint.tensors[_TORCH])
     if _CUDA in checkpoint.tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(checkpoint.tensors[_CUDA])

@@ -19,7 +19,7 @@ from emorl_core.types import Sampling
 from emorl_core.weights import BASE
 from training.config import RecipeError
 from training.data.prompts import Prompt
-from training.rl.checkpoint import Checkpoint, latest, restore_random_states, save
+from training.rl.checkpoint import Checkpoint, latest, restore_process, save
 from training.rl.gradient_average import GradientStep
 from training.rl.gradients import Lockstep, Measures, TrainingGroup
 from training.rl.objective import Objective, Scores, flat
@@ -322,6 +322,6 @@ class Trainer:
         self.steps = checkpoint.step
         for objective in self.objectives:
             objective.restore(checkpoint.state["objectives"][objective.name], checkpoint.tensors, self.stacks)
-        restore_random_states(checkpoint)
+        restore_process(checkpoint)
         self._log.keep_until(self.steps)
         self._log.write("resume", self.steps)

@@ -8,7 +8,20 @@ from pydantic import Field, Tag, model_validator
 
 from emorl_core.errors import InvalidRequest
 from emorl_core.types import MAX_SEED
-from server.api.fields import Int, StopString, Strict, Text, Weight, example
+from server.api.fields import (
+    FirstFault,
+    Int,
+    Penalty,
+    Seed,
+    StopString,
+    Strict,
+    Temperature,
+    Text,
+    Texts,
+    TopP,
+    Weights,
+    example,
+)
 from server.api.openai.fields import Empty, Null, Off, Zero, one_of, text_or_list
 from server.api.openai.messages import Message
 
@@ -30,19 +43,19 @@ class OpenAIRequest(Strict):
     names: ClassVar[dict[str, str]] = {"weights": "objective_weights", "max_new_tokens": "max_tokens"}
 
     model: Text = Field(description="The bundle's name, or bundle:profile.")
-    temperature: float | None = Field(None, ge=0.0, le=100.0, description="Default 1; 0 is greedy.")
-    top_p: float | None = Field(None, gt=0.0, le=1.0, description="Default 1.")
+    temperature: Temperature | None = Field(None, description="Default 1; 0 is greedy.")
+    top_p: TopP | None = Field(None, description="Default 1.")
     n: Int | None = Field(None, ge=1, le=128, description="Completions per prompt; the server's limit is in /info.")
-    seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="Choice i uses seed + i; null: drawn and reported.")
+    seed: Seed | None = Field(None, description="Choice i uses seed + i; null: drawn and reported.")
     stop: Stop | None = Field(None, description="Up to 4 texts that end a completion; never part of it.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Of a stream; `include_usage`: one more chunk.")
     user: Text | None = Field(None, description="Accepted for compatibility; neither used nor logged.")
-    objective_weights: dict[str, Weight] | None = Field(None, description="Objective -> number. Not in OpenAI's API.")
+    objective_weights: Weights | None = Field(None, description="Objective -> number. Not in OpenAI's API.")
     profile: Text | None = Field(None, description="A profile instead of weights. Not in OpenAI's API.")
     normalize: bool = Field(True, description="Scale the weights to sum 1. Not in OpenAI's API.")
     top_k: Int = Field(0, ge=0, description="0 is off. Not in OpenAI's API.")
-    repetition_penalty: float = Field(1.0, gt=0.0, le=100.0, description="1 is off. Not in OpenAI's API.")
+    repetition_penalty: Penalty = Field(1.0, description="1 is off. Not in OpenAI's API.")
     receipt: bool = Field(False, description="Give a receipt per choice in `emorl`. Not in OpenAI's API.")
 
     frequency_penalty: Zero = None
@@ -80,7 +93,7 @@ class OpenAIRequest(Strict):
         }
 
 
-TokenIds = Annotated[list[Annotated[Int, Field(ge=0)]], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[Int, Field(ge=0)]], FirstFault(), Field(min_length=1)]
 
 
 def _prompt_shape(value: Any) -> str | None:
@@ -94,9 +107,9 @@ def _prompt_shape(value: Any) -> str | None:
 
 Prompt = Annotated[
     Annotated[Text, Tag("text")]
-    | Annotated[list[Text], Field(min_length=1), Tag("texts")]
+    | Annotated[Texts, Tag("texts")]
     | Annotated[TokenIds, Tag("ids")]
-    | Annotated[list[TokenIds], Field(min_length=1), Tag("id lists")],
+    | Annotated[list[TokenIds], FirstFault(), Field(min_length=1), Tag("id lists")],
     one_of(_prompt_shape, "text, a list of texts, a list of token ids, or a list of such lists; not empty"),
 ]
 
@@ -146,7 +159,9 @@ class ChatRequest(OpenAIRequest):
         objective_weights={"reflection": 0.7, "empathy": 0.3},
     )
 
-    messages: list[Message] = Field(min_length=1, description="One user message; others may only be empty.")
+    messages: Annotated[list[Message], FirstFault()] = Field(
+        min_length=1, description="One user message; others may only be empty."
+    )
     max_tokens: Int | None = Field(None, ge=1, description="Default: the server's limit.")
     max_completion_tokens: Int | None = Field(None, ge=1, description="The newer name of max_tokens.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the tokens.")

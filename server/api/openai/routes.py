@@ -74,6 +74,7 @@ async def model(model: str, request: Request) -> Response:
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Complete one or several prompts."""
     prompts, n = body.prompts, body.choices
+    _check_rows(request, len(prompts) * n)
     limit = _limit(request, "max_tokens", body.max_tokens or _DEFAULT_MAX_TOKENS)
 
     def build(ensemble: Ensemble, request_id: str) -> list[EngineRequest]:
@@ -97,6 +98,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a user message, in the bundle's prompt template."""
     prompt = single_statement(body.messages)
+    _check_rows(request, body.choices)
     name, asked = body.limit
     limit = _limit(request, name, asked or service_of(request).settings.max_new_tokens)
 
@@ -135,6 +137,15 @@ def _model(deployment: Deployment, name: str) -> dict[str, Any]:
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
+def _check_rows(request: Request, rows: int) -> None:
+    """Before there is a list of as many. Raises `InvalidRequest`."""
+    most = service_of(request).settings.max_choices
+    if rows > most:
+        raise InvalidRequest(
+            f"n × prompts is {rows}; allowed: up to {most} completions in one request (max_choices)", param="n"
+        )
+
+
 def _limit(request: Request, name: str, asked: int) -> int:
     check_limit(name, asked, service_of(request).settings.max_new_tokens)
     return asked
@@ -145,11 +156,6 @@ async def _accept(
 ) -> tuple[Generation, Head]:
     """prompts: one per choice."""
     service, rows = service_of(request), len(prompts)
-    if rows > service.settings.max_choices:
-        raise InvalidRequest(
-            f"n × prompts is {rows}; allowed: up to {service.settings.max_choices} completions in one request",
-            param="n",
-        )
     answer_id = f"{kind}-{secrets.token_hex(12)}"
     generation = await service.accept(request, lambda ensemble: build(ensemble, answer_id), rows)
     ids = {each.request_id: index for index, each in enumerate(generation.requests)}
