@@ -86,11 +86,16 @@ async def run(target: Target, clients: int, pid: int, *, after_s: float, new_tok
     flying, signalled = in_flight, time.monotonic()
     os.kill(pid, signal.SIGTERM)
     await asyncio.gather(*asking)
-    ended: float | None = None
-    while ended is None and time.monotonic() < signalled + _HANG_S:
+    ended = await seconds_until_gone(process, signalled)
+    return Report(clients, flying, dict(outcomes["before"]), dict(outcomes["after"]), ended)
+
+
+async def seconds_until_gone(process: psutil.Process, since: float) -> float | None:
+    """From `since` (`time.monotonic`) until the process has ended; None: it still ran after two minutes."""
+    while time.monotonic() < since + _HANG_S:
         with suppress(psutil.NoSuchProcess):
             if process.status() != psutil.STATUS_ZOMBIE:
                 await asyncio.sleep(0.05)
                 continue
-        ended = time.monotonic() - signalled
-    return Report(clients, flying, dict(outcomes["before"]), dict(outcomes["after"]), ended)
+        return time.monotonic() - since
+    return None

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,15 +172,19 @@ async def run(
 
 
 @contextmanager
-def served(bundle: Path, options: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """`emorl serve` for a bundle on a free port: its URL and its process id."""
+def served(
+    bundle: Path, options: argparse.Namespace, settings: Mapping[str, object] | None = None, **process: Any
+) -> Iterator[tuple[str, int]]:
+    """`emorl serve` for a bundle on a free port: its URL and its process id. `process`: more for `subprocess.Popen`."""
     flags = {"port": 0, "dtype": options.dtype, "slots": options.slots, "max-queue": options.max_queue}
     flags["threads"] = options.threads
     # 600 s: on a slow machine clients wait longer, and that is all.
     flags |= {"queue-timeout-s": 600, "log-level": "warning"}
+    flags |= settings or {}
     command = [sys.executable, "-m", "emorl_cli", "serve", str(bundle)]
     command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    process = {"env": {**os.environ, "OMP_NUM_THREADS": str(options.threads)}, **process}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **process) as server:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from server.serving.signals import stand_by
+
 # verb -> (module, what it does). The order is the order of `emorl --help`.
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("emorl_cli.demo", "build the demo bundle on first use and serve it"),
@@ -32,6 +34,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("emorl_cli.bench", "speed beside what a user would run instead, in one run"),
     "import-npz": ("emorl_cli.import_npz", "turn a published .npz adapter into a PEFT folder"),
 }
+
+SERVING = ("demo", "serve")  # verbs that a process manager may signal at any moment, also while they import
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
@@ -54,6 +58,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name; default: this process's) and return the exit code."""
+    if argv is None and sys.argv[1:2] and sys.argv[1] in SERVING:  # else the process is somebody else's
+        stand_by()
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()  # a reader that went away shows here, not in the interpreter's last breath

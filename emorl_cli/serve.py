@@ -72,6 +72,7 @@ def check(settings: Settings) -> None:
     from emorl_core.models.compiling import check_compiler
     from emorl_core.precision import pick_device, pick_dtype
     from server.door.auth import Keys
+    from server.door.connections import most_connections
     from server.settings import unknown_variables
     from server.watch.tracing import check_tracing
 
@@ -79,6 +80,7 @@ def check(settings: Settings) -> None:
     pick_dtype(settings.dtype, device)
     if settings.compile and device.type == "cpu":
         check_compiler()
+    most_connections(settings)
     Keys.read(settings)
     check_tracing(settings)
     for name in unknown_variables():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import socket
+import os
+import sys
+import threading
+import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from typing import TYPE_CHECKING
-
-from emorl_core.errors import EmorlError
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -19,11 +21,24 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
         EmorlError: the bundle cannot be served.
     """
     from server.run import run
-    from server.watch.logs import set_up_logging
+    from server.watch.log_queue import Printed, to_stderr
+    from server.watch.logs import logging_to
 
-    set_up_logging(settings)
-    run(settings, on_ready=on_ready)
+    with logging_to(to_stderr(), settings), redirect_stderr(Printed()):
+        run(settings, on_ready=on_ready)
+    if not _threads_ended(within_s=1.0):
+        # A load, a step or a long prompt: the interpreter would wait for its end, or abort under it.
+        sys.stdout.flush()
+        os._exit(0)
     return 0
+
+
+def _threads_ended(within_s: float) -> bool:
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("emorl-")]
+    deadline = time.monotonic() + within_s
+    for thread in ours:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in ours)
 
 
 def check_address(settings: Settings) -> None:
@@ -32,17 +47,8 @@ def check_address(settings: Settings) -> None:
     Raises:
         EmorlError: the address is taken or does not belong to this machine.
     """
-    if settings.port == 0:
-        return
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
-            probe.bind(address)
-    except OSError as error:
-        raise EmorlError(
-            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another with --port",
-            param="port",
-        ) from None
+    from server.door.listener import bind
+
+    if settings.port != 0:
+        for sock in bind(settings.host, settings.port):
+            sock.close()

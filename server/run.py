@@ -5,45 +5,79 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
+import math
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
 from emorl_core.ensemble import Ensemble
+from emorl_core.errors import EmorlError
 from server.app import create_app
-from server.door.errors import ReloadFailed
+from server.door.connections import Connections
+from server.door.listener import Listener, bind
 from server.door.protocol import guarded
 from server.serving.service import Service
+from server.serving.signals import hangups, hangups_held
 from server.settings import Settings, unknown_variables
 
 logger = logging.getLogger("emorl.server")
 
-# Longer than the 60 s of common load balancers: who closes first must be the other side, or requests get lost between.
-_IDLE_CONNECTION_S = 75
-_LAST_BYTES_S = 5  # for the error events of what was ended at the deadline
+
+class Helpers(ThreadPoolExecutor):
+    """The event loop's threads, for work that a request waits for. The end does not wait for what is still in them."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002 - see above
+        super().shutdown(wait=False, cancel_futures=True)
 
 
 class DrainingServer(uvicorn.Server):
-    """A first SIGTERM or SIGINT drains, a second one ends the process without waiting."""
+    """A first SIGTERM or SIGINT drains, a second one ends the process at once; SIGHUP loads the bundle again."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, connections: Connections) -> None:
         super().__init__(config)
         self._service = service
+        self._connections = connections
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
-        self._reloading: asyncio.Task[None] | None = None
         self._signalled = False
         self.on_ready: Callable[[str], None] = lambda _: None
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
         self._loop = asyncio.get_running_loop()
-        if threading.current_thread() is threading.main_thread():
-            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-        await super().startup(sockets=sockets)  # type: ignore[arg-type]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(super().capture_signals())
+            if threading.current_thread() is threading.main_thread():
+                stack.enter_context(hangups(self._reload_soon))
+            yield
+
+    def _reload_soon(self) -> None:
+        assert self._loop is not None  # signals are captured within it
+        self._loop.call_soon_threadsafe(self._service.reload_soon)
+
+    async def startup(self, sockets: object = None) -> None:  # noqa: ARG002 - always its own
+        asyncio.get_running_loop().set_default_executor(Helpers(thread_name_prefix="emorl-helper"))
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        try:
+            bound = bind(self.config.host, self.config.port)
+        except EmorlError:
+            await self.lifespan.shutdown()
+            raise
+        listener = Listener(bound, self._make_protocol, self._connections, self.config.backlog)
+        self.servers = [listener]  # type: ignore[list-item]  # what uvicorn needs of one it has
+        self.started = True
         self.announce()
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        make = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
 
     def announce(self) -> None:
         """Tell `on_ready` the URL once the socket listens and the bundle is loaded, whichever comes second."""
@@ -67,13 +101,6 @@ class DrainingServer(uvicorn.Server):
         self._signalled = True
         self._loop.call_soon_threadsafe(self.begin_drain)
 
-    def _reload(self) -> None:
-        self._reloading = asyncio.get_running_loop().create_task(self._try_reload(), name="emorl-reload")
-
-    async def _try_reload(self) -> None:
-        with contextlib.suppress(ReloadFailed):  # the service has logged why, and serves on
-            await self._service.reload()
-
     def begin_drain(self) -> None:
         """Refuse new requests at once; stop listening after `drain_delay_s`; end what is left at the deadline."""
         if self._drain is None:
@@ -88,6 +115,10 @@ class DrainingServer(uvicorn.Server):
         if not await self._service.drained(settings.drain_timeout_s):
             logger.warning("drain_timeout_s has passed: the requests still running were ended with an error")
 
+    async def shutdown(self, sockets: object = None) -> None:  # noqa: ARG002 - always its own
+        self._connections.hurry(self._service.settings.last_bytes_s)  # no client may hold up the end
+        await super().shutdown()
+
 
 def run(
     settings: Settings,
@@ -100,40 +131,42 @@ def run(
     `on_ready` is called with the URL once requests are taken.
 
     Raises:
-        EmorlError: the bundle could not be served; the server has stopped.
-        SystemExit: the address is taken (uvicorn has said so).
+        EmorlError: the bundle or the address could not be served; the server has stopped.
     """
     for name in unknown_variables():
         logger.warning("%s is no setting of emorl; it is ignored", name)
-    app = create_app(settings, ensemble)
-    service: Service = app.state.service
-    server = make_server(app, settings)
+    with hangups_held():
+        app = create_app(settings, ensemble)
+        service: Service = app.state.service
+        server = make_server(app, settings)
 
-    def failed(error: BaseException) -> None:  # noqa: ARG001 - raised below, from service.failure
-        server.should_exit = True
+        def failed(error: BaseException) -> None:  # noqa: ARG001 - raised below, from service.failure
+            server.should_exit = True
 
-    service.on_failure = failed
-    server.on_ready = on_ready
-    service.on_ready = server.announce
-    server.run()
+        service.on_failure = failed
+        server.on_ready = on_ready
+        service.on_ready = server.announce
+        server.run()
     if service.failure is not None:
         raise service.failure
 
 
 def make_server(app: object, settings: Settings) -> DrainingServer:
+    """Raises `SettingsError` when the limits on connections cannot hold."""
     service: Service = app.state.service  # type: ignore[attr-defined]
+    connections = service.connections = Connections(settings)
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         host=settings.host,
         port=settings.port,
-        http=guarded(settings.read_timeout_s),
+        http=guarded(connections),
         h11_max_incomplete_event_size=settings.max_header_bytes,
         ws="none",
         lifespan="on",
         log_config=None,  # the process that runs this has set up logging
         access_log=False,  # uvicorn's has the raw path in it
         server_header=False,
-        timeout_keep_alive=_IDLE_CONNECTION_S,
-        timeout_graceful_shutdown=int(settings.drain_timeout_s) + _LAST_BYTES_S,
+        backlog=settings.backlog,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s + settings.last_bytes_s),
     )
-    return DrainingServer(config, service)
+    return DrainingServer(config, service, connections)

@@ -79,6 +79,12 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     root_path: str = Field("", description="Path prefix behind a proxy, such as /emorl, left on or taken off by it.")
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description="Open connections; for more the longest idle are closed. Unset: 1000, or what fits.",
+    )
+    backlog: int = Field(128, ge=1, le=4096, description="Connections that the kernel keeps until they are taken.")
 
     # limits
     max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait beside those that run; else 429.")
@@ -95,18 +101,36 @@ class Settings(BaseSettings):
     sweep_line_timeout_s: float = Field(30.0, gt=0, description="Longest run of one /sweep/line; then 422.")
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body; then 413.")
     max_header_bytes: int = Field(16 * 1024, ge=1024, description="Largest headers of a request; then 431.")
+    max_unread_events: int = Field(
+        65_536,
+        ge=1024,
+        description="Tokens that slow readers leave unread in all streams; beyond it the slowest loses.",
+    )
     max_concurrent_per_key: int | None = Field(
         None, ge=1, description="Requests one API key may have in progress; then 429. Unset: no limit per key."
     )
 
     # time
     keep_alive_s: float = Field(10.0, gt=0, description="A stream with nothing to say sends a comment this often.")
-    read_timeout_s: float = Field(30.0, gt=0, description="Longest time to send a request's head, then its body.")
-    write_timeout_s: float = Field(60.0, gt=0, description="A client that reads nothing this long is let go.")
+    head_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="Longest time to send a request's whole head; a new connection's begins at once.",
+    )
+    read_timeout_s: float = Field(30.0, gt=0, description="Longest time to send a request's body; then 408.")
+    write_timeout_s: float = Field(
+        60.0, gt=0, description="A client with unread bytes that takes less than 64 KiB of them in this time is let go."
+    )
+    idle_timeout_s: float = Field(
+        75.0, gt=0, description="A connection without a request is closed after this; let a proxy close first."
+    )
     drain_delay_s: float = Field(
         0.0, ge=0, description="After SIGTERM, go on listening this long while readiness answers 503."
     )
     drain_timeout_s: float = Field(30.0, ge=0, description="After SIGTERM, running requests may finish within this.")
+    last_bytes_s: float = Field(
+        5.0, gt=0, description="While it shuts down, a client that sends or reads too slowly is let go after this."
+    )
     stall_s: float = Field(120.0, gt=0, description="An engine step that takes longer than this fails liveness.")
 
     # security
@@ -126,6 +150,15 @@ class Settings(BaseSettings):
     # logs
     log_format: Literal["console", "json"] = Field("console", description="Log lines for people or for machines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level to log.")
+    log_lines_per_s: float = Field(
+        10.0,
+        ge=0,
+        description="Log lines of one kind; more are only counted, but for finished texts. 0: no limit.",
+    )
+    log_queue_lines: int = Field(
+        4096, ge=1, description="Lines that wait for a slow reader of the log; beyond it they are dropped and counted."
+    )
+    log_flush_s: float = Field(2.0, ge=0, description="At the end, longest wait for the log's reader.")
 
     tracing: bool = Field(False, description="Send OpenTelemetry traces, as the OTEL_... variables say.")
 

@@ -12,7 +12,6 @@ import yaml
 
 from emorl_core.fake import fake_ensemble
 from server.app import create_app
-from server.run import _LAST_BYTES_S
 from server.serving.worker import Worker
 from server.settings import ENV_PREFIX, Settings
 from server.watch.metrics import EngineReading, Metrics
@@ -23,8 +22,13 @@ DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "Dockerfile.cuda"]
 DASHBOARD = DOCKER / "grafana" / "dashboards" / "emorl.json"
 ALERTS = DOCKER / "prometheus" / "alerts.yml"
 KUBERNETES = DOCKER / "kubernetes"
-LAST_BYTES_S = _LAST_BYTES_S  # to tell the last clients, after the drain
 ENGINE_STOP_S = signature(Worker.stop).parameters["timeout_s"].default
+
+
+def longest_end_s(settings: Settings) -> float:
+    """From SIGTERM to the end of the process, at the latest."""
+    asked = settings.drain_delay_s + settings.drain_timeout_s + settings.last_bytes_s + settings.log_flush_s
+    return asked + ENGINE_STOP_S
 
 
 def read(path: Path) -> Any:

@@ -16,12 +16,11 @@ from server.settings import ENV_PREFIX, Settings, load_settings
 from tests.deployment import (
     DOCKER,
     DOCKERFILES,
-    ENGINE_STOP_S,
-    LAST_BYTES_S,
     ROOT,
     environment,
     final_stage,
     instructions,
+    longest_end_s,
     paths,
     read,
     settings_of,
@@ -163,7 +162,7 @@ def test_the_server_of_compose_is_configured_with_settings_that_exist() -> None:
     settings = load_settings(**plain)
     assert server["ports"] == [f"127.0.0.1:${{PORT:-8000}}:{Settings().port}"]
     grace = int(server["stop_grace_period"].removesuffix("s"))
-    assert grace > settings.drain_delay_s + settings.drain_timeout_s + LAST_BYTES_S + ENGINE_STOP_S
+    assert grace > longest_end_s(settings)
     built = services()["demo-bundle"]["entrypoint"]
     assert built[built.index("--folder") + 1] == settings.bundle
     threads, cores = server["environment"]["OMP_NUM_THREADS"], server["deploy"]["resources"]["limits"]["cpus"]

@@ -15,11 +15,10 @@ from server.settings import ENV_PREFIX, Settings, SettingsError, load_settings
 from tests.deployment import (
     ALERTS,
     DOCKERFILES,
-    ENGINE_STOP_S,
     KUBERNETES,
-    LAST_BYTES_S,
     environment,
     final_stage,
+    longest_end_s,
     paths,
     read,
     settings_of,
@@ -64,8 +63,7 @@ def test_probes_ask_routes_that_are_open_without_a_key() -> None:
 def test_a_pod_has_time_to_drain() -> None:
     settings = cluster_settings()
     waits = int(container()["lifecycle"]["preStop"]["exec"]["command"][1])
-    longest = waits + settings.drain_delay_s + settings.drain_timeout_s + LAST_BYTES_S + ENGINE_STOP_S
-    assert pod()["terminationGracePeriodSeconds"] > longest
+    assert pod()["terminationGracePeriodSeconds"] > waits + longest_end_s(settings)
 
 
 def test_the_pod_is_unprivileged_and_its_file_system_read_only() -> None:

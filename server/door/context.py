@@ -128,7 +128,11 @@ class ContextMiddleware:
         if generation is not None:
             facts["outcome"] = generation.outcome
             facts["tokens"] = generation.tokens
-        logger.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra={"facts": facts})
+        # A finished text is always told; what a crowd can have for nothing only so often (log_lines_per_s).
+        finished = generation is not None and generation.outcome in ("stop", "length")
+        kind = None if finished else f"{context.status // 100}xx"
+        line = " ".join(f"{name}={value}" for name, value in facts.items())
+        logger.info(line, extra={"facts": facts, "kind": kind})
         if self._tracing is not None and route in self._generation_routes:
             attributes: dict[str, str | int] = {
                 "http.request.method": method,

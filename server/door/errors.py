@@ -131,6 +131,12 @@ class ClientGone(EmorlError):
     code = "client_gone"
 
 
+class ClientTooSlow(EmorlError):
+    """The caller reads a stream so slowly that what waited for it was given up."""
+
+    code = "client_too_slow"
+
+
 class InternalError(EmorlError):
     code = "internal_error"
 
@@ -167,6 +173,7 @@ _RULES: dict[type[EmorlError], Rule] = {
     ShuttingDown: Rule(503, "service_unavailable_error", retry_after_s=5),
     EngineRestarted: Rule(503, "service_unavailable_error", retry_after_s=1),
     ClientGone: Rule(499, "client_closed_request"),
+    ClientTooSlow: Rule(408, _INVALID),
     ReloadFailed: Rule(409, "reload_error", repeats=True),
     BundleError: Rule(500, "server_error", repeats=True),
     OutOfMemory: Rule(

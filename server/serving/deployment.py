@@ -27,6 +27,8 @@ from server.watch.metrics import Metrics
 logger = logging.getLogger("emorl.server")
 
 T = TypeVar("T")
+_THREAD = "emorl-load"
+_POLL_S = 0.02
 
 
 @dataclass(slots=True, eq=False)
@@ -143,5 +145,16 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop has closed while we worked; nobody waits
             loop.call_soon_threadsafe(settle, value, error)
 
-    threading.Thread(target=main, name="emorl-load", daemon=True).start()
+    threading.Thread(target=main, name=_THREAD, daemon=True).start()
     return await result
+
+
+async def daemon_threads_ended(timeout_s: float) -> bool:
+    """Wait for what `in_daemon_thread` began and nobody waits for any more. An interpreter that ends under a thread in
+    native code aborts, so a process that ends should have waited; False when one still runs after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while running := any(each.name == _THREAD for each in threading.enumerate()):
+        if time.monotonic() >= deadline:
+            break
+        await asyncio.sleep(_POLL_S)
+    return not running

@@ -13,7 +13,8 @@ from emorl_core.engine.segments import SegmentsCompletion
 from emorl_core.errors import EmorlError
 from emorl_core.types import Completion, Event, Failure, FinishReason, Request, TokenEvent
 from server.door.admission import Permit
-from server.door.errors import ClientGone, QueueTimeout, ShuttingDown
+from server.door.errors import ClientGone, ClientTooSlow, QueueTimeout, ShuttingDown
+from server.serving.channel import Unread
 from server.watch.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class Generation:
-    """The engine requests behind one HTTP answer (several for `n` choices), their channel and their permit."""
+    """The engine requests behind one HTTP answer (several for `n` choices), their channel and their permit.
+
+    The permit goes back when the engine has done with them, though the answer may not have been read by then.
+    """
 
     def __init__(
         self,
@@ -29,6 +33,7 @@ class Generation:
         requests: Sequence[Request],
         permit: Permit,
         metrics: Metrics,
+        unread: Unread,
         on_close: Callable[[Generation], None] = lambda _: None,
     ) -> None:
         """Hands the requests to the engine. Raises `NotReady` when it has stopped; the permit is then the caller's."""
@@ -40,7 +45,8 @@ class Generation:
         self.began = time.perf_counter()
         self.tokens = 0  # completion tokens seen, for the access log
         self._channel = deployment.worker.submit(self.requests)
-        self._permit = permit
+        self._channel.on_finished = permit.release  # the engine is done; the reader may take its time
+        self._channel.count_in(unread)
         self._metrics = metrics
         self._on_close = on_close
         self._last_token: dict[str, float] = {}
@@ -62,6 +68,11 @@ class Generation:
         """End what is still open with `error` and take it out of the engine at its next step."""
         self.deployment.worker.cancel(self._channel.fail(error))
 
+    def fall_behind(self) -> None:
+        """Give up what the client has not read, and what was still to come."""
+        error = ClientTooSlow("the client read too slowly, and too many events waited for it (max_unread_events)")
+        self.deployment.worker.cancel(self._channel.give_up(error))
+
     # --- the events ------------------------------------------------------------------------------------------------
 
     async def first_event(self, timeout_s: float) -> None:
@@ -80,9 +91,14 @@ class Generation:
         return await self._channel.wait(timeout_s)
 
     @property
+    def unread(self) -> int:
+        """Events that have come and that nobody has taken."""
+        return len(self._channel)
+
+    @property
     def ended(self) -> bool:
         """All events have been taken, or one choice failed, which ends the whole answer."""
-        return self.error is not None or (self._channel.finished and self._channel.empty)
+        return self.error is not None or (self._channel.finished and not self._channel)
 
     def take(self) -> list[Event]:
         """The events that have come, with the books kept."""
@@ -119,14 +135,14 @@ class Generation:
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Return the permit and take what is left out of the engine. May be called any number of times."""
+        """Take what is left out of the engine and out of memory. May be called any number of times."""
         if self._closed:
             return
         self._closed = True
         if self._watcher is not None:
             self._watcher.cancel()
         self.fail(ClientGone("the answer was given up"))
-        self._permit.release()
+        self._channel.take()
         self._on_close(self)
 
     @property
@@ -134,7 +150,7 @@ class Generation:
         """The label of `emorl_requests_total`; of several choices, the worst."""
         if isinstance(self.error, (QueueTimeout,)):
             return "rejected"
-        if isinstance(self.error, (ClientGone, ShuttingDown)):
+        if isinstance(self.error, (ClientGone, ClientTooSlow, ShuttingDown)):
             return "cancelled"
         if self.error is not None:
             return "error"

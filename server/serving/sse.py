@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -72,7 +71,8 @@ async def stream(generation: Generation, dialect: Dialect, settings: Settings) -
 
 
 class EventStream(Response):
-    """Sends `chunks` of a generation. The generation notices a client that goes away and ends the iteration itself."""
+    """Sends `chunks` of a generation. The generation notices a client that goes away and ends the iteration itself; one
+    that reads nothing is let go by its connection (`server.door.connections`)."""
 
     media_type = "text/event-stream"
 
@@ -80,25 +80,19 @@ class EventStream(Response):
         self._generation = generation
         self._dialect = dialect
         self._keep_alive_s = settings.keep_alive_s
-        self._write_timeout_s = settings.write_timeout_s
         self.status_code = 200
         self.background = None
         self.init_headers(HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the ASGI signature
         async def write(body: bytes, *, more: bool = True) -> None:
-            # A client that is connected and reads nothing would keep its permit for ever.
-            async with asyncio.timeout(self._write_timeout_s):
-                await send({"type": "http.response.body", "body": body, "more_body": more})
+            await send({"type": "http.response.body", "body": body, "more_body": more})
 
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async with aclosing(chunks(self._generation, self._dialect, self._keep_alive_s)) as body:  # type: ignore[type-var]
                 async for chunk in body:
                     await write(chunk)
-        except TimeoutError:
-            self._generation.fail(ClientGone("the client took no bytes"))
-            raise
         except Exception as error:  # noqa: BLE001  the status is out: an error event is all that can still be said
             logger.error("a stream failed: %s", where(error))
             self._generation.error = InternalError("the server failed on this request")

@@ -29,6 +29,7 @@ logger = logging.getLogger("emorl.worker")
 
 _RESTARTS_IN_A_ROW = 3
 _RESTART_PAUSE_S = 0.05
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +140,9 @@ class Worker:
         """End every request with `ShuttingDown` and the thread with them; False when a step does not return in time."""
         self._stopping = True
         self._commands.put(_Stop())
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)  # a thread that joins could itself wait for one that is free
         return not self._thread.is_alive()
 
     def _deliver(self, events: Sequence[Event]) -> None:

@@ -4,23 +4,48 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TextIO
 
 from server.settings import Settings
+from server.watch.log_queue import LineQueue, LogWriter, Seldom, Write
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-def set_up_logging(settings: Settings, stream: TextIO | None = None) -> None:
-    """Send everything from `settings.log_level` up to stderr (or `stream`), in `settings.log_format`."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+@contextmanager
+def logging_to(write: Write, settings: Settings) -> Iterator[LogWriter]:
+    """Within it everything from `log_level` up, Python's warnings too, goes to `write` in `log_format`, on a thread of
+    its own. At the end it waits for the last lines, `log_flush_s` at most."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    lines = LineQueue(
+        JsonFormatter() if settings.log_format == "json" else ConsoleFormatter(), settings.log_queue_lines
+    )
+    if settings.log_lines_per_s:
+        lines.addFilter(Seldom(lines, settings.log_lines_per_s))
+    writer = LogWriter(lines, write)
+    named = [each for each in logging.Logger.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    apart = [(each, list(each.handlers), each.propagate) for each in named if each.handlers]
+    for each, _, _ in apart:  # libraries that write to stderr by themselves
+        each.handlers[:], each.propagate = [], True
+    root.handlers[:] = [lines]
+    root.setLevel(settings.log_level.upper())
     # Libraries speak at INFO of what our own lines say better; some of theirs hold URLs as they were sent.
     for name in ("uvicorn.error", "asyncio", "httpx", "huggingface_hub", "filelock", "transformers"):
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    logging.captureWarnings(True)
+    writer.start()
+    try:
+        yield writer
+    finally:
+        logging.captureWarnings(False)
+        for each, own, propagate in apart:
+            each.handlers[:], each.propagate = own, propagate
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        writer.stop(settings.log_flush_s)
 
 
 class ConsoleFormatter(logging.Formatter):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,6 +17,8 @@ from prometheus_client.registry import Collector
 
 from emorl_core.types import Attribution, Completion
 from emorl_core.weights import BASE, MAX_WEIGHT
+from server.door.connections import REASONS as CUT_REASONS
+from server.watch.log_queue import REASONS as DROP_REASONS
 
 OUTCOMES = ("stop", "length", "cancelled", "rejected", "error")
 
@@ -41,6 +43,9 @@ class EngineReading:
     restarts: int = 0
     faults: int = 0
     permits: int = 0
+    connections: int = 0
+    connections_cut: Mapping[str, int] = field(default_factory=dict)  # by reason
+    log_lines_dropped: Mapping[str, int] = field(default_factory=dict)  # by reason
     info: Mapping[str, str] | None = None  # version, bundle, device, dtype
 
 
@@ -57,7 +62,7 @@ class _EngineCollector(Collector):
         now = self._read()
         yield _gauge("emorl_requests_running", "Requests in the batch.", now.running)
         yield _gauge("emorl_requests_waiting", "Requests accepted and waiting for a slot.", now.waiting)
-        yield _gauge("emorl_requests_admitted", "Permits in use: rows whose answer has not ended.", now.permits)
+        yield _gauge("emorl_requests_admitted", "Permits in use: rows that run or wait.", now.permits)
         yield _gauge("emorl_lanes_running", "Distinct lanes that the last step ran.", now.lanes_running)
         yield _gauge("emorl_kv_slots", "Sequences that can run at once.", now.slots)
         yield _gauge("emorl_kv_slots_used", "Sequences that run.", now.slots_used)
@@ -68,6 +73,11 @@ class _EngineCollector(Collector):
             "Steps that failed and were run again request by request; each costs time, and the one at fault its answer."
         )
         yield _counter("emorl_engine_faults", text, now.faults)
+        yield _gauge("emorl_connections", "Open connections.", now.connections)
+        cut = "Connections that the server closed: what it waited for too long, or full: to make room."
+        yield _by_reason("emorl_connections_cut", cut, CUT_REASONS, now.connections_cut)
+        dropped = "Log lines left out: too many of a kind (rate), a slow reader (queue), none (write), faults (format)."
+        yield _by_reason("emorl_log_lines_dropped", dropped, DROP_REASONS, now.log_lines_dropped)
         if now.info is not None:
             info = GaugeMetricFamily("emorl_info", "What is served; always 1.", labels=list(now.info))
             info.add_metric(list(now.info.values()), 1)
@@ -80,6 +90,13 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(name, text, value=value)
+
+
+def _by_reason(name: str, text: str, reasons: Sequence[str], counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["reason"])
+    for reason in reasons:
+        family.add_metric([reason], counts.get(reason, 0))
+    return family
 
 
 class Metrics:

@@ -130,3 +130,68 @@ def test_a_process_serves_streams_and_stops_on_sigterm(bundle: Path) -> None:
     assert process.returncode == 0
     assert "tired" not in err
     assert all(set(json.loads(line)) >= {"time", "level", "logger", "message"} for line in err.splitlines())
+
+
+WATCHED = """
+import os, signal, sys
+from emorl_cli.main import main  # all that the command itself imports before it begins
+
+class Signals:  # at the first import of each of these
+    at = {"server.settings": signal.SIGHUP, "torch": signal.SIGHUP, "server.run": signal.Signals[sys.argv.pop(1)]}
+    def find_spec(self, name, path=None, target=None):
+        if name in self.at:
+            os.kill(os.getpid(), self.at.pop(name))
+
+sys.meta_path.insert(0, Signals())
+sys.exit(main())
+"""
+
+
+def started(bundle: Path, program: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, *arguments, "serve", str(bundle), "--port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_a_sighup_before_there_is_a_server_is_kept(bundle: Path) -> None:
+    with started(bundle, WATCHED, "SIGHUP") as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("serving on ")
+        finally:
+            process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert err.count("SIGHUP: the bundle will be loaded again after the load in progress") == 1
+
+
+def test_a_sigterm_before_there_is_a_server_ends_it_cleanly(bundle: Path) -> None:
+    with started(bundle, WATCHED, "SIGTERM") as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+LOADING = """
+import os, signal, sys
+from emorl_cli.main import main
+import server.serving.service
+
+load = server.serving.service.load
+
+def loads(settings):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return load(settings)
+
+server.serving.service.load = loads
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_sigterm_while_the_bundle_is_loaded_ends_it_cleanly(bundle: Path) -> None:
+    with started(bundle, LOADING) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "")
+    assert "Traceback" not in err
+    assert "terminate called" not in err

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 from unittest import mock
 
 import pytest
-from starlette.requests import Request
 
 from emorl_core.errors import InvalidRequest
 from emorl_core.fake import fake_ensemble
-from server.api.generate import NativeDialect
 from server.door.admission import Admission
-from server.door.context import RequestContext
 from server.door.errors import KeyLimit, QueueFull
-from server.serving import sse
-from server.serving.service import Service
 from server.settings import Settings
-from tests.http.harness import PROMPT, error_of, events, idle, is_ready, live, until, wait_until
+from tests.http.harness import PROMPT, error_of, events, idle, live, wait_until
 from tests.http.test_disconnect import LONG, call
 
 
@@ -143,30 +136,3 @@ def test_more_clients_than_places_all_end_and_nothing_is_left() -> None:
         assert {answer.status_code for answer in answers} <= {200, 429}
         assert sum(answer.status_code == 200 for answer in answers) >= 12
         wait_until(lambda: idle(server), "everything is free again")
-
-
-async def test_a_client_that_reads_nothing_is_let_go_and_its_permit_comes_back() -> None:
-    service = Service(Settings(write_timeout_s=0.1), fake_ensemble())
-    service.start()
-    await until(lambda: is_ready(service), "the server is ready")
-    scope: dict[str, Any] = {"type": "http", "emorl.context": RequestContext("r")}
-    silent = asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        await silent.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.body":
-            await silent.wait()
-
-    generation = await service.accept(
-        Request(scope, receive), lambda ensemble: [ensemble.request(PROMPT, max_new_tokens=500, min_new_tokens=500)]
-    )
-    dialect = NativeDialect(generation.deployment.ensemble.lanes, lambda completion: {})
-    stream = await sse.stream(generation, dialect, service.settings)
-    with pytest.raises(TimeoutError):
-        await stream(scope, receive, send)  # type: ignore[arg-type]
-    assert service.admission.in_use == 0
-    assert generation.outcome == "cancelled"
-    await service.stop()

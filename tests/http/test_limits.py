@@ -15,7 +15,7 @@ from tests.http.harness import PROMPT, Live, error_of, in_process, live, wait_un
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Live]:
-    with live(load_settings(port=0, read_timeout_s=0.3, max_header_bytes=2048)) as running:
+    with live(load_settings(port=0, head_timeout_s=0.3, read_timeout_s=0.3, max_header_bytes=2048)) as running:
         yield running
 
 

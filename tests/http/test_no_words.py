@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from server.settings import Settings, load_settings
-from server.watch.logs import set_up_logging
+from server.watch.log_queue import LogWriter
+from server.watch.logs import logging_to
 from server.watch.tracing import Tracing
 from tests.http.harness import Live, idle, live, wait_until
 
@@ -65,11 +65,17 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 class Seen:
     """Everything that left the server other than as an answer to who asked: kept to be searched at the end."""
 
-    def __init__(self, log: io.StringIO, spans: InMemorySpanExporter) -> None:
-        self.log, self.spans = log, spans
+    def __init__(self, log: io.StringIO, writer: LogWriter, spans: InMemorySpanExporter) -> None:
+        self._log, self._writer, self.spans = log, writer, spans
         self.errors: list[str] = []
         self.metrics: list[str] = []
         self.texts: set[str] = set()  # what was generated: no place for it here either
+
+    @property
+    def log(self) -> str:
+        """All lines so far."""
+        assert self._writer.flush(10)
+        return self._log.getvalue()
 
     def answered(self, response: httpx.Response) -> httpx.Response:
         if response.status_code >= 400:
@@ -84,7 +90,7 @@ class Seen:
         assert traces
         assert self.metrics
         for kind, everything in (
-            ("error", self.errors), ("metric", self.metrics), ("trace", traces), ("log", self.log.getvalue().splitlines()),
+            ("error", self.errors), ("metric", self.metrics), ("trace", traces), ("log", self.log.splitlines()),
         ):  # fmt: skip
             for each in everything:
                 assert MARKER not in each, kind
@@ -115,17 +121,15 @@ def _texts(response: httpx.Response) -> Iterator[str]:
 
 @pytest.fixture
 def seen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
-    """Logs at the most talkative level, traces in memory."""
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    log, spans = io.StringIO(), InMemorySpanExporter()
-    set_up_logging(Settings(log_format=getattr(request, "param", "json"), log_level="debug"), log)
+    """Every line of the most talkative level, traces in memory."""
+    spans = InMemorySpanExporter()
+    settings = Settings(log_format=getattr(request, "param", "json"), log_level="debug", log_lines_per_s=0)
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr("server.app.set_up_tracing", lambda settings: Tracing(provider.get_tracer("test")))
-    yield Seen(log, spans)
-    root.handlers[:] = before
-    root.setLevel(level)
+    log = io.StringIO()
+    with logging_to(log.write, settings) as writer:
+        yield Seen(log, writer, spans)
 
 
 @contextmanager
@@ -156,7 +160,7 @@ def test_every_route_answers_well_and_tells_nobody_else(seen: Seen, capfd: pytes
         assert server.service.deployment().worker.restarts == 0
     assert len(seen.texts) > 10
     seen.check()
-    assert '"route": "/sweep/line"' in seen.log.getvalue() or "route=/sweep/line" in seen.log.getvalue()
+    assert '"route": "/sweep/line"' in seen.log or "route=/sweep/line" in seen.log
     printed = capfd.readouterr()
     assert MARKER not in printed.out + printed.err
 
@@ -216,7 +220,7 @@ def test_what_fails_inside_is_told_without_its_words(seen: Seen, capfd: pytest.C
                 wait_until(lambda: server.service.unready() is None, "it is ready again")
         _break_in_mid_stream(server, client, seen)
     assert len(seen.errors) > 32
-    assert "failed" in seen.log.getvalue(), "the log was really read"
+    assert "failed" in seen.log, "the log was really read"
     seen.check()
     printed = capfd.readouterr()
     assert MARKER not in printed.out + printed.err

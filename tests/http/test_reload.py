@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -22,7 +24,7 @@ from emorl_core.fake import fake_ensemble
 from server.door.errors import ReloadFailed
 from server.settings import Settings, load_settings
 from tests.builders import tiny_adapter, tiny_t5_bundle
-from tests.http.harness import PROMPT, error_of, events, idle, in_process, live, wait_until
+from tests.http.harness import PROMPT, error_of, events, idle, in_process, is_ready, live, wait_until
 
 BOSS = {"Authorization": "Bearer boss"}
 
@@ -167,6 +169,112 @@ def test_two_reloads_at_once_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -
             asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(10)
         go_on.set()
         first.result(10)
+
+
+class Loads:
+    """Stands for `load`: every call waits until it may go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = 0
+        self._go_on = threading.Semaphore(0)
+        monkeypatch.setattr("server.serving.service.load", self)
+
+    def __call__(self, settings: Settings) -> Ensemble:
+        self.begun += 1
+        assert self._go_on.acquire(timeout=30)
+        return fake_ensemble()
+
+    def go_on(self, calls: int = 1) -> None:
+        self._go_on.release(calls)
+
+    def wait_for(self, calls: int) -> None:
+        wait_until(lambda: self.begun == calls, f"load number {calls} has begun")
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.message.startswith("SIGHUP")]
+
+
+def test_of_the_signals_during_a_reload_one_is_kept_and_all_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    loads = Loads(monkeypatch)
+    loads.go_on()
+    with live(Settings(port=0, bundle="any")) as server:
+        wait_until(lambda: server.serving.service.started, "it has started")
+        server.call(server.serving.service.reload_soon)
+        loads.wait_for(2)
+        for _ in range(3):
+            server.call(server.serving.service.reload_soon)
+        during = server.service.deployment()
+        loads.go_on()
+        loads.wait_for(3)
+        assert server.service.deployment() is not during, "the first one has taken over"
+        server.call(server.serving.service.reload_soon)  # the third load may have read what came before this
+        loads.go_on(2)
+        loads.wait_for(4)
+        wait_until(lambda: not server.serving.service._loading.locked(), "the last one is done")
+    assert loads.begun == 4
+    now, after = "the bundle will be loaded again now", "the bundle will be loaded again after the load in progress"
+    waiting = "a reload is waiting already and will see this change too"
+    assert told(caplog) == [f"SIGHUP: {line}" for line in (now, after, waiting, waiting, after)]
+
+
+def test_a_signal_during_the_start_is_kept(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    loads = Loads(monkeypatch)
+    with live(Settings(port=0, bundle="any"), ready=False) as server:
+        loads.wait_for(1)
+        server.call(server.serving.service.reload_soon)
+        server.call(server.serving.service.reload_soon)
+        loads.go_on(2)
+        loads.wait_for(2)
+        wait_until(lambda: is_ready(server.serving.service), "it is ready")
+        wait_until(lambda: not server.serving.service._loading.locked(), "the reload is done")
+    assert len(told(caplog)) == 2
+    assert loads.begun == 2
+
+
+def test_a_signal_and_the_route_do_not_lose_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = Loads(monkeypatch)
+    loads.go_on()
+    with live(Settings(port=0, bundle="any", admin_keys=("boss",))) as server, ThreadPoolExecutor() as pool:
+
+        def post() -> int:
+            with server.client() as client:
+                return client.post("/admin/reload", headers=BOSS).status_code
+
+        wait_until(lambda: server.serving.service.started, "it has started")
+        first = pool.submit(post)
+        loads.wait_for(2)
+        assert post() == 409, "who can be told is told"
+        server.call(server.serving.service.reload_soon)  # who cannot be told is remembered
+        loads.go_on()
+        assert first.result(20) == 200
+        loads.wait_for(3)
+        assert post() == 409
+        loads.go_on()
+        wait_until(lambda: not server.serving.service._loading.locked(), "the second one is done")
+        loads.go_on()
+        assert post() == 200
+
+
+def test_a_reload_that_cannot_end_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = Loads(monkeypatch)
+    loads.go_on()
+    with live(Settings(port=0, bundle="any", admin_keys=("boss",))) as server, ThreadPoolExecutor() as pool:
+        wait_until(lambda: server.serving.service.started, "it has started")
+        with server.client() as client:
+            answer = pool.submit(client.post, "/admin/reload", headers=BOSS)
+            loads.wait_for(2)
+            server.call(server.serving.service.reload_soon)
+            server.call(server.server.begin_drain)
+            assert error_of(answer.result(20))["message"] == "the server is shutting down; the bundle was not taken"
+        loads.go_on(2)
+        server.thread.join(20)
+        assert not server.thread.is_alive()
+    assert loads.begun == 2
 
 
 @pytest.mark.slow

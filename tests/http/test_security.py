@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -15,7 +13,7 @@ from emorl_core.fake import fake_ensemble
 from server.app import create_app
 from server.door.auth import OPEN_PATHS, KeyRing, Keys
 from server.settings import Settings, SettingsError, load_settings
-from server.watch.logs import set_up_logging
+from server.watch.logs import logging_to
 from tests.http.harness import PROMPT, error_of, in_process, live
 
 
@@ -189,22 +187,12 @@ def test_one_key_cannot_take_every_place() -> None:
             assert client.post("/generate", json={"prompt": PROMPT}, headers=bearer("b")).status_code == 200
 
 
-@pytest.fixture
-def log(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    stream = io.StringIO()
-    set_up_logging(Settings(log_format=request.param, log_level="debug"), stream)
-    yield stream
-    root.handlers[:] = before
-    root.setLevel(level)
-
-
-@pytest.mark.parametrize("log", ["json"], indirect=True)
-async def test_json_log_lines_have_the_facts_of_a_request(log: io.StringIO) -> None:
-    async with in_process(load_settings(api_keys="k")) as (client, _):
-        body = {"prompt": PROMPT, "max_new_tokens": 3}
-        await client.post("/generate", json=body, headers={**bearer("k"), "X-Request-ID": "r-1"})
+async def test_json_log_lines_have_the_facts_of_a_request() -> None:
+    log = io.StringIO()
+    with logging_to(log.write, Settings(log_format="json", log_level="debug")):
+        async with in_process(load_settings(api_keys="k")) as (client, _):
+            body = {"prompt": PROMPT, "max_new_tokens": 3}
+            await client.post("/generate", json=body, headers={**bearer("k"), "X-Request-ID": "r-1"})
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     (line,) = [line for line in lines if line["logger"] == "emorl.access"]
     assert {name: line[name] for name in ("request_id", "method", "route", "status", "key", "outcome", "tokens")} == {

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +30,19 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def process(
-    step_delay_s: float = 0.01, mean_length: int = 60, drain_timeout_s: float = 20
+    step_delay_s: float = 0.01,
+    mean_length: int = 60,
+    *,
+    before: Callable[[], None] | None = None,
+    **settings: object,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    arguments = [sys.executable, "-m", "tests.http.serve_fake", *map(str, (step_delay_s, mean_length, drain_timeout_s))]
+    """`before` runs in the child before anything of its own."""
+    given = [f"{name}={value}" for name, value in {"drain_timeout_s": 20, **settings}.items()]
+    command = [sys.executable, "-m", "tests.http.serve_fake", str(step_delay_s), str(mean_length), *given]
     # One thread: several of these run at once and torch would start one per core in each.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=environment, preexec_fn=before, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
         try:
