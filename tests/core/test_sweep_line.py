@@ -246,9 +246,9 @@ def test_cancelling_ends_all_branches_with_one_completion() -> None:
 
 
 def test_intervals_take_no_more_slots_than_they_may_and_leave_the_rest_to_others() -> None:
-    ensemble = fake_ensemble(slots=6, mean_length=40)
-    ensemble.engine.add(segments(ensemble, most_slots=2))
-    ensemble.engine.add(replace(segments(ensemble, most_slots=2), request_id="second"))
+    ensemble, sampling = fake_ensemble(slots=6, mean_length=40), Sampling(max_new_tokens=10, seed=0)
+    ensemble.engine.add(segments(ensemble, most_slots=2, sampling=sampling))
+    ensemble.engine.add(segments(ensemble, most_slots=2, sampling=sampling, request_id="second"))
     most = 0
 
     def before_step(step: int) -> None:
