@@ -32,10 +32,8 @@ _REFUSED_OPTIONS: dict[str, str] = {
     "trainable_token_indices": "it trains embeddings, which the lanes share",
     "lora_bias": "it trains biases",
     "use_qalora": "QALoRA pools its input",
-    "alora_invocation_tokens": "aLoRA switches on at a token",
     "layer_replication": "it changes the base's layers",
     "target_parameters": "it adapts bare parameters, not linear layers",
-    "fan_in_fan_out": "its matrices are transposed",
     "use_bdlora": "block-diagonal LoRA has another shape",
     "arrow_config": "Arrow routes between adapters",
     "kasa_config": "KaSA changes the base matrix",
@@ -71,6 +69,7 @@ class Adapter:
     name: str
     modules: Mapping[str, LoraPair]
     base_name: str | None = None  # the base it says it was trained on
+    invocation_tokens: tuple[int, ...] | None = None  # activated LoRA: it acts from their last occurrence on
 
     @property
     def parameters(self) -> int:
@@ -104,7 +103,7 @@ def read_peft(folder: Path, name: str, *, expected_base: str | None = None) -> A
     base_name = config.get("base_model_name_or_path") or None
     if base_name and expected_base and _is_another(base_name, expected_base):
         raise _refused(name, f"it was trained on base {base_name!r}; this bundle's base is {expected_base!r}")
-    return Adapter(name, _pairs(_read_weights(folder, name), config, name), base_name)
+    return Adapter(name, _pairs(_read_weights(folder, name), config, name), base_name, _invocation(config, name))
 
 
 def read_npz(path: Path, name: str) -> Adapter:
@@ -224,6 +223,16 @@ def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> A
         except re.error:
             continue
     return default
+
+
+def _invocation(config: Mapping[str, Any], name: str) -> tuple[int, ...] | None:
+    tokens = config.get("alora_invocation_tokens")
+    if tokens is None:
+        return None
+    sound = isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
+    if not sound or not tokens:
+        raise _refused(name, f"alora_invocation_tokens is {tokens!r}; allowed: a list of token ids, at least one")
+    return tuple(tokens)
 
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:

@@ -1,0 +1,143 @@
+"""A checkpoint folder -> a `CausalModel` that passed its self-test."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from emorl_core.errors import EmorlError, UnsupportedModel
+from emorl_core.models import read_config
+from emorl_core.models.causal import admission, attention, selftest
+from emorl_core.models.causal.head import Head
+from emorl_core.models.causal.linears import Rows, pack, replace_linears
+from emorl_core.models.causal.model import CausalModel
+
+_GENERATION = "generation_config.json"
+
+
+def load(
+    folder: Path, config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool
+) -> CausalModel:
+    """Load a decoder-only checkpoint folder; see `emorl_core.models.load_model`.
+
+    Raises:
+        UnsupportedModel: not admitted, by what the config says or by the self-test; or files that cannot be read.
+    """
+    admission.refuse_files(config)
+    parsed = _parsed(folder)
+    admission.refuse_config(parsed)
+    library = _weights(folder, parsed, dtype).to(device)
+    end = _end_tokens(folder, config)
+    prompts = selftest.rows(_vocabulary(library), (*end, *_special(config)))
+    with selftest.short_windows(library, library.config):
+        wanted = selftest.expected(library, prompts, device)
+        model = _in_lanes(library, end, device=device, dtype=dtype, training=training)
+        selftest.compare(model.architecture, wanted, _found(model, prompts), dtype)
+    return model
+
+
+def _in_lanes(
+    library: Any, end: tuple[int, ...], *, device: torch.device, dtype: torch.dtype, training: bool
+) -> CausalModel:
+    config = library.config
+    head_module = library.get_output_embeddings()
+    head_name = next((name for name, module in library.named_modules() if module is head_module), "lm_head")
+    rows = Rows()
+    decoder = library.get_decoder()
+    layers = replace_linears(library, decoder, rows)
+    library.set_attn_implementation(attention.NAME)
+    pack(layers, keep_plain=training)
+    return CausalModel(
+        decoder,
+        Head(head_module, config, dtype),
+        layers,
+        rows,
+        architecture=str(config.model_type),
+        head_name=head_name,
+        max_positions=admission.longest_sequence(config),
+        eos_token_ids=end,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _found(model: CausalModel, prompts: list[list[int]]) -> Tensor:
+    """What the self-test compares: a ragged prefill and cached steps through lanes."""
+    kind = model.architecture
+    try:
+        model.probe(prompts[0])
+        cache = model.new_cache()
+        given = [prompt[: len(prompt) - selftest.STEPS + 1] for prompt in prompts]
+        for memory in model.prefill(given, [0, 0]):
+            cache.insert(memory)
+        lanes = torch.zeros(2, dtype=torch.int64, device=model.device)
+        logits = []
+        for place in range(-selftest.STEPS, 0):
+            tokens = torch.tensor([[prompt[place]] for prompt in prompts], device=model.device)
+            logits.append(model.head(model.step(tokens, lanes, cache)[:, 0]))
+        return torch.stack(logits, dim=1).clone()
+    except EmorlError as error:
+        raise selftest.failed(kind, error.message) from None
+    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError) as error:
+        raise selftest.failed(kind, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _parsed(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnsupportedModel(
+            f"{folder}: transformers cannot read config.json: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
+    if not list(folder.glob("*.safetensors")):
+        other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+        hint = f"; {other[0]} is a pickle, which is not loaded: save it as safetensors first" if other else ""
+        raise UnsupportedModel(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
+    try:
+        model, report = admission.model_class(config).from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise UnsupportedModel(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UnsupportedModel(
+            f"{folder}: the checkpoint has no tensor {missing[0]!r}"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+            + f"; {type(model).__name__} needs them"
+        )
+    loaded: nn.Module = model.eval().requires_grad_(False)
+    return loaded
+
+
+def _vocabulary(library: Any) -> int:
+    embedding = library.get_input_embeddings()
+    return int(embedding.weight.shape[0])
+
+
+def _end_tokens(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    """All ids that end a turn: the generation config's, else the model's."""
+    special = {**config, **(read_config(folder, _GENERATION) if (folder / _GENERATION).is_file() else {})}
+    found = special.get("eos_token_id")
+    ids = found if isinstance(found, list) else [found]
+    return tuple(i for i in ids if isinstance(i, int))
+
+
+def _special(config: dict[str, Any]) -> tuple[int, ...]:
+    names = ("bos_token_id", "pad_token_id", "image_token_id", "image_token_index")
+    return tuple(value for name in names if isinstance(value := config.get(name), int))
