@@ -6,7 +6,7 @@ The table is the one place that names them: the goldens run it, and the document
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ class Architecture:
     config: Mapping[str, Any]
     linears: Sequence[str] = _LLAMA
     note: str = ""
-    fan_in_fan_out: bool = field(default=False)
+    fan_in_fan_out: bool = False
+    experts: bool = False  # PEFT's all-linear would reach them
 
 
 ARCHITECTURES = (
@@ -102,7 +103,7 @@ ARCHITECTURES = (
         "attention sinks, sliding window; adapters on attention",
     ),
     Architecture(
-        "mixtral", "Mixtral", _SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2}, _QKVO, "adapters on attention"
+        "mixtral", "Mixtral", _SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2}, _QKVO, "adapters on attention", experts=True
     ),
 )
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface
 
-from emorl_core.errors import UnsupportedModel
 from emorl_core.models.causal._store import CausalCache, round_size
 
 NAME = "emorl_lanes"  # not registered for masks: the library then makes none
@@ -45,7 +44,8 @@ class WholePass:
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if self.kept is not None:
-            assert layer == len(self.kept), "layers run in order"
+            if layer != len(self.kept):
+                raise ValueError(f"layer {layer} attends after layer {len(self.kept) - 1}; allowed: once each, in order")
             self.kept.append((keys, values))
         return keys, values
 
@@ -144,7 +144,7 @@ def lane_attention(
     Attention dropout is never applied: here only adapters are trained, on the base as it serves.
     """
     if lane_pass is None or attention_mask is not None or is_causal is False:
-        raise UnsupportedModel(f"{type(module).__name__} brings a mask of its own or attends both ways")
+        raise ValueError(f"{type(module).__name__} brings a mask of its own or attends both ways")
     layer = module.layer_idx
     assert isinstance(layer, int)
     keys, values = lane_pass.extend(layer, key, value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -46,6 +44,8 @@ class LaneLayer(nn.Module):
         index = self._rows.index
         if flat.shape[0] != self._rows.tokens:
             # A routed expert, say. Nobody could tell which lane a row belongs to, so this layer takes no adapter.
+            if self.linear.lora_b is not None:
+                raise RuntimeError(f"{self.name} has adapters and was given a part of the tokens only")
             self._rows.routed.add(self.name)
             index = None
         y = self.linear.base(flat)[:, : self.linear.out_features] if index is None else self.linear(flat, index)
@@ -88,10 +88,3 @@ def pack(layers: list[LaneLayer], *, keep_plain: bool) -> None:
     with torch.no_grad():
         for layer in layers:
             layer.linear.base.pack(keep_plain=keep_plain)
-
-
-def adaptable(layers: list[LaneLayer], routed: set[str]) -> Iterator[tuple[list[str], LaneLinear]]:
-    """Every layer that adapters can change: its names in the checkpoint, and the stack."""
-    for layer in layers:
-        if layer.name not in routed:
-            yield [layer.name], layer.linear

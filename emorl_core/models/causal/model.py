@@ -6,13 +6,12 @@ Letters: M lane rows, q new tokens a row, D hidden, L layers, K key-value heads,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from emorl_core.adapters import Adapter
-from emorl_core.errors import AdapterError, UnsupportedModel
+from emorl_core.errors import AdapterError, PromptTooLong, UnsupportedModel
 from emorl_core.lanes import BASE_LANE, LaneIndex, LaneLinear
 from emorl_core.models.causal import attention
 from emorl_core.models.causal._store import CausalCache, CausalMemory
@@ -166,6 +165,7 @@ class CausalModel(nn.Module):
         """Run sequences from their beginning; keys and values by layer, [M, K, S, d] padded on the right. With gradients
         when they are on."""
         longest = max(len(sequence) for sequence in sequences)
+        self.refuse_beyond(longest)
         if longest == 0:
             empty = [torch.zeros(len(sequences), k, 0, d, dtype=self.dtype, device=self.device) for k, d in self.shapes]
             return [(layer, layer) for layer in empty]
@@ -184,12 +184,18 @@ class CausalModel(nn.Module):
         new = tokens.shape[1]
         if self._lane_index is None or self._lane_index.lanes is not lanes:
             self._lane_index = LaneIndex(lanes, len(self.adapters))
+        self.refuse_beyond(max(cache.lengths) + new)
         cache.reserve(new)
         lengths = torch.tensor(cache.lengths, device=self.device)
         positions = lengths.unsqueeze(1) + torch.arange(new, device=self.device)  # [M, q]
         hidden = self.run(tokens, positions, self._lane_index, attention.CachedPass(cache, positions, self.dtype))
         cache.advance(new)
         return hidden
+
+    def refuse_beyond(self, tokens: int) -> None:
+        """Raise PromptTooLong for a sequence of more tokens than the model has positions."""
+        if self.max_positions is not None and tokens > self.max_positions:
+            raise PromptTooLong(f"a sequence of {tokens} tokens; the base has {self.max_positions} positions")
 
     def run(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: attention.Pass) -> Tensor:
         """tokens, positions [M, q] -> last hidden states [M, q, D], through the library's decoder."""
@@ -221,8 +227,3 @@ class CausalModel(nn.Module):
             raise UnsupportedModel(f"base model_type {self.architecture!r}: its keys and values differ in size")
         self.shapes = tuple((k.shape[1], k.shape[3]) for k, _ in seen.kept)
         self.routed = frozenset(self.rows.routed)
-
-
-def describe(config: Any) -> str:
-    """The architecture's name for messages."""
-    return str(config.model_type)

@@ -6,22 +6,20 @@ Windows are shortened for the test, so that short rows reach across them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from emorl_core.errors import UnsupportedModel
+from emorl_core.errors import EmorlError, UnsupportedModel
 
 _LENGTHS = (13, 8)  # tokens of the two rows
 STEPS = 3  # the last tokens of each, fed one by one
 _WINDOW = 4
 # Relative error of logits: float32 sums in another order; bfloat16 rounds to 8 bits in every layer.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-
-Lanes = Callable[[list[list[int]]], Tensor]
 
 
 def rows(vocab_size: int, special: Sequence[int]) -> list[list[int]]:
@@ -49,10 +47,29 @@ def compare(kind: str, wanted: Tensor, found: Tensor, dtype: torch.dtype) -> Non
     """
     error = float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
     if not error <= _TOLERANCE[dtype]:  # NaN is refused too
-        raise failed(kind, f"logits are off by {error:.2g} of their size, allowed: {_TOLERANCE[dtype]:g}")
+        raise _failed(kind, f"logits are off by {error:.2g} of their size, allowed: {_TOLERANCE[dtype]:g}")
 
 
-def failed(kind: str, what: str) -> UnsupportedModel:
+@contextmanager
+def faults_refused(kind: str) -> Iterator[None]:
+    """Turn what a foreign model's code raises under the test into a refusal of the base.
+
+    Raises:
+        UnsupportedModel
+    """
+    try:
+        yield
+    except UnsupportedModel:
+        raise
+    except EmorlError as error:
+        raise _failed(kind, error.message) from None
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, NotImplementedError) as error:
+        raise _failed(kind, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _failed(kind: str, what: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"base model_type {kind!r}: run in lanes, it does not do what it does in transformers ({what}), so it would write "
         "wrong text"

@@ -1,0 +1,110 @@
+"""Activated LoRA against PEFT: adapters that act from their invocation tokens on, over a prefill that lanes share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from emorl_core.adapters import read_peft
+from emorl_core.errors import AdapterError
+from emorl_core.models.causal.activation import activation_start
+from emorl_core.models.causal.model import CausalModel
+from tests.core.causal_reference import SeparateModels, lockstep
+from tests.core.test_causal_golden import loaded
+from tests.supported_models import tiny_causal, tiny_causal_adapter
+
+TURN = (33, 60)
+PROMPTS = (
+    (5, 9, 71, 8, 33, 60, 14),  # a token after the invocation
+    (5, 33, 60, 71, 8, 14, 33, 60),  # twice: the last counts
+    (33, 60),  # nothing before it
+    (5, 9, 71, 33),  # only its beginning: never active
+    (33, 60, 5, 9),
+)
+MIXES = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.4, 0.2, 0.2, 0.2], [-0.5, 1.5, 0.0, 0.0]])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    folder = tmp_path_factory.mktemp("activated")
+    base = tiny_causal(folder / "base", "qwen2")
+    return base, [
+        tiny_causal_adapter(base, folder / "one", 4, 1, "all-linear", alora_invocation_tokens=list(TURN)),
+        tiny_causal_adapter(base, folder / "two", 2, 2, ("q_proj", "down_proj"), alora_invocation_tokens=[60]),
+        tiny_causal_adapter(base, folder / "plain", 3, 3, "all-linear"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(made: tuple[Path, list[Path]]) -> CausalModel:
+    return loaded(*made)
+
+
+def test_against_peft_tokens_and_logits(made: tuple[Path, list[Path]], model: CausalModel) -> None:
+    """One-hot weights and mixes, activated adapters beside a plain one, in one batch."""
+    judge = SeparateModels(*made)
+    tokens, logits = lockstep(model, PROMPTS, MIXES, 8)
+    for prompt, found, steps in zip(PROMPTS, tokens, logits, strict=True):
+        expected, expected_steps = judge.greedy(prompt, MIXES, 8)
+        assert found.tolist() == expected.tolist()
+        torch.testing.assert_close(steps, expected_steps, atol=1e-4, rtol=0.0)
+
+
+def test_against_peft_generate(made: tuple[Path, list[Path]], model: CausalModel) -> None:
+    """The library's own loop, with its cache: what the reply says does not move the beginning."""
+    judge = SeparateModels(*made)
+    settings = GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=0)
+    for lane in (1, 2):
+        one_hot = torch.zeros(1, 4)
+        one_hot[0, lane] = 1.0
+        tokens, _ = lockstep(model, PROMPTS, one_hot, 8)
+        for prompt, found in zip(PROMPTS, tokens[:, 0].tolist(), strict=True):
+            ids = torch.tensor([prompt])
+            out = judge.models[lane].generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+            reply = out[0, len(prompt) :].tolist()
+            assert reply
+            assert found[: len(reply)] == reply  # it ends at the end of sequence
+
+
+def test_lanes_share_the_prompt_up_to_the_invocation(model: CausalModel) -> None:
+    prompt = (5, 9, 71, 8, 33, 60)
+    assert model.prefill_key(prompt, 1) == ((5, 9, 71, 8), 0)
+    assert model.first_tokens(prompt, 1) == (33, 60)
+    assert model.prefill_key(prompt, 2) == model.prefill_key(prompt, 0) == ((5, 9, 71, 8, 33), 0)
+    assert model.first_tokens(prompt, 2) == (60,)
+    assert model.prefill_key(prompt, 3) == ((5, 9, 71, 8, 33), 3)
+    assert model.running_lane(prompt, 1) == 1
+    without = (5, 9, 71)
+    assert [model.running_lane(without, lane) for lane in range(4)] == [0, 0, 0, 3]
+    assert model.prefill_key(without, 1) == model.prefill_key(without, 0) == ((5, 9), 0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "invocation", "start"),
+    [
+        ((1, 2, 3), (2, 3), 1),
+        ((2, 3, 2, 3), (2, 3), 2),
+        ((2, 2, 2), (2, 2), 1),
+        ((1, 2), (2, 3), None),
+        ((3,), (3,), 0),
+        ((3,), (3, 3), None),
+        ((), (3,), None),
+    ],
+)
+def test_the_last_occurrence_begins(prompt: tuple[int, ...], invocation: tuple[int, ...], start: int | None) -> None:
+    assert activation_start(prompt, invocation) == start
+
+
+@pytest.mark.parametrize("tokens", [[], "33", [33, "60"], [-1], [True], [1.0], {"a": 1}])
+def test_invocation_tokens_that_are_none(tokens: object, made: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    source = made[1][0]
+    for file in source.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((source / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"alora_invocation_tokens": tokens}))
+    with pytest.raises(AdapterError, match="alora_invocation_tokens is .*; allowed: a list of token ids"):
+        read_peft(tmp_path, "one")
