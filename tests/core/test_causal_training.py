@@ -44,7 +44,7 @@ def ours(model: CausalModel, groups: list[Sample]) -> float:
     assert mask.sum(1).tolist() == [len(reply) for reply in rows]
     loss = torch.stack(losses).sum()
     loss.backward()
-    return float(loss)
+    return float(loss.detach())
 
 
 def theirs(judge: SeparateModels, groups: list[Sample]) -> float:
@@ -54,7 +54,7 @@ def theirs(judge: SeparateModels, groups: list[Sample]) -> float:
             ids = torch.tensor([[*group.source, *reply[:-1]]])
             hidden = judge.hidden_of(group.lane, ids, len(group.source))[0, len(group.source) - 1 :]
             loss = (hidden * direction(reply, hidden.shape[-1])).sum()
-            total += float(loss)
+            total += float(loss.detach())
             if loss.requires_grad:
                 loss.backward()
     return total

@@ -19,6 +19,7 @@ WORKS = (
 )
 _ATTENTION = frozenset({"full_attention", "sliding_attention"})
 _RECURRENT = frozenset({"linear_attention", "mamba", "recurrent", "conv", "hybrid"})
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 # RoPE whose frequencies follow the longest row of a batch once that is beyond the length the model was made for.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -34,12 +35,18 @@ def refuse_files(config: Mapping[str, Any]) -> None:
             "config.json has auto_map: the model brings code of its own, which is not run. Where transformers has the "
             "same model built in, take auto_map out of config.json"
         )
-    if any(part.get("quantization_config") for part in _parts(config)):
-        method = next(p["quantization_config"] for p in _parts(config) if p.get("quantization_config"))
-        kind = method.get("quant_method") if isinstance(method, Mapping) else method
+    for part in _parts(config):
+        if method := part.get("quantization_config"):
+            kind = method.get("quant_method", "unnamed") if isinstance(method, Mapping) else method
+            raise UnsupportedModel(
+                f"the checkpoint is quantised (quantization_config: {kind}); what works: the same model in float32, "
+                "float16 or bfloat16, its config.json without quantization_config"
+            )
+    made_for = config.get("architectures") or []
+    if made_for and not any(str(name).endswith(_LANGUAGE_MODELS) for name in made_for):
         raise UnsupportedModel(
-            f"the checkpoint is quantised (quantization_config: {kind}), which lanes cannot add adapters to exactly; "
-            "what works: the same model in float32, float16 or bfloat16"
+            f"config.json names architectures {_listed(map(str, made_for))}, which is no causal language model; "
+            "allowed: ...ForCausalLM or ...LMHeadModel"
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
@@ -107,14 +108,13 @@ def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise UnsupportedModel(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     missing = sorted(report["missing_keys"])
     if missing:
+        more = f", nor {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UnsupportedModel(
-            f"{folder}: the checkpoint has no tensor {missing[0]!r}"
-            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-            + f"; {type(model).__name__} needs them"
+            f"{folder}: the checkpoint has no tensor {missing[0]!r}{more}; {type(model).__name__} would make them up"
         )
     loaded: nn.Module = model.eval().requires_grad_(False)
     return loaded

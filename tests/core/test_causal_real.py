@@ -1,0 +1,72 @@
+"""SmolLM2-135M-Instruct in lanes against `transformers.generate`: greedy, float32, twenty chats.
+
+`EMORL_REAL_MODEL` names its folder; without it there is no such model on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from emorl_core.models import read_config
+from emorl_core.models.causal.load import load
+from tests.core.causal_reference import lockstep
+from tests.core.test_causal_golden import CPU
+
+CHATS = (
+    "I can't keep up at work.",
+    "What is the capital of France?",
+    "My mother left again and nobody listens.",
+    "Name three fruits.",
+    "How do I stop smoking?",
+    "Write one line about the sea.",
+    "Why is the sky blue?",
+    "I feel tired all the time.",
+    "Give me a recipe for pancakes.",
+    "What is 12 times 12?",
+    "Translate 'good morning' to Spanish.",
+    "Who wrote Hamlet?",
+    "I am afraid of flying.",
+    "Explain gravity to a child.",
+    "What should I do on a rainy day?",
+    "List the days of the week.",
+    "My friend does not talk to me any more.",
+    "How long does a cat live?",
+    "Tell me a joke about computers.",
+    "I want to change, but I don't know how to start.",
+)
+TOKENS = 24
+
+pytestmark = pytest.mark.skipif(
+    "EMORL_REAL_MODEL" not in os.environ, reason="EMORL_REAL_MODEL is not set: the folder of SmolLM2-135M-Instruct"
+)
+
+
+@pytest.mark.slow
+def test_against_hf_generate_twenty_chats() -> None:
+    folder = Path(os.environ["EMORL_REAL_MODEL"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompts = [
+        tuple(
+            tokenizer.apply_chat_template(
+                [{"role": "system", "content": "You are helpful."}, {"role": "user", "content": chat}],
+                add_generation_prompt=True,
+                return_dict=False,
+            )
+        )
+        for chat in CHATS
+    ]
+    model = load(folder, read_config(folder), device=CPU, dtype=torch.float32, training=False)
+    tokens, _ = lockstep(model, prompts, torch.ones(1, 1), TOKENS)
+    library = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    settings = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, pad_token_id=0, eos_token_id=list(model.eos_token_ids))
+    for prompt, found in zip(prompts, tokens[:, 0].tolist(), strict=True):
+        ids = torch.tensor([prompt])
+        out = library.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        reply = out[0, len(prompt) :].tolist()
+        assert reply
+        assert found[: len(reply)] == reply
