@@ -18,6 +18,7 @@ from peft.tuners.lora.variants import calculate_alora_offsets
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from emorl_core.models.causal._store import KVCache, Lane, LaneIndex
 from emorl_core.models.causal.model import CausalModel
 from tests.builders import outdated_peft
 
@@ -73,43 +74,51 @@ class SeparateModels:
         return ids[:, len(prompt) :], torch.stack(steps, dim=1)
 
 
+def named_lanes(model: CausalModel, prompt: Sequence[int]) -> list[Lane]:
+    """The base and each adapter by itself, reading one prompt."""
+    count = len(model.adapters)
+    points = [(0.0,) * count, *(tuple(float(i == own) for i in range(count)) for own in range(count))]
+    return [Lane(point, tuple(prompt)) for point in points]
+
+
+def index_of(model: CausalModel, lanes: Sequence[Lane]) -> LaneIndex:
+    points = [model.acting(lane).coefficients for lane in lanes]
+    return LaneIndex.of(points, len(model.adapters), model.facts.device)
+
+
+@torch.inference_mode()
+def opened(model: CausalModel, lanes: Sequence[Lane]) -> tuple[KVCache, list[int]]:
+    """A cache of these rows, all of their prompts read but the last token, which is returned."""
+    cache, last = model.new_cache(), []
+    for place, (lane, memory) in enumerate(zip(lanes, model.prefill(lanes), strict=True)):
+        assert cache.insert(memory) == place
+        *owed, final = model.first_tokens(lane)
+        last.append(final)
+        if owed:  # an activated adapter's own part of the prompt
+            alone = model.new_cache()
+            alone.insert(memory)
+            model.step(torch.tensor([owed]), index_of(model, [lane]), alone)
+            cache.own.extend(place, alone.own, 0)
+    return cache, last
+
+
 @torch.inference_mode()
 def lockstep(
     model: CausalModel, prompts: Sequence[Sequence[int]], mixes: Tensor, tokens: int
 ) -> tuple[Tensor, Tensor]:
     """Every prompt under every mix [B, N], all in one ragged batch -> tokens [P, B, T] and logits [P, B, T, V]."""
-    lanes_each, count = mixes.shape[1], len(mixes)
-    asked = [(prompt, model.running_lane(prompt, lane), lane) for prompt in prompts for lane in range(lanes_each)]
-    memories = model.prefill([prompt for prompt, _, _ in asked], [lane for _, _, lane in asked])
-    cache = model.new_cache()
-    for row in range(len(prompts) * count):
-        for lane in range(lanes_each):
-            cache.insert(memories[row // count * lanes_each + lane])
-    lanes = torch.tensor([asked[row // count * lanes_each + lane][1] for row in range(len(prompts) * count) for lane in range(lanes_each)])
-    # Rows that owe more than one token (an activated adapter's) catch up one by one, as a scheduler would have it.
-    owed = [list(model.first_tokens(prompts[row // count], lane)) for row in range(len(prompts) * count) for lane in range(lanes_each)]
+    each, count = mixes.shape[1], len(mixes)
+    lanes = [lane for prompt in prompts for _ in range(count) for lane in named_lanes(model, prompt)]
+    cache, last = opened(model, lanes)
+    index = index_of(model, lanes)
     weights = mixes.repeat(len(prompts), 1)
-    for place, tokens_owed in enumerate(owed):
-        if len(tokens_owed) > 1:
-            own = CausalModel.new_cache(model)
-            own.insert(memories[place // (count * lanes_each) * lanes_each + place % lanes_each])
-            model.step(torch.tensor([tokens_owed[:-1]]), lanes[place : place + 1].clone(), own)
-            _adopt(cache, place, own)
-    fed = torch.tensor([[tokens_owed[-1]] for tokens_owed in owed])
+    fed = torch.tensor(last).unsqueeze(1)
     chosen, steps = [], []
     for _ in range(tokens):
-        hidden = model.step(fed, lanes, cache)[:, 0].view(len(weights), lanes_each, -1)
+        hidden = model.step(fed, index, cache)[:, 0].view(len(weights), each, -1)
         logits = model.head(torch.einsum("bn,bnd->bd", weights, hidden))
         steps.append(logits)
         chosen.append(logits.argmax(-1))
-        fed = chosen[-1].repeat_interleave(lanes_each).unsqueeze(1)
+        fed = chosen[-1].repeat_interleave(each).unsqueeze(1)
     shape = (len(prompts), count, tokens)
     return torch.stack(chosen, dim=1).view(shape), torch.stack(steps, dim=1).view(*shape, -1)
-
-
-def _adopt(cache: Any, place: int, own: Any) -> None:
-    tokens = own.lengths[0]
-    cache._grow(0, tokens)
-    for mine, theirs in zip(cache._layers, own._layers, strict=True):
-        mine[:, place, :, :tokens] = theirs[:, 0, :, :tokens]
-    cache.lengths[place] = tokens

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from emorl_core.adapters import read_peft
-from emorl_core.errors import AdapterError
-from emorl_core.models.causal.activation import activation_start
+from emorl_core.errors import AdapterError, InvalidRequest
+from emorl_core.models.causal._store import Lane
 from emorl_core.models.causal.model import CausalModel
-from tests.core.causal_reference import SeparateModels, lockstep
+from emorl_core.models.causal.reading import activation_start
+from tests.core.causal_reference import SeparateModels, index_of, lockstep, named_lanes, opened
 from tests.core.test_causal_golden import loaded
 from tests.supported_models import tiny_causal, tiny_causal_adapter
 
@@ -72,15 +74,64 @@ def test_against_peft_generate(made: tuple[Path, list[Path]], model: CausalModel
 
 def test_lanes_share_the_prompt_up_to_the_invocation(model: CausalModel) -> None:
     prompt = (5, 9, 71, 8, 33, 60)
-    assert model.prefill_key(prompt, 1) == ((5, 9, 71, 8), 0)
-    assert model.first_tokens(prompt, 1) == (33, 60)
-    assert model.prefill_key(prompt, 2) == model.prefill_key(prompt, 0) == ((5, 9, 71, 8, 33), 0)
-    assert model.first_tokens(prompt, 2) == (60,)
-    assert model.prefill_key(prompt, 3) == ((5, 9, 71, 8, 33), 3)
-    assert model.running_lane(prompt, 1) == 1
-    without = (5, 9, 71)
-    assert [model.running_lane(without, lane) for lane in range(4)] == [0, 0, 0, 3]
-    assert model.prefill_key(without, 1) == model.prefill_key(without, 0) == ((5, 9), 0)
+    bare, one, two, plain = named_lanes(model, prompt)
+    assert [model.first_tokens(lane) for lane in (bare, one, two, plain)] == [(60,), (33, 60), (60,), (60,)]
+    assert model.prefill_key(two) == model.prefill_key(bare)
+    assert len({model.prefill_key(lane) for lane in (bare, one, plain)}) == 3
+    assert model.reading(one).untouched
+    assert model.reading(two).untouched
+    assert not model.reading(plain).untouched
+    same_turn = Lane((0.5, 0.0, 0.0), prompt), Lane((-2.0, 0.0, 0.0), prompt)
+    assert {model.prefill_key(lane) for lane in same_turn} == {model.prefill_key(one)}
+
+
+def test_an_adapter_that_is_never_invoked_is_the_base(model: CausalModel) -> None:
+    bare, one, two, plain = named_lanes(model, (5, 9, 71))
+    assert model.acting(one) == model.acting(two) == bare
+    assert model.acting(plain) == plain
+    assert model.prefill_key(one) == model.prefill_key(two) == model.prefill_key(bare)
+    assert model.acting(Lane((0.5, 0.25, 2.0), (5, 60, 71))) == Lane((0.0, 0.25, 2.0), (5, 60, 71))
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("point", [(0.5, 0.8, 0.0), (0.4, 0.0, -0.7), (0.3, 0.6, 0.9)])
+def test_against_peft_a_mix_in_weight_space(
+    point: tuple[float, ...], prompt: tuple[int, ...], made: tuple[Path, list[Path]], model: CausalModel
+) -> None:
+    """Adapters that begin at different tokens, and a plain one, summed in one lane: each layer is the base's plus the
+    sum of what PEFT's three models add to it."""
+    lane = Lane(point, prompt)
+    cache, last = opened(model, [lane])
+    found = model.step(torch.tensor([last]), index_of(model, [lane]), cache)[0, 0]
+    base, folders = made
+    judge = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
+    for (name, layer), tokens in ((pair, len(prompt)) for pair in dict(judge.model.named_modules()).items()):
+        if isinstance(layer, torch.nn.Linear):
+            updates = []
+            for coefficient, folder, invocation in zip(point, folders, (TURN, (60,), None), strict=True):
+                start = 0 if invocation is None else activation_start(prompt, invocation)
+                pair = read_peft(folder, "x").modules.get(f"model.{name}")
+                if pair is not None and start is not None:
+                    updates.append((start, coefficient * pair.delta()))
+            layer.register_forward_hook(adding(updates, tokens))
+    with torch.no_grad():
+        expected = judge.model(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0.0)
+
+
+def adding(updates: list[tuple[int, torch.Tensor]], tokens: int) -> Callable[..., torch.Tensor]:
+    def hook(module: object, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+        at = torch.arange(tokens).view(1, -1, 1)
+        for start, delta in updates:
+            out = out + (at >= start) * (args[0] @ delta.t())
+        return out
+
+    return hook
+
+
+def test_an_empty_prompt_is_refused(model: CausalModel) -> None:
+    with pytest.raises(InvalidRequest, match="the prompt is empty; allowed: one token at least"):
+        model.prefill(named_lanes(model, ()))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from emorl_core.models import read_config
-from emorl_core.models.causal._store import CausalCache, CausalMemory
+from emorl_core.models.causal._store import Lane, Store
 from emorl_core.models.causal.attention import CachedPass, RepliesPass, WholePass, lane_attention
 from emorl_core.models.causal.load import load
 from emorl_core.models.causal.model import CausalModel
-from tests.core.causal_reference import SeparateModels
+from tests.core.causal_reference import SeparateModels, index_of, named_lanes
 from tests.core.test_causal_golden import CPU, PROMPTS, adapters_of, loaded
 from tests.supported_models import BY_NAME, tiny_causal
 
@@ -56,11 +57,10 @@ def drawn(rows: int, heads: int, tokens: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "plain")
 def test_whole_sequences(options: dict[str, Any]) -> None:
     query, keys, values = drawn(2, HEADS, 7, 1), drawn(2, SHARED, 7, 2), drawn(2, SHARED, 7, 3)
-    seen = WholePass(7, keep=True, dtype=torch.float64, device=CPU)
+    seen = WholePass(7, dtype=torch.float64, device=CPU)
     found, _ = lane_attention(layer, query, keys, values, None, lane_pass=seen, **options)
     for row in range(2):
         torch.testing.assert_close(found[row], by_definition(query[row], keys[row], values[row], list(range(7)), options))
-    assert seen.kept is not None
     assert seen.kept[0][0] is keys
 
 
@@ -69,10 +69,10 @@ def test_whole_sequences(options: dict[str, Any]) -> None:
 def test_new_tokens_of_ragged_rows(new: int, options: dict[str, Any]) -> None:
     """Rows of very different lengths, one empty, one across several blocks of any kernel."""
     lengths = (1100, 0, 5)
-    cache = CausalCache([(SHARED, SIZE)], dtype=torch.float64, device=CPU)
+    cache = Store(1, SHARED, SIZE, dtype=torch.float64, device=CPU)
     past = [drawn(2, SHARED, length, 7 + length) for length in lengths]
     for memory in past:
-        cache.insert(CausalMemory((memory,)))
+        cache.add(memory.unsqueeze(1))
     cache.reserve(new)
     query, keys, values = drawn(3, HEADS, new, 1), drawn(3, SHARED, new, 2), drawn(3, SHARED, new, 3)
     positions = torch.tensor(lengths).unsqueeze(1) + torch.arange(new)
@@ -103,7 +103,7 @@ def test_replies_see_their_prompt_and_themselves(options: dict[str, Any]) -> Non
 @pytest.mark.parametrize("options", [{"is_causal": False}, {"lane_pass": None}])
 def test_a_module_that_attends_otherwise_is_an_error(options: dict[str, Any]) -> None:
     query, keys, values = drawn(1, HEADS, 2, 1), drawn(1, SHARED, 2, 2), drawn(1, SHARED, 2, 3)
-    seen = WholePass(2, keep=False, dtype=torch.float64, device=CPU)
+    seen = WholePass(2, dtype=torch.float64, device=CPU)
     with pytest.raises(ValueError, match="brings a mask of its own or attends both ways"):
         lane_attention(layer, query, keys, values, None, **{"lane_pass": seen, **options})
     with pytest.raises(ValueError, match="brings a mask of its own or attends both ways"):
@@ -118,49 +118,51 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @torch.inference_mode()
-def steps(model: CausalModel, prompts: list[tuple[int, ...]], lanes: list[int], fed: Tensor, sizes: list[int]) -> Tensor:
+def steps(model: CausalModel, lanes: list[Lane], fed: Tensor, sizes: list[int]) -> Tensor:
     """Hidden states [M, T, D] of tokens [M, T] fed in pieces of these sizes."""
     cache = model.new_cache()
-    for memory in model.prefill(prompts, lanes):
+    for memory in model.prefill(lanes):
         cache.insert(memory)
-    index = torch.tensor(lanes)
+    index = index_of(model, lanes)
     return torch.cat([model.step(piece, index, cache) for piece in fed.split(sizes, dim=1)], dim=1)
 
 
+def lanes_of(model: CausalModel, prompts: Sequence[tuple[int, ...]], numbers: list[int]) -> list[Lane]:
+    return [named_lanes(model, prompt)[number] for prompt, number in zip(prompts, numbers, strict=True)]
+
+
 def test_steps_of_any_size_and_company_are_one_computation(model: CausalModel) -> None:
-    lanes, prompts = [0, 1, 2, 3, 1, 0], [*PROMPTS, *PROMPTS]
+    lanes = lanes_of(model, [*PROMPTS, *PROMPTS], [0, 1, 2, 3, 1, 0])
     fed = torch.randint(3, 90, (6, 8), generator=torch.Generator().manual_seed(3))
-    fed[:, 0] = torch.tensor([prompt[-1] for prompt in prompts])
-    one_by_one = steps(model, prompts, lanes, fed, [1] * 8)
-    torch.testing.assert_close(steps(model, prompts, lanes, fed, [8]), one_by_one, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(steps(model, prompts, lanes, fed, [3, 1, 4]), one_by_one, atol=1e-4, rtol=1e-4)
+    fed[:, 0] = torch.tensor([lane.prompt_ids[-1] for lane in lanes])
+    one_by_one = steps(model, lanes, fed, [1] * 8)
+    torch.testing.assert_close(steps(model, lanes, fed, [8]), one_by_one, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(steps(model, lanes, fed, [3, 1, 4]), one_by_one, atol=1e-4, rtol=1e-4)
     for row in range(6):
-        alone = steps(model, prompts[row : row + 1], lanes[row : row + 1], fed[row : row + 1], [1] * 8)
+        alone = steps(model, lanes[row : row + 1], fed[row : row + 1], [1] * 8)
         torch.testing.assert_close(alone[0], one_by_one[row], atol=1e-4, rtol=1e-4)
 
 
 def test_a_prompt_fed_in_pieces_is_a_prompt_prefilled(model: CausalModel) -> None:
     prompt = PROMPTS[0]
-    for lane in range(4):
-        whole = steps(model, [prompt], [lane], torch.tensor([prompt[-1:]]), [1])
-        pieces = steps(model, [prompt[:1]], [lane], torch.tensor([prompt]), [4, 1, 3, 2])
+    for number in range(4):
+        whole = steps(model, lanes_of(model, [prompt], [number]), torch.tensor([prompt[-1:]]), [1])
+        pieces = steps(model, lanes_of(model, [prompt[:1]], [number]), torch.tensor([prompt]), [4, 1, 3, 2])
         torch.testing.assert_close(pieces[:, -1:], whole, atol=1e-4, rtol=1e-4)
 
 
 def test_a_neighbour_does_not_change_a_prefill(model: CausalModel) -> None:
-    lanes = [3, 1, 2]
-    together = model.prefill(PROMPTS, lanes)
-    for prompt, lane, memory in zip(PROMPTS, lanes, together, strict=True):
-        (alone,) = model.prefill([prompt], [lane])
-        assert alone.length == memory.length == len(prompt) - 1
-        for mine, theirs in zip(alone.layers, memory.layers, strict=True):
-            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    lanes = lanes_of(model, PROMPTS, [3, 1, 2])
+    for lane, memory in zip(lanes, model.prefill(lanes), strict=True):
+        (alone,) = model.prefill([lane])
+        assert memory.kv.shape[3] == len(lane.prompt_ids) - 1
+        torch.testing.assert_close(alone.kv, memory.kv, atol=1e-4, rtol=1e-4)
 
 
 def test_head_rows_are_the_head_before_its_bias_and_cap(model: CausalModel) -> None:
     hidden = torch.randn(3, model.head_rows(torch.tensor([0])).shape[1], generator=torch.Generator().manual_seed(1))
-    rows = model.head_rows(torch.arange(model.vocab_size))
-    cap = 3.0 if model.architecture == "gemma2" else None
+    rows = model.head_rows(torch.arange(model.facts.vocab_size))
+    cap = 3.0 if model.facts.architecture == "gemma2" else None
     products = hidden @ rows.t()
     expected = products if cap is None else torch.tanh(products / cap) * cap
     torch.testing.assert_close(model.head(hidden), expected, atol=1e-4, rtol=1e-4)
@@ -173,13 +175,13 @@ def test_packed_matrices_say_what_plain_ones_do(dtype: torch.dtype, tmp_path: Pa
     base = tiny_causal(tmp_path / "base", "qwen2", hidden_size=512, intermediate_size=640, num_attention_heads=8, num_hidden_layers=2)
     model = load(base, read_config(base), device=CPU, dtype=dtype, training=False)
     trained = load(base, read_config(base), device=CPU, dtype=dtype, training=True)
-    prompts, lanes = list(PROMPTS), [0, 0, 0]
-    fed = torch.tensor([prompt[-1:] for prompt in prompts])
-    packed = model.head(steps(model, prompts, lanes, fed, [1])[:, 0])
-    plain = trained.head(steps(trained, prompts, lanes, fed, [1])[:, 0])
+    lanes = lanes_of(model, PROMPTS, [0, 0, 0])
+    fed = torch.tensor([prompt[-1:] for prompt in PROMPTS])
+    packed = model.head(steps(model, lanes, fed, [1])[:, 0])
+    plain = trained.head(steps(trained, lanes, fed, [1])[:, 0])
     library = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="eager")
     with torch.no_grad():
-        expected = torch.stack([library(input_ids=torch.tensor([prompt])).logits[0, -1].float() for prompt in prompts])
+        expected = torch.stack([library(input_ids=torch.tensor([prompt])).logits[0, -1].float() for prompt in PROMPTS])
     room = 1e-3 if dtype == torch.float32 else 0.06
     for found in (packed, plain):
         assert float((found - expected).norm() / expected.norm()) < room
@@ -195,9 +197,9 @@ def test_end_of_turn_ids_are_all_of_the_generation_configs(tmp_path: Path) -> No
         ("{}", (1,)),
     ):
         (base / "generation_config.json").write_text(written)
-        assert loaded(base, []).eos_token_ids == expected
+        assert loaded(base, []).facts.eos_token_ids == expected
     (base / "generation_config.json").unlink()
-    assert loaded(base, []).eos_token_ids == (1,)
+    assert loaded(base, []).facts.eos_token_ids == (1,)
 
 
 def test_a_head_with_a_bias_counts_it_once(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_against_hf_generate_twenty_chats() -> None:
     model = load(folder, read_config(folder), device=CPU, dtype=torch.float32, training=False)
     tokens, _ = lockstep(model, prompts, torch.ones(1, 1), TOKENS)
     library = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    settings = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, pad_token_id=0, eos_token_id=list(model.eos_token_ids))
+    settings = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, pad_token_id=0, eos_token_id=list(model.facts.eos_token_ids))
     for prompt, found in zip(prompts, tokens[:, 0].tolist(), strict=True):
         ids = torch.tensor([prompt])
         out = library.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)

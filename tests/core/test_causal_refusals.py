@@ -12,9 +12,9 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from emorl_core.adapters import Adapter, LoraPair, read_peft
 from emorl_core.errors import AdapterError, PromptTooLong, UnsupportedModel
-from emorl_core.lanes import LaneIndex
 from emorl_core.models import read_config
 from emorl_core.models.causal import admission
+from emorl_core.models.causal._store import Lane, LaneIndex
 from emorl_core.models.causal.linears import LaneLayer, Rows
 from emorl_core.models.causal.load import load
 from emorl_core.models.causal.model import CausalModel
@@ -181,7 +181,7 @@ def test_rope_that_follows_the_longest_row_stops_at_its_original_length(rope: di
     """Beyond it, a neighbour's length would change a row's tokens."""
     tiny_causal(tmp_path, "llama", max_position_embeddings=32, rope_parameters=rope)
     model = opened(tmp_path)
-    assert model.max_positions == limit
+    assert model.facts.max_positions == limit
     mix, short, long = torch.ones(1, 1), tuple(range(5, 12)), tuple(range(3, limit - 3))
     alone, _ = lockstep(model, [short], mix, 4)
     beside, _ = lockstep(model, [short, long], mix, 4)
@@ -190,7 +190,7 @@ def test_rope_that_follows_the_longest_row_stops_at_its_original_length(rope: di
     with pytest.raises(PromptTooLong, match=f"a sequence of {limit + 1} tokens; the base has {limit} positions"):
         lockstep(model, [short, tuple(range(3, limit))], mix, 5)
     with pytest.raises(PromptTooLong):
-        model.prefill([tuple(range(3, limit + 5))], [0])
+        model.prefill([Lane((), tuple(range(3, limit + 5)))])
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_layer_that_sees_a_part_of_the_tokens_takes_no_adapter() -> None:
     """Routed experts that are linear layers of their own: which lane a row belongs to is lost."""
     rows = Rows()
     layer = LaneLayer("model.layers.0.expert", torch.ones(3, 2), None, rows)
-    rows.set(LaneIndex(torch.tensor([0, 1]), 1), 2, 4)
+    rows.set(LaneIndex(torch.ones(8, 1)), 8)
     layer(torch.ones(8, 2))
     assert not rows.routed
     layer(torch.ones(5, 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from emorl_core.models.causal._store import Group
 from emorl_core.models.causal.model import CausalModel
-from emorl_core.models.causal.replies import reply_hidden
-from tests.core.causal_reference import SeparateModels
+from tests.core.causal_reference import SeparateModels, named_lanes
 from tests.core.test_causal_golden import adapters_of, loaded
 from tests.supported_models import BY_NAME, tiny_causal, tiny_causal_adapter
 
@@ -20,15 +19,9 @@ LONG, SHORT, ONE = (5, 9, 33, 60, 71, 8, 14, 52, 90, 7), (40, 66, 3, 12), (17,)
 REPLIES = {LONG: ((22, 41, 9, 77, 1), (8, 1)), SHORT: ((50,), (7, 7, 30)), ONE: ((3, 61, 20, 1), (90, 2))}
 
 
-@dataclass(frozen=True)
-class Sample:
-    source: tuple[int, ...]
-    lane: int
-    replies: tuple[tuple[int, ...], ...]
-
-
-def groups_of(lanes: tuple[int, ...], prompts: tuple[tuple[int, ...], ...] = (LONG, SHORT, ONE)) -> list[Sample]:
-    return [Sample(prompt, lane, REPLIES[prompt]) for prompt in prompts for lane in lanes]
+def groups_of(model: CausalModel, prompts: tuple[tuple[int, ...], ...] = (LONG, SHORT, ONE)) -> list[Group]:
+    """Every lane's replies to every prompt."""
+    return [Group(lane, REPLIES[prompt]) for prompt in prompts for lane in named_lanes(model, prompt)]
 
 
 def direction(reply: tuple[int, ...], size: int) -> Tensor:
@@ -37,8 +30,8 @@ def direction(reply: tuple[int, ...], size: int) -> Tensor:
     return torch.randn(len(reply), size, generator=generator)
 
 
-def ours(model: CausalModel, groups: list[Sample]) -> float:
-    hidden, mask = reply_hidden(model, groups)
+def ours(model: CausalModel, groups: list[Group]) -> float:
+    hidden, mask = model.reply_hidden(groups)
     rows = [reply for group in groups for reply in group.replies]
     losses = [(hidden[i, : len(reply)] * direction(reply, hidden.shape[2])).sum() for i, reply in enumerate(rows)]
     assert mask.sum(1).tolist() == [len(reply) for reply in rows]
@@ -47,12 +40,14 @@ def ours(model: CausalModel, groups: list[Sample]) -> float:
     return float(loss.detach())
 
 
-def theirs(judge: SeparateModels, groups: list[Sample]) -> float:
+def theirs(judge: SeparateModels, groups: list[Group]) -> float:
     total = 0.0
     for group in groups:
+        prompt, point = group.lane.prompt_ids, group.lane.coefficients
+        number = point.index(1.0) + 1 if any(point) else 0
         for reply in group.replies:
-            ids = torch.tensor([[*group.source, *reply[:-1]]])
-            hidden = judge.hidden_of(group.lane, ids, len(group.source))[0, len(group.source) - 1 :]
+            ids = torch.tensor([[*prompt, *reply[:-1]]])
+            hidden = judge.hidden_of(number, ids, len(prompt))[0, len(prompt) - 1 :]
             loss = (hidden * direction(reply, hidden.shape[-1])).sum()
             total += float(loss.detach())
             if loss.requires_grad:
@@ -93,7 +88,7 @@ def test_against_peft_gradients_of_replies_are_theirs(name: str, tmp_path: Path)
     judge = SeparateModels(base, adapters)
     trained_peft(judge)
     model = loaded(base, adapters, training=True)
-    groups = groups_of((0, 1, 2, 3))
+    groups = groups_of(model)
     assert ours(model, groups) == pytest.approx(theirs(judge, groups), rel=1e-4, abs=1e-2)
     assert_same_gradients(model, judge)
 
@@ -108,7 +103,7 @@ def test_against_peft_gradients_of_adapters_that_act_on_the_reply(tmp_path: Path
     judge = SeparateModels(base, adapters)
     trained_peft(judge)
     model = loaded(base, adapters, training=True)
-    groups = groups_of((0, 1, 2))
+    groups = groups_of(model)
     calls: list[tuple[tuple[int, int], bool]] = []
     hook = model.decoder.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append((tuple(kwargs["input_ids"].shape), torch.is_grad_enabled())),
@@ -119,8 +114,7 @@ def test_against_peft_gradients_of_adapters_that_act_on_the_reply(tmp_path: Path
     assert loss == pytest.approx(theirs(judge, groups), rel=1e-4, abs=1e-2)
     assert_same_gradients(model, judge)
     assert [graded for _, graded in calls] == [False, True]
-    # The prompts' distinct beginnings: each prompt without its last token for the lanes that do not act on it, and up to
-    # the invocation for the one that does.
+    # Three prompts without their last token, and two of them once more up to where an adapter begins.
     assert calls[0][0][0] == 5
 
 
@@ -128,14 +122,14 @@ def test_dropout_is_the_adapters_alone(tmp_path: Path) -> None:
     """GPT-2 drops out a tenth of everything when it trains; the base here runs as it serves."""
     base = tiny_causal(tmp_path / "base", "gpt2")
     model = loaded(base, adapters_of(BY_NAME["gpt2"], base, tmp_path), training=True)
-    groups = groups_of((1, 2))
+    groups = groups_of(model)
     with torch.no_grad():
-        still, _ = reply_hidden(model, groups)
+        still, _ = model.reply_hidden(groups)
         model.train()
-        torch.testing.assert_close(reply_hidden(model, groups)[0], still)
+        torch.testing.assert_close(model.reply_hidden(groups)[0], still)
         for _, layer in model.linears():
             layer.dropout = 0.5
-        assert not torch.allclose(reply_hidden(model, groups)[0], still)
+        assert not torch.allclose(model.reply_hidden(groups)[0], still)
         model.train(False)
-        torch.testing.assert_close(reply_hidden(model, groups)[0], still)
+        torch.testing.assert_close(model.reply_hidden(groups)[0], still)
     assert not any(module.training for module in model.decoder.modules() if isinstance(module, nn.Dropout))

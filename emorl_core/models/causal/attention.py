@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface
 
-from emorl_core.models.causal._store import CausalCache, round_size
+from emorl_core.models.causal._store import Store, round_size
 
 NAME = "emorl_lanes"  # not registered for masks: the library then makes none
 KEYWORD = "lane_pass"  # any keyword given to a model arrives in its attention function
+
+
+Layers = list[tuple[Tensor, Tensor]]  # by layer, keys and values [M, K, S, d]
 
 
 class Pass(Protocol):
@@ -34,19 +37,18 @@ class Pass(Protocol):
 class WholePass:
     """Sequences from their first token on, padded on the right: a real token never sees the padding behind it.
 
-    Keeps every layer's keys and values when asked to.
+    Keeps every layer's keys and values.
     """
 
-    def __init__(self, tokens: int, *, keep: bool, dtype: torch.dtype, device: torch.device) -> None:
-        self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None  # [M, K, T, d] by layer
+    def __init__(self, tokens: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.kept: Layers = []
         self._positions = torch.arange(tokens, device=device)
         self._masks = Masks(dtype)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.kept is not None:
-            if layer != len(self.kept):
-                raise ValueError(f"layer {layer} attends after layer {len(self.kept) - 1}; allowed: once each, in order")
-            self.kept.append((keys, values))
+        if layer != len(self.kept):
+            raise ValueError(f"layer {layer} attends after layer {len(self.kept) - 1}; allowed: once each, in order")
+        self.kept.append((keys, values))
         return keys, values
 
     def mask(self, window: int | None, *, explicit: bool) -> Tensor | None:
@@ -59,7 +61,7 @@ class WholePass:
 class CachedPass:
     """New tokens of the rows of a cache, at each row's own positions."""
 
-    def __init__(self, cache: CausalCache, positions: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, cache: Store, positions: Tensor, dtype: torch.dtype) -> None:
         """positions: [M, T] of the new tokens."""
         self._cache, self._positions = cache, positions
         self._total = round_size(max(cache.lengths) + positions.shape[1])
@@ -81,10 +83,8 @@ class RepliesPass:
     Letters: R replies a row, U tokens each; the row's new tokens are T = R * U.
     """
 
-    def __init__(
-        self, prompts: list[tuple[Tensor, Tensor]], lengths: Tensor, replies: int, tokens: int, dtype: torch.dtype
-    ) -> None:
-        """prompts: by layer, keys and values [M, K, P, d] padded on the right; lengths: [M] of the prompts."""
+    def __init__(self, prompts: Layers, lengths: Tensor, replies: int, tokens: int, dtype: torch.dtype) -> None:
+        """prompts: [M, K, P, d] padded on the right; lengths: [M] of the prompts."""
         self._prompts = prompts
         device = lengths.device
         places = torch.arange(replies * tokens, device=device)

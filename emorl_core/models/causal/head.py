@@ -18,7 +18,7 @@ class Head:
     Attribution and `rows` are about W h alone: the margin between two tokens before the cap, without their biases.
     """
 
-    def __init__(self, module: nn.Module | None, config: Any, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module | None, config: Any) -> None:
         """module: what the library calls the output embeddings; config: of the language model."""
         if type(module) is not nn.Linear:
             kind = "none" if module is None else type(module).__name__
@@ -27,7 +27,6 @@ class Head:
         self.bias = None if module.bias is None else module.bias.detach()
         self.scale = _scale(config)
         self.cap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._dtype = dtype
 
     @property
     def vocab_size(self) -> int:
@@ -35,7 +34,7 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, D] -> [B, V] float32."""
-        given = hidden.to(self._dtype)
+        given = hidden.to(self.weight.dtype)
         if given.dtype == torch.float32 and given.device.type == "cpu" and given.shape[0] <= 16:
             # The wide matrix on the left: with few rows the CPU library streams it 2 to 3 times as fast this way.
             logits = torch.mm(self.weight, given.t()).t().contiguous()

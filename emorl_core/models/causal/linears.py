@@ -6,21 +6,21 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from emorl_core.lanes import LaneIndex, LaneLinear
+from emorl_core.lanes import LaneLinear
+from emorl_core.models.causal._store import LaneIndex
 
 
 class Rows:
-    """The lanes of the rows now running through a model. One object for all its layers, set before every pass."""
+    """The lanes of the tokens now running through a model. One object for all its layers, set before every pass."""
 
     def __init__(self) -> None:
         self.tokens = 0  # M lane rows times q tokens
-        self.index: LaneIndex | None = None  # of `tokens` rows or some spare ones more; None: the bare base
-        self.routed: set[str] = set()  # layers that were given other rows than those
+        self.index: LaneIndex | None = None  # of these, with spare ones behind or not; None: the bare base
+        self.routed: set[str] = set()  # layers that were given other tokens than those
 
-    def set(self, lanes: LaneIndex | None, rows: int, tokens: int) -> None:
-        """`rows` lane rows of `tokens` tokens each are next."""
-        self.tokens = rows * tokens
-        self.index = None if lanes is None else lanes.repeat(tokens)
+    def set(self, index: LaneIndex | None, tokens: int) -> None:
+        """`tokens` tokens in all are next."""
+        self.index, self.tokens = index, tokens
 
 
 class LaneLayer(nn.Module):

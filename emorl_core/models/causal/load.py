@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from emorl_core.errors import UnsupportedModel
-from emorl_core.lanes import BASE_LANE
 from emorl_core.models import read_config
 from emorl_core.models.causal import admission, attention, selftest
+from emorl_core.models.causal._store import Facts, Lane, LaneIndex
 from emorl_core.models.causal.head import Head
 from emorl_core.models.causal.linears import Rows, pack, replace_linears
 from emorl_core.models.causal.model import CausalModel
@@ -55,31 +55,28 @@ def _in_lanes(
     layers = replace_linears(library, decoder, rows)
     library.set_attn_implementation(attention.NAME)
     pack(layers, keep_plain=training)
-    return CausalModel(
-        decoder,
-        Head(head_module, config, dtype),
-        layers,
-        rows,
+    head = Head(head_module, config)
+    facts = Facts(
         architecture=str(config.model_type),
-        head_name=head_name,
-        max_positions=admission.longest_sequence(config),
+        vocab_size=head.vocab_size,
         eos_token_ids=end,
+        max_positions=admission.longest_sequence(config),
         device=device,
         dtype=dtype,
     )
+    return CausalModel(decoder, head, layers, rows, facts, head_name=head_name)
 
 
 def _found(model: CausalModel, prompts: list[list[int]]) -> Tensor:
     """What the self-test compares [2, STEPS, V]: a ragged prefill and cached steps through lanes."""
+    bare = LaneIndex.of([() for _ in prompts], 0, model.facts.device)
     cache = model.new_cache()
-    given = [prompt[: len(prompt) - selftest.STEPS + 1] for prompt in prompts]
-    for memory in model.prefill(given, [BASE_LANE] * len(given)):
+    for memory in model.prefill([Lane((), tuple(prompt[: 1 - selftest.STEPS])) for prompt in prompts]):
         cache.insert(memory)
-    lanes = torch.full((len(prompts),), BASE_LANE, device=model.device)
     logits = []
     for place in range(-selftest.STEPS, 0):
-        tokens = torch.tensor([[prompt[place]] for prompt in prompts], device=model.device)
-        logits.append(model.head(model.step(tokens, lanes, cache)[:, 0]))
+        tokens = torch.tensor([[prompt[place]] for prompt in prompts], device=model.facts.device)
+        logits.append(model.head(model.step(tokens, bare, cache)[:, 0]))
     return torch.stack(logits, dim=1)
 
 

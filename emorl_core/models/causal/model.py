@@ -1,23 +1,26 @@
 """A decoder-only Hugging Face model in lanes: the library's own modelling code over lane-aware linears and the cache.
 
-Letters: M lane rows, q new tokens a row, D hidden, L layers, K key-value heads, S prompt tokens, d size of a head.
+Letters: M lane rows, q new tokens a row, D hidden, L layers, K key-value heads, S prompt tokens, d size of a head, N
+adapters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from emorl_core.adapters import Adapter
 from emorl_core.errors import AdapterError, PromptTooLong, UnsupportedModel
-from emorl_core.lanes import BASE_LANE, LaneIndex, LaneLinear
-from emorl_core.models.causal import attention
-from emorl_core.models.causal._store import CausalCache, CausalMemory
-from emorl_core.models.causal.activation import activation_start
+from emorl_core.lanes import LaneLinear, round_rows
+from emorl_core.models.causal import replies
+from emorl_core.models.causal._store import Facts, Group, KVCache, Lane, LaneIndex, Memory, Store
+from emorl_core.models.causal.attention import KEYWORD, CachedPass, Layers, Pass, WholePass
 from emorl_core.models.causal.head import Head
 from emorl_core.models.causal.linears import LaneLayer, Rows
+from emorl_core.models.causal.reading import Reading, read
 from emorl_core.models.stacking import stack_adapters
 
 # Tokens of one padded batch of prompts: enough to fill a product, small enough to bound its activations.
@@ -25,41 +28,30 @@ _PREFILL_TOKENS = 4096
 
 
 class CausalModel(nn.Module):
-    """See `emorl_core.models.LaneModel` for the methods the engine uses; `replies.py` runs whole replies for training."""
+    """See `TrainableModel` for the methods that the engine and training use."""
+
+    compiled = False
 
     def __init__(
-        self,
-        decoder: nn.Module,
-        head: Head,
-        layers: Sequence[LaneLayer],
-        rows: Rows,
-        *,
-        architecture: str,
-        head_name: str,
-        max_positions: int | None,
-        eos_token_ids: tuple[int, ...],
-        device: torch.device,
-        dtype: torch.dtype,
+        self, decoder: nn.Module, head: Head, layers: Sequence[LaneLayer], rows: Rows, facts: Facts, *, head_name: str
     ) -> None:
+        """layers: those within `decoder` that `replace_linears` made over `rows`; head_name: the head's in checkpoints."""
         super().__init__()
         self.decoder = decoder.eval().requires_grad_(False)
-        self.layers, self.rows = tuple(layers), rows
-        self.routed: frozenset[str] = frozenset()  # layers that see a part of the tokens only, so take no adapter
-        self._head, self._head_name = head, head_name
-        self.architecture, self.max_positions, self.eos_token_ids = architecture, max_positions, eos_token_ids
-        self.vocab_size = head.vocab_size
-        self.device, self.dtype = device, dtype
-        self.shapes: tuple[tuple[int, int], ...] = ()  # key-value heads and their size, by layer
+        self.facts = facts
         self.adapters: tuple[str, ...] = ()
+        self._head, self._head_name = head, head_name
+        self._layers, self._rows = tuple(layers), rows
+        self._routed: frozenset[str] = frozenset()  # layers that see a part of the tokens only, so take no adapter
+        self._cache_shape = (0, 0, 0)  # L, K, d
         self._invocations: tuple[tuple[int, ...] | None, ...] = ()
-        self._lane_index: LaneIndex | None = None
 
     # -- adapters ------------------------------------------------------------------------------------------------
 
     def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
         """Every adaptable layer: its name in the checkpoint, and the layer."""
-        for layer in self.layers:
-            if layer.name not in self.routed:
+        for layer in self._layers:
+            if layer.name not in self._routed:
                 yield [layer.name], layer.linear
 
     def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
@@ -69,13 +61,12 @@ class CausalModel(nn.Module):
         stack_adapters(self.linears(), adapters, training=training)
         self.adapters = tuple(adapter.name for adapter in adapters)
         self._invocations = tuple(adapter.invocation_tokens for adapter in adapters)
-        self._lane_index = None
 
     def _refuse_module(self, adapter: str, module: str) -> None:
         reason = None
         if module == self._head_name:
             reason = "the head; mixing hidden states needs one head shared by all objectives"
-        elif module in self.routed:
+        elif module in self._routed:
             reason = f"{module!r}, which sees a part of the tokens only (routed experts)"
         elif ".experts" in module:
             reason = f"{module!r}, one of the experts, which are not linear layers that lanes can share"
@@ -94,113 +85,113 @@ class CausalModel(nn.Module):
         return self
 
     def parameter_bytes(self) -> dict[str, int]:
-        tensors = [*self.decoder.parameters(), self._head.weight]
-        tensors += [layer.bias for layer in self.layers if layer.bias is not None]
-        tensors += [] if self._head.bias is None else [self._head.bias]
-        trained = {id(p) for layer in self.layers for p in layer.linear.parameters()}
-        apart = {t.data_ptr(): t.numel() * t.element_size() for t in tensors if id(t) not in trained}  # tied ones once
-        base = sum(apart.values()) + sum(layer.linear.base.nbytes for layer in self.layers)
-        return {"base": base, "adapters": sum(layer.linear.adapter_bytes for layer in self.layers)}
-
-    @property
-    def compiled(self) -> bool:
-        return False
+        stacked = {id(parameter) for layer in self._layers for parameter in layer.linear.parameters()}
+        plain = [parameter for parameter in self.decoder.parameters() if id(parameter) not in stacked]
+        plain += [tensor for layer in self._layers if (tensor := layer.bias) is not None]
+        plain += [tensor for tensor in (self._head.weight, self._head.bias) if tensor is not None]
+        once = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in plain}  # the head may be tied
+        base = sum(once.values()) + sum(layer.linear.base.nbytes for layer in self._layers)
+        return {"base": base, "adapters": sum(layer.linear.adapter_bytes for layer in self._layers)}
 
     def compile_step(self) -> None:
-        raise UnsupportedModel("compile is on, and decoder-only models have no compiled step; leave it off", param="compile")
+        raise UnsupportedModel(
+            "compile is on, and decoder-only models have no compiled step; allowed: off", param="compile"
+        )
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
-    def running_lane(self, prompt: Sequence[int], lane: int) -> int:
-        """The lane that really runs: the base for an activated adapter whose invocation tokens the prompt lacks."""
-        invocation = self._invocation(lane)
-        return BASE_LANE if invocation is not None and activation_start(prompt, invocation) is None else lane
+    def reading(self, lane: Lane) -> Reading:
+        """How the attached adapters read a lane's prompt."""
+        return read(lane, self._invocations)
 
-    def first_tokens(self, prompt: Sequence[int], lane: int) -> tuple[int, ...]:
-        """What is fed after prefill, in the lane: the prompt's last token, or all from where the adapter begins to act."""
-        invocation = self._invocation(lane)
-        start = None if invocation is None else activation_start(prompt, invocation)
-        return tuple(prompt[len(prompt) - 1 if start is None else start :])
+    def acting(self, lane: Lane) -> Lane:
+        """The lane that really runs from `first_tokens` on: without activated adapters that its prompt never invokes."""
+        return replace(lane, coefficients=self.reading(lane).acting)
 
-    def already_said(self, prompt: Sequence[int]) -> tuple[int, ...]:
-        """Tokens that count for the repetition penalty before the reply says any."""
-        return tuple(prompt)
+    def prefill_key(self, lane: Lane) -> Hashable:
+        found = self.reading(lane)
+        return found.prefix, found.spans
 
-    def prefill_key(self, prompt: Sequence[int], lane: int) -> tuple[tuple[int, ...], int]:
-        """Lanes of equal key have the same prefill: the tokens it runs, and the lane it runs them in."""
-        prefix = tuple(prompt[: len(prompt) - len(self.first_tokens(prompt, lane))])
-        return prefix, BASE_LANE if self._invocation(lane) is not None else lane
+    def first_tokens(self, lane: Lane) -> tuple[int, ...]:
+        return self.reading(lane).first
 
-    def _invocation(self, lane: int) -> tuple[int, ...] | None:
-        return None if lane == BASE_LANE else self._invocations[lane - 1]
-
-    def new_cache(self) -> CausalCache:
-        return CausalCache(self.shapes, dtype=self.dtype, device=self.device)
+    def already_said(self, prompt_ids: Sequence[int]) -> Sequence[int]:
+        return prompt_ids
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Sequence[int]], lanes: Sequence[int]) -> list[CausalMemory]:
-        """Keys and values of every prompt without its `first_tokens`."""
-        keys = [self.prefill_key(prompt, lane) for prompt, lane in zip(prompts, lanes, strict=True)]
-        memories: list[CausalMemory] = []
+    def prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
+        """Keys and values of each prompt without its `first_tokens`."""
+        readings = [self.reading(lane) for lane in lanes]
+        memories: list[Memory] = []
         start = 0
-        while start < len(keys):
+        while start < len(readings):
             end, longest = start, 0
-            while end < len(keys):
-                longest = max(longest, len(keys[end][0]))
+            while end < len(readings):
+                longest = max(longest, len(readings[end].prefix))
                 if end > start and longest * (end + 1 - start) > _PREFILL_TOKENS:
                     break
                 end += 1
-            memories += self._prefill([p for p, _ in keys[start:end]], [lane for _, lane in keys[start:end]])
+            layers = self.whole(readings[start:end])
+            kv = torch.stack([torch.stack([keys, values]) for keys, values in layers], dim=1)  # [2, L, M, K, S, d]
+            memories += [Memory(kv[:, :, i, :, : len(r.prefix)].clone()) for i, r in enumerate(readings[start:end])]
             start = end
         return memories
 
-    def _prefill(self, prefixes: Sequence[Sequence[int]], lanes: Sequence[int]) -> list[CausalMemory]:
-        lengths = [len(prefix) for prefix in prefixes]
-        kept = self.whole(prefixes, lanes)
-        return [
-            CausalMemory(tuple(torch.stack([k[i, :, :n], v[i, :, :n]]) for k, v in kept)) for i, n in enumerate(lengths)
-        ]
-
-    def whole(self, sequences: Sequence[Sequence[int]], lanes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Run sequences from their beginning; keys and values by layer, [M, K, S, d] padded on the right. With gradients
-        when they are on."""
-        longest = max(len(sequence) for sequence in sequences)
+    def whole(self, readings: Sequence[Reading]) -> Layers:
+        """Run prefixes from their beginning, with gradients when they are on. Keys and values by layer, [M, K, S, d]
+        padded on the right."""
+        longest = max(len(reading.prefix) for reading in readings)
         self.refuse_beyond(longest)
+        device, dtype = self.facts.device, self.facts.dtype
         if longest == 0:
-            empty = [torch.zeros(len(sequences), k, 0, d, dtype=self.dtype, device=self.device) for k, d in self.shapes]
-            return [(layer, layer) for layer in empty]
-        ids = torch.tensor([[*s, *[0] * (longest - len(s))] for s in sequences], device=self.device)
-        positions = torch.arange(longest, device=self.device).expand(len(sequences), -1)
-        index = LaneIndex(torch.tensor(list(lanes), device=self.device), len(self.adapters))
-        seen = attention.WholePass(longest, keep=True, dtype=self.dtype, device=self.device)
-        self.run(ids, positions, index, seen)
-        assert seen.kept is not None
+            layers, heads, size = self._cache_shape
+            return [(torch.zeros(len(readings), heads, 0, size, dtype=dtype, device=device),) * 2] * layers
+        padded = [[*reading.prefix, *[0] * (longest - len(reading.prefix))] for reading in readings]
+        positions = torch.arange(longest, device=device).expand(len(readings), -1)
+        seen = WholePass(longest, dtype=dtype, device=device)
+        self.run(torch.tensor(padded, device=device), positions, self._by_token(readings, longest), seen)
         return seen.kept
+
+    def _by_token(self, readings: Sequence[Reading], longest: int) -> LaneIndex:
+        """The lanes of every token of padded prefixes, one prefix after the other."""
+        bare = (0.0,) * len(self.adapters)
+        points = []
+        for reading in readings:
+            own = reading.by_token()
+            points += own + [bare] * (longest - len(own))
+        if self.facts.device.type == "cpu" and not torch.is_grad_enabled():
+            points += [bare] * (round_rows(len(points)) - len(points))  # as `LaneIndex.repeat` does, and why
+        return LaneIndex.of(points, len(self.adapters), self.facts.device)
 
     # -- decoding ------------------------------------------------------------------------------------------------
 
+    def new_cache(self) -> KVCache:
+        return KVCache(Store(*self._cache_shape, dtype=self.facts.dtype, device=self.facts.device))
+
     @torch.inference_mode()
-    def step(self, tokens: Tensor, lanes: Tensor, cache: CausalCache) -> Tensor:
+    def step(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         new = tokens.shape[1]
-        if self._lane_index is None or self._lane_index.lanes is not lanes:
-            self._lane_index = LaneIndex(lanes, len(self.adapters))
         self.refuse_beyond(max(cache.lengths) + new)
         cache.reserve(new)
-        lengths = torch.tensor(cache.lengths, device=self.device)
-        positions = lengths.unsqueeze(1) + torch.arange(new, device=self.device)  # [M, q]
-        hidden = self.run(tokens, positions, self._lane_index, attention.CachedPass(cache, positions, self.dtype))
+        lengths = torch.tensor(cache.lengths, device=tokens.device)
+        positions = lengths.unsqueeze(1) + torch.arange(new, device=tokens.device)  # [M, q]
+        hidden = self.run(tokens, positions, lanes.repeat(new), CachedPass(cache.own, positions, self.facts.dtype))
         cache.advance(new)
         return hidden
 
     def refuse_beyond(self, tokens: int) -> None:
         """Raise PromptTooLong for a sequence of more tokens than the model has positions."""
-        if self.max_positions is not None and tokens > self.max_positions:
-            raise PromptTooLong(f"a sequence of {tokens} tokens; the base has {self.max_positions} positions")
+        limit = self.facts.max_positions
+        if limit is not None and tokens > limit:
+            raise PromptTooLong(f"a sequence of {tokens} tokens; the base has {limit} positions")
 
-    def run(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: attention.Pass) -> Tensor:
-        """tokens, positions [M, q] -> last hidden states [M, q, D], through the library's decoder."""
-        self.rows.set(lanes, *tokens.shape)
-        out = self.decoder(input_ids=tokens, position_ids=positions, use_cache=False, **{attention.KEYWORD: seen})
+    def run(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: Pass) -> Tensor:
+        """tokens, positions [M, q] -> last hidden states [M, q, D], through the library's decoder.
+
+        lanes: of the M * q tokens, row after row, with spare ones behind or not; None: the bare base.
+        """
+        self._rows.set(lanes, tokens.numel())
+        out = self.decoder(input_ids=tokens, position_ids=positions, use_cache=False, **{KEYWORD: seen})
         hidden: Tensor = out[0]
         return hidden
 
@@ -210,20 +201,28 @@ class CausalModel(nn.Module):
     def head_rows(self, token_ids: Tensor) -> Tensor:
         return self._head.rows(token_ids)
 
-    def probe(self, tokens: list[int]) -> None:
-        """Run one short sequence to learn what only a pass shows: every layer's heads, and layers that are routed.
+    # -- training and loading ------------------------------------------------------------------------------------
+
+    def reply_hidden(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+        return replies.reply_hidden(self, groups)
+
+    def probe(self, tokens: Sequence[int]) -> None:
+        """Run one short sequence to learn what only a pass shows: the shape of the cache, and layers that are routed.
 
         Raises:
-            UnsupportedModel: keys and values of different shapes, which the cache does not hold.
+            UnsupportedModel: keys and values whose shapes the cache does not hold.
+            ValueError: no layer asked for keys and values here.
         """
-        self.rows.routed.clear()
+        device = self.facts.device
+        seen = WholePass(len(tokens), dtype=self.facts.dtype, device=device)
         with torch.no_grad():
-            ids = torch.tensor([tokens], device=self.device)
-            positions = torch.arange(len(tokens), device=self.device).unsqueeze(0)
-            seen = attention.WholePass(len(tokens), keep=True, dtype=self.dtype, device=self.device)
-            self.run(ids, positions, None, seen)
-        assert seen.kept is not None
-        if any(k.shape != v.shape for k, v in seen.kept):
-            raise UnsupportedModel(f"base model_type {self.architecture!r}: its keys and values differ in size")
-        self.shapes = tuple((k.shape[1], k.shape[3]) for k, _ in seen.kept)
-        self.routed = frozenset(self.rows.routed)
+            self.run(torch.tensor([tokens], device=device), torch.arange(len(tokens), device=device)[None], None, seen)
+        if not seen.kept:
+            raise ValueError("its attention is not the function that was set")
+        shapes = {tuple(tensor.shape) for layer in seen.kept for tensor in layer}
+        if len(shapes) != 1:
+            kind = self.facts.architecture
+            raise UnsupportedModel(f"base model_type {kind!r}: layers, or keys and values, differ in heads or head size")
+        ((_, heads, _, size),) = shapes
+        self._cache_shape = (len(seen.kept), heads, size)
+        self._routed = frozenset(self._rows.routed)

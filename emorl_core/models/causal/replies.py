@@ -12,78 +12,82 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
-from emorl_core.lanes import BASE_LANE, LaneIndex
-from emorl_core.models.causal.attention import RepliesPass
-from emorl_core.models.causal.model import CausalModel
-
-Layers = list[tuple[Tensor, Tensor]]  # keys and values by layer
+from emorl_core.models.causal._store import Facts, Group, Lane, LaneIndex
+from emorl_core.models.causal.attention import Layers, Pass, RepliesPass
+from emorl_core.models.causal.reading import Reading
 
 
-class Group(Protocol):
-    """k replies to one prompt in one lane."""
-
-    @property
-    def source(self) -> tuple[int, ...]: ...
+class Readable(Protocol):
+    """The parts of a `CausalModel` that this file uses."""
 
     @property
-    def lane(self) -> int: ...
+    def facts(self) -> Facts: ...
 
     @property
-    def replies(self) -> tuple[tuple[int, ...], ...]: ...
+    def adapters(self) -> tuple[str, ...]: ...
+
+    def reading(self, lane: Lane) -> Reading: ...
+
+    def whole(self, readings: Sequence[Reading]) -> Layers: ...
+
+    def run(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: Pass) -> Tensor: ...
+
+    def refuse_beyond(self, tokens: int) -> None: ...
 
 
-def reply_hidden(model: CausalModel, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+def reply_hidden(model: Readable, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     """The last hidden state that chooses each reply token: [M, T, D], and the mask [M, T] of real tokens.
 
     All groups have the same number of replies. Gradients reach the adapters, through the prompt as well where they act
     on it. Hidden states on padding are meaningless.
     """
-    device, replies = model.device, len(groups[0].replies)
-    keys = [model.prefill_key(group.source, group.lane) for group in groups]
-    first = [model.first_tokens(group.source, group.lane) for group in groups]
-    longest = max(1, max(len(reply) for group in groups for reply in group.replies))
-    width = max(len(tokens) for tokens in first) - 1 + longest  # U
+    device, each = model.facts.device, len(groups[0].replies)
+    readings = [model.reading(group.lane) for group in groups]
+    sizes = [len(reply) for group in groups for reply in group.replies]
+    model.refuse_beyond(max(len(g.lane.prompt_ids) + len(reply) - 1 for g in groups for reply in g.replies))
+    longest = max(1, *sizes)
+    width = max(len(reading.first) for reading in readings) - 1 + longest  # U
     rows = [
-        [*tokens, *reply[:-1], *[0] * (width - len(tokens) - max(len(reply) - 1, 0))]
-        for group, tokens in zip(groups, first, strict=True)
+        [*reading.first, *reply[:-1]]
+        for group, reading in zip(groups, readings, strict=True)
         for reply in group.replies
     ]
-    ids = torch.tensor(rows, device=device).view(len(groups), replies * width)
-    lengths = torch.tensor([len(prefix) for prefix, _ in keys], device=device)
-    model.refuse_beyond(max(len(group.source) + len(reply) - 1 for group in groups for reply in group.replies))
-    seen = RepliesPass(_prompts(model, keys), lengths, replies, width, model.dtype)
-    lanes = torch.tensor([model.running_lane(group.source, group.lane) for group in groups], device=device)
-    positions = seen.positions if model.max_positions is None else seen.positions.clamp(max=model.max_positions - 1)
-    hidden = model.run(ids, positions, LaneIndex(lanes, len(model.adapters)), seen)  # clamped: padding alone
-    hidden = hidden.view(len(rows), width, -1)
-    starts = torch.tensor([len(tokens) - 1 for tokens in first], device=device).repeat_interleave(replies)
-    places = starts.unsqueeze(1) + torch.arange(longest, device=device)  # [M, T]
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device).view(len(groups), each * width)
+    lengths = torch.tensor([len(reading.prefix) for reading in readings], device=device)
+    seen = RepliesPass(_prompts(model, readings), lengths, each, width, model.facts.dtype)
+    # A row that is shorter than the widest may have padding beyond the model's last position.
+    limit = model.facts.max_positions
+    positions = seen.positions if limit is None else seen.positions.clamp(max=limit - 1)
+    lanes = LaneIndex.of([reading.acting for reading in readings], len(model.adapters), device)
+    hidden = model.run(ids, positions, lanes.repeat(each * width), seen).view(len(rows), width, -1)
+    begins = torch.tensor([len(reading.first) - 1 for reading in readings], device=device).repeat_interleave(each)
+    places = begins.unsqueeze(1) + torch.arange(longest, device=device)  # [M, T]
     found = hidden.gather(1, places.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
-    sizes = torch.tensor([len(reply) for group in groups for reply in group.replies], device=device)
-    return found, torch.arange(longest, device=device) < sizes.unsqueeze(1)
+    return found, torch.arange(longest, device=device) < torch.tensor(sizes, device=device).unsqueeze(1)
 
 
-def _prompts(model: CausalModel, keys: Sequence[tuple[tuple[int, ...], int]]) -> Layers:
-    """Keys and values of every group's prompt, [G, K, P, d] by layer, each distinct prompt computed once."""
-    distinct = list(dict.fromkeys(keys))
-    frozen = [key for key in distinct if key[1] == BASE_LANE]
-    adapted = [key for key in distinct if key[1] != BASE_LANE]
+def _prompts(model: Readable, readings: Sequence[Reading]) -> Layers:
+    """Keys and values of every group's prompt, [G, K, P, d] by layer, each distinct one computed once."""
+    distinct = {(reading.prefix, reading.spans): reading for reading in readings}
+    untouched = [reading for reading in distinct.values() if reading.untouched]
+    adapted = [reading for reading in distinct.values() if not reading.untouched]
     parts: list[Layers] = []
-    if frozen:
+    if untouched:
         with torch.no_grad():
-            parts.append(model.whole([prefix for prefix, _ in frozen], [lane for _, lane in frozen]))
+            parts.append(model.whole(untouched))
     if adapted:
-        parts.append(model.whole([prefix for prefix, _ in adapted], [lane for _, lane in adapted]))
-    place = {key: i for i, key in enumerate([*frozen, *adapted])}
-    rows = torch.tensor([place[key] for key in keys], device=model.device)
+        parts.append(model.whole(adapted))
+    place = {(reading.prefix, reading.spans): i for i, reading in enumerate([*untouched, *adapted])}
+    rows = torch.tensor([place[reading.prefix, reading.spans] for reading in readings], device=model.facts.device)
     return [
-        (_joined([part[layer][0] for part in parts])[rows], _joined([part[layer][1] for part in parts])[rows])
-        for layer in range(len(model.shapes))
+        (_joined([keys for keys, _ in layer])[rows], _joined([values for _, values in layer])[rows])
+        for layer in zip(*parts, strict=True)
     ]
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _joined(parts: Sequence[Tensor]) -> Tensor:
     """[G, K, P, d] of several batches, one after the other, padded to the longest."""
     longest = max(part.shape[2] for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, (0, 0, 0, longest - part.shape[2])) for part in parts])
+    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[2])) for part in parts])
