@@ -25,6 +25,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _HEAD = "lm_head"
+_ACTIVATED_TASK = "CAUSAL_LM"  # PEFT's, of models that read the prompt and write the reply as one sequence
 # Keys of adapter_config.json that change what an adapter computes beyond W + scale * B A, with the reason to refuse.
 _REFUSED_OPTIONS: dict[str, str] = {
     "use_dora": "DoRA rescales the base matrix, which the lanes share",
@@ -148,7 +149,7 @@ def write_peft(
     alpha = max(set(values), key=values.count)
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "SEQ_2_SEQ_LM",
+        "task_type": _ACTIVATED_TASK if adapter.invocation_tokens else "SEQ_2_SEQ_LM",
         "base_model_name_or_path": base_name or adapter.base_name,
         "r": rank,
         "lora_alpha": _plain_number(alpha),
@@ -162,6 +163,7 @@ def write_peft(
         "modules_to_save": None,
         "rank_pattern": {re.escape(m): p.rank for m, p in adapter.modules.items() if p.rank != rank},
         "alpha_pattern": {re.escape(m): _plain_number(a) for m, a in alphas.items() if a != alpha},
+        **({"alora_invocation_tokens": list(adapter.invocation_tokens)} if adapter.invocation_tokens else {}),
         **(extra or {}),
     }
     tensors = {}
@@ -232,6 +234,12 @@ def _invocation(config: Mapping[str, Any], name: str) -> tuple[int, ...] | None:
     sound = isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
     if not sound or not tokens:
         raise _refused(name, f"alora_invocation_tokens is {tokens!r}; allowed: a list of token ids, at least one")
+    if config.get("task_type") != _ACTIVATED_TASK:
+        raise _refused(
+            name,
+            f"alora_invocation_tokens is set and task_type is {config.get('task_type')!r}; allowed: {_ACTIVATED_TASK}, "
+            "since activated LoRA acts from a token of the prompt on",
+        )
     return tuple(tokens)
 
 

@@ -63,19 +63,32 @@ ARCHITECTURES = (
     ),
     Architecture("gemma3_text", "Gemma 3 (text)", _HEAD_8 | _ALTERNATING, note="sliding window, RoPE by layer type"),
     Architecture("smollm3", "SmolLM3", _SMALL | {"no_rope_layers": [1, 1, 0]}, note="layers without RoPE"),
-    Architecture("phi3", "Phi-3, Phi-4-mini", _SMALL, ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), "fused layers"),
+    Architecture(
+        "phi3", "Phi-3, Phi-4-mini", _SMALL, ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), "fused layers"
+    ),
     Architecture("olmo2", "OLMo 2", _SMALL),
     Architecture(
         "granite",
         "Granite 3",
-        _SMALL | {"logits_scaling": 0.3, "residual_multiplier": 0.7, "attention_multiplier": 0.2, "embedding_multiplier": 3.0},
+        _SMALL
+        | {"logits_scaling": 0.3, "residual_multiplier": 0.7, "attention_multiplier": 0.2, "embedding_multiplier": 3.0},
         note="scaled logits",
     ),
-    Architecture("cohere2", "Command R7B", _HEAD_8 | _ALTERNATING | {"logit_scale": 2.5}, note="sliding window, scaled logits"),
+    Architecture(
+        "cohere2", "Command R7B", _HEAD_8 | _ALTERNATING | {"logit_scale": 2.5}, note="sliding window, scaled logits"
+    ),
     Architecture(
         "gpt2",
         "GPT-2",
-        {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "bos_token_id": 2, "eos_token_id": 1},
+        {
+            "vocab_size": VOCABULARY,
+            "n_embd": 32,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_positions": 128,
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+        },
         ("c_attn", "c_proj", "c_fc"),
         "transposed layers",
         fan_in_fan_out=True,
@@ -94,7 +107,9 @@ ARCHITECTURES = (
         ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
         "learned positions",
     ),
-    Architecture("starcoder2", "StarCoder2", _SMALL | {"sliding_window": _WINDOW}, (*_QKVO, "c_fc", "c_proj"), "sliding window"),
+    Architecture(
+        "starcoder2", "StarCoder2", _SMALL | {"sliding_window": _WINDOW}, (*_QKVO, "c_fc", "c_proj"), "sliding window"
+    ),
     Architecture(
         "gpt_oss",
         "gpt-oss",
@@ -103,7 +118,12 @@ ARCHITECTURES = (
         "attention sinks, sliding window; adapters on attention",
     ),
     Architecture(
-        "mixtral", "Mixtral", _SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2}, _QKVO, "adapters on attention", experts=True
+        "mixtral",
+        "Mixtral",
+        _SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2},
+        _QKVO,
+        "adapters on attention",
+        experts=True,
     ),
 )
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
@@ -129,7 +149,9 @@ def tiny_causal(folder: Path, name: str, *, seed: int = 0, **config: Any) -> Pat
     return folder
 
 
-def tiny_causal_adapter(base: Path, out: Path, rank: int, seed: int, targets: Sequence[str] | str, **options: Any) -> Path:
+def tiny_causal_adapter(
+    base: Path, out: Path, rank: int, seed: int, targets: Sequence[str] | str, **options: Any
+) -> Path:
     """Write a random LoRA folder for `base` with PEFT, and return `out`. `options` are LoraConfig's."""
     model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
     settings = {"lora_alpha": 2.0 * rank, "task_type": "CAUSAL_LM", **options}

@@ -103,9 +103,7 @@ def opened(model: CausalModel, lanes: Sequence[Lane]) -> tuple[KVCache, list[int
 
 
 @torch.inference_mode()
-def lockstep(
-    model: CausalModel, prompts: Sequence[Sequence[int]], mixes: Tensor, tokens: int
-) -> tuple[Tensor, Tensor]:
+def lockstep(model: CausalModel, prompts: Sequence[Sequence[int]], mixes: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """Every prompt under every mix [B, N], all in one ragged batch -> tokens [P, B, T] and logits [P, B, T, V]."""
     each, count = mixes.shape[1], len(mixes)
     lanes = [lane for prompt in prompts for _ in range(count) for lane in named_lanes(model, prompt)]

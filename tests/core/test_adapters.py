@@ -107,7 +107,7 @@ def test_another_kind_of_adapter_is_refused(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["lora_bias", "use_qalora", "alora_invocation_tokens", "layer_replication", "fan_in_fan_out", "use_bdlora",
+    ["lora_bias", "use_qalora", "layer_replication", "use_bdlora",
      "arrow_config", "kasa_config", "monteclora_config", "velora_config", "megatron_config"],
 )  # fmt: skip
 def test_options_that_change_what_lora_computes_are_refused(option: str, folder: Path) -> None:

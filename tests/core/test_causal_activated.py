@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from emorl_core.adapters import read_peft
+from emorl_core.adapters import read_peft, write_peft
 from emorl_core.errors import AdapterError, InvalidRequest
 from emorl_core.models.causal._store import Lane
 from emorl_core.models.causal.model import CausalModel
@@ -27,7 +27,9 @@ PROMPTS = (
     (5, 9, 71, 33),  # only its beginning: never active
     (33, 60, 5, 9),
 )
-MIXES = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.4, 0.2, 0.2, 0.2], [-0.5, 1.5, 0.0, 0.0]])
+MIXES = torch.tensor(
+    [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.4, 0.2, 0.2, 0.2], [-0.5, 1.5, 0.0, 0.0]]
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,9 @@ def test_against_peft_generate(made: tuple[Path, list[Path]], model: CausalModel
         tokens, _ = lockstep(model, PROMPTS, one_hot, 8)
         for prompt, found in zip(PROMPTS, tokens[:, 0].tolist(), strict=True):
             ids = torch.tensor([prompt])
-            out = judge.models[lane].generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+            out = judge.models[lane].generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
+            )
             reply = out[0, len(prompt) :].tolist()
             assert reply
             assert found[: len(reply)] == reply  # it ends at the end of sequence
@@ -157,5 +161,25 @@ def test_invocation_tokens_that_are_none(tokens: object, made: tuple[Path, list[
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((source / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"alora_invocation_tokens": tokens}))
-    with pytest.raises(AdapterError, match="alora_invocation_tokens is .*; allowed: a list of token ids"):
+    with pytest.raises(AdapterError, match=r"alora_invocation_tokens is .*; allowed: a list of token ids"):
         read_peft(tmp_path, "one")
+
+
+def test_activated_adapters_of_a_model_with_an_encoder(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    """T5's decoder never reads the prompt's tokens, so there is nothing to begin at."""
+    for file in made[1][0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for task in ("SEQ_2_SEQ_LM", None):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"task_type": task}))
+        with pytest.raises(AdapterError, match=f"task_type is {task!r}; allowed: CAUSAL_LM"):
+            read_peft(tmp_path, "one")
+
+
+def test_against_peft_what_we_write_is_still_activated(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    base, folders = made
+    write_peft(read_peft(folders[0], "one"), tmp_path / "written")
+    assert read_peft(tmp_path / "written", "one").invocation_tokens == TURN
+    ours, theirs = (SeparateModels(base, [folder]) for folder in (tmp_path / "written", folders[0]))
+    ids = torch.tensor([PROMPTS[0]])
+    torch.testing.assert_close(ours.hidden_of(1, ids, ids.shape[1]), theirs.hidden_of(1, ids, ids.shape[1]))

@@ -60,7 +60,9 @@ def test_whole_sequences(options: dict[str, Any]) -> None:
     seen = WholePass(7, dtype=torch.float64, device=CPU)
     found, _ = lane_attention(layer, query, keys, values, None, lane_pass=seen, **options)
     for row in range(2):
-        torch.testing.assert_close(found[row], by_definition(query[row], keys[row], values[row], list(range(7)), options))
+        torch.testing.assert_close(
+            found[row], by_definition(query[row], keys[row], values[row], list(range(7)), options)
+        )
     assert seen.kept[0][0] is keys
 
 
@@ -76,7 +78,9 @@ def test_new_tokens_of_ragged_rows(new: int, options: dict[str, Any]) -> None:
     cache.reserve(new)
     query, keys, values = drawn(3, HEADS, new, 1), drawn(3, SHARED, new, 2), drawn(3, SHARED, new, 3)
     positions = torch.tensor(lengths).unsqueeze(1) + torch.arange(new)
-    found, _ = lane_attention(layer, query, keys, values, None, lane_pass=CachedPass(cache, positions, torch.float64), **options)
+    found, _ = lane_attention(
+        layer, query, keys, values, None, lane_pass=CachedPass(cache, positions, torch.float64), **options
+    )
     for row, memory in enumerate(past):
         all_keys, all_values = torch.cat([memory[0], keys[row]], 1), torch.cat([memory[1], values[row]], 1)
         expected = by_definition(query[row], all_keys, all_values, positions[row].tolist(), options)
@@ -97,7 +101,9 @@ def test_replies_see_their_prompt_and_themselves(options: dict[str, Any]) -> Non
             all_values = torch.cat([prompt_values[row, :, :length], values[row, :, own]], 1)
             at = list(range(length, length + tokens))
             assert seen.positions[row, own].tolist() == at
-            torch.testing.assert_close(found[row, own], by_definition(query[row, :, own], all_keys, all_values, at, options))
+            torch.testing.assert_close(
+                found[row, own], by_definition(query[row, :, own], all_keys, all_values, at, options)
+            )
 
 
 @pytest.mark.parametrize("options", [{"is_causal": False}, {"lane_pass": None}])
@@ -172,7 +178,9 @@ def test_head_rows_are_the_head_before_its_bias_and_cap(model: CausalModel) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_matrices_say_what_plain_ones_do(dtype: torch.dtype, tmp_path: Path) -> None:
     """Matrices large enough for the CPU's blocked layout, with biases, in both number formats."""
-    base = tiny_causal(tmp_path / "base", "qwen2", hidden_size=512, intermediate_size=640, num_attention_heads=8, num_hidden_layers=2)
+    base = tiny_causal(
+        tmp_path / "base", "qwen2", hidden_size=512, intermediate_size=640, num_attention_heads=8, num_hidden_layers=2
+    )
     model = load(base, read_config(base), device=CPU, dtype=dtype, training=False)
     trained = load(base, read_config(base), device=CPU, dtype=dtype, training=True)
     lanes = lanes_of(model, PROMPTS, [0, 0, 0])

@@ -16,7 +16,14 @@ from tests.supported_models import ARCHITECTURES, Architecture, tiny_causal, tin
 
 PROMPTS = ((5, 9, 33, 60, 71, 8, 14, 52, 90, 7), (40, 66, 3), (12, 80, 22, 41, 41, 9, 77))
 MIXES = torch.tensor(  # base and three adapters; the last two are used as they are
-    [[0.0, 0.7, 0.3, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.25, 0.25, 0.25, 0.25], [-0.6, 0.0, 1.6, 0.0], [0.0, 1.9, 0.4, 1.1]]
+    [
+        [0.0, 0.7, 0.3, 0.0],
+        [1.0, 0.0, 0.0, 0.0],
+        [0.0, 0.0, 0.0, 1.0],
+        [0.25, 0.25, 0.25, 0.25],
+        [-0.6, 0.0, 1.6, 0.0],
+        [0.0, 1.9, 0.4, 1.1],
+    ]
 )
 TOKENS = 8
 CPU = torch.device("cpu")

@@ -1,11 +1,7 @@
-"""SmolLM2-135M-Instruct in lanes against `transformers.generate`: greedy, float32, twenty chats.
-
-`EMORL_REAL_MODEL` names its folder; without it there is no such model on the machine.
-"""
+"""SmolLM2-135M-Instruct in lanes against `transformers.generate`: greedy, float32, twenty chats."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -41,15 +37,11 @@ CHATS = (
 )
 TOKENS = 24
 
-pytestmark = pytest.mark.skipif(
-    "EMORL_REAL_MODEL" not in os.environ, reason="EMORL_REAL_MODEL is not set: the folder of SmolLM2-135M-Instruct"
-)
-
 
 @pytest.mark.slow
-def test_against_hf_generate_twenty_chats() -> None:
-    folder = Path(os.environ["EMORL_REAL_MODEL"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+@pytest.mark.real_model
+def test_against_hf_generate_twenty_chats(real_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(real_model)
     prompts = [
         tuple(
             tokenizer.apply_chat_template(
@@ -60,10 +52,12 @@ def test_against_hf_generate_twenty_chats() -> None:
         )
         for chat in CHATS
     ]
-    model = load(folder, read_config(folder), device=CPU, dtype=torch.float32, training=False)
+    model = load(real_model, read_config(real_model), device=CPU, dtype=torch.float32, training=False)
     tokens, _ = lockstep(model, prompts, torch.ones(1, 1), TOKENS)
-    library = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    settings = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, pad_token_id=0, eos_token_id=list(model.facts.eos_token_ids))
+    library = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32)
+    settings = GenerationConfig(
+        max_new_tokens=TOKENS, do_sample=False, pad_token_id=0, eos_token_id=list(model.facts.eos_token_ids)
+    )
     for prompt, found in zip(prompts, tokens[:, 0].tolist(), strict=True):
         ids = torch.tensor([prompt])
         out = library.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaForCausalLM
 
-from emorl_core.adapters import Adapter, LoraPair, read_peft
+from emorl_core.adapters import Adapter, LoraPair
 from emorl_core.errors import AdapterError, PromptTooLong, UnsupportedModel
 from emorl_core.models import read_config
 from emorl_core.models.causal import admission
@@ -42,7 +42,11 @@ def edited(folder: Path, **changes: Any) -> Path:
         ("qwen3_next", {}, r"recurrent, convolution or linear-attention layers \(linear_attention\)"),
         ("qwen3_5_text", {}, r"recurrent, convolution or linear-attention layers \(linear_attention\)"),
         ("minimax", {}, r"recurrent, convolution or linear-attention layers \(linear_attention\)"),
-        ("lfm2", {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, r"linear-attention layers \(conv\)"),
+        (
+            "lfm2",
+            {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+            r"linear-attention layers \(conv\)",
+        ),
         ("mamba", {}, "recurrent"),
         ("bamba", {}, "recurrent"),
         ("falcon_h1", {}, "recurrent"),
@@ -59,9 +63,13 @@ def edited(folder: Path, **changes: Any) -> Path:
         ("vit", {}, "transformers has no causal language model for it"),
     ],
 )
-def test_a_config_is_refused_before_weights_are_read(kind: str, config: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_a_config_is_refused_before_weights_are_read(
+    kind: str, config: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
     AutoConfig.for_model(kind, **config).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModel, match=f"base model_type '{kind}': .*{reason}.*; what works: decoder-only models"):
+    with pytest.raises(
+        UnsupportedModel, match=f"base model_type '{kind}': .*{reason}.*; what works: decoder-only models"
+    ):
         opened(tmp_path)
 
 
@@ -99,7 +107,9 @@ def test_weights_that_are_missing(tmp_path: Path) -> None:
 def test_pickles_and_empty_folders(tmp_path: Path) -> None:
     tiny_causal(tmp_path, "llama")
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(UnsupportedModel, match=r"no model.safetensors .*pytorch_model.bin is a pickle, which is not loaded"):
+    with pytest.raises(
+        UnsupportedModel, match=r"no model.safetensors .*pytorch_model.bin is a pickle, which is not loaded"
+    ):
         opened(tmp_path)
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(UnsupportedModel, match=r"no model.safetensors and no model.safetensors.index.json"):
@@ -177,7 +187,9 @@ def test_the_self_test_reaches_across_windows(kind: str, tmp_path: Path, monkeyp
         ),
     ],
 )
-def test_rope_that_follows_the_longest_row_stops_at_its_original_length(rope: dict[str, Any], limit: int, tmp_path: Path) -> None:
+def test_rope_that_follows_the_longest_row_stops_at_its_original_length(
+    rope: dict[str, Any], limit: int, tmp_path: Path
+) -> None:
     """Beyond it, a neighbour's length would change a row's tokens."""
     tiny_causal(tmp_path, "llama", max_position_embeddings=32, rope_parameters=rope)
     model = opened(tmp_path)

@@ -66,7 +66,10 @@ def assert_same_gradients(model: CausalModel, judge: SeparateModels) -> None:
             assert layer.lora_b is not None
             a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
             rank = a.shape[0]
-            pairs = [(layer.lora_a.grad[0, lane - 1, :rank], a.grad), (layer.lora_b.grad[0, lane - 1, :rank].t(), b.grad)]
+            pairs = [
+                (layer.lora_a.grad[0, lane - 1, :rank], a.grad),
+                (layer.lora_b.grad[0, lane - 1, :rank].t(), b.grad),
+            ]
             for found, wanted in pairs:
                 wanted = torch.zeros_like(found) if wanted is None else wanted
                 torch.testing.assert_close(found, wanted, atol=2e-4 * max(1.0, float(wanted.abs().max())), rtol=1e-3)
@@ -98,7 +101,9 @@ def test_against_peft_gradients_of_adapters_that_act_on_the_reply(tmp_path: Path
     base = tiny_causal(tmp_path / "base", "llama")
     adapters = [
         tiny_causal_adapter(base, tmp_path / "one", 4, 1, "all-linear", alora_invocation_tokens=[52, 90]),
-        tiny_causal_adapter(base, tmp_path / "two", 2, 2, ("q_proj", "v_proj", "up_proj"), alora_invocation_tokens=[3, 12]),
+        tiny_causal_adapter(
+            base, tmp_path / "two", 2, 2, ("q_proj", "v_proj", "up_proj"), alora_invocation_tokens=[3, 12]
+        ),
     ]
     judge = SeparateModels(base, adapters)
     trained_peft(judge)

@@ -1,6 +1,6 @@
 """Which decoder-only models run in lanes: what `config.json` and the library's class say before any weight is read.
 
-What they cannot say, the self-test at load finds out (`selftest.py`). Every refusal is one line: the reason, what works.
+What they cannot say, the self-test at load finds out (`selftest.py`). A refusal is one line: the reason and what works.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def refuse_config(config: Any) -> None:
         raise _refused(kind, "it has multi-head latent attention (kv_lora_rank), which is not proven here")
     layers = set(getattr(config, "layer_types", None) or ())
     if layers & _RECURRENT:
-        raise _refused(kind, f"it has recurrent, convolution or linear-attention layers ({_listed(layers - _ATTENTION)})")
+        raise _refused(
+            kind, f"it has recurrent, convolution or linear-attention layers ({_listed(layers - _ATTENTION)})"
+        )
     if layers - _ATTENTION:
         raise _refused(kind, f"layer_types holds {_listed(layers - _ATTENTION)}; allowed: {_listed(_ATTENTION)}")
     if getattr(config, "num_kv_shared_layers", 0):
@@ -80,7 +82,9 @@ def refuse_config(config: Any) -> None:
     if model._is_stateful:
         raise _refused(kind, "it keeps a recurrent state beside keys and values")
     if not model._supports_attention_backend:
-        raise _refused(kind, "its code in transformers does not let attention be replaced (_supports_attention_backend)")
+        raise _refused(
+            kind, "its code in transformers does not let attention be replaced (_supports_attention_backend)"
+        )
 
 
 def model_class(config: Any) -> Any:
@@ -92,8 +96,8 @@ def model_class(config: Any) -> Any:
 def longest_sequence(config: Any) -> int | None:
     """Positions the model has; None where nothing bounds them.
 
-    RoPE of kind `dynamic` or `longrope` is held to its original length: beyond it the frequencies of every row depend on
-    the longest row beside it, and a row's tokens must not depend on its neighbours.
+    RoPE of kind `dynamic` or `longrope` is held to its original length: beyond it the frequencies of every row depend
+    on the longest row beside it, and a row's tokens must not depend on its neighbours.
     """
     bounds = [getattr(config, "max_position_embeddings", None)]
     for rope in _ropes(config):

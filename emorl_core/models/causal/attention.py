@@ -1,8 +1,10 @@
 """The attention function that transformers' modelling code calls here, over keys and values with a length per row.
 
 One `Pass` object travels with every forward pass as a keyword and says where a layer's keys and values come from and
-which of them a query may see; masks are made once a pass, not once a layer. Letters: M rows, H heads, K key-value heads,
-G = H / K queries that share one, T new tokens a row, S keys, d size of a head.
+which of them a query may see; masks are made once a pass, not once a layer.
+
+Letters: M rows, H heads, K key-value heads, G = H / K queries that share one, T new tokens a row, S keys, d size of a
+head.
 """
 
 from __future__ import annotations
@@ -179,7 +181,7 @@ def _explicit(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attention with scores capped by a tanh (Gemma 2), or with a sink that takes its share of the softmax (gpt-oss)."""
+    """Attention with scores capped by a tanh (Gemma 2), or a sink that takes its share of the softmax (gpt-oss)."""
     scores = torch.matmul(query, keys.transpose(2, 3)) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap

@@ -1,4 +1,4 @@
-"""Lane-aware linear layers inside a Hugging Face decoder: the library's code calls them like the layers they replace."""
+"""Lane-aware linear layers in a Hugging Face decoder: the library's code calls them like the layers they replace."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class CausalModel(nn.Module):
     def __init__(
         self, decoder: nn.Module, head: Head, layers: Sequence[LaneLayer], rows: Rows, facts: Facts, *, head_name: str
     ) -> None:
-        """layers: those within `decoder` that `replace_linears` made over `rows`; head_name: the head's in checkpoints."""
+        """layers: made by `replace_linears` within `decoder`, over `rows`; head_name: the head's in checkpoints."""
         super().__init__()
         self.decoder = decoder.eval().requires_grad_(False)
         self.facts = facts
@@ -105,7 +105,7 @@ class CausalModel(nn.Module):
         return read(lane, self._invocations)
 
     def acting(self, lane: Lane) -> Lane:
-        """The lane that really runs from `first_tokens` on: without activated adapters that its prompt never invokes."""
+        """The lane that runs from `first_tokens` on: without activated adapters that its prompt never invokes."""
         return replace(lane, coefficients=self.reading(lane).acting)
 
     def prefill_key(self, lane: Lane) -> Hashable:
@@ -222,7 +222,9 @@ class CausalModel(nn.Module):
         shapes = {tuple(tensor.shape) for layer in seen.kept for tensor in layer}
         if len(shapes) != 1:
             kind = self.facts.architecture
-            raise UnsupportedModel(f"base model_type {kind!r}: layers, or keys and values, differ in heads or head size")
+            raise UnsupportedModel(
+                f"base model_type {kind!r}: layers, or keys and values, differ in heads or head size"
+            )
         ((_, heads, _, size),) = shapes
         self._cache_shape = (len(seen.kept), heads, size)
         self._routed = frozenset(self._rows.routed)

@@ -2,8 +2,8 @@
 
 Activated LoRA (Greenewald et al. 2025, arXiv 2504.12397) acts from its invocation tokens on, so before them keys and
 values are those of a lane without it, and lanes share them. The rule is PEFT's: the last occurrence in the prompt
-counts, the invocation tokens themselves are adapted, and for a prompt without them the adapter does nothing, in the reply
-neither. What the reply says changes nothing.
+counts, the invocation tokens themselves are adapted, and for a prompt without them the adapter does nothing, not in
+the reply either. What the reply says changes nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def read(lane: Lane, invocations: Invocations) -> Reading:
             starts.append(None)
         else:
             starts.append(0 if invocation is None else activation_start(prompt, invocation))
-    activated = [s for s, invocation in zip(starts, invocations, strict=True) if invocation is not None and s is not None]
+    activated = [
+        s for s, invocation in zip(starts, invocations, strict=True) if invocation is not None and s is not None
+    ]
     cut = max(activated, default=len(prompt) - 1)
     changes = sorted({0, *(start for start in starts if start is not None)})
     spans = tuple((change, _acting(point, starts, change)) for change in changes if change < cut)

@@ -1,8 +1,9 @@
 """Hidden states of whole replies, under autograd: what training asks of a decoder-only model.
 
-A prompt runs once for all replies to it. Where no adapter acts on it (activated LoRA, or the base's lane) it runs without
-gradients, and once for all lanes too. Letters: G groups, k replies a group, M = G * k, T reply tokens, U tokens of a
-reply's row, D hidden.
+A prompt runs once for all replies to it. Where no adapter acts on it (activated LoRA, or the base's lane) it runs
+without gradients, and once for all lanes too.
+
+Letters: G groups, k replies a group, M = G * k, T reply tokens, U tokens of a reply's row, D hidden.
 """
 
 from __future__ import annotations

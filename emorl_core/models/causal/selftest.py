@@ -26,7 +26,10 @@ def rows(vocab_size: int, special: Sequence[int]) -> list[list[int]]:
     """Two rows of tokens, spread over the vocabulary, no special ones among them."""
     allowed = [i for i in range(vocab_size) if i not in set(special)] if vocab_size < 1000 else range(100, vocab_size)
     stride = max(1, len(allowed) // 29)
-    return [[allowed[(5 + 7 * row + stride * i * (i + 1)) % len(allowed)] for i in range(n)] for row, n in enumerate(_LENGTHS)]
+    return [
+        [allowed[(5 + 7 * row + stride * i * (i + 1)) % len(allowed)] for i in range(n)]
+        for row, n in enumerate(_LENGTHS)
+    ]
 
 
 @torch.no_grad()
@@ -65,21 +68,29 @@ def faults_refused(kind: str) -> Iterator[None]:
         raise _failed(kind, error.message) from None
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, NotImplementedError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        AssertionError,
+        LookupError,
+        NotImplementedError,
+    ) as error:
         raise _failed(kind, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _failed(kind: str, what: str) -> UnsupportedModel:
     return UnsupportedModel(
-        f"base model_type {kind!r}: run in lanes, it does not do what it does in transformers ({what}), so it would write "
-        "wrong text"
+        f"base model_type {kind!r}: run in lanes, it does not do what it does in transformers ({what}), so it would "
+        "write wrong text"
     )
 
 
 @contextmanager
 def short_windows(model: nn.Module, config: Any) -> Iterator[None]:
-    """Sliding windows of a few tokens, for the library's masks, which follow the config, and for layers that read theirs
-    when they were made."""
+    """Sliding windows of a few tokens: for the library's masks, which follow the config, and for layers that read
+    theirs when they were made."""
     changed: list[tuple[Any, int]] = []
     owners = [config, *model.modules()]
     try:
