@@ -97,7 +97,7 @@ def opened(model: CausalModel, lanes: Sequence[Lane]) -> tuple[KVCache, list[int
         if owed:  # an activated adapter's own part of the prompt
             alone = model.new_cache()
             alone.insert(memory)
-            model.step(torch.tensor([owed]), index_of(model, [lane]), alone)
+            model.step(torch.tensor([owed], device=model.facts.device), index_of(model, [lane]), alone)
             cache.own.extend(place, alone.own, 0)
     return cache, last
 
@@ -109,8 +109,8 @@ def lockstep(model: CausalModel, prompts: Sequence[Sequence[int]], mixes: Tensor
     lanes = [lane for prompt in prompts for _ in range(count) for lane in named_lanes(model, prompt)]
     cache, last = opened(model, lanes)
     index = index_of(model, lanes)
-    weights = mixes.repeat(len(prompts), 1)
-    fed = torch.tensor(last).unsqueeze(1)
+    weights = mixes.repeat(len(prompts), 1).to(model.facts.device)
+    fed = torch.tensor(last, device=model.facts.device).unsqueeze(1)
     chosen, steps = [], []
     for _ in range(tokens):
         hidden = model.step(fed, index, cache)[:, 0].view(len(weights), each, -1)

@@ -123,7 +123,8 @@ def test_every_option_of_peft_is_one_we_know() -> None:
     from emorl_core.adapters import _REFUSED_OPTIONS
 
     understood = {
-        "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
+        "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying",
+        "eva_config", "fan_in_fan_out",
         "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform",
         "loftq_config", "lora_alpha", "alpha_pattern", "lora_dropout", "lora_ga_config", "megatron_core",
         "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",

@@ -43,9 +43,8 @@ def adapters_of(architecture: Architecture, base: Path, folder: Path) -> list[Pa
     ]
 
 
-def loaded(base: Path, adapters: list[Path], **options: bool) -> CausalModel:
-    training = options.get("training", False)
-    model = load(base, read_config(base), device=CPU, dtype=torch.float32, training=training)
+def loaded(base: Path, adapters: list[Path], *, training: bool = False, device: torch.device = CPU) -> CausalModel:
+    model = load(base, read_config(base), device=device, dtype=torch.float32, training=training)
     model.attach([read_peft(folder, folder.name) for folder in adapters], training=training)
     return model
 
