@@ -151,7 +151,7 @@ def test_the_self_test_finds_a_constant_that_nobody_knew(tmp_path: Path, monkeyp
 
     tiny_causal(tmp_path, "llama")
     monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
-    with pytest.raises(UnsupportedModel, match=r"logits are off by 0\.0099 of their size, allowed: 0\.001"):
+    with pytest.raises(UnsupportedModel, match=r"logits are off by 0\.0099 of their spread, allowed: 0\.001"):
         opened(tmp_path)
 
 

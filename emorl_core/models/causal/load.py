@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
+from transformers.utils import logging as progress
 
 from emorl_core.errors import UnsupportedModel
 from emorl_core.models import read_config
@@ -94,6 +95,8 @@ def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
         other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
         hint = f"; {other[0]} is a pickle, which is not loaded: save it as safetensors first" if other else ""
         raise UnsupportedModel(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
+    shown = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()
     try:
         model, report = admission.model_class(config).from_pretrained(
             folder,
@@ -107,6 +110,9 @@ def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise UnsupportedModel(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        if shown:
+            progress.enable_progress_bar()
     missing = sorted(report["missing_keys"])
     if missing:
         more = f", nor {len(missing) - 1} more" if len(missing) > 1 else ""

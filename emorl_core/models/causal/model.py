@@ -86,7 +86,7 @@ class CausalModel(nn.Module):
 
     def parameter_bytes(self) -> dict[str, int]:
         stacked = {id(parameter) for layer in self._layers for parameter in layer.linear.parameters()}
-        plain = [parameter for parameter in self.decoder.parameters() if id(parameter) not in stacked]
+        plain: list[Tensor] = [parameter for parameter in self.decoder.parameters() if id(parameter) not in stacked]
         plain += [tensor for layer in self._layers if (tensor := layer.bias) is not None]
         plain += [tensor for tensor in (self._head.weight, self._head.bias) if tensor is not None]
         once = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in plain}  # the head may be tied

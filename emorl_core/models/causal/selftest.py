@@ -18,8 +18,9 @@ from emorl_core.errors import EmorlError, UnsupportedModel
 _LENGTHS = (13, 8)  # tokens of the two rows
 STEPS = 3  # the last tokens of each, fed one by one
 _WINDOW = 4
-# Relative error of logits: float32 sums in another order; bfloat16 rounds to 8 bits in every layer.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+# Allowed error of logits beside their spread. float32 sums in another order (measured up to 1e-5); bfloat16 rounds to 8
+# bits in every layer (up to 0.1 in a real model of 30 layers), where a wrong mask or a lost state is near 1.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 
 def rows(vocab_size: int, special: Sequence[int]) -> list[list[int]]:
@@ -48,9 +49,11 @@ def compare(kind: str, wanted: Tensor, found: Tensor, dtype: torch.dtype) -> Non
     Raises:
         UnsupportedModel
     """
+    # What all logits of a token have in common is nothing to a softmax, and in real models it is most of their size.
+    wanted, found = (logits - logits.mean(dim=-1, keepdim=True) for logits in (wanted, found))
     error = float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
     if not error <= _TOLERANCE[dtype]:  # NaN is refused too
-        raise _failed(kind, f"logits are off by {error:.2g} of their size, allowed: {_TOLERANCE[dtype]:g}")
+        raise _failed(kind, f"logits are off by {error:.2g} of their spread, allowed: {_TOLERANCE[dtype]:g}")
 
 
 @contextmanager
