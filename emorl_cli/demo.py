@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from emorl_cli.serving import check_address, serve
     from emorl_core.bundle import Bundle
     from server.settings import load_settings
-    from training.demo import build_demo
+    from training.pipeline.demo import build_demo
 
     folder: Path = args.folder or default_folder()
     settings = load_settings(host=args.host, port=args.port, bundle=str(folder))
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def default_folder() -> Path:
     """One folder per kind of demo, so that a new version of it never serves or overwrites an old bundle."""
-    from training.demo import DemoSettings, build_key
+    from training.pipeline.demo import DemoSettings, build_key
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "emorl" / f"demo-{build_key(DemoSettings())[:12]}"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from emorl_cli.options import add_example, print_json
 
 if TYPE_CHECKING:
-    from training.evaluate import RunCell
-    from training.recipe import Recipe
-    from training.setup import Data
+    from training.evaluation.run import RunCell
+    from training.pipeline.prepare import Data
+    from training.recipe.recipe import Recipe
 
 REFERENCE = "emorl"
 AB_OTHERS = ("uniform", "soups", "base")  # what the reference is rated against, unless --ab says otherwise
@@ -60,16 +60,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from training.evaluation_cells import EvaluationError
+    from training.evaluation.cells import EvaluationError
 
     if args.score_ab:
         return _score_ab(args)
     if args.recipe is None:
         raise EvaluationError("name a recipe, or --score-ab SHEET", param="recipe")
-    from training.baselines import method_names
-    from training.evaluate import open_run
-    from training.recipe import load_recipe
-    from training.setup import load_data
+    from training.evaluation.methods import method_names
+    from training.evaluation.run import open_run
+    from training.pipeline.prepare import load_data
+    from training.recipe.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.set)
     known = method_names(recipe)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report_only and args.overwrite:
         raise EvaluationError("--report-only and --overwrite exclude each other", param="overwrite")
     if wanted.plots:
-        from training.search_plots import check_installed
+        from training.search.plots import check_installed
 
         check_installed()
     folder = args.recipe.resolve().parent
@@ -95,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
     from emorl_cli.progress import Stages
-    from training.evaluate import Report, judge, run_cells
+    from training.evaluation.run import Report, judge, run_cells
 
     def prepare() -> RunCell:
-        from training.baselines import prepare as prepare_methods
-        from training.baselines import run_cell
+        from training.evaluation.methods import prepare as prepare_methods
+        from training.evaluation.methods import run_cell
 
         settings = recipe.evaluation
         experiment = prepare_methods(
@@ -122,8 +122,8 @@ def _say(line: str) -> None:
 
 
 def _wanted(args: argparse.Namespace, known: Sequence[str]) -> Any:
-    from training.evaluate import Wanted
-    from training.evaluation_cells import EvaluationError
+    from training.evaluation.cells import EvaluationError
+    from training.evaluation.run import Wanted
     from training.spec import nearest
 
     methods = tuple(args.methods.split(",")) if args.methods else tuple(known)
@@ -154,7 +154,7 @@ def _wanted(args: argparse.Namespace, known: Sequence[str]) -> Any:
 
 
 def _pairs(given: Sequence[str], methods: Sequence[str], reference: str | None) -> tuple[tuple[str, str], ...]:
-    from training.evaluation_cells import EvaluationError
+    from training.evaluation.cells import EvaluationError
 
     if not given:
         return tuple((reference, other) for other in AB_OTHERS if reference is not None and other in methods)
@@ -168,7 +168,7 @@ def _pairs(given: Sequence[str], methods: Sequence[str], reference: str | None) 
 
 
 def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any]) -> int:
-    from training.evaluation_results import failures
+    from training.evaluation.results import failures
 
     failed = failures(found)
     if args.json:
@@ -183,7 +183,7 @@ def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any]) -> int:
 
 def result_lines(found: Mapping[str, Any]) -> list[str]:
     """One line per method."""
-    from training.evaluation_report import shown
+    from training.evaluation.report import shown
 
     width = max(map(len, found["methods"]))
     lines = [f"mean reward on {found['test_prompts']} held-out prompts, 95 % interval over prompts ± spread over seeds"]
@@ -198,8 +198,8 @@ def result_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _score_ab(args: argparse.Namespace) -> int:
-    from training.evaluation_ab import score_sheets
-    from training.evaluation_cells import EvaluationError
+    from training.evaluation.blind import score_sheets
+    from training.evaluation.cells import EvaluationError
 
     if args.recipe is not None:
         raise EvaluationError("--score-ab reads sheets only; leave the recipe out", param="score_ab")

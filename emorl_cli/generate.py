@@ -182,7 +182,7 @@ def _answers(
 
 def _write(ensemble: Ensemble, line: int, result: Completion | EmorlError, *, as_json: bool) -> None:
     from emorl_core.types import Completion
-    from server.errors import error_object
+    from server.door.errors import error_object
 
     if isinstance(result, Completion):
         if as_json:
@@ -198,7 +198,7 @@ def _write(ensemble: Ensemble, line: int, result: Completion | EmorlError, *, as
 
 def _answer(ensemble: Ensemble, completion: Completion) -> dict[str, Any]:
     """The answer of POST /generate, so that a script reads both the same way."""
-    from server.schemas import answer
+    from server.api.fields import answer
 
     return answer(completion, ensemble.name, ensemble.lanes)
 

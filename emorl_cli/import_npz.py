@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     from emorl_core.adapters import read_npz, write_peft
     from emorl_core.bundle import hub_folder
-    from emorl_core.models import load_model
+    from emorl_core.models.registry import load_model
 
     adapter = read_npz(file, file.stem)
     is_folder = Path(args.base).is_dir()

@@ -12,7 +12,7 @@ from emorl_cli.options import BUNDLE_HELP, add_example, print_json
 if TYPE_CHECKING:
     from emorl_core.adapters import Adapter
     from emorl_core.bundle import Bundle
-    from emorl_core.models import LaneModel
+    from emorl_core.models.family import LaneModel
 
 T = TypeVar("T")
 Report = dict[str, Any]
@@ -78,7 +78,8 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
     import torch
 
     from emorl_core.adapters import read_peft
-    from emorl_core.models import load_model, read_config
+    from emorl_core.models.checkpoint import read_config
+    from emorl_core.models.registry import load_model
     from emorl_core.precision import DTYPES
 
     faults: list[str] = report["faults"]
@@ -149,8 +150,8 @@ def _examine_tokenizer(bundle: Bundle, folder: Path, model: LaneModel | None, re
             f"prompt_template takes {around} tokens by itself; max_source_tokens is {spec.max_source_tokens}, "
             "which leaves none for a prompt"
         )
-    if model is not None and len(tokenizer) > model.vocab_size:
-        faults.append(f"the tokenizer has {len(tokenizer)} entries; the base's vocabulary has {model.vocab_size}")
+    if model is not None and len(tokenizer) > model.facts.vocab_size:
+        faults.append(f"the tokenizer has {len(tokenizer)} entries; the base's vocabulary has {model.facts.vocab_size}")
 
 
 def _examine_profiles(bundle: Bundle, report: Report) -> None:

@@ -17,7 +17,7 @@ from emorl_cli.options import BUNDLE_HELP, add_example, print_json
 
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
-    from server.receipt import Identity, Prompt, Receipt
+    from server.serving.receipt import Identity, Prompt, Receipt
 
 STDIN = "-"
 SAME, NOT_SAME = 0, 1
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit codes: 0 the same tokens; 1 not the same, or they cannot be; 2 bad input."""
     from emorl_core.bundle import Bundle
-    from server.receipt import Identity
+    from server.serving.receipt import Identity
 
     if args.receipt == args.prompt_file == STDIN:
         raise _refusal("receipt and --prompt-file cannot both be standard input", "prompt_file")
@@ -117,7 +117,7 @@ def read_receipts(source: str) -> list[Receipt]:
     """
     from pydantic import ValidationError
 
-    from server.receipt import Receipt
+    from server.serving.receipt import Receipt
 
     name = "standard input" if source == STDIN else source
     text = _read(source, "receipt")
@@ -159,7 +159,7 @@ def _find(document: Any) -> list[Any]:
 
 def _prompt(receipt: Receipt, prompt_file: str | None) -> Prompt:
     """The prompt as it is in the file or in the receipt. Whether it is the right one is for `_examine` to say."""
-    from server.receipt import hash_of
+    from server.serving.receipt import hash_of
 
     if prompt_file is None:
         if receipt.prompt is None:
@@ -213,7 +213,7 @@ def _refusal(message: str, param: str) -> Exception:
 
 def _examine(receipt: Receipt, prompt: Prompt, now: Identity) -> Finding:
     """What hashes tell, before anything is run."""
-    from server.receipt import hash_of
+    from server.serving.receipt import hash_of
 
     finding = Finding(receipt.id, receipt.created, None if receipt.token_ids is None else len(receipt.token_ids))
     finding.damage = receipt.damage()
@@ -245,8 +245,8 @@ def _load(where: str, receipt: Receipt, device: str | None, dtype: str | None) -
 
 
 def _replay(ensemble: Ensemble, finding: Finding, receipt: Receipt, prompt: Prompt) -> None:
-    from emorl_core.driver import Driver
-    from server.receipt import hash_of, replay_request, surroundings
+    from emorl_core.engine.driver import Driver
+    from server.serving.receipt import hash_of, replay_request, surroundings
 
     finding.notes += surroundings(ensemble, receipt)
     (completion,) = Driver(ensemble.engine).finish([replay_request(ensemble, receipt, prompt)])

@@ -13,8 +13,8 @@ from emorl_cli.options import BUNDLE_HELP, add_device_options, add_example, prin
 
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
-    from training.search_inputs import Inputs
-    from training.search_run import Outcome, SearchSettings
+    from training.search.inputs import Inputs
+    from training.search.run import Outcome, SearchSettings
 
 PREFILL_CACHE_BYTES = 2**30  # every level sweeps the same prompts: all of them should stay encoded
 SLOTS = 64
@@ -87,11 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from emorl_core.bundle import Bundle
-    from training.score_table import parse_goal
-    from training.search import SearchError
-    from training.search_inputs import chosen
-    from training.search_profile import check_profile
-    from training.search_run import SearchSettings, check_objectives
+    from training.search.grid import SearchError
+    from training.search.inputs import chosen
+    from training.search.profile import check_profile
+    from training.search.run import SearchSettings, check_objectives
+    from training.search.score_table import parse_goal
 
     settings = SearchSettings(
         args.space, args.levels, args.method, args.trials, args.goal, args.max_new_tokens, args.seed
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     settings.budget(len(names))
     folder = args.out or Path(f"search-{bundle.spec.name}")
     if not args.no_plots:
-        from training.search_plots import check_installed
+        from training.search.plots import check_installed
 
         check_installed()
 
@@ -129,11 +129,11 @@ def run(args: argparse.Namespace) -> int:
     outcome = _search(args, ensemble, inputs, settings, folder, names)
     report = {**outcome.report, "profile": None, "plots": []}
     if not args.no_plots:
-        from training.search_plots import draw_all
+        from training.search.plots import draw_all
 
         report["plots"] = [path.name for path in draw_all(folder, outcome.found, outcome.tables, names)]
     if not args.no_write:
-        from training.search_profile import origin_of, write_profile
+        from training.search.profile import origin_of, write_profile
 
         origin = origin_of(outcome.report, _command(args))
         write_profile(
@@ -161,7 +161,7 @@ def _search(
     names: tuple[str, ...],
 ) -> Outcome:
     from emorl_cli.progress import Progress
-    from training.search_run import EVALUATIONS_FILE, HELD_OUT_FILE, run_search
+    from training.search.run import EVALUATIONS_FILE, HELD_OUT_FILE, run_search
 
     for note in inputs.notes:
         print(note, file=sys.stderr)
@@ -189,8 +189,8 @@ def _search(
 
 
 def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
-    from training.search import SearchError
-    from training.search_inputs import from_files, from_recipe, stored_recipe
+    from training.search.grid import SearchError
+    from training.search.inputs import from_files, from_recipe, stored_recipe
 
     if args.prompts is not None:
         if args.recipe is not None:
@@ -206,7 +206,7 @@ def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
     if args.scorer or args.held_out_prompts is not None:
         raise SearchError("--scorer and --held-out-prompts go with --prompts", param="prompts")
     if args.recipe is not None:
-        from training.recipe import load_recipe
+        from training.recipe.recipe import load_recipe
 
         return from_recipe(load_recipe(args.recipe), args.recipe.parent, device=args.device)
     return from_recipe(stored_recipe(bundle.folder), Path(), device=args.device)
@@ -216,7 +216,7 @@ def _scorers(given: list[str]) -> dict[str, Any]:
     """`reflection=lexical_reflection`, `empathy={kind: cross_encoder, model: scorers/empathy}` -> specs by name."""
     import yaml
 
-    from training.search import SearchError
+    from training.search.grid import SearchError
 
     specs: dict[str, Any] = {}
     for text in given:

@@ -69,11 +69,11 @@ def check(settings: Settings) -> None:
     Raises:
         EmorlError: the first setting that cannot be used here, in one line.
     """
-    from emorl_core.models.t5_compiled import check_compiler
+    from emorl_core.models.compiling import check_compiler
     from emorl_core.precision import pick_device, pick_dtype
-    from server.auth import Keys
+    from server.door.auth import Keys
     from server.settings import unknown_variables
-    from server.tracing import check_tracing
+    from server.watch.tracing import check_tracing
 
     device = pick_device(settings.device)
     pick_dtype(settings.dtype, device)

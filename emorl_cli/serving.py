@@ -18,8 +18,8 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
     Raises:
         EmorlError: the bundle cannot be served.
     """
-    from server.logs import set_up_logging
     from server.run import run
+    from server.watch.logs import set_up_logging
 
     set_up_logging(settings)
     run(settings, on_ready=on_ready)

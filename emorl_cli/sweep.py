@@ -20,9 +20,9 @@ from emorl_cli.options import (
 )
 
 if TYPE_CHECKING:
+    from emorl_core.engine.segments import SegmentsResult
+    from emorl_core.engine.sweep import SweepResult
     from emorl_core.ensemble import Ensemble
-    from emorl_core.line import LineResult
-    from emorl_core.sweep import SweepResult
 
 SHOWN = 6  # weights printed per text; --json has all
 # On the line every text is greedy.
@@ -150,7 +150,7 @@ def _sweep_document(result: SweepResult) -> dict[str, Any]:
     }
 
 
-def _line_document(line: LineResult) -> dict[str, Any]:
+def _line_document(line: SegmentsResult) -> dict[str, Any]:
     return {
         "from": line.from_weights,
         "to": line.to_weights,
@@ -184,7 +184,7 @@ def _print_sweep(result: SweepResult, *, seeded: bool) -> None:
     )
 
 
-def _print_line(line: LineResult) -> None:
+def _print_line(line: SegmentsResult) -> None:
     print(f"t = 0: {_written(line.from_weights)}; t = 1: {_written(line.to_weights)}\n")
     for interval in line.intervals:
         print(f"{interval.start:.7f} to {interval.end:.7f}")
@@ -192,7 +192,7 @@ def _print_line(line: LineResult) -> None:
     print(f"\n{_distinct(line)} texts, {len(line.breaks)} breaks; {line.lane_row_steps} lane-row steps")
 
 
-def _distinct(line: LineResult) -> int:
+def _distinct(line: SegmentsResult) -> int:
     return len({interval.text for interval in line.intervals})
 
 

@@ -36,20 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from training.recipe import load_recipe
+    from training.recipe.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.set)
     if args.objective:
         recipe = recipe.restricted(args.objective)
     folder = args.recipe.resolve().parent
     if args.dry_run:
-        from training.plan import make_plan
+        from training.pipeline.plan import make_plan
 
         plan = make_plan(recipe, folder)
         print_json(plan) if args.json else print("\n".join(plan_lines(plan)))
         return 0
 
-    from training.run import Places, train
+    from training.pipeline.run import Places, train
 
     places = Places(args.out or Path("bundles") / recipe.name)
     report = train(

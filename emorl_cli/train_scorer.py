@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     from emorl_core.errors import InvalidRequest
     from training.data.records import DataError
     from training.data.sources import load_records
-    from training.scorer_settings import ScorerTraining
     from training.scorers.base import ScorerError
+    from training.scorers.learned.settings import ScorerTraining
     from training.spec import parse_fields
 
     kind, colon, path = args.data.partition(":")
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             settings[name] = getattr(args, name)
     settings["freeze_embeddings"] = not args.train_embeddings
 
-    from training.train_scorer import check_target, train_scorer
+    from training.scorers.learned.train import check_target, train_scorer
 
     config = parse_fields(ScorerTraining, settings, where="train-scorer", error=ScorerError)
     check_target(args.out, resume=args.resume, overwrite=args.overwrite)  # before minutes are spent on reading

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from training.recipe import load_recipe
-    from training.section import RecipeError
+    from training.config import RecipeError
+    from training.recipe.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.set)
     if recipe.base.warm_start is None:
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.overwrite:
         raise RecipeError(f"--out {args.out}: exists; --overwrite replaces it, or name another folder", param="out")
 
-    from training.base import run_warm_start
-    from training.setup import load_data
+    from training.pipeline.base import run_warm_start
+    from training.pipeline.prepare import load_data
 
     folder = args.recipe.resolve().parent
     data = load_data(recipe, folder)

@@ -13,14 +13,15 @@ from typing import Any, overload
 
 from emorl_core.adapters import read_peft
 from emorl_core.bundle import Bundle, BundleSpec
-from emorl_core.driver import Driver
-from emorl_core.engine import Engine, draw_seed
+from emorl_core.engine.driver import Driver
+from emorl_core.engine.engine import Engine
+from emorl_core.engine.intake import draw_seed
+from emorl_core.engine.segments import SegmentsRequest, SegmentsResult
+from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, simplex_grid
 from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong
-from emorl_core.huge_pages import use_huge_pages
-from emorl_core.line import LineResult
-from emorl_core.models import load_model
+from emorl_core.lanes.huge_pages import use_huge_pages
+from emorl_core.models.registry import load_model
 from emorl_core.precision import pick_device, pick_dtype
-from emorl_core.sweep import SweepItem, SweepPlan, SweepResult, simplex_grid
 from emorl_core.tokenizer import HuggingFaceTokenizer, Tokenizer
 from emorl_core.types import (
     COMBINE_MODES,
@@ -118,20 +119,20 @@ class Ensemble:
 
     @property
     def device(self) -> str:
-        return str(self.engine.runner.model.device)
+        return str(self.engine.facts.device)
 
     @property
     def dtype(self) -> str:
-        return str(self.engine.runner.model.dtype).removeprefix("torch.")
+        return str(self.engine.facts.dtype).removeprefix("torch.")
 
     @property
     def compiled(self) -> bool:
         """Whether the decoding step is compiled (`compile` of `load`)."""
-        return self.engine.runner.model.compiled
+        return self.engine.model.compiled
 
     def parameter_bytes(self) -> dict[str, int]:
         """{"base": ..., "adapters": ...}: bytes of parameters held."""
-        return self.engine.runner.model.parameter_bytes()
+        return self.engine.model.parameter_bytes()
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -349,8 +350,8 @@ class Ensemble:
         max_new_tokens: int = 64,
         min_new_tokens: int = 0,
         stop: str | Sequence[str] = (),
-    ) -> LineResult:
-        """All greedy texts on the line (1 - t) from + t to, 0 <= t <= 1, with the exact values of t where they change.
+    ) -> SegmentsResult:
+        """All greedy texts under (1 - t) from + t to, 0 <= t <= 1, with the exact values of t where they change.
 
         Intervals narrower than `min_width` are not divided further. Raises as `generate`.
         """
@@ -365,7 +366,16 @@ class Ensemble:
         start, end = (
             self.request(prompt, weights=each, normalize=normalize, **options) for each in (from_weights, to_weights)
         )
-        return self._driver.line(self.tokenizer.decode, start, end, min_width=min_width)
+        request = SegmentsRequest(
+            start.request_id,
+            start.prompt_ids,
+            start.weights,
+            start.sampling,
+            stream=False,
+            to=end.weights,
+            min_width=min_width,
+        )
+        return self._driver.segments(request)
 
     def warm_up(self) -> None:
         """One token through all lanes at once: proves that the model, its adapters and the head really work.

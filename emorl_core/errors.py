@@ -1,4 +1,4 @@
-"""The error tree. No HTTP codes here: `server/errors.py` is the only place that knows them.
+"""The error tree. No HTTP codes here: `server/door/errors.py` is the only place that knows them.
 
 Every message is one line for a person: it names the field, the value and what is allowed. Messages never hold prompt
 or generated text.

@@ -1,12 +1,12 @@
 """The frozen words of the engine: what goes in (`Sampling`, `Request`) and what comes out (`TokenEvent`, `Completion`,
-`Failure`)."""
+`IntervalFound`, `Failure`). What comes out carries its request's `tag`."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from emorl_core.errors import EmorlError, InvalidRequest
 
@@ -117,6 +117,7 @@ class Request:
     profile: str | None = None  # the profile the weights came from, echoed
     stream: bool = True  # False: no TokenEvent, only the Completion (a sweep makes thousands)
     logprobs: bool = True  # False, and no stream: the Completion has none, and they are not computed
+    tag: Any = None  # the caller's own, echoed in the request's events
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class TokenEvent:
     attribution: Attribution | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     completion: Completion | None = None  # set on the last event of a request that ended by itself
+    tag: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ class Completion:
     first_token_s: float = 0.0  # accepted -> first token
     total_s: float = 0.0  # accepted -> end
     lane_row_steps: int = 0  # lane rows computed for it so far, one token each; shared with the others of its group
+    tag: Any = None
 
     @property
     def completion_tokens(self) -> int:
@@ -178,6 +181,28 @@ class Failure:
 
     request_id: str
     error: EmorlError
+    tag: Any = None
 
 
-Event = TokenEvent | Completion | Failure
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """All t in [start, end] give this text."""
+
+    start: float
+    end: float
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalFound:
+    """One more interval of a request for segments; a neighbour with the same tokens may come later and become one with
+    it."""
+
+    request_id: str
+    interval: Interval
+    tag: Any = None
+
+
+Event = TokenEvent | IntervalFound | Completion | Failure

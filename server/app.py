@@ -11,15 +11,17 @@ from starlette.middleware import Middleware
 
 from emorl_core import __version__
 from emorl_core.ensemble import Ensemble
-from server.auth import AuthMiddleware, Cors, Keys
-from server.context import ContextMiddleware
-from server.document import document
-from server.errors import install_handlers
-from server.limits import LimitMiddleware
-from server.routes import admin, generate, openai, operations, playground, sweep
-from server.service import GENERATION_ROUTES, Service
+from server.api import admin, generate, operations, sweep
+from server.api import page as playground
+from server.api.openai import routes as openai
+from server.door.auth import AuthMiddleware, Cors, Keys
+from server.door.context import ContextMiddleware
+from server.door.document import document
+from server.door.errors import install_handlers
+from server.door.limits import LimitMiddleware
+from server.serving.service import GENERATION_ROUTES, Service
 from server.settings import Settings
-from server.tracing import set_up_tracing
+from server.watch.tracing import set_up_tracing
 
 # FastAPI's own telemetry records bodies that fail validation and the text of exceptions: both can hold a prompt.
 _NO_TELEMETRY: TelemetryConfig = {

@@ -14,9 +14,9 @@ import uvicorn
 
 from emorl_core.ensemble import Ensemble
 from server.app import create_app
-from server.errors import ReloadFailed
-from server.protocol import guarded
-from server.service import Service
+from server.door.errors import ReloadFailed
+from server.door.protocol import guarded
+from server.serving.service import Service
 from server.settings import Settings, unknown_variables
 
 logger = logging.getLogger("emorl.server")

@@ -16,15 +16,15 @@ from pydantic import BaseModel
 from emorl_cli.main import VERBS, Parser
 from emorl_core.errors import EmorlError
 from emorl_core.fake import fake_ensemble
+from server.api.fields import Strict
 from server.app import create_app
-from server.errors import rule_for
-from server.schemas import Strict
+from server.door.errors import rule_for
 from server.settings import Settings
+from training.config import Section
 from training.data.sources import SOURCES
-from training.hyperparameters import PAPER
-from training.recipe import Recipe
+from training.recipe.recipe import Recipe
+from training.rl.settings import PAPER
 from training.scorers import SCORERS
-from training.section import Section
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -269,7 +269,7 @@ def errors() -> Iterator[str]:
 def _errors(above: type[EmorlError]) -> Iterator[type[EmorlError]]:
     """Of the engine and the server: those of training and of the command line never travel."""
     for error in above.__subclasses__():
-        if error.__module__ in ("server.errors", "emorl_core.errors"):
+        if error.__module__ in ("server.door.errors", "emorl_core.errors"):
             yield error
         yield from _errors(error)
 

@@ -13,7 +13,7 @@ from emorl_core.bundle import Bundle
 from server.settings import Settings
 from tests.documents import ROOT, Reader, blocks, demo_like, lines
 from tests.http.harness import Live, live
-from training.recipe import load_recipe
+from training.recipe.recipe import load_recipe
 
 EXAMPLES = ROOT / "examples"
 GUIDES = ROOT / "docs" / "guides"

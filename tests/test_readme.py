@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import training.demo
+import training.pipeline.demo
 from emorl_cli import serving
 from emorl_cli.main import VERBS
 from emorl_core.adapters import read_peft
@@ -133,19 +133,19 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
 @pytest.fixture
 def small_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The demo's recipe with the numbers that `emorl train` gets here too; there is no option for them."""
-    from training.overrides import apply_override
-    from training.recipe import parse_recipe
+    from training.recipe.overrides import apply_override
+    from training.recipe.recipe import parse_recipe
 
-    full = training.demo.DemoSettings.recipe
+    full = training.pipeline.demo.DemoSettings.recipe
 
-    def recipe(settings: training.demo.DemoSettings, device: str = "auto"):
+    def recipe(settings: training.pipeline.demo.DemoSettings, device: str = "auto"):
         values = full(settings, device).model_dump(mode="json")
         values["data"]["sources"][0]["count"] = 80
         for override in (*SMALL_BASE, *SMALL_RL):
             apply_override(values, override)
         return parse_recipe(values)
 
-    monkeypatch.setattr(training.demo.DemoSettings, "recipe", recipe)
+    monkeypatch.setattr(training.pipeline.demo.DemoSettings, "recipe", recipe)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +14,20 @@ from emorl_core.errors import UnsupportedModel
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """`config.json`, or another JSON object of a checkpoint folder."""
+    path = folder / name
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnsupportedModel(f"{folder}: no {name}; a base is a Hugging Face checkpoint folder") from None
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UnsupportedModel(f"{path}: must be a JSON object")
+    return config
 
 
 class Checkpoint:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import training.demo
+import training.pipeline.demo
 from emorl_cli import demo, serving
 from emorl_core.bundle import Bundle
 from server.settings import Settings
@@ -22,7 +22,7 @@ def builds(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, obje
     """The calls of the builder, which puts the tiny bundle there instead of training for minutes."""
     calls: list[dict[str, object]] = []
 
-    def build_demo(folder: Path, *, rebuild: bool, progress: training.demo.Progress) -> Path:
+    def build_demo(folder: Path, *, rebuild: bool, progress: training.pipeline.demo.Progress) -> Path:
         calls.append({"folder": folder, "rebuild": rebuild})
         if not folder.exists():
             shutil.copytree(bundle, folder)
@@ -31,7 +31,7 @@ def builds(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, obje
                 progress("base", done, 3)
         return folder
 
-    monkeypatch.setattr(training.demo, "build_demo", build_demo)
+    monkeypatch.setattr(training.pipeline.demo, "build_demo", build_demo)
     return calls
 
 
@@ -65,14 +65,14 @@ def test_the_default_folder_is_in_the_users_cache_and_named_by_the_demos_key(
     folder = Path(emorl("demo", "--build-only").out.strip())
     assert folder.parent == tmp_path / "emorl"
     assert re.fullmatch(r"demo-[0-9a-f]{12}", folder.name)
-    monkeypatch.setattr(training.demo, "_FORMAT", training.demo._FORMAT + 1)
+    monkeypatch.setattr(training.pipeline.demo, "_FORMAT", training.pipeline.demo._FORMAT + 1)
     assert demo.default_folder() != folder
 
 
 def test_the_curl_line_is_a_request_that_the_server_takes(
     emorl, builds: list, ready_texts: list[Settings], tmp_path: Path
 ) -> None:
-    from server.schemas import GenerateRequest
+    from server.api.fields import GenerateRequest
 
     ran = emorl("demo", "--folder", tmp_path / "demo", "--port", 0)
     assert ran.code == 0

@@ -14,8 +14,8 @@ import yaml
 
 from emorl_core.errors import EngineError
 from tests.learn.evaluation_cells import run_by_rule, tiny_recipe
-from training.evaluate import held_out_records
-from training.setup import load_data
+from training.evaluation.run import held_out_records
+from training.pipeline.prepare import load_data
 
 METHODS = ("base", "uniform", "emorl")
 
@@ -28,7 +28,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     values = made.model_dump(mode="json", exclude_unset=True)
     path.write_text(yaml.safe_dump(values))
     monkeypatch.chdir(tmp_path)
-    methods = ModuleType("training.baselines")
+    methods = ModuleType("training.evaluation.methods")
     records = held_out_records(made, load_data(made, tmp_path))
 
     def prepare(recipe: Any, folder: Path, out: Path, **options: Any) -> Path:
@@ -42,7 +42,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     methods.method_names = lambda recipe: METHODS  # type: ignore[attr-defined]
     methods.prepare, methods.run_cell = prepare, run_cell  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "training.baselines", methods)
+    monkeypatch.setitem(sys.modules, "training.evaluation.methods", methods)
     return path
 
 

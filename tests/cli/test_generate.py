@@ -36,7 +36,7 @@ def test_streaming_prints_the_same_text(emorl, fake: Ensemble) -> None:
 
 
 def test_json_has_the_fields_of_the_http_answer(emorl, fake: Ensemble) -> None:
-    from server.schemas import GenerateResponse
+    from server.api.fields import GenerateResponse
 
     ran = emorl("generate", "any", PROMPT, "--profile", "empathy", "--json", "--attribution", "--seed", 5)
     answer = GenerateResponse.model_validate_json(ran.out, strict=True)
@@ -100,7 +100,7 @@ def test_a_prompt_that_is_too_long_fails_alone(emorl, fake: Ensemble, tmp_path: 
 
 
 def test_a_prompt_that_fails_in_the_engine_fails_alone_and_exits_1(emorl, fake: Ensemble, tmp_path: Path) -> None:
-    fake.engine.runner.model.poisoned.add(fake.encode("hope"))  # type: ignore[attr-defined]
+    fake.engine.model.poisoned.add(fake.encode("hope"))  # type: ignore[attr-defined]
     file = tmp_path / "prompts.txt"
     file.write_text("family\nhope\nwork\n", encoding="utf-8")
     ran = emorl("generate", "any", "--prompts-file", file)

@@ -18,7 +18,7 @@ def adapter(bundle: Path) -> Adapter:
 
 @pytest.fixture
 def npz(adapter: Adapter, tmp_path: Path) -> Path:
-    """The same adapter as its authors publish it: method.md, section 7."""
+    """The same adapter as its authors publish it: method.md section 7."""
     arrays: dict[str, np.ndarray] = {}
     for module, pair in adapter.modules.items():
         arrays[f"base_model.model.{module}_loraA"] = pair.a.numpy()

@@ -204,7 +204,7 @@ def test_tokens_that_come_out_different_are_not_called_the_same(
     emorl, answers: dict[str, Any], bundle: Path, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on another machine: hashes fit, and rounding tips one token."""
-    from emorl_core.engine import Engine
+    from emorl_core.engine.engine import Engine
 
     finish_reason = Engine._finish_reason
 
@@ -241,7 +241,7 @@ def test_a_receipt_kept_without_clinical_words_asks_for_the_prompt(
 
 
 def test_other_versions_are_noted_and_decide_nothing(emorl, answers: dict[str, Any], bundle: Path, save: Save) -> None:
-    from server.receipt import Receipt, _seal
+    from server.serving.receipt import Receipt, _seal
 
     receipt = Receipt.model_validate_json(json.dumps(answers["greedy"]["receipt"]))
     older = receipt.model_copy(update={"versions": {**receipt.versions, "torch": "2.0"}, "device": "cuda:0"})
@@ -255,7 +255,7 @@ def test_other_versions_are_noted_and_decide_nothing(emorl, answers: dict[str, A
 def test_a_compiled_step_is_compiled_again_or_a_note_says_that_it_was_not(
     emorl, answers: dict[str, Any], bundle: Path, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from server.receipt import Receipt, _seal
+    from server.serving.receipt import Receipt, _seal
 
     receipt = Receipt.model_validate_json(json.dumps(answers["greedy"]["receipt"])).model_copy(
         update={"compiled": True}

@@ -133,7 +133,7 @@ def test_a_recipe_gives_prompts_and_scorers_also_from_within_the_bundle(
     assert list(report["scorers"]) == ["reflection", "empathy"]
     assert "30 rows" in result.err
 
-    from training.recipe import load_recipe
+    from training.recipe.recipe import load_recipe
 
     stored = {"recipe": load_recipe(tmp_path / "recipe.yaml").model_dump(mode="json")}
     (own_bundle / "training.json").write_text(json.dumps(stored))

@@ -20,7 +20,7 @@ from transformers import T5ForConditionalGeneration
 from emorl_core.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, LoraPair, read_npz, read_peft, write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.errors import AdapterError
-from emorl_core.models import load_model
+from emorl_core.models.registry import load_model
 from tests.builders import outdated_peft, tiny_adapter, tiny_t5
 
 Q = "encoder.block.0.layer.0.SelfAttention.q"

@@ -27,9 +27,11 @@ from emorl_core.types import Completion, FinishReason, TokenEvent
 from tests.builders import tiny_t5_bundle
 from tests.core.driving import said
 
+pytestmark = pytest.mark.both_shapes
+
 
 def model_of(ensemble: Ensemble) -> FakeModel:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, FakeModel)
     return model
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
+from emorl_core.engine.sequences import Job
+from emorl_core.engine.sweep import SweepResult, merge_rays, simplex_grid
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest, InvalidWeights, NonFinite
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
-from emorl_core.scheduler import Job
-from emorl_core.sweep import SweepResult, merge_rays, simplex_grid
 from emorl_core.types import Completion, FinishReason
 from tests.core.conftest import PROMPTS
+
+pytestmark = pytest.mark.both_shapes
 
 TOKENS = 12
 WAYS: dict[str, dict[str, Any]] = {
@@ -33,7 +35,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def model_of(ensemble: Ensemble) -> FakeModel:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, FakeModel)
     return model
 
@@ -86,7 +88,7 @@ def test_branches_without_a_slot_wait_and_lose_nothing(way: str, slots: int, pla
     assert [i.text for i in result.items] == [i.text for i in expected.items]
     assert max(len(expected.distinct(p)) for p in range(3)) > slots or slots == 7
     assert not narrow.engine.has_work
-    assert narrow.engine.runner.lane_rows == 0
+    assert len(narrow.engine.runner.seats) == 0
 
 
 def test_slots_bound_the_lane_rows_in_memory() -> None:
@@ -256,7 +258,7 @@ def test_a_prompt_that_fails_ends_the_sweep_and_leaves_the_engine_clean() -> Non
         ensemble.sweep(PROMPTS[:3], resolution=4)
     while ensemble.engine.has_work:  # what was cancelled leaves at the next steps
         ensemble.engine.step()
-    assert ensemble.engine.runner.lane_rows == 0
+    assert len(ensemble.engine.runner.seats) == 0
     model_of(ensemble).poisoned.clear()
     assert len(ensemble.sweep(PROMPTS[1], resolution=4).items) == 15
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
+from emorl_core.engine.segments import SegmentsResult
+from emorl_core.engine.sweep import SweepItem
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest, InvalidWeights, NonFinite
 from emorl_core.fake import fake_ensemble
-from emorl_core.line import LineResult
 from emorl_core.models.fake import FakeModel
-from emorl_core.sweep import SweepItem
 from emorl_core.types import FinishReason
 from tests.core.conftest import PROMPTS
+
+pytestmark = pytest.mark.both_shapes
 
 POINTS = 2001
 NEAR = 1e-6  # a grid point this close to a break may fall on either side of it
@@ -40,7 +42,7 @@ def between(start: Mapping[str, float], end: Mapping[str, float], t: float) -> d
     return {name: (1 - t) * start.get(name, 0.0) + t * end.get(name, 0.0) for name in names}
 
 
-def assert_covers(line: LineResult) -> None:
+def assert_covers(line: SegmentsResult) -> None:
     intervals = line.intervals
     assert intervals[0].start == 0.0
     assert intervals[-1].end == 1.0
@@ -49,7 +51,7 @@ def assert_covers(line: LineResult) -> None:
     assert line.breaks == tuple(interval.end for interval in intervals[:-1])
 
 
-def assert_like_grid(line: LineResult, ensemble: Ensemble, prompt: str, points: int, **options: Any) -> int:
+def assert_like_grid(line: SegmentsResult, ensemble: Ensemble, prompt: str, points: int, **options: Any) -> int:
     """Compare at every grid point that is not too near a break; returns how many texts the grid saw."""
     ts = [i / (points - 1) for i in range(points)]
     weights = [between(line.from_weights, line.to_weights, t) for t in ts]
@@ -130,7 +132,7 @@ def test_fewer_slots_than_intervals_change_nothing(slots: int) -> None:
 
 def test_slots_bound_the_rows_of_a_line() -> None:
     ensemble = fake_ensemble(slots=2)
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, FakeModel)
     rows: list[int] = []
     model.on_step = lambda running: rows.append(len(running))
@@ -172,7 +174,7 @@ def test_a_line_ends_for_the_reasons_that_generate_knows() -> None:
 
 def test_what_the_model_cannot_compute_is_an_error() -> None:
     ensemble = fake_ensemble()
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, FakeModel)
     model.poisoned.add(ensemble.encode(PROMPTS[0]))
     with pytest.raises(NonFinite):

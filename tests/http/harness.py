@@ -18,7 +18,7 @@ from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
 from server.app import create_app
 from server.run import DrainingServer, make_server
-from server.service import Service
+from server.serving.service import Service
 from server.settings import Settings
 
 PROMPT = "I feel tired of work and worried about family"
@@ -54,7 +54,7 @@ class Live:
 
 
 def model_of(ensemble: Ensemble) -> FakeModel:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, FakeModel)
     return model
 

@@ -12,12 +12,12 @@ from starlette.requests import Request
 
 from emorl_core.errors import InvalidRequest
 from emorl_core.fake import fake_ensemble
-from server import sse
-from server.admission import Admission
-from server.context import RequestContext
-from server.errors import KeyLimit, QueueFull
-from server.routes.generate import NativeDialect
-from server.service import Service
+from server.api.generate import NativeDialect
+from server.door.admission import Admission
+from server.door.context import RequestContext
+from server.door.errors import KeyLimit, QueueFull
+from server.serving import sse
+from server.serving.service import Service
 from server.settings import Settings
 from tests.http.harness import PROMPT, error_of, events, idle, is_ready, live, until, wait_until
 from tests.http.test_disconnect import LONG, call

@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 import emorl_core.errors
-import server.errors
+import server.door.errors
 from emorl_core.errors import EmorlError, EngineError
 from emorl_core.fake import fake_ensemble
-from server.errors import ShuttingDown, error_headers, error_object, rule_for, status_for
+from server.door.errors import ShuttingDown, error_headers, error_object, rule_for, status_for
 from server.settings import Settings
 from tests.http.harness import PROMPT, error_of, in_process, live
 
@@ -105,7 +105,9 @@ def test_every_error_class_has_a_rule_and_a_code_of_its_own() -> None:
     def family(cls: type[EmorlError]) -> list[type[EmorlError]]:
         return [cls, *(each for child in cls.__subclasses__() for each in family(child))]
 
-    ours = [cls for cls in family(EmorlError) if cls.__module__ in (emorl_core.errors.__name__, server.errors.__name__)]
+    ours = [
+        cls for cls in family(EmorlError) if cls.__module__ in (emorl_core.errors.__name__, server.door.errors.__name__)
+    ]
     assert len(ours) > 20
     for cls in ours:
         error = cls("one line")

@@ -1,4 +1,4 @@
-"""`POST /generate`, as the contract in design.md spells it."""
+"""`POST /generate`."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
-from server.logs import set_up_logging
 from server.settings import Settings, load_settings
-from server.tracing import Tracing
+from server.watch.logs import set_up_logging
+from server.watch.tracing import Tracing
 from tests.http.harness import Live, idle, live, wait_until
 
 MARKER = "ZEBRAFISH"
@@ -182,7 +182,7 @@ def _raise(error: BaseException) -> Callable[..., Any]:
 
 def faults(ensemble: Ensemble) -> dict[str, tuple[Any, str, Any]]:
     """Name -> what is replaced, by what, for one request each."""
-    model, engine = ensemble.engine.runner.model, ensemble.engine
+    model, engine = ensemble.engine.model, ensemble.engine
     words = f"in the engine: {PROMPT}"
     return {
         "prefill": (model, "on_prefill", _raise(ValueError(words))),
@@ -192,7 +192,7 @@ def faults(ensemble: Ensemble) -> dict[str, tuple[Any, str, Any]]:
         "thread": (engine, "step", _raise(RuntimeError(words))),
         "adding": (engine, "add_group", _raise(KeyError(words))),
         "tokenising": (ensemble.tokenizer, "encode", _raise(KeyError(words))),
-        "not finite": (model, "head", lambda hidden: torch.full((len(hidden), model.vocab_size), float("nan"))),
+        "not finite": (model, "head", lambda hidden: torch.full((len(hidden), model.facts.vocab_size), float("nan"))),
     }
 
 
@@ -244,7 +244,7 @@ def test_who_leaves_waits_too_long_or_is_sent_away_leaves_no_words(seen: Seen, m
             raise RuntimeError(f"a bundle that tells {MARKER}")
         return ensemble
 
-    monkeypatch.setattr("server.service.load", load)
+    monkeypatch.setattr("server.serving.service.load", load)
     settings: dict[str, Any] = {"bundle": "any", "max_queue": 1, "queue_timeout_s": 1.0, "admin_keys": "boss"}
     with live(load_settings(port=0, **settings)) as server, server.client() as client:
         long = {"prompt": PROMPT, "stream": True, "min_new_tokens": 900, "max_new_tokens": 900}

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.routes.playground import FOLDER, PREFIX, read_assets
+from server.api.page import FOLDER, PREFIX, read_assets
 from server.settings import Settings, load_settings
 from tests.http.harness import error_of, in_process
 

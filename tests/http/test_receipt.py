@@ -10,12 +10,12 @@ import pytest
 from pydantic import ValidationError
 
 from emorl_core.bundle import Bundle, write_spec
-from emorl_core.driver import Driver
+from emorl_core.engine.driver import Driver
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Completion
-from server.receipt import Receipt, identity_of, replay_request, surroundings
+from server.serving.receipt import Receipt, identity_of, replay_request, surroundings
 from server.settings import Settings
 from tests.builders import tiny_t5_bundle
 from tests.http.harness import PROMPT, events, in_process, live

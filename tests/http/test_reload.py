@@ -16,7 +16,7 @@ import pytest
 
 from emorl_core.bundle import BUNDLE_FILE, Bundle, ProfileSpec, write_spec
 from emorl_core.fake import fake_ensemble
-from server.errors import ReloadFailed
+from server.door.errors import ReloadFailed
 from server.settings import Settings, load_settings
 from tests.builders import tiny_adapter, tiny_t5_bundle
 from tests.http.harness import PROMPT, error_of, events, idle, in_process, live, wait_until
@@ -84,7 +84,7 @@ def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_serves_on(bundl
 def test_running_requests_finish_with_what_they_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [fake_ensemble(step_delay_s=0.005), fake_ensemble(("calm", "empathy"))]
     loads = iter(made)
-    monkeypatch.setattr("server.service.load", lambda settings: next(loads))
+    monkeypatch.setattr("server.serving.service.load", lambda settings: next(loads))
     with live(Settings(port=0, bundle="any")) as server, server.client() as client:
         body = {"prompt": PROMPT, "stream": True, "min_new_tokens": 60, "max_new_tokens": 60, "profile": "fluency"}
         with client.stream("POST", "/generate", json=body) as stream:
@@ -108,7 +108,7 @@ def test_running_requests_finish_with_what_they_began_with(monkeypatch: pytest.M
 
 
 def test_reloading_under_load_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.service.load", lambda settings: fake_ensemble(slots=4, step_delay_s=0.001))
+    monkeypatch.setattr("server.serving.service.load", lambda settings: fake_ensemble(slots=4, step_delay_s=0.001))
     with live(Settings(port=0, bundle="any", max_queue=50)) as server:
         statuses: list[int] = []
         stop = threading.Event()
@@ -149,7 +149,7 @@ def test_two_reloads_at_once_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -
         assert len(calls) == 1 or go_on.wait(10)
         return fake_ensemble()
 
-    monkeypatch.setattr("server.service.load", load)
+    monkeypatch.setattr("server.serving.service.load", load)
     with live(Settings(port=0, bundle="any")) as server:
         first = asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop)
         wait_until(lambda: len(calls) == 2, "it loads")

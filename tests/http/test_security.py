@@ -13,9 +13,9 @@ import pytest
 
 from emorl_core.fake import fake_ensemble
 from server.app import create_app
-from server.auth import OPEN_PATHS, KeyRing, Keys
-from server.logs import set_up_logging
+from server.door.auth import OPEN_PATHS, KeyRing, Keys
 from server.settings import Settings, SettingsError, load_settings
+from server.watch.logs import set_up_logging
 from tests.http.harness import PROMPT, error_of, in_process, live
 
 

@@ -110,7 +110,7 @@ def test_a_second_line_waits_its_turn_and_not_for_ever() -> None:
 
 def test_a_line_that_breaks_fails_alone(client: httpx.Client) -> None:
     ensemble = fake_ensemble()
-    model: Any = ensemble.engine.runner.model
+    model: Any = ensemble.engine.model
     model.poisoned.add(tuple(FakeTokenizer().encode("bad prompt [SEP] ")))
     with live(Settings(port=0), ensemble) as server, server.client() as own:
         broken = own.post("/sweep/line", json={**BODY, "prompt": "bad prompt"})

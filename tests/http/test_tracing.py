@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from server.settings import Settings
-from server.tracing import Tracing, set_up_tracing
+from server.watch.tracing import Tracing, set_up_tracing
 from tests.http.harness import PROMPT, in_process
 
 

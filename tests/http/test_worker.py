@@ -15,9 +15,9 @@ import torch
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Completion, Event, Failure, TokenEvent
-from server.deployment import emptied
-from server.errors import EngineRestarted, NotReady, ShuttingDown
-from server.worker import Worker
+from server.door.errors import EngineRestarted, NotReady, ShuttingDown
+from server.serving.deployment import emptied
+from server.serving.worker import Worker
 from tests.http.harness import PROMPT, Live, error_of, events, idle, live, model_of, until, wait_until
 from tests.http.test_disconnect import LONG, call
 
@@ -64,7 +64,7 @@ async def test_a_request_the_engine_refuses_fails_alone() -> None:
 
 
 async def drained(channel: object) -> list[Event]:
-    from server.channel import Channel
+    from server.serving.channel import Channel
 
     assert isinstance(channel, Channel)
     seen: list[Event] = []

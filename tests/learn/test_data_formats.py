@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.learn.real_data import real
-from training.data.epitome import MECHANISMS, EpitomeSource
-from training.data.psych8k import Psych8kSource
+from training.data.kinds.epitome import MECHANISMS, EpitomeSource
+from training.data.kinds.psych8k import Psych8kSource
 from training.data.records import DataError, Record
 from training.data.sources import SOURCES, load_records, parse_source
 

@@ -9,14 +9,14 @@ import pytest
 
 from emorl_core.bundle import Bundle, folder_hash
 from emorl_core.ensemble import Ensemble
-from training import demo
-from training.base import warm_start_records
-from training.demo import OBJECTIVES, DemoError, DemoSettings, build_demo, build_key
-from training.fit import FitSettings
-from training.hyperparameters import LoraSettings, RlSettings, StopSettings
-from training.recipe import load_recipe
-from training.scratch import ScratchSettings
-from training.setup import load_data
+from training.pipeline import demo
+from training.pipeline.base import warm_start_records
+from training.pipeline.demo import OBJECTIVES, DemoError, DemoSettings, build_demo, build_key
+from training.pipeline.prepare import load_data
+from training.recipe.recipe import load_recipe
+from training.rl.settings import LoraSettings, RlSettings, StopSettings
+from training.warm_start.fit import FitSettings
+from training.warm_start.scratch_t5 import ScratchSettings
 
 ROOT = Path(__file__).parents[2]
 MICRO = DemoSettings(

@@ -9,9 +9,9 @@ import pytest
 
 from tests.learn.evaluation_cells import copying, deaf, listening
 from training.data.records import Record
-from training.evaluation_ab import KEY_FILE, SHEET_FILE, krippendorff_alpha, score_sheets, sheet_and_key, write_sheet
-from training.evaluation_cells import EvaluationError
-from training.evaluation_texts import sampled
+from training.evaluation.blind import KEY_FILE, SHEET_FILE, krippendorff_alpha, score_sheets, sheet_and_key, write_sheet
+from training.evaluation.cells import EvaluationError
+from training.evaluation.side_by_side import sampled
 
 RECORDS = tuple(Record(f"I feel {word} at work.") for word in "tired angry sad alone lost worried hurt stuck".split())
 TEXTS = {

@@ -11,9 +11,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from emorl_core.errors import EmorlError
-from training.hyperparameters import RlSettings
-from training.recipe import Recipe, load_recipe, parse_recipe
-from training.section import RecipeError, Section
+from training.config import RecipeError, Section
+from training.recipe.recipe import Recipe, load_recipe, parse_recipe
+from training.rl.settings import RlSettings
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

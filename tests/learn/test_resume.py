@@ -17,12 +17,12 @@ import yaml
 
 from tests.builders import tiny_t5
 from tests.learn.trainer_tasks import TEXTS, tiny_recipe, tiny_trainer
-from training import checkpoint
-from training.checkpoint import Checkpoint
+from training.config import RecipeError
 from training.durable import appearing
-from training.recipe import load_recipe
-from training.run import Places, train
-from training.section import RecipeError
+from training.pipeline.run import Places, train
+from training.recipe.recipe import load_recipe
+from training.rl import checkpoint
+from training.rl.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[2]
 STEPS = 9

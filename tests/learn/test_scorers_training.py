@@ -16,10 +16,10 @@ from tests.learn.real_data import real
 from training.data.records import DataError, Record, RecordSet
 from training.data.sources import load_records
 from training.data.splits import split_by_prompt
-from training.scorer_metrics import ranking_accuracy
-from training.scorer_settings import ScorerTraining
 from training.scorers import Context, ScorerError, build_scorer
-from training.train_scorer import train_scorer
+from training.scorers.learned.metrics import ranking_accuracy
+from training.scorers.learned.settings import ScorerTraining
+from training.scorers.learned.train import train_scorer
 
 THINGS = ("work", "boss", "sleep", "drink", "doctor", "mother", "home")
 FEELINGS = ("sad", "angry", "tired", "alone")

@@ -12,11 +12,11 @@ import yaml
 from emorl_core.bundle import BUNDLE_FILE, BundleSpec, read_spec, write_spec
 from emorl_core.fake import fake_ensemble
 from training.data.records import DataError, Record
-from training.recipe import load_recipe
+from training.recipe.recipe import load_recipe
 from training.scorers import ScorerError
-from training.search import SearchError
-from training.search_inputs import Inputs, chosen, from_files, from_recipe, prompts_hash, read_prompts, stored_recipe
-from training.search_profile import check_profile, write_profile
+from training.search.grid import SearchError
+from training.search.inputs import Inputs, chosen, from_files, from_recipe, prompts_hash, read_prompts, stored_recipe
+from training.search.profile import check_profile, write_profile
 
 SPECS = {"reflection": "lexical_reflection"}
 LINES = [f"i feel {word} about work and cannot sleep" for word in "sad tired angry lost small empty tense numb".split()]

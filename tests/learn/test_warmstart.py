@@ -19,11 +19,11 @@ from transformers.utils import logging as transformers_logging
 
 from tests.builders import tiny_t5
 from training.data.records import Record
-from training.data.synthetic import generate
-from training.fit import FitError, FitSettings, Progress, last_checkpoint, plan_order
-from training.scratch import ScratchSettings, new_model
-from training.tokenizer import train_tokenizer
-from training.warmstart import WarmStartSettings, warm_start
+from training.data.synthetic.grammar import generate
+from training.warm_start.fit import FitError, FitSettings, Progress, last_checkpoint, plan_order
+from training.warm_start.scratch_t5 import ScratchSettings, new_model
+from training.warm_start.tokenizer import train_tokenizer
+from training.warm_start.warm_start import WarmStartSettings, warm_start
 
 SHAPE = ScratchSettings(vocab_size=800, d_model=32, d_ff=32, heads=4, layers=1, decoder_layers=1)
 

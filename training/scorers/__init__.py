@@ -13,7 +13,7 @@ from training.scorers.cross_encoder import CrossEncoderConfig
 from training.scorers.diversity import DiversityConfig
 from training.scorers.edit_rate import EditRateConfig
 from training.scorers.guards import LengthConfig, RepetitionConfig
-from training.scorers.lexical import LexicalEmpathyConfig, LexicalFluencyConfig, LexicalReflectionConfig
+from training.scorers.lexical.scorers import LexicalEmpathyConfig, LexicalFluencyConfig, LexicalReflectionConfig
 from training.scorers.perplexity import PerplexityConfig
 from training.scorers.product import ProductConfig
 from training.scorers.specificity import SpecificityConfig

@@ -1,0 +1,136 @@
+"""What is being served right now: an ensemble and the worker that runs its engine. Swapped as one piece on a reload."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from emorl_core.engine.engine import Engine
+from emorl_core.ensemble import Ensemble
+from server.door.errors import EngineRestarted, NotReady
+from server.serving.receipt import Identity, identity_of
+from server.serving.worker import Worker
+from server.settings import Settings, SettingsError
+from server.watch.metrics import Metrics
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Deployment:
+    """`since`: Unix time at which it was loaded, which `/v1/models` reports as `created`.
+
+    `source`: the hub id it came from, for receipts; a folder's name is nothing that clients should see.
+    `users`: requests that hold it, from before their tokenising to their end; it may be stopped when there are none.
+    """
+
+    ensemble: Ensemble
+    worker: Worker
+    since: int
+    source: str | None = None
+    users: int = 0
+    _identity: asyncio.Task[Identity] | None = None
+
+    @classmethod
+    def make(cls, ensemble: Ensemble, settings: Settings, metrics: Metrics) -> Deployment:
+        """The worker is made, not started."""
+        metrics.know_objectives(ensemble.objectives)
+        worker = Worker(
+            ensemble.engine,
+            warm_up=ensemble.warm_up,
+            rebuild=lambda: emptied(ensemble.engine),
+            on_step=lambda stats: metrics.batch_rows.observe(stats.batch_rows),
+            on_orphan=metrics.abandoned,
+            queue_timeout_s=settings.queue_timeout_s,
+        )
+        source = settings.bundle if ensemble.bundle is not None and not _is_folder(settings.bundle) else None
+        return cls(ensemble, worker, int(time.time()), source)
+
+    async def start(self) -> None:
+        """Run the warm-up on the worker's thread.
+
+        Raises:
+            NotReady: the warm-up failed; the thread has ended.
+        """
+        self.worker.start()
+        await self.worker.settled()
+        if self.worker.failure is not None:
+            raise NotReady(f"the warm-up failed ({type(self.worker.failure).__name__})") from self.worker.failure
+        # Hashing begins now, so that receipts tell what was loaded and not what the folder holds later.
+        work = in_daemon_thread(lambda: identity_of(self.ensemble, self.source))
+        self._identity = asyncio.create_task(work, name="emorl-identity")
+        self._identity.add_done_callback(_heard)
+
+    async def identity(self) -> Identity:
+        """Hashes of what was loaded."""
+        assert self._identity is not None, "start() has been awaited"
+        return await asyncio.shield(self._identity)
+
+    async def stop(self) -> None:
+        """End the thread; what is still in it hears of it."""
+        if self._identity is not None:
+            self._identity.cancel()
+        await self.worker.stop()
+
+
+def _is_folder(bundle: str | None) -> bool:
+    return bundle is not None and Path(bundle).is_dir()
+
+
+def _heard(task: asyncio.Task[Identity]) -> None:
+    """A folder that cannot be read matters to those who ask for a receipt; asyncio need not complain of it."""
+    if not task.cancelled():
+        task.exception()
+
+
+def emptied(engine: Engine) -> Engine:
+    """The same weights with nothing in them of the requests before: no rows, no cached prompts."""
+    engine.drop_all(EngineRestarted("the engine failed and starts again"))
+    engine.runner.prefill_cache.clear()
+    return engine
+
+
+def load(settings: Settings) -> Ensemble:
+    """Blocking. Raises `BundleError` or `SettingsError`, one line each."""
+    if settings.bundle is None:
+        raise SettingsError("bundle is not set; allowed: a bundle folder or a hub id owner/name", param="bundle")
+    return Ensemble.load(
+        settings.bundle,
+        device=settings.device,
+        dtype=settings.dtype,
+        slots=settings.slots,
+        prefill_cache_bytes=settings.prefill_cache_bytes,
+        compile=settings.compile,
+    )
+
+
+async def in_daemon_thread(work: Callable[[], T]) -> T:
+    """Run something long off the event loop. Unlike asyncio's executor it does not hold up the end of the process."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if result.done():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(value)  # type: ignore[arg-type]
+
+    def main() -> None:
+        value, error = None, None
+        try:
+            value = work()
+        except BaseException as caught:  # noqa: BLE001  handed to the waiter
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop has closed while we worked; nobody waits
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=main, name="emorl-load", daemon=True).start()
+    return await result
