@@ -212,7 +212,7 @@ class Runner:
                 weights.append(list(member.weights))
         most = max((len(row) for row in rows), default=0)
         return _Layout(
-            lanes=LaneIndex.of([lane.coefficients for _, lane in owners], len(self.model.adapters), device),
+            lanes=LaneIndex.of([self.model.acting(lane) for _, lane in owners], len(self.model.adapters), device),
             owners=[(branch, self.model.first_tokens(lane)[-1]) for branch, lane in owners],
             members=members,
             lane_rows=torch.tensor([row + row[:1] * (most - len(row)) for row in rows], device=device),
@@ -248,7 +248,7 @@ class Runner:
             places, lanes, tokens = zip(*rows, strict=True)
             cache = self.seats.cache.take(places)
             index = LaneIndex.of(
-                [lane.coefficients for lane in lanes], len(self.model.adapters), self.model.facts.device
+                [self.model.acting(lane) for lane in lanes], len(self.model.adapters), self.model.facts.device
             )
             self.model.step(torch.tensor(tokens, device=self.model.facts.device), index, cache)
             self.seats.cache.give_back(places, cache)

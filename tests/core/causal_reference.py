@@ -18,7 +18,9 @@ from peft.tuners.lora.variants import calculate_alora_offsets
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from emorl_core.models.causal._store import KVCache, Lane, LaneIndex
+from emorl_core.cache.kv import KVCache
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal.model import CausalModel
 from tests.builders import outdated_peft
 
@@ -82,7 +84,7 @@ def named_lanes(model: CausalModel, prompt: Sequence[int]) -> list[Lane]:
 
 
 def index_of(model: CausalModel, lanes: Sequence[Lane]) -> LaneIndex:
-    points = [model.acting(lane).coefficients for lane in lanes]
+    points = [model.acting(lane) for lane in lanes]
     return LaneIndex.of(points, len(model.adapters), model.facts.device)
 
 

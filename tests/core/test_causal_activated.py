@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from emorl_core.adapters import read_peft, write_peft
 from emorl_core.errors import AdapterError, InvalidRequest
-from emorl_core.models.causal._store import Lane
+from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.causal.reading import activation_start
 from tests.core.causal_reference import SeparateModels, index_of, lockstep, named_lanes, opened
@@ -91,10 +91,10 @@ def test_lanes_share_the_prompt_up_to_the_invocation(model: CausalModel) -> None
 
 def test_an_adapter_that_is_never_invoked_is_the_base(model: CausalModel) -> None:
     bare, one, two, plain = named_lanes(model, (5, 9, 71))
-    assert model.acting(one) == model.acting(two) == bare
-    assert model.acting(plain) == plain
+    assert model.acting(one) == model.acting(two) == bare.coefficients
+    assert model.acting(plain) == plain.coefficients
     assert model.prefill_key(one) == model.prefill_key(two) == model.prefill_key(bare)
-    assert model.acting(Lane((0.5, 0.25, 2.0), (5, 60, 71))) == Lane((0.0, 0.25, 2.0), (5, 60, 71))
+    assert model.acting(Lane((0.5, 0.25, 2.0), (5, 60, 71))) == (0.0, 0.25, 2.0)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

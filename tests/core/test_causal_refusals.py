@@ -12,12 +12,13 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from emorl_core.adapters import Adapter, LoraPair
 from emorl_core.errors import AdapterError, PromptTooLong, UnsupportedModel
-from emorl_core.models import read_config
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal import admission
-from emorl_core.models.causal._store import Lane, LaneIndex
 from emorl_core.models.causal.linears import LaneLayer, Rows
 from emorl_core.models.causal.load import load
 from emorl_core.models.causal.model import CausalModel
+from emorl_core.models.checkpoint import read_config
 from tests.core.causal_reference import SeparateModels, lockstep
 from tests.core.test_causal_golden import CPU, loaded
 from tests.supported_models import tiny_causal, tiny_causal_adapter

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from emorl_core.models.causal._store import Group
 from emorl_core.models.causal.model import CausalModel
+from emorl_core.models.family import Group
 from tests.core.causal_reference import SeparateModels, named_lanes
 from tests.core.test_causal_golden import adapters_of, loaded
 from tests.supported_models import BY_NAME, tiny_causal, tiny_causal_adapter

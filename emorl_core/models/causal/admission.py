@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from emorl_core.errors import UnsupportedModel
 
@@ -48,6 +48,22 @@ def refuse_files(config: Mapping[str, Any]) -> None:
             f"config.json names architectures {_listed(map(str, made_for))}, which is no causal language model; "
             "allowed: ...ForCausalLM or ...LMHeadModel"
         )
+
+
+def parsed(config: Mapping[str, Any]) -> Any:
+    """The library's own config object.
+
+    Raises:
+        UnsupportedModel: a model_type that it does not know, or values that it does not take.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise UnsupportedModel(f"base model_type is {kind!r}, which transformers does not know; what works: {WORKS}")
+    try:
+        return CONFIG_MAPPING[kind].from_dict(dict(config))
+    except Exception as error:  # noqa: BLE001 - a stranger's values in somebody else's code
+        reason = " ".join(str(error).split())[:200]
+        raise UnsupportedModel(f"config.json: transformers cannot read it as {kind!r}: {reason}") from None
 
 
 def refuse_config(config: Any) -> None:

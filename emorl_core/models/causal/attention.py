@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface
 
-from emorl_core.models.causal._store import Store, round_size
+from emorl_core.cache.store import Store, round_size
 
 NAME = "emorl_lanes"  # not registered for masks: the library then makes none
 KEYWORD = "lane_pass"  # any keyword given to a model arrives in its attention function

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from emorl_core.lanes import LaneLinear
-from emorl_core.models.causal._store import LaneIndex
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.linear import LaneLinear
 
 
 class Rows:

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig
 from transformers.utils import logging as progress
 
 from emorl_core.errors import UnsupportedModel
-from emorl_core.models import read_config
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal import admission, attention, selftest
-from emorl_core.models.causal._store import Facts, Lane, LaneIndex
 from emorl_core.models.causal.head import Head
 from emorl_core.models.causal.linears import Rows, pack, replace_linears
 from emorl_core.models.causal.model import CausalModel
+from emorl_core.models.checkpoint import read_config
+from emorl_core.models.family import Facts
 
 _GENERATION = "generation_config.json"
 
 
 def load(
-    folder: Path, config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool
+    folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool
 ) -> CausalModel:
-    """Load a decoder-only checkpoint folder; see `emorl_core.models.load_model`.
+    """Load a decoder-only checkpoint folder; see `emorl_core.models.family.Family`.
 
     Raises:
         UnsupportedModel: not admitted, by what the config says or by the self-test; or files that cannot be read.
     """
     admission.refuse_files(config)
-    parsed = _parsed(folder)
+    parsed = admission.parsed(config)
     admission.refuse_config(parsed)
     library = _weights(folder, parsed, dtype).to(device)
     end = _end_tokens(folder, config)
@@ -81,15 +82,6 @@ def _found(model: CausalModel, prompts: list[list[int]]) -> Tensor:
     return torch.stack(logits, dim=1)
 
 
-def _parsed(folder: Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnsupportedModel(
-            f"{folder}: transformers cannot read config.json: {' '.join(str(error).split())[:200]}"
-        ) from None
-
-
 def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
     if not list(folder.glob("*.safetensors")):
         other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
@@ -108,7 +100,7 @@ def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+    except Exception as error:  # noqa: BLE001 - a stranger's files in somebody else's code
         raise UnsupportedModel(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     finally:
         if shown:
@@ -128,7 +120,7 @@ def _vocabulary(library: Any) -> int:
     return int(embedding.weight.shape[0])
 
 
-def _end_tokens(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+def _end_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     """All ids that end a turn: the generation config's, else the model's."""
     generation = read_config(folder, _GENERATION) if (folder / _GENERATION).is_file() else {}
     found = generation.get("eos_token_id")
@@ -137,6 +129,6 @@ def _end_tokens(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     return tuple(i for i in ids if isinstance(i, int))
 
 
-def _special(config: dict[str, Any]) -> tuple[int, ...]:
+def _special(config: Mapping[str, Any]) -> tuple[int, ...]:
     names = ("bos_token_id", "pad_token_id", "image_token_id", "image_token_index")
     return tuple(value for name in names if isinstance(value := config.get(name), int))

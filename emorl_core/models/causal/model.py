@@ -7,20 +7,23 @@ adapters.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from emorl_core.adapters import Adapter
+from emorl_core.cache.kv import KVCache, Memory
+from emorl_core.cache.store import Store
 from emorl_core.errors import AdapterError, PromptTooLong, UnsupportedModel
-from emorl_core.lanes import LaneLinear, round_rows
+from emorl_core.lanes.index import LaneIndex, round_rows
+from emorl_core.lanes.lane import Coefficients, Lane
+from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.causal import replies
-from emorl_core.models.causal._store import Facts, Group, KVCache, Lane, LaneIndex, Memory, Store
 from emorl_core.models.causal.attention import KEYWORD, CachedPass, Layers, Pass, WholePass
 from emorl_core.models.causal.head import Head
 from emorl_core.models.causal.linears import LaneLayer, Rows
 from emorl_core.models.causal.reading import Reading, read
+from emorl_core.models.family import Facts, Group
 from emorl_core.models.stacking import stack_adapters
 
 # Tokens of one padded batch of prompts: enough to fill a product, small enough to bound its activations.
@@ -104,9 +107,8 @@ class CausalModel(nn.Module):
         """How the attached adapters read a lane's prompt."""
         return read(lane, self._invocations)
 
-    def acting(self, lane: Lane) -> Lane:
-        """The lane that runs from `first_tokens` on: without activated adapters that its prompt never invokes."""
-        return replace(lane, coefficients=self.reading(lane).acting)
+    def acting(self, lane: Lane) -> Coefficients:
+        return self.reading(lane).acting
 
     def prefill_key(self, lane: Lane) -> Hashable:
         found = self.reading(lane)

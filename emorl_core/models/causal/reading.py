@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from emorl_core.errors import InvalidRequest
-from emorl_core.models.causal._store import Coefficients, Lane
+from emorl_core.lanes.lane import Coefficients, Lane
 
 Invocations = Sequence[tuple[int, ...] | None]  # of each stacked adapter; None: it acts everywhere
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from emorl_core.models.causal._store import Facts, Group, Lane, LaneIndex
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal.attention import Layers, Pass, RepliesPass
 from emorl_core.models.causal.reading import Reading
+from emorl_core.models.family import Facts, Group
 
 
 class Readable(Protocol):
