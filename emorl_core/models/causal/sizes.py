@@ -39,9 +39,9 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     # Autograd keeps what goes into every product and what comes out of it; norms and functions add about as much as the
     # products' inputs once more.
     activations = sum(each.count * (2 * each.in_features + each.out_features) for each in linears)
-    heads = getattr(parsed, "num_key_value_heads", None) or parsed.num_attention_heads
+    groups = next((m.num_key_value_groups for m in decoder.modules() if hasattr(m, "num_key_value_groups")), 1)
     size = getattr(parsed, "head_dim", None) or parsed.hidden_size // parsed.num_attention_heads
-    keys_and_values = parsed.num_hidden_layers * 2 * heads * size
+    keys_and_values = parsed.num_hidden_layers * 2 * (parsed.num_attention_heads // groups) * size
     adapted = sum(each.count for each in linears)
     return Shape(
         hidden=head.weight.shape[1],
