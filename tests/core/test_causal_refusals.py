@@ -86,7 +86,8 @@ def test_a_config_is_refused_before_weights_are_read(
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "quantised .*awq"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification, which is no causal"),
         ({"architectures": ["LlamaModel"]}, "LlamaModel, which is no causal"),
-        ({"model_type": "unheard_of"}, "transformers cannot read config.json: .*unheard_of"),
+        ({"model_type": "unheard_of"}, "model_type is 'unheard_of', which transformers does not know"),
+        ({"num_hidden_layers": "many"}, "config.json: transformers cannot read it as 'llama': .*num_hidden_layers"),
     ],
 )
 def test_a_checkpoint_is_refused_by_what_it_says(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def parsed(config: Mapping[str, Any]) -> Any:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise UnsupportedModel(f"base model_type is {kind!r}, which transformers does not know; what works: {WORKS}")
     try:
-        return CONFIG_MAPPING[kind].from_dict(dict(config))
+        return CONFIG_MAPPING[kind].from_dict(_with_floats(config))
     except Exception as error:  # noqa: BLE001 - a stranger's values in somebody else's code
         reason = " ".join(str(error).split())[:200]
         raise UnsupportedModel(f"config.json: transformers cannot read it as {kind!r}: {reason}") from None
@@ -131,6 +131,15 @@ def _ropes(config: Any) -> Iterator[Mapping[str, Any]]:
     for nested in settings.values():
         if isinstance(nested, Mapping):
             yield nested
+
+
+def _with_floats(value: Any) -> Any:
+    """The library writes numbers that JSON does not have as {"__float__": "Infinity"}."""
+    if isinstance(value, Mapping):
+        return (
+            float(value["__float__"]) if set(value) == {"__float__"} else {k: _with_floats(v) for k, v in value.items()}
+        )
+    return [_with_floats(each) for each in value] if isinstance(value, list) else value
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
