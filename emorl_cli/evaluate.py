@@ -70,19 +70,17 @@ def run(args: argparse.Namespace) -> int:
     from training.evaluation.run import open_run
     from training.pipeline.prepare import load_data
     from training.recipe.recipe import load_recipe
+    from training.search.plots import MISSING, installed
 
     recipe = load_recipe(args.recipe, args.set)
     known = method_names(recipe)
     if args.list:
         print_json(list(known)) if args.json else print("\n".join(known))
         return 0
-    wanted = _wanted(args, known)
+    plots = not args.no_plots and installed()
+    wanted = _wanted(args, known, plots)
     if args.report_only and args.overwrite:
         raise EvaluationError("--report-only and --overwrite exclude each other", param="overwrite")
-    if wanted.plots:
-        from training.search.plots import check_installed
-
-        check_installed()
     folder = args.recipe.resolve().parent
     out = args.out or Path(f"evaluation-{recipe.name}")
     if args.report_only and not out.is_dir():
@@ -90,7 +88,10 @@ def run(args: argparse.Namespace) -> int:
     data = load_data(recipe, folder)
     with open_run(out, recipe, folder, data, resume=args.resume or args.report_only, overwrite=args.overwrite):
         found = _run(args, out, wanted, recipe, folder, data)
-    return _tell(args, out, found)
+    code = _tell(args, out, found, plots)
+    if not args.no_plots and not plots:
+        _say(f"nothing is drawn: {MISSING}")
+    return code
 
 
 def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _wanted(args: argparse.Namespace, known: Sequence[str]) -> Any:
+def _wanted(args: argparse.Namespace, known: Sequence[str], plots: bool) -> Any:
     from training.evaluation.cells import EvaluationError
     from training.evaluation.run import Wanted
     from training.spec import nearest
@@ -149,7 +150,7 @@ def _wanted(args: argparse.Namespace, known: Sequence[str]) -> Any:
         _pairs(args.ab, ordered, reference),
         args.ab_items,
         args.side_by_side,
-        not args.no_plots,
+        plots,
     )
 
 
@@ -167,7 +168,7 @@ def _pairs(given: Sequence[str], methods: Sequence[str], reference: str | None) 
     return tuple(pairs)
 
 
-def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any]) -> int:
+def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any], plots: bool) -> int:
     from training.evaluation.results import failures
 
     failed = failures(found)
@@ -175,7 +176,7 @@ def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any]) -> int:
         print_json(found)
     else:
         print("\n".join(result_lines(found)))
-        print(f"{out}: results.md, results.csv, results.json, side-by-side.md{'' if args.no_plots else ', plots'}")
+        print(f"{out}: results.md, results.csv, results.json, side-by-side.md{', plots' if plots else ''}")
     for name, seed, why in failed:
         print(f"{name}, seed {seed}: failed: {why}", file=sys.stderr)
     return 1 if failed else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,8 @@ from emorl_cli.options import (
     add_sampling_options,
     parse_weights,
     print_json,
-    read_lines,
     sampling_fields,
+    utf_8,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
                 raise InvalidRequest(f"--line is for greedy texts; it takes no --{name.replace('_', '-')}", param=name)
         if args.combine != "hidden":
             raise InvalidRequest("--line mixes hidden states; it takes no --combine probs", param="combine")
-    weights = _read_weights(args.weights_file) if args.weights_file is not None else None
+    prompt = utf_8(args.prompt, "the prompt")
+    by_line = _read_weights(args.weights_file) if args.weights_file is not None else None
 
     from emorl_core.ensemble import Ensemble
 
@@ -79,13 +79,15 @@ def run(args: argparse.Namespace) -> int:
     if args.line is not None:
         start, end = (_end(ensemble, text) for text in args.line)
         line = ensemble.sweep_line(
-            args.prompt, start, end, normalize=args.normalize, **{name: fields[name] for name in LINE_FIELDS}
+            prompt, start, end, normalize=args.normalize, **{name: fields[name] for name in LINE_FIELDS}
         )
         print_json(_line_document(line)) if args.json else _print_line(line)
         return 0
+    if by_line is not None:
+        _check_weights(args.weights_file, by_line, ensemble, normalize=args.normalize)
     result = ensemble.sweep(
-        args.prompt,
-        weights,
+        prompt,
+        None if by_line is None else list(by_line.values()),
         resolution=args.resolution,
         normalize=args.normalize,
         combine=args.combine,
@@ -95,15 +97,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_weights(path: Path) -> list[dict[str, float]]:
+def _read_weights(path: Path) -> dict[int, dict[str, float]]:
+    """Line number -> one mix."""
     from emorl_core.errors import InvalidWeights
+    from emorl_core.text_files import read_lines
 
-    vectors = []
+    vectors: dict[int, dict[str, float]] = {}
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            vectors.append(_mapping(line) if line.lstrip().startswith("{") else parse_weights(line) or {})
+            vectors[number] = _mapping(line) if line.lstrip().startswith("{") else parse_weights(line) or {}
         except InvalidWeights as error:
             message = error.message.removeprefix("--weights: ")
             raise InvalidWeights(f"{path}: line {number}: {message}", param="weights_file") from None
@@ -113,14 +117,30 @@ def _read_weights(path: Path) -> list[dict[str, float]]:
 
 
 def _mapping(line: str) -> dict[str, float]:
+    from emorl_core.documents import parse_json
     from emorl_core.errors import InvalidWeights
+    from emorl_core.files import Unreadable
 
     try:
-        value = json.loads(line)
-    except ValueError:
-        raise InvalidWeights("neither NAME=NUMBER,… nor a JSON object") from None
+        value = parse_json(line)
+    except Unreadable as error:
+        raise InvalidWeights(f"neither NAME=NUMBER,… nor a JSON object: it {error.reason}") from None
     found: dict[str, float] = value
     return found
+
+
+def _check_weights(
+    path: Path, by_line: Mapping[int, Mapping[str, float]], ensemble: Ensemble, *, normalize: bool
+) -> None:
+    """What is wrong with a mix, by its line. Raises `InvalidWeights`."""
+    from emorl_core.errors import InvalidWeights
+    from emorl_core.weights import resolve
+
+    for number, weights in by_line.items():
+        try:
+            resolve(ensemble.lanes, weights, normalize=normalize)
+        except InvalidWeights as error:
+            raise InvalidWeights(f"{path}: line {number}: {error.message}", param="weights_file") from None
 
 
 def _end(ensemble: Ensemble, text: str) -> Mapping[str, float]:

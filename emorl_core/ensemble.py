@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
-from emorl_core.adapters import read_peft
 from emorl_core.bundle import Bundle, BundleSpec
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
@@ -20,9 +19,10 @@ from emorl_core.engine.segments import SegmentsRequest, SegmentsResult
 from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, simplex_grid
 from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong
 from emorl_core.lanes.huge_pages import use_huge_pages
-from emorl_core.models.registry import load_model
+from emorl_core.loading import load_bundle
 from emorl_core.precision import pick_device, pick_dtype
-from emorl_core.tokenizer import HuggingFaceTokenizer, Tokenizer
+from emorl_core.snapshot import Hashes, Snapshot
+from emorl_core.tokenizer import Tokenizer
 from emorl_core.types import (
     COMBINE_MODES,
     MAX_TOP_LOGPROBS,
@@ -44,18 +44,27 @@ class Ensemble:
     at a time; a server that owns the engine's thread uses `engine` instead and never calls them.
     """
 
-    def __init__(self, spec: BundleSpec, engine: Engine, tokenizer: Tokenizer, *, bundle: Bundle | None = None) -> None:
+    def __init__(
+        self,
+        spec: BundleSpec,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        bundle: Bundle | None = None,
+        hashes: Hashes | None = None,
+    ) -> None:
         self.spec = spec
         self.engine = engine
         self.tokenizer = tokenizer
         self.bundle = bundle
+        self.hashes = hashes
         self._driver = Driver(engine)
         self._numbers = itertools.count(1)
 
     @classmethod
     def load(
         cls,
-        where: str | os.PathLike[str],
+        where: str | os.PathLike[str] | Snapshot,
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -63,11 +72,12 @@ class Ensemble:
         prefill_cache_bytes: int = 256 * 2**20,
         compile: bool = False,  # noqa: A002 - the name that torch and its users have for it
         revision: str | None = None,
+        hashed: bool = False,
     ) -> Ensemble:
         """Load a bundle.
 
         Args:
-            where: a bundle folder, or a Hugging Face hub id `owner/name`.
+            where: a bundle folder, a Hugging Face hub id `owner/name`, or a bundle that is held open.
             device: `auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:1`.
             dtype: `auto` (bfloat16 where the device does it well), `float32`, `bfloat16`.
             slots: sequences that run at once.
@@ -76,6 +86,7 @@ class Ensemble:
                 loading the first time and some ten seconds later. On a CPU it needs a C++ compiler; on CUDA it records
                 CUDA graphs instead.
             revision: branch, tag or commit of a hub id.
+            hashed: put hashes of what was loaded into `hashes`, as receipts need them; reads every file once more.
 
         Raises:
             BundleError, AdapterError, UnsupportedModel: one line that names the file, the key and the reason.
@@ -83,24 +94,16 @@ class Ensemble:
         """
         target = pick_device(device)
         precision = pick_dtype(dtype, target)
-        bundle = Bundle.open(where, revision=revision)
-        folder = bundle.base_folder()
-        model = load_model(folder, device=target, dtype=precision)
-        model.attach(
-            [
-                read_peft(bundle.adapter_folder(name), name, expected_base=bundle.spec.base.hub)
-                for name in bundle.spec.objectives
-            ]
-        )
+        loaded = load_bundle(where, device=target, dtype=precision, revision=revision, hashed=hashed)
+        bundle, model, tokenizer = loaded.bundle, loaded.model, loaded.tokenizer
         if target.type == "cpu":
             use_huge_pages()
         if compile:
             model.compile_step()
-        tokenizer = HuggingFaceTokenizer(folder)
         engine = Engine(
             model, tokenizer.decode, bundle.spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes
         )
-        return cls(bundle.spec, engine, tokenizer, bundle=bundle)
+        return cls(bundle.spec, engine, tokenizer, bundle=bundle, hashes=loaded.hashes)
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
@@ -137,14 +140,17 @@ class Ensemble:
     # -- requests ------------------------------------------------------------------------------------------------
 
     def encode(self, prompt: str) -> tuple[int, ...]:
-        """Wrap a prompt in the bundle's template and tokenise it. Raises PromptTooLong naming the limit."""
+        """Wrap a prompt in the bundle's template and tokenise it. Names of control tokens in the prompt stay text.
+
+        Raises PromptTooLong naming the limit.
+        """
         if not isinstance(prompt, str) or not prompt.strip():
             raise InvalidRequest("prompt is empty; allowed: text with at least one character", param="prompt")
         try:
             prompt.encode()
         except UnicodeEncodeError:
             raise InvalidRequest("prompt holds half a surrogate pair; allowed: Unicode text", param="prompt") from None
-        ids = tuple(self.tokenizer.encode(self.spec.wrap(prompt)))
+        ids = tuple(self.tokenizer.encode_prompt(prompt, *self.spec.around))
         if len(ids) > self.spec.max_source_tokens:
             raise PromptTooLong(
                 f"prompt has {len(ids)} tokens with its template; allowed: up to {self.spec.max_source_tokens}"
@@ -152,6 +158,17 @@ class Ensemble:
                 param="prompt",
             )
         return ids
+
+    def _checked_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
+        size, most = self.engine.facts.vocab_size, self.spec.max_source_tokens
+        for token in ids:
+            if not 0 <= token < size:
+                raise InvalidRequest(f"prompt has the token id {token}; allowed: 0 to {size - 1}", param="prompt")
+        if not 0 < len(ids) <= most:
+            raise PromptTooLong(
+                f"prompt has {len(ids)} tokens; allowed: 1 to {most} (max_source_tokens of the bundle)", param="prompt"
+            )
+        return tuple(ids)
 
     def resolve(
         self, weights: Weights | None = None, profile: str | None = None, *, normalize: bool = True
@@ -168,7 +185,7 @@ class Ensemble:
 
     def request(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         *,
         weights: Weights | None = None,
         profile: str | None = None,
@@ -180,7 +197,8 @@ class Ensemble:
         request_id: str | None = None,
         **sampling: Any,
     ) -> Request:
-        """Everything a caller may name -> a `Request` for the engine. `sampling`: the fields of `Sampling`.
+        """Everything a caller may name -> a `Request` for the engine. `sampling`: the fields of `Sampling`; a prompt of
+        token ids is taken as it is, without the template.
 
         Raises:
             InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
@@ -203,7 +221,7 @@ class Ensemble:
         settings = sampling_of(**sampling)
         return Request(
             request_id=request_id or f"local-{next(self._numbers)}",
-            prompt_ids=self.encode(prompt),
+            prompt_ids=self.encode(prompt) if isinstance(prompt, str) else self._checked_ids(prompt),
             weights=resolved.vector,
             sampling=settings,
             combine=combine,
@@ -382,7 +400,7 @@ class Ensemble:
 
         Raises EngineError when they do not.
         """
-        ids = tuple(self.tokenizer.encode(self.spec.wrap("Hello.")))[: self.spec.max_source_tokens]
+        ids = tuple(self.tokenizer.encode_prompt("Hello.", *self.spec.around))[: self.spec.max_source_tokens]
         even = tuple(1.0 / len(self.lanes) for _ in self.lanes)
         request = Request(f"warm-up-{next(self._numbers)}", ids, even, Sampling(max_new_tokens=1), stream=False)
         self._driver.finish([request])

@@ -27,10 +27,10 @@ for name, folder in adapters.items():
     target = args.out / ADAPTERS_DIR / name
     target.mkdir(parents=True)
     for file in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copy(Path(folder) / file, target)
+        shutil.copyfile(Path(folder) / file, target / file)
 is_folder = Path(args.base).is_dir()
 if is_folder:
-    shutil.copytree(args.base, args.out / BASE_DIR)
+    shutil.copytree(args.base, args.out / BASE_DIR, copy_function=shutil.copyfile)
 write_spec(
     args.out,
     BundleSpec(

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -23,7 +22,9 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as PydanticSettingsError
 
 from emorl_core.bundle import explain
+from emorl_core.documents import read_yaml
 from emorl_core.errors import EmorlError
+from emorl_core.files import Missing, Unreadable
 
 ENV_PREFIX = "EMORL_"
 Keys = Annotated[tuple[SecretStr, ...], NoDecode]
@@ -122,16 +123,16 @@ class Settings(BaseSettings):
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        values = read_yaml(path, regular=False)
+    except Missing:
         raise SettingsError(f"config is {str(path)!r}; there is no such file", param="config") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}", param="config") from None
+    except Unreadable as error:
+        raise SettingsError(error.message, param="config") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: must be a mapping of settings, found {type(values).__name__}", param="config")
-    return {str(name): value for name, value in values.items()}
+    return values
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,27 @@ def test_only_settings_reads_the_environment_in_the_server() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv")
     }
     assert readers <= {"server/settings.py"}
+
+
+def circles(imports: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """Files that import each other, directly or by way of others."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return [error.args[1]]
+    return []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = {
+        str(path.relative_to(ROOT)): {path_of(name) for _, name in imports_of(path) if ours(name)} for path in files()
+    }
+    assert not circles({path: names - {path} for path, names in graph.items()})
+
+
+def test_a_circle_would_be_noticed() -> None:
+    assert not circles({"a": {"b", "c"}, "b": {"c"}})
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}})
 
 
 def test_every_file_is_on_a_floor_and_every_row_of_the_page_exists() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import training.pipeline.demo
-from emorl_cli import serving
+from emorl_cli import demo, serving
 from emorl_cli.main import VERBS
 from emorl_core.adapters import read_peft
 from server.settings import Settings
@@ -146,6 +146,7 @@ def small_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return parse_recipe(values)
 
     monkeypatch.setattr(training.pipeline.demo.DemoSettings, "recipe", recipe)
+    monkeypatch.setattr(demo, "build_apart", demo.build_here)  # another process would not see the small numbers
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

@@ -23,6 +23,9 @@ class Store:
     def __init__(self, layers: int, kv_heads: int, head_size: int, *, dtype: torch.dtype, device: torch.device) -> None:
         self._shape = (layers, kv_heads, head_size)
         self.dtype, self.device = dtype, device
+        self._rows: Tensor | None = None
+        self._padding_mask: Tensor | None = None
+        self._padding_stale = True
         self.clear()
 
     def clear(self) -> None:
@@ -150,8 +153,7 @@ class Store:
 
     def _changed(self) -> None:
         """Rows came, left or moved."""
-        self._rows: Tensor | None = None
-        self._padding_mask: Tensor | None = None
+        self._rows = self._padding_mask = None
         self._padding_stale = True
 
     def _new_padding(self) -> Tensor | None:

@@ -245,12 +245,10 @@ class Runner:
         for number, rows in by_number.items():
             if not number:
                 continue
-            places, lanes, tokens = zip(*rows, strict=True)
+            device, places = self.model.facts.device, [place for place, _, _ in rows]
             cache = self.seats.cache.take(places)
-            index = LaneIndex.of(
-                [self.model.acting(lane) for lane in lanes], len(self.model.adapters), self.model.facts.device
-            )
-            self.model.step(torch.tensor(tokens, device=self.model.facts.device), index, cache)
+            index = LaneIndex.of([self.model.acting(lane) for _, lane, _ in rows], len(self.model.adapters), device)
+            self.model.step(torch.tensor([tokens for _, _, tokens in rows], device=device), index, cache)
             self.seats.cache.give_back(places, cache)
             self.lane_row_steps += number * len(rows)
             branch.meter.lane_row_steps += number * len(rows)

@@ -54,6 +54,9 @@ class FakeTokenizer:
             ids += [known] if known is not None else [_FIRST_BYTE + byte for byte in piece.encode()]
         return [*ids, _EOS]
 
+    def encode_prompt(self, prompt: str, before: str = "", after: str = "") -> list[int]:
+        return self.encode(before + prompt + after)
+
     def decode(self, ids: Sequence[int]) -> str:
         data = b"".join(
             bytes([i - _FIRST_BYTE]) if _FIRST_BYTE <= i < _FIRST_WORD else _WORDS[i - _FIRST_WORD].encode()

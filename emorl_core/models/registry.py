@@ -10,7 +10,7 @@ import torch
 
 from emorl_core.errors import UnsupportedModel
 from emorl_core.models.causal.family import CausalFamily
-from emorl_core.models.checkpoint import read_config
+from emorl_core.models.config import read_config, refuse_quantised
 from emorl_core.models.family import Family, TrainableModel
 from emorl_core.models.t5.family import T5Family
 
@@ -37,4 +37,6 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype, traini
         UnsupportedModel: an architecture of no family here, or a checkpoint that cannot be read; says what works.
     """
     config = read_config(folder)
-    return family_of(config).load(folder, config, device=device, dtype=dtype, training=training)
+    family = family_of(config)
+    refuse_quantised(config)
+    return family.load(folder, config, device=device, dtype=dtype, training=training)

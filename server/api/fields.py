@@ -16,7 +16,7 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.types import MAX_SEED, Attribution, Completion, Request
 from emorl_core.weights import named
-from server.serving.receipt import Receipt
+from server.serving.receipt import Identity, Receipt
 
 MAX_STOPS = 16
 
@@ -239,6 +239,14 @@ class Info(BaseModel):
         dtype="float32",
         compiled=False,
         parameter_bytes={"base": 891600000, "adapters": 38900000},
+        identity={
+            "bundle": "counselor-demo",
+            "source": None,
+            "prompt_template": "{prompt} [SEP] ",
+            "bundle_yaml": "9f2c…",
+            "base": "41d0…",
+            "adapters": {"reflection": "c7aa…", "empathy": "05be…"},
+        },
         limits={
             "max_source_tokens": 128,
             "max_new_tokens": 1024,
@@ -261,6 +269,7 @@ class Info(BaseModel):
     dtype: str
     compiled: bool
     parameter_bytes: dict[str, int]
+    identity: Identity
     limits: Limits
 
 

@@ -41,7 +41,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     request_id = f"gen-{secrets.token_hex(12)}"
     limit = service.settings.max_new_tokens
     generation = await service.accept(request, lambda e: [body.to_core(e, request_id, max_new_tokens=limit)])
-    identity = await generation.deployment.identity() if body.receipt else None
+    identity = generation.deployment.identity if body.receipt else None
 
     def finished(completion: Completion) -> dict[str, Any]:
         ensemble = generation.deployment.ensemble

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic_core import to_json
 from starlette.responses import Response
 
 from emorl_core import __version__
@@ -34,9 +32,8 @@ async def profiles(request: Request) -> Response:
     ensemble = service_of(request).deployment().ensemble
     listed: list[dict[str, Any]] = []
     for name, profile in ensemble.spec.profiles.items():
-        # The origin is free YAML: dates and NaN in it are no JSON.
-        origin = json.loads(to_json(profile.origin, inf_nan_mode="null", fallback=str))
-        listed.append({"name": name, "weights": ensemble.resolve(profile=name).as_dict(), "origin": origin})
+        weights = ensemble.resolve(profile=name).as_dict()
+        listed.append({"name": name, "weights": weights, "origin": profile.origin})
     return json_response({"default": ensemble.spec.default_profile, "profiles": listed})
 
 
@@ -44,7 +41,8 @@ async def profiles(request: Request) -> Response:
 async def info(request: Request) -> Response:
     """The bundle, the device and the limits of this server."""
     service = service_of(request)
-    ensemble, settings = service.deployment().ensemble, service.settings
+    deployment, settings = service.deployment(), service.settings
+    ensemble = deployment.ensemble
     spec = ensemble.spec
     return json_response(
         {
@@ -60,6 +58,7 @@ async def info(request: Request) -> Response:
             "dtype": ensemble.dtype,
             "compiled": ensemble.compiled,
             "parameter_bytes": ensemble.parameter_bytes(),
+            "identity": deployment.identity.model_dump(),
             "limits": {
                 "max_source_tokens": spec.max_source_tokens,
                 "max_new_tokens": settings.max_new_tokens,

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from emorl_core.errors import EmorlError, InvalidRequest
+from emorl_core.text_files import TextFileError, read_lines
 from server.door.context import context_of
 from server.door.errors import Forbidden, Unauthorized, error_response
 from server.settings import Settings, SettingsError
@@ -72,10 +73,9 @@ class Keys:
 
 def _read_file(path: Path) -> list[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise SettingsError(f"api_keys_file is {str(path)!r}; it cannot be read: {reason}") from None
+        lines = read_lines(path)
+    except TextFileError as error:
+        raise SettingsError(f"api_keys_file is {str(path)!r}; it cannot be read: {error.reason}") from None
     named = []
     for number, line in enumerate(lines, 1):
         text = line.strip()

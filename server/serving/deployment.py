@@ -14,7 +14,7 @@ from typing import TypeVar
 from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from server.door.errors import EngineRestarted, NotReady
-from server.serving.receipt import Identity, identity_of
+from server.serving.receipt import Identity
 from server.serving.worker import Worker
 from server.settings import Settings, SettingsError
 from server.watch.metrics import Metrics
@@ -26,16 +26,16 @@ T = TypeVar("T")
 class Deployment:
     """`since`: Unix time at which it was loaded, which `/v1/models` reports as `created`.
 
-    `source`: the hub id it came from, for receipts; a folder's name is nothing that clients should see.
+    `identity`: what was loaded, for receipts, with the hub id it came from; a folder's name is nothing that clients
+    should see.
     `users`: requests that hold it, from before their tokenising to their end; it may be stopped when there are none.
     """
 
     ensemble: Ensemble
     worker: Worker
     since: int
-    source: str | None = None
+    identity: Identity
     users: int = 0
-    _identity: asyncio.Task[Identity] | None = None
 
     @classmethod
     def make(cls, ensemble: Ensemble, settings: Settings, metrics: Metrics) -> Deployment:
@@ -50,7 +50,7 @@ class Deployment:
             queue_timeout_s=settings.queue_timeout_s,
         )
         source = settings.bundle if ensemble.bundle is not None and not _is_folder(settings.bundle) else None
-        return cls(ensemble, worker, int(time.time()), source)
+        return cls(ensemble, worker, int(time.time()), Identity.of(ensemble.spec, ensemble.hashes, source))
 
     async def start(self) -> None:
         """Run the warm-up on the worker's thread.
@@ -62,31 +62,14 @@ class Deployment:
         await self.worker.settled()
         if self.worker.failure is not None:
             raise NotReady(f"the warm-up failed ({type(self.worker.failure).__name__})") from self.worker.failure
-        # Hashing begins now, so that receipts tell what was loaded and not what the folder holds later.
-        work = in_daemon_thread(lambda: identity_of(self.ensemble, self.source))
-        self._identity = asyncio.create_task(work, name="emorl-identity")
-        self._identity.add_done_callback(_heard)
-
-    async def identity(self) -> Identity:
-        """Hashes of what was loaded."""
-        assert self._identity is not None, "start() has been awaited"
-        return await asyncio.shield(self._identity)
 
     async def stop(self) -> None:
         """End the thread; what is still in it hears of it."""
-        if self._identity is not None:
-            self._identity.cancel()
         await self.worker.stop()
 
 
 def _is_folder(bundle: str | None) -> bool:
     return bundle is not None and Path(bundle).is_dir()
-
-
-def _heard(task: asyncio.Task[Identity]) -> None:
-    """A folder that cannot be read matters to those who ask for a receipt; asyncio need not complain of it."""
-    if not task.cancelled():
-        task.exception()
 
 
 def emptied(engine: Engine) -> Engine:
@@ -107,6 +90,7 @@ def load(settings: Settings) -> Ensemble:
         slots=settings.slots,
         prefill_cache_bytes=settings.prefill_cache_bytes,
         compile=settings.compile,
+        hashed=True,
     )
 
 

@@ -20,9 +20,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from emorl_core import __version__
-from emorl_core.bundle import BUNDLE_FILE, Bundle, folder_hash
+from emorl_core.bundle import BundleSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
+from emorl_core.snapshot import Hashes
 from emorl_core.types import Completion, FinishReason, Request
 
 FORMAT: Literal["emorl-receipt/1"] = "emorl-receipt/1"
@@ -36,7 +37,8 @@ class _Part(BaseModel):
 
 
 class Identity(_Part):
-    """What was loaded. Hashes are SHA-256, of a folder over the names and contents of its files; null without a bundle.
+    """What was loaded. Hashes are SHA-256, of a folder over the names and contents of its files; null where nothing was
+    hashed, as for a model that is no bundle.
 
     `source`: the hub id that the bundle came from, null for a folder. `bundle_yaml` also changes with what made no
     difference to this text, a new profile for example; `prompt_template` is the part of it that does.
@@ -50,15 +52,14 @@ class Identity(_Part):
     adapters: dict[str, str]
 
     @classmethod
-    def of(cls, bundle: Bundle, source: str | None = None) -> Identity:
-        """Blocking: reads every file of the bundle once."""
+    def of(cls, spec: BundleSpec, hashes: Hashes | None, source: str | None = None) -> Identity:
         return cls(
-            bundle=bundle.spec.name,
+            bundle=spec.name,
             source=source,
-            prompt_template=bundle.spec.prompt_template,
-            bundle_yaml=hashlib.sha256((bundle.folder / BUNDLE_FILE).read_bytes()).hexdigest(),
-            base=folder_hash(bundle.base_folder()),
-            adapters={name: folder_hash(bundle.adapter_folder(name)) for name in bundle.spec.objectives},
+            prompt_template=spec.prompt_template,
+            bundle_yaml=None if hashes is None else hashes.bundle_yaml,
+            base=None if hashes is None else hashes.base,
+            adapters={} if hashes is None else hashes.adapters,
         )
 
     def mismatches(self, now: Identity, weights: dict[str, float]) -> list[str]:
@@ -133,16 +134,6 @@ def hash_of(content: Prompt) -> str:
 def _seal(fields: dict[str, Any]) -> str:
     kept = {name: value for name, value in fields.items() if name not in (*_REMOVABLE, "sha256")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def identity_of(ensemble: Ensemble, source: str | None = None) -> Identity:
-    """Blocking: reads every file of the bundle once."""
-    if ensemble.bundle is not None:
-        return Identity.of(ensemble.bundle, source)
-    template = ensemble.spec.prompt_template
-    return Identity(
-        bundle=ensemble.name, source=source, prompt_template=template, bundle_yaml=None, base=None, adapters={}
-    )
 
 
 def make_receipt(

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from queue import Empty, SimpleQueue
 
-from emorl_core.engine.engine import Engine, EngineStats
+from emorl_core.engine.engine import Engine
 from emorl_core.engine.sequences import Job
+from emorl_core.engine.stats import EngineStats
 from emorl_core.errors import EmorlError, EngineError
 from emorl_core.types import Completion, Event, Failure, FinishReason, Request
 from server.door.errors import EngineRestarted, NotReady, QueueTimeout, ShuttingDown

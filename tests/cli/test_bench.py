@@ -21,6 +21,7 @@ from benchmarks.speed.worker import InProcess, Worker, WorkerFailed, load
 from benchmarks.speed.workload import Setup, Times, Work
 from emorl_cli import bench
 from emorl_core.errors import InvalidRequest
+from tests.modes import closed_files
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = Work(requests=2, source=9, new=5, seed=3)
@@ -33,6 +34,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = folder / "t5-tiny-base"
     make_bundle.write_bundle(folder / "t5-tiny-3", "t5-tiny", objectives=3, rank=cases.RANK, base=base)
     return folder
+
+
+def test_a_bundle_that_is_made_can_be_read_by_others(models: Path) -> None:
+    assert closed_files(models) == []
 
 
 def setup(models: Path, engine: str, dtype: str = "float32") -> Setup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -61,6 +62,23 @@ def test_one_command_makes_the_table(emorl: Any, recipe: Path) -> None:
     assert (again.code, (out / "results.csv").read_bytes()) == (0, before)
     assert "loaded" not in again.err
     assert json.loads(again.out)["methods"].keys() == set(METHODS)
+
+
+def test_without_matplotlib_nothing_is_drawn_and_a_note_says_how_to_get_it(
+    emorl: Any, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "matplotlib" else find(name, *more)
+    )
+    ran = emorl("evaluate", recipe)
+    assert ran.code == 0
+    assert (
+        ran.err.splitlines()[-1]
+        == 'nothing is drawn: plots need matplotlib: pip install "emorl[search]", or --no-plots'
+    )
+    assert "plots" not in ran.out
+    assert "matplotlib" not in emorl("evaluate", recipe, "--no-plots", "--resume").err
 
 
 def test_a_failed_method_is_told_and_the_exit_code_says_so(emorl: Any, recipe: Path) -> None:

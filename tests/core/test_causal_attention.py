@@ -16,7 +16,7 @@ from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal.attention import CachedPass, RepliesPass, WholePass, lane_attention
 from emorl_core.models.causal.load import load
 from emorl_core.models.causal.model import CausalModel
-from emorl_core.models.checkpoint import read_config
+from emorl_core.models.config import read_config
 from tests.core.causal_reference import SeparateModels, index_of, named_lanes
 from tests.core.test_causal_golden import CPU, PROMPTS, adapters_of, loaded
 from tests.supported_models import BY_NAME, tiny_causal

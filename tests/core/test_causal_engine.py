@@ -12,7 +12,7 @@ from emorl_core.adapters import read_peft
 from emorl_core.engine.engine import Engine
 from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.causal.reading import Reading
-from emorl_core.models.checkpoint import read_config
+from emorl_core.models.config import read_config
 from emorl_core.models.registry import family_of, load_model
 from emorl_core.types import Request, Sampling
 from tests.core.causal_reference import SeparateModels

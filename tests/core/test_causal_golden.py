@@ -10,7 +10,7 @@ import torch
 from emorl_core.adapters import read_peft
 from emorl_core.models.causal.load import load
 from emorl_core.models.causal.model import CausalModel
-from emorl_core.models.checkpoint import read_config
+from emorl_core.models.config import read_config
 from tests.core.causal_reference import SeparateModels, lockstep
 from tests.supported_models import ARCHITECTURES, Architecture, tiny_causal, tiny_causal_adapter
 

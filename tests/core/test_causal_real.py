@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from emorl_core.models.causal.load import load
-from emorl_core.models.checkpoint import read_config
+from emorl_core.models.config import read_config
 from tests.core.causal_reference import lockstep
 from tests.core.test_causal_golden import CPU
 

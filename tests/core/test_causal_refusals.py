@@ -18,7 +18,7 @@ from emorl_core.models.causal import admission
 from emorl_core.models.causal.linears import LaneLayer, Rows
 from emorl_core.models.causal.load import load
 from emorl_core.models.causal.model import CausalModel
-from emorl_core.models.checkpoint import read_config
+from emorl_core.models.config import read_config
 from tests.core.causal_reference import SeparateModels, lockstep
 from tests.core.test_causal_golden import CPU, loaded
 from tests.supported_models import tiny_causal, tiny_causal_adapter
@@ -233,7 +233,7 @@ def test_adapters_on_what_lanes_do_not_share(module: str, reason: str, tmp_path:
         ("llama", ["q_proj", "embed_tokens"], {}, "not the LoRA weight of a linear layer"),
         ("mixtral", ["q_proj"], {"target_parameters": ["mlp.experts.down_proj"]}, "target_parameters is set"),
         ("mixtral", "all-linear", {}, "target_parameters is set"),
-        ("llama", ["q_proj"], {"bias": "all"}, "bias is 'all'"),
+        ("llama", ["q_proj"], {"bias": "all"}, "a trained bias"),
         ("llama", ["q_proj"], {"use_dora": True}, "use_dora is set"),
     ],
 )

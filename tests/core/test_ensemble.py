@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from emorl_core.errors import (
 )
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
-from emorl_core.types import Completion, FinishReason, TokenEvent
+from emorl_core.types import Completion, Failure, FinishReason, TokenEvent
 from tests.builders import tiny_t5_bundle
-from tests.core.driving import said
+from tests.core.driving import drain, run, said
 
 pytestmark = pytest.mark.both_shapes
 
@@ -308,3 +309,33 @@ def test_half_a_surrogate_pair_in_a_prompt_is_refused_by_name() -> None:
     with pytest.raises(InvalidRequest, match="half a surrogate pair") as caught:
         fake_ensemble().encode("so \ud83d much")
     assert caught.value.param == "prompt"
+
+
+def test_a_prompt_may_be_token_ids_which_no_template_surrounds() -> None:
+    ensemble = fake_ensemble(max_source_tokens=20)
+    ids = ensemble.encode("so much")
+    assert ensemble.request(list(ids), seed=1).prompt_ids == ids
+    assert said(ensemble.generate("so much", seed=1)) == said(run(ensemble.engine, [ensemble.request(ids, seed=1)])[0])
+    for wrong, message in (
+        ([], "prompt has 0 tokens; allowed: 1 to 20"),
+        ([5] * 21, "prompt has 21 tokens; allowed: 1 to 20"),
+        ([5, 100_000], "prompt has the token id 100000; allowed: 0 to"),
+        ([-1], "prompt has the token id -1; allowed: 0 to"),
+    ):
+        with pytest.raises(InvalidRequest, match=message):
+            ensemble.request(wrong)
+
+
+def test_events_carry_the_tag_of_their_request() -> None:
+    ensemble = fake_ensemble()
+    ensemble.engine.model.poisoned = {ensemble.encode("bad")}  # type: ignore[attr-defined]
+    requests = [
+        replace(ensemble.request(prompt, seed=1, max_new_tokens=3), tag=prompt)
+        for prompt in ("so much", "i drink", "bad")
+    ]
+    for request in requests:
+        ensemble.engine.add(request)
+    names = {request.request_id: request.tag for request in requests}
+    events = drain(ensemble.engine)
+    assert {type(event) for event in events} == {TokenEvent, Completion, Failure}
+    assert all(event.tag == names[event.request_id] for event in events)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -11,53 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from emorl_core.adapters import read_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
-from emorl_core.errors import UnsupportedModel
-from emorl_core.models.registry import load_model
-from emorl_core.models.t5.model import T5
 from tests.builders import OBJECTIVES, tiny_t5
+from tests.core.bases import INDEX, WEIGHTS, edit_config, edit_weights, load, refusal
 from tests.core.driving import prefilled, rows_of
-
-CPU = torch.device("cpu")
-WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
 def base(plain_bundle: Path, tmp_path: Path) -> Path:
     """A copy of a sound base, to be changed."""
     return Path(shutil.copytree(plain_bundle / BASE_DIR, tmp_path / "base"))
-
-
-def load(folder: Path, dtype: torch.dtype = torch.float32, **options: bool) -> T5:
-    model = load_model(folder, device=CPU, dtype=dtype, **options)
-    assert isinstance(model, T5)
-    return model
-
-
-def refusal(folder: Path) -> str:
-    with pytest.raises(UnsupportedModel) as caught:
-        load(folder)
-    assert "\n" not in caught.value.message
-    return caught.value.message
-
-
-def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS)
-    return folder
 
 
 @pytest.mark.parametrize("kind", ["umt5", "bart", "longt5", "llama", "gpt2", None])
@@ -124,8 +89,8 @@ def test_a_tensor_that_is_missing_or_has_another_shape_is_named(base: Path) -> N
 @pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": {"shared.weight": "../elsewhere.safetensors"}}'])
 def test_an_index_that_makes_no_sense_is_refused(index: str, base: Path) -> None:
     shutil.copy(base / WEIGHTS, base.parent / "elsewhere.safetensors")
-    (base / "model.safetensors.index.json").write_text(index)
-    assert "model.safetensors.index.json" in refusal(base)
+    (base / INDEX).write_text(index)
+    assert INDEX in refusal(base)
 
 
 def test_a_checkpoint_in_several_files_is_the_same_model(plain_bundle: Path, tmp_path: Path) -> None:

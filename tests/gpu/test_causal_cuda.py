@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emorl_core.models.causal.load import load
-from emorl_core.models.checkpoint import read_config
+from emorl_core.models.config import read_config
 from tests.core.causal_reference import SeparateModels, lockstep
 from tests.core.test_causal_golden import MIXES, PROMPTS, TOKENS, adapters_of, loaded
 from tests.supported_models import ARCHITECTURES, Architecture, tiny_causal

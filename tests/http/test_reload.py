@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ import httpx
 import pytest
 
 from emorl_core.bundle import BUNDLE_FILE, Bundle, ProfileSpec, write_spec
+from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from server.door.errors import ReloadFailed
 from server.settings import Settings, load_settings
@@ -61,7 +64,7 @@ def test_new_profiles_and_retrained_adapters_are_taken(bundle: Path) -> None:
         assert "tiny:plain" in [model["id"] for model in client.get("/v1/models").json()["data"]]
 
 
-@pytest.mark.parametrize("damage", ["yaml", "adapter", "gone"])
+@pytest.mark.parametrize("damage", ["yaml", "adapter", "tokenizer", "vocabulary", "gone"])
 def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_serves_on(bundle: Path, damage: str) -> None:
     with live(settings_for(bundle)) as server, server.client() as client:
         before = server.service.deployment()
@@ -69,6 +72,13 @@ def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_serves_on(bundl
             (bundle / BUNDLE_FILE).write_text("format: emorl-bundle/1\nprofil: {}\n")
         elif damage == "adapter":
             (bundle / "adapters" / "empathy" / "adapter_model.safetensors").write_bytes(b"not safetensors")
+        elif damage == "tokenizer":
+            (bundle / "base" / "tokenizer.json").unlink()
+            (bundle / "base" / "tokenizer_config.json").unlink()
+        elif damage == "vocabulary":
+            words = json.loads((bundle / "base" / "tokenizer.json").read_text())
+            words["added_tokens"].append({**words["added_tokens"][-1], "id": 367, "content": "<more>"})
+            (bundle / "base" / "tokenizer.json").write_text(json.dumps(words))
         else:
             shutil.rmtree(bundle)
         response = client.post("/admin/reload", headers=BOSS)
@@ -157,6 +167,45 @@ def test_two_reloads_at_once_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -
             asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(10)
         go_on.set()
         first.result(10)
+
+
+@pytest.mark.slow
+def test_under_a_hundred_reloads_every_receipt_names_the_bundle_that_made_it(bundle: Path, tmp_path: Path) -> None:
+    """Two bundles change places at random moments; each text is made again by the bundle of its receipt."""
+    other = tiny_t5_bundle(tmp_path / "other", seed=5)
+    ask = {"prompt": "I can't keep up at work.", "profile": "empathy", "max_new_tokens": 12, "receipt": True}
+    texts = {}
+    for folder in (bundle, other):
+        ensemble = Ensemble.load(folder, dtype="float32", hashed=True)
+        assert ensemble.hashes is not None
+        text = ensemble.generate(ask["prompt"], profile="empathy", max_new_tokens=12).text
+        texts[ensemble.hashes.base, *ensemble.hashes.adapters.values()] = text
+    assert len(set(texts.values())) == 2
+    stop, chance = threading.Event(), random.Random(0)
+
+    def rename() -> None:
+        while not stop.wait(chance.uniform(0, 0.2)):
+            bundle.rename(tmp_path / "aside")
+            other.rename(bundle)
+            (tmp_path / "aside").rename(other)
+
+    with live(settings_for(bundle)) as server, server.client() as client:
+        thread = threading.Thread(target=rename)
+        thread.start()
+        try:
+            seen = set()
+            for _ in range(100):
+                status = client.post("/admin/reload", headers=BOSS).status_code
+                assert status in (200, 409)  # the second: between two renames there is no bundle
+                answer = client.post("/generate", json=ask).json()
+                named = answer["receipt"]["identity"]
+                key = (named["base"], *named["adapters"].values())
+                assert answer["text"] == texts[key]
+                seen.add(key)
+        finally:
+            stop.set()
+            thread.join()
+        assert seen == set(texts)
 
 
 @pytest.mark.slow

@@ -81,6 +81,38 @@ def test_keys_come_from_a_file_with_names(tmp_path: Path) -> None:
     assert [keys.api.find(key) for key in (b"one", b"two", b"three", b"north")] == ["north", "line-4", "key-1", None]
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfnorth: one\ntwo\n",
+        b"north: one\r\ntwo\r\n",
+        b"\xef\xbb\xbfnorth: one\r\ntwo",
+        b"north: one\rtwo\r",
+        b"north: one\n\xef\xbb\xbftwo\n",
+    ],
+)
+def test_keys_come_from_a_file_of_any_editor(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "keys").write_bytes(data)
+    keys = Keys.read(load_settings(api_keys_file=tmp_path / "keys"))
+    assert [keys.api.find(key) for key in (b"one", b"two", b"three")] == ["north", "line-2", None]
+
+
+@pytest.mark.parametrize("character", "\f\v\x85\u2028\x1c")
+def test_a_key_is_a_line_whatever_stands_in_it(tmp_path: Path, character: str) -> None:
+    (tmp_path / "keys").write_text(f"north: o{character}ne\n", encoding="utf-8")
+    keys = Keys.read(load_settings(api_keys_file=tmp_path / "keys"))
+    assert keys.api.find(f"o{character}ne".encode()) == "north"
+    assert keys.api.find(b"ne") is None
+
+
+@pytest.mark.parametrize("data", ["one\n".encode("utf-16"), "one\n".encode("utf-16-le"), b"one\n\xe9\n", b"one\0two\n"])
+def test_a_key_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "keys").write_bytes(data)
+    with pytest.raises(SettingsError, match=r"api_keys_file is .*; it cannot be read: (it|line [12]) ") as error:
+        Keys.read(load_settings(api_keys_file=tmp_path / "keys"))
+    assert "one" not in error.value.message
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "north:\n", ":one\n", "one\none\n"])
 def test_a_file_that_would_leave_the_server_open_or_unclear_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "keys"

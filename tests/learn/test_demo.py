@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from emorl_core.bundle import Bundle, folder_hash
+from emorl_core.bundle import Bundle
 from emorl_core.ensemble import Ensemble
+from emorl_core.files import folder_hash
 from training.pipeline import demo
 from training.pipeline.base import warm_start_records
 from training.pipeline.demo import OBJECTIVES, DemoError, DemoSettings, build_demo, build_key
@@ -105,6 +106,24 @@ def test_a_finished_build_is_found_again_without_work(built: Path) -> None:
     assert build(built, watch) == built
     assert watch.stages == []
     assert folder_hash(built) == before
+
+
+def test_a_bundle_in_the_cache_is_copied_instead_of_trained_again(built: Path, tmp_path: Path) -> None:
+    def copy(folder: Path, settings: DemoSettings = MICRO, **options: bool) -> list[str]:
+        watch = Watch()
+        build_demo(folder, settings=settings, progress=watch, cached=built, device="cpu", threads=1, **options)
+        return watch.stages
+
+    assert copy(tmp_path / "bundle") == []
+    assert folder_hash(tmp_path / "bundle") == folder_hash(built)
+    assert names(tmp_path) == ["bundle"]
+    (tmp_path / "bundle" / "bundle.yaml").write_text("changed")
+    assert Bundle.open(built).spec.name == "counselor-demo"  # it is a copy
+    assert copy(tmp_path / "anew", rebuild=True) == STAGES
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(DemoError, match="holds something else"):
+        copy(tmp_path / "mine")
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ import pytest
 import torch
 import yaml
 
+from emorl_core.files import appearing
 from tests.builders import tiny_t5
 from tests.learn.trainer_tasks import TEXTS, tiny_recipe, tiny_trainer
+from tests.modes import closed_files
 from training.config import RecipeError
-from training.durable import appearing
 from training.pipeline.run import Places, train
 from training.recipe.recipe import load_recipe
 from training.rl import checkpoint
@@ -208,6 +209,7 @@ def test_floats_survive_a_checkpoint_to_the_last_bit(tmp_path: Path) -> None:
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
     assert saved.state["numbers"] == numbers
+    assert closed_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -218,7 +220,7 @@ def test_a_folder_killed_while_it_is_written_does_not_appear(tmp_path: Path, rep
         (target / "old").write_text("old")
     code = (
         "import os, pathlib, sys\n"
-        "from training.durable import appearing\n"
+        "from emorl_core.files import appearing\n"
         f"with appearing(pathlib.Path(sys.argv[1]), replace={replace}) as folder:\n"
         "    (folder / 'half').write_text('half')\n"
         "    os.kill(os.getpid(), 9)\n"

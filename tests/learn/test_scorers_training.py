@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.learn import scorer_models
 from tests.learn.real_data import real
+from tests.modes import closed_files
 from training.data.records import DataError, Record, RecordSet
 from training.data.sources import load_records
 from training.data.splits import split_by_prompt
@@ -162,6 +163,7 @@ def test_the_folder_is_a_hugging_face_model_with_a_card_and_no_path_of_this_mach
 ) -> None:
     data = graded()
     folder = train_scorer(settings(encoder, epochs=1), data, tmp_path / "scorer").folder
+    assert closed_files(folder) == []
     names = {path.name for path in folder.iterdir()}
     assert names >= {
         "config.json",

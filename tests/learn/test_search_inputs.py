@@ -52,7 +52,20 @@ def test_text_files_give_one_record_per_distinct_prompt(tmp_path: Path) -> None:
     assert [record.prompt for record in read_prompts(rows)] == ["one", "two"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe\x00a\x80"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_text_files_in_any_dress(start: str, end: str, tmp_path: Path) -> None:
+    lines = ["one\fand\x85so\u2028on\v", "", "two"]  # a line, whatever `str.splitlines` says
+    (tmp_path / "prompts.txt").write_bytes((start + end.join(lines) + end).encode())
+    assert [(record.prompt, record.where) for record in read_prompts(tmp_path / "prompts.txt")] == [
+        ("one and so on", "prompts.txt:1"),
+        ("two", "prompts.txt:3"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n \n", b"\xff\xfe\x00a\x80", b"a\n\xe9", b"a\nb\0", "a\nb".encode("utf-16-le")]
+)
 def test_files_without_prompts_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes(content)
     with pytest.raises(DataError, match=r"prompts.txt: (holds no prompt|cannot be read)"):

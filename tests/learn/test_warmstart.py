@@ -18,6 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tests.builders import tiny_t5
+from tests.modes import closed_files
 from training.data.records import Record
 from training.data.synthetic.grammar import generate
 from training.warm_start.fit import FitError, FitSettings, Progress, last_checkpoint, plan_order
@@ -86,6 +87,7 @@ def test_it_learns_and_writes_a_folder_that_transformers_loads(warm: Path) -> No
     assert model.config.vocab_size == len(tokenizer)
     assert next(model.parameters()).dtype == torch.float32
     assert {path.suffix for path in warm.iterdir()} == {".json", ".safetensors"}
+    assert closed_files(warm) == []
     assert sorted(path.name for path in warm.parent.iterdir()) == ["base"]  # nothing of the way there is left
 
 

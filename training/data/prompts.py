@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from emorl_core.bundle import PROMPT
+from emorl_core.bundle import split_template
 from emorl_core.tokenizer import Tokenizer
 from training.data.records import Record
 
@@ -32,12 +32,13 @@ def encode_prompts(
     gradient_source_tokens: int | None = None,
 ) -> tuple[tuple[Prompt, ...], int]:
     """One `Prompt` per distinct prompt text, in order of first appearance, and how many were cut to the limit."""
+    around = split_template(template)
     prompts: dict[str, Prompt] = {}
     cut = 0
     for record in records:
         if record.prompt in prompts:
             continue
-        ids = tuple(tokenizer.encode(template.replace(PROMPT, record.prompt)))
+        ids = tuple(tokenizer.encode_prompt(record.prompt, *around))
         cut += len(ids) > max_source_tokens
         source = cut_source(ids, max_source_tokens)
         prompts[record.prompt] = Prompt(

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from emorl_core.bundle import replacing
-from training.data.records import Record
+from emorl_core.files import replacing
+from training.data.records import DataError, Record, Tally
+from training.data.rows import csv_table, need_columns, read_text
 from training.evaluation.cells import EvaluationError, prompt_sha256
 from training.evaluation.side_by_side import Texts, sampled
 from training.evaluation.statistics import permutation_p
@@ -174,16 +175,15 @@ def _read_sheet(path: Path, items: Mapping[str, Any]) -> dict[str, str]:
 
 def _read(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """(number of the row, header not counted; the row)."""
+    tally = Tally("skip")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            rows = [] if missing else [{key: row[key] or "" for key in columns} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a CSV file in UTF-8"
-        raise EvaluationError(f"{path}: cannot be read: {reason}", param="score_ab") from None
-    if missing:
-        raise EvaluationError(f"{path}: has no column {missing[0]!r}", param="score_ab")
+        header, table = csv_table(read_text(path)[0], path.name, tally)
+        need_columns(header, columns, path.name)
+        rows = [row for _, row in table]
+    except DataError as error:
+        raise EvaluationError(error.message, param="score_ab") from None
+    if tally.problems:
+        raise EvaluationError(tally.problems[0], param="score_ab")
     return list(enumerate(rows, start=1))
 
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emorl_core.bundle import replacing
 from emorl_core.errors import EmorlError
+from emorl_core.files import replacing
 from training.data.records import Record
 
 FORMAT: Literal["emorl-cell/1"] = "emorl-cell/1"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from emorl_core.adapters import Adapter
-from emorl_core.bundle import replacing
 from emorl_core.errors import EmorlError
+from emorl_core.files import replacing
 from emorl_core.types import Combine
 from emorl_core.weights import BASE, ResolvedWeights, anchored, resolve
 from training.evaluation.answers import Answers

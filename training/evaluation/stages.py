@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from emorl_core.adapters import Adapter, read_peft, write_peft
 from emorl_core.errors import EmorlError
-from training.durable import appearing
+from emorl_core.files import appearing
 from training.evaluation.dynaopt import DynaOpt
 from training.evaluation.experiment import Experiment, Report, as_json
 from training.recipe.recipe import Recipe

@@ -10,8 +10,8 @@ from typing import Any
 
 from emorl_core.adapters import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
+from emorl_core.files import appearing, weights_hash
 from training.config import RecipeError
-from training.durable import appearing
 from training.pipeline.prepare import Data
 from training.recipe.recipe import Recipe
 from training.rl.objective import Objective
@@ -36,6 +36,7 @@ def write_bundle(folder: Path, trainer: Trainer, data: Data, base: Path, *, over
     recipe = trainer.task.recipe
     served, other = ("last", "best") if recipe.rl.keep == "last" else ("best", "last")
     report = _report(trainer, data)
+    base_sha256 = weights_hash(base)
     with appearing(folder, replace=overwrite) as bundle:
         for objective in trainer.objectives:
             for which, place in ((served, ADAPTERS_DIR), (other, f"{ADAPTERS_DIR}-{other}")):
@@ -43,7 +44,13 @@ def write_bundle(folder: Path, trainer: Trainer, data: Data, base: Path, *, over
                 values = objective.best if which == "best" else None
                 adapter = trainer.stacks.adapter(objective.lane, objective.name, objective.fresh, values)
                 extra = {"lora_dropout": recipe.lora.dropout}
-                write_peft(adapter, bundle / place / objective.name, base_name=recipe.base.hub, extra=extra)
+                write_peft(
+                    adapter,
+                    bundle / place / objective.name,
+                    base_name=recipe.base.hub,
+                    base_sha256=base_sha256,
+                    extra=extra,
+                )
         if recipe.base.hub is None:
             copy_base(base, bundle / BASE_DIR)
         (bundle / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -21,9 +21,9 @@ from pydantic import Field
 
 from emorl_core.bundle import BASE_DIR, BUNDLE_FILE
 from emorl_core.errors import EmorlError
+from emorl_core.files import appearing, clear_leftovers
 from training.config import Section
-from training.data import synthetic
-from training.durable import appearing, clear_leftovers
+from training.data.synthetic import grammar as synthetic
 from training.recipe.recipe import Recipe, parse_recipe
 from training.rl.settings import LoraSettings, RlSettings, StopSettings
 from training.warm_start.fit import FitSettings
@@ -121,26 +121,31 @@ def build_demo(
     settings: DemoSettings | None = None,
     progress: Progress | None = None,
     rebuild: bool = False,
+    cached: Path | None = None,
     device: str = "auto",
     threads: int | None = None,
 ) -> Path:
     """Make the demo bundle in `folder`, or find it there, and return `folder`.
 
-    Stages on the way lie in `.<folder>.building` beside it. `rebuild`: make it again although it is there. `threads`:
-    of torch while building; None: as many as prove fastest now, which on a busy machine is fewer than its cores.
+    Stages on the way lie in `.<folder>.building` beside it. `rebuild`: make it again although it is there. `cached`:
+    where the same bundle may lie already; it is copied. `threads`: of torch while building; None: as many as prove
+    fastest now, which on a busy machine is fewer than its cores.
 
     Raises `DemoError` where `folder` holds something that is not a demo bundle.
     """
     settings = settings or DemoSettings()
     folder = Path(folder)
     key = build_key(settings)
-    if not rebuild and _key_of(folder) == key:
+    if not rebuild and is_built(folder, settings):
         return folder
     _check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = folder.with_name(f".{folder.name}.building")
     with _alone(folder):
-        if not rebuild and _key_of(folder) == key:  # another process built it while this one waited
+        if not rebuild and is_built(folder, settings):  # another process built it while this one waited
+            return folder
+        if not rebuild and cached is not None and is_built(cached, settings):
+            publish(cached, folder, key)
             return folder
         _open_work(work, key)
         with _threads(threads, device):
@@ -148,6 +153,11 @@ def build_demo(
         publish(work / BUNDLE_DIR, folder, key)
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def is_built(folder: Path, settings: DemoSettings | None = None) -> bool:
+    """Whether `folder` holds the finished demo bundle of these settings (default: the demo's own)."""
+    return _key_of(folder) == build_key(settings or DemoSettings())
 
 
 def build_key(settings: DemoSettings) -> str:

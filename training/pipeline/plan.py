@@ -2,68 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.recipe.recipe import BaseSettings, Recipe, WarmStart
 from training.rl.settings import LoraSettings
-from training.warm_start.scratch_t5 import ScratchSettings
+
+if TYPE_CHECKING:
+    from emorl_core.models.shape import Shape
 
 _FLOAT = 4  # bytes of a float32
 _LOGITS = 64 * 2**20  # see training/rl/logprobs.py
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What sizes are computed from; read from a T5 config.json."""
-
-    d_model: int
-    inner: int
-    d_ff: int
-    encoder_layers: int
-    decoder_layers: int
-    vocabulary: int
-    gated: bool
-    tied: bool
-
-    @classmethod
-    def of(cls, config: dict[str, Any]) -> Shape:
-        from emorl_core.models.t5.blocks import T5Config
-
-        t5 = T5Config.from_hf(config)
-        tied = bool(config.get("tie_word_embeddings", True))
-        return cls(t5.d_model, t5.inner, t5.d_ff, t5.num_layers, t5.num_decoder_layers, t5.vocab_size, t5.gated, tied)
-
-    @classmethod
-    def new(cls, scratch: ScratchSettings) -> Shape:
-        """Of a model from scratch; its vocabulary may turn out smaller."""
-        gated = scratch.feed_forward != "relu"
-        width = scratch.d_model
-        return cls(
-            width, width, scratch.d_ff, scratch.layers, scratch.decoder_layers, scratch.vocab_size, gated, tied=True
-        )
-
-    def linears(self) -> list[tuple[str, int, int, int]]:
-        """(last part of the name, in, out, how many)."""
-        d, inner, ff = self.d_model, self.inner, self.d_ff
-        attentions = self.encoder_layers + 2 * self.decoder_layers
-        layers = self.encoder_layers + self.decoder_layers
-        up = ["wi_0", "wi_1"] if self.gated else ["wi"]
-        return [
-            *[(name, d, inner, attentions) for name in "qkv"],
-            ("o", inner, d, attentions),
-            *[(name, d, ff, layers) for name in up],
-            ("wo", ff, d, layers),
-        ]
-
-    def base_parameters(self) -> int:
-        embeddings = self.vocabulary * self.d_model * (1 if self.tied else 2)
-        return embeddings + sum(count * i * o for _, i, o, count in self.linears())
-
-    def adapter_parameters(self, lora: LoraSettings) -> int:
-        chosen = [x for x in self.linears() if lora.targets == "all-linear" or x[0] in lora.targets]
-        return sum(count * lora.rank * (i + o) for _, i, o, count in chosen)
 
 
 def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -73,7 +22,7 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     `RecipeError`.
     """
     from emorl_core.errors import BundleError
-    from emorl_core.models.checkpoint import read_config
+    from emorl_core.models.config import read_config
     from emorl_core.tokenizer import HuggingFaceTokenizer
     from training.pipeline.base import base_folder, warm_start_records
     from training.pipeline.prepare import encode, load_data
@@ -102,17 +51,17 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     longest = recipe.max_source_tokens
     try:
         if start is not None and start.scratch is not None:
-            shape = Shape.new(start.scratch)
+            shape = _shape_of({"model_type": "t5", **start.scratch.sizes()})
         else:
             where = recipe if start is None else _without_warm_start(recipe, start)
             base = base_folder(where, folder)
-            shape = Shape.of(read_config(base))
+            shape = _shape_of(read_config(base))
             encoded = encode(recipe, data, HuggingFaceTokenizer(base))
             plan["data"]["cut_prompts"] = encoded.cut
             longest = max(len(prompt.gradient_source) for prompt in encoded.train)
     except BundleError as error:
         return {**plan, "base": {"missing": error.message}}
-    adapters = {name: shape.adapter_parameters(recipe.lora_of(name)) for name in names}
+    adapters = {name: _adapter_parameters(shape, recipe.lora_of(name)) for name in names}
     plan["parameters"] = {"base": shape.base_parameters(), "adapters": adapters}
     plan["memory_bytes"] = memory(recipe, shape, sum(adapters.values()), longest)
     return plan
@@ -130,15 +79,13 @@ def memory(recipe: Recipe, shape: Shape, adapter_parameters: int, source_tokens:
     encoder_rows = prompts * count
     decoder_rows = encoder_rows * rl.samples_per_prompt
     ranks = sum(recipe.lora_of(name).rank for name in recipe.objectives)
-    # Kept for the backward pass, per token and layer: inputs of the norms and products, q, k, v, the hidden layer
-    # twice (before and after its function), and the adapters' low-rank columns.
-    attention = 3 * shape.d_model + 4 * shape.inner + 5 * ranks
-    feed_forward = 3 * shape.d_model + (4 if shape.gated else 2) * shape.d_ff + 2 * ranks
-    encoder = encoder_rows * source_tokens * shape.encoder_layers * (attention + feed_forward)
-    decoder = decoder_rows * rl.max_new_tokens * shape.decoder_layers * (2 * attention + feed_forward)
-    cross = 2 * decoder_rows * source_tokens * shape.decoder_layers * 2 * shape.inner
+    prompt, reply = shape.prompt, shape.reply
+    encoder = encoder_rows * source_tokens * prompt.kept(ranks)
+    decoder = decoder_rows * rl.max_new_tokens * reply.kept(ranks)
+    cross = decoder_rows * source_tokens * prompt.trained_keys_and_values
     replies = min(recipe.compute.rollout_slots, rl.prompts_per_step * rl.samples_per_prompt * count)
-    cache = replies * (rl.max_new_tokens + source_tokens) * shape.decoder_layers * 2 * shape.inner * 2  # it doubles
+    kept = rl.max_new_tokens * reply.keys_and_values + source_tokens * prompt.keys_and_values
+    cache = replies * kept * 2  # it doubles
     estimate = {
         "base": shape.base_parameters() * _FLOAT * 2,  # a second copy in the layout that is fast for few rows
         "adapters": adapter_parameters * _FLOAT * 5,  # values, gradients, two moments, the best ones
@@ -147,3 +94,13 @@ def memory(recipe: Recipe, shape: Shape, adapter_parameters: int, source_tokens:
     }
     total = estimate["base"] + estimate["adapters"] + max(estimate["gradient_pass"], estimate["rollout"])
     return {**estimate, "total": total}
+
+
+def _shape_of(config: dict[str, Any]) -> Shape:
+    from emorl_core.models.registry import family_of
+
+    return family_of(config).shape(config)
+
+
+def _adapter_parameters(shape: Shape, lora: LoraSettings) -> int:
+    return shape.adapter_parameters(lora.rank, None if lora.targets == "all-linear" else lora.targets)

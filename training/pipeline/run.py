@@ -92,9 +92,7 @@ def train(
         for name, objective in recipe.objectives.items()
     }
     model = load_model(base, device=processes.device, dtype=torch.float32, training=True)
-    task = Task(
-        recipe, model, tokenizer, encoded.train, encoded.validation, scorers, fingerprint(recipe, data, base)  # type: ignore[arg-type]
-    )  # fmt: skip
+    task = Task(recipe, model, tokenizer, encoded.train, encoded.validation, scorers, fingerprint(recipe, data, base))
     trainer = Trainer(task, processes, places.run, report)
     processes.start_trackers("emorl", {"name": recipe.name, "preset": recipe.preset, "seed": recipe.seed})
     trainer.run(resume=resume)

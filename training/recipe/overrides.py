@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import yaml
-
+from emorl_core.documents import parse_yaml
+from emorl_core.files import Unreadable
 from training.config import RecipeError
 
 
@@ -21,9 +21,9 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             f"--set {_cut(override)}: write it as key.key=value, for example rl.learning_rate=3e-4", param="set"
         )
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {key}: the value is not YAML", param="set") from None
+        value = parse_yaml(text)
+    except Unreadable as error:
+        raise RecipeError(f"--set {key}: the value is not YAML: it {error.reason}", param="set") from None
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML 1.1 reads 3e-4 as a string for want of a dot
     *sections, last = key.split(".")

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from emorl_core.bundle import PROMPT, Name
+from emorl_core.documents import read_yaml
 from emorl_core.errors import InvalidWeights
+from emorl_core.files import Missing, Unreadable, is_folder
 from emorl_core.weights import BASE, resolve
 from training.config import RecipeError, Section
 from training.data.sources import parse_source
@@ -255,13 +256,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override (`rl.learning_rate=3e-4`) and validate. Raises `RecipeError`, `ScorerError` or `DataError`: one
     line that names the file, the key and what is allowed."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        if is_folder(path):
+            raise RecipeError(f"{path} is a folder; a recipe is a YAML file, see recipes/", param="recipe")
+        raw = read_yaml(path, regular=False)
+    except Missing:
         raise RecipeError(f"{path}: no such file; a recipe is a YAML file, see recipes/", param="recipe") from None
-    except IsADirectoryError:
-        raise RecipeError(f"{path} is a folder; a recipe is a YAML file, see recipes/", param="recipe") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}", param="recipe") from None
+    except Unreadable as error:
+        raise RecipeError(error.message, param="recipe") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: must be a mapping of keys, found {type(raw).__name__}", param="recipe")
     for override in overrides:

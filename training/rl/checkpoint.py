@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from emorl_core.files import appearing
 from training.config import RecipeError
-from training.durable import appearing
 
 FORMAT = "emorl-training/2"
 _TENSORS = "state.safetensors"

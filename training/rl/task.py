@@ -55,7 +55,7 @@ class Task:
         """The tokens of a reply that a gradient is taken of."""
         settings, ids = self.recipe.rl, sample.ids
         if settings.train_on == "reencoded":
-            ids = tuple(self.tokenizer.encode(sample.text))[: settings.max_new_tokens]
+            ids = tuple(self.tokenizer.encode_prompt(sample.text))[: settings.max_new_tokens]
         if not settings.train_end and ids and ids[-1] in self.model.facts.eos_token_ids:
             ids = ids[:-1]
         return ids

@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from emorl_core.documents import read_json
+from emorl_core.files import Missing, Unreadable
+from emorl_core.text_files import TextFileError, read_lines
 from training.data.records import DataError, Record, clean, one_per_prompt
 from training.data.sources import load_records
 from training.data.splits import check_disjoint, prompt_key, split_by_prompt
@@ -53,13 +56,12 @@ def stored_recipe(bundle: Path) -> Recipe:
 
     path = bundle / REPORT_FILE
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        recipe = report["recipe"]
-    except FileNotFoundError:
+        recipe = read_json(path)["recipe"]
+    except Missing:
         raise SearchError(
             f"the bundle holds no {REPORT_FILE}; give --recipe, or --prompts and --scorer", param="recipe"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (Unreadable, KeyError, TypeError):
         raise SearchError(
             f"{path}: holds no recipe; give --recipe, or --prompts and --scorer", param="recipe"
         ) from None
@@ -98,10 +100,9 @@ def read_prompts(path: Path) -> tuple[Record, ...]:
     if kind in ("jsonl", "csv"):
         return tuple(one_per_prompt([*load_records({"kind": kind, "path": str(path)})]))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise DataError(f"{path}: cannot be read: {reason}", param="prompts") from None
+        lines = read_lines(path)
+    except TextFileError as error:
+        raise DataError(error.message, param="prompts") from None
     records = [Record(clean(line), where=f"{path.name}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
     if not records:
         raise DataError(f"{path}: holds no prompt; write one per line", param="prompts")

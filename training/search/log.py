@@ -17,6 +17,16 @@ from training.search.grid import SearchError
 FORMAT = "emorl-search/1"
 
 
+def check_log(path: Path) -> None:
+    """Raises `SearchError` when a search is logged there already."""
+    if path.exists():
+        raise SearchError(
+            f"{path}: holds an earlier search; --resume goes on with it, --overwrite starts anew, or name another "
+            "--out",
+            param="out",
+        )
+
+
 class EvaluationLog:
     """An open log. `read` holds the evaluations that were there when it was opened."""
 
@@ -28,10 +38,8 @@ class EvaluationLog:
         self._path = path
         self.read: list[dict[str, Any]] = []
         wanted = {"format": FORMAT, **about}
-        if path.exists() and not resume:
-            raise SearchError(
-                f"{path}: holds an earlier search; --resume goes on with it, --overwrite starts anew", param="out"
-            )
+        if not resume:
+            check_log(path)
         lines = self._whole_lines() if path.exists() else []
         if not lines:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +49,8 @@ class EvaluationLog:
             found = lines[0].get(key)
             if found != json.loads(json.dumps(value)):
                 raise SearchError(
-                    f"{path}: the search there had another {key}; --overwrite starts anew", param="resume"
+                    f"{path}: the search there had another {key}; --overwrite starts anew, or name another --out",
+                    param="resume",
                 )
         self.read = lines[1:]
 

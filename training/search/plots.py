@@ -22,10 +22,18 @@ _COLOURS = "viridis"  # reads the same in grey and for colour-blind eyes
 _CORNERS = ((0.5, math.sqrt(3) / 2), (0.0, 0.0), (1.0, 0.0))
 
 
+MISSING = 'plots need matplotlib: pip install "emorl[search]", or --no-plots'
+
+
+def installed() -> bool:
+    """Whether plots can be drawn here."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def check_installed() -> None:
     """Raises `SearchError` when matplotlib is not there."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise SearchError('plots need matplotlib: pip install "emorl[search]", or --no-plots', param="plots")
+    if not installed():
+        raise SearchError(MISSING, param="plots")
 
 
 def draw_all(folder: Path, found: Found, tables: Mapping[Point, ScoreTable], objectives: Sequence[str]) -> list[Path]:

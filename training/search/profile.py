@@ -12,14 +12,24 @@ from pydantic import ValidationError
 from emorl_core.bundle import BUNDLE_FILE, BundleSpec, ProfileSpec, explain, read_spec, write_spec
 from training.search.grid import SearchError
 
+BY = "emorl search"
 
-def check_profile(spec: BundleSpec, name: str, *, overwrite: bool) -> None:
-    """Before minutes are spent: whether a profile of that name can be written. Raises `SearchError`."""
+
+def check_profile(spec: BundleSpec, name: str, *, overwrite: bool, resumed: str | None = None) -> None:
+    """Before minutes are spent: whether a profile of that name can be written.
+
+    resumed: the goal of a search that goes on; it may replace the profile that it wrote before.
+
+    Raises `SearchError`.
+    """
     if name in spec.profiles and not overwrite:
-        raise SearchError(
-            f"profile {name!r} is in the bundle already; --overwrite replaces it, or give another --profile",
-            param="profile",
-        )
+        origin = spec.profiles[name].origin
+        if resumed is None or (origin.get("by"), origin.get("goal")) != (BY, resumed):
+            raise SearchError(
+                f"profile {name!r} is in the bundle already; --overwrite replaces it, --resume goes on with the search "
+                "that wrote it, or give another --profile",
+                param="profile",
+            )
     _with_profile(spec, name, ProfileSpec(weights={spec.lanes[-1]: 1.0}), set_default=False)
 
 
@@ -31,13 +41,14 @@ def write_profile(
     *,
     set_default: bool,
     overwrite: bool,
+    resumed: str | None = None,
 ) -> None:
     """Put the profile into the bundle's file, which a reader sees as it was or as it is, never half written.
 
     The file is read again first, so that what others wrote meanwhile stays. Raises `SearchError`, `BundleError`.
     """
     spec = read_spec(folder / BUNDLE_FILE)
-    check_profile(spec, name, overwrite=overwrite)
+    check_profile(spec, name, overwrite=overwrite, resumed=resumed)
     profile = ProfileSpec(weights=dict(weights), origin=dict(origin))
     write_spec(folder, _with_profile(spec, name, profile, set_default=set_default))
 
@@ -48,7 +59,7 @@ def origin_of(report: Mapping[str, Any], command: str) -> dict[str, Any]:
     single = next(entry for entry in report["candidates"] if entry["name"] == "best single objective")
     method = report["method"] if report["levels"] is None else f"{report['method']}, {report['space']}"
     return {
-        "by": "emorl search",
+        "by": BY,
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "method": method,

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from emorl_core.bundle import folder_hash, replacing
 from emorl_core.ensemble import Ensemble
+from emorl_core.files import folder_hash, replacing
 from emorl_core.weights import BASE
 from training.search.evaluator import Evaluator, counts_of
 from training.search.grid import Found, SearchError, budget, search
 from training.search.inputs import Inputs, prompts_hash
-from training.search.log import EvaluationLog
+from training.search.log import EvaluationLog, check_log
 from training.search.report import Candidate, compared
 from training.search.score_table import Goal, ScoreTable, parse_goal
 from training.search.spaces import Cube, Point, Simplex, Space
@@ -177,6 +177,14 @@ def run_search(
         temporary.write_text(text + "\n", encoding="utf-8")
     meter.finished()
     return Outcome(found, weights, tables, report)
+
+
+def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Before a model is loaded: whether a search may write there. Raises `SearchError`."""
+    if resume or overwrite:
+        return
+    for file in (EVALUATIONS_FILE, HELD_OUT_FILE):
+        check_log(folder / file)
 
 
 def check_objectives(lanes: Sequence[str], names: Sequence[str]) -> None:

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from emorl_core.control_tokens import prompt_encoder
 from emorl_core.errors import EmorlError
+from emorl_core.files import follow_umask
 from training.config import Section
 from training.seeds import derive
 
@@ -80,6 +82,7 @@ def fit(
     pairs: Sequence[tuple[str, str]],
     settings: FitSettings,
     *,
+    around: tuple[str, str],
     work: Path,
     max_source_tokens: int,
     device: str = "auto",
@@ -87,13 +90,16 @@ def fit(
 ) -> Fitted:
     """Train `model` in place. `work` holds the checkpoints; one that a killed run left there is continued.
 
-    pairs: (wrapped prompt, reply). device: `auto` (CUDA when there is one) or `cpu`. The model is left in eval mode and
-    the process's random state as it was.
+    pairs: (prompt, reply). around: what the template puts before and after a prompt; they are encoded as a server
+    encodes them. device: `auto` (CUDA when there is one) or `cpu`. The model is left in eval mode and the process's
+    random state as it was.
 
     Raises `FitError`: a loss that is not finite.
     """
-    sources, cut_sources = _encode(tokenizer, [source for source, _ in pairs], max_source_tokens)
-    targets, cut_targets = _encode(tokenizer, [target for _, target in pairs], settings.max_target_tokens)
+    before, after = around
+    encoder = prompt_encoder(tokenizer)
+    sources, cut_sources = _cut([encoder.encode(before, prompt, after) for prompt, _ in pairs], max_source_tokens)
+    targets, cut_targets = _cut([encoder.encode("", reply, "") for _, reply in pairs], settings.max_target_tokens)
     lengths = [(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
     order = plan_order(lengths, settings.steps, settings.batch_size, settings.seed)
     examples = [
@@ -142,8 +148,8 @@ def last_checkpoint(work: Path) -> Path | None:
     return None
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> tuple[list[list[int]], int]:
-    whole: list[list[int]] = tokenizer(texts)["input_ids"]
+def _cut(whole: list[list[int]], limit: int) -> tuple[list[list[int]], int]:
+    """At most `limit` ids each, and how many were longer."""
     cut = [index for index, ids in enumerate(whole) if len(ids) > limit]
     for index in cut:
         whole[index] = [*whole[index][: limit - 1], whole[index][-1]]  # the end of sequence stays
@@ -203,6 +209,9 @@ def _watch(progress: Progress | None) -> Any:
 
     class Watch(TrainerCallback):
         loss = math.nan
+
+        def on_save(self, args: Any, *_: Any, **__: Any) -> None:
+            follow_umask(Path(args.output_dir))
 
         def on_step_end(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
             if progress is not None:

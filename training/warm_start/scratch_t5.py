@@ -10,7 +10,7 @@ ordinary T5 checkpoint.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,19 @@ class ScratchSettings(Section):
             raise ValueError(f"d_model {self.d_model} is no multiple of heads {self.heads}")
         return self
 
+    def sizes(self) -> dict[str, Any]:
+        """By their names in a T5 `config.json`; the vocabulary may turn out smaller."""
+        return {
+            "vocab_size": self.vocab_size,
+            "d_model": self.d_model,
+            "d_kv": self.d_model // self.heads,
+            "d_ff": self.d_ff,
+            "num_layers": self.layers,
+            "num_decoder_layers": self.decoder_layers,
+            "num_heads": self.heads,
+            "feed_forward_proj": self.feed_forward,
+        }
+
 
 def new_model(settings: ScratchSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> T5ForConditionalGeneration:
     """A fresh model in float32 for this tokenizer, the same for the same seed. The process's random state is kept."""
@@ -57,14 +70,7 @@ def new_model(settings: ScratchSettings, tokenizer: PreTrainedTokenizerBase, see
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=settings.d_model,
-        d_kv=settings.d_model // settings.heads,
-        d_ff=settings.d_ff,
-        num_layers=settings.layers,
-        num_decoder_layers=settings.decoder_layers,
-        num_heads=settings.heads,
-        feed_forward_proj=settings.feed_forward,
+        **{**settings.sizes(), "vocab_size": len(tokenizer)},
         dropout_rate=settings.dropout,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

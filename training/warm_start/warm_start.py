@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from emorl_core.bundle import PROMPT
+from emorl_core.bundle import PROMPT, split_template
+from emorl_core.files import appearing
 from training.config import Section
 from training.data.records import Record
-from training.durable import appearing
 from training.warm_start.fit import FitError, FitSettings, Progress, fit, quiet
 from training.warm_start.scratch_t5 import ScratchSettings, new_model
 from training.warm_start.tokenizer import train_tokenizer
@@ -85,9 +85,10 @@ def warm_start(
     fingerprint = fingerprint_of(settings, pairs)
     model, tokenizer = _start(settings, records, base)
     work = partial_folder(out, fingerprint)
+    unwrapped = [(record.prompt, reply) for record, (_, reply) in zip(records, pairs, strict=True)]
     fitted = fit(
-        model, tokenizer, pairs, settings.fit, work=work, max_source_tokens=settings.max_source_tokens, device=device,
-        progress=progress,
+        model, tokenizer, unwrapped, settings.fit, around=split_template(settings.prompt_template), work=work,
+        max_source_tokens=settings.max_source_tokens, device=device, progress=progress,
     )  # fmt: skip
     receipt = {
         "settings": settings.model_dump(mode="json", exclude={"path"}),

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from emorl_core.errors import UnsupportedModel
+from emorl_core.models.config import refuse_quantised
 
 WORKS = (
     "decoder-only models with full or sliding-window attention in transformers' own code, such as Llama, Mistral, "
@@ -36,12 +37,7 @@ def refuse_files(config: Mapping[str, Any]) -> None:
             "same model built in, take auto_map out of config.json"
         )
     for part in _parts(config):
-        if method := part.get("quantization_config"):
-            kind = method.get("quant_method", "unnamed") if isinstance(method, Mapping) else method
-            raise UnsupportedModel(
-                f"the checkpoint is quantised (quantization_config: {kind}); what works: the same model in float32, "
-                "float16 or bfloat16, its config.json without quantization_config"
-            )
+        refuse_quantised(part)
     made_for = config.get("architectures") or []
     if made_for and not any(str(name).endswith(_LANGUAGE_MODELS) for name in made_for):
         raise UnsupportedModel(

@@ -17,7 +17,7 @@ from emorl_core.models.causal import admission, attention, selftest
 from emorl_core.models.causal.head import Head
 from emorl_core.models.causal.linears import Rows, pack, replace_linears
 from emorl_core.models.causal.model import CausalModel
-from emorl_core.models.checkpoint import read_config
+from emorl_core.models.config import read_config
 from emorl_core.models.family import Facts
 
 _GENERATION = "generation_config.json"

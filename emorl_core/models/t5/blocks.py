@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from emorl_core.errors import UnsupportedModel
+from emorl_core.lanes.frozen import FrozenMatrix
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.t5.config import T5Config
 
 _FEW_QUERIES = 4  # a decoding step has one
+_HEAD = "lm_head.weight"
+_TIED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", _HEAD)
 
 
 class T5Block(nn.Module):
@@ -70,6 +74,26 @@ class T5Block(nn.Module):
 
     def _norm(self, x: Tensor, which: int) -> Tensor:
         return F.rms_norm(x, (self.config.d_model,), self.norms[which], self.config.epsilon)
+
+
+def embedding_and_head(config: T5Config, checkpoint: Checkpoint) -> tuple[FrozenMatrix, FrozenMatrix]:
+    """The embedding that encoder and decoder share, and the head: the same matrix, or one of its own.
+
+    transformers ties all of `_TIED`: one that is stored stands for those that are not, and copies that differ stay
+    apart. Two embeddings cannot run here.
+    """
+    shape = (config.vocab_size, config.d_model)
+    first, *copies = [name for name in _TIED if name in checkpoint] or _TIED[:1]
+    shared = checkpoint.tensor(first, shape)
+    embedding = head = FrozenMatrix(shared)
+    for name in copies:
+        copy = checkpoint.tensor(name, shape)
+        if torch.equal(copy, shared):
+            continue
+        if name != _HEAD:
+            raise UnsupportedModel(f"tensor {name!r} differs from {first!r}; allowed: one embedding for both stacks")
+        head = FrozenMatrix(copy)
+    return embedding, head
 
 
 def fused(checkpoint: Checkpoint, names: list[str], out_features: int, in_features: int) -> LaneLinear:

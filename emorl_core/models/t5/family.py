@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
-from emorl_core.models.checkpoint import Checkpoint, read_config
+from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.family import Facts
 from emorl_core.models.shape import LinearShape, Shape, TokenCost
+from emorl_core.models.special_tokens import SpecialTokens
 from emorl_core.models.t5.compiled import CompiledStep
 from emorl_core.models.t5.config import T5Config
 from emorl_core.models.t5.graphs import GraphedStep
 from emorl_core.models.t5.model import T5
 
-_GENERATION = "generation_config.json"
+# The first converters wrote it; cross-attention has no positions, and transformers passes it over too.
+_HARMLESS = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
 
 class T5Family:
@@ -27,7 +29,7 @@ class T5Family:
 
     def takes(self, config: Mapping[str, Any]) -> str | None:
         kind = config.get("model_type")
-        if kind in ("t5", "mt5"):
+        if isinstance(kind, str) and kind in ("t5", "mt5"):
             return None
         works = "T5 v1.0 (t5-small ... t5-11b), T5 1.1, FLAN-T5 and mT5, with a language-model head"
         return f"base model_type is {kind!r}, which is not supported; what works: {works}"
@@ -69,25 +71,25 @@ class T5Family:
     def load(
         self, folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool
     ) -> T5:
-        sizes = T5Config.from_hf(config)
-        special = {**config, **(read_config(folder, _GENERATION) if (folder / _GENERATION).is_file() else {})}
-        eos, start = special.get("eos_token_id", 1), special.get("decoder_start_token_id")
+        sizes, special = T5Config.from_hf(config), SpecialTokens.read(folder, config)
         facts = Facts(
             architecture=self.name,
             vocab_size=sizes.vocab_size,
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+            eos_token_ids=special.eos,
             max_positions=None,  # relative positions
             device=device,
             dtype=dtype,
         )
+        checkpoint = Checkpoint(folder, config, device=device, dtype=dtype)
         with torch.no_grad():
             model = T5(
                 sizes,
-                Checkpoint(folder, device=device, dtype=dtype),
+                checkpoint,
                 facts,
-                start_token_id=start if start is not None else special.get("pad_token_id") or 0,
+                start_token_id=special.decoder_start,
                 fast_steps={"cpu": CompiledStep, "cuda": GraphedStep},
             )
+            checkpoint.refuse_unread(_HARMLESS)
             for _, layer in model.linears():
                 layer.base.pack(keep_plain=training)
         return model

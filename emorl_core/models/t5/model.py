@@ -25,7 +25,7 @@ from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.family import Facts, Group
 from emorl_core.models.stacking import stack_adapters
-from emorl_core.models.t5.blocks import T5Block, attention, fused
+from emorl_core.models.t5.blocks import T5Block, attention, embedding_and_head, fused
 from emorl_core.models.t5.config import T5Config
 from emorl_core.models.t5.positions import DecoderPositions, EncoderPositions, padding_mask
 
@@ -61,13 +61,7 @@ class T5(nn.Module):
         self.start_token_id = start_token_id
         self.adapters: tuple[str, ...] = ()
         self._fast_steps = fast_steps
-        shared = "shared.weight" if "shared.weight" in checkpoint else "encoder.embed_tokens.weight"
-        self.embedding = FrozenMatrix(checkpoint.tensor(shared, (config.vocab_size, config.d_model)))
-        self.lm_head = self.embedding
-        if "lm_head.weight" in checkpoint:
-            own = checkpoint.tensor("lm_head.weight", (config.vocab_size, config.d_model))
-            if not torch.equal(own, _plain(self.embedding)):
-                self.lm_head = FrozenMatrix(own)
+        self.embedding, self.lm_head = embedding_and_head(config, checkpoint)
         self.head_scale = config.d_model**-0.5 if config.scaled_head else 1.0
         self.encoder = nn.ModuleList(T5Block(config, checkpoint, "encoder", i) for i in range(config.num_layers))
         self.decoder = nn.ModuleList(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from emorl_core.ensemble import Ensemble
-from emorl_core.errors import InvalidRequest, PromptTooLong
+from emorl_core.errors import InvalidRequest
 from emorl_core.types import Completion
 from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
@@ -153,7 +152,7 @@ async def _accept(
     generation = await service.accept(request, lambda ensemble: build(ensemble, answer_id), rows)
     ids = {each.request_id: index for index, each in enumerate(generation.requests)}
     ensemble = generation.deployment.ensemble
-    identity = await generation.deployment.identity() if body.receipt else None
+    identity = generation.deployment.identity if body.receipt else None
 
     def receipt_of(index: int, completion: Completion) -> Receipt:
         assert identity is not None
@@ -180,8 +179,8 @@ def _engine_request(
             f"{field} and a model that names a profile exclude each other; use the model {ensemble.name}", param=field
         )
     try:
-        made = ensemble.request(
-            prompt if isinstance(prompt, str) else ".",
+        return ensemble.request(
+            prompt,
             weights=body.objective_weights,
             profile=body.profile if profile is None else profile,
             normalize=body.normalize,
@@ -192,22 +191,6 @@ def _engine_request(
         )
     except InvalidRequest as error:
         raise _renamed(error, body.names) from None
-    if isinstance(prompt, str):
-        return made
-    return dataclasses.replace(made, prompt_ids=_checked_ids(ensemble, prompt))
-
-
-def _checked_ids(ensemble: Ensemble, ids: Sequence[int]) -> tuple[int, ...]:
-    size = ensemble.engine.model.facts.vocab_size
-    if max(ids) >= size:
-        raise InvalidRequest(f"prompt has the token id {max(ids)}; allowed: 0 to {size - 1}", param="prompt")
-    if len(ids) > ensemble.spec.max_source_tokens:
-        raise PromptTooLong(
-            f"prompt has {len(ids)} tokens; allowed: up to {ensemble.spec.max_source_tokens}"
-            " (max_source_tokens of the bundle)",
-            param="prompt",
-        )
-    return tuple(ids)
 
 
 def _renamed(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from training.data.records import Record, RecordSet, Tally, clean, one_per_prompt
-from training.data.rows import FileSource, csv_table, need_columns, read_text, resolve
+from training.data.rows import FileSource, csv_table, need_columns, number_of, read_text, resolve
 
 COLUMNS = ("seeker_post", "response_post", "level")
 MECHANISMS = ("emotional-reactions", "explorations", "interpretations")
-LEVELS = ("0", "1", "2")
+LEVELS = (0, 1, 2)
 
 
 class EpitomeSource(FileSource):
@@ -33,14 +33,14 @@ class EpitomeSource(FileSource):
         records: dict[tuple[str, str], Record] = {}
         conflicting: set[tuple[str, str]] = set()
         for where, row in rows:
-            prompt, response, level = clean(row["seeker_post"]), clean(row["response_post"]), row["level"].strip()
+            prompt, response, level = clean(row["seeker_post"]), clean(row["response_post"]), number_of(row["level"])
             if not prompt or not response:
                 tally.malformed(where, f"{'seeker_post' if not prompt else 'response_post'} is empty")
                 continue
             if level not in LEVELS:
-                tally.malformed(where, f"level is not one of {', '.join(LEVELS)}")
+                tally.malformed(where, f"level is not one of {', '.join(map(str, LEVELS))}")
                 continue
-            record = Record(prompt, response, float(level), (), where, {"mechanism": mechanism})
+            record = Record(prompt, response, level, (), where, {"mechanism": mechanism})
             known = records.setdefault((prompt, response), record)
             if known is not record:
                 tally.counts["repeated rows"] += 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from training.data.kinds.tables import Columns
 from training.data.records import DataError, RecordSet, Tally
+from training.data.rows import fault_in_value
 
 
 class HubSource(Columns):
@@ -33,6 +35,9 @@ class HubSource(Columns):
             table = datasets.load_dataset(where, name=self.name, split=self.split, revision=self.revision)
         except Exception as error:  # noqa: BLE001  the library raises a dozen unrelated types, connection errors among them
             reason = (str(error).strip().splitlines() or [""])[0][:200]
+            # What lies behind the library's error may quote the row, so only its number is told.
+            row = re.search(r"\bin row (\d+)", str(error.__cause__))
+            reason += f" in row {row[1]}" if row else ""
             raise DataError(
                 f"data set {self.id!r} ({self.split}) cannot be loaded: {type(error).__name__}: {reason}", param="id"
             ) from None
@@ -51,7 +56,11 @@ class HubSource(Columns):
         def rows() -> Iterator[tuple[str, dict[str, object]]]:
             for index, row in enumerate(table):
                 digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-                yield f"{self.id}[{index}]", row
+                where = f"{self.id}[{index}]"
+                if fault := fault_in_value(row):
+                    tally.malformed(where, f"the row holds {fault}")
+                    continue
+                yield where, row
 
         records = self.records(rows(), tally)
         return tally.close(self.id, records, digest.hexdigest())

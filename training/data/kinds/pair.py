@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from training.data.records import DataError, Record, RecordSet, Tally, clean
-from training.data.rows import FileSource, csv_rows, read_text, resolve
+from training.data.rows import FileSource, check_delimiter, csv_rows, fitted, named, read_text, resolve
 
 COLUMNS = ("prompt", "hq1", "hq2", "mq1", "lq1", "lq2", "lq3", "lq4", "lq5")
 TOPIC = "topic"
@@ -58,6 +58,7 @@ def _rows(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[str, s
     first = next(rows, None)
     if first is None:
         return
+    check_delimiter(first[1], first[0])
     columns = _header(first[1], first[0])
     if columns is None:
         columns = [*COLUMNS, TOPIC]
@@ -66,7 +67,8 @@ def _rows(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[str, s
         tally.rows -= 1
     # Some copies lack the topic, in the whole file or in single rows. Any other length means that a comma split a cell.
     lengths = {len(columns), len(columns) - 1} if columns[-1] == TOPIC else {len(columns)}
-    for where, cells in rows:
+    for where, row in rows:
+        cells = fitted(row, len(columns))
         if len(cells) not in lengths:
             tally.malformed(where, f"{len(cells)} columns; allowed: {' or '.join(map(str, sorted(lengths)))}")
             continue
@@ -75,7 +77,7 @@ def _rows(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[str, s
 
 def _header(cells: list[str], where: str) -> list[str] | None:
     """The columns that the first row names, or None when it is data. Raises `DataError` for half a header."""
-    names = [cell.strip().lower() for cell in cells]
+    names = named([cell.strip().lower() for cell in cells])
     if not {"hq1", "lq1"} & set(names):
         return None
     for column in COLUMNS:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from training.data.records import Record, RecordSet, Tally, clean
-from training.data.rows import FileSource, Source, csv_table, jsonl_rows, need_columns, read_text, resolve
+from training.data.rows import FileSource, Source, csv_table, jsonl_rows, need_columns, number_of, read_text, resolve
 
 
 class Columns(Source):
@@ -95,10 +95,10 @@ def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
-        number = float(value)
-    except (ValueError, OverflowError):
+        number = number_of(value) if isinstance(value, str) else float(value)
+    except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _texts(value: object) -> tuple[str, ...] | None:

@@ -11,13 +11,13 @@ Two losses:
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emorl_core.files import appearing
 from training.data.records import DataError, RecordSet
 from training.data.splits import FRACTIONS, Splits, prompt_key, split_by_prompt
 from training.scorers.base import ScorerError, pick_device, quiet_loading
@@ -190,23 +190,17 @@ def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def _write(run: Fitting, calibration: Calibration, report: dict[str, Any], partial: Path, out: Path) -> None:
-    """The finished folder beside `out`, then in its place."""
-    finished = partial / "finished"
-    shutil.rmtree(finished, ignore_errors=True)
+    """Nothing appears at `out` before all of it is written."""
     run.tokenizer.model_max_length = run.config.max_length  # so that scoring cuts where training cut
     # Where the encoder lay on this machine says nothing elsewhere.
     run.model.config._name_or_path = run.tokenizer.name_or_path = report["encoder"]
-    with quiet_loading():  # saving has a progress bar too
-        run.model.save_pretrained(finished)
-        run.tokenizer.save_pretrained(finished)
-    write_calibration(finished, calibration)
-    (finished / "training.json").write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    write_card(finished, report)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists():
-        old = partial / "replaced"
-        os.replace(out, old)
-    os.replace(finished, out)
+    with appearing(out, replace=True) as finished:
+        with quiet_loading():  # saving has a progress bar too
+            run.model.save_pretrained(finished)
+            run.tokenizer.save_pretrained(finished)
+        write_calibration(finished, calibration)
+        (finished / "training.json").write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_card(finished, report)
     shutil.rmtree(partial)
 
 
