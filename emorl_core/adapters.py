@@ -31,6 +31,7 @@ _MOST_WEIGHTS = 2**33
 _HEAD = "lm_head"
 _BASE_HASH = "base_sha256"  # in the weights file's metadata: `files.weights_hash` of the base it was trained on
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_ACTIVATED_TASK = "CAUSAL_LM"  # PEFT's, of models that read the prompt and write the reply as one sequence
 # Keys of adapter_config.json that change what an adapter computes beyond W + scale * B A, with the reason to refuse.
 _REFUSED_OPTIONS: dict[str, str] = {
     "use_dora": "DoRA rescales the base matrix, which the lanes share",
@@ -38,7 +39,6 @@ _REFUSED_OPTIONS: dict[str, str] = {
     "trainable_token_indices": "it trains embeddings, which the lanes share",
     "lora_bias": "it trains biases",
     "use_qalora": "QALoRA pools its input",
-    "alora_invocation_tokens": "aLoRA switches on at a token",
     "layer_replication": "it changes the base's layers",
     "target_parameters": "it adapts bare parameters, not linear layers",
     "use_bdlora": "block-diagonal LoRA has another shape",
@@ -77,6 +77,7 @@ class Adapter:
     modules: Mapping[str, LoraPair]
     base_name: str | None = None  # the base it says it was trained on
     base_sha256: str | None = None  # and the hash of that base's weights
+    invocation_tokens: tuple[int, ...] | None = None  # activated LoRA: it acts from their last occurrence on
 
     @property
     def parameters(self) -> int:
@@ -95,13 +96,14 @@ def read_peft(folder: Path, name: str) -> Adapter:
     """
     config = _read_config(folder, name)
     _check_options(config, name)
+    invocation = _invocation(config, name)
     tensors, metadata = _read_weights(folder, name)
     base_name = config.get("base_model_name_or_path") or None
     try:
         modules = _pairs(tensors, config, name)
     except Unreadable as error:
         raise _refused(name, error.reason) from None
-    return Adapter(name, modules, base_name, metadata.get(_BASE_HASH))
+    return Adapter(name, modules, base_name, metadata.get(_BASE_HASH), invocation)
 
 
 def of_another_base(adapters: Sequence[Adapter], hub: str | None, base_sha256: str | None = None) -> Iterator[str]:
@@ -139,7 +141,7 @@ def write_peft(
     alpha = max(set(values), key=values.count)
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "SEQ_2_SEQ_LM",
+        "task_type": _ACTIVATED_TASK if adapter.invocation_tokens else "SEQ_2_SEQ_LM",
         "base_model_name_or_path": base_name or adapter.base_name,
         "r": rank,
         "lora_alpha": _plain_number(alpha),
@@ -153,6 +155,7 @@ def write_peft(
         "modules_to_save": None,
         "rank_pattern": {re.escape(m): p.rank for m, p in adapter.modules.items() if p.rank != rank},
         "alpha_pattern": {re.escape(m): _plain_number(a) for m, a in alphas.items() if a != alpha},
+        **({"alora_invocation_tokens": list(adapter.invocation_tokens)} if adapter.invocation_tokens else {}),
         **(extra or {}),
     }
     tensors = {}
@@ -251,6 +254,22 @@ def checked_pair(name: str, module: str, a: Tensor, b: Tensor, scale: float) -> 
     if not torch.isfinite(scale * b).all():  # as it is used, in float32
         raise _refused(name, f"module {module!r} has scale {scale:g}, with which its B is beyond float32")
     return LoraPair(a, b, scale)
+
+
+def _invocation(config: Mapping[str, Any], name: str) -> tuple[int, ...] | None:
+    tokens = config.get("alora_invocation_tokens")
+    if tokens is None:
+        return None
+    sound = isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
+    if not sound or not tokens:
+        raise _refused(name, f"alora_invocation_tokens is {tokens!r}; allowed: a list of token ids, at least one")
+    if config.get("task_type") != _ACTIVATED_TASK:
+        raise _refused(
+            name,
+            f"alora_invocation_tokens is set and task_type is {config.get('task_type')!r}; allowed: {_ACTIVATED_TASK}, "
+            "since activated LoRA acts from a token of the prompt on",
+        )
+    return tuple(tokens)
 
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:

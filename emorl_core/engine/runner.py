@@ -212,7 +212,7 @@ class Runner:
                 weights.append(list(member.weights))
         most = max((len(row) for row in rows), default=0)
         return _Layout(
-            lanes=LaneIndex.of([lane.coefficients for _, lane in owners], len(self.model.adapters), device),
+            lanes=LaneIndex.of([self.model.acting(lane) for _, lane in owners], len(self.model.adapters), device),
             owners=[(branch, self.model.first_tokens(lane)[-1]) for branch, lane in owners],
             members=members,
             lane_rows=torch.tensor([row + row[:1] * (most - len(row)) for row in rows], device=device),
@@ -247,7 +247,7 @@ class Runner:
                 continue
             device, places = self.model.facts.device, [place for place, _, _ in rows]
             cache = self.seats.cache.take(places)
-            index = LaneIndex.of([lane.coefficients for _, lane, _ in rows], len(self.model.adapters), device)
+            index = LaneIndex.of([self.model.acting(lane) for _, lane, _ in rows], len(self.model.adapters), device)
             self.model.step(torch.tensor([tokens for _, _, tokens in rows], device=device), index, cache)
             self.seats.cache.give_back(places, cache)
             self.lane_row_steps += number * len(rows)

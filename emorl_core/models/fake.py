@@ -141,6 +141,9 @@ class FakeModel:
     def first_tokens(self, lane: Lane) -> tuple[int, ...]:
         return (_PAD,) if self.encoder else lane.prompt_ids[-1:]
 
+    def acting(self, lane: Lane) -> Coefficients:
+        return lane.coefficients
+
     def already_said(self, prompt_ids: Sequence[int]) -> Sequence[int]:
         return (_PAD,) if self.encoder else prompt_ids
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from emorl_core.adapters import Adapter
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.lanes.index import LaneIndex
-from emorl_core.lanes.lane import Lane
+from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.shape import Shape
 
@@ -82,6 +82,10 @@ class LaneModel(Protocol):
     def first_tokens(self, lane: Lane) -> tuple[int, ...]:
         """What is still to be fed when `prefill` is done, one token at least: the decoder's start token, or the part of
         the prompt that `prefill` left out."""
+
+    def acting(self, lane: Lane) -> Coefficients:
+        """What acts on the first tokens and on the reply: the lane's coefficients, without those of adapters that wait
+        for tokens which its prompt does not have."""
 
     def already_said(self, prompt_ids: Sequence[int]) -> Sequence[int]:
         """The tokens before the reply that count for the repetition penalty."""

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from emorl_core.errors import UnsupportedModel
+from emorl_core.models.causal.family import CausalFamily
 from emorl_core.models.config import read_config, refuse_quantised
 from emorl_core.models.family import Family, TrainableModel
 from emorl_core.models.t5.family import T5Family
 
-FAMILIES: tuple[Family, ...] = (T5Family(),)
+FAMILIES: tuple[Family, ...] = (T5Family(), CausalFamily())
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

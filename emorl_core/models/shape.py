@@ -44,10 +44,11 @@ class Shape:
     linears: tuple[LinearShape, ...]
     prompt: TokenCost
     reply: TokenCost
+    other_parameters: int = 0  # beside embeddings and linear layers: norms, biases, fused experts
 
     def base_parameters(self) -> int:
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return embeddings + sum(linear.parameters for linear in self.linears)
+        return embeddings + self.other_parameters + sum(linear.parameters for linear in self.linears)
 
     def adapter_parameters(self, rank: int, targets: Collection[str] | None = None) -> int:
         """Of one adapter on all linear layers, or on those whose names are among `targets`."""

@@ -115,4 +115,4 @@ class Stacks:
                     modules[module] = LoraPair(
                         trained_a.float().cpu().contiguous(), trained_b.float().cpu().contiguous(), pair.scale
                     )
-        return Adapter(name, modules, like.base_name)
+        return Adapter(name, modules, like.base_name, invocation_tokens=like.invocation_tokens)

@@ -20,7 +20,7 @@ from emorl_core.cache.store import Store, round_size
 from emorl_core.errors import UnsupportedModel
 from emorl_core.lanes.frozen import FrozenMatrix
 from emorl_core.lanes.index import LaneIndex
-from emorl_core.lanes.lane import Lane
+from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.family import Facts, Group
@@ -146,6 +146,9 @@ class T5(nn.Module):
 
     def first_tokens(self, lane: Lane) -> tuple[int, ...]:  # noqa: ARG002
         return (self.start_token_id,)
+
+    def acting(self, lane: Lane) -> Coefficients:
+        return lane.coefficients
 
     def already_said(self, prompt_ids: Sequence[int]) -> Sequence[int]:  # noqa: ARG002 - the encoder's
         return (self.start_token_id,)
