@@ -47,13 +47,11 @@ class Tokenizer(Protocol):
 class HuggingFaceTokenizer:
     """The tokenizer of a Hugging Face checkpoint folder. Safe to call from several threads, none waits for another.
 
-    Raises:
-        BundleError: no tokenizer, one that cannot be read, or one that is not that of the model in the folder.
+    Raises as `load_tokenizer`.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizer = _load(folder)
-        check_vocabulary(folder, self._tokenizer)
+        self._tokenizer = load_tokenizer(folder)
         self._encoder = prompt_encoder(self._tokenizer)
         self.longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
         self._speller = Speller(self._tokenizer, self.decode)
@@ -74,7 +72,12 @@ class HuggingFaceTokenizer:
         return len(self._tokenizer)
 
 
-def _load(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model in the folder.
+
+    Raises:
+        BundleError: no tokenizer, one that cannot be read, or another model's.
+    """
     from transformers import AutoTokenizer  # seconds to import, and only here
 
     for name in _FILES:
@@ -82,11 +85,15 @@ def _load(folder: Path) -> PreTrainedTokenizerBase:
             raise BundleError(f"{folder}: {name} {LFS_ADVICE}")
     options = {} if (folder / _FAST).exists() else sentencepiece_options(folder)
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, **options
+        )
     except BaseException as error:
         if not is_of_library(error):
             raise
         raise BundleError(f"{folder}: the tokenizer cannot be loaded: {_reason(folder, error)}") from None
+    check_vocabulary(folder, tokenizer)
+    return tokenizer
 
 
 def _reason(folder: Path, error: BaseException) -> str:

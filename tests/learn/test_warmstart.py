@@ -239,6 +239,19 @@ def test_bad_input_is_one_line_and_writes_nothing(records: tuple[Record, ...], t
         assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["there"]
 
 
+def test_a_base_to_start_from_has_its_tokenizer_and_plain_weights(records: tuple[Record, ...], tmp_path: Path) -> None:
+    base = tiny_t5(tmp_path / "tiny")
+    start = WarmStartSettings(path="tiny", fit=fit_settings(steps=1, batch_size=2))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (base / name).unlink()
+    with pytest.raises(FitError, match="the tokenizer knows no words"):
+        warm_start(records, tmp_path / "out", start, base=tmp_path, device="cpu")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
+    with pytest.raises(FitError, match=r"the weights are quantised \('awq'\)"):
+        warm_start(records, tmp_path / "out", start, base=tmp_path, device="cpu")
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_step(records: tuple[Record, ...], tmp_path: Path) -> None:
     wild = settings(learning_rate=1e20, warmup_steps=0, max_gradient_norm=1e9)
     with pytest.raises(FitError, match=r"the loss is not finite at step \d+; lower learning_rate \(1e\+20\)"):

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator, model_validator
 
 from emorl_core.bundle import PROMPT, split_template
+from emorl_core.errors import BundleError
 from emorl_core.files import appearing
+from emorl_core.tokenizer import load_tokenizer
 from training.config import Section
 from training.data.records import Record
 from training.warm_start.fit import FitError, FitSettings, Progress, fit, quiet
@@ -152,18 +154,26 @@ def load_checkpoint(where: str, revision: str | None = None) -> tuple[PreTrained
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+    from emorl_core.models.config import read_config, refuse_quantised
     from training.scorers.base import quiet_loading
 
     options: dict[str, Any] = {"revision": revision} if revision is not None else {}
+    folder = Path(where)
     try:
         with quiet_loading():
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+            if folder.is_dir():
+                refuse_quantised(read_config(folder))
+                tokenizer = load_tokenizer(folder)
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
             model = AutoModelForSeq2SeqLM.from_pretrained(
                 where, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options
             )
+    except BundleError as error:
+        raise FitError(f"base {error.message}", param="base") from None
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise FitError(f"base {Path(where).name!r} cannot be loaded: {reason}", param="base") from None
+        raise FitError(f"base {folder.name!r} cannot be loaded: {reason}", param="base") from None
     return model, tokenizer
 
 
