@@ -26,6 +26,7 @@ from emorl_core.patterns import Patterns
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MODULE_PREFIX = "base_model.model."  # PEFT's, before a module's path
+MOST_LETTERS = 300  # of a tensor's name
 _MOST_CONFIG = 2**22  # bytes; a pattern for each of thousands of modules has its place
 _MOST_WEIGHTS = 2**33
 _HEAD = "lm_head"
@@ -221,6 +222,8 @@ def _halves(tensors: Mapping[str, Tensor], name: str) -> dict[str, dict[str, Ten
     halves: dict[str, dict[str, Tensor]] = {}
     ways: dict[tuple[str, str], str] = {}
     for key, tensor in tensors.items():
+        if len(key) > MOST_LETTERS:
+            raise _refused(name, f"a tensor's name has {len(key):,} letters; allowed: up to {MOST_LETTERS}")
         # Saved by PEFT without the adapter's name, by some trainers with it (`lora_A.default.weight`).
         match = re.fullmatch(rf"({re.escape(MODULE_PREFIX)})?(.+)\.lora_([AB])(?:\.([^.]+))?\.weight", key)
         if match is None:
