@@ -15,17 +15,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from emorl_core.documents import read_json
 from emorl_core.errors import AdapterError
-from emorl_core.files import Missing, Unreadable, follow_umask, read_bytes
+from emorl_core.files import Missing, Unreadable, read_bytes
 from emorl_core.patterns import Patterns
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MODULE_PREFIX = "base_model.model."  # PEFT's, before a module's path
+MOST_LETTERS = 300  # of a tensor's name
 _MOST_CONFIG = 2**22  # bytes; a pattern for each of thousands of modules has its place
 _MOST_WEIGHTS = 2**33
 _HEAD = "lm_head"
@@ -164,9 +165,19 @@ def write_peft(
         tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = pair.b.to(torch.float32).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     known = base_sha256 or adapter.base_sha256
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"} | ({_BASE_HASH: known} if known else {}))
-    follow_umask(folder / WEIGHTS_FILE)
+    (folder / WEIGHTS_FILE).write_bytes(_serialised(tensors, {_BASE_HASH: known} if known else {}))
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _serialised(tensors: dict[str, Tensor], facts: dict[str, str]) -> bytes:
+    """A safetensors file. The library writes metadata in any order; here the same content gives the same bytes."""
+    data = save(tensors, {"format": "pt", **facts})
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def _check_options(config: Mapping[str, Any], name: str) -> None:
@@ -214,6 +225,8 @@ def _halves(tensors: Mapping[str, Tensor], name: str) -> dict[str, dict[str, Ten
     halves: dict[str, dict[str, Tensor]] = {}
     ways: dict[tuple[str, str], str] = {}
     for key, tensor in tensors.items():
+        if len(key) > MOST_LETTERS:
+            raise _refused(name, f"a tensor's name has {len(key):,} letters; allowed: up to {MOST_LETTERS}")
         # Saved by PEFT without the adapter's name, by some trainers with it (`lora_A.default.weight`).
         match = re.fullmatch(rf"({re.escape(MODULE_PREFIX)})?(.+)\.lora_([AB])(?:\.([^.]+))?\.weight", key)
         if match is None:

@@ -19,7 +19,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from emorl_core.adapters import MODULE_PREFIX, Adapter, LoraPair, checked_pair
+from emorl_core.adapters import MODULE_PREFIX, MOST_LETTERS, Adapter, LoraPair, checked_pair
 from emorl_core.errors import AdapterError
 from emorl_core.files import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
 
@@ -93,6 +93,8 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
             arrays: dict[str, np.ndarray] = {}
             for entry in entries:
                 key = entry.filename.removesuffix(".npy")
+                if len(key) > MOST_LETTERS:
+                    raise Unreadable(f"an array's name has {len(key):,} letters; allowed: up to {MOST_LETTERS}")
                 if key in arrays:
                     raise Unreadable(f"it holds {key!r} twice")
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -1,7 +1,8 @@
 """PEFT's `alpha_pattern` and `rank_pattern`: other values for some modules, by regular expressions.
 
 An adapter may come from a stranger, and an expression can keep Python's own engine busy for ever with the interpreter
-locked. `regex` gives up after a time and lets other threads run meanwhile.
+locked. `regex` gives up after a time and lets other threads run meanwhile. Its compiler knows no time: groups that
+repeat inside each other double each other's size. So only such expressions are compiled as pick modules by their paths.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import regex
 
 from emorl_core.files import Unreadable
 
-_MOST_LETTERS = 1000  # of one expression; a module's path has about fifty
+_MOST_LETTERS = 300  # of one expression; a module's path has about fifty
+_MOST_DEPTH = 4  # groups inside each other
+# Names, . * + ? | ^ $ [] () (?:) and repeats by number, those not of groups; \. and \- as `re.escape` writes them.
+_SYNTAX = re.compile(r"(?:[\w.*+?|^$\[\])-]|\((?!\?)|\(\?:|\\[.dDwW-]|(?<!\))\{\d{1,2}(?:,\d{0,2})?\})*")
 _MOST_S = 5.0  # of all matching for one table; a thousand modules and as many plain paths take less than one
 
 
@@ -42,6 +46,8 @@ class Patterns:
     def _compiled(self, key: str) -> Any:
         if len(key) > _MOST_LETTERS:
             raise Unreadable(f"{self._option} has a key of {len(key)} letters; allowed: up to {_MOST_LETTERS}")
+        if not _SYNTAX.fullmatch(key) or _depth(key) > _MOST_DEPTH:
+            raise Unreadable(f"{self._option} key {_cut(key)} is more than picks modules by their paths; write a path")
         pattern = rf"(.*\.)?({key})$"
         try:
             re.compile(pattern)  # what PEFT cannot read, no one trained with
@@ -59,6 +65,13 @@ class Patterns:
             ) from None
         self._left_s = max(1e-3, self._left_s - (time.perf_counter() - began))
         return found is not None
+
+
+def _depth(key: str) -> int:
+    depths = [0]
+    for letter in key:
+        depths.append(depths[-1] + (letter == "(") - (letter == ")"))
+    return max(depths)
 
 
 def _cut(key: str) -> str:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from emorl_core.bundle import BUNDLE_FILE, Bundle, bundle_folder, parse_spec, read_spec_bytes
 from emorl_core.errors import BundleError, EmorlError
-from emorl_core.files import check_regular, folder_hash
+from emorl_core.files import Unreadable, check_regular, folder_hash
 
 T = TypeVar("T")
 Stamp = tuple[int, ...]
@@ -125,6 +125,8 @@ class Snapshot:
             if own == str(error.filename):
                 raise
             raise BundleError(f"{own}: cannot be read: {error.strerror}") from None
+        except Unreadable as error:
+            raise BundleError(self._own(error.message)) from None
         except EmorlError as error:
             error.message = self._own(error.message)
             error.args = (error.message,)

@@ -89,6 +89,12 @@ def test_a_file_that_may_not_be_read_is_not_called_missing(folder: Path, monkeyp
     assert "Permission denied" in refusal(folder)
 
 
+def test_a_name_without_end_is_refused_and_not_repeated(folder: Path) -> None:
+    key = f"base_model.model.{'q' * 100_000}.lora_A.weight"
+    edit_weights(folder, lambda tensors: tensors.update({key: torch.ones(4, 32)}))
+    assert "a tensor's name has 100,031 letters; allowed: up to 300" in refusal(folder)
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
 def test_numbers_that_need_a_scale_of_their_own_are_refused(dtype: torch.dtype, folder: Path) -> None:
     edit_weights(folder, lambda tensors: tensors.update({KEY: torch.ones(4, 32).to(dtype)}))

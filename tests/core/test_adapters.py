@@ -189,6 +189,11 @@ def test_the_hash_of_another_base_is_doubted_whatever_the_names_say(plain_bundle
     assert list(of_another_base([adapter], "t5-base", "1" * 64)) == []
     assert "a base with other weights" in next(of_another_base([adapter], "t5-base", "2" * 64))
     assert list(of_another_base([adapter], "t5-base")) == [], "not known"
+    files = set()
+    for number in range(8):
+        write_peft(adapter, tmp_path / str(number), base_name="t5-base")
+        files.add((tmp_path / str(number) / WEIGHTS_FILE).read_bytes())
+    assert len(files) == 1, "the same adapter gives the same bytes"
     write_peft(adapter, tmp_path / "again")
     assert read_peft(tmp_path / "again", "empathy").base_sha256 == "1" * 64
 

@@ -141,6 +141,11 @@ def test_a_scaling_that_makes_the_update_infinite_is_refused(tmp_path: Path) -> 
     assert "has scale 1e+39, with which its B is beyond float32" in refusal(path)
 
 
+def test_a_name_without_end_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.npz", {**ENTRIES, f"{'q' * 10_000}_loraA.npy": saved(np.ones(3))})
+    assert "an array's name has 10,006 letters; allowed: up to 300" in refusal(path)
+
+
 def test_every_cut_of_a_file_is_one_line(tmp_path: Path) -> None:
     whole = npz(tmp_path / "a.npz", **GOOD_NPZ).read_bytes()
     for length in range(0, len(whole), 7):
