@@ -20,6 +20,7 @@ CORE_FLOORS: dict[str, int] = {
     "sampling": 0,
     "detokenize": 0,
     "precision": 0,
+    "disk": 0,
     "huge_pages": 0,
     "text_files": 0,
     "lanes": 1,
