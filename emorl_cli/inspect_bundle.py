@@ -144,11 +144,7 @@ def _examine_tokenizer(bundle: Bundle, folder: Path, model: LaneModel | None, re
         "template_tokens": around,
         "max_source_tokens": spec.max_source_tokens,
     }
-    if around >= spec.max_source_tokens:
-        faults.append(
-            f"prompt_template takes {around} tokens by itself; max_source_tokens is {spec.max_source_tokens}, "
-            "which leaves none for a prompt"
-        )
+    _attempt(faults, "prompt_template", lambda: spec.check_template(around))
     if model is not None and len(tokenizer) > model.vocab_size:
         faults.append(f"the tokenizer has {len(tokenizer)} entries; the base's vocabulary has {model.vocab_size}")
 

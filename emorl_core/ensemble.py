@@ -96,6 +96,7 @@ class Ensemble:
         if compile:
             model.compile_step()
         tokenizer = HuggingFaceTokenizer(folder)
+        bundle.spec.check_template(len(tokenizer.encode(bundle.spec.wrap(""))))
         engine = Engine(
             model, tokenizer.decode, bundle.spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes
         )
