@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name; default: this process's) and return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8")  # as everything that is read
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)  # as everything that is read
     args = argparse.Namespace()
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv), args)
@@ -94,7 +94,7 @@ def _file_trouble(error: Exception, *, resumable: bool) -> tuple[int, str] | Non
     if reason is not None:
         way_on = "; --resume goes on with what is finished" if resumable else ""
         return FAILED, f"{name or 'a file'} could not be written: {reason}; make room and run it again{way_on}"
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and error.strerror is not None:
         return BAD_INPUT, f"{name}: {error.strerror}" if name else error.strerror
     return None
 
@@ -102,7 +102,8 @@ def _file_trouble(error: Exception, *, resumable: bool) -> tuple[int, str] | Non
 def _give_up_stdout() -> None:
     """What is still to be printed goes nowhere; the interpreter would try once more and complain."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

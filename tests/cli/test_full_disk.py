@@ -6,7 +6,6 @@ The disk is full in earnest: no file may grow beyond a limit, which every verb m
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -227,10 +226,3 @@ def test_other_trouble_with_files_is_one_line_too(emorl, own_bundle: Path, tmp_p
     assert ran.code == 2
     assert ran.err.splitlines()[-1] == f"emorl: error: {tmp_path / 'file' / 'out'}: Not a directory"
     assert "Traceback" not in ran.err
-
-
-def test_output_is_utf_8_whatever_the_terminal_has() -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-m", "emorl_cli", "--help"], capture_output=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "COMMAND …" in done.stdout.decode("utf-8")
