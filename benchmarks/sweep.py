@@ -199,8 +199,10 @@ def main() -> int:
     args = parser.parse_args()
     import torch
 
+    from emorl_core.text_files import read_lines
+
     torch.set_num_threads(args.threads)
-    prompts = [line for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()][: args.count]
+    prompts = [line for line in read_lines(args.prompts) if line.strip()][: args.count]
     ours = Ours(args.bundle, prompts, args.slots, args.max_new_tokens)
     published = Published(ours) if args.published_points else None
     from training.search.spaces import ray

@@ -25,7 +25,11 @@ EXAMPLE_PROMPT = "I cannot keep up at work and I feel like a failure."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", default="8000", help="port to listen on (default 8000)")
-    parser.add_argument("--folder", type=Path, help="where the bundle is kept (default: a cache folder of yours)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the bundle is kept; a copy of the cached one, if it is there (default: the cache)",
+    )
     parser.add_argument("--rebuild", action="store_true", help="make it anew, whatever is there")
     parser.add_argument("--build-only", action="store_true", help="make the bundle, print its folder, do not serve")
     add_example(parser, "emorl demo", "emorl demo --port 8080", "emorl demo --folder my-demo --build-only")

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help=BUNDLE_HELP)
     parser.add_argument("prompt", nargs="?", help="the prompt; - reads prompts from standard input, one per line")
-    parser.add_argument("--prompts-file", metavar="FILE", help="prompts, one per line; - is standard input")
+    parser.add_argument(
+        "--prompts-file", metavar="FILE", help="prompts, one per line, each answered on its line; - is standard input"
+    )
     add_weight_options(parser)
     add_sampling_options(parser)
     parser.add_argument(

@@ -161,11 +161,7 @@ def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> None:
         "template_tokens": around,
         "max_source_tokens": spec.max_source_tokens,
     }
-    if around >= spec.max_source_tokens:
-        faults.append(
-            f"prompt_template takes {around} tokens by itself; max_source_tokens is {spec.max_source_tokens}, "
-            "which leaves none for a prompt"
-        )
+    _attempt(faults, "prompt_template", lambda: spec.check_template(around))
 
 
 def _examine_profiles(bundle: Bundle, report: Report) -> None:

@@ -127,6 +127,15 @@ class BundleSpec(_Strict):
         before, after = self.around
         return before + prompt + after
 
+    def check_template(self, tokens: int) -> None:
+        """tokens: what the template takes by itself. Raises `BundleError` when it leaves none for a prompt."""
+        if tokens >= self.max_source_tokens:
+            raise BundleError(
+                f"prompt_template takes {tokens} tokens by itself; max_source_tokens is {self.max_source_tokens}, "
+                "which leaves none for a prompt",
+                param="max_source_tokens",
+            )
+
     def profile_weights(self) -> dict[str, dict[str, float]]:
         return {name: dict(profile.weights) for name, profile in self.profiles.items()}
 

@@ -119,6 +119,7 @@ class Ensemble:
             use_huge_pages()
         if compile:
             model.compile_step()
+        bundle.spec.check_template(len(tokenizer.encode(bundle.spec.wrap(""))))
         engine = Engine(
             model, tokenizer.decode, bundle.spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes
         )

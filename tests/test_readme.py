@@ -72,7 +72,8 @@ def test_the_python_blocks(server: Live, bundle: Path) -> None:
     pytest.importorskip("openai")
     (over_http, in_process) = blocks(README, "python")
     reader = Reader(bundle.parent, server.url)
-    assert reader.python(over_http).strip()
+    assert (texts := reader.python(over_http).strip())
+    assert reader.python(over_http).strip() == texts  # greedy, as it says
     assert "stop" in (said := reader.python(in_process)) or "length" in said
     assert "FinishReason" not in said  # prints as a word
 
@@ -170,3 +171,28 @@ def test_the_command_does_what_it_says(
         assert served[0]["finish_reason"] in ("stop", "length")
     if verb in WRITES:
         assert any((folder / re.findall(r"--out (\S+)", command)[0]).iterdir())
+
+
+# --- what a clone looks like afterwards --------------------------------------------------------------------------------
+
+
+def written() -> set[str]:
+    """What the commands of the documents leave in a clone, with what lies beside it meanwhile."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    commands = [*COMMANDS, *(line for page in pages for line in lines(page.read_text(encoding="utf-8")))]
+    places = {place for line in commands for place in re.findall(r"(?:--out|--folder|--json|>) ([\w./-]+)", line)}
+    places |= {"search-my-bundle", "evaluation-demo", "my-bundle.run"}
+    tops = {Path(place).parts[0] for place in places if not place.endswith(".json")}
+    beside = {f".{top}.{end}" for top in tops for end in ("lock", "building/x", "partial/x")}
+    return {place if Path(place).suffix in (".json", ".jsonl", ".txt") else f"{place}/x" for place in places} | beside
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="no clone")
+def test_git_ignores_what_the_commands_leave() -> None:
+    names = written() | {"my-prompts.csv"}
+    assert {"my-bundle/x", "my-base/x", "scorers/reflection/x", ".my-bundle.lock"} <= names
+    command = ["git", "check-ignore", "--no-index", "--stdin"]
+    asked = subprocess.run(command, input="\n".join(names), cwd=ROOT, capture_output=True, text=True)
+    assert names - set(asked.stdout.splitlines()) == set()
+    tracked = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    assert tracked.stdout == "", "nothing of the project itself is ignored"

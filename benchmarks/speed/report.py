@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,11 +77,6 @@ def markdown(results: Results, targets: Sequence[dict[str, Any]]) -> str:
     lines += ["", *settings] if settings else []
     lines += ["", *(f"- {note}" for note in results.notes)] if results.notes else []
     return "\n".join(lines) + "\n"
-
-
-def line(results: Results, targets: Sequence[dict[str, Any]]) -> str:
-    """The JSON line for machines."""
-    return json.dumps(results.document(targets), allow_nan=False)
 
 
 def put_into(page: Path, text: str) -> None:

@@ -181,12 +181,17 @@ def test_a_run_goes_on_with_the_cases_that_its_file_lacks(
         plan.run(_plan(models, out, resume=True, threads=3))
 
 
-def test_the_command_measures_and_prints(emorl, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_measures_and_prints_a_table_and_writes_json_where_it_is_told_to(
+    emorl, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rounds, "Worker", InProcess)
-    result = emorl("bench", "--shape", "t5-tiny", "--case", "memory", "--dtype", "float32", "--folder", models)
-    assert result.code == 0
-    assert "adapters mb" in result.out
-    assert json.loads(result.out.splitlines()[-1])["format"] == FORMAT
+    argv = ("bench", "--shape", "t5-tiny", "--case", "memory", "--dtype", "float32", "--folder", models)
+    for options in ((), ("--json", tmp_path / "new.json")):
+        result = emorl(*argv, *options)
+        assert result.code == 0
+        assert "adapters mb" in result.out
+        assert "{" not in result.out
+    assert json.loads((tmp_path / "new.json").read_text())["format"] == FORMAT
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from emorl_core import Ensemble as LazyEnsemble
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE
+from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE, read_spec, write_spec
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import (
     AdapterError,
@@ -358,3 +358,21 @@ def test_events_carry_the_tag_of_their_request() -> None:
     events = drain(ensemble.engine)
     assert {type(event) for event in events} == {TokenEvent, Completion, Failure}
     assert all(event.tag == names[event.request_id] for event in events)
+
+
+def test_a_template_that_leaves_no_room_is_refused_as_inspect_refuses_it(plain_bundle: Path, tmp_path: Path) -> None:
+    from emorl_cli.inspect_bundle import examine
+
+    bundle = shutil.copytree(plain_bundle, tmp_path / "bundle")
+    spec = read_spec(bundle / BUNDLE_FILE)
+    around = len(Ensemble.load(bundle, device="cpu").tokenizer.encode(spec.wrap("")))
+    write_spec(bundle, spec.model_copy(update={"max_source_tokens": around}))
+    with pytest.raises(BundleError) as caught:
+        Ensemble.load(bundle, device="cpu")
+    assert caught.value.message == (
+        f"prompt_template takes {around} tokens by itself; max_source_tokens is {around}, which leaves none for a prompt"
+    )
+    assert examine(str(bundle))["faults"] == [caught.value.message]
+    write_spec(bundle, spec.model_copy(update={"max_source_tokens": around + 1}))
+    assert Ensemble.load(bundle, device="cpu")
+    assert examine(str(bundle))["valid"]

@@ -98,6 +98,17 @@ def test_a_malformed_csv_row_is_refused_by_its_line_or_skipped(tmp_path: Path, r
         load(tmp_path / "d.csv", data)
     kept = load(tmp_path / "d.csv", data, on_bad_row="skip")
     assert (read(kept), kept.skipped) == (ROWS, 1)
+    header, *rows = TABLE.encode().splitlines(keepends=True)
+    kept = load(tmp_path / "d.csv", b"".join([header, row, b"\n", *rows]), on_bad_row="skip")  # right after the header
+    assert (read(kept), kept.skipped) == (ROWS, 1)
+
+
+def test_a_file_without_a_header_is_not_quoted_at_length(tmp_path: Path) -> None:
+    said = "I cannot sleep since my mother went away in spring and nobody at home speaks of it"
+    for data in (f"{said},ok\na,b\n", f"{said},{said}\na,b\n"):
+        with pytest.raises(DataError) as caught:
+            load(tmp_path / "d.csv", data)
+        assert "went away in spring" not in caught.value.message
 
 
 PAIR = ["prompt", "hq1", "hq2", "mq1", "lq1", "lq2", "lq3", "lq4", "lq5"]

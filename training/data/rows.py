@@ -19,6 +19,7 @@ from training.spec import Spec
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 # float() also takes 1_0 and the digits of other scripts.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_SHOWN = 40  # characters of a name in a message; a file without a header has somebody's words there
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 csv.field_size_limit(2**24)  # the default of 128 KiB is below what a whole transcript in one cell can hold
 
@@ -87,7 +88,7 @@ def fault_in_value(value: object) -> str | None:
             texts.append(item)
         elif isinstance(item, dict):
             if isinstance(item, _Repeating):
-                return f"the key {item.key[:40]!r} twice"
+                return f"the key {item.key[:_SHOWN]!r} twice"
             waiting += [*item.keys(), *item.values()]
         elif isinstance(item, (list, tuple)):
             waiting += item
@@ -104,9 +105,10 @@ def csv_rows(text: str, name: str, tally: Tally, *, header: bool = False) -> Ite
 
     header: the first row names the columns, so it is refused whatever the policy when it is malformed.
     """
+    first = True
 
     def malformed(where: str, why: str) -> None:
-        if header and tally.rows == 1:
+        if header and first:
             raise DataError(f"{where}: {why}; it should name the columns", param="path")
         tally.malformed(where, why)
 
@@ -122,14 +124,16 @@ def csv_rows(text: str, name: str, tally: Tally, *, header: bool = False) -> Ite
             tally.rows += 1
             until = f"-{reader.line_num}" if reader.line_num > start else ""
             malformed(f"{where}{until}", f"not a CSV row ({error})")
+            first = False
             continue
         if not any(cell.strip() for cell in cells) or (start == 1 and cells == ["sep=", ""]):  # Excel's own first line
             continue
         tally.rows += 1
         if fault := fault_in(cells):
             malformed(where, f"the row holds {fault}")
-            continue
-        yield where, cells
+        else:
+            yield where, cells
+        first = False
 
 
 def csv_table(text: str, name: str, tally: Tally) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
@@ -147,7 +151,7 @@ def csv_table(text: str, name: str, tally: Tally) -> tuple[list[str], Iterator[t
     header = named([cell.strip() for cell in cells])
     twice = sorted({cell for cell in header if cell and header.count(cell) > 1})
     if twice:
-        raise DataError(f"{where}: the header names {twice[0]!r} twice", param="path")
+        raise DataError(f"{where}: the header names {twice[0][:_SHOWN]!r} twice", param="path")
 
     def table() -> Iterator[tuple[str, dict[str, str]]]:
         for where, row in rows:
@@ -181,7 +185,8 @@ def need_columns(header: list[str], wanted: Iterable[str], name: str) -> None:
     """Raises `DataError` naming the first missing column and what the file has."""
     for column in wanted:
         if column not in header:
-            raise DataError(f"{name}:1: no column {column!r}; it has {', '.join(header)}", param="path")
+            found = ", ".join(cell[:_SHOWN] for cell in header)
+            raise DataError(f"{name}:1: no column {column!r}; it has {found}", param="path")
 
 
 def jsonl_rows(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[str, object]]]:

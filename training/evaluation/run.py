@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from emorl_core.disk import disk_full
 from emorl_core.errors import EmorlError
 from emorl_core.files import folder_hash, replacing
 from training.data.records import Record, one_per_prompt
@@ -187,8 +188,11 @@ def _run_cell(out: Path, method: str, seed: int, run: RunCell, told: Report) -> 
         run(method, seed, told)
     except EmorlError as error:
         return write_failed(out, method, seed, error.message)
-    except Exception as error:  # noqa: BLE001 - one method's fault must not take the others' results with it
-        # Its text may quote a prompt, so the table tells its kind only; the rest is for whoever mends it.
+    except Exception as error:
+        if disk_full(error):
+            raise  # no fault of the method: its cell stays missing, and --resume runs it
+        # One method's fault must not take the others' results with it. Its text may quote a prompt, so the table tells
+        # its kind only; the rest is for whoever mends it.
         folder = cell_folder(out, method, seed)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emorl_core.files import replacing
 from training.config import RecipeError
 from training.rl.processes import Processes
 
@@ -47,7 +48,8 @@ class RunLog:
                 break  # the line that a killed run was writing
             if record["step"] <= step:
                 kept.append(line + "\n")
-        self._path.write_text("".join(kept), encoding="utf-8")
+        with replacing(self._path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
 
     def write(self, event: str, step: int, **values: Any) -> None:
         if not self._processes.is_main:

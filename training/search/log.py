@@ -1,7 +1,7 @@
 """Every evaluation of a search, one JSON line each, so that a killed search goes on where it stopped.
 
 A line holds no text: prompts are hashed in the first line, replies by their hashes. Only the last line can be torn
-(each batch is one write), and a torn one is cut off before anything is appended.
+(a batch is written from its first line to its last), and a torn one is cut off before anything is appended.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class EvaluationLog:
 
     def _write(self, values: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(value, allow_nan=False, separators=(",", ":")) + "\n" for value in values)
-        with open(self._path, "ab", buffering=0) as file:
+        with open(self._path, "ab") as file:  # buffered: unbuffered, a full disk would take a part and say nothing
             file.write(text.encode())
+            file.flush()
             os.fsync(file.fileno())

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emorl_core.files import replacing
 from training.scorers.base import ScorerError
 from training.scorers.cross_encoder import encode_pairs
 from training.scorers.learned.batches import Example, derived_seed, margin_loss, plan_epoch
@@ -106,12 +106,8 @@ class Fitting:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
-        scratch = partial / f"{STATE_FILE}.new"
-        with scratch.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, partial / STATE_FILE)
+        with replacing(partial / STATE_FILE) as temporary:
+            torch.save(state, temporary)
 
     def restore(self, file: Path, fingerprint: dict[str, Any]) -> None:
         import torch

@@ -183,7 +183,7 @@ def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise ScorerError(f"{out.name!r} already holds something; overwrite replaces it", param="out")
     if resume and not (partial / STATE_FILE).is_file():
         raise ScorerError(f"resume: there is no interrupted run of {out.name!r}", param="resume")
-    if partial.exists() and not (resume or overwrite):
+    if (partial / STATE_FILE).is_file() and not (resume or overwrite):
         raise ScorerError(
             f"an interrupted run of {out.name!r} is there; resume continues it, overwrite starts again", param="out"
         )
