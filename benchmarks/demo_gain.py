@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from emorl_core.ensemble import Ensemble
-from training.bootstrap import mean_interval, resamples
-from training.recipe import load_recipe
+from training.pipeline.prepare import distinct, load_data
+from training.recipe.recipe import load_recipe
 from training.scorers import Context, build_scorer
 from training.scorers.words import ngrams, words
-from training.setup import distinct, load_data
+from training.search.bootstrap import mean_interval, resamples
 
 
 def collapse(replies: list[str]) -> dict[str, float]:

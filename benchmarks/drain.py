@@ -59,14 +59,15 @@ class Report:
 
 async def run(target: Target, clients: int, pid: int, *, after_s: float, new_tokens: int) -> Report:
     """`clients` streams at once against the process `pid`, which gets SIGTERM after `after_s`; clients go on asking for
-    a second more."""
+    a second more, and at least once."""
     outcomes: dict[str, Counter[str]] = {"before": Counter(), "after": Counter()}
     in_flight = 0
     signalled: float | None = None
 
     async def client(dice: random.Random) -> None:
         nonlocal in_flight
-        while signalled is None or time.monotonic() < signalled + 1.0:
+        when = "before"
+        while signalled is None or when == "before" or time.monotonic() < signalled + 1.0:
             when = "before" if signalled is None else "after"
             in_flight += 1
             try:

@@ -14,11 +14,11 @@ from statistics import fmean
 
 from training.data.records import Record
 from training.data.sources import load_records
-from training.data.synthetic import generate
-from training.data.synthetic_frames import STYLES
-from training.data.synthetic_person import to_second_person
-from training.scorer_metrics import ranking_accuracy
+from training.data.synthetic.frames import STYLES
+from training.data.synthetic.grammar import generate
+from training.data.synthetic.person import to_second_person
 from training.scorers import Context, build_scorer
+from training.scorers.learned.metrics import ranking_accuracy
 
 RECORDS, KNOWN, SEED = 4000, 3000, 0  # the rest is what the trigram model never saw
 CHEAP: dict[str, Callable[[str], str]] = {

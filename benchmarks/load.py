@@ -177,6 +177,7 @@ def served(
 ) -> Iterator[tuple[str, int]]:
     """`emorl serve` for a bundle on a free port: its URL and its process id. `process`: more for `subprocess.Popen`."""
     flags = {"port": 0, "dtype": options.dtype, "slots": options.slots, "max-queue": options.max_queue}
+    flags["threads"] = options.threads
     # 600 s: on a slow machine clients wait longer, and that is all.
     flags |= {"queue-timeout-s": 600, "log-level": "warning"}
     flags |= settings or {}

@@ -31,13 +31,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.make_bundle import SHAPES, VOCABULARY, t5_config
-from emorl_core.models import load_model
-from training import losses
-from training.processes import Processes
-from training.prompts import Prompt
-from training.recipe import parse_recipe
+from emorl_core.models.registry import load_model
+from emorl_core.spelling import Spelling
+from training.data.prompts import Prompt
+from training.recipe.recipe import parse_recipe
+from training.rl import losses
+from training.rl.processes import Processes
+from training.rl.trainer import Task, Trainer
 from training.scorers import checked
-from training.trainer import Task, Trainer
 
 NAMES = ("reflection", "empathy", "fluency")
 RANK, ALPHA, DROPOUT, KL, RATE, CLIP = 8, 32, 0.05, 0.05, 1e-4, 2.0
@@ -51,6 +52,9 @@ class Ids:
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(map(str, ids))
+
+    def spell(self, token_id: int, *, first: bool) -> Spelling:
+        return Spelling.of_bytes(f"{'' if first else ' '}{token_id}".encode())
 
 
 def score(prompts: list[str], completions: list[str]) -> list[float]:  # noqa: ARG001

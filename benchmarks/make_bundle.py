@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from emorl_core.adapters import Adapter, LoraPair, write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
+from emorl_core.files import follow_umask
 
 # From the public configs of google-t5/t5-*: d_model, d_kv, d_ff, layers, heads.
 SHAPES: dict[str, tuple[int, int, int, int, int]] = {
@@ -92,6 +93,7 @@ def write_base(folder: Path, shape: str, *, seed: int = 0) -> None:
         tensors[f"{name}.weight"] = torch.randn(rows, columns) * scale
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    follow_umask(folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(t5_config(shape), indent=2) + "\n", encoding="utf-8")
     _write_tokenizer(folder)
 

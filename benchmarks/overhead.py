@@ -65,12 +65,9 @@ def measure(target: Target, bundle: Path, dtype: str, *, rounds: int, new_tokens
     Raises:
         Different: the two sides did not generate the same tokens.
     """
-    import torch
-
     from emorl_core.ensemble import Ensemble
 
-    torch.set_num_threads(threads)
-    ensemble = Ensemble.load(bundle, dtype=dtype)
+    ensemble = Ensemble.load(bundle, dtype=dtype, threads=threads)
     ensemble.warm_up()
     dice = random.Random(11)
     kept: list[Round] = []

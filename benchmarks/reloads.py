@@ -141,11 +141,9 @@ async def run(target: Target, admin: Target, pid: int, places: Places, reloads: 
     for result in await asyncio.gather(*others, return_exceptions=True):
         if not isinstance(result, asyncio.CancelledError):
             failed[type(result).__name__] += 1
-    wrong = [
-        each
-        for name, named in receipts.items()
-        for each in await asyncio.to_thread(replayed_otherwise, places, name, named)
-    ]
+    wrong: list[str] = []
+    for name, named in receipts.items():
+        wrong += await asyncio.to_thread(replayed_otherwise, places, name, named)
     return Report(dict(outcomes), signals, {name: len(named) for name, named in receipts.items()}, wrong, dict(failed))
 
 

@@ -36,8 +36,8 @@ PAPER = (0.78, 0.5, 0.06)  # the published best weights
 
 def path_of_the_paper(evaluate: Callable[[Sequence[Any]], None]) -> list[list[Any]]:
     """The points of each level, repeats included, on the way to the paper's weights."""
-    from training.search import search
-    from training.search_spaces import Cube
+    from training.search.grid import search
+    from training.search.spaces import Cube
 
     def score(points: Sequence[Any]) -> list[float]:
         evaluate(points)
@@ -67,7 +67,7 @@ class Ours:
     def search(self, *, infer: bool) -> dict[tuple[int, Any], str]:
         from training.data.records import Record
         from training.scorers import checked
-        from training.search_evaluation import Evaluator
+        from training.search.evaluator import Evaluator
 
         class Nothing:
             __name__ = "nothing"
@@ -98,8 +98,8 @@ class Ours:
     def separate(self, points: Sequence[Any]) -> dict[tuple[int, Any], str]:
         """One request per prompt and point, all of a level in the engine's queue at once; like a sweep's, without
         log-probabilities."""
-        from training.search_evaluation import _hash
-        from training.search_spaces import ray
+        from training.search.evaluator import _hash
+        from training.search.spaces import ray
 
         pairs = [(prompt, point) for point in points if any(point) for prompt in range(len(self.prompts))]
         requests = [
@@ -199,11 +199,13 @@ def main() -> int:
     args = parser.parse_args()
     import torch
 
+    from emorl_core.text_files import read_lines
+
     torch.set_num_threads(args.threads)
-    prompts = [line for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()][: args.count]
+    prompts = [line for line in read_lines(args.prompts) if line.strip()][: args.count]
     ours = Ours(args.bundle, prompts, args.slots, args.max_new_tokens)
     published = Published(ours) if args.published_points else None
-    from training.search_spaces import ray
+    from training.search.spaces import ray
 
     levels = path_of_the_paper(lambda points: None)
     requested = [point for level in levels for point in level]
@@ -251,7 +253,7 @@ def main() -> int:
         }
         notes["compared"] = len(texts["separate, rays"])
         if published is not None:
-            from training.search_evaluation import _hash
+            from training.search.evaluator import _hash
 
             differing = [
                 _hash(tokens) != texts["sweep"][prompt, ray(point)]

@@ -17,7 +17,7 @@ from emorl_cli.demo import default_folder  # noqa: E402
 from server.app import create_app  # noqa: E402
 from server.run import make_server  # noqa: E402
 from server.settings import Settings  # noqa: E402
-from training.demo import build_demo  # noqa: E402
+from training.pipeline.demo import build_demo  # noqa: E402
 
 PICTURE = ROOT / "docs" / "assets" / "playground.png"
 LARGEST_BYTES = 200_000

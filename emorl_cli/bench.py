@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--folder", type=Path, default=Path("runs/bench"), help="random models are kept here (default runs/bench)"
     )
-    files.add_argument("--json", type=Path, metavar="FILE", help="write the results, one line; grows case by case")
+    files.add_argument(
+        "--json", type=Path, metavar="FILE", help="keep the results as one line of JSON; grows case by case"
+    )
     files.add_argument("--resume", action="store_true", help="go on with the cases that FILE does not have")
     shown = parser.add_argument_group("what is shown of results, instead of measuring")
     only = shown.add_mutually_exclusive_group()
@@ -93,8 +95,6 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     print(report.terminal(results, targets))
-    if args.json is None:
-        print(report.line(results, targets))
     return 0
 
 

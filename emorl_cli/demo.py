@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emorl_cli.main import FAILED, complain
 from emorl_cli.options import add_example
 from emorl_cli.progress import Stages
 
 if TYPE_CHECKING:
     from emorl_core.bundle import BundleSpec
+    from server.settings import Settings
 
 EXAMPLE_PROMPT = "I cannot keep up at work and I feel like a failure."
 
@@ -21,7 +25,11 @@ EXAMPLE_PROMPT = "I cannot keep up at work and I feel like a failure."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", default="8000", help="port to listen on (default 8000)")
-    parser.add_argument("--folder", type=Path, help="where the bundle is kept (default: a cache folder of yours)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the bundle is kept; a copy of the cached one, if it is there (default: the cache)",
+    )
     parser.add_argument("--rebuild", action="store_true", help="make it anew, whatever is there")
     parser.add_argument("--build-only", action="store_true", help="make the bundle, print its folder, do not serve")
     add_example(parser, "emorl demo", "emorl demo --port 8080", "emorl demo --folder my-demo --build-only")
@@ -31,19 +39,19 @@ def run(args: argparse.Namespace) -> int:
     from emorl_cli.serving import check_address, serve
     from emorl_core.bundle import Bundle
     from server.settings import load_settings
-    from training.demo import build_demo
+    from training.pipeline.demo import is_built
 
     folder: Path = args.folder or default_folder()
-    settings = load_settings(host=args.host, port=args.port, bundle=str(folder))
-    if not args.build_only:
-        check_address(settings)
-    if args.rebuild or not folder.exists():
-        print(f"making the demo bundle in {folder}: a few minutes, once", file=sys.stderr, flush=True)
-    with Stages() as progress:
-        build_demo(folder, rebuild=args.rebuild, progress=progress)
+    settings = checking_hosts(load_settings(host=args.host, port=args.port, bundle=str(folder)))
     if args.build_only:
+        code = build_here(folder, rebuild=args.rebuild)
         print(folder)
-        return 0
+        return code
+    check_address(settings)
+    if args.rebuild or not is_built(folder):
+        code = build_apart(folder, rebuild=args.rebuild)
+        if code != 0:
+            return code  # why was said already
     spec = Bundle.open(folder).spec
 
     def ready(url: str) -> None:
@@ -53,9 +61,70 @@ def run(args: argparse.Namespace) -> int:
     return serve(settings, ready)
 
 
+def build_here(folder: Path, *, rebuild: bool) -> int:
+    """Make the bundle in this process, or copy it from the cache. Returns 0. Raises `EmorlError`."""
+    from training.pipeline.demo import build_demo, is_built
+
+    try:
+        cached = default_folder()
+    except RuntimeError:  # a user without a home, as in some containers
+        cached = folder
+    if rebuild or not (is_built(folder) or is_built(cached)):
+        print(f"making the demo bundle in {folder}: a few minutes, once", file=sys.stderr, flush=True)
+    with Stages() as progress:
+        build_demo(folder, rebuild=rebuild, cached=cached, progress=progress)
+    return 0
+
+
+def build_apart(folder: Path, *, rebuild: bool) -> int:
+    """Make the bundle in a process of its own, so that the memory of training is given back before serving begins.
+
+    Progress and complaints are that process's own, on the same stderr. What ends this process ends that one too.
+
+    Returns:
+        The exit code; 0 means that the bundle is there.
+    """
+    before = signal.signal(signal.SIGTERM, _exit)  # whose default would leave the other process behind
+    try:
+        with subprocess.Popen(build_command(folder, rebuild=rebuild), stdout=subprocess.DEVNULL) as build:
+            try:
+                code = build.wait()
+            except BaseException:
+                build.terminate()
+                build.wait()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code >= 0:
+        return code
+    name = signal.Signals(-code).name
+    complain(f"the demo's build was ended by {name}; the same command goes on where it stopped")
+    return FAILED
+
+
+def build_command(folder: Path, *, rebuild: bool) -> list[str]:
+    again = ["--rebuild"] if rebuild else []
+    return [sys.executable, "-m", "emorl_cli", "demo", "--folder", str(folder), "--build-only", *again]
+
+
+def _exit(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def checking_hosts(settings: Settings) -> Settings:
+    """Where nothing else keeps a page of some other site from speaking to the demo, the Host header does."""
+    from server.door.hosts import LOOPBACK_HOSTS
+
+    if settings.allowed_hosts or settings.api_keys or settings.api_keys_file:
+        return settings
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    own = () if host in ("", "0.0.0.0", "[::]", *LOOPBACK_HOSTS) else (host,)
+    return settings.model_copy(update={"allowed_hosts": (*LOOPBACK_HOSTS, *own)})
+
+
 def default_folder() -> Path:
     """One folder per kind of demo, so that a new version of it never serves or overwrites an old bundle."""
-    from training.demo import DemoSettings, build_key
+    from training.pipeline.demo import DemoSettings, build_key
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "emorl" / f"demo-{build_key(DemoSettings())[:12]}"

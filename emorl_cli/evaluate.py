@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import add_example, print_json
+from emorl_cli.options import add_example, add_threads_option, print_json, use_threads
 
 if TYPE_CHECKING:
-    from training.evaluate import RunCell
-    from training.recipe import Recipe
-    from training.setup import Data
+    from training.evaluation.run import RunCell
+    from training.pipeline.prepare import Data
+    from training.recipe.recipe import Recipe
 
 REFERENCE = "emorl"
 AB_OTHERS = ("uniform", "soups", "base")  # what the reference is rated against, unless --ab says otherwise
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--score-ab", type=Path, nargs="+", metavar="SHEET", help="read filled-in sheets, one per rater, and end"
     )
     texts.add_argument("--key", type=Path, metavar="FILE", help="with --score-ab (default ab-key.csv beside the sheet)")
+    add_threads_option(parser)
     parser.add_argument("--no-plots", action="store_true", help="draw nothing")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_example(
@@ -60,46 +61,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from training.evaluation_cells import EvaluationError
+    from training.evaluation.cells import EvaluationError
 
     if args.score_ab:
         return _score_ab(args)
     if args.recipe is None:
         raise EvaluationError("name a recipe, or --score-ab SHEET", param="recipe")
-    from training.baselines import method_names
-    from training.evaluate import open_run
-    from training.recipe import load_recipe
-    from training.setup import load_data
+    from training.evaluation.methods import method_names
+    from training.evaluation.run import open_run
+    from training.pipeline.prepare import load_data
+    from training.recipe.recipe import load_recipe
+    from training.search.plots import MISSING, installed
 
     recipe = load_recipe(args.recipe, args.set)
     known = method_names(recipe)
     if args.list:
         print_json(list(known)) if args.json else print("\n".join(known))
         return 0
-    wanted = _wanted(args, known)
+    plots = not args.no_plots and installed()
+    wanted = _wanted(args, known, plots)
     if args.report_only and args.overwrite:
         raise EvaluationError("--report-only and --overwrite exclude each other", param="overwrite")
-    if wanted.plots:
-        from training.search_plots import check_installed
-
-        check_installed()
     folder = args.recipe.resolve().parent
     out = args.out or Path(f"evaluation-{recipe.name}")
     if args.report_only and not out.is_dir():
         raise EvaluationError(f"--out {out}: there is no such folder to report on", param="out")
+    use_threads(args.threads, recipe.compute.device)
     data = load_data(recipe, folder)
     with open_run(out, recipe, folder, data, resume=args.resume or args.report_only, overwrite=args.overwrite):
         found = _run(args, out, wanted, recipe, folder, data)
-    return _tell(args, out, found)
+    code = _tell(args, out, found, plots)
+    if not args.no_plots and not plots:
+        _say(f"nothing is drawn: {MISSING}")
+    return code
 
 
 def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
     from emorl_cli.progress import Stages
-    from training.evaluate import Report, judge, run_cells
+    from training.evaluation.run import Report, judge, run_cells
 
     def prepare() -> RunCell:
-        from training.baselines import prepare as prepare_methods
-        from training.baselines import run_cell
+        from training.evaluation.methods import prepare as prepare_methods
+        from training.evaluation.methods import run_cell
 
         settings = recipe.evaluation
         experiment = prepare_methods(
@@ -121,9 +124,9 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _wanted(args: argparse.Namespace, known: Sequence[str]) -> Any:
-    from training.evaluate import Wanted
-    from training.evaluation_cells import EvaluationError
+def _wanted(args: argparse.Namespace, known: Sequence[str], plots: bool) -> Any:
+    from training.evaluation.cells import EvaluationError
+    from training.evaluation.run import Wanted
     from training.spec import nearest
 
     methods = tuple(args.methods.split(",")) if args.methods else tuple(known)
@@ -149,12 +152,12 @@ def _wanted(args: argparse.Namespace, known: Sequence[str]) -> Any:
         _pairs(args.ab, ordered, reference),
         args.ab_items,
         args.side_by_side,
-        not args.no_plots,
+        plots,
     )
 
 
 def _pairs(given: Sequence[str], methods: Sequence[str], reference: str | None) -> tuple[tuple[str, str], ...]:
-    from training.evaluation_cells import EvaluationError
+    from training.evaluation.cells import EvaluationError
 
     if not given:
         return tuple((reference, other) for other in AB_OTHERS if reference is not None and other in methods)
@@ -167,15 +170,15 @@ def _pairs(given: Sequence[str], methods: Sequence[str], reference: str | None) 
     return tuple(pairs)
 
 
-def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any]) -> int:
-    from training.evaluation_results import failures
+def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any], plots: bool) -> int:
+    from training.evaluation.results import failures
 
     failed = failures(found)
     if args.json:
         print_json(found)
     else:
         print("\n".join(result_lines(found)))
-        print(f"{out}: results.md, results.csv, results.json, side-by-side.md{'' if args.no_plots else ', plots'}")
+        print(f"{out}: results.md, results.csv, results.json, side-by-side.md{', plots' if plots else ''}")
     for name, seed, why in failed:
         print(f"{name}, seed {seed}: failed: {why}", file=sys.stderr)
     return 1 if failed else 0
@@ -183,7 +186,7 @@ def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any]) -> int:
 
 def result_lines(found: Mapping[str, Any]) -> list[str]:
     """One line per method."""
-    from training.evaluation_report import shown
+    from training.evaluation.report import shown
 
     width = max(map(len, found["methods"]))
     lines = [f"mean reward on {found['test_prompts']} held-out prompts, 95 % interval over prompts ± spread over seeds"]
@@ -198,8 +201,8 @@ def result_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _score_ab(args: argparse.Namespace) -> int:
-    from training.evaluation_ab import score_sheets
-    from training.evaluation_cells import EvaluationError
+    from training.evaluation.blind import score_sheets
+    from training.evaluation.cells import EvaluationError
 
     if args.recipe is not None:
         raise EvaluationError("--score-ab reads sheets only; leave the recipe out", param="score_ab")

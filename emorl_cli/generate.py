@@ -6,19 +6,23 @@ import argparse
 import sys
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorl_cli.options import (
     BUNDLE_HELP,
+    STDIN,
+    STDIN_NAME,
     add_device_options,
     add_example,
     add_sampling_options,
+    add_threads_option,
     add_weight_options,
     parse_weights,
     print_json,
-    read_lines,
+    read_source,
     sampling_fields,
+    use_threads,
+    utf_8,
 )
 from emorl_cli.progress import Progress
 
@@ -27,13 +31,13 @@ if TYPE_CHECKING:
     from emorl_core.errors import EmorlError
     from emorl_core.types import Completion
 
-STDIN = "-"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help=BUNDLE_HELP)
     parser.add_argument("prompt", nargs="?", help="the prompt; - reads prompts from standard input, one per line")
-    parser.add_argument("--prompts-file", metavar="FILE", help="prompts, one per line; - is standard input")
+    parser.add_argument(
+        "--prompts-file", metavar="FILE", help="prompts, one per line, each answered on its line; - is standard input"
+    )
     add_weight_options(parser)
     add_sampling_options(parser)
     parser.add_argument(
@@ -44,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document per line, fields as in POST /generate")
     parser.add_argument("--slots", type=int, default=16, metavar="N", help="prompts that run at once (default 16)")
     add_device_options(parser)
+    add_threads_option(parser)
     add_example(
         parser,
         'emorl generate my-bundle "I can\'t keep up at work." --weights reflection=0.7,empathy=0.3 --stream',
@@ -68,13 +73,14 @@ def run(args: argparse.Namespace) -> int:
         "attribution": args.attribution,
         **sampling_fields(args),
     }
-    prompts = _read_prompts(source) if source is not None else {1: _text(args.prompt, "the prompt")}
+    lines = _read_lines(source) if source is not None else [utf_8(args.prompt, "the prompt")]
 
     from emorl_core.ensemble import Ensemble
 
+    use_threads(args.threads, args.device, say=False)
     ensemble = Ensemble.load(args.bundle, device=args.device, dtype=args.dtype, slots=args.slots)
     if source is not None:
-        return _many(ensemble, prompts, fields, as_json=args.json)
+        return _many(ensemble, lines, fields, as_json=args.json)
     completion = _stream(ensemble, args.prompt, fields) if args.stream else ensemble.generate(args.prompt, **fields)
     if args.json:
         print_json(_answer(ensemble, completion))
@@ -88,27 +94,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_prompts(source: str) -> dict[int, str]:
-    """Line number -> prompt; blank lines are left out."""
+def _read_lines(source: str) -> list[str]:
+    """One prompt per line, and blank lines."""
     from emorl_core.errors import InvalidRequest
+    from emorl_core.text_files import lines_of
 
-    from_stdin = source == STDIN
-    lines = _text(sys.stdin.read(), "standard input").splitlines() if from_stdin else read_lines(Path(source))
-    prompts = {number: line for number, line in enumerate(lines, start=1) if line.strip()}
-    if not prompts:
-        raise InvalidRequest(f"{'standard input' if from_stdin else source}: holds no prompt; write one per line")
-    return prompts
-
-
-def _text(text: str, what: str) -> str:
-    """Python carries bytes that are no UTF-8 as half surrogate pairs, which no tokenizer takes."""
-    from emorl_core.errors import InvalidRequest
-
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InvalidRequest(f"{what} is not UTF-8 text", param="prompt") from None
-    return text
+    lines = lines_of(read_source(source))
+    if not any(line.strip() for line in lines):
+        raise InvalidRequest(f"{STDIN_NAME if source == STDIN else source}: holds no prompt; write one per line")
+    return lines
 
 
 def _stream(ensemble: Ensemble, prompt: str, fields: dict[str, Any]) -> Completion:
@@ -122,28 +116,31 @@ def _stream(ensemble: Ensemble, prompt: str, fields: dict[str, Any]) -> Completi
     return completion
 
 
-def _many(ensemble: Ensemble, prompts: dict[int, str], fields: dict[str, Any], *, as_json: bool) -> int:
-    """Answers in the order of the prompts, each as soon as those before it are there.
+def _many(ensemble: Ensemble, lines: list[str], fields: dict[str, Any], *, as_json: bool) -> int:
+    """Answers in the order of the lines, each as soon as those before it are there.
 
-    A prompt that fails is reported and leaves an empty line (or an error document), so that output lines and prompts
-    stay in step. The exit code is 2 when a prompt could not be served, 1 when one failed inside the engine.
+    Output lines and input lines stay in step: a blank line, a prompt that fails (which is reported) and one that an
+    interruption left unfinished give an empty line. JSON documents name their line; blank lines have none. The exit
+    code is 2 when a prompt could not be served, 1 when one failed inside the engine.
     """
     from emorl_core.errors import EmorlError, EngineError
 
+    prompts = {number: line for number, line in enumerate(lines, start=1) if line.strip()}
     results: dict[int, Completion | EmorlError] = {}
-    unwritten = deque(prompts)  # line numbers
+    unwritten = deque(range(1, len(lines) + 1))
     try:
         with Progress("prompts", total=len(prompts)) as progress:
             for number, result in _answers(ensemble, prompts, fields):
                 results[number] = result
                 progress.step()
-                while unwritten and unwritten[0] in results:
+                while unwritten and (unwritten[0] in results or unwritten[0] not in prompts):
                     line = unwritten.popleft()
-                    _write(ensemble, line, results[line], as_json=as_json)
+                    _write(ensemble, line, results.get(line), as_json=as_json)
     finally:
+        last = max(results, default=0)
         for line in unwritten:  # interrupted: what is finished is not lost
-            if line in results:
-                _write(ensemble, line, results[line], as_json=as_json)
+            if line <= last:
+                _write(ensemble, line, results.get(line), as_json=as_json)
     failures = [result for result in results.values() if isinstance(result, EmorlError)]
     if not failures:
         return 0
@@ -180,11 +177,15 @@ def _answers(
                 yield line_of.pop(event.request_id), event.error
 
 
-def _write(ensemble: Ensemble, line: int, result: Completion | EmorlError, *, as_json: bool) -> None:
+def _write(ensemble: Ensemble, line: int, result: Completion | EmorlError | None, *, as_json: bool) -> None:
+    """One line of output; for a line without a result an empty one, or none among JSON documents."""
     from emorl_core.types import Completion
-    from server.errors import error_object
+    from server.door.errors import error_object
 
-    if isinstance(result, Completion):
+    if result is None:
+        if not as_json:
+            print(flush=True)
+    elif isinstance(result, Completion):
         if as_json:
             print_json({"line": line, **_answer(ensemble, result)})
         else:
@@ -198,7 +199,7 @@ def _write(ensemble: Ensemble, line: int, result: Completion | EmorlError, *, as
 
 def _answer(ensemble: Ensemble, completion: Completion) -> dict[str, Any]:
     """The answer of POST /generate, so that a script reads both the same way."""
-    from server.schemas import answer
+    from server.api.generation_fields import answer
 
     return answer(completion, ensemble.name, ensemble.lanes)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
 
 from emorl_cli.options import add_example, print_json
@@ -24,28 +22,25 @@ def run(args: argparse.Namespace) -> int:
 
     file: Path = args.file
     out: Path = args.out
-    if not file.is_file():
-        raise AdapterError(f"{file}: no such file")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AdapterError(f"--out {out}: already holds something; name a new or an empty folder")
 
     import torch
 
-    from emorl_core.adapters import read_npz, write_peft
+    from emorl_core.adapters import write_peft
     from emorl_core.bundle import hub_folder
-    from emorl_core.models import load_model
+    from emorl_core.files import appearing, weights_hash
+    from emorl_core.models.registry import load_model
+    from emorl_core.npz import read_npz
 
     adapter = read_npz(file, file.stem)
     is_folder = Path(args.base).is_dir()
     base = Path(args.base) if is_folder else hub_folder(args.base, args.revision)
     load_model(base, device=torch.device("cpu"), dtype=torch.float32).attach([adapter])  # raises when it does not fit
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+    with appearing(out) as written:
         # A folder's path says nothing on another machine, so only a hub id is recorded as the base.
-        written = Path(scratch) / "adapter"
-        write_peft(adapter, written, base_name=None if is_folder else args.base)
-        os.replace(written, out)  # whole or not at all
+        write_peft(adapter, written, base_name=None if is_folder else args.base, base_sha256=weights_hash(base))
     ranks = sorted({pair.rank for pair in adapter.modules.values()})
     if args.json:
         report = {"out": str(out), "modules": len(adapter.modules), "ranks": ranks, "parameters": adapter.parameters}

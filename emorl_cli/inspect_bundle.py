@@ -12,7 +12,7 @@ from emorl_cli.options import BUNDLE_HELP, add_example, print_json
 if TYPE_CHECKING:
     from emorl_core.adapters import Adapter
     from emorl_core.bundle import Bundle
-    from emorl_core.models import LaneModel
+    from emorl_core.models.family import LaneModel
 
 T = TypeVar("T")
 Report = dict[str, Any]
@@ -42,13 +42,13 @@ def examine(where: str, *, dtype: str = "float32") -> Report:
     """Open and load everything a bundle names, on the CPU, and collect every fault instead of stopping at the first.
 
     Returns:
-        JSON-ready: `valid`, `faults` (one line each), `notes`, and what was found as far as it could be read: `name`,
-        `base`, `tokenizer`, `objectives`, `profiles`, `parameter_bytes`.
+        JSON-ready: `valid`, `faults`, `warnings` (of what serves and may be wrong) and `notes`, one line each, and what
+        was found as far as it could be read: `name`, `base`, `tokenizer`, `objectives`, `profiles`, `parameter_bytes`.
     """
     from emorl_core.bundle import Bundle
 
     faults: list[str] = []
-    report: Report = {"bundle": where, "valid": False, "faults": faults, "notes": []}
+    report: Report = {"bundle": where, "valid": False, "faults": faults, "warnings": [], "notes": []}
     bundle = _attempt(faults, "bundle", lambda: Bundle.open(where))
     if bundle is not None:
         report["name"] = bundle.spec.name
@@ -67,7 +67,8 @@ def _attempt(faults: list[str], what: str, action: Callable[[], T]) -> T | None:
     try:
         return action()
     except EmorlError as error:
-        faults.append(error.message)
+        if error.message not in faults:  # the base and its tokenizer read the same files
+            faults.append(error.message)
     except Exception as error:  # noqa: BLE001  any kind of broken file
         faults.append(f"{what}: cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
     return None
@@ -77,14 +78,16 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
     """The base, its tokenizer, and every adapter by itself against the base."""
     import torch
 
-    from emorl_core.adapters import read_peft
-    from emorl_core.models import load_model, read_config
+    from emorl_core.adapters import of_another_base, read_peft
+    from emorl_core.files import weights_hash
+    from emorl_core.models.config import read_config
+    from emorl_core.models.registry import load_model
     from emorl_core.precision import DTYPES
 
     faults: list[str] = report["faults"]
     spec = bundle.spec
     report["base"] = {"source": spec.base.path or spec.base.hub}
-    folder = _attempt(faults, "base", bundle.base_folder)
+    folder = _attempt(faults, "base", lambda: _checked(bundle.base_folder()))
     model: LaneModel | None = None
     if folder is not None:
         config = _attempt(faults, "base", lambda: read_config(folder)) or {}
@@ -93,19 +96,21 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
             model = _attempt(
                 faults, "base", lambda: load_model(folder, device=torch.device("cpu"), dtype=DTYPES[dtype])
             )
-        _examine_tokenizer(bundle, folder, model, report)
+        _examine_tokenizer(bundle, folder, report)
 
     report["objectives"] = {}
+    read: list[Adapter] = []
     fitting: list[Adapter] = []
     for name, objective in spec.objectives.items():
         adapter = _attempt(
             faults,
             f"adapter {name!r}",
-            lambda name=name: read_peft(bundle.adapter_folder(name), name, expected_base=spec.base.hub),  # type: ignore[misc]
+            lambda name=name: read_peft(bundle.adapter_folder(name), name),  # type: ignore[misc]
         )
         report["objectives"][name] = {"adapter": objective.adapter, "description": objective.description}
         if adapter is None:
             continue
+        read.append(adapter)
         pairs = adapter.modules.values()
         report["objectives"][name] |= {
             "modules": len(adapter.modules),
@@ -119,6 +124,10 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
             _attempt(faults, f"adapter {name!r}", lambda adapter=adapter: model.attach([adapter]))  # type: ignore[misc]
             if len(faults) == before:
                 fitting.append(adapter)
+    base_hash = None
+    if folder is not None and any(adapter.base_sha256 for adapter in read):  # it takes a reading of the whole base
+        base_hash = _attempt(faults, "base", lambda: weights_hash(folder))
+    report["warnings"] += of_another_base(read, spec.base.hub, base_hash)
     if model is not None and len(fitting) == len(spec.objectives):
         model.attach(fitting)
         sizes = model.parameter_bytes()
@@ -129,7 +138,15 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
         }
 
 
-def _examine_tokenizer(bundle: Bundle, folder: Path, model: LaneModel | None, report: Report) -> None:
+def _checked(folder: Path) -> Path:
+    """The folder, in which every file is one: what libraries read in it could hang at a FIFO."""
+    from emorl_core.files import check_folder
+
+    check_folder(folder)
+    return folder
+
+
+def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> None:
     from emorl_core.tokenizer import HuggingFaceTokenizer
 
     faults: list[str] = report["faults"]
@@ -137,20 +154,14 @@ def _examine_tokenizer(bundle: Bundle, folder: Path, model: LaneModel | None, re
     tokenizer = _attempt(faults, "tokenizer", lambda: HuggingFaceTokenizer(folder))
     if tokenizer is None:
         return
-    around = len(tokenizer.encode(spec.wrap("")))
+    around = len(tokenizer.encode_prompt("", *spec.around))
     report["tokenizer"] = {
         "entries": len(tokenizer),
         "prompt_template": spec.prompt_template,
         "template_tokens": around,
         "max_source_tokens": spec.max_source_tokens,
     }
-    if around >= spec.max_source_tokens:
-        faults.append(
-            f"prompt_template takes {around} tokens by itself; max_source_tokens is {spec.max_source_tokens}, "
-            "which leaves none for a prompt"
-        )
-    if model is not None and len(tokenizer) > model.vocab_size:
-        faults.append(f"the tokenizer has {len(tokenizer)} entries; the base's vocabulary has {model.vocab_size}")
+    _attempt(faults, "prompt_template", lambda: spec.check_template(around))
 
 
 def _examine_profiles(bundle: Bundle, report: Report) -> None:
@@ -204,6 +215,7 @@ def render(report: Report) -> str:
             f"= {held['ratio']:.3f} x the base alone, in {held['dtype']}"
         )
     lines += [f"note        {note}" for note in report["notes"]]
+    lines += [f"warning     {warning}" for warning in report["warnings"]]
     lines += [f"fault       {fault}" for fault in report["faults"]]
     count = len(report["faults"])
     lines.append("valid" if report["valid"] else f"not valid: {count} fault{'s' if count > 1 else ''}")

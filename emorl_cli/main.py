@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from server.signals import stand_by
+from server.serving.signals import stand_by
 
 # verb -> (module, what it does). The order is the order of `emorl --help`.
 VERBS: dict[str, tuple[str, str]] = {
@@ -60,22 +61,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name; default: this process's) and return the exit code."""
     if argv is None and sys.argv[1:2] and sys.argv[1] in SERVING:  # else the process is somebody else's
         stand_by()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)  # as everything that is read
+    args = argparse.Namespace()
     try:
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()  # a reader that went away shows here, not in the interpreter's last breath
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv), args)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a reader that went away shows here, not in the interpreter's last breath
         return code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return BROKEN_PIPE
     except Exception as error:
         from emorl_core.errors import EmorlError, EngineError  # only now: `--help` needs no engine
 
-        if not isinstance(error, EmorlError):
+        if isinstance(error, EmorlError):
+            complain(error.message)
+            return FAILED if isinstance(error, EngineError) else BAD_INPUT
+        trouble = _file_trouble(error, resumable=hasattr(args, "resume"))
+        if trouble is None:
             raise  # a fault of ours: the traceback is what helps
-        complain(error.message)
-        return FAILED if isinstance(error, EngineError) else BAD_INPUT
+        code, line = trouble
+        complain(line)
+        _give_up_stdout()
+        return code
+
+
+def _file_trouble(error: Exception, *, resumable: bool) -> tuple[int, str] | None:
+    """Exit code and line for a file that cannot be read or written; None for every other error."""
+    from emorl_core.disk import disk_full
+
+    # A copy fails with two names: what was read, and what could not be written.
+    name = (error.filename2 or error.filename) if isinstance(error, OSError) else None
+    reason = disk_full(error)
+    if reason is not None:
+        way_on = "; --resume goes on with what is finished" if resumable else ""
+        return FAILED, f"{name or 'a file'} could not be written: {reason}; make room and run it again{way_on}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return BAD_INPUT, f"{name}: {error.strerror}" if name else error.strerror
+    return None
+
+
+def _give_up_stdout() -> None:
+    """What is still to be printed goes nowhere; the interpreter would try once more and complain."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(message: str) -> None:
@@ -83,7 +119,8 @@ def complain(message: str) -> None:
     print("emorl: error:", " ".join(message.split()), file=sys.stderr)
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str], args: argparse.Namespace) -> int:
+    """Fills `args` and runs the verb."""
     first = argv[0] if argv else "--help"
     if first in ("-h", "--help", "help"):
         print(_overview())
@@ -102,7 +139,7 @@ def _dispatch(argv: list[str]) -> int:
     verb = importlib.import_module(module_name)
     parser = Parser(prog=f"emorl {first}", description=summary[0].upper() + summary[1:] + ".")
     verb.add_arguments(parser)
-    code: int = verb.run(parser.parse_args(argv[1:]))
+    code: int = verb.run(parser.parse_args(argv[1:], args))
     return code
 
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from emorl_core.types import Threads
+
+STDIN, STDIN_NAME = "-", "standard input"
+ESCAPED_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}  # JSON escapes the others itself
 BUNDLE_HELP = "a bundle folder, or a Hugging Face hub id (owner/name)"
 
 
@@ -25,6 +31,36 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "bfloat16"),
         help="precision of the matrices; auto: bfloat16 where the device does it well",
     )
+
+
+def add_threads_option(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """`--threads`, for `use_threads` or `Ensemble.load`."""
+    parser.add_argument(
+        "--threads",
+        type=lambda text: int(text) if text.isdecimal() and len(text) < 5 else text,
+        default="auto",
+        metavar="N",
+        help=f"to compute with on a CPU (default auto: the fastest number, measured at the start){more}",
+    )
+
+
+def use_threads(threads: Threads, device: str, *, say: bool = True) -> None:
+    """Compute with as many threads from now on, on a CPU; `say` it on stderr.
+
+    Raises:
+        InvalidRequest: what is no number of threads.
+    """
+    import torch
+
+    from emorl_core.threads import check_threads, fastest_threads
+
+    if check_threads(threads) == "auto":
+        if device != "cpu" and torch.cuda.is_available():
+            return
+        threads = fastest_threads()
+    torch.set_num_threads(int(threads))
+    if say:
+        print(f"computing with {threads} thread{'s' if int(threads) > 1 else ''}", file=sys.stderr)
 
 
 def add_weight_options(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +90,23 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The sampling options as the keywords of `Ensemble.request`."""
     names = ("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
-    return {**{name: getattr(args, name) for name in names}, "stop": tuple(args.stop)}
+    return {**{name: getattr(args, name) for name in names}, "stop": tuple(utf_8(text, "--stop") for text in args.stop)}
+
+
+def utf_8(text: str, what: str) -> str:
+    """An argument that is text.
+
+    Raises:
+        InvalidRequest: it holds bytes that are not UTF-8; Python carries them as half surrogate pairs, which no
+            tokenizer takes.
+    """
+    from emorl_core.errors import InvalidRequest
+
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{what} is not UTF-8 text", param="prompt") from None
+    return text
 
 
 def parse_weights(text: str | None) -> dict[str, float] | None:
@@ -83,21 +135,25 @@ def parse_weights(text: str | None) -> dict[str, float] | None:
     return weights
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file.
+def read_source(source: str) -> str:
+    """The text of a file, or of standard input for `-`, whatever encoding the terminal has.
 
     Raises:
-        InvalidRequest: it cannot be read.
+        TextFileError: it cannot be read.
     """
-    from emorl_core.errors import InvalidRequest
+    from emorl_core.text_files import TextFileError, decode, read_text
 
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InvalidRequest(f"{path}: cannot be read: {reason}") from None
+    if source != STDIN:
+        return read_text(Path(source))
+    if sys.stdin is None:
+        raise TextFileError(STDIN_NAME, "it is closed")
+    return decode(sys.stdin.buffer.read(), STDIN_NAME)
 
 
 def print_json(value: object) -> None:
-    """One JSON document on one line of stdout. What JSON has no word for (a date in a bundle's origin) becomes text."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str), flush=True)
+    """One JSON document on one line of stdout. What JSON has no word for (a date in a bundle's origin) becomes text.
+
+    What some readers take for the end of a line is escaped, so that documents and lines stay in step.
+    """
+    document = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+    print(document.translate(ESCAPED_LINE_ENDS), flush=True)

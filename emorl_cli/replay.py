@@ -8,18 +8,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import BUNDLE_HELP, add_example, print_json
+from emorl_cli.options import BUNDLE_HELP, STDIN, STDIN_NAME, add_example, print_json, read_source
 
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
-    from server.receipt import Identity, Prompt, Receipt
+    from emorl_core.snapshot import Snapshot
+    from server.serving.receipt import Identity, Prompt, Receipt
 
-STDIN = "-"
 SAME, NOT_SAME = 0, 1
 
 
@@ -82,25 +80,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit codes: 0 the same tokens; 1 not the same, or they cannot be; 2 bad input."""
-    from emorl_core.bundle import Bundle
-    from server.receipt import Identity
-
     if args.receipt == args.prompt_file == STDIN:
         raise _refusal("receipt and --prompt-file cannot both be standard input", "prompt_file")
     receipts = read_receipts(args.receipt)
     prompts = [_prompt(receipt, args.prompt_file) for receipt in receipts]
     where = args.bundle or _bundle_of(receipts[0])
-    bundle = Bundle.open(where)
-    now = Identity.of(bundle)
-    findings = [_examine(receipt, prompt, now) for receipt, prompt in zip(receipts, prompts, strict=True)]
-    ensemble: Ensemble | None = None
-    for finding, receipt, prompt in zip(findings, receipts, prompts, strict=True):
-        if args.anyway or not (finding.damage or finding.mismatches):
-            ensemble = ensemble or _load(where, receipt, args.device, args.dtype)
-            _replay(ensemble, finding, receipt, prompt)
+    name, findings = _find_out(where, receipts, prompts, args)
     same = all(finding.same for finding in findings)
     if args.json:
-        print_json({"same": same, "bundle": now.bundle, "receipts": [_facts(finding) for finding in findings]})
+        print_json({"same": same, "bundle": name, "receipts": [_facts(finding) for finding in findings]})
     else:
         print("\n".join(line for finding in findings for line in finding.lines()))
     return SAME if same else NOT_SAME
@@ -117,16 +105,16 @@ def read_receipts(source: str) -> list[Receipt]:
     """
     from pydantic import ValidationError
 
-    from server.receipt import Receipt
+    from emorl_core.documents import parse_json
+    from emorl_core.files import Unreadable
+    from server.serving.receipt import Receipt
 
-    name = "standard input" if source == STDIN else source
-    text = _read(source, "receipt")
+    name = STDIN_NAME if source == STDIN else source
+    text = read_source(source)
     try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _refusal(f"{name}: not JSON, or cut short: {error.msg} in line {error.lineno}", "receipt") from None
-    except RecursionError:
-        raise _refusal(f"{name}: nested too deeply to be a receipt", "receipt") from None
+        document = parse_json(text)
+    except Unreadable as error:
+        raise _refusal(f"{name}: not JSON, or cut short: it {error.reason}", "receipt") from None
     found = _find(document)
     if not found:
         raise _refusal(f'{name}: holds no receipt; a request gets one by "receipt": true', "receipt")
@@ -159,14 +147,16 @@ def _find(document: Any) -> list[Any]:
 
 def _prompt(receipt: Receipt, prompt_file: str | None) -> Prompt:
     """The prompt as it is in the file or in the receipt. Whether it is the right one is for `_examine` to say."""
-    from server.receipt import hash_of
+    from server.serving.receipt import hash_of
 
     if prompt_file is None:
         if receipt.prompt is None:
             raise _refusal("the receipt was kept without its prompt; give it by --prompt-file", "prompt_file")
         return receipt.prompt
-    text = _read(prompt_file, "prompt_file")
-    candidates: list[Prompt] = [text, text.removesuffix("\n").removesuffix("\r")]
+    text = read_source(prompt_file)
+    lf = text.replace("\r\n", "\n")
+    # An editor may have ended the last line, and every line in its own way.
+    candidates: list[Prompt] = [text, text.removesuffix("\n").removesuffix("\r"), lf, lf.removesuffix("\n")]
     try:
         ids = json.loads(text)
         if isinstance(ids, list) and all(type(item) is int for item in ids):
@@ -174,15 +164,6 @@ def _prompt(receipt: Receipt, prompt_file: str | None) -> Prompt:
     except (json.JSONDecodeError, RecursionError):
         pass
     return next((each for each in candidates if hash_of(each) == receipt.prompt_sha256), candidates[1])
-
-
-def _read(source: str, param: str) -> str:
-    try:
-        data = sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
-        return data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise _refusal(f"{source}: cannot be read: {reason}", param) from None
 
 
 def _bundle_of(receipt: Receipt) -> str:
@@ -211,9 +192,27 @@ def _refusal(message: str, param: str) -> Exception:
 # --- what is found ---------------------------------------------------------------------------------------------------
 
 
+def _find_out(
+    where: str, receipts: list[Receipt], prompts: list[Prompt], args: argparse.Namespace
+) -> tuple[str, list[Finding]]:
+    """The bundle's name, and a finding for each receipt: by hashes of what is then loaded and run."""
+    from emorl_core.snapshot import Snapshot
+    from server.serving.receipt import Identity
+
+    with Snapshot.open(where) as files:
+        now = Identity.of(files.bundle.spec, files.hashes())
+        findings = [_examine(receipt, prompt, now) for receipt, prompt in zip(receipts, prompts, strict=True)]
+        ensemble: Ensemble | None = None
+        for finding, receipt, prompt in zip(findings, receipts, prompts, strict=True):
+            if args.anyway or not (finding.damage or finding.mismatches):
+                ensemble = ensemble or _load(files, receipt, args.device, args.dtype)
+                _replay(ensemble, finding, receipt, prompt)
+    return now.bundle, findings
+
+
 def _examine(receipt: Receipt, prompt: Prompt, now: Identity) -> Finding:
     """What hashes tell, before anything is run."""
-    from server.receipt import hash_of
+    from server.serving.receipt import hash_of
 
     finding = Finding(receipt.id, receipt.created, None if receipt.token_ids is None else len(receipt.token_ids))
     finding.damage = receipt.damage()
@@ -227,7 +226,7 @@ def _examine(receipt: Receipt, prompt: Prompt, now: Identity) -> Finding:
     return finding
 
 
-def _load(where: str, receipt: Receipt, device: str | None, dtype: str | None) -> Ensemble:
+def _load(files: Snapshot, receipt: Receipt, device: str | None, dtype: str | None) -> Ensemble:
     from emorl_core.ensemble import Ensemble
     from emorl_core.errors import InvalidRequest, UnsupportedModel
     from emorl_core.precision import pick_device
@@ -240,13 +239,13 @@ def _load(where: str, receipt: Receipt, device: str | None, dtype: str | None) -
     dtype = dtype or receipt.dtype
     if receipt.compiled:
         with contextlib.suppress(UnsupportedModel):  # not on this machine: a note will say so
-            return Ensemble.load(where, device=device, dtype=dtype, compile=True)
-    return Ensemble.load(where, device=device, dtype=dtype)
+            return Ensemble.load(files, device=device, dtype=dtype, compile=True)
+    return Ensemble.load(files, device=device, dtype=dtype)
 
 
 def _replay(ensemble: Ensemble, finding: Finding, receipt: Receipt, prompt: Prompt) -> None:
-    from emorl_core.driver import Driver
-    from server.receipt import hash_of, replay_request, surroundings
+    from emorl_core.engine.driver import Driver
+    from server.serving.receipt import hash_of, replay_request, surroundings
 
     finding.notes += surroundings(ensemble, receipt)
     (completion,) = Driver(ensemble.engine).finish([replay_request(ensemble, receipt, prompt)])

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import BUNDLE_HELP, add_device_options, add_example, print_json
+from emorl_cli.options import BUNDLE_HELP, add_device_options, add_example, add_threads_option, print_json
 
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
-    from training.search_inputs import Inputs
-    from training.search_run import Outcome, SearchSettings
+    from training.search.inputs import Inputs
+    from training.search.run import Outcome, SearchSettings
 
 PREFILL_CACHE_BYTES = 2**30  # every level sweeps the same prompts: all of them should stay encoded
 SLOTS = 64
@@ -66,7 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--set-default", action="store_true", help="make it the bundle's default profile")
     result.add_argument("--no-write", action="store_true", help="leave the bundle as it is")
     result.add_argument("--out", type=Path, metavar="FOLDER", help="log, report, plots (default search-BUNDLE)")
-    result.add_argument("--resume", action="store_true", help="go on with the evaluations in --out")
+    result.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the evaluations in --out, and renew the profile of that search",
+    )
     result.add_argument(
         "--overwrite", action="store_true", help="replace that profile and, without --resume, what is in --out"
     )
@@ -76,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slots", type=int, default=SLOTS, metavar="N", help=f"branches that run at once (default {SLOTS})"
     )
     add_device_options(parser)
+    add_threads_option(parser)
     add_example(
         parser,
         "emorl search my-bundle --recipe recipes/demo.yaml --set-default",
@@ -87,11 +92,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from emorl_core.bundle import Bundle
-    from training.score_table import parse_goal
-    from training.search import SearchError
-    from training.search_inputs import chosen
-    from training.search_profile import check_profile
-    from training.search_run import SearchSettings, check_objectives
+    from training.search.grid import SearchError
+    from training.search.inputs import chosen
+    from training.search.plots import MISSING, draw_all, installed
+    from training.search.profile import check_profile, origin_of, write_profile
+    from training.search.run import EVALUATIONS_FILE, SearchSettings, check_folder, check_objectives
+    from training.search.score_table import parse_goal
 
     settings = SearchSettings(
         args.space, args.levels, args.method, args.trials, args.goal, args.max_new_tokens, args.seed
@@ -100,18 +106,16 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise SearchError(f"--{name.replace('_', '-')} is {getattr(args, name)}; allowed: from 1", param=name)
     bundle = Bundle.open(args.bundle)
+    folder = args.out or Path(f"search-{bundle.spec.name}")
+    resumed = args.goal if args.resume and (folder / EVALUATIONS_FILE).is_file() else None
     if not args.no_write:
         if not Path(args.bundle).is_dir():
             raise SearchError("a bundle from the hub cannot be written; give --no-write, or a folder", param="bundle")
-        check_profile(bundle.spec, args.profile, overwrite=args.overwrite)
+        check_profile(bundle.spec, args.profile, overwrite=args.overwrite, resumed=resumed)
     names = tuple(args.objectives.split(",")) if args.objectives else tuple(bundle.spec.objectives)
     check_objectives(bundle.spec.lanes, names)
     settings.budget(len(names))
-    folder = args.out or Path(f"search-{bundle.spec.name}")
-    if not args.no_plots:
-        from training.search_plots import check_installed
-
-        check_installed()
+    check_folder(folder, resume=args.resume, overwrite=args.overwrite)
 
     inputs = _inputs(args, bundle)
     parse_goal(args.goal, tuple(inputs.scorers))
@@ -124,17 +128,14 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         slots=args.slots,
         prefill_cache_bytes=PREFILL_CACHE_BYTES,
+        threads=args.threads,
     )
+    ensemble.threads.on_choice = lambda line: print(line, file=sys.stderr, flush=True)
+    ensemble.warm_up()
     inputs = chosen(inputs, _fits(ensemble), search=args.search_prompts, held_out=args.held_out_most, seed=args.seed)
     outcome = _search(args, ensemble, inputs, settings, folder, names)
     report = {**outcome.report, "profile": None, "plots": []}
-    if not args.no_plots:
-        from training.search_plots import draw_all
-
-        report["plots"] = [path.name for path in draw_all(folder, outcome.found, outcome.tables, names)]
     if not args.no_write:
-        from training.search_profile import origin_of, write_profile
-
         origin = origin_of(outcome.report, _command(args))
         write_profile(
             bundle.folder,
@@ -143,12 +144,17 @@ def run(args: argparse.Namespace) -> int:
             origin,
             set_default=args.set_default,
             overwrite=args.overwrite,
+            resumed=resumed,
         )
         report["profile"] = args.profile
+    if not args.no_plots and installed():
+        report["plots"] = [path.name for path in draw_all(folder, outcome.found, outcome.tables, names)]
     if args.json:
         print_json(report)
     else:
         _print(report, folder)
+    if not args.no_plots and not installed():
+        print(f"nothing is drawn: {MISSING}", file=sys.stderr)
     return 0
 
 
@@ -161,7 +167,7 @@ def _search(
     names: tuple[str, ...],
 ) -> Outcome:
     from emorl_cli.progress import Progress
-    from training.search_run import EVALUATIONS_FILE, HELD_OUT_FILE, run_search
+    from training.search.run import EVALUATIONS_FILE, HELD_OUT_FILE, run_search
 
     for note in inputs.notes:
         print(note, file=sys.stderr)
@@ -189,8 +195,8 @@ def _search(
 
 
 def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
-    from training.search import SearchError
-    from training.search_inputs import from_files, from_recipe, stored_recipe
+    from training.search.grid import SearchError
+    from training.search.inputs import from_files, from_recipe, stored_recipe
 
     if args.prompts is not None:
         if args.recipe is not None:
@@ -206,7 +212,7 @@ def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
     if args.scorer or args.held_out_prompts is not None:
         raise SearchError("--scorer and --held-out-prompts go with --prompts", param="prompts")
     if args.recipe is not None:
-        from training.recipe import load_recipe
+        from training.recipe.recipe import load_recipe
 
         return from_recipe(load_recipe(args.recipe), args.recipe.parent, device=args.device)
     return from_recipe(stored_recipe(bundle.folder), Path(), device=args.device)
@@ -214,9 +220,9 @@ def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
 
 def _scorers(given: list[str]) -> dict[str, Any]:
     """`reflection=lexical_reflection`, `empathy={kind: cross_encoder, model: scorers/empathy}` -> specs by name."""
-    import yaml
-
-    from training.search import SearchError
+    from emorl_core.documents import parse_yaml
+    from emorl_core.files import Unreadable
+    from training.search.grid import SearchError
 
     specs: dict[str, Any] = {}
     for text in given:
@@ -226,9 +232,11 @@ def _scorers(given: list[str]) -> dict[str, Any]:
         if name in specs:
             raise SearchError(f"--scorer: {name[:40]!r} is given twice", param="scorer")
         try:
-            specs[name] = yaml.safe_load(spec)
-        except yaml.YAMLError:
-            raise SearchError(f"--scorer {name[:40]}: neither a kind nor a YAML mapping", param="scorer") from None
+            specs[name] = parse_yaml(spec)
+        except Unreadable as error:
+            raise SearchError(
+                f"--scorer {name[:40]}: neither a kind nor a YAML mapping: it {error.reason}", param="scorer"
+            ) from None
     return specs
 
 
@@ -271,7 +279,7 @@ def _print(report: dict[str, Any], folder: Path) -> None:
         f"{done['texts_scored']} scored"
     )
     if done["resumed"]:
-        print(f"{done['resumed']} evaluations were taken over from the interrupted search")
+        print(f"{done['resumed']} evaluations were taken over from the earlier run")
     first = report["candidates"][0]
     names = list(first["weights"])
     print(f"\ngoal {report['goal']}; held out: {report['prompts']['held_out']['count']} prompts, 95 % intervals")

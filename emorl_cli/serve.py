@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name in NOT_FLAGS:
             continue
         flag = "--" + name.replace("_", "-")
-        default = "" if field.default in (None, ()) else f" (default: {field.default})"
+        default = "" if field.default in (None, (), "") else f" (default: {field.default})"
         text = f"{field.description}{default}".replace("%", "%%")
         if field.annotation is bool:
             settings.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
@@ -69,12 +69,12 @@ def check(settings: Settings) -> None:
     Raises:
         EmorlError: the first setting that cannot be used here, in one line.
     """
-    from emorl_core.models.t5_compiled import check_compiler
+    from emorl_core.models.compiling import check_compiler
     from emorl_core.precision import pick_device, pick_dtype
-    from server.auth import Keys
-    from server.connections import most_connections
+    from server.door.auth import Keys
+    from server.door.connections import most_connections
     from server.settings import unknown_variables
-    from server.tracing import check_tracing
+    from server.watch.tracing import check_tracing
 
     device = pick_device(settings.device)
     pick_dtype(settings.dtype, device)

@@ -20,9 +20,9 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
     Raises:
         EmorlError: the bundle cannot be served.
     """
-    from server.log_queue import Printed, to_stderr
-    from server.logs import logging_to
     from server.run import run
+    from server.watch.log_queue import Printed, to_stderr
+    from server.watch.logs import logging_to
 
     with logging_to(to_stderr(), settings), redirect_stderr(Printed()):
         run(settings, on_ready=on_ready)
@@ -47,7 +47,7 @@ def check_address(settings: Settings) -> None:
     Raises:
         EmorlError: the address is taken or does not belong to this machine.
     """
-    from server.listener import bind
+    from server.door.listener import bind
 
     if settings.port != 0:
         for sock in bind(settings.host, settings.port):

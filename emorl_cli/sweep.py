@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +12,18 @@ from emorl_cli.options import (
     add_device_options,
     add_example,
     add_sampling_options,
+    add_threads_option,
     parse_weights,
     print_json,
-    read_lines,
     sampling_fields,
+    use_threads,
+    utf_8,
 )
 
 if TYPE_CHECKING:
+    from emorl_core.engine.segments import SegmentsResult
+    from emorl_core.engine.sweep import SweepResult
     from emorl_core.ensemble import Ensemble
-    from emorl_core.line import LineResult
-    from emorl_core.sweep import SweepResult
 
 SHOWN = 6  # weights printed per text; --json has all
 # On the line every text is greedy.
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--slots", type=int, default=64, metavar="N", help="branches that run at once (default 64)")
     add_device_options(parser)
+    add_threads_option(parser)
     add_example(
         parser,
         'emorl sweep my-bundle "I can\'t keep up at work." --resolution 10',
@@ -71,21 +73,25 @@ def run(args: argparse.Namespace) -> int:
                 raise InvalidRequest(f"--line is for greedy texts; it takes no --{name.replace('_', '-')}", param=name)
         if args.combine != "hidden":
             raise InvalidRequest("--line mixes hidden states; it takes no --combine probs", param="combine")
-    weights = _read_weights(args.weights_file) if args.weights_file is not None else None
+    prompt = utf_8(args.prompt, "the prompt")
+    by_line = _read_weights(args.weights_file) if args.weights_file is not None else None
 
     from emorl_core.ensemble import Ensemble
 
+    use_threads(args.threads, args.device, say=False)
     ensemble = Ensemble.load(args.bundle, device=args.device, dtype=args.dtype, slots=args.slots)
     if args.line is not None:
         start, end = (_end(ensemble, text) for text in args.line)
         line = ensemble.sweep_line(
-            args.prompt, start, end, normalize=args.normalize, **{name: fields[name] for name in LINE_FIELDS}
+            prompt, start, end, normalize=args.normalize, **{name: fields[name] for name in LINE_FIELDS}
         )
         print_json(_line_document(line)) if args.json else _print_line(line)
         return 0
+    if by_line is not None:
+        _check_weights(args.weights_file, by_line, ensemble, normalize=args.normalize)
     result = ensemble.sweep(
-        args.prompt,
-        weights,
+        prompt,
+        None if by_line is None else list(by_line.values()),
         resolution=args.resolution,
         normalize=args.normalize,
         combine=args.combine,
@@ -95,15 +101,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_weights(path: Path) -> list[dict[str, float]]:
+def _read_weights(path: Path) -> dict[int, dict[str, float]]:
+    """Line number -> one mix."""
     from emorl_core.errors import InvalidWeights
+    from emorl_core.text_files import read_lines
 
-    vectors = []
+    vectors: dict[int, dict[str, float]] = {}
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            vectors.append(_mapping(line) if line.lstrip().startswith("{") else parse_weights(line) or {})
+            vectors[number] = _mapping(line) if line.lstrip().startswith("{") else parse_weights(line) or {}
         except InvalidWeights as error:
             message = error.message.removeprefix("--weights: ")
             raise InvalidWeights(f"{path}: line {number}: {message}", param="weights_file") from None
@@ -113,14 +121,30 @@ def _read_weights(path: Path) -> list[dict[str, float]]:
 
 
 def _mapping(line: str) -> dict[str, float]:
+    from emorl_core.documents import parse_json
     from emorl_core.errors import InvalidWeights
+    from emorl_core.files import Unreadable
 
     try:
-        value = json.loads(line)
-    except ValueError:
-        raise InvalidWeights("neither NAME=NUMBER,… nor a JSON object") from None
+        value = parse_json(line)
+    except Unreadable as error:
+        raise InvalidWeights(f"neither NAME=NUMBER,… nor a JSON object: it {error.reason}") from None
     found: dict[str, float] = value
     return found
+
+
+def _check_weights(
+    path: Path, by_line: Mapping[int, Mapping[str, float]], ensemble: Ensemble, *, normalize: bool
+) -> None:
+    """What is wrong with a mix, by its line. Raises `InvalidWeights`."""
+    from emorl_core.errors import InvalidWeights
+    from emorl_core.weights import resolve
+
+    for number, weights in by_line.items():
+        try:
+            resolve(ensemble.lanes, weights, normalize=normalize)
+        except InvalidWeights as error:
+            raise InvalidWeights(f"{path}: line {number}: {error.message}", param="weights_file") from None
 
 
 def _end(ensemble: Ensemble, text: str) -> Mapping[str, float]:
@@ -150,7 +174,7 @@ def _sweep_document(result: SweepResult) -> dict[str, Any]:
     }
 
 
-def _line_document(line: LineResult) -> dict[str, Any]:
+def _line_document(line: SegmentsResult) -> dict[str, Any]:
     return {
         "from": line.from_weights,
         "to": line.to_weights,
@@ -184,7 +208,7 @@ def _print_sweep(result: SweepResult, *, seeded: bool) -> None:
     )
 
 
-def _print_line(line: LineResult) -> None:
+def _print_line(line: SegmentsResult) -> None:
     print(f"t = 0: {_written(line.from_weights)}; t = 1: {_written(line.to_weights)}\n")
     for interval in line.intervals:
         print(f"{interval.start:.7f} to {interval.end:.7f}")
@@ -192,7 +216,7 @@ def _print_line(line: LineResult) -> None:
     print(f"\n{_distinct(line)} texts, {len(line.breaks)} breaks; {line.lane_row_steps} lane-row steps")
 
 
-def _distinct(line: LineResult) -> int:
+def _distinct(line: SegmentsResult) -> int:
     return len({interval.text for interval in line.intervals})
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emorl_cli.options import add_example, print_json
+from emorl_cli.options import add_example, add_threads_option, print_json, use_threads
 
 PLAIN_EVERY_S = 5.0  # seconds between progress lines
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, as in rl.learning_rate=3e-4"
     )
+    add_threads_option(parser, "; a resumed run keeps the number it had")
     parser.add_argument("--json", action="store_true", help="print the report (or the plan) as JSON")
     add_example(
         parser,
@@ -36,21 +37,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from training.recipe import load_recipe
+    from training.recipe.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.set)
     if args.objective:
         recipe = recipe.restricted(args.objective)
     folder = args.recipe.resolve().parent
     if args.dry_run:
-        from training.plan import make_plan
+        from training.pipeline.plan import make_plan
 
         plan = make_plan(recipe, folder)
         print_json(plan) if args.json else print("\n".join(plan_lines(plan)))
         return 0
 
-    from training.run import Places, train
+    from training.pipeline.run import Places, train
 
+    use_threads(args.threads, recipe.compute.device)
     places = Places(args.out or Path("bundles") / recipe.name)
     report = train(
         recipe,

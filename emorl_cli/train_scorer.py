@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     from emorl_core.errors import InvalidRequest
     from training.data.records import DataError
     from training.data.sources import load_records
-    from training.scorer_settings import ScorerTraining
     from training.scorers.base import ScorerError
+    from training.scorers.learned.settings import ScorerTraining
     from training.spec import parse_fields
 
     kind, colon, path = args.data.partition(":")
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             settings[name] = getattr(args, name)
     settings["freeze_embeddings"] = not args.train_embeddings
 
-    from training.train_scorer import check_target, train_scorer
+    from training.scorers.learned.train import check_target, train_scorer
 
     config = parse_fields(ScorerTraining, settings, where="train-scorer", error=ScorerError)
     check_target(args.out, resume=args.resume, overwrite=args.overwrite)  # before minutes are spent on reading
@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
     def step(done: int, total: int, _loss: float) -> None:
         nonlocal progress
         if progress is None:
-            progress = Progress("steps", total - done + 1).__enter__()
-        progress.step()
+            progress = Progress("steps", total).__enter__()
+        progress.reach(done)
 
     try:
         trained = train_scorer(config, data, args.out, resume=args.resume, overwrite=args.overwrite, progress=step)
@@ -107,7 +107,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(trained.report)
         return 0
-    print(f"{args.out}: epoch {trained.report['epoch_kept']} of {config.epochs}; on the test prompts:")
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    kept = f"kept is epoch {trained.report['epoch_kept']}, the best on the validation prompts"
+    print(f"{args.out}: written after {epochs}; {kept}; on the test prompts:")
     for name, value in sorted(trained.report["test"].items()):
         print(f"  {name}: {_shown(value)}")
     return 0

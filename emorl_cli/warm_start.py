@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from emorl_cli.options import add_example, print_json
@@ -31,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from training.recipe import load_recipe
-    from training.section import RecipeError
+    from training.config import RecipeError
+    from training.recipe.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.set)
     if recipe.base.warm_start is None:
@@ -40,21 +41,26 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.overwrite:
         raise RecipeError(f"--out {args.out}: exists; --overwrite replaces it, or name another folder", param="out")
 
-    from training.base import run_warm_start
-    from training.setup import load_data
+    from training.pipeline.base import run_warm_start
+    from training.pipeline.prepare import load_data
+    from training.warm_start.warm_start import RECEIPT
 
     folder = args.recipe.resolve().parent
     data = load_data(recipe, folder)
     with Progress("warm start", recipe.base.warm_start.fit.steps) as bar:
-        losses: list[float] = []
-
-        def progress(done: int, total: int, loss: float) -> None:  # noqa: ARG001
-            losses.append(loss)
-            bar.step()
-
-        run_warm_start(recipe, folder, data, args.out, overwrite=args.overwrite, progress=progress)
+        # A run that goes on begins where the interrupted one ended.
+        run_warm_start(
+            recipe,
+            folder,
+            data,
+            args.out,
+            overwrite=args.overwrite,
+            progress=lambda done, total, loss: bar.reach(done),
+        )
+        bar.reach(recipe.base.warm_start.fit.steps)
+    loss = json.loads((args.out / RECEIPT).read_text(encoding="utf-8"))["losses"][-1]
     if args.json:
-        print_json({"out": str(args.out), "steps": recipe.base.warm_start.fit.steps, "loss": losses[-1]})
+        print_json({"out": str(args.out), "steps": recipe.base.warm_start.fit.steps, "loss": loss})
     else:
-        print(f"{args.out}: written after {recipe.base.warm_start.fit.steps} steps, loss {losses[-1]:.3f}")
+        print(f"{args.out}: written after {recipe.base.warm_start.fit.steps} steps, loss {loss:.3f}")
     return 0

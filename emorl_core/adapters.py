@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT LoRA folders and the authors' `.npz`, read, validated and written.
+"""Adapters on disk: PEFT LoRA folders, read, validated and written.
 
 An adapter that lanes cannot represent exactly is refused with the reason; nothing is dropped in silence.
 """
@@ -8,23 +8,31 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
+from emorl_core.documents import read_json
 from emorl_core.errors import AdapterError
+from emorl_core.files import Missing, Unreadable, read_bytes
+from emorl_core.patterns import Patterns
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+MODULE_PREFIX = "base_model.model."  # PEFT's, before a module's path
+MOST_LETTERS = 300  # of a tensor's name
+_MOST_CONFIG = 2**22  # bytes; a pattern for each of thousands of modules has its place
+_MOST_WEIGHTS = 2**33
 _HEAD = "lm_head"
+_BASE_HASH = "base_sha256"  # in the weights file's metadata: `files.weights_hash` of the base it was trained on
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_ACTIVATED_TASK = "CAUSAL_LM"  # PEFT's, of models that read the prompt and write the reply as one sequence
 # Keys of adapter_config.json that change what an adapter computes beyond W + scale * B A, with the reason to refuse.
 _REFUSED_OPTIONS: dict[str, str] = {
     "use_dora": "DoRA rescales the base matrix, which the lanes share",
@@ -32,10 +40,8 @@ _REFUSED_OPTIONS: dict[str, str] = {
     "trainable_token_indices": "it trains embeddings, which the lanes share",
     "lora_bias": "it trains biases",
     "use_qalora": "QALoRA pools its input",
-    "alora_invocation_tokens": "aLoRA switches on at a token",
     "layer_replication": "it changes the base's layers",
     "target_parameters": "it adapts bare parameters, not linear layers",
-    "fan_in_fan_out": "its matrices are transposed",
     "use_bdlora": "block-diagonal LoRA has another shape",
     "arrow_config": "Arrow routes between adapters",
     "kasa_config": "KaSA changes the base matrix",
@@ -71,76 +77,63 @@ class Adapter:
     name: str
     modules: Mapping[str, LoraPair]
     base_name: str | None = None  # the base it says it was trained on
+    base_sha256: str | None = None  # and the hash of that base's weights
+    invocation_tokens: tuple[int, ...] | None = None  # activated LoRA: it acts from their last occurrence on
 
     @property
     def parameters(self) -> int:
         return sum(pair.a.numel() + pair.b.numel() for pair in self.modules.values())
 
 
-def read_peft(folder: Path, name: str, *, expected_base: str | None = None) -> Adapter:
+def read_peft(folder: Path, name: str) -> Adapter:
     """Read a PEFT LoRA folder.
 
     Args:
         folder: holds `adapter_config.json` and `adapter_model.safetensors`.
         name: the objective, for messages.
-        expected_base: the hub id of the base in use, when it has one; an adapter that names another is refused.
 
     Raises:
         AdapterError: one line that names the adapter, the option or tensor, and the reason.
     """
     config = _read_config(folder, name)
-    if config.get("peft_type") != "LORA":
-        raise _refused(name, f"peft_type is {config.get('peft_type')!r}; allowed: LORA")
-    for option, reason in _REFUSED_OPTIONS.items():
-        if config.get(option):
-            raise _refused(name, f"{option} is set; {reason}")
-    if config.get("bias", "none") != "none":
-        raise _refused(name, f"bias is {config['bias']!r}; allowed: none, since the lanes share the base's biases")
-    init = config.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower().startswith(_MOVES_BASE):
-        raise _refused(
-            name, f"init_lora_weights is {init!r}, which moves the base's weights; convert it to plain LoRA first"
-        )
+    _check_options(config, name)
+    invocation = _invocation(config, name)
+    tensors, metadata = _read_weights(folder, name)
     base_name = config.get("base_model_name_or_path") or None
-    if base_name and expected_base and _is_another(base_name, expected_base):
-        raise _refused(name, f"it was trained on base {base_name!r}; this bundle's base is {expected_base!r}")
-    return Adapter(name, _pairs(_read_weights(folder, name), config, name), base_name)
-
-
-def read_npz(path: Path, name: str) -> Adapter:
-    """Read the authors' published format: `<module>_loraA` [r, in], `<module>_loraB` [out, r], `<module>_scaling`."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise AdapterError(f"{path.name}: cannot be read as .npz: {' '.join(str(error).split())}") from None
-    halves: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in arrays.items():
-        match = re.fullmatch(r"(.+)_(loraA|loraB|scaling)", key)
-        if match is None:
-            raise _refused(name, f"key {key!r} is not of the form <module>_loraA, <module>_loraB or <module>_scaling")
-        halves.setdefault(match[1].removeprefix(_PREFIX), {})[match[2]] = array
-    modules = {}
-    for module, parts in halves.items():
-        missing = {"loraA", "loraB", "scaling"} - set(parts)
-        if missing:
-            raise _refused(name, f"module {module!r} has no {', '.join(sorted(missing))}")
-        if parts["scaling"].size != 1:
-            raise _refused(name, f"module {module!r}: scaling holds {parts['scaling'].size} numbers; allowed: one")
-        a, b = (torch.from_numpy(parts[key].astype(np.float32)) for key in ("loraA", "loraB"))
-        modules[module] = _checked_pair(name, module, a, b, float(parts["scaling"].reshape(())))
-    if not modules:
-        raise _refused(name, "the file holds no module")
-    return Adapter(name, modules)
+        modules = _pairs(tensors, config, name)
+    except Unreadable as error:
+        raise _refused(name, error.reason) from None
+    return Adapter(name, modules, base_name, metadata.get(_BASE_HASH), invocation)
+
+
+def of_another_base(adapters: Sequence[Adapter], hub: str | None, base_sha256: str | None = None) -> Iterator[str]:
+    """One line for every adapter that says it was trained on another base than the hub id `hub`, or than one whose
+    weights have this hash; None where that is not known.
+
+    This is no reason to refuse it. Names say little (a mirror, a renamed copy), and other bytes can be the same base in
+    another precision; an adapter whose shapes do not fit is refused when it is attached.
+    """
+    for adapter in adapters:
+        if base_sha256 and adapter.base_sha256 and adapter.base_sha256 != base_sha256:
+            yield f"adapter {adapter.name!r}: it was trained on a base with other weights (their hash is another one)"
+        elif adapter.base_name and hub and _is_another(adapter.base_name, hub):
+            yield f"adapter {adapter.name!r}: it was trained on base {adapter.base_name!r}; the base here is {hub!r}"
 
 
 def write_peft(
-    adapter: Adapter, folder: Path, *, base_name: str | None = None, extra: dict[str, Any] | None = None
+    adapter: Adapter,
+    folder: Path,
+    *,
+    base_name: str | None = None,
+    base_sha256: str | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> None:
     """Write a PEFT folder that `peft` and `read_peft` load. `folder` is created; files in it are replaced.
 
     Modules with another rank or scale than the most common one go into `rank_pattern` and `alpha_pattern`, keyed by
-    their full path. `extra` goes into adapter_config.json (a training run's `lora_dropout`, say).
+    their full path. `base_name` and `base_sha256` (`files.weights_hash`) say which base it is for. `extra` goes into
+    adapter_config.json (a training run's `lora_dropout`, say).
     """
     ranks = [pair.rank for pair in adapter.modules.values()]
     rank = max(set(ranks), key=ranks.count)
@@ -149,7 +142,7 @@ def write_peft(
     alpha = max(set(values), key=values.count)
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "SEQ_2_SEQ_LM",
+        "task_type": _ACTIVATED_TASK if adapter.invocation_tokens else "SEQ_2_SEQ_LM",
         "base_model_name_or_path": base_name or adapter.base_name,
         "r": rank,
         "lora_alpha": _plain_number(alpha),
@@ -163,45 +156,104 @@ def write_peft(
         "modules_to_save": None,
         "rank_pattern": {re.escape(m): p.rank for m, p in adapter.modules.items() if p.rank != rank},
         "alpha_pattern": {re.escape(m): _plain_number(a) for m, a in alphas.items() if a != alpha},
+        **({"alora_invocation_tokens": list(adapter.invocation_tokens)} if adapter.invocation_tokens else {}),
         **(extra or {}),
     }
     tensors = {}
     for module, pair in adapter.modules.items():
-        tensors[f"{_PREFIX}{module}.lora_A.weight"] = pair.a.to(torch.float32).contiguous()
-        tensors[f"{_PREFIX}{module}.lora_B.weight"] = pair.b.to(torch.float32).contiguous()
+        tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = pair.a.to(torch.float32).contiguous()
+        tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = pair.b.to(torch.float32).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    known = base_sha256 or adapter.base_sha256
+    (folder / WEIGHTS_FILE).write_bytes(_serialised(tensors, {_BASE_HASH: known} if known else {}))
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def _serialised(tensors: dict[str, Tensor], facts: dict[str, str]) -> bytes:
+    """A safetensors file. The library writes metadata in any order; here the same content gives the same bytes."""
+    data = save(tensors, {"format": "pt", **facts})
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def _check_options(config: Mapping[str, Any], name: str) -> None:
+    """Raises AdapterError for an option that is not LoRA as lanes compute it."""
+    if config.get("peft_type") != "LORA":
+        raise _refused(name, f"peft_type is {config.get('peft_type')!r}; allowed: LORA")
+    for option, reason in _REFUSED_OPTIONS.items():
+        if config.get(option):
+            raise _refused(name, f"{option} is set; {reason}")
+    # Of a base without biases there are none to train. Where there were, they lie in the weights file.
+    if config.get("bias") not in (None, "none", "all", "lora_only"):
+        raise _refused(name, f"bias is {config['bias']!r}; allowed: none, all, lora_only")
+    if config.get("use_rslora") not in (None, True, False):
+        raise _refused(name, f"use_rslora is {config['use_rslora']!r}; allowed: true, false")
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower().startswith(_MOVES_BASE):
+        raise _refused(
+            name, f"init_lora_weights is {init!r}, which moves the base's weights; convert it to plain LoRA first"
+        )
+    if not isinstance(config.get("base_model_name_or_path"), str | None):
+        raise _refused(name, f"base_model_name_or_path is {config['base_model_name_or_path']!r}; allowed: text")
+
+
 def _pairs(tensors: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> dict[str, LoraPair]:
-    halves: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        # Saved by PEFT without the adapter's name, by some trainers with it (`lora_A.default.weight`).
-        match = re.fullmatch(rf"(?:{re.escape(_PREFIX)})?(.+)\.lora_(A|B)(?:\.[^.]+)?\.weight", key)
-        if match is None:
-            what = "a trained head" if _HEAD in key else "not the LoRA weight of a linear layer"
-            raise _refused(
-                name, f"tensor {key!r} is {what}; allowed: <module>.lora_A.weight and <module>.lora_B.weight"
-            )
-        halves.setdefault(match[1], {})[match[2]] = tensor
+    alphas = Patterns("alpha_pattern", config.get("alpha_pattern"))
+    Patterns("rank_pattern", config.get("rank_pattern"))  # checked only: a rank is the matrices' own
     modules = {}
-    for module, parts in halves.items():
+    for module, parts in _halves(tensors, name).items():
         if set(parts) != {"A", "B"}:
             raise _refused(name, f"module {module!r} has lora_{next(iter(parts))} alone; both factors are needed")
         a, b = parts["A"].to(torch.float32), parts["B"].to(torch.float32)
-        alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+        alpha = alphas.value(module, config.get("lora_alpha"))
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
             raise _refused(name, f"lora_alpha of module {module!r} is {alpha!r}; allowed: a finite number")
         rank = max(a.shape[0] if a.dim() == 2 else 0, 1)
         scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-        modules[module] = _checked_pair(name, module, a, b, scale)
+        modules[module] = checked_pair(name, module, a, b, scale)
     if not modules:
         raise _refused(name, "it holds no LoRA weights")
     return modules
 
 
-def _checked_pair(name: str, module: str, a: Tensor, b: Tensor, scale: float) -> LoraPair:
+def _halves(tensors: Mapping[str, Tensor], name: str) -> dict[str, dict[str, Tensor]]:
+    """Module -> A and B."""
+    halves: dict[str, dict[str, Tensor]] = {}
+    ways: dict[tuple[str, str], str] = {}
+    for key, tensor in tensors.items():
+        if len(key) > MOST_LETTERS:
+            raise _refused(name, f"a tensor's name has {len(key):,} letters; allowed: up to {MOST_LETTERS}")
+        # Saved by PEFT without the adapter's name, by some trainers with it (`lora_A.default.weight`).
+        match = re.fullmatch(rf"({re.escape(MODULE_PREFIX)})?(.+)\.lora_([AB])(?:\.([^.]+))?\.weight", key)
+        if match is None:
+            raise _refused(
+                name, f"tensor {key!r} is {_foreign(key)}; allowed: <module>.lora_A.weight and <module>.lora_B.weight"
+            )
+        if tensor.dtype not in _DTYPES:
+            raise _refused(
+                name, f"tensor {key!r} is {_shown(tensor.dtype)}; allowed: {', '.join(map(_shown, _DTYPES))}"
+            )
+        prefix, module, half, adapter = match.groups(default="")
+        ways[prefix, adapter] = key
+        if len(ways) > 1:
+            first, second = ways.values()
+            raise _refused(name, f"it holds two adapters, as by {first!r} and {second!r}; save one of them alone")
+        halves.setdefault(module, {})[half] = tensor
+    return halves
+
+
+def _foreign(key: str) -> str:
+    if key.endswith(".bias"):
+        return "not the LoRA weight of a linear layer but a trained bias, and the lanes share the base's"
+    return "a trained head" if _HEAD in key else "not the LoRA weight of a linear layer"
+
+
+def checked_pair(name: str, module: str, a: Tensor, b: Tensor, scale: float) -> LoraPair:
+    """Raises AdapterError, in the name of the adapter, for what is no update of one linear layer."""
     if module.split(".")[-1] == _HEAD:
         raise _refused(
             name, "it adapts the head (lm_head); mixing hidden states needs one head shared by all objectives"
@@ -212,42 +264,55 @@ def _checked_pair(name: str, module: str, a: Tensor, b: Tensor, scale: float) ->
         )
     if not (torch.isfinite(a).all() and torch.isfinite(b).all() and math.isfinite(scale)):
         raise _refused(name, f"module {module!r} holds NaN or inf")
+    if not torch.isfinite(scale * b).all():  # as it is used, in float32
+        raise _refused(name, f"module {module!r} has scale {scale:g}, with which its B is beyond float32")
     return LoraPair(a, b, scale)
 
 
-def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule: a key is a regular expression for the end of the module's path, after a dot or from its start."""
-    for pattern, value in (patterns or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error:
-            continue
-    return default
+def _invocation(config: Mapping[str, Any], name: str) -> tuple[int, ...] | None:
+    tokens = config.get("alora_invocation_tokens")
+    if tokens is None:
+        return None
+    sound = isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
+    if not sound or not tokens:
+        raise _refused(name, f"alora_invocation_tokens is {tokens!r}; allowed: a list of token ids, at least one")
+    if config.get("task_type") != _ACTIVATED_TASK:
+        raise _refused(
+            name,
+            f"alora_invocation_tokens is set and task_type is {config.get('task_type')!r}; allowed: {_ACTIVATED_TASK}, "
+            "since activated LoRA acts from a token of the prompt on",
+        )
+    return tuple(tokens)
 
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        config = read_json(folder / CONFIG_FILE, most=_MOST_CONFIG)
+    except Missing:
         raise AdapterError(f"adapter {name!r}: {folder.name} has no {CONFIG_FILE}; it is a PEFT LoRA folder") from None
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"adapter {name!r}: {CONFIG_FILE} cannot be read as JSON: {error}") from None
+    except Unreadable as error:
+        raise AdapterError(f"adapter {name!r}: {CONFIG_FILE} {error.reason}") from None
     if not isinstance(config, dict):
         raise _refused(name, f"{CONFIG_FILE} must be a JSON object")
-    return dict(config)
+    return config
 
 
-def _read_weights(folder: Path, name: str) -> dict[str, Tensor]:
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
+def _read_weights(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, in memory of their own (a mapped file could change under them), and the file's metadata."""
+    try:
+        data = read_bytes(folder / WEIGHTS_FILE, most=_MOST_WEIGHTS)
+        tensors = dict(sorted(load(data).items()))  # it hands them over in any order
+    except Missing:
         pickle = folder / "adapter_model.bin"
         hint = f"; {pickle.name} is a pickle, which is not loaded" if pickle.exists() else ""
-        raise AdapterError(f"adapter {name!r}: {folder.name} has no {WEIGHTS_FILE}{hint}")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"adapter {name!r}: {WEIGHTS_FILE} cannot be read: {error}") from None
+        raise AdapterError(f"adapter {name!r}: {folder.name} has no {WEIGHTS_FILE}{hint}") from None
+    except Unreadable as error:
+        raise AdapterError(f"adapter {name!r}: {WEIGHTS_FILE} {error.reason}") from None
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AdapterError(f"adapter {name!r}: {WEIGHTS_FILE} cannot be read: {reason}") from None
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return tensors, header.get("__metadata__") or {}
 
 
 def _refused(name: str, reason: str) -> AdapterError:
@@ -267,6 +332,10 @@ def _is_hub_id(name: str) -> bool:
 def _hub_name(name: str) -> str:
     """`t5-base` and `google-t5/t5-base` are one repository under its old and its new name."""
     return name.rsplit("/", 1)[-1].lower()
+
+
+def _shown(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _plain_number(value: float) -> int | float:

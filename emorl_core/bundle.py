@@ -5,24 +5,30 @@ This is the only place that knows the file names. Training writes bundles throug
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import to_json
 
+from emorl_core.documents import MOST_YAML, decoded, parse_yaml
 from emorl_core.errors import BundleError, InvalidWeights
+from emorl_core.files import Missing, Unreadable, is_folder, read_bytes, replacing
 from emorl_core.weights import BASE, resolve
 
 BUNDLE_FILE = "bundle.yaml"
 ADAPTERS_DIR = "adapters"
 BASE_DIR = "base"
 PROMPT = "{prompt}"
+# A file cut short is often good YAML still, without its last objective. So a file that begins with the first of these
+# lines must hold the second one; what a person or an older version wrote has neither.
+FIRST_LINE = '# A bundle of emorl. It is whole when it ends with the line "# end of bundle".'
+LAST_LINE = "# end of bundle"
+_MOST_ORIGIN = 2**16  # bytes of a profile's origin as JSON
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
@@ -55,10 +61,21 @@ class ObjectiveSpec(_Strict):
 
 
 class ProfileSpec(_Strict):
-    """Named weights and where they came from (a search, a person)."""
+    """Named weights and where they came from (a search, a person), as plain JSON data."""
 
     weights: dict[str, float]
     origin: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("origin", mode="before")
+    @classmethod
+    def _origin(cls, value: object) -> object:
+        try:
+            text = to_json(value, inf_nan_mode="null")
+        except ValueError as error:
+            raise ValueError(f"must be plain JSON data: {_one_line(error)}") from None
+        if len(text) > _MOST_ORIGIN:
+            raise ValueError(f"has {len(text):,} bytes as JSON; allowed: up to {_MOST_ORIGIN:,}")
+        return json.loads(text)
 
 
 class BundleSpec(_Strict):
@@ -100,9 +117,24 @@ class BundleSpec(_Strict):
         """Lane order of the engine: `base`, then the objectives as listed."""
         return (BASE, *self.objectives)
 
+    @property
+    def around(self) -> tuple[str, str]:
+        """What the template puts before and after a prompt."""
+        return split_template(self.prompt_template)
+
     def wrap(self, prompt: str) -> str:
         """Put a prompt into the template. `str.format` is not used: a prompt may hold braces."""
-        return self.prompt_template.replace(PROMPT, prompt)
+        before, after = self.around
+        return before + prompt + after
+
+    def check_template(self, tokens: int) -> None:
+        """tokens: what the template takes by itself. Raises `BundleError` when it leaves none for a prompt."""
+        if tokens >= self.max_source_tokens:
+            raise BundleError(
+                f"prompt_template takes {tokens} tokens by itself; max_source_tokens is {self.max_source_tokens}, "
+                "which leaves none for a prompt",
+                param="max_source_tokens",
+            )
 
     def profile_weights(self) -> dict[str, dict[str, float]]:
         return {name: dict(profile.weights) for name, profile in self.profiles.items()}
@@ -122,9 +154,7 @@ class Bundle:
         Raises:
             BundleError: no such folder, unreadable or invalid `bundle.yaml`; one line per fault, joined by `; `.
         """
-        folder = Path(where)
-        if not folder.is_dir():
-            folder = _from_hub(str(where), revision)
+        folder = bundle_folder(where, revision)
         return cls(folder, read_spec(folder / BUNDLE_FILE))
 
     def base_folder(self) -> Path:
@@ -144,19 +174,48 @@ class Bundle:
         # so the check is on the path as written, not on where it resolves to.
         if Path(relative).is_absolute() or ".." in Path(relative).parts:
             raise BundleError(f"{BUNDLE_FILE}: {key} is {relative!r}; allowed: a path inside the bundle", param=key)
-        if not path.is_dir():
+        if not _is_folder(path):
             raise BundleError(f"{BUNDLE_FILE}: {key} is {relative!r}; there is no such folder in the bundle", param=key)
         return path
 
 
+def split_template(template: str) -> tuple[str, str]:
+    """What a template puts before and after a prompt."""
+    before, _, after = template.partition(PROMPT)
+    return before, after
+
+
+def bundle_folder(where: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The folder itself, or the local copy of a hub id. Raises `BundleError`."""
+    folder = Path(where)
+    return folder if _is_folder(folder) else _from_hub(str(where), revision)
+
+
 def read_spec(path: Path) -> BundleSpec:
-    """Parse and validate one `bundle.yaml`."""
+    """Parse and validate one `bundle.yaml`. Raises `BundleError`."""
+    return parse_spec(read_spec_bytes(path), path)
+
+
+def read_spec_bytes(path: Path) -> bytes:
+    """The content of a `bundle.yaml`, for `parse_spec` and for a hash of what was parsed. Raises `BundleError`."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"{path}: no such file; a bundle folder holds a {BUNDLE_FILE}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BundleError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
+        return read_bytes(path, most=MOST_YAML)
+    except Missing as error:
+        raise BundleError(f"{error.message}; a bundle folder holds a {BUNDLE_FILE}") from None
+    except Unreadable as error:
+        raise BundleError(error.message) from None
+
+
+def parse_spec(data: bytes, path: Path) -> BundleSpec:
+    """Validate the content of a `bundle.yaml`; `path` is for messages. Raises `BundleError`."""
+    try:
+        text = decoded(data, "YAML", path)
+        lines = [line.rstrip() for line in text.split("\n")]
+        if lines[:1] == [FIRST_LINE] and LAST_LINE not in lines:
+            raise BundleError(f"{path}: is cut short: its last line, {LAST_LINE!r}, is missing; copy it once more")
+        raw = parse_yaml(text, path=path)
+    except Unreadable as error:
+        raise BundleError(error.message) from None
     if not isinstance(raw, dict):
         raise BundleError(f"{path}: must be a mapping of keys, found {type(raw).__name__}")
     try:
@@ -169,39 +228,7 @@ def write_spec(folder: Path, spec: BundleSpec) -> None:
     """Write `bundle.yaml` so that a reader sees the old file or the new one, never half of it."""
     text = yaml.safe_dump(spec.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True, width=100)
     with replacing(folder / BUNDLE_FILE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write, fsync, rename: yields a temporary path beside `path` that takes its place when the block succeeds."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def folder_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's files; names a base or an adapter in a receipt."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0")
-        with open(path, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
+        temporary.write_text(f"{FIRST_LINE}\n{text}{LAST_LINE}\n", encoding="utf-8")
 
 
 def explain(error: ValidationError) -> str:
@@ -223,6 +250,13 @@ def explain(error: ValidationError) -> str:
 def _cut(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return is_folder(path)
+    except Unreadable as error:
+        raise BundleError(error.message) from None
 
 
 def _one_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-_HALF = "�"  # what a decoder prints for bytes that are not yet a whole character
+HALF = "�"  # what a decoder prints for bytes that are not yet a whole character
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -32,7 +32,7 @@ class Detokenizer:
         self._ids.append(token_id)
         known = self._decode(self._ids[self._window : self._read])
         whole = self._decode(self._ids[self._window :])
-        if len(whole) <= len(known) or whole.endswith(_HALF):
+        if len(whole) <= len(known) or whole.endswith(HALF):
             return ""
         self._window, self._read = self._read, len(self._ids)
         return self._release(whole[len(known) :])

@@ -11,17 +11,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
-from emorl_core.adapters import read_peft
+import torch
+
 from emorl_core.bundle import Bundle, BundleSpec
-from emorl_core.driver import Driver
-from emorl_core.engine import Engine, draw_seed
-from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong
-from emorl_core.huge_pages import use_huge_pages
-from emorl_core.line import LineResult
-from emorl_core.models import load_model
+from emorl_core.engine.driver import Driver
+from emorl_core.engine.engine import Engine
+from emorl_core.engine.intake import draw_seed
+from emorl_core.engine.segments import SegmentsRequest, SegmentsResult
+from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, sweep_vectors
+from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong, shown
+from emorl_core.lanes.huge_pages import use_huge_pages
+from emorl_core.loading import load_bundle
 from emorl_core.precision import pick_device, pick_dtype
-from emorl_core.sweep import SweepItem, SweepPlan, SweepResult, simplex_grid
-from emorl_core.tokenizer import HuggingFaceTokenizer, Tokenizer
+from emorl_core.prompts import PromptEncoder
+from emorl_core.snapshot import Hashes, Snapshot
+from emorl_core.threads import ThreadChoice, check_threads
+from emorl_core.tokenizer import Tokenizer
 from emorl_core.types import (
     COMBINE_MODES,
     MAX_TOP_LOGPROBS,
@@ -29,8 +34,11 @@ from emorl_core.types import (
     Completion,
     Request,
     Sampling,
+    Threads,
     TokenEvent,
+    check_width,
 )
+from emorl_core.warm_up import warm_up
 from emorl_core.weights import ResolvedWeights, resolve
 
 Weights = Mapping[str, float]
@@ -43,18 +51,31 @@ class Ensemble:
     at a time; a server that owns the engine's thread uses `engine` instead and never calls them.
     """
 
-    def __init__(self, spec: BundleSpec, engine: Engine, tokenizer: Tokenizer, *, bundle: Bundle | None = None) -> None:
+    def __init__(
+        self,
+        spec: BundleSpec,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        bundle: Bundle | None = None,
+        hashes: Hashes | None = None,
+        max_prompt_chars: int | None = None,
+        threads: ThreadChoice | None = None,
+    ) -> None:
         self.spec = spec
         self.engine = engine
         self.tokenizer = tokenizer
         self.bundle = bundle
+        self.hashes = hashes
+        self.threads = threads or ThreadChoice([torch.get_num_threads()])
+        self._prompts = PromptEncoder(spec, tokenizer, max_prompt_chars)
         self._driver = Driver(engine)
         self._numbers = itertools.count(1)
 
     @classmethod
     def load(
         cls,
-        where: str | os.PathLike[str],
+        where: str | os.PathLike[str] | Snapshot,
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -62,11 +83,14 @@ class Ensemble:
         prefill_cache_bytes: int = 256 * 2**20,
         compile: bool = False,  # noqa: A002 - the name that torch and its users have for it
         revision: str | None = None,
+        hashed: bool = False,
+        max_prompt_chars: int | None = None,
+        threads: Threads = "auto",
     ) -> Ensemble:
         """Load a bundle.
 
         Args:
-            where: a bundle folder, or a Hugging Face hub id `owner/name`.
+            where: a bundle folder, a Hugging Face hub id `owner/name`, or a bundle that is held open.
             device: `auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:1`.
             dtype: `auto` (bfloat16 where the device does it well), `float32`, `bfloat16`.
             slots: sequences that run at once.
@@ -75,31 +99,39 @@ class Ensemble:
                 loading the first time and some ten seconds later. On a CPU it needs a C++ compiler; on CUDA it records
                 CUDA graphs instead.
             revision: branch, tag or commit of a hub id.
+            hashed: put hashes of what was loaded into `hashes`, as receipts need them; reads every file once more.
+            max_prompt_chars: longer prompts are refused before they are tokenised; None: twice what the bundle's
+                `max_source_tokens` can hold if each is the longest token of the vocabulary.
+            threads: of torch on a CPU; `auto`: as torch has it, until `warm_up` has chosen the fastest by measuring.
 
         Raises:
             BundleError, AdapterError, UnsupportedModel: one line that names the file, the key and the reason.
             InvalidRequest: a device or dtype that is not there.
         """
+        count = check_threads(threads)
+        if count != "auto":
+            torch.set_num_threads(count)
         target = pick_device(device)
         precision = pick_dtype(dtype, target)
-        bundle = Bundle.open(where, revision=revision)
-        folder = bundle.base_folder()
-        model = load_model(folder, device=target, dtype=precision)
-        model.attach(
-            [
-                read_peft(bundle.adapter_folder(name), name, expected_base=bundle.spec.base.hub)
-                for name in bundle.spec.objectives
-            ]
-        )
+        loaded = load_bundle(where, device=target, dtype=precision, revision=revision, hashed=hashed)
+        bundle, model, tokenizer = loaded.bundle, loaded.model, loaded.tokenizer
         if target.type == "cpu":
             use_huge_pages()
         if compile:
             model.compile_step()
-        tokenizer = HuggingFaceTokenizer(folder)
+        bundle.spec.check_template(len(tokenizer.encode(bundle.spec.wrap(""))))
         engine = Engine(
             model, tokenizer.decode, bundle.spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes
         )
-        return cls(bundle.spec, engine, tokenizer, bundle=bundle)
+        return cls(
+            bundle.spec,
+            engine,
+            tokenizer,
+            bundle=bundle,
+            hashes=loaded.hashes,
+            max_prompt_chars=max_prompt_chars,
+            threads=ThreadChoice.of(threads, target),
+        )
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
@@ -118,39 +150,45 @@ class Ensemble:
 
     @property
     def device(self) -> str:
-        return str(self.engine.runner.model.device)
+        return str(self.engine.facts.device)
 
     @property
     def dtype(self) -> str:
-        return str(self.engine.runner.model.dtype).removeprefix("torch.")
+        return str(self.engine.facts.dtype).removeprefix("torch.")
 
     @property
     def compiled(self) -> bool:
         """Whether the decoding step is compiled (`compile` of `load`)."""
-        return self.engine.runner.model.compiled
+        return self.engine.model.compiled
 
     def parameter_bytes(self) -> dict[str, int]:
         """{"base": ..., "adapters": ...}: bytes of parameters held."""
-        return self.engine.runner.model.parameter_bytes()
+        return self.engine.model.parameter_bytes()
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def encode(self, prompt: str) -> tuple[int, ...]:
-        """Wrap a prompt in the bundle's template and tokenise it. Raises PromptTooLong naming the limit."""
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InvalidRequest("prompt is empty; allowed: text with at least one character", param="prompt")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest("prompt holds half a surrogate pair; allowed: Unicode text", param="prompt") from None
-        ids = tuple(self.tokenizer.encode(self.spec.wrap(prompt)))
-        if len(ids) > self.spec.max_source_tokens:
+    @property
+    def max_prompt_chars(self) -> int:
+        """Longer prompts are refused before they are tokenised."""
+        return self._prompts.max_chars
+
+    def encode(self, prompt: str, *, field: str = "prompt") -> tuple[int, ...]:
+        """Wrap a prompt in the bundle's template and tokenise it. Names of control tokens in the prompt stay text.
+
+        field: what errors call the prompt. Raises PromptTooLong naming the limit.
+        """
+        return self._prompts.encode(prompt, field=field)
+
+    def _checked_ids(self, ids: Sequence[int], field: str) -> tuple[int, ...]:
+        size, most = self.engine.facts.vocab_size, self.spec.max_source_tokens
+        for token in ids:
+            if not 0 <= token < size:
+                raise InvalidRequest(f"{field} has the token id {token}; allowed: 0 to {size - 1}", param=field)
+        if not 0 < len(ids) <= most:
             raise PromptTooLong(
-                f"prompt has {len(ids)} tokens with its template; allowed: up to {self.spec.max_source_tokens}"
-                " (max_source_tokens of the bundle)",
-                param="prompt",
+                f"{field} has {len(ids)} tokens; allowed: 1 to {most} (max_source_tokens of the bundle)", param=field
             )
-        return ids
+        return tuple(ids)
 
     def resolve(
         self, weights: Weights | None = None, profile: str | None = None, *, normalize: bool = True
@@ -167,7 +205,7 @@ class Ensemble:
 
     def request(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         *,
         weights: Weights | None = None,
         profile: str | None = None,
@@ -177,9 +215,13 @@ class Ensemble:
         top_logprobs: int = 0,
         stream: bool = True,
         request_id: str | None = None,
+        field: str = "prompt",
         **sampling: Any,
     ) -> Request:
-        """Everything a caller may name -> a `Request` for the engine. `sampling`: the fields of `Sampling`.
+        """Everything a caller may name -> a `Request` for the engine. A prompt of token ids is taken as it is, without
+        the template.
+
+        field: what errors call the prompt; sampling: the fields of `Sampling`.
 
         Raises:
             InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
@@ -197,12 +239,14 @@ class Ensemble:
             )
         if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
             raise InvalidRequest(
-                f"top_logprobs is {top_logprobs}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
+                f"top_logprobs is {shown(top_logprobs)}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
             )
         settings = sampling_of(**sampling)
         return Request(
             request_id=request_id or f"local-{next(self._numbers)}",
-            prompt_ids=self.encode(prompt),
+            prompt_ids=self.encode(prompt, field=field)
+            if isinstance(prompt, str)
+            else self._checked_ids(prompt, field),
             weights=resolved.vector,
             sampling=settings,
             combine=combine,
@@ -260,8 +304,8 @@ class Ensemble:
                 param="weights",
             )
         requests = [
-            self.request(text, weights=own, profile=profile, stream=False, **options)
-            for text, own in zip(prompt, each, strict=True)
+            self.request(text, weights=own, profile=profile, stream=False, field=f"prompt.{i}", **options)
+            for i, (text, own) in enumerate(zip(prompt, each, strict=True))
         ]
         return self._driver.finish(requests)
 
@@ -284,29 +328,27 @@ class Ensemble:
         normalize: bool = True,
         combine: Combine = "hidden",
         only: Sequence[Collection[int]] | None = None,
+        max_sweep: int | None = None,
         **sampling: Any,
     ) -> SweepPlan:
-        """What `sweep` runs, checked in full and not begun; thread-safe. Arguments and errors as `sweep`."""
-        if (weights is None) == (resolution is None):
-            raise InvalidRequest("give exactly one of weights and resolution", param="weights")
-        if weights is None:
-            weights = simplex_grid(self.objectives, resolution or 0)
-        if isinstance(weights, Mapping):
-            raise InvalidRequest("weights is one mapping; allowed: a list of them", param="weights")
-        vectors = []
-        for i, each in enumerate(weights):
-            try:
-                vectors.append(self.resolve(each, normalize=normalize))
-            except InvalidWeights as error:
-                raise InvalidWeights(f"vector {i}: {error.message}", param=f"weights.{i}") from None
+        """What `sweep` runs, checked in full and not begun; thread-safe. Arguments and errors as `sweep`.
+
+        max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
+        """
+        vectors = sweep_vectors(
+            self.objectives,
+            weights,
+            resolution,
+            lambda each: self.resolve(each, normalize=normalize),
+            prompts=1 if isinstance(prompts, str) else len(prompts),
+            most=max_sweep,
+        )
         settings = sampling_of(**sampling)
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
-        texts = [prompts] if isinstance(prompts, str) else prompts
+        encoded = [self.encode(prompts)] if isinstance(prompts, str) else self._prompts.encode_all(prompts)
         prefix = f"sweep{next(self._numbers)}"
-        return SweepPlan(
-            [self.encode(text) for text in texts], vectors, settings, combine=combine, only=only, prefix=prefix
-        )
+        return SweepPlan(encoded, vectors, settings, combine=combine, only=only, prefix=prefix)
 
     def sweep(
         self,
@@ -349,8 +391,8 @@ class Ensemble:
         max_new_tokens: int = 64,
         min_new_tokens: int = 0,
         stop: str | Sequence[str] = (),
-    ) -> LineResult:
-        """All greedy texts on the line (1 - t) from + t to, 0 <= t <= 1, with the exact values of t where they change.
+    ) -> SegmentsResult:
+        """All greedy texts under (1 - t) from + t to, 0 <= t <= 1, with the exact values of t where they change.
 
         Intervals narrower than `min_width` are not divided further. Raises as `generate`.
         """
@@ -360,22 +402,29 @@ class Ensemble:
             "stop": stop,
             "seed": 0,
         }
-        if not min_width > 0.0:
-            raise InvalidRequest(f"min_width is {min_width}; allowed: a number above 0", param="min_width")
+        check_width(min_width)
         start, end = (
             self.request(prompt, weights=each, normalize=normalize, **options) for each in (from_weights, to_weights)
         )
-        return self._driver.line(self.tokenizer.decode, start, end, min_width=min_width)
+        request = SegmentsRequest(
+            start.request_id,
+            start.prompt_ids,
+            start.weights,
+            start.sampling,
+            stream=False,
+            to=end.weights,
+            min_width=min_width,
+        )
+        return self._driver.segments(request)
 
     def warm_up(self) -> None:
-        """One token through all lanes at once: proves that the model, its adapters and the head really work.
+        """One token through all lanes at once: proves that the model, its adapters and the head really work. Then a few
+        more where `threads` is to be chosen, on the thread that calls this.
 
-        Raises EngineError when they do not.
+        Raises EngineError when they do not work.
         """
-        ids = tuple(self.tokenizer.encode(self.spec.wrap("Hello.")))[: self.spec.max_source_tokens]
-        even = tuple(1.0 / len(self.lanes) for _ in self.lanes)
-        request = Request(f"warm-up-{next(self._numbers)}", ids, even, Sampling(max_new_tokens=1), stream=False)
-        self._driver.finish([request])
+        ids = self.tokenizer.encode_prompt("Hello.", *self.spec.around)[: self.spec.max_source_tokens]
+        warm_up(self._driver, self.threads, ids, len(self.lanes), f"warm-up-{next(self._numbers)}")
 
 
 def sampling_of(*, stop: str | Sequence[str] = (), **fields: Any) -> Sampling:

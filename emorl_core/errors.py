@@ -1,10 +1,13 @@
-"""The error tree. No HTTP codes here: `server/errors.py` is the only place that knows them.
+"""The error tree. No HTTP codes here: `server/door/errors.py` is the only place that knows them.
 
 Every message is one line for a person: it names the field, the value and what is allowed. Messages never hold prompt
 or generated text.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Self
 
 
 class EmorlError(Exception):
@@ -19,6 +22,13 @@ class EmorlError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+
+    def renamed(self, old: str, new: str) -> Self:
+        """The same error by the name that a caller knows the field by; itself when it is about another field."""
+        name, dot, rest = (self.param or "").partition(".")
+        if name != old:
+            return self
+        return type(self)(self.message.replace(old, new, 1), param=f"{new}{dot}{rest}")
 
 
 class InvalidRequest(EmorlError):
@@ -73,3 +83,11 @@ class OutOfMemory(EngineError):
     """The device had no memory left for this request."""
 
     code = "out_of_memory"
+
+
+def shown(value: object) -> str:
+    """A value that a caller sent, as a message shows it: cut, since a number may have thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"about {'-' if value < 0 else ''}1e{int(value.bit_length() * math.log10(2))}"
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from emorl_core.adapters import Adapter
 from emorl_core.bundle import BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec
-from emorl_core.engine import Engine
+from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.models.fake import FakeModel, FakeTokenizer
 from emorl_core.weights import BASE
@@ -15,6 +15,7 @@ from emorl_core.weights import BASE
 def fake_ensemble(
     objectives: Sequence[str] = ("reflection", "empathy", "fluency"),
     *,
+    encoder: bool = True,
     slots: int = 8,
     mean_length: int = 12,
     step_delay_s: float = 0.0,
@@ -23,9 +24,10 @@ def fake_ensemble(
 ) -> Ensemble:
     """An `Ensemble` over `FakeModel`, with the profiles `balanced` (the default) and one per objective.
 
-    The model is at `ensemble.engine.runner.model`, for its fault hooks.
+    encoder: an encoder-decoder, or a decoder-only model; it is at `ensemble.engine.model`, with fault hooks.
     """
-    model, tokenizer = FakeModel(mean_length=mean_length, step_delay_s=step_delay_s), FakeTokenizer()
+    model = FakeModel(encoder=encoder, mean_length=mean_length, step_delay_s=step_delay_s)
+    tokenizer = FakeTokenizer()
     model.attach([Adapter(name, {}) for name in objectives])
     only = {name: ProfileSpec(weights={name: 1.0}) for name in objectives}
     spec = BundleSpec(

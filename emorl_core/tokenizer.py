@@ -2,43 +2,118 @@
 
 from __future__ import annotations
 
-import threading
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from emorl_core.control_tokens import prompt_encoder
 from emorl_core.errors import BundleError
+from emorl_core.files import LFS_ADVICE, is_lfs_pointer
+from emorl_core.spelling import Speller, Spelling
+from emorl_core.vocabulary import check_vocabulary, is_of_library, one_line, sentencepiece_options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FAST = "tokenizer.json"
+_FILES = (
+    "config.json", _FAST, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model",
+    "vocab.json", "merges.txt", "vocab.txt",
+)  # fmt: skip
 
 
 class Tokenizer(Protocol):
-    """`encode` adds the special tokens that the model was trained with; `decode` leaves special tokens out."""
+    """The special tokens that the model was trained with are added on the way in and left out on the way back.
 
-    def encode(self, text: str) -> list[int]: ...
+    `longest_token`: characters of the longest one, which bounds how much text a number of tokens can hold.
+    `spell`: one token by itself; `first`: nothing ordinary comes before it in the text.
+    """
+
+    @property
+    def longest_token(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]:
+        """A text of the house, in which the name of a control token is that token."""
+
+    def encode_prompt(self, prompt: str, before: str = "", after: str = "") -> list[int]:
+        """A stranger's text between the parts of a template: control tokens can only come from those."""
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    def spell(self, token_id: int, *, first: bool) -> Spelling: ...
+
 
 class HuggingFaceTokenizer:
-    """A Hugging Face tokenizer folder. Safe to call from several threads."""
+    """The tokenizer of a Hugging Face checkpoint folder. Safe to call from several threads, none waits for another.
+
+    Raises as `load_tokenizer`.
+    """
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer  # seconds to import, and only here
-
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise BundleError(f"{folder}: the tokenizer cannot be loaded: {reason}") from None
-        # The Rust tokenizer refuses to be borrowed by two threads while one changes its padding or truncation.
-        self._lock = threading.Lock()
+        self._tokenizer = load_tokenizer(folder)
+        self._encoder = prompt_encoder(self._tokenizer)
+        self.longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
+        self._speller = Speller(self._tokenizer, self.decode)
 
     def encode(self, text: str) -> list[int]:
-        with self._lock:
-            return list(self._tokenizer.encode(text, add_special_tokens=True))
+        return self._encoder.encode(text, "", "")
+
+    def encode_prompt(self, prompt: str, before: str = "", after: str = "") -> list[int]:
+        return self._encoder.encode(before, prompt, after)
 
     def decode(self, ids: Sequence[int]) -> str:
-        with self._lock:
-            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def spell(self, token_id: int, *, first: bool) -> Spelling:
+        return self._speller.spell(token_id, first=first)
 
     def __len__(self) -> int:
         return len(self._tokenizer)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model in the folder.
+
+    Raises:
+        BundleError: no tokenizer, one that cannot be read, or another model's.
+    """
+    from transformers import AutoTokenizer  # seconds to import, and only here
+
+    for name in _FILES:
+        if is_lfs_pointer(folder / name):
+            raise BundleError(f"{folder}: {name} {LFS_ADVICE}")
+    options = {} if (folder / _FAST).exists() else sentencepiece_options(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, **options
+        )
+    except BaseException as error:
+        if not is_of_library(error):
+            raise
+        raise BundleError(f"{folder}: the tokenizer cannot be loaded: {_reason(folder, error)}") from None
+    check_vocabulary(folder, tokenizer)
+    return tokenizer
+
+
+def _reason(folder: Path, error: BaseException) -> str:
+    """One line; names the file that is at fault where one is."""
+    from tokenizers import Tokenizer, __version__
+
+    for name in _FILES:
+        path = folder / name
+        if path.suffix != ".json" or not path.is_file():
+            continue
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as broken:
+            return f"{name} cannot be read as JSON: {one_line(broken)}"
+    if (folder / _FAST).is_file():
+        try:
+            Tokenizer.from_file(str(folder / _FAST))
+        except BaseException as unknown:
+            if not is_of_library(unknown):
+                raise
+            why = f"so a newer release may have written it: {one_line(unknown)}"
+            return f"{_FAST} is not understood by tokenizers {__version__}, {why}"
+    return one_line(error)

@@ -1,19 +1,24 @@
 """The frozen words of the engine: what goes in (`Sampling`, `Request`) and what comes out (`TokenEvent`, `Completion`,
-`Failure`)."""
+`IntervalFound`, `Failure`). What comes out carries its request's `tag`."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from emorl_core.errors import EmorlError, InvalidRequest
+from emorl_core.errors import EmorlError, InvalidRequest, shown
 
 Combine = Literal["hidden", "probs"]
 COMBINE_MODES: tuple[Combine, ...] = ("hidden", "probs")
+Threads = int | Literal["auto"]  # that torch computes with; auto: chosen by measuring
+MAX_THREADS = 1024
 MAX_SEED = 2**63 - 1
 MAX_TOP_LOGPROBS = 20
+# The smallest temperature (but 0), top_p and repetition penalty. They are used in float32, where 1e-46 is 0; logits are
+# divided by up to two of them and stay finite, given the bounds on weights.
+MIN_POSITIVE = 1e-8
+MIN_WIDTH = 1e-9  # of an interval between two weight vectors; float32 weights do not tell closer ones apart
 
 
 class FinishReason(StrEnum):
@@ -26,15 +31,21 @@ class FinishReason(StrEnum):
 
 def _check(ok: bool, name: str, value: object, allowed: str) -> None:
     if not ok:
-        raise InvalidRequest(f"{name} is {value!r}; allowed: {allowed}", param=name)
+        raise InvalidRequest(f"{name} is {shown(value)}; allowed: {allowed}", param=name)
 
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _within(value: object, least: float, most: float) -> bool:
+    """Whether it is a number in this range; NaN is in none, and no int is too large."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+
+
+def check_width(min_width: float) -> None:
+    """Raises InvalidRequest unless intervals can be divided down to this width."""
+    _check(_within(min_width, MIN_WIDTH, 1.0), "min_width", min_width, f"a number from {MIN_WIDTH:g} to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +75,23 @@ class Sampling:
             _is_int(self.min_new_tokens) and 0 <= self.min_new_tokens <= self.max_new_tokens,
             "min_new_tokens",
             self.min_new_tokens,
-            f"a whole number from 0 to max_new_tokens ({self.max_new_tokens})",
+            f"a whole number from 0 to max_new_tokens ({shown(self.max_new_tokens)})",
         )
         _check(
-            _is_number(self.temperature) and 0.0 <= self.temperature <= 100.0,
+            _within(self.temperature, 0.0, 0.0) or _within(self.temperature, MIN_POSITIVE, 100.0),
             "temperature",
             self.temperature,
-            "a number from 0 (greedy) to 100",
+            f"0 (greedy), or a number from {MIN_POSITIVE:g} to 100",
         )
         _check(_is_int(self.top_k) and self.top_k >= 0, "top_k", self.top_k, "a whole number from 0 (off)")
         _check(
-            _is_number(self.top_p) and 0.0 < self.top_p <= 1.0, "top_p", self.top_p, "a number above 0, up to 1.0 (off)"
+            _within(self.top_p, MIN_POSITIVE, 1.0), "top_p", self.top_p, f"a number from {MIN_POSITIVE:g} to 1.0 (off)"
         )
         _check(
-            _is_number(self.repetition_penalty) and 0.0 < self.repetition_penalty <= 100.0,
+            _within(self.repetition_penalty, MIN_POSITIVE, 100.0),
             "repetition_penalty",
             self.repetition_penalty,
-            "a number above 0, up to 100; 1.0 is off",
+            f"a number from {MIN_POSITIVE:g} to 100; 1.0 is off",
         )
         _check(
             self.seed is None or (_is_int(self.seed) and 0 <= self.seed <= MAX_SEED),
@@ -117,6 +128,7 @@ class Request:
     profile: str | None = None  # the profile the weights came from, echoed
     stream: bool = True  # False: no TokenEvent, only the Completion (a sweep makes thousands)
     logprobs: bool = True  # False, and no stream: the Completion has none, and they are not computed
+    tag: Any = None  # the caller's own, echoed in the request's events
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +156,7 @@ class TokenEvent:
     attribution: Attribution | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     completion: Completion | None = None  # set on the last event of a request that ended by itself
+    tag: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +179,7 @@ class Completion:
     first_token_s: float = 0.0  # accepted -> first token
     total_s: float = 0.0  # accepted -> end
     lane_row_steps: int = 0  # lane rows computed for it so far, one token each; shared with the others of its group
+    tag: Any = None
 
     @property
     def completion_tokens(self) -> int:
@@ -178,6 +192,28 @@ class Failure:
 
     request_id: str
     error: EmorlError
+    tag: Any = None
 
 
-Event = TokenEvent | Completion | Failure
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """All t in [start, end] give this text."""
+
+    start: float
+    end: float
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalFound:
+    """One more interval of a request for segments; a neighbour with the same tokens may come later and become one with
+    it."""
+
+    request_id: str
+    interval: Interval
+    tag: Any = None
+
+
+Event = TokenEvent | IntervalFound | Completion | Failure

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from emorl_core.errors import InvalidWeights
 
 BASE = "base"  # lane 0: the model without any adapter
+# Sizes that a number may have once it is resolved, beside 0. Mixing is float32: 1e-39 is nearly 0 there, and 1e38 times
+# a hidden state is no number any more.
+MIN_WEIGHT = 1e-20
+MAX_WEIGHT = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,8 @@ def resolve(
     """Resolve what a request named into one vector over `lanes`.
 
     `weights` and `profile` exclude each other; with neither, `default_profile` is used. With `normalize` (the default)
-    negative numbers are refused and the vector is scaled to sum 1; without it the numbers are used as they are.
+    negative numbers are refused and the vector is scaled to sum 1; without it the numbers are used as they are. What
+    is not 0 then has a size from MIN_WEIGHT to MAX_WEIGHT.
 
     Raises:
         InvalidWeights: one line that names the objective or profile, the value and what is allowed.
@@ -97,12 +102,19 @@ def _vector(lanes: Sequence[str], weights: Mapping[str, float], normalize: bool)
             f"weights: all are zero, which makes every logit zero; give at least one of {_list(lanes)} a weight",
             param="weights",
         )
+    used = vector
     if normalize:
         # Dividing by the largest first keeps subnormal and huge numbers from under- or overflowing in the sum.
-        vector = [value / largest for value in vector]
-        total = math.fsum(vector)
-        vector = [value / total for value in vector]
-    return tuple(vector)
+        used = [value / largest for value in vector]
+        total = math.fsum(used)
+        used = [value / total for value in used]
+    for name, value, given in zip(lanes, used, vector, strict=True):
+        if given != 0.0 and not MIN_WEIGHT <= abs(value) <= MAX_WEIGHT:
+            allowed = f"of {MIN_WEIGHT:g} of the sum or more" if normalize else f"from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}"
+            raise InvalidWeights(
+                f"weights.{name} is {given:g}; allowed: 0, or a size {allowed}", param=f"weights.{name}"
+            )
+    return tuple(used)
 
 
 def _is_finite(value: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -11,15 +11,20 @@ from starlette.middleware import Middleware
 
 from emorl_core import __version__
 from emorl_core.ensemble import Ensemble
-from server.auth import AuthMiddleware, Cors, Keys
-from server.context import ContextMiddleware
-from server.document import document
-from server.errors import install_handlers
-from server.limits import LimitMiddleware
-from server.routes import admin, generate, openai, operations, playground, sweep
-from server.service import GENERATION_ROUTES, Service
-from server.settings import Settings
-from server.tracing import set_up_tracing
+from server.api import admin, generate, operations, sweep
+from server.api import page as playground
+from server.api.openai import routes as openai
+from server.door.auth import AuthMiddleware, Cors, Keys
+from server.door.context import ContextMiddleware
+from server.door.document import document
+from server.door.findings import install_handlers
+from server.door.head import HeadMiddleware
+from server.door.hosts import HostMiddleware
+from server.door.limits import LimitMiddleware
+from server.door.prefix import PrefixMiddleware
+from server.serving.service import GENERATION_ROUTES, Service
+from server.settings import Settings, SettingsError
+from server.watch.tracing import set_up_tracing
 
 # FastAPI's own telemetry records bodies that fail validation and the text of exceptions: both can hold a prompt.
 _NO_TELEMETRY: TelemetryConfig = {
@@ -34,7 +39,8 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
     bundle that cannot be served shows in liveness and in `service.failure`.
 
     Raises:
-        SettingsError: the file of API keys cannot be used, or the packages for tracing are missing.
+        SettingsError: the file of API keys cannot be used, the packages for tracing are missing, or `root_path` is a
+            route of this server.
     """
     keys = Keys.read(settings)
     tracing = set_up_tracing(settings)
@@ -65,6 +71,8 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
                 generation_routes=frozenset(GENERATION_ROUTES),
                 tracing=tracing,
             ),
+            Middleware(PrefixMiddleware, root_path=settings.root_path),
+            *([Middleware(HostMiddleware, allowed=settings.allowed_hosts)] if settings.allowed_hosts else []),
             *([Middleware(Cors, origins=settings.cors_origins)] if settings.cors_origins else []),
             Middleware(
                 AuthMiddleware,
@@ -78,6 +86,7 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
                 max_body_bytes=settings.max_body_bytes,
                 read_timeout_s=settings.read_timeout_s,
             ),
+            Middleware(HeadMiddleware),
         ],
     )
     app.state.service = service
@@ -88,5 +97,13 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
     app.include_router(operations.router)
     app.include_router(admin.router)
     app.include_router(playground.make_router(page))
-    app.openapi = document(app)  # type: ignore[method-assign]  # FastAPI's own way to change the document
+    app.openapi = document(app, settings.root_path)  # type: ignore[method-assign]  # FastAPI's own way to change it
+    if settings.root_path:
+        _check_prefix(settings.root_path, [*app.openapi()["paths"], *page])
     return app
+
+
+def _check_prefix(root_path: str, paths: Iterable[str]) -> None:
+    taken = next((path for path in paths if f"{path}/".startswith(f"{root_path}/")), None)
+    if taken is not None:  # with the prefix left on or taken off, one path would mean two routes
+        raise SettingsError(f"root_path is {root_path!r}; {taken} is a route of this server", param="root_path")

@@ -18,12 +18,12 @@ from uvicorn.config import STARTUP_FAILURE
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
 from server.app import create_app
-from server.connections import Connections
-from server.listener import Listener, bind
-from server.protocol import guarded
-from server.service import Service
+from server.door.connections import Connections
+from server.door.listener import Listener, bind
+from server.door.protocol import guarded
+from server.serving.service import Service
+from server.serving.signals import hangups, hangups_held
 from server.settings import Settings, unknown_variables
-from server.signals import hangups, hangups_held
 
 logger = logging.getLogger("emorl.server")
 
@@ -48,16 +48,19 @@ class DrainingServer(uvicorn.Server):
         self.on_ready: Callable[[str], None] = lambda _: None
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
-        loop = self._loop = asyncio.get_running_loop()
+    def capture_signals(self) -> Iterator[None]:
+        self._loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
             stack.enter_context(super().capture_signals())
             if threading.current_thread() is threading.main_thread():
-                heard = lambda: loop.call_soon_threadsafe(self._service.reload_soon)  # noqa: E731
-                stack.enter_context(hangups(heard))
+                stack.enter_context(hangups(self._reload_soon))
             yield
 
-    async def startup(self, sockets: object = None) -> None:  # type: ignore[override]  # noqa: ARG002 - always its own
+    def _reload_soon(self) -> None:
+        assert self._loop is not None  # signals are captured within it
+        self._loop.call_soon_threadsafe(self._service.reload_soon)
+
+    async def startup(self, sockets: object = None) -> None:  # noqa: ARG002 - always its own
         asyncio.get_running_loop().set_default_executor(Helpers(thread_name_prefix="emorl-helper"))
         await self.lifespan.startup()
         if self.lifespan.should_exit:
@@ -88,7 +91,7 @@ class DrainingServer(uvicorn.Server):
         for server in getattr(self, "servers", []):
             for sock in server.sockets:
                 port = sock.getsockname()[1]
-        host = "127.0.0.1" if host in ("0.0.0.0", "") else host
+        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
@@ -112,7 +115,7 @@ class DrainingServer(uvicorn.Server):
         if not await self._service.drained(settings.drain_timeout_s):
             logger.warning("drain_timeout_s has passed: the requests still running were ended with an error")
 
-    async def shutdown(self, sockets: object = None) -> None:  # type: ignore[override]  # noqa: ARG002 - always its own
+    async def shutdown(self, sockets: object = None) -> None:  # noqa: ARG002 - always its own
         self._connections.hurry(self._service.settings.last_bytes_s)  # no client may hold up the end
         await super().shutdown()
 

@@ -7,12 +7,12 @@ same in all three.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -23,11 +23,26 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as PydanticSettingsError
 
 from emorl_core.bundle import explain
+from emorl_core.documents import read_yaml
 from emorl_core.errors import EmorlError
+from emorl_core.files import Missing, Unreadable
+from emorl_core.types import MAX_THREADS, Threads
 
 ENV_PREFIX = "EMORL_"
+HOST_NAME = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"  # a name, an address of IPv4, or one of IPv6 in brackets
 Keys = Annotated[tuple[SecretStr, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
+
+
+def _threads(value: object) -> object:
+    if isinstance(value, str) and value.isdecimal() and len(value) < 5:
+        value = int(value)
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_THREADS):
+        return value
+    raise ValueError(f"must be auto, or a whole number from 1 to {MAX_THREADS}")
+
+
+ThreadCount = Annotated[Threads, BeforeValidator(_threads)]
 
 
 class SettingsError(EmorlError):
@@ -51,6 +66,11 @@ class Settings(BaseSettings):
     prefill_cache_bytes: int = Field(
         256 * 2**20, ge=0, description="Memory for prompts already encoded: other weights skip the encoder; 0 is off."
     )
+    threads: ThreadCount = Field(
+        "auto",
+        description="Threads to compute with on a CPU: a number, or auto: the fastest number, measured at the start and"
+        " whenever steps have become slow or the machine may be quiet again.",
+    )
     compile: bool = Field(
         False, description="Compile the decoding step: faster tokens for a slower start; a CPU needs a C++ compiler."
     )
@@ -58,6 +78,7 @@ class Settings(BaseSettings):
     # where to listen
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    root_path: str = Field("", description="Path prefix behind a proxy, such as /emorl, left on or taken off by it.")
     max_connections: int | None = Field(
         None,
         ge=1,
@@ -68,9 +89,16 @@ class Settings(BaseSettings):
     # limits
     max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait beside those that run; else 429.")
     queue_timeout_s: float = Field(30.0, gt=0, description="Longest wait for a slot; then 503.")
+    max_prompt_chars: int | None = Field(
+        None,
+        ge=1,
+        description="Longest prompt in characters; then 422 before it is tokenised. Unset: twice what the bundle's"
+        " max_source_tokens hold if each is the longest token of its vocabulary.",
+    )
     max_new_tokens: int = Field(1024, ge=1, description="Largest max_new_tokens (or max_tokens) a request may ask for.")
     max_choices: int = Field(8, ge=1, le=128, description="Most completions that one OpenAI request may ask for.")
     max_sweep: int = Field(4096, ge=1, description="Most completions (prompts times weight vectors) of one sweep.")
+    sweep_line_timeout_s: float = Field(30.0, gt=0, description="Longest run of one /sweep/line; then 422.")
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body; then 413.")
     max_header_bytes: int = Field(16 * 1024, ge=1024, description="Largest headers of a request; then 431.")
     max_unread_events: int = Field(
@@ -110,6 +138,10 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(None, description="File with one API key per line, optionally as name:key.")
     admin_keys: Keys = Field((), description="Keys for /admin routes, comma-separated; empty: those routes are off.")
     metrics_key_required: bool = Field(False, description="Ask for an API key on /metrics too.")
+    allowed_hosts: Names = Field(
+        (),
+        description="Hosts that requests may name, comma-separated, on any port; empty: any. Probes may name any.",
+    )
     cors_origins: Names = Field((), description="Origins a browser may call from, comma-separated; empty: CORS is off.")
 
     # the page
@@ -130,7 +162,23 @@ class Settings(BaseSettings):
 
     tracing: bool = Field(False, description="Send OpenTelemetry traces, as the OTEL_... variables say.")
 
-    @field_validator("api_keys", "admin_keys", "cors_origins", mode="before")
+    @field_validator("root_path")
+    @classmethod
+    def _is_path(cls, value: str) -> str:
+        if not re.fullmatch(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)*/?", value):
+            raise ValueError("allowed: empty, or a path such as /emorl of letters, digits and . _ ~ -")
+        return value.rstrip("/")
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(HOST_NAME, name) for name in value):
+            raise ValueError(
+                "allowed: hosts without scheme, port and path, such as emorl.example.org, 10.0.0.1 or [::1]"
+            )
+        return value
+
+    @field_validator("api_keys", "admin_keys", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         if isinstance(value, str):
@@ -154,16 +202,16 @@ class Settings(BaseSettings):
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        values = read_yaml(path, regular=False)
+    except Missing:
         raise SettingsError(f"config is {str(path)!r}; there is no such file", param="config") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}", param="config") from None
+    except Unreadable as error:
+        raise SettingsError(error.message, param="config") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: must be a mapping of settings, found {type(values).__name__}", param="config")
-    return {str(name): value for name, value in values.items()}
+    return values
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -1,7 +1,8 @@
 """What holds for every test: no network, no settings from the developer's shell, one thread for the tiny models.
 
-Tests marked `gpu`, `browser` or `prometheus` skip where what they need is missing, and fail there instead when
-EMORL_CI_REQUIRE (comma-separated marks) says that it must be present.
+Tests marked `gpu`, `browser`, `prometheus` or `real_model` skip where what they need is missing, and fail there instead
+when EMORL_CI_REQUIRE (comma-separated marks) says that it must be present. EMORL_REAL_MODEL is the folder of a language
+model that is no toy: SmolLM2-135M-Instruct in safetensors.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 _REQUIRED = {mark.strip() for mark in os.environ.get("EMORL_CI_REQUIRE", "").split(",") if mark.strip()}
+_REAL_MODEL = os.environ.get("EMORL_REAL_MODEL")
 for _name in [name for name in os.environ if name.startswith("EMORL_")]:
     del os.environ[_name]  # also for subprocesses: a setting in someone's shell must not change what is tested
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -46,10 +49,15 @@ def _missing_prometheus() -> str | None:
     return f"no {' and no '.join(absent)}" if absent else None
 
 
+def _missing_real_model() -> str | None:
+    return None if _REAL_MODEL else "no EMORL_REAL_MODEL"
+
+
 _NEEDS: dict[str, Callable[[], str | None]] = {
     "gpu": _missing_gpu,
     "browser": _missing_browser,
     "prometheus": _missing_prometheus,
+    "real_model": _missing_real_model,
 }
 
 
@@ -64,6 +72,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if mark in _REQUIRED:
             pytest.fail(f"EMORL_CI_REQUIRE names {mark}, but this machine has {reason}", pytrace=False)
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """Folder of the real model; only for tests marked `real_model`."""
+    assert _REAL_MODEL is not None, "mark the test with @pytest.mark.real_model"
+    return Path(_REAL_MODEL)
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ import yaml
 
 from emorl_core.fake import fake_ensemble
 from server.app import create_app
-from server.metrics import EngineReading, Metrics
+from server.serving.worker import Worker
 from server.settings import ENV_PREFIX, Settings
-from server.worker import Worker
+from server.watch.metrics import EngineReading, Metrics
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"

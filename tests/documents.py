@@ -19,7 +19,7 @@ import pytest
 from emorl_cli.main import main
 from emorl_core.bundle import BUNDLE_FILE, ProfileSpec, read_spec, write_spec
 from tests.builders import tiny_t5_bundle
-from training.demo import NAME, PROFILES
+from training.pipeline.demo import NAME, PROFILES
 
 ROOT = Path(__file__).parent.parent
 URL = "http://127.0.0.1:8000"

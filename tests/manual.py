@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import types
 import typing
@@ -16,15 +17,16 @@ from pydantic import BaseModel
 from emorl_cli.main import VERBS, Parser
 from emorl_core.errors import EmorlError
 from emorl_core.fake import fake_ensemble
+from server.api.fields import Strict
 from server.app import create_app
-from server.errors import rule_for
-from server.schemas import Strict
+from server.door.admission import MAX_RETRY_AFTER_S
+from server.door.errors import QueueFull, rule_for
 from server.settings import Settings
+from training.config import Section
 from training.data.sources import SOURCES
-from training.hyperparameters import PAPER
-from training.recipe import Recipe
+from training.recipe.recipe import Recipe
+from training.rl.settings import PAPER
 from training.scorers import SCORERS
-from training.section import Section
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -104,7 +106,8 @@ def table(model: type[BaseModel]) -> Iterator[str]:
         key = field.alias or name
         values = _values(schema["properties"][key], schema.get("$defs", {}))
         default = "required" if key in needed else _default(field.get_default(call_default_factory=True))
-        yield f"| `{key}` | {values} | {default} | {_cell(field.description or '')} |"
+        meaning = field.description or schema["properties"][key].get("description", "")
+        yield f"| `{key}` | {values} | {default} | {_cell(meaning)} |"
 
 
 def _values(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
@@ -112,10 +115,11 @@ def _values(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         target = defs[schema["$ref"].rpartition("/")[2]]
         return "a mapping" if "properties" in target else _values(target, defs)
-    if "anyOf" in schema:
-        return ", or ".join(dict.fromkeys(_values(part, defs) for part in schema["anyOf"]))
+    for members in ("anyOf", "oneOf"):
+        if members in schema and "discriminator" not in schema:
+            return ", or ".join(dict.fromkeys(_values(part, defs) for part in schema[members]))
     if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
+        return ", ".join(value if value == "null" else f"`{value}`" for value in map(_literal, schema["enum"]))
     if "const" in schema:
         return f"`{schema['const']}`"
     kind = schema.get("type")
@@ -133,6 +137,10 @@ def _values(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         "null": "null",
     }
     return word.get(str(kind), "a kind, or a mapping with `kind`") + _bounds(schema)
+
+
+def _literal(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _bounds(schema: Mapping[str, Any]) -> str:
@@ -260,6 +268,8 @@ def errors() -> Iterator[str]:
     for error in _errors(EmorlError):
         rule = rule_for(error(""))
         seconds = "" if rule.retry_after_s is None else f"{rule.retry_after_s} s"
+        if issubclass(error, QueueFull):
+            seconds = f"{rule.retry_after_s} to {MAX_RETRY_AFTER_S} s: when a place is likely free"
         rows.append((rule.status, error.code, rule.type, seconds))
     for status, code, kind, seconds in sorted(rows):
         shown = "422, below `/v1` 400" if status == 422 else str(status)
@@ -269,7 +279,7 @@ def errors() -> Iterator[str]:
 def _errors(above: type[EmorlError]) -> Iterator[type[EmorlError]]:
     """Of the engine and the server: those of training and of the command line never travel."""
     for error in above.__subclasses__():
-        if error.__module__ in ("server.errors", "emorl_core.errors"):
+        if error.__module__ in ("server.door.errors", "emorl_core.errors"):
             yield error
         yield from _errors(error)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from emorl_core.fake import fake_ensemble
 from server.app import create_app
-from server.auth import ADMIN_PREFIX, METRICS_PATH, OPEN_PATHS
-from server.metrics import EngineReading, Metrics
+from server.door.auth import ADMIN_PREFIX, METRICS_PATH, OPEN_PATHS
 from server.settings import Settings
+from server.watch.metrics import EngineReading, Metrics
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "reference.md"
 
@@ -19,7 +19,7 @@ def settings() -> Iterator[str]:
     yield "| setting | default | meaning |"
     yield "|---|---|---|"
     for name, field in Settings.model_fields.items():
-        default = "" if field.default in (None, ()) else f"`{str(field.default).removesuffix('.0')}`"
+        default = "" if field.default in (None, (), "") else f"`{str(field.default).removesuffix('.0')}`"
         yield f"| `{name}` | {default.replace('True', 'true').replace('False', 'false')} | {field.description} |"
 
 

@@ -13,7 +13,7 @@ from emorl_core.bundle import Bundle
 from server.settings import Settings
 from tests.documents import ROOT, Reader, blocks, demo_like, lines
 from tests.http.harness import Live, live
-from training.recipe import load_recipe
+from training.recipe.recipe import load_recipe
 
 EXAMPLES = ROOT / "examples"
 GUIDES = ROOT / "docs" / "guides"
@@ -103,6 +103,33 @@ def test_own_adapters_never_overwrite(folder: Path) -> None:
         Reader(folder).script(
             "examples/own_adapters.py", "--base", "my-base", "--out", "my-bundle", "--adapter", "a=adapters/empathy"
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--adapter", "empathy"], "allowed is NAME=FOLDER, every name once"),
+        (["--adapter", "a=adapters/empathy", "--adapter", "a=adapters/empathy"], "every name once"),
+        (["--adapter", "base=adapters/empathy"], "objectives.base: the name is taken by the bare model"),
+        (["--adapter", "a b=adapters/empathy"], "objectives.a b: String should match pattern"),
+        (["--adapter", "a=adapters/none"], "adapter 'a': a has no adapter_config.json"),
+        (["--adapter", "a=adapters"], "adapter 'a': a has no adapter_config.json"),
+        (["--prompt-template", "{client}"], "prompt_template: must contain {prompt} exactly once"),
+        (["--max-source-tokens", "0"], "max_source_tokens: Input should be greater than or equal to 1"),
+        (["--max-source-tokens", "1"], "prompt_template takes 1 tokens by itself; max_source_tokens is 1"),
+        (["--base", "adapters/empathy"], "config.json"),
+        (["--out", "new bundle"], "name: String should match pattern"),
+    ],
+)
+def test_own_adapters_leave_no_bundle_that_cannot_serve(options: list[str], says: str, folder: Path) -> None:
+    argv = ["--base", "my-base", "--out", "new"]
+    argv += ([] if "--adapter" in options else ["--adapter", "a=adapters/empathy"]) + options
+    before = sorted(folder.iterdir())
+    with pytest.raises(SystemExit) as caught:
+        Reader(folder).script("examples/own_adapters.py", *argv)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda path: path.stem)

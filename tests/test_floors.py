@@ -1,9 +1,13 @@
-"""The floors of the house: who may import whom. Read from the source, so imports inside functions count too."""
+"""The floors of the house: who may import whom. Floors are read from the architecture page, imports from the source, so
+those inside functions and those for type checking count too."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,36 +15,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("emorl_core", "server", "training", "emorl_cli")
 
-# Every module of the engine has a floor; a new file is put on one here and in docs/architecture.md.
-CORE_FLOORS: dict[str, int] = {
-    "errors": 0,
-    "types": 0,
-    "weights": 0,
-    "combine": 0,
-    "sampling": 0,
-    "detokenize": 0,
-    "precision": 0,
-    "huge_pages": 0,
-    "lanes": 1,
-    "adapters": 1,
-    "kv_cache": 1,
-    "prefill_cache": 1,
-    "models": 1,
-    "bundle": 1,
-    "tokenizer": 1,
-    "scheduler": 2,
-    "runner": 2,
-    "engine": 2,
-    "driver": 2,
-    "line": 2,
-    "sweep": 2,
-    "ensemble": 2,
-    "fake": 2,
-}
-ROOM_FLOORS = {"server": 3, "training": 3, "emorl_cli": 4}
-FRONT_DOOR_FLOOR = (
-    2  # `emorl_core/__init__.py` opens onto the top floor of its own room: `from emorl_core import Ensemble`
-)
+PAGE = ROOT / "docs" / "architecture.md"
+_ROW = re.compile(r"^\| *(\d*) *\| *`([\w/.]+)` *\|", re.MULTILINE)
 
 SOCKET_MODULES = {
     "socket",
@@ -84,12 +60,37 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name if is_module else base
 
 
+def floors_of(page: str) -> dict[str, int]:
+    """Path of a folder (ending in `/`) or a file -> floor; a row without a number is on the floor of the row above."""
+    floors: dict[str, int] = {}
+    number = 0
+    for digits, path in _ROW.findall(page[page.index("## Rooms and floors") :]):
+        number = int(digits) if digits else number
+        floors[path] = number
+    return floors
+
+
+@cache
+def page_floors() -> dict[str, int]:
+    return floors_of(PAGE.read_text(encoding="utf-8"))
+
+
+def path_of(module: str) -> str:
+    """Of one of our modules or packages, relative to the root."""
+    path = module.replace(".", "/")
+    return f"{path}.py" if (ROOT / f"{path}.py").is_file() else f"{path}/__init__.py"
+
+
+def row_of(path: str, floors: Mapping[str, int]) -> str:
+    """The most specific row that a file falls under. Raises KeyError for a file that nobody put on a floor."""
+    rows = [row for row in floors if path == row or (row.endswith("/") and path.startswith(row))]
+    if not rows:
+        raise KeyError(f"{path}: put it on a floor in docs/architecture.md")
+    return max(rows, key=len)
+
+
 def floor(module: str) -> int:
-    """Of one of our modules. Raises KeyError for a file of the engine that nobody put on a floor."""
-    room, _, rest = module.partition(".")
-    if room != "emorl_core":
-        return ROOM_FLOORS[room]
-    return CORE_FLOORS[rest.split(".")[0]] if rest else FRONT_DOOR_FLOOR
+    return page_floors()[row_of(path_of(module), page_floors())]
 
 
 def ours(name: str) -> bool:
@@ -119,7 +120,7 @@ def test_the_engine_opens_no_socket_and_reads_no_environment(path: Path) -> None
 
 
 def test_the_scheduler_knows_no_tensors() -> None:
-    path = ROOT / "emorl_core" / "scheduler.py"
+    path = ROOT / "emorl_core" / "engine" / "scheduler.py"
     assert not [name for _, name in imports_of(path) if name.split(".")[0] in ("torch", "numpy")]
 
 
@@ -133,16 +134,30 @@ def test_only_settings_reads_the_environment_in_the_server() -> None:
     assert readers <= {"server/settings.py"}
 
 
-def test_every_file_of_the_engine_is_on_a_floor() -> None:
-    core = ROOT / "emorl_core"
-    found = {path.relative_to(core).parts[0].removesuffix(".py") for path in core.rglob("*.py")} - {"__init__"}
-    assert found <= set(CORE_FLOORS), "put it on a floor in this test and in docs/architecture.md"
+def circles(imports: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """Files that import each other, directly or by way of others."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return [error.args[1]]
+    return []
 
 
-def test_the_architecture_page_lists_every_file_of_the_engine() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for name in CORE_FLOORS:
-        assert f"{name}/" in page or f"{name}.py" in page, name
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = {
+        str(path.relative_to(ROOT)): {path_of(name) for _, name in imports_of(path) if ours(name)} for path in files()
+    }
+    assert not circles({path: names - {path} for path, names in graph.items()})
+
+
+def test_a_circle_would_be_noticed() -> None:
+    assert not circles({"a": {"b", "c"}, "b": {"c"}})
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+
+
+def test_every_file_is_on_a_floor_and_every_row_of_the_page_exists() -> None:
+    floors = page_floors()
+    assert {row_of(str(path.relative_to(ROOT)), floors) for path in files()} == set(floors)
 
 
 def test_the_walls_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,4 +172,13 @@ def test_the_walls_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     monkeypatch.setattr("tests.test_floors.ROOT", tmp_path)
     assert [name for _, name in imports_of(source)] == ["emorl_core.engine", "training.data", "training.data"]
-    assert floor("emorl_core.engine") > floor("emorl_core.weights")
+
+
+def test_floors_are_read_from_rows_with_and_without_a_number() -> None:
+    page = "## Rooms and floors\n| floor | where |\n| 0 | `a/words.py` | x |\n| | `a/more.py` | x |\n| 2 | `a/` | x |\n"
+    floors = floors_of(page)
+    assert floors == {"a/words.py": 0, "a/more.py": 0, "a/": 2}
+    assert row_of("a/more.py", floors) == "a/more.py"
+    assert row_of("a/b/c.py", floors) == "a/"
+    with pytest.raises(KeyError):
+        row_of("z.py", floors)

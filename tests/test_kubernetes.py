@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.auth import OPEN_PATHS, Keys
+from server.door.auth import OPEN_PATHS, Keys
 from server.settings import ENV_PREFIX, Settings, SettingsError, load_settings
 from tests.deployment import (
     ALERTS,

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import training.demo
-from emorl_cli import serving
+import training.pipeline.demo
+from emorl_cli import demo, serving
 from emorl_cli.main import VERBS
 from emorl_core.adapters import read_peft
 from server.settings import Settings
@@ -72,7 +72,8 @@ def test_the_python_blocks(server: Live, bundle: Path) -> None:
     pytest.importorskip("openai")
     (over_http, in_process) = blocks(README, "python")
     reader = Reader(bundle.parent, server.url)
-    assert reader.python(over_http).strip()
+    assert (texts := reader.python(over_http).strip())
+    assert reader.python(over_http).strip() == texts  # greedy, as it says
     assert "stop" in (said := reader.python(in_process)) or "length" in said
     assert "FinishReason" not in said  # prints as a word
 
@@ -133,19 +134,20 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
 @pytest.fixture
 def small_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The demo's recipe with the numbers that `emorl train` gets here too; there is no option for them."""
-    from training.overrides import apply_override
-    from training.recipe import parse_recipe
+    from training.recipe.overrides import apply_override
+    from training.recipe.recipe import parse_recipe
 
-    full = training.demo.DemoSettings.recipe
+    full = training.pipeline.demo.DemoSettings.recipe
 
-    def recipe(settings: training.demo.DemoSettings, device: str = "auto"):
+    def recipe(settings: training.pipeline.demo.DemoSettings, device: str = "auto"):
         values = full(settings, device).model_dump(mode="json")
         values["data"]["sources"][0]["count"] = 80
         for override in (*SMALL_BASE, *SMALL_RL):
             apply_override(values, override)
         return parse_recipe(values)
 
-    monkeypatch.setattr(training.demo.DemoSettings, "recipe", recipe)
+    monkeypatch.setattr(training.pipeline.demo.DemoSettings, "recipe", recipe)
+    monkeypatch.setattr(demo, "build_apart", demo.build_here)  # another process would not see the small numbers
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -169,3 +171,28 @@ def test_the_command_does_what_it_says(
         assert served[0]["finish_reason"] in ("stop", "length")
     if verb in WRITES:
         assert any((folder / re.findall(r"--out (\S+)", command)[0]).iterdir())
+
+
+# --- what a clone looks like afterwards --------------------------------------------------------------------------------
+
+
+def written() -> set[str]:
+    """What the commands of the documents leave in a clone, with what lies beside it meanwhile."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    commands = [*COMMANDS, *(line for page in pages for line in lines(page.read_text(encoding="utf-8")))]
+    places = {place for line in commands for place in re.findall(r"(?:--out|--folder|--json|>) ([\w./-]+)", line)}
+    places |= {"search-my-bundle", "evaluation-demo", "my-bundle.run"}
+    tops = {Path(place).parts[0] for place in places if not place.endswith(".json")}
+    beside = {f".{top}.{end}" for top in tops for end in ("lock", "building/x", "partial/x")}
+    return {place if Path(place).suffix in (".json", ".jsonl", ".txt") else f"{place}/x" for place in places} | beside
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="no clone")
+def test_git_ignores_what_the_commands_leave() -> None:
+    names = written() | {"my-prompts.csv"}
+    assert {"my-bundle/x", "my-base/x", "scorers/reflection/x", ".my-bundle.lock"} <= names
+    command = ["git", "check-ignore", "--no-index", "--stdin"]
+    asked = subprocess.run(command, input="\n".join(names), cwd=ROOT, capture_output=True, text=True)
+    assert names - set(asked.stdout.splitlines()) == set()
+    tracked = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    assert tracked.stdout == "", "nothing of the project itself is ignored"

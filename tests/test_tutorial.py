@@ -24,7 +24,7 @@ import pytest
 
 from emorl_core.bundle import Bundle
 from tests.documents import ROOT, SMALL_BASE, SMALL_RL, Reader, blocks, lines, options
-from training.recipe import load_recipe
+from training.recipe.recipe import load_recipe
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 SMALLER = {

@@ -17,7 +17,7 @@ from benchmarks.speed.figures import Figure, Results
 from benchmarks.speed.rounds import Entrant, Pool, say, take_turns
 from benchmarks.speed.workload import Setup, Times, Work
 from emorl_core.errors import UnsupportedModel
-from emorl_core.models.t5_compiled import check_compiler
+from emorl_core.models.compiling import check_compiler
 
 OBJECTIVES = 3
 RANK = 8

@@ -7,7 +7,9 @@ import time
 import torch
 
 from benchmarks.speed.workload import Setup, Times, Work, check_length
+from emorl_core.engine.driver import Driver
 from emorl_core.ensemble import Ensemble
+from emorl_core.lanes.lane import Lane, lane_points
 from emorl_core.types import Failure, Request, Sampling, TokenEvent
 
 
@@ -32,17 +34,14 @@ class Emorl:
         made: dict[str, list[int]] = {request.request_id: [] for request in requests}
         stamps: list[float] = []
         start = time.perf_counter()
-        for request in requests:
-            engine.add(request)
-        while engine.has_work:
-            for event in engine.step():
-                if isinstance(event, Failure):
-                    raise event.error
-                if isinstance(event, TokenEvent):
-                    made[event.request_id].append(event.token_id)
-            slowest = min(map(len, made.values()))
-            if slowest > len(stamps):  # a step may bring several tokens, or the first of some requests only
-                stamps += [time.perf_counter() - start] * (slowest - len(stamps))
+        for event in Driver(engine).events([[request] for request in requests]):
+            if isinstance(event, Failure):
+                raise event.error
+            if isinstance(event, TokenEvent):
+                made[event.request_id].append(event.token_id)
+                slowest = min(map(len, made.values()))
+                if slowest > len(stamps):  # the step has brought a token to all requests
+                    stamps += [time.perf_counter() - start] * (slowest - len(stamps))
         ids = tuple(tuple(made[request.request_id]) for request in requests)
         for each in ids:
             check_length(len(each), work.new, "emorl")
@@ -50,11 +49,12 @@ class Emorl:
 
     def prefill(self, work: Work) -> Times:
         """The model's own part of a first token: prompts -> what decoding needs, all lanes of all requests."""
-        model = self._ensemble.engine.runner.model
-        pairs = [(prompt, lane) for prompt in work.prompts() for lane in range(1, self._objectives + 1)]
+        model = self._ensemble.engine.model
+        _, *points = lane_points(self._objectives)
+        lanes = [Lane(point, tuple(prompt)) for prompt in work.prompts() for point in points]
         start = time.perf_counter()
-        model.prefill([prompt for prompt, _ in pairs], [lane for _, lane in pairs])
-        if model.device.type == "cuda":
+        model.prefill(lanes)
+        if model.facts.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         return Times(seconds, seconds, 0)

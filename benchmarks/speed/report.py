@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,18 +79,13 @@ def markdown(results: Results, targets: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def line(results: Results, targets: Sequence[dict[str, Any]]) -> str:
-    """The JSON line for machines."""
-    return json.dumps(results.document(targets), allow_nan=False)
-
-
 def put_into(page: Path, text: str) -> None:
     """Replace what stands between the marks of a page.
 
     Raises:
         InvalidRequest: the page cannot be read or does not have both marks, in order.
     """
-    from emorl_core.bundle import replacing
+    from emorl_core.files import replacing
 
     try:
         before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)

@@ -3,33 +3,62 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from emorl_core.errors import UnsupportedModel
+from emorl_core.files import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
+from emorl_core.models.config import shown
 
 _SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+_INDEX_SUFFIX = ".safetensors.index.json"
+_INDEX = f"model{_INDEX_SUFFIX}"
+# safetensors' names of the number formats that a plain checkpoint is stored in.
+_FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# How the quantisation libraries name what stands beside a packed matrix.
+_QUANTISED = re.compile(r"scale|zero|absmax|SCB|g_idx|quant|packed")
 
 
 class Checkpoint:
-    """The tensors of a checkpoint by name, read on demand, converted to one dtype and device."""
+    """The tensors of a checkpoint by name, read on demand, converted to one dtype and device.
 
-    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
+    Which files count is transformers' rule: the one that `transformers_weights` of the config names, else
+    `model.safetensors`, else the shards of `model.safetensors.index.json`, each with all it holds.
+
+    Raises:
+        UnsupportedModel: no such file, a broken one, or a tensor in another format than plain floating point.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype) -> None:
         self._device, self._dtype = device, dtype
         self._files: dict[str, Path] = {}
-        if (folder / _INDEX).is_file():
-            self._files = _indexed(folder)
-        elif (folder / _SINGLE).is_file():
-            with _opened(folder / _SINGLE) as handle:
-                self._files = dict.fromkeys(handle.keys(), folder / _SINGLE)
-        else:
-            other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
-            hint = f"; {other[0]} is a pickle, which is not loaded: save it as safetensors first" if other else ""
-            raise UnsupportedModel(f"{folder}: no {_SINGLE} and no {_INDEX}{hint}")
+        start = _weights_file(folder, config)
+        weight_map = _weight_map(start) if start.name.endswith(_INDEX_SUFFIX) else {}
+        for file in sorted(set(weight_map.values())) or [start.name]:
+            self._add(folder / file)
+        for name, file in weight_map.items():
+            if name not in self._files:
+                raise UnsupportedModel(f"{start.name}: says that {file} holds tensor {name!r}, which it does not")
+        self._unread = set(self._files)
+
+    def _add(self, path: Path) -> None:
+        with _opened(path) as handle:
+            for name in handle.keys():  # noqa: SIM118  a safetensors handle is no mapping
+                if name in self._files:
+                    raise UnsupportedModel(f"tensor {name!r} is in {self._files[name].name} and in {path.name}")
+                stored = handle.get_slice(name).get_dtype()
+                if stored not in _FORMATS:
+                    raise UnsupportedModel(
+                        f"{path.name}: tensor {name!r} is stored as {stored}; allowed: {', '.join(_FORMATS.values())}"
+                        " (quantised bases are not supported)"
+                    )
+                self._files[name] = path
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -42,22 +71,70 @@ class Checkpoint:
             tensor: Tensor = handle.get_tensor(name)
         if tuple(tensor.shape) != shape:
             raise UnsupportedModel(f"tensor {name!r} has shape {tuple(tensor.shape)}; the config asks for {shape}")
-        return tensor.to(device=self._device, dtype=self._dtype)
+        self._unread.discard(name)
+        # A copy: safetensors maps the file, and what is written into it later would be served.
+        return tensor.to(device=self._device, dtype=self._dtype, copy=True)
+
+    def refuse_unread(self, harmless: Collection[str]) -> None:
+        """Refuse tensors that no one asked for: a model that leaves them out is not the one that was saved.
+
+        Raises:
+            UnsupportedModel: one is left that is not among the `harmless`.
+        """
+        left = sorted(self._unread.difference(harmless))
+        if left:
+            many = f" and {len(left) - 1} more have" if len(left) > 1 else " has"
+            hint = "; quantised bases are not supported" if any(map(_QUANTISED.search, left)) else ""
+            raise UnsupportedModel(f"tensor {left[0]!r} of the checkpoint{many} no place in this model{hint}")
 
 
-def _indexed(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the file beside the index that holds it."""
+def _weights_file(folder: Path, config: Mapping[str, Any]) -> Path:
+    """The file to begin with: weights, or the index of their shards."""
+    named = config.get("transformers_weights")
+    if named is not None:
+        if not _is_file_name(named) or not named.endswith((".safetensors", _INDEX_SUFFIX)):
+            raise UnsupportedModel(
+                f"config.json: transformers_weights is {shown(named)}; allowed: a safetensors file of the same folder,"
+                " or an index of such files"
+            )
+        return folder / named
+    single, index = folder / _SINGLE, folder / _INDEX
+    if index.is_file():
+        _weight_map(index)  # one that makes no sense is a broken copy, also where it does not count
+    if single.is_file() or index.is_file():
+        return single if single.is_file() else index
+    other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+    hint = f"; {other[0]} is a pickle, which is not loaded: save it as safetensors first" if other else ""
+    raise UnsupportedModel(f"{folder}: no {_SINGLE} and no {_INDEX}{hint}")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> name of the file beside the index that holds it."""
+    if is_lfs_pointer(index):
+        raise UnsupportedModel(f"{index.name} {LFS_ADVICE}")
     try:
-        names = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        if any(Path(file).name != file for file in names.values()):
-            raise ValueError  # a checkpoint may come from a stranger: it reads files of its own folder only
-        return {name: folder / file for name, file in names.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UnsupportedModel(f"{_INDEX}: must hold weight_map, tensor name -> file name in the same folder") from None
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not names or not all(map(_is_file_name, names.values())):
+            raise ValueError
+        return dict(names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UnsupportedModel(
+            f"{index.name}: must hold weight_map, tensor name -> file name in the same folder"
+        ) from None
+
+
+def _is_file_name(value: object) -> bool:
+    """A checkpoint may come from a stranger: it names files of its own folder only."""
+    return isinstance(value, str) and value not in ("", "..") and Path(value).name == value and "\0" not in value
 
 
 def _opened(path: Path):  # type: ignore[no-untyped-def]  # safetensors ships no type for its handle
+    if is_lfs_pointer(path):
+        raise UnsupportedModel(f"{path.name} {LFS_ADVICE}")
     try:
+        open_regular(path).close()  # safetensors says "No such file" of one that may not be read, and waits for a FIFO
         return safe_open(path, framework="pt")
+    except Unreadable as error:
+        raise UnsupportedModel(error.message) from None
     except (SafetensorError, OSError) as error:
         raise UnsupportedModel(f"{path.name}: cannot be read as safetensors: {error}") from None

@@ -8,14 +8,20 @@ changes the text. Some pieces of its vocabulary are single bytes, so text crosse
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from emorl_core.adapters import Adapter
-from emorl_core.kv_cache import KVCache, Memory
+from emorl_core.cache.kv import KVCache, Memory
+from emorl_core.cache.store import Store
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.lane import Coefficients, Lane
+from emorl_core.lanes.linear import LaneLinear
+from emorl_core.models.family import Facts
 from emorl_core.sampling import hash32
+from emorl_core.spelling import Spelling
 
 _PAD, _EOS, _FIRST_BYTE = 0, 1, 2
 _FIRST_WORD = _FIRST_BYTE + 256
@@ -37,6 +43,7 @@ class FakeTokenizer:
     """Words of a small list, and single bytes for everything else."""
 
     vocab_size = _FIRST_WORD + len(_WORDS)
+    longest_token = max(map(len, _WORDS))
 
     def __init__(self) -> None:
         self._ids = {word: _FIRST_WORD + i for i, word in enumerate(_WORDS)}
@@ -49,6 +56,9 @@ class FakeTokenizer:
             ids += [known] if known is not None else [_FIRST_BYTE + byte for byte in piece.encode()]
         return [*ids, _EOS]
 
+    def encode_prompt(self, prompt: str, before: str = "", after: str = "") -> list[int]:
+        return self.encode(before + prompt + after)
+
     def decode(self, ids: Sequence[int]) -> str:
         data = b"".join(
             bytes([i - _FIRST_BYTE]) if _FIRST_BYTE <= i < _FIRST_WORD else _WORDS[i - _FIRST_WORD].encode()
@@ -57,32 +67,45 @@ class FakeTokenizer:
         )
         return data.decode(errors="replace")
 
+    def spell(self, token_id: int, *, first: bool) -> Spelling:
+        del first  # its texts keep their first space
+        if token_id < _FIRST_BYTE:
+            return Spelling.of_name("</s>" if token_id == _EOS else "<pad>")
+        if token_id < _FIRST_WORD:
+            return Spelling.of_bytes(bytes([token_id - _FIRST_BYTE]))
+        return Spelling.of_bytes(_WORDS[token_id - _FIRST_WORD].encode())
+
 
 class FakeModel:
-    """A `LaneModel`. Hooks for fault injection: `on_prefill` and `on_step`, called with the prompts in the batch (as
-    token tuples), may sleep or raise; prompts in `poisoned` get NaN hidden states."""
+    """A `LaneModel`, with an encoder or without. Hooks for fault injection: `on_prefill` and `on_step`, called with the
+    prompts in the batch (as token tuples), may sleep or raise; prompts in `poisoned` get NaN hidden states."""
 
-    architecture = "fake"
-    vocab_size = FakeTokenizer.vocab_size
-    eos_token_ids: tuple[int, ...] = (_EOS,)
-    decoder_start_token_id = _PAD
-    max_positions: int | None = None
-
-    def __init__(self, *, mean_length: int = 12, step_delay_s: float = 0.0) -> None:
-        self.device = torch.device("cpu")
-        self.dtype = torch.float32
+    def __init__(self, *, encoder: bool = True, mean_length: int = 12, step_delay_s: float = 0.0) -> None:
+        self.facts = Facts(
+            architecture="fake",
+            vocab_size=FakeTokenizer.vocab_size,
+            eos_token_ids=(_EOS,),
+            max_positions=None,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
+        self.encoder = encoder
         self.adapters: tuple[str, ...] = ()
         self.mean_length = mean_length
         self.step_delay_s = step_delay_s
         self.on_prefill: Callable[[list[tuple[int, ...]]], None] | None = None
         self.on_step: Callable[[list[tuple[int, ...]]], None] | None = None
         self.poisoned: set[tuple[int, ...]] = set()
-        self._head = _uniform(torch.arange(self.vocab_size * _HIDDEN).view(self.vocab_size, _HIDDEN)).float() * 3.0
+        vocabulary = self.facts.vocab_size
+        self._head = _uniform(torch.arange(vocabulary * _HIDDEN).view(vocabulary, _HIDDEN)).float() * 3.0
         self._head[:, 0] = 0.0  # the first hidden number speaks for the end of sequence alone
         self._head[_EOS] = 0.0
         self._head[_EOS, 0] = 1.0
         self._head[_PAD, 1] = -8.0
         self._head[_FIRST_BYTE:_FIRST_WORD, 1] = -0.6  # bytes now and then, words mostly
+
+    def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
+        return iter(())
 
     def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
         del training
@@ -95,47 +118,79 @@ class FakeModel:
     def compile_step(self) -> None:
         """Nothing here takes long enough."""
 
+    # An entry of a store: keys hold (token id, whether prefill read it), values the lane's code; exact in float64.
+
     def new_cache(self) -> KVCache:
-        return KVCache(1, 1, 1, dtype=torch.float64, device=self.device)
+        own, cross = (Store(1, 1, 2, dtype=torch.float64, device=self.facts.device) for _ in range(2))
+        return KVCache(own, cross if self.encoder else None)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], lanes: Sequence[int]) -> list[Memory]:
+    def prefill_key(self, lane: Lane) -> Lane:
+        return lane
+
+    def prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
         if self.on_prefill is not None:
-            self.on_prefill([tuple(prompt) for prompt in prompts])
-        # Prompt ids as keys, the lane as values: exact in float64.
-        return [
-            Memory(torch.tensor([prompt, [lane] * len(prompt)], dtype=torch.float64)[:, None, None, :, None])
-            for prompt, lane in zip(prompts, lanes, strict=True)
-        ]
+            self.on_prefill([lane.prompt_ids for lane in lanes])
+        return [self._memory(lane) for lane in lanes]
 
-    def step(self, tokens: Tensor, lanes: Tensor, cache: KVCache) -> Tensor:
-        del lanes  # known from the cache, where prefill wrote them: a mixed-up row would show
-        sources, source_lanes = (part[:, 0, :, 0].long() for part in cache.read_cross(0))
-        prompts = [row[:length] for row, length in zip(sources, cache.source_lengths, strict=True)]
-        if self.on_step is not None:
-            self.on_step([tuple(row.tolist()) for row in prompts])
-        if self.step_delay_s:
-            time.sleep(self.step_delay_s)
+    def _memory(self, lane: Lane) -> Memory:
+        ids = lane.prompt_ids if self.encoder else lane.prompt_ids[:-1]
+        keys = torch.tensor([[number, 1] for number in ids], dtype=torch.float64).view(-1, 2)
+        values = torch.full_like(keys, _code(lane.coefficients))
+        return Memory(torch.stack([keys, values])[:, None, None])
+
+    def first_tokens(self, lane: Lane) -> tuple[int, ...]:
+        return (_PAD,) if self.encoder else lane.prompt_ids[-1:]
+
+    def acting(self, lane: Lane) -> Coefficients:
+        return lane.coefficients
+
+    def already_said(self, prompt_ids: Sequence[int]) -> Sequence[int]:
+        return (_PAD,) if self.encoder else prompt_ids
+
+    def step(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         rows, new = tokens.shape
         cache.reserve(new)
         positions = torch.tensor(cache.lengths).unsqueeze(1) + torch.arange(new)
-        written = tokens.to(torch.float64).view(rows, 1, new, 1).transpose(1, 2)
-        cache.write(0, written, written, positions)
-        total = max(cache.lengths) + new
-        history = cache.read(0, total)[0][:, 0, :, 0].long()  # [M, T]
-        seeds = torch.stack([_digest(row) for row in prompts]) ^ (source_lanes[:, 0] * 0x51ED27)
+        codes = torch.tensor([_code(tuple(row)) for row in lanes.coefficients.tolist()], dtype=torch.float64)
+        keys = torch.stack([tokens.double(), torch.zeros(rows, new, dtype=torch.float64)], dim=-1)
+        values = codes.view(-1, 1, 1).expand(rows, new, 2)
+        cache.own.write(0, keys.unsqueeze(2), values.unsqueeze(2), positions)
+        prompts, read = self._prompts(cache, new)
+        if self.on_step is not None:
+            self.on_step([tuple(prompt.tolist()) for prompt, _ in prompts])
+        if self.step_delay_s:
+            time.sleep(self.step_delay_s)
+        own_keys, own_values = (part[:, 0, :, 0].long() for part in cache.own.read(0, max(cache.lengths) + new))
         hidden = torch.empty(rows, new, _HIDDEN)
+        span = torch.arange(own_keys.shape[1])
+        codes_read = torch.stack([code for _, code in prompts]).unsqueeze(1)
+        # What a row says depends on every entry that it finds: of its prompt, of its reply, and on the lane of each.
+        history = hash32(own_keys * 0x01000193 + span * 0x9E3779 + (own_values - codes_read) * 0x51ED27)
+        seeds = torch.stack([_digest(prompt) ^ (code * 0x51ED27) for prompt, code in prompts])
         for q in range(new):
-            known = torch.arange(total) <= positions[:, q : q + 1]
-            digest = (hash32(history * 0x01000193 + torch.arange(total) * 0x9E3779) * known).sum(1) & _MASK32
-            state = hash32(digest ^ seeds)
+            known = (span >= read.unsqueeze(1)) & (span <= positions[:, q : q + 1])
+            state = hash32(((history * known).sum(1) & _MASK32) ^ seeds)
+            replied = positions[:, q] - read
             hidden[:, q] = _uniform(hash32(state.unsqueeze(1) + torch.arange(_HIDDEN) * 0x3779B1))
-            hidden[:, q, 0] = 2.0 + (positions[:, q] - self.mean_length) * 0.5 + hidden[:, q, 0]
+            hidden[:, q, 0] = 2.0 + (replied - self.mean_length) * 0.5 + hidden[:, q, 0]
             hidden[:, q, 1] = 1.0
-        for row, source in enumerate(prompts):
-            if tuple(source.tolist()) in self.poisoned:
+        for row, (prompt, _) in enumerate(prompts):
+            if tuple(prompt.tolist()) in self.poisoned:
                 hidden[row] = float("nan")
         cache.advance(new)
         return hidden
+
+    def _prompts(self, cache: KVCache, new: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Each row's prompt and the lane it was read in, as the cache has them, and the entries of `own` they take."""
+        if cache.cross is not None:
+            ids, codes = (part[:, 0, :, 0].long() for part in cache.cross.read(0))
+            found = [(row[:n], code[0]) for row, code, n in zip(ids, codes, cache.cross.lengths, strict=True)]
+            return found, torch.zeros(cache.count, dtype=torch.int64)
+        keys, values = (part[:, 0].long() for part in cache.own.read(0, max(cache.lengths) + new))
+        read = torch.stack([row[:length, 1].sum() for row, length in zip(keys, cache.lengths, strict=True)])
+        # The last token of the prompt was, or is now, the first to be fed.
+        found = [(row[: n + 1, 0], code[0, 0]) for row, code, n in zip(keys, values, read.tolist(), strict=True)]
+        return found, read
 
     def head(self, hidden: Tensor) -> Tensor:
         return hidden.float() @ self._head.t()
@@ -145,6 +200,14 @@ class FakeModel:
 
     def parameter_bytes(self) -> dict[str, int]:
         return {"base": self._head.numel() * 4, "adapters": 0}
+
+
+def _code(coefficients: Coefficients) -> int:
+    """The lane's number, or for a mix of adapters a number that is nobody else's."""
+    used = [i for i, value in enumerate(coefficients) if value]
+    if not used:
+        return 0
+    return used[0] + 1 if len(used) == 1 and coefficients[used[0]] == 1.0 else hash(coefficients) & _MASK32
 
 
 def _digest(ids: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from emorl_core.adapters import Adapter
 from emorl_core.errors import AdapterError
-from emorl_core.lanes import LaneLinear
+from emorl_core.lanes.linear import LaneLinear
 
 
 def stack_adapters(

@@ -2,6 +2,12 @@
 
 import { events } from "./sse.js";
 
+// Where the server's paths begin: this file lies one folder below, whatever prefix a proxy puts before both.
+const ROOT = new URL("../", import.meta.url);
+
+/** The server's address, without a slash at its end. */
+export const address = () => ROOT.href.replace(/\/$/, "");
+
 let key = null;
 
 export function useKey(text) {
@@ -52,7 +58,7 @@ async function send(path, body, signal) {
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, {
+    response = await fetch(address() + path, {
       method: body === undefined ? "GET" : "POST",
       headers,
       body: body === undefined ? undefined : JSON.stringify(body),

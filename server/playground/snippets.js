@@ -1,6 +1,6 @@
 // The request on the page, ready to paste into a shell or a program. A key is named there, never shown.
 
-import { hasKey } from "./api.js";
+import { address, hasKey } from "./api.js";
 import { byId, h } from "./dom.js";
 import { copyButton } from "./copying.js";
 import { named, plainRequest } from "./request.js";
@@ -89,7 +89,7 @@ export function createSnippets(store) {
       tab.tabIndex = names[i] === chosen ? 0 : -1;
     });
     panel.setAttribute("aria-labelledby", `snippet-tab-${names.indexOf(chosen)}`);
-    code.textContent = store.state.model === null ? "" : makeSnippets(store.state, location.origin, hasKey())[chosen];
+    code.textContent = store.state.model === null ? "" : makeSnippets(store.state, address(), hasKey())[chosen];
   }
   store.watch(["weights", "profile", "prompt", "options", "model", "axes"], paint);
 }

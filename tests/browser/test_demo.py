@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from emorl_cli.demo import default_folder
-from server.receipt import Receipt
+from server.serving.receipt import Receipt
 from server.settings import Settings
 from tests.browser.conftest import Open
 from tests.http.harness import Live, live, wait_until
 from tests.learn.test_demo import MICRO
-from training.demo import build_demo
+from training.pipeline.demo import build_demo
 
 pytestmark = pytest.mark.browser
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.receipt import Receipt
+from server.serving.receipt import Receipt
 from tests.browser.conftest import Open
 from tests.browser.desk import Desk
 from tests.http.harness import PROMPT, Live, wait_until

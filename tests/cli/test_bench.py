@@ -21,6 +21,7 @@ from benchmarks.speed.worker import InProcess, Worker, WorkerFailed, load
 from benchmarks.speed.workload import Setup, Times, Work
 from emorl_cli import bench
 from emorl_core.errors import InvalidRequest
+from tests.modes import closed_files
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = Work(requests=2, source=9, new=5, seed=3)
@@ -33,6 +34,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = folder / "t5-tiny-base"
     make_bundle.write_bundle(folder / "t5-tiny-3", "t5-tiny", objectives=3, rank=cases.RANK, base=base)
     return folder
+
+
+def test_a_bundle_that_is_made_can_be_read_by_others(models: Path) -> None:
+    assert closed_files(models) == []
 
 
 def setup(models: Path, engine: str, dtype: str = "float32") -> Setup:
@@ -176,12 +181,17 @@ def test_a_run_goes_on_with_the_cases_that_its_file_lacks(
         plan.run(_plan(models, out, resume=True, threads=3))
 
 
-def test_the_command_measures_and_prints(emorl, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_measures_and_prints_a_table_and_writes_json_where_it_is_told_to(
+    emorl, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rounds, "Worker", InProcess)
-    result = emorl("bench", "--shape", "t5-tiny", "--case", "memory", "--dtype", "float32", "--folder", models)
-    assert result.code == 0
-    assert "adapters mb" in result.out
-    assert json.loads(result.out.splitlines()[-1])["format"] == FORMAT
+    argv = ("bench", "--shape", "t5-tiny", "--case", "memory", "--dtype", "float32", "--folder", models)
+    for options in ((), ("--json", tmp_path / "new.json")):
+        result = emorl(*argv, *options)
+        assert result.code == 0
+        assert "adapters mb" in result.out
+        assert "{" not in result.out
+    assert json.loads((tmp_path / "new.json").read_text())["format"] == FORMAT
 
 
 @pytest.mark.parametrize(

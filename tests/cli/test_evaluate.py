@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -14,8 +15,8 @@ import yaml
 
 from emorl_core.errors import EngineError
 from tests.learn.evaluation_cells import run_by_rule, tiny_recipe
-from training.evaluate import held_out_records
-from training.setup import load_data
+from training.evaluation.run import held_out_records
+from training.pipeline.prepare import load_data
 
 METHODS = ("base", "uniform", "emorl")
 
@@ -28,7 +29,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     values = made.model_dump(mode="json", exclude_unset=True)
     path.write_text(yaml.safe_dump(values))
     monkeypatch.chdir(tmp_path)
-    methods = ModuleType("training.baselines")
+    methods = ModuleType("training.evaluation.methods")
     records = held_out_records(made, load_data(made, tmp_path))
 
     def prepare(recipe: Any, folder: Path, out: Path, **options: Any) -> Path:
@@ -42,7 +43,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     methods.method_names = lambda recipe: METHODS  # type: ignore[attr-defined]
     methods.prepare, methods.run_cell = prepare, run_cell  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "training.baselines", methods)
+    monkeypatch.setitem(sys.modules, "training.evaluation.methods", methods)
     return path
 
 
@@ -61,6 +62,23 @@ def test_one_command_makes_the_table(emorl: Any, recipe: Path) -> None:
     assert (again.code, (out / "results.csv").read_bytes()) == (0, before)
     assert "loaded" not in again.err
     assert json.loads(again.out)["methods"].keys() == set(METHODS)
+
+
+def test_without_matplotlib_nothing_is_drawn_and_a_note_says_how_to_get_it(
+    emorl: Any, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "matplotlib" else find(name, *more)
+    )
+    ran = emorl("evaluate", recipe)
+    assert ran.code == 0
+    assert (
+        ran.err.splitlines()[-1]
+        == 'nothing is drawn: plots need matplotlib: pip install "emorl[search]", or --no-plots'
+    )
+    assert "plots" not in ran.out
+    assert "matplotlib" not in emorl("evaluate", recipe, "--no-plots", "--resume").err
 
 
 def test_a_failed_method_is_told_and_the_exit_code_says_so(emorl: Any, recipe: Path) -> None:

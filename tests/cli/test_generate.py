@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_streaming_prints_the_same_text(emorl, fake: Ensemble) -> None:
 
 
 def test_json_has_the_fields_of_the_http_answer(emorl, fake: Ensemble) -> None:
-    from server.schemas import GenerateResponse
+    from server.api.generation_fields import GenerateResponse
 
     ran = emorl("generate", "any", PROMPT, "--profile", "empathy", "--json", "--attribution", "--seed", 5)
     answer = GenerateResponse.model_validate_json(ran.out, strict=True)
@@ -71,15 +72,82 @@ def test_a_file_of_prompts_is_answered_in_order_and_as_each_alone(emorl, fake: E
     ran = emorl("generate", "any", "--prompts-file", file)
     alone = [emorl("generate", "any", prompt).out for prompt in prompts]
     assert ran.code == 0
-    assert ran.out == "".join(alone)
+    assert ran.out == "\n".join(alone)  # a blank line between two prompts is one between two answers
     assert len(set(alone)) > 1
     assert ran.err == "prompts: 5 of 5\n"
 
 
 def test_json_of_a_file_names_the_line_of_each_prompt(emorl, fake: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("family\n\n  \nhope\n"))
+    monkeypatch.setattr("sys.stdin", stdin(b"family\n\n  \nhope\n"))
     ran = emorl("generate", "any", "-", "--json")
     assert [json.loads(line)["line"] for line in ran.out.splitlines()] == [1, 4]
+
+
+ODD = "keep\fup\vwith\x85work\u2028and\u2029hope"  # one line, whatever `str.splitlines` says
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"family\nhope\n",
+        b"\xef\xbb\xbffamily\nhope\n",
+        b"family\r\nhope\r\n",
+        b"\xef\xbb\xbffamily\r\nhope",
+        b"family\rhope\r",
+        b"family\n\xef\xbb\xbfhope",
+    ],
+)
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_marks_and_line_ends_are_no_part_of_a_prompt(
+    emorl, fake: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, source: str
+) -> None:
+    asked = spied(fake, monkeypatch)
+    (tmp_path / "prompts.txt").write_bytes(data)
+    monkeypatch.setattr("sys.stdin", stdin(data))
+    argv = ["-"] if source == "stdin" else ["--prompts-file", tmp_path / "prompts.txt"]
+    ran = emorl("generate", "any", *argv)
+    assert ran.code == 0
+    assert asked == ["family", "hope"]
+    assert ran.out.count("\n") == 2
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_output_lines_match_input_lines(
+    emorl, fake: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    asked = spied(fake, monkeypatch)
+    real = generate._answers
+    odd = lambda *args: ((line, replace(result, text=ODD)) for line, result in real(*args))  # noqa: E731
+    monkeypatch.setattr(generate, "_answers", odd)  # an answer may hold such characters too
+    (tmp_path / "prompts.txt").write_text(f"{ODD}\n\nfamily\n \n\n", encoding="utf-8")
+    ran = emorl("generate", "any", "--prompts-file", tmp_path / "prompts.txt", *(["--json"] if as_json else []))
+    assert ran.code == 0
+    assert asked == [ODD, "family"]
+    lines = ran.out.splitlines()
+    if as_json:
+        documents = [json.loads(line) for line in lines]
+        assert [document["line"] for document in documents] == [1, 3]
+        assert documents[0]["text"] == ODD
+    else:
+        assert [bool(line) for line in lines] == [True, False, True, False, False]
+
+
+def spied(fake: Ensemble, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prompts that are asked from now on."""
+    asked: list[str] = []
+    request = fake.request
+
+    def spy(prompt: str, **fields):
+        asked.append(prompt)
+        return request(prompt, **fields)
+
+    monkeypatch.setattr(fake, "request", spy)
+    return asked
+
+
+def stdin(data: bytes) -> io.TextIOWrapper:
+    """Standard input as a terminal with another encoding would have it."""
+    return io.TextIOWrapper(io.BytesIO(data), encoding="latin-1")
 
 
 def test_a_prompt_that_is_too_long_fails_alone(emorl, fake: Ensemble, tmp_path: Path) -> None:
@@ -100,7 +168,7 @@ def test_a_prompt_that_is_too_long_fails_alone(emorl, fake: Ensemble, tmp_path: 
 
 
 def test_a_prompt_that_fails_in_the_engine_fails_alone_and_exits_1(emorl, fake: Ensemble, tmp_path: Path) -> None:
-    fake.engine.runner.model.poisoned.add(fake.encode("hope"))  # type: ignore[attr-defined]
+    fake.engine.model.poisoned.add(fake.encode("hope"))  # type: ignore[attr-defined]
     file = tmp_path / "prompts.txt"
     file.write_text("family\nhope\nwork\n", encoding="utf-8")
     ran = emorl("generate", "any", "--prompts-file", file)
@@ -126,6 +194,8 @@ def test_an_interruption_loses_nothing_finished(emorl, fake: Ensemble, tmp_path:
     ran = emorl("generate", "any", "--prompts-file", file, "--json")
     assert ran.code == 130
     assert [json.loads(line)["line"] for line in ran.out.splitlines()] == [2]
+    ran = emorl("generate", "any", "--prompts-file", file)
+    assert [bool(line) for line in ran.out.splitlines()] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -168,8 +238,14 @@ def test_prompts_that_cannot_be_read_are_one_line(
     assert "not UTF-8" in emorl("generate", "any", "--prompts-file", tmp_path / "latin").refused()
     assert "prompt is empty" in emorl("generate", "any", " ").refused()
     assert "not UTF-8" in emorl("generate", "any", "caf\udce9").refused()
-    monkeypatch.setattr("sys.stdin", io.StringIO("caf\udce9"))
-    assert "not UTF-8" in emorl("generate", "any", "-").refused()
+    assert "not UTF-8" in emorl("generate", "any", "family", "--stop", "caf\udce9").refused()
+    assert "not UTF-8" in emorl("sweep", "any", "caf\udce9", "--resolution", 2).refused()
+    monkeypatch.setattr("sys.stdin", stdin(b"family\ncaf\xe9"))
+    assert "standard input: cannot be read: line 2 is not UTF-8" in emorl("generate", "any", "-").refused()
+    monkeypatch.setattr("sys.stdin", stdin("family".encode("utf-16")))
+    assert "standard input: cannot be read: it is not UTF-8 but UTF-16" in emorl("generate", "any", "-").refused()
+    monkeypatch.setattr("sys.stdin", None)
+    assert "standard input: cannot be read: it is closed" in emorl("generate", "any", "-").refused()
 
 
 def test_a_missing_bundle_is_one_line(emorl, tmp_path: Path) -> None:

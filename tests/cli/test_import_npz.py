@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from emorl_core.adapters import Adapter, read_peft
+from emorl_core.files import weights_hash
+from tests.modes import closed_files
 
 
 @pytest.fixture
@@ -18,7 +21,7 @@ def adapter(bundle: Path) -> Adapter:
 
 @pytest.fixture
 def npz(adapter: Adapter, tmp_path: Path) -> Path:
-    """The same adapter as its authors publish it: method.md, section 7."""
+    """The same adapter as its authors publish it: method.md section 7."""
     arrays: dict[str, np.ndarray] = {}
     for module, pair in adapter.modules.items():
         arrays[f"base_model.model.{module}_loraA"] = pair.a.numpy()
@@ -42,6 +45,8 @@ def test_the_folder_holds_the_same_update_of_every_module(
     assert written.modules.keys() == adapter.modules.keys()
     for module, pair in adapter.modules.items():
         assert written.modules[module].delta().equal(pair.delta())
+    assert written.base_sha256 == weights_hash(bundle / "base")
+    assert closed_files(out) == []
     assert [path.name for path in out.parent.iterdir()] == ["empathy"]  # no scratch left behind
     assert str(bundle) not in (out / "adapter_config.json").read_text()  # a machine's path means nothing elsewhere
 
@@ -75,6 +80,8 @@ def test_bad_input_is_one_line_and_overwrites_nothing(emorl, npz: Path, bundle: 
     assert (
         "cannot be read as .npz" in emorl("import-npz", tmp_path / "text.npz", "--base", base, "--out", out).refused()
     )
+    os.mkfifo(tmp_path / "fifo.npz")
+    assert "is a FIFO" in emorl("import-npz", tmp_path / "fifo.npz", "--base", base, "--out", out).refused()
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
     assert "'weights'" in emorl("import-npz", tmp_path / "other.npz", "--base", base, "--out", out).refused()
     assert "hub id" in emorl("import-npz", npz, "--base", tmp_path / "nope", "--out", out).refused()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+
+from emorl_core.adapters import read_peft, write_peft
+from emorl_core.ensemble import Ensemble
+from emorl_core.files import weights_hash
 
 
 def edit_spec(bundle: Path, **changes: object) -> None:
@@ -36,8 +41,6 @@ def test_a_good_bundle_is_explained(emorl, bundle: Path) -> None:
 
 
 def test_json_holds_the_sizes_that_the_ensemble_measures(emorl, bundle: Path) -> None:
-    from emorl_core.ensemble import Ensemble
-
     report = json.loads(emorl("inspect", bundle, "--json").out)
     held = Ensemble.load(bundle, device="cpu", dtype="float32").parameter_bytes()
     assert {key: report["parameter_bytes"][key] for key in held} == held
@@ -101,6 +104,69 @@ def test_nan_in_the_base_is_found_by_running_it(emorl, own_bundle: Path) -> None
     assert "NaN" in fault
 
 
+def _without_files(base: Path) -> None:
+    (base / "tokenizer.json").unlink()
+    (base / "tokenizer_config.json").unlink()
+
+
+def _with_more_entries(base: Path) -> None:
+    path = base / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"].append({**content["added_tokens"][-1], "id": 367, "content": "<more>"})
+    path.write_text(json.dumps(content))
+
+
+def _with_another_end(base: Path) -> None:
+    path = base / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 7}))
+
+
+def _without_an_end(base: Path) -> None:
+    path = base / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": "</s>"}))
+
+
+def _with_int8(base: Path) -> None:
+    path = base / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "shared.weight": tensors["shared.weight"].to(torch.int8)}, path)
+
+
+def _quantised(base: Path) -> None:
+    path = base / "config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "bitsandbytes"}})
+    )
+
+
+def _with_a_pointer(base: Path) -> None:
+    (base / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_without_files, "the tokenizer knows no words"),
+        (_with_more_entries, "the tokenizer has 368 entries"),
+        (_with_another_end, "the tokenizer ends a text with token 1 and the base with 7"),
+        (_without_an_end, "generation_config.json: eos_token_id is '</s>'"),
+        (_with_int8, "tensor 'shared.weight' is stored as I8"),
+        (_quantised, "quantization_config says that the weights are quantised ('bitsandbytes')"),
+        (_with_a_pointer, "model.safetensors is a Git LFS pointer"),
+    ],
+)
+def test_a_base_that_would_write_noise_is_one_fault(emorl, own_bundle: Path, change, words: str) -> None:
+    change(own_bundle / "base")
+    (fault,) = faults_of(emorl, own_bundle)
+    assert words in fault
+    ran = emorl("generate", own_bundle, "work hurts", "--device", "cpu")
+    assert (ran.code, ran.out) == (2, "")
+    assert words in ran.err
+    ran = emorl("serve", own_bundle, "--check")
+    assert ran.code == 2
+    assert words in ran.err
+
+
 def test_another_architecture_is_refused_by_name(emorl, own_bundle: Path) -> None:
     config = own_bundle / "base" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "bart"}))
@@ -119,6 +185,48 @@ def test_faults_of_the_spec_are_reported(emorl, own_bundle: Path, tmp_path: Path
     assert "'colour'" in fault
     (fault,) = faults_of(emorl, tmp_path / "nowhere")
     assert "no such folder" in fault
+
+
+@pytest.mark.parametrize(
+    "place", ["base/tokenizer.json", "base/config.json", "base/x", "adapters/empathy/adapter_config.json"]
+)
+def test_a_fifo_is_a_fault_and_not_a_wait(emorl, own_bundle: Path, place: str) -> None:
+    (own_bundle / place).unlink(missing_ok=True)
+    os.mkfifo(own_bundle / place)
+    (fault,) = faults_of(emorl, own_bundle)
+    assert f"{Path(place).name}" in fault
+    assert "is a FIFO; allowed: a regular file" in fault
+
+
+def test_a_base_of_another_name_or_with_other_weights_is_a_warning(emorl, own_bundle: Path, monkeypatch) -> None:
+    """A mirror, a renamed copy: it serves, and a person should look."""
+    base = own_bundle / "base"
+    monkeypatch.setattr("emorl_core.bundle.hub_folder", lambda name, revision=None: base)
+    edit_spec(own_bundle, base={"hub": "clinic/mirror-of-t5"})
+    config = own_bundle / "adapters" / "empathy" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "google-t5/t5-base"}))
+    read = read_peft(own_bundle / "adapters" / "fluency", "fluency")
+    write_peft(read, own_bundle / "adapters" / "fluency", base_sha256=weights_hash(base))
+    ran = emorl("inspect", own_bundle, "--json")
+    report = json.loads(ran.out)
+    line = "adapter 'empathy': it was trained on base 'google-t5/t5-base'; the base here is 'clinic/mirror-of-t5'"
+    assert (ran.code, report["valid"], report["warnings"]) == (0, True, [line])
+    write_peft(read, own_bundle / "adapters" / "fluency", base_sha256="0" * 64)
+    ran = emorl("inspect", own_bundle)
+    assert ran.code == 0
+    assert f"warning     {line}" in ran.out
+    assert "warning     adapter 'fluency': it was trained on a base with other weights" in ran.out
+    assert ran.out.splitlines()[-1] == "valid"
+
+
+def test_a_name_is_no_reason_to_refuse_serving_but_is_logged(own_bundle: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("emorl_core.bundle.hub_folder", lambda name, revision=None: own_bundle / "base")
+    edit_spec(own_bundle, base={"hub": "clinic/mirror-of-t5"})
+    config = own_bundle / "adapters" / "empathy" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "google-t5/t5-base"}))
+    Ensemble.load(own_bundle)
+    (record,) = caplog.records
+    assert "it was trained on base 'google-t5/t5-base'; the base here is 'clinic/mirror-of-t5'" in record.getMessage()
 
 
 def test_serve_check_says_the_same(emorl, bundle: Path, own_bundle: Path) -> None:

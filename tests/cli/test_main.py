@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from emorl_cli import main as frame
 from emorl_cli.main import VERBS
+from tests.documents import ROOT
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -112,3 +114,25 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     )
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_output_is_utf_8_whatever_the_terminal_has(encoding: str) -> None:
+    def ran(*argv: str | bytes) -> subprocess.CompletedProcess[bytes]:
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        return subprocess.run(
+            [sys.executable, "-m", "emorl_cli", *argv], capture_output=True, env=environment, cwd=ROOT
+        )
+
+    overview = ran("--help")
+    assert (overview.returncode, overview.stderr) == (0, b"")
+    assert "COMMAND …" in overview.stdout.decode("utf-8")
+    refused = ran("inspect…".encode() + b"caf\xe9")  # bytes that are not UTF-8 are no reason for a traceback
+    assert refused.returncode == 2
+    assert refused.stderr.decode("utf-8").startswith("emorl: error: unknown command 'inspect…caf")
+    assert refused.stderr.count(b"\n") == 1
+
+
+def test_no_standard_output_at_all_is_no_trouble() -> None:
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m emorl_cli --version >&-"], capture_output=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -103,6 +103,9 @@ def test_a_receipt_alone_and_from_standard_input_is_taken_and_no_word_is_printed
     ran = emorl("replay", "-", bundle)
     assert ran.code == 0
     assert ran.out.splitlines()[-1].strip() == "the same tokens"
+    marked = save(receipt)
+    marked.write_bytes(b"\xef\xbb\xbf" + marked.read_bytes().replace(b"\n", b"\r\n"))
+    assert emorl("replay", marked, bundle).out == ran.out
     assert "ZEBRAFISH" not in ran.out
     assert receipt["text"] not in ran.out
 
@@ -119,14 +122,13 @@ def test_the_bundle_comes_from_the_environment_or_the_receipt_when_none_is_named
     monkeypatch.delenv("EMORL_BUNDLE")
     asked: list[str] = []
 
-    def fetch(where: str, **_: object) -> Bundle:
-        asked.append(str(where))
-        return Bundle(bundle, opened.spec)
+    def fetch(where: str, revision: str | None = None) -> Path:
+        asked.append(where)
+        return bundle
 
-    opened = Bundle.open(bundle)
     receipt = answers["greedy"]["receipt"]
     from_hub = {**receipt, "identity": {**receipt["identity"], "source": "clinic/tiny"}}
-    monkeypatch.setattr(Bundle, "open", fetch)
+    monkeypatch.setattr("emorl_core.bundle.hub_folder", fetch)
     assert emorl("replay", save(from_hub)).code == 1, "the seal shows that the source was put in"
     assert asked == ["clinic/tiny"]
 
@@ -204,7 +206,7 @@ def test_tokens_that_come_out_different_are_not_called_the_same(
     emorl, answers: dict[str, Any], bundle: Path, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on another machine: hashes fit, and rounding tips one token."""
-    from emorl_core.engine import Engine
+    from emorl_core.engine.engine import Engine
 
     finish_reason = Engine._finish_reason
 
@@ -234,6 +236,8 @@ def test_a_receipt_kept_without_clinical_words_asks_for_the_prompt(
     content = receipt["prompt"] if isinstance(receipt["prompt"], str) else json.dumps(receipt["prompt"])
     prompt.write_text(content + "\n", encoding="utf-8")
     assert emorl("replay", bare, bundle, "--prompt-file", prompt).code == 0
+    prompt.write_bytes(b"\xef\xbb\xbf" + content.replace("\n", "\r\n").encode() + b"\r\n")  # from another editor
+    assert emorl("replay", bare, bundle, "--prompt-file", prompt).code == 0
     prompt.write_text("someone else's words")
     ran = emorl("replay", bare, bundle, "--prompt-file", prompt)
     assert ran.code == 1
@@ -241,7 +245,7 @@ def test_a_receipt_kept_without_clinical_words_asks_for_the_prompt(
 
 
 def test_other_versions_are_noted_and_decide_nothing(emorl, answers: dict[str, Any], bundle: Path, save: Save) -> None:
-    from server.receipt import Receipt, _seal
+    from server.serving.receipt import Receipt, _seal
 
     receipt = Receipt.model_validate_json(json.dumps(answers["greedy"]["receipt"]))
     older = receipt.model_copy(update={"versions": {**receipt.versions, "torch": "2.0"}, "device": "cuda:0"})
@@ -255,7 +259,7 @@ def test_other_versions_are_noted_and_decide_nothing(emorl, answers: dict[str, A
 def test_a_compiled_step_is_compiled_again_or_a_note_says_that_it_was_not(
     emorl, answers: dict[str, Any], bundle: Path, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from server.receipt import Receipt, _seal
+    from server.serving.receipt import Receipt, _seal
 
     receipt = Receipt.model_validate_json(json.dumps(answers["greedy"]["receipt"])).model_copy(
         update={"compiled": True}
@@ -286,6 +290,11 @@ def test_what_is_no_receipt_is_refused_in_one_line_without_its_content(
         ("", "not JSON"),
         ("[1]", "holds no receipt"),
         ("[" * 100_000, "nested too deeply"),
+        ('{"receipt":' * 100_000, "nested too deeply"),
+        (whole.replace('"created"', '"id": "x", "created"'), "key 'id' stands twice"),
+        (whole.replace('"max_new_tokens": 16', f'"max_new_tokens": {"9" * 400}'), "a whole number of 400 digits"),
+        (whole.replace('"max_new_tokens": 16', f'"max_new_tokens": {"9" * 5000}'), "a whole number of 5000 digits"),
+        (whole.replace('"temperature": 0.0', '"temperature": 1e999'), "the number '1e999' is too large"),
         (json.dumps({**answers["greedy"], "receipt": None}), "holds no receipt"),
         (json.dumps({**answers["greedy"]["receipt"], "format": "emorl-receipt/2"}), "format: "),
         (json.dumps({k: v for k, v in answers["greedy"]["receipt"].items() if k != "weights"}), "weights: "),

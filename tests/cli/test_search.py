@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -98,6 +99,71 @@ def test_a_resumed_search_generates_nothing_that_is_known(search, own_bundle: Pa
     assert read_spec(own_bundle / BUNDLE_FILE).profiles["other"].weights == first["weights"]
 
 
+def test_a_finished_search_can_be_resumed_and_says_the_same_again(search, own_bundle: Path) -> None:
+    first = json.loads(search("--no-plots", "--json").out)
+    again = search("--no-plots", "--json", "--resume", "--set-default")
+    assert again.code == 0, again.err
+    report = json.loads(again.out)
+    assert report["evaluations"]["texts_generated"] == report["evaluations"]["texts_scored"] == 0
+    assert (report["weights"], report["candidates"]) == (first["weights"], first["candidates"])
+    spec = read_spec(own_bundle / BUNDLE_FILE)
+    assert spec.profiles["searched"].weights == first["weights"]
+    assert spec.default_profile == "searched"
+    deeper = search("--no-plots", "--resume", "--levels", 3)
+    assert deeper.code == 0, deeper.err
+    assert read_spec(own_bundle / BUNDLE_FILE).profiles["searched"].origin["evaluations"] == 45
+
+
+def test_resuming_replaces_no_profile_of_another_search_or_of_a_person(
+    search, own_bundle: Path, tmp_path: Path
+) -> None:
+    assert search("--no-plots").code == 0
+    before = (own_bundle / BUNDLE_FILE).read_bytes()
+    for options in (("--goal", "worst"), ("--profile", "balanced"), ("--out", tmp_path / "nothing there")):
+        message = search("--no-plots", "--resume", *options).refused()
+        assert "is in the bundle already; --overwrite replaces it" in message
+    assert (own_bundle / BUNDLE_FILE).read_bytes() == before
+
+
+def test_every_way_on_that_a_refusal_names_is_one(search, own_bundle: Path, tmp_path: Path) -> None:
+    """After the tutorial: the bundle was searched before, for another profile and with other scorers."""
+    assert search("--no-plots", "--profile", "mine", scorers=SCORERS[:2]).code == 0
+    refused = search("--no-plots", "--set-default").refused()
+    assert "--resume goes on with it, --overwrite starts anew, or name another --out" in refused
+    other = search("--no-plots", "--set-default", "--resume")
+    assert other.code == 2
+    assert "had another scorers; --overwrite starts anew, or name another --out" in other.err
+    assert search("--no-plots", "--set-default", "--out", tmp_path / "another").code == 0
+    refused = search("--no-plots", "--set-default").refused()
+    assert (
+        "--overwrite replaces it, --resume goes on with the search that wrote it, or give another --profile" in refused
+    )
+    assert search("--no-plots", "--set-default", "--resume", "--out", tmp_path / "another").code == 0
+    assert search("--no-plots", "--set-default", "--overwrite").code == 0
+    spec = read_spec(own_bundle / BUNDLE_FILE)
+    assert spec.default_profile == "searched"
+    assert "mine" in spec.profiles
+
+
+def test_without_matplotlib_nothing_is_drawn_and_a_note_says_how_to_get_it(
+    search, own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "matplotlib" else find(name, *more)
+    )
+    result = search()
+    assert result.code == 0
+    assert (
+        result.err.splitlines()[-1]
+        == 'nothing is drawn: plots need matplotlib: pip install "emorl[search]", or --no-plots'
+    )
+    assert "plots" not in result.out
+    assert "searched" in read_spec(own_bundle / BUNDLE_FILE).profiles
+    assert "matplotlib" not in search("--no-plots", "--overwrite").err
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
 def test_no_write_leaves_the_bundle_as_it_is(search, own_bundle: Path) -> None:
     before = (own_bundle / BUNDLE_FILE).read_bytes()
     result = search("--no-write", "--no-plots", "--json")
@@ -133,7 +199,7 @@ def test_a_recipe_gives_prompts_and_scorers_also_from_within_the_bundle(
     assert list(report["scorers"]) == ["reflection", "empathy"]
     assert "30 rows" in result.err
 
-    from training.recipe import load_recipe
+    from training.recipe.recipe import load_recipe
 
     stored = {"recipe": load_recipe(tmp_path / "recipe.yaml").model_dump(mode="json")}
     (own_bundle / "training.json").write_text(json.dumps(stored))
@@ -159,6 +225,7 @@ def test_a_recipe_gives_prompts_and_scorers_also_from_within_the_bundle(
         (("--scorer", "long=length"), "'long' is given twice"),
         (("--scorer", "other=no_such"), "scorer other.kind is 'no_such'"),
         (("--scorer", "other={"), "neither a kind nor a YAML mapping"),
+        (("--scorer", "other={kind: length, kind: lexical_empathy}"), "key 'kind' stands twice"),
     ],
 )
 def test_bad_searches_are_refused_and_write_nothing(

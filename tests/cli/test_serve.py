@@ -175,15 +175,15 @@ def test_a_sigterm_before_there_is_a_server_ends_it_cleanly(bundle: Path) -> Non
 LOADING = """
 import os, signal, sys
 from emorl_cli.main import main
-import server.service
+import server.serving.service
 
-load = server.service.load
+load = server.serving.service.load
 
 def loads(settings):
     os.kill(os.getpid(), signal.SIGTERM)
     return load(settings)
 
-server.service.load = loads
+server.serving.service.load = loads
 sys.exit(main())
 """
 

@@ -35,7 +35,7 @@ def test_json_holds_every_vector_once(emorl, bundle: Path) -> None:
 
 def test_weights_from_a_file_in_both_spellings(emorl, bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "weights.txt"
-    path.write_text('reflection=1,empathy=3\n\n{"fluency": 2, "base": 2}\n')
+    path.write_bytes(b'\xef\xbb\xbfreflection=1,empathy=3\r\n\r\n{"fluency": 2, "base": 2}\r\n')
     document = json.loads(emorl("sweep", bundle, PROMPT, "--weights-file", path, "--max-new-tokens", 3, "--json").out)
     found = [weights for each in document["texts"] for weights in each["weights"]]
     assert {"reflection": 0.25, "empathy": 0.75, "fluency": 0.0} in found
@@ -99,12 +99,28 @@ def test_bad_sweeps_are_refused_in_one_line(options, says: str, emorl, fake) -> 
     [
         ("\n", "holds no weights"),
         ("reflection=1\nreflection", "line 2: 'reflection' is not NAME=NUMBER"),
+        (
+            'empathy=1\n{"empathy": 1, "empathy": 2}',
+            "line 2: neither NAME=NUMBER,… nor a JSON object: it cannot be read",
+        ),
+        ('{"empathy": 1, "empathy": 2}', "key 'empathy' stands twice"),
+        (f'{{"empathy": {"9" * 400}}}', "a whole number of 400 digits"),
+        (f'{{"empathy": {"9" * 5000}}}', "a whole number of 5000 digits"),
+        (f"empathy={'9' * 400}", "empathy"),
+        ('{"empathy": 1e999}', "the number '1e999' is too large"),
+        ('{"empathy": ' + "[" * 100_000, "nested too deeply"),
         ('{"reflection": 1', "line 1: neither NAME=NUMBER,… nor a JSON object"),
-        ("empathy=1\n\nempaty=1", "vector 1: weights: unknown objective 'empaty'"),
-        ('{"empathy": "much"}', "vector 0: weights.empathy is not a number"),
+        ("empathy=1\n\nempaty=1", "line 3: weights: unknown objective 'empaty'"),
+        ('{"empathy": "much"}', "line 1: weights.empathy is not a number"),
+        ("empathy=1\nempathy=-1", "line 2: weights.empathy is -1; negative weights are allowed only with"),
+        ("empathy=1\nempathy=1,empathy=2", "line 2: 'empathy' is given twice"),
+        ('empathy=1\n{"empathy": 1, "empathy": 2}', "line 2: 'empathy' is given twice"),
+        ('{"empathy": ' * 50_000, "line 1: neither NAME=NUMBER,… nor a JSON object"),
+        ("empathy=1\u2028fluency=1", "line 1: 'empathy=1\\u2028fluency=1' is not NAME=NUMBER"),
+        ("empathy=1\nempathy=\0", "cannot be read: line 2 holds a NUL character"),
     ],
 )
 def test_bad_weights_files_are_refused_by_line(content: str, says: str, emorl, fake, tmp_path: Path) -> None:
     path = tmp_path / "weights.txt"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     assert says in emorl("sweep", "b", PROMPT, "--weights-file", path).refused()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from emorl_cli.main import main
 from tests.learn import scorer_models
+from training.scorers.learned.fitting import Fitting
 
 QUICK = ("--epochs", "1", "--max-length", "32", "--device", "cpu", "--seed", "3")
 
@@ -44,8 +46,34 @@ def test_it_trains_reports_and_writes(folder: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr()
     assert "graded.jsonl: 24 rows, 24 records, 12 prompts, 0 malformed rows skipped" in said.out
     assert "high_over_low: " in said.out
-    assert "steps: " in said.err, "long work shows progress"
+    total = re.findall(r"^steps: (\d+) of (\d+)$", said.err, flags=re.MULTILINE)[-1]
+    assert total[0] == total[1], "long work shows progress, to its end"
+    assert "scorers/new: written after 1 epoch; kept is epoch 1, the best on the validation prompts" in said.out
     assert (folder / "scorers" / "new" / "README.md").is_file()
+
+
+def test_the_progress_of_a_resumed_run_counts_all_of_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = (*GRADED, "--out", "new", *QUICK, "--epochs", "3")
+    epoch = Fitting.epoch
+
+    def interrupted(fitting: Fitting, number: int, progress: object) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+        epoch(fitting, number, progress)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fitting, "epoch", interrupted)
+        assert run(*argv) == 130
+    monkeypatch.setattr("emorl_cli.progress.Progress.PLAIN_EVERY_S", 0.0)
+    capsys.readouterr()
+    assert run(*argv, "--resume") == 0
+    said = capsys.readouterr()
+    counted = [tuple(map(int, pair)) for pair in re.findall(r"^steps: (\d+) of (\d+)$", said.err, flags=re.MULTILINE)]
+    total = counted[0][1]
+    assert counted == [(done, total) for done in range(total * 2 // 3 + 1, total + 1)]
+    assert "written after 3 epochs; kept is epoch " in said.out
 
 
 def test_json_is_one_document_on_stdout(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.ensemble import Ensemble
+from emorl_core.fake import fake_ensemble
 from tests.builders import OBJECTIVES, tiny_t5_bundle
 from tests.core.reference import SeparateModels
 
@@ -35,6 +36,25 @@ _ADAPTERS: dict[str, dict[str, Any]] = {
         "layers_pattern": "block",
     },
 }
+
+
+_T5_FIXTURES = {"bundle", "plain_bundle", "ensemble", "judge", "make"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `both_shapes` run over a fake model with an encoder, then over one without; those that have a T5, or
+    choose the shape themselves, run once."""
+    if metafunc.definition.get_closest_marker("both_shapes") and not _T5_FIXTURES & set(metafunc.fixturenames):
+        metafunc.fixturenames.append("fake_shape")
+        metafunc.parametrize("fake_shape", [True, False], ids=["encoder", "decoder-only"], indirect=True)
+
+
+@pytest.fixture
+def fake_shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shape of what `fake_ensemble` gives from here on."""
+    defaults = fake_ensemble.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "encoder", request.param)
 
 
 @pytest.fixture(scope="session", params=["relu tied", "gated untied"])

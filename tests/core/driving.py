@@ -6,11 +6,29 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from emorl_core.engine import Engine
+import torch
+from torch import Tensor
+
+from emorl_core.cache.kv import Memory
+from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.lane import Lane, lane_points
+from emorl_core.models.family import LaneModel
 from emorl_core.types import Completion, Event, Failure, Request, TokenEvent
 
 Steps = Callable[[int], None]
+
+
+def prefilled(model: LaneModel, prompts: Sequence[Sequence[int]], lanes: Sequence[int]) -> list[Memory]:
+    """Prompt i read in the lane of this number, 0 for the base."""
+    points = lane_points(len(model.adapters))
+    return model.prefill([Lane(points[lane], tuple(prompt)) for prompt, lane in zip(prompts, lanes, strict=True)])
+
+
+def rows_of(model: LaneModel, lanes: Sequence[int] | Tensor) -> LaneIndex:
+    """Lane rows by number, for `step`."""
+    return LaneIndex.one_hot(torch.as_tensor(lanes, device=model.facts.device), len(model.adapters))
 
 
 def drain(engine: Engine, before_step: Steps | None = None) -> list[Event]:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from peft import IA3Config, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
-from emorl_core.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, LoraPair, read_npz, read_peft, write_peft
+from emorl_core.adapters import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Adapter,
+    LoraPair,
+    of_another_base,
+    read_peft,
+    write_peft,
+)
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.errors import AdapterError
-from emorl_core.models import load_model
+from emorl_core.models.registry import load_model
 from tests.builders import outdated_peft, tiny_adapter, tiny_t5
-
-Q = "encoder.block.0.layer.0.SelfAttention.q"
-KEY = f"base_model.model.{Q}.lora_A.weight"
+from tests.core.adapter_folders import KEY, Q, edit_config, edit_weights, refusal
 
 
 @pytest.fixture
@@ -36,29 +40,6 @@ def base(plain_bundle: Path) -> Path:
 def folder(plain_bundle: Path, tmp_path: Path) -> Path:
     """A copy of a sound adapter, to be spoilt."""
     return Path(shutil.copytree(plain_bundle / ADAPTERS_DIR / "empathy", tmp_path / "spoilt"))
-
-
-def refusal(folder: Path, **options: Any) -> str:
-    with pytest.raises(AdapterError) as caught:
-        read_peft(folder, "empathy", **options)
-    message = caught.value.message
-    assert "'empathy'" in message, "the adapter is named"
-    assert "\n" not in message
-    assert str(folder.parent) not in message
-    return message
-
-
-def edit_config(folder: Path, **values: object) -> Path:
-    path = folder / CONFIG_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-    return folder
-
-
-def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> Path:
-    tensors = load_file(folder / WEIGHTS_FILE)
-    edit(tensors)
-    save_file(tensors, folder / WEIGHTS_FILE)
-    return folder
 
 
 def test_a_sound_folder_is_read_with_every_module(plain_bundle: Path) -> None:
@@ -82,7 +63,6 @@ def test_a_sound_folder_is_read_with_every_module(plain_bundle: Path) -> None:
         ({"targets": ["q", "lm_head"]}, "is a trained head"),
         ({"targets": ["q", "shared"]}, "not the LoRA weight of a linear layer"),
         ({"trainable_token_indices": [5, 6]}, "trainable_token_indices is set; it trains embeddings"),
-        ({"bias": "all"}, "bias is 'all'; allowed: none"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which moves the base's weights"),
         ({"init_lora_weights": "olora"}, "which moves the base's weights"),
         ({"targets": [], "target_parameters": ["q.weight"]}, "target_parameters is set; it adapts bare parameters"),
@@ -107,7 +87,7 @@ def test_another_kind_of_adapter_is_refused(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["lora_bias", "use_qalora", "alora_invocation_tokens", "layer_replication", "fan_in_fan_out", "use_bdlora",
+    ["lora_bias", "use_qalora", "layer_replication", "use_bdlora",
      "arrow_config", "kasa_config", "monteclora_config", "velora_config", "megatron_config"],
 )  # fmt: skip
 def test_options_that_change_what_lora_computes_are_refused(option: str, folder: Path) -> None:
@@ -127,7 +107,8 @@ def test_every_option_of_peft_is_one_we_know() -> None:
         "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform",
         "loftq_config", "lora_alpha", "alpha_pattern", "lora_dropout", "lora_ga_config", "megatron_core",
         "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",
-        "target_modules", "task_type", "use_rslora", "bias",
+        "target_modules", "task_type", "use_rslora", "bias", "fan_in_fan_out",
+        "alora_invocation_tokens",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(LoraConfig)} - understood == set(_REFUSED_OPTIONS)
 
@@ -144,28 +125,77 @@ def test_initialisations_that_leave_the_base_alone_are_read(init: object, folder
     assert read_peft(edit_config(folder, init_lora_weights=init), "empathy").modules
 
 
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_biases_of_a_base_that_has_none_are_no_hindrance(bias: str, base: Path, tmp_path: Path) -> None:
+    """PEFT saves what it trained, and of T5 there was nothing."""
+    plain = read_peft(tiny_adapter(base, tmp_path / "plain", 2, 4, 0, ["q", "v"]), "empathy")
+    found = read_peft(tiny_adapter(base, tmp_path / "bias", 2, 4, 0, ["q", "v"], bias=bias), "empathy")
+    assert found.modules.keys() == plain.modules.keys()
+    assert all(torch.equal(found.modules[name].delta(), plain.modules[name].delta()) for name in plain.modules)
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_biases_in_the_file_are_refused_by_name(bias: str, folder: Path) -> None:
+    edit_config(folder, bias=bias)
+    key = f"base_model.model.{Q}.base_layer.bias"
+    edit_weights(folder, lambda tensors: tensors.update({key: torch.ones(32)}))
+    assert (
+        f"tensor {key!r} is not the LoRA weight of a linear layer but a trained bias, and the lanes share the base's"
+        in refusal(folder)
+    )
+
+
+def test_a_kind_of_bias_that_peft_does_not_know_is_refused(folder: Path) -> None:
+    assert "bias is 'some'; allowed: none, all, lora_only" in refusal(edit_config(folder, bias="some"))
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but:UserWarning")
+def test_fan_in_fan_out_is_taken_as_peft_takes_it(base: Path, tmp_path: Path) -> None:
+    """PEFT sets it back for linear layers, warns, and saves the matrices as ever."""
+    plain = read_peft(tiny_adapter(base, tmp_path / "plain", 2, 4, 0), "empathy")
+    other = tiny_adapter(base, tmp_path / "other", 2, 4, 0, fan_in_fan_out=True)
+    found = read_peft(edit_config(other, fan_in_fan_out=True), "empathy")
+    assert all(torch.equal(found.modules[name].delta(), plain.modules[name].delta()) for name in plain.modules)
+
+
 @pytest.mark.parametrize(
-    ("ours", "theirs", "fits"),
+    ("ours", "theirs", "doubted"),
     [
-        ("google-t5/t5-base", "google-t5/t5-base", True),
-        ("google-t5/t5-base", "t5-base", True),  # the hub's old and new name
-        ("google-t5/t5-base", "google-t5/t5-small", False),
-        ("google/flan-t5-base", "t5-base", False),
-        ("google-t5/t5-base", "/home/somebody/models/base", True),  # a folder says nothing
-        ("google-t5/t5-base", None, True),
-        (None, "t5-small", True),
+        ("google-t5/t5-base", "google-t5/t5-base", False),
+        ("google-t5/t5-base", "t5-base", False),  # the hub's old and new name
+        ("google-t5/t5-base", "google-t5/t5-small", True),
+        ("google/flan-t5-base", "t5-base", True),
+        ("google-t5/t5-base", "clinic/mirror-of-t5", True),
+        ("google-t5/t5-base", "/home/somebody/models/base", False),  # a folder says nothing
+        ("google-t5/t5-base", "./base", False),
+        ("google-t5/t5-base", None, False),
+        (None, "t5-small", False),
     ],
 )
-def test_an_adapter_of_another_hub_base_is_refused(
-    ours: str | None, theirs: str | None, fits: bool, folder: Path
+def test_the_name_of_another_base_is_doubted_and_not_refused(
+    ours: str | None, theirs: str | None, doubted: bool, folder: Path
 ) -> None:
-    edit_config(folder, base_model_name_or_path=theirs)
-    if fits:
-        assert read_peft(folder, "empathy", expected_base=ours).base_name == theirs
-    else:
-        assert f"it was trained on base {theirs!r}; this bundle's base is {ours!r}" in refusal(
-            folder, expected_base=ours
-        )
+    adapter = read_peft(edit_config(folder, base_model_name_or_path=theirs), "empathy")
+    assert adapter.base_name == theirs
+    line = f"adapter 'empathy': it was trained on base {theirs!r}; the base here is {ours!r}"
+    assert list(of_another_base([adapter], ours)) == ([line] if doubted else [])
+
+
+def test_the_hash_of_another_base_is_doubted_whatever_the_names_say(plain_bundle: Path, tmp_path: Path) -> None:
+    read = read_peft(plain_bundle / ADAPTERS_DIR / "empathy", "empathy")
+    write_peft(read, tmp_path / "a", base_name="t5-base", base_sha256="1" * 64)
+    adapter = read_peft(tmp_path / "a", "empathy")
+    assert adapter.base_sha256 == "1" * 64
+    assert list(of_another_base([adapter], "t5-base", "1" * 64)) == []
+    assert "a base with other weights" in next(of_another_base([adapter], "t5-base", "2" * 64))
+    assert list(of_another_base([adapter], "t5-base")) == [], "not known"
+    files = set()
+    for number in range(8):
+        write_peft(adapter, tmp_path / str(number), base_name="t5-base")
+        files.add((tmp_path / str(number) / WEIGHTS_FILE).read_bytes())
+    assert len(files) == 1, "the same adapter gives the same bytes"
+    write_peft(adapter, tmp_path / "again")
+    assert read_peft(tmp_path / "again", "empathy").base_sha256 == "1" * 64
 
 
 @pytest.mark.parametrize(
@@ -191,27 +221,15 @@ def test_weights_that_do_not_make_sense_are_refused(
     assert reason in refusal(edit_weights(folder, edit))
 
 
-@pytest.mark.parametrize("alpha", [None, "32", float("nan"), True])
-def test_an_alpha_that_is_no_number_is_refused(alpha: object, folder: Path) -> None:
-    assert "lora_alpha of module" in refusal(edit_config(folder, lora_alpha=alpha))
+@pytest.mark.parametrize("use", ["false", 1.5, [True]])
+def test_a_switch_that_is_no_switch_is_refused(use: object, folder: Path) -> None:
+    assert "use_rslora is" in refusal(edit_config(folder, use_rslora=use))
 
 
-def test_a_pickle_is_never_opened(folder: Path) -> None:
-    (folder / WEIGHTS_FILE).unlink()
-    assert f"has no {WEIGHTS_FILE}" in refusal(folder)
-    (folder / "adapter_model.bin").write_bytes(pickle.dumps(print))
-    assert "adapter_model.bin is a pickle, which is not loaded" in refusal(folder)
-
-
-def test_files_that_cannot_be_read_are_named(folder: Path) -> None:
-    (folder / WEIGHTS_FILE).write_bytes(b"not safetensors")
-    assert f"{WEIGHTS_FILE} cannot be read" in refusal(folder)
-    (folder / CONFIG_FILE).write_text("{")
-    assert f"{CONFIG_FILE} cannot be read as JSON" in refusal(folder)
-    (folder / CONFIG_FILE).write_text("[]")
-    assert "must be a JSON object" in refusal(folder)
-    (folder / CONFIG_FILE).unlink()
-    assert f"has no {CONFIG_FILE}; it is a PEFT LoRA folder" in refusal(folder)
+def test_a_base_name_that_is_no_text_is_refused(folder: Path) -> None:
+    assert "base_model_name_or_path is ['x']; allowed: text" in refusal(
+        edit_config(folder, base_model_name_or_path=["x"])
+    )
 
 
 def attach(base: Path, *adapters: Adapter) -> None:
@@ -234,42 +252,6 @@ def test_an_adapter_with_modules_that_the_base_lacks_is_refused(base: Path, tmp_
             attach(base, adapter)
         assert module in caught.value.message
         assert caught.value.param == "objectives.empathy.adapter"
-
-
-def test_names_with_the_adapter_inside_are_read_too(folder: Path) -> None:
-    """Some trainers save `lora_A.default.weight`."""
-    before = read_peft(folder, "empathy")
-
-    def rename(tensors: dict[str, Tensor]) -> None:
-        for key in list(tensors):
-            tensors[key.replace(".weight", ".default.weight")] = tensors.pop(key)
-
-    after = read_peft(edit_weights(folder, rename), "empathy")
-    assert set(after.modules) == set(before.modules)
-
-
-def test_patterns_follow_pefts_rule(folder: Path) -> None:
-    """A key is a regular expression for the end of a path, from its start or after a dot; the first match counts."""
-    patterns = {
-        "block.0.layer.0.SelfAttention.q": 8,
-        r"decoder\..*\.q": 12,
-        "q": 20,
-        "EncDecAttention.[kv]": 2,
-        "ff": 99,
-    }
-    modules = read_peft(edit_config(folder, alpha_pattern=patterns), "empathy").modules
-    scales = {name: pair.scale for name, pair in modules.items()}
-    assert scales["encoder.block.0.layer.0.SelfAttention.q"] == 8 / 4
-    assert scales["decoder.block.0.layer.0.SelfAttention.q"] == 8 / 4
-    assert scales["decoder.block.1.layer.1.EncDecAttention.q"] == 12 / 4
-    assert scales["encoder.block.1.layer.0.SelfAttention.q"] == 20 / 4
-    assert scales["decoder.block.2.layer.1.EncDecAttention.v"] == 2 / 4
-    assert scales["encoder.block.0.layer.1.DenseReluDense.wi"] == 8 / 4
-
-
-def test_the_scale_is_alpha_over_rank_or_over_its_root(folder: Path) -> None:
-    assert {pair.scale for pair in read_peft(edit_config(folder, lora_alpha=6), "x").modules.values()} == {6 / 4}
-    assert {pair.scale for pair in read_peft(edit_config(folder, use_rslora=True), "x").modules.values()} == {6 / 2}
 
 
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
@@ -297,52 +279,3 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
         assert after.scale == pytest.approx(before.scale, rel=1e-12)
         torch.testing.assert_close(after.delta(), before.scale * before.b @ before.a)
     assert json.loads((tmp_path / "new" / "folder" / CONFIG_FILE).read_text())["lora_dropout"] == 0.05
-
-
-def npz(path: Path, **arrays: object) -> Path:
-    np.savez(path, **arrays)  # type: ignore[arg-type]
-    return path
-
-
-GOOD_NPZ = {
-    f"base_model.model.{Q}_loraA": np.ones((2, 32), np.float16),
-    f"base_model.model.{Q}_loraB": np.ones((32, 2), np.float64),
-    f"base_model.model.{Q}_scaling": np.float64(4.0),
-}
-
-
-def test_the_published_npz_is_read(tmp_path: Path) -> None:
-    adapter = read_npz(npz(tmp_path / "a.npz", **GOOD_NPZ), "empathy")
-    ((name, pair),) = adapter.modules.items()
-    assert (name, pair.rank, pair.scale, pair.a.dtype, pair.b.dtype) == (Q, 2, 4.0, torch.float32, torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"x_other": np.ones(1)}, "key 'x_other' is not of the form"),
-        ({"y_loraA": np.ones((1, 2))}, "module 'y' has no loraB, scaling"),
-        ({f"base_model.model.{Q}_scaling": np.ones(2)}, "scaling holds 2 numbers; allowed: one"),
-        ({f"base_model.model.{Q}_scaling": np.float64("nan")}, "holds NaN or inf"),
-        ({f"base_model.model.{Q}_loraA": np.full((2, 32), np.inf)}, "holds NaN or inf"),
-        ({f"base_model.model.{Q}_loraA": np.ones((3, 32))}, "allowed: [r, in]"),
-        ({"lm_head_loraA": np.ones((1, 4)), "lm_head_loraB": np.ones((4, 1)), "lm_head_scaling": 1.0}, "it adapts the head"),
-    ],
-)  # fmt: skip
-def test_an_npz_that_does_not_make_sense_is_refused(change: dict[str, object], reason: str, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError) as caught:
-        read_npz(npz(tmp_path / "a.npz", **{**GOOD_NPZ, **change}), "empathy")
-    assert reason in caught.value.message
-    assert "\n" not in caught.value.message
-
-
-def test_an_npz_that_holds_pickles_or_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "text.npz").write_text("hello")
-    np.savez(tmp_path / "objects.npz", x_loraA=np.array([print], dtype=object))
-    np.savez(tmp_path / "empty.npz")
-    for name in ("text.npz", "objects.npz", "missing.npz"):
-        with pytest.raises(AdapterError, match=f"{name}: cannot be read as .npz") as caught:
-            read_npz(tmp_path / name, "x")
-        assert "\n" not in caught.value.message
-    with pytest.raises(AdapterError, match="the file holds no module"):
-        read_npz(tmp_path / "empty.npz", "x")

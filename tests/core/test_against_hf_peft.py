@@ -13,17 +13,17 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, T5ForConditionalGeneration
 
-from emorl_core.adapters import read_npz, read_peft, write_peft
+from emorl_core.adapters import read_peft, write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
-from emorl_core.engine import Engine
+from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
-from emorl_core.lanes import LaneIndex
-from emorl_core.models import load_model
-from emorl_core.models.t5 import T5
+from emorl_core.models.registry import load_model
+from emorl_core.models.t5.model import T5
+from emorl_core.npz import read_npz
 from emorl_core.types import Request, Sampling
 from tests.builders import OBJECTIVES, outdated_peft, tiny_adapter, tiny_t5
 from tests.core.conftest import PROMPTS
-from tests.core.driving import run
+from tests.core.driving import prefilled, rows_of, run
 from tests.core.reference import SeparateModels
 
 MIXES = (  # base, reflection, empathy, fluency; the last two are used as they are
@@ -38,7 +38,7 @@ LOGITS: dict[str, Any] = {"atol": 1e-4, "rtol": 0.0}
 
 
 def t5_of(ensemble: Ensemble) -> T5:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, T5)
     return model
 
@@ -65,24 +65,22 @@ def test_against_hf_peft_logits_of_every_lane_agree(way: str, ensemble: Ensemble
     model = t5_of(ensemble)
     prompts = [ensemble.encode(prompt) for prompt in PROMPTS]
     generator = torch.Generator().manual_seed(7)
-    decoder_ids = torch.randint(2, model.vocab_size, (len(prompts), 21), generator=generator)
+    decoder_ids = torch.randint(2, model.facts.vocab_size, (len(prompts), 21), generator=generator)
     decoder_ids[:, 0] = 0
     expected = judge.head(judge.hidden(prompts, decoder_ids))  # [N, B, T, V]
     lanes = torch.arange(4).repeat_interleave(len(prompts))
-    ids = decoder_ids.repeat(4, 1)
-    memories = model.prefill(prompts * 4, lanes.tolist())
+    ids, rows = decoder_ids.repeat(4, 1), rows_of(model, lanes)
+    memories = prefilled(model, prompts * 4, lanes.tolist())
     if way == "whole sequence":
-        longest = max(memory.source_length for memory in memories)
-        cross = torch.stack(
-            [torch.nn.functional.pad(m.kv, (0, 0, 0, longest - m.source_length)) for m in memories], dim=2
-        )
-        hidden = model.decode(ids, cross, [m.source_length for m in memories], LaneIndex(lanes, 3))
+        longest = max(memory.length for memory in memories)
+        cross = torch.stack([torch.nn.functional.pad(m.kv, (0, 0, 0, longest - m.length)) for m in memories], dim=2)
+        hidden = model.decode(ids, cross, [m.length for m in memories], rows)
     else:
         size = 1 if way == "in steps of one" else 3
         cache = model.new_cache()
         for memory in memories:
             cache.insert(memory)
-        hidden = torch.cat([model.step(ids[:, t : t + size], lanes, cache) for t in range(0, 21, size)], dim=1)
+        hidden = torch.cat([model.step(ids[:, t : t + size], rows, cache) for t in range(0, 21, size)], dim=1)
     logits = model.head(hidden.reshape(-1, hidden.shape[-1])).view(4, len(prompts), 21, -1)
     torch.testing.assert_close(logits, expected, **LOGITS)
 
@@ -162,7 +160,7 @@ def test_against_hf_the_head_of_a_checkpoint_that_transformers_5_wrote(tmp_path:
     for folder in (old, tmp_path / "new"):
         model = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)
         torch.testing.assert_close(model.head(hidden), expected, **LOGITS)
-        rows = model.head_rows(torch.arange(model.vocab_size))
+        rows = model.head_rows(torch.arange(model.facts.vocab_size))
         torch.testing.assert_close(hidden @ rows.t(), expected, **LOGITS)
 
 

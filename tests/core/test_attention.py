@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from emorl_core.models.t5_blocks import attention
+from emorl_core.models.t5.blocks import attention
 
 
 def inputs(queries: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

@@ -16,14 +16,16 @@ from emorl_core.fake import fake_ensemble
 from emorl_core.types import Completion, FinishReason, TokenEvent
 from tests.core.driving import alone, completions, drain, failures, mixed_requests, run, said, token_events
 
+pytestmark = pytest.mark.both_shapes
+
 Make = Callable[[int], Ensemble]
 
 
-@pytest.fixture(params=["fake", "tiny T5"])
+@pytest.fixture(params=["fake", "fake decoder-only", "tiny T5"])
 def make(request: pytest.FixtureRequest) -> Make:
     """slots -> an ensemble with an engine of its own."""
-    if request.param == "fake":
-        return lambda slots: fake_ensemble(slots=slots)
+    if request.param != "tiny T5":
+        return lambda slots: fake_ensemble(slots=slots, encoder=request.param == "fake")
     folder: Path = request.getfixturevalue("plain_bundle")
     return lambda slots: Ensemble.load(folder, device="cpu", dtype="float32", slots=slots)
 

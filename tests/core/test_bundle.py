@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
+import datetime
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from emorl_core.bundle import (
     BUNDLE_FILE,
+    FIRST_LINE,
+    LAST_LINE,
     BaseRef,
     Bundle,
     BundleSpec,
     ObjectiveSpec,
     ProfileSpec,
-    folder_hash,
+    explain,
     read_spec,
-    replacing,
     write_spec,
 )
 from emorl_core.errors import BundleError
@@ -66,6 +70,32 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     assert read_spec(tmp_path / BUNDLE_FILE) == spec
     assert [path.name for path in tmp_path.iterdir()] == [BUNDLE_FILE], "no temporary file is left"
     assert list(yaml.safe_load((tmp_path / BUNDLE_FILE).read_text()))[:3] == ["format", "name", "base"]
+
+
+def test_a_file_that_was_cut_short_is_noticed_wherever_it_was_cut(tmp_path: Path) -> None:
+    """Most cuts leave good YAML: a bundle without its last profile, or without its last objective."""
+    spec = BundleSpec.model_validate({key: value for key, value in GOOD.items() if key != "default_profile"})
+    write_spec(tmp_path, spec)
+    path = tmp_path / BUNDLE_FILE
+    whole = path.read_bytes()
+    assert whole.decode().splitlines()[0] == FIRST_LINE
+    assert whole.decode().splitlines()[-1] == LAST_LINE
+    for length in range(len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(BundleError, match=r"is cut short|must be a mapping"):
+            read_spec(path)
+    path.write_bytes(whole[:-1])
+    assert read_spec(path) == spec, "only the last line end is missing"
+
+
+def test_a_marked_file_may_be_edited_by_hand(tmp_path: Path) -> None:
+    spec = BundleSpec.model_validate(GOOD)
+    write_spec(tmp_path, spec)
+    path = tmp_path / BUNDLE_FILE
+    path.write_text(path.read_text().replace("counselor-demo", "renamed") + "\n# a note\n", newline="\r\n")
+    assert read_spec(path).name == "renamed"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text())))  # a tool that drops comments
+    assert read_spec(path).name == "renamed"
 
 
 def test_the_short_form_has_defaults(tmp_path: Path) -> None:
@@ -133,6 +163,79 @@ def test_a_file_that_is_no_mapping_is_refused_in_one_line(raw: str, message: str
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: counselor-demo\n", "name: a\nname: b\n", "line 3: key 'name' stands twice, first in line 2"),
+        ("empathy:\n", "reflection:\n", "key 'reflection' stands twice"),
+        ("max_source_tokens: 128", "max_source_tokens: " + "1" * 400, "a whole number of 400 digits"),
+        ("reflection: 0.6", "reflection: 1.0e+999", "is too large"),
+        ("by: a person", "by: &x [*x]", "an alias stands inside what it stands for"),
+        ("by: a person", "by: !!binary aGVsbG8=", "is for no plain data"),
+        ("name: counselor-demo", "name: &n {a: b}\nyes: 1", "key yes is read as true or false"),
+    ],
+)
+def test_what_yaml_would_pass_over_is_refused_by_line(old: str, new: str, message: str, tmp_path: Path) -> None:
+    text = yaml.safe_dump(GOOD, sort_keys=False)
+    assert old in text
+    with pytest.raises(BundleError) as caught:
+        read_spec(written(tmp_path, text.replace(old, new, 1)))
+    assert BUNDLE_FILE in caught.value.message
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_an_origin_is_plain_data_of_a_bounded_size(tmp_path: Path) -> None:
+    origin = {"on": datetime.date(2025, 8, 1), "score": float("nan"), "by": ["a", 1, None]}
+    spec = read_spec(written(tmp_path, changed(lambda r: r["profiles"]["balanced"].update(origin=origin))))
+    assert spec.profiles["balanced"].origin == {"on": "2025-08-01", "score": None, "by": ["a", 1, None]}
+    assert ProfileSpec(weights={"a": 1}, origin=origin).origin == spec.profiles["balanced"].origin
+
+    aliases = "\n".join(f"      a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 5))
+    text = yaml.safe_dump(GOOD, sort_keys=False).replace("by: a person", f"a0: &a0 [x, x, x, x]\n{aliases}")
+    with pytest.raises(BundleError, match=r"origin: has [\d,]+ bytes as JSON; allowed: up to 65,536"):
+        read_spec(written(tmp_path, text))
+    for value in (object(), (loop := [])):
+        loop.append(loop)
+        with pytest.raises(ValidationError, match="must be plain JSON data") as caught:
+            ProfileSpec(weights={"a": 1}, origin={"x": value})
+        assert "\n" not in explain(caught.value)
+
+
+def test_a_file_that_is_none_or_has_no_end_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / BUNDLE_FILE
+    os.mkfifo(path)
+    with pytest.raises(BundleError, match="is a FIFO; allowed: a regular file"):
+        Bundle.open(tmp_path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match="is a device"):
+        Bundle.open(tmp_path)
+    path.unlink()
+    with open(path, "wb") as huge:
+        huge.truncate(2**40)
+    with pytest.raises(BundleError, match="is larger than 1 MiB"):
+        Bundle.open(tmp_path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(BundleError, match="is a Git LFS pointer, not the file itself"):
+        Bundle.open(tmp_path)
+
+
+def test_what_may_not_be_read_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, GOOD)
+
+    def refuse(path: Path, *_: object, **__: object) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:  # the suite may run as a user that may read everything
+        patched.setattr("os.open", refuse)
+        with pytest.raises(BundleError, match=r"bundle\.yaml: cannot be read: Permission denied"):
+            Bundle.open(tmp_path)
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(BundleError, match="cannot be read: Permission denied"):
+        Bundle.open(tmp_path)
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / BUNDLE_FILE).write_bytes(b"\xff\xfe\x00name")
     with pytest.raises(BundleError, match="cannot be read as YAML"):
@@ -168,36 +271,6 @@ def test_a_folder_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
         bundle.adapter_folder("empathy")
     (tmp_path / "adapters" / "empathy").mkdir(parents=True)
     assert bundle.adapter_folder("empathy") == tmp_path / "adapters" / "empathy"
-
-
-def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD)
-    before = path.read_text()
-
-    def fail() -> None:
-        with replacing(path) as temporary:
-            temporary.write_text("half of")
-            assert path.read_text() == before
-            raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert path.read_text() == before
-    assert [each.name for each in tmp_path.iterdir()] == [BUNDLE_FILE]
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-    assert path.read_text() == "new"
-
-
-def test_a_folder_hash_changes_with_names_and_contents(tmp_path: Path) -> None:
-    def made(name: str, text: str) -> str:
-        folder = tmp_path / f"{name}-{text}"
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
-        return folder_hash(folder)
-
-    assert made("a", "1") == made("a", "1")
-    assert len({made("a", "1"), made("a", "2"), made("b", "1")}) == 3
 
 
 def test_specs_are_frozen() -> None:

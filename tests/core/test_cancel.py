@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from emorl_core.engine import Engine
+import pytest
+
+from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EngineError
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Completion, Failure, FinishReason, Request
 from tests.core.driving import alone, completions, drain, mixed_requests, said
+
+pytestmark = pytest.mark.both_shapes
 
 
 def held(ensemble: Ensemble, name: str, length: int = 12, **options: Any) -> Request:
@@ -131,7 +135,7 @@ def test_cancelling_a_whole_group_leaves_nothing_behind() -> None:
     done = completions(drain(ensemble.engine))
     assert {completion.finish_reason for completion in done.values()} == {FinishReason.CANCELLED}
     assert set(done) == {request.request_id for request in group}
-    assert ensemble.engine.runner.lane_rows == ensemble.engine.runner.cache.count == 0
+    assert len(ensemble.engine.runner.seats) == ensemble.engine.runner.seats.cache.count == 0
 
 
 def test_drop_all_fails_everyone_and_starts_empty() -> None:
@@ -146,7 +150,7 @@ def test_drop_all_fails_everyone_and_starts_empty() -> None:
         event.request_id for event in engine.drop_all(error) if isinstance(event, Failure) and event.error is error
     }
     assert not engine.has_work
-    assert engine.stats.running == engine.stats.waiting == engine.runner.cache.count == 0
+    assert engine.stats.running == engine.stats.waiting == engine.runner.seats.cache.count == 0
     assert still <= {request.request_id for request in requests}
     assert len(still) >= 3
     again = mixed_requests(ensemble, 5, seed=7)

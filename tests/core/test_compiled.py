@@ -11,15 +11,15 @@ import torch
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import UnsupportedModel
-from emorl_core.lanes import FrozenMatrix, packed_product_available
-from emorl_core.models import t5_step
-from emorl_core.models.t5 import T5
-from emorl_core.models.t5_compiled import check_compiler
-from emorl_core.models.t5_step import StepRows
+from emorl_core.lanes.frozen import FrozenMatrix, packed_product_available
+from emorl_core.models import compiling
+from emorl_core.models.compiling import check_compiler
+from emorl_core.models.t5.model import T5
+from emorl_core.models.t5.step import StepFunction, StepRows
 from emorl_core.types import Failure, Request, Sampling
 from tests.builders import tiny_t5_bundle
 from tests.core.conftest import PROMPTS
-from tests.core.driving import joining, mixed_requests, run, said
+from tests.core.driving import joining, mixed_requests, prefilled, rows_of, run, said
 from tests.core.reference import SeparateModels
 from tests.core.test_against_hf_peft import MIXES, as_requests
 
@@ -93,7 +93,7 @@ def test_a_request_that_is_not_finite_fails_alone(compiled: Ensemble, ensemble: 
     engine = compiled.engine
     engine.add(sick)
     events = engine.step()
-    for layer in engine.runner.cache.tensors()[1]:
+    for layer in engine.runner.seats.cache.cross.layers:
         layer[:, 0].fill_(float("nan"))
     events += engine.step()
     assert [event.request_id for event in events if isinstance(event, Failure)] == ["sick"]
@@ -134,11 +134,11 @@ def test_a_later_model_takes_over_the_numbers_of_packed_matrices(
     monkeypatch.setattr(FrozenMatrix, "PACK_FROM", 1)
 
     def loaded() -> tuple[T5, set[int]]:
-        before = set(t5_step._matrices)
-        model = Ensemble.load(folder, device="cpu", dtype="float32").engine.runner.model
+        before = set(compiling._matrices)
+        model = Ensemble.load(folder, device="cpu", dtype="float32").engine.model
         assert isinstance(model, T5)
-        t5_step.StepFunction(model)
-        return model, set(t5_step._matrices) - before
+        StepFunction(model)
+        return model, set(compiling._matrices) - before
 
     gc.collect()
     first, numbers = loaded()
@@ -146,20 +146,21 @@ def test_a_later_model_takes_over_the_numbers_of_packed_matrices(
     assert len(numbers) == len(others) > 0
     del first
     gc.collect()
-    assert set(t5_step._matrices) >= others
+    assert set(compiling._matrices) >= others
     third, again = loaded()
     assert again == numbers
     assert second is not third
 
 
 def test_spare_rows_repeat_the_first_in_places_nobody_uses(ensemble: Ensemble) -> None:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, T5)
     cache = model.new_cache()
-    for memory in model.prefill([(5, 6, 1), (5, 1)], [2, 1]):
+    for memory in prefilled(model, [(5, 6, 1), (5, 1)], [2, 0]):
         cache.insert(memory)
-    rows = StepRows(torch.tensor([2, 1]), cache, 4)
-    assert rows.lanes.tolist() == [2, 1, 2, 2]
+    rows = StepRows(rows_of(model, [2, 0]), cache, 4)
+    assert rows.used.tolist() == [[1], [0], [1], [1]]
+    assert rows.coefficients.tolist() == [[1.0], [0.0], [1.0], [1.0]]
     assert rows.places.tolist() == [0, 1, 2, 3]
     assert [int((mask == 0).sum()) for mask in rows.source_mask] == [3, 2, 3, 3]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emorl_core import Ensemble as LazyEnsemble
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE
+from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE, read_spec, write_spec
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import (
     AdapterError,
@@ -23,13 +24,15 @@ from emorl_core.errors import (
 )
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
-from emorl_core.types import Completion, FinishReason, TokenEvent
+from emorl_core.types import Completion, Failure, FinishReason, TokenEvent
 from tests.builders import tiny_t5_bundle
-from tests.core.driving import said
+from tests.core.driving import drain, run, said
+
+pytestmark = pytest.mark.both_shapes
 
 
 def model_of(ensemble: Ensemble) -> FakeModel:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, FakeModel)
     return model
 
@@ -132,6 +135,25 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers_and_without_its_
     assert caught.value.message.startswith("prompt has 21 tokens with its template; allowed: up to 20")
     assert "yyy" not in caught.value.message
     assert caught.value.code == "prompt_too_long"
+
+
+def test_a_prompt_with_too_many_characters_is_not_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = fake_ensemble(max_source_tokens=20)
+    assert ensemble.max_prompt_chars == 2 * 20 * ensemble.tokenizer.longest_token
+    monkeypatch.setattr(ensemble.tokenizer, "encode", lambda text: pytest.fail("tokenised"))
+    with pytest.raises(PromptTooLong, match=r"prompt has 321 characters; allowed: up to 320 \(max_prompt_chars\)"):
+        ensemble.generate("y" * 321)
+
+
+def test_no_prompt_whose_tokens_fit_has_too_many_characters(plain_bundle: Path) -> None:
+    """But where a tokenizer throws characters away, and then only half of them."""
+    ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
+    limit = ensemble.spec.max_source_tokens
+    longest = max((ensemble.tokenizer.decode([i]) for i in range(4, ensemble.engine.runner.model.vocab_size)), key=len)
+    assert len(ensemble.encode(" ".join([longest] * (limit - 4)))) <= limit
+    own = Ensemble.load(plain_bundle, device="cpu", dtype="float32", max_prompt_chars=10)
+    with pytest.raises(PromptTooLong, match="allowed: up to 10 "):
+        own.encode("i drink and drink")
 
 
 def test_the_template_wraps_the_prompt_whatever_it_holds(plain_bundle: Path) -> None:
@@ -306,3 +328,51 @@ def test_half_a_surrogate_pair_in_a_prompt_is_refused_by_name() -> None:
     with pytest.raises(InvalidRequest, match="half a surrogate pair") as caught:
         fake_ensemble().encode("so \ud83d much")
     assert caught.value.param == "prompt"
+
+
+def test_a_prompt_may_be_token_ids_which_no_template_surrounds() -> None:
+    ensemble = fake_ensemble(max_source_tokens=20)
+    ids = ensemble.encode("so much")
+    assert ensemble.request(list(ids), seed=1).prompt_ids == ids
+    assert said(ensemble.generate("so much", seed=1)) == said(run(ensemble.engine, [ensemble.request(ids, seed=1)])[0])
+    for wrong, message in (
+        ([], "prompt has 0 tokens; allowed: 1 to 20"),
+        ([5] * 21, "prompt has 21 tokens; allowed: 1 to 20"),
+        ([5, 100_000], "prompt has the token id 100000; allowed: 0 to"),
+        ([-1], "prompt has the token id -1; allowed: 0 to"),
+    ):
+        with pytest.raises(InvalidRequest, match=message):
+            ensemble.request(wrong)
+
+
+def test_events_carry_the_tag_of_their_request() -> None:
+    ensemble = fake_ensemble()
+    ensemble.engine.model.poisoned = {ensemble.encode("bad")}  # type: ignore[attr-defined]
+    requests = [
+        replace(ensemble.request(prompt, seed=1, max_new_tokens=3), tag=prompt)
+        for prompt in ("so much", "i drink", "bad")
+    ]
+    for request in requests:
+        ensemble.engine.add(request)
+    names = {request.request_id: request.tag for request in requests}
+    events = drain(ensemble.engine)
+    assert {type(event) for event in events} == {TokenEvent, Completion, Failure}
+    assert all(event.tag == names[event.request_id] for event in events)
+
+
+def test_a_template_that_leaves_no_room_is_refused_as_inspect_refuses_it(plain_bundle: Path, tmp_path: Path) -> None:
+    from emorl_cli.inspect_bundle import examine
+
+    bundle = shutil.copytree(plain_bundle, tmp_path / "bundle")
+    spec = read_spec(bundle / BUNDLE_FILE)
+    around = len(Ensemble.load(bundle, device="cpu").tokenizer.encode(spec.wrap("")))
+    write_spec(bundle, spec.model_copy(update={"max_source_tokens": around}))
+    with pytest.raises(BundleError) as caught:
+        Ensemble.load(bundle, device="cpu")
+    assert caught.value.message == (
+        f"prompt_template takes {around} tokens by itself; max_source_tokens is {around}, which leaves none for a prompt"
+    )
+    assert examine(str(bundle))["faults"] == [caught.value.message]
+    write_spec(bundle, spec.model_copy(update={"max_source_tokens": around + 1}))
+    assert Ensemble.load(bundle, device="cpu")
+    assert examine(str(bundle))["valid"]

@@ -8,19 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError, EngineError, NonFinite, OutOfMemory
 from emorl_core.fake import fake_ensemble
-from emorl_core.kv_cache import Memory
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.lane import Lane
 from emorl_core.models.fake import FakeModel
 from emorl_core.types import Completion, Event, Failure, Request
 from tests.core.driving import alone, completions, drain, failures, mixed_requests, run, said
+
+pytestmark = pytest.mark.both_shapes
 
 BAD = "this one is broken"
 
 
 def model_of(ensemble: Ensemble) -> FakeModel:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, FakeModel)
     return model
 
@@ -84,7 +88,7 @@ def test_a_step_that_raises_for_one_prompt_fails_that_request_alone(slots: int, 
         assert (
             failure.error.message == "the request failed inside the engine (RuntimeError)"
         )  # never the fault's own text
-    assert ensemble.engine.runner.cache.count == ensemble.engine.stats.slots_used == 0
+    assert ensemble.engine.runner.seats.cache.count == ensemble.engine.stats.slots_used == 0
 
 
 @pytest.mark.parametrize("slots", [3, 16])
@@ -176,13 +180,13 @@ def test_nan_keys_left_in_a_slot_do_not_reach_whoever_gets_it(plain_bundle: Path
     """On real attention: a masked NaN would still be NaN times zero."""
     ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32", slots=3)
     sound, bad = batch(ensemble)
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     prefill = model.prefill
 
-    def broken(prompts: Sequence[Sequence[int]], lanes: Sequence[int]) -> list[Memory]:
+    def broken(lanes: Sequence[Lane]) -> list[Memory]:
         return [
-            Memory(torch.full_like(memory.kv, float("nan"))) if tuple(prompt) == bad[0].prompt_ids else memory
-            for prompt, memory in zip(prompts, prefill(prompts, lanes), strict=True)
+            Memory(torch.full_like(memory.kv, float("nan"))) if lane.prompt_ids == bad[0].prompt_ids else memory
+            for lane, memory in zip(lanes, prefill(lanes), strict=True)
         ]
 
     model.prefill = broken  # type: ignore[method-assign]
@@ -195,9 +199,9 @@ def test_nan_keys_left_in_a_slot_do_not_reach_whoever_gets_it(plain_bundle: Path
 class LaneOfNan(FakeModel):
     """NaN in one lane of every prompt."""
 
-    def step(self, tokens: torch.Tensor, lanes: torch.Tensor, cache: object) -> torch.Tensor:
-        hidden = super().step(tokens, lanes, cache)  # type: ignore[arg-type]
-        hidden[lanes == 2] = float("nan")
+    def step(self, tokens: torch.Tensor, lanes: LaneIndex, cache: KVCache) -> torch.Tensor:
+        hidden = super().step(tokens, lanes, cache)
+        hidden[lanes.coefficients[:, 1] == 1.0] = float("nan")
         return hidden
 
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from emorl_core.huge_pages import use_huge_pages
+from emorl_core.lanes.huge_pages import use_huge_pages
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 

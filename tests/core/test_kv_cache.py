@@ -8,21 +8,34 @@ import pytest
 import torch
 from torch import Tensor
 
-from emorl_core.kv_cache import KVCache, Memory
+from emorl_core.cache.kv import KVCache, Memory
+from emorl_core.cache.store import Store
 
 LAYERS, HEADS, D_KV = 2, 3, 4
 
 
-def new_cache() -> KVCache:
-    return KVCache(LAYERS, HEADS, D_KV, dtype=torch.float32, device=torch.device("cpu"))
+def new_cache(*, encoder: bool = True) -> KVCache:
+    own, cross = (Store(LAYERS, HEADS, D_KV, dtype=torch.float32, device=torch.device("cpu")) for _ in range(2))
+    return KVCache(own, cross if encoder else None)
+
+
+def crossed(cache: KVCache) -> Store:
+    assert cache.cross is not None
+    return cache.cross
 
 
 class Twin:
-    """Per row: cross-attention [2, L, H, S, d] and self-attention [2, L, H, T, d], concatenated as tokens come."""
+    """Per row: what it read of its prompt [2, L, H, S, d] and self-attention [2, L, H, T, d], concatenated as tokens
+    come. A decoder-only row has its prompt in its self-attention."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, encoder: bool = True) -> None:
+        self.encoder = encoder
         self.cross: list[Tensor] = []
         self.own: list[Tensor] = []
+
+    def insert(self, kv: Tensor) -> None:
+        self.cross.append(kv)
+        self.own.append(kv[:, :, :, :0] if self.encoder else kv)
 
     def remove(self, place: int) -> int | None:
         last = len(self.own) - 1
@@ -48,50 +61,53 @@ def feed(cache: KVCache, twins: list[Twin], generator: torch.Generator, new: int
         keys = torch.randn(LAYERS, rows, new, HEADS, D_KV, generator=generator)
         values = torch.randn(LAYERS, rows, new, HEADS, D_KV, generator=generator)
         for layer in range(LAYERS):
-            cache.write(layer, keys[layer], values[layer], positions)
+            cache.own.write(layer, keys[layer], values[layer], positions)
         cache.advance(new)
         for row in range(rows):
             twins[0].append(row, torch.stack([keys[:, row], values[:, row]]).permute(0, 1, 3, 2, 4).clone())
 
 
 def check(cache: KVCache, twin: Twin) -> None:
-    assert cache.count == len(twin.own) == len(cache.lengths) == len(cache.source_lengths)
-    if not cache.count:
+    check_store(cache.own, twin.own)
+    if cache.cross is not None:
+        check_store(cache.cross, twin.cross)
+    assert cache.count == len(twin.own)
+    assert cache.lengths == cache.own.lengths
+
+
+def check_store(store: Store, twin: list[Tensor]) -> None:
+    assert store.count == len(twin) == len(store.lengths)
+    if not store.count:
         return
-    assert cache.lengths == [row.shape[3] for row in twin.own]
-    assert cache.source_lengths == [row.shape[3] for row in twin.cross]
-    assert cache.indices().tolist() == list(range(cache.count))
-    total = max(cache.lengths)
-    mask = cache.source_mask()
-    longest = max(cache.source_lengths)
+    assert store.lengths == [row.shape[3] for row in twin]
+    assert store.indices().tolist() == list(range(store.count))
+    longest = max(store.lengths)
+    mask = store.padding()
     if mask is None:
-        assert min(cache.source_lengths) == longest
+        assert min(store.lengths) == longest
     else:
-        expected = [[0.0] * n + [float("-inf")] * (longest - n) for n in cache.source_lengths]
+        expected = [[0.0] * n + [float("-inf")] * (longest - n) for n in store.lengths]
         assert mask[:, 0, 0].tolist() == expected
     for layer in range(LAYERS):
-        for half, (own, cross) in enumerate(zip(cache.read(layer, total), cache.read_cross(layer), strict=True)):
-            assert torch.isfinite(own).all(), "entries nobody wrote must be finite: the mask multiplies them by 0"
-            assert torch.isfinite(cross).all()
-            assert own.shape == (cache.count, HEADS, total, D_KV)
-            assert cross.shape == (cache.count, HEADS, longest, D_KV)
-            for row in range(cache.count):
-                assert torch.equal(own[row, :, : cache.lengths[row]], twin.own[row][half, layer])
-                assert torch.equal(cross[row, :, : cache.source_lengths[row]], twin.cross[row][half, layer])
+        for half, both in enumerate(store.read(layer)):
+            assert torch.isfinite(both).all(), "entries nobody wrote must be finite: the mask multiplies them by 0"
+            assert both.shape == (store.count, HEADS, longest, D_KV)
+            for row in range(store.count):
+                assert torch.equal(both[row, :, : store.lengths[row]], twin[row][half, layer])
 
 
+@pytest.mark.parametrize("encoder", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_random_operations_against_the_naive_twin(seed: int) -> None:
+def test_random_operations_against_the_naive_twin(seed: int, encoder: bool) -> None:
     """insert, fork, remove, feed, take and give_back in random order, through several growths."""
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    cache, twin = new_cache(), Twin()
+    cache, twin = new_cache(encoder=encoder), Twin(encoder=encoder)
     for _ in range(120):
         action = draw.choice(["insert", "insert", "feed", "feed", "fork", "remove", "take"])
         if action == "insert" and cache.count < 14:
-            kv = memory(draw.randint(1, 70), generator)
+            kv = memory(draw.randint(0 if not encoder else 1, 70), generator)
             assert cache.insert(kv) == len(twin.own)
-            twin.cross.append(kv.kv)
-            twin.own.append(torch.empty(2, LAYERS, HEADS, 0, D_KV))
+            twin.insert(kv.kv)
         elif action == "feed" and cache.count:
             feed(cache, [twin], generator, draw.randint(1, 3))
         elif action == "fork" and 0 < cache.count < 14:
@@ -103,18 +119,32 @@ def test_random_operations_against_the_naive_twin(seed: int) -> None:
             place = draw.randrange(cache.count)
             assert cache.remove(place, wipe=draw.random() < 0.3) == twin.remove(place)
         elif action == "take" and cache.count:
-            empty = [place for place in range(cache.count) if cache.lengths[place] == 0]
-            if empty:
-                apart, other = cache.take(empty), Twin()
-                other.cross = [twin.cross[place] for place in empty]
-                other.own = [twin.own[place] for place in empty]
-                check(apart, other)
-                feed(apart, [other], generator, draw.randint(1, 40))
-                cache.give_back(empty, apart)
-                for row, place in enumerate(empty):
-                    twin.own[place] = other.own[row]
+            places = draw.sample(range(cache.count), draw.randint(1, cache.count))
+            apart, other = cache.take(places), Twin(encoder=encoder)
+            other.cross = [twin.cross[place] for place in places]
+            other.own = [twin.own[place] for place in places]
+            check(apart, other)
+            feed(apart, [other], generator, draw.randint(1, 40))
+            cache.give_back(places, apart)
+            for row, place in enumerate(places):
+                twin.own[place] = other.own[row]
         check(cache, twin)
-    assert cache.nbytes == sum(t.numel() * t.element_size() for t in (*cache._self, *cache._cross))
+    assert cache.nbytes == sum(t.numel() * t.element_size() for store in cache.stores for t in store.layers)
+
+
+def test_heads_may_be_grouped() -> None:
+    """A store has as many heads as there are keys and values, whatever the number of query heads."""
+    store = Store(1, 2, D_KV, dtype=torch.bfloat16, device=torch.device("cpu"))
+    store.add(torch.ones(2, 1, 2, 3, D_KV))
+    store.add()
+    store.reserve(1)
+    written = torch.full((2, 1, 2, D_KV), 2.0)
+    store.write(0, written, written, torch.tensor([[3], [0]]))
+    store.advance(1)
+    assert store.lengths == [4, 1]
+    keys, _ = store.read(0)
+    assert keys.shape == (2, 2, 4, D_KV)
+    assert keys[:, 0, :, 0].tolist() == [[1.0, 1.0, 1.0, 2.0], [2.0, 0.0, 0.0, 0.0]]
 
 
 def test_rows_of_different_lengths_are_written_at_their_own_positions() -> None:
@@ -123,8 +153,7 @@ def test_rows_of_different_lengths_are_written_at_their_own_positions() -> None:
     for sources in (3, 5):
         kv = memory(sources, generator)
         cache.insert(kv)
-        twin.cross.append(kv.kv)
-        twin.own.append(torch.empty(2, LAYERS, HEADS, 0, D_KV))
+        twin.insert(kv.kv)
         feed(cache, [twin], generator, 4)
     assert cache.lengths == [8, 4]
     check(cache, twin)
@@ -136,10 +165,9 @@ def test_a_write_that_is_not_followed_by_advance_leaves_no_trace() -> None:
     cache, twin = new_cache(), Twin()
     kv = memory(3, generator)
     cache.insert(kv)
-    twin.cross.append(kv.kv)
-    twin.own.append(torch.empty(2, LAYERS, HEADS, 0, D_KV))
+    twin.insert(kv.kv)
     junk = torch.full((1, 1, HEADS, D_KV), 7.0)
-    cache.write(0, junk, junk, torch.zeros(1, 1, dtype=torch.int64))
+    cache.own.write(0, junk, junk, torch.zeros(1, 1, dtype=torch.int64))
     check(cache, twin)
     feed(cache, [twin], generator, 1)
     check(cache, twin)
@@ -155,8 +183,8 @@ def test_wiping_leaves_nothing_that_is_not_finite_anywhere() -> None:
     cache.remove(0, wipe=True)
     cache.remove(0, wipe=True)
     assert cache.count == 0
-    assert all(torch.isfinite(layer).all() for layer in cache._cross)
-    assert all(torch.isfinite(layer).all() for layer in cache._self)
+    assert all(torch.isfinite(layer).all() for layer in crossed(cache).layers)
+    assert all(torch.isfinite(layer).all() for layer in cache.own.layers)
 
 
 def test_clearing_gives_the_memory_back() -> None:
@@ -184,13 +212,13 @@ def test_capacity_grows_by_doubling_only() -> None:
 
 def test_a_memory_knows_its_size() -> None:
     kv = memory(7, torch.Generator().manual_seed(0))
-    assert (kv.source_length, kv.nbytes) == (7, 2 * LAYERS * HEADS * 7 * D_KV * 4)
+    assert (kv.length, kv.nbytes) == (7, 2 * LAYERS * HEADS * 7 * D_KV * 4)
 
 
 def test_a_large_empty_cache_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = KVCache(2, 3, 4, dtype=torch.float32, device=torch.device("cpu"))
+    cache = new_cache()
     small = cache.nbytes
-    monkeypatch.setattr("emorl_core.kv_cache._KEPT_BYTES", 4 * small)
+    monkeypatch.setattr("emorl_core.cache.kv._KEPT_BYTES", 4 * small)
 
     def rows(number: int, sources: int) -> None:
         for _ in range(number):
@@ -210,4 +238,4 @@ def test_a_large_empty_cache_gives_its_memory_back(monkeypatch: pytest.MonkeyPat
     cache.remove(0)
     assert cache.nbytes == small
     rows(1, 7)
-    assert cache.read_cross(0)[0].eq(1).all()
+    assert crossed(cache).read(0)[0].eq(1).all()

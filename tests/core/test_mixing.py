@@ -10,28 +10,36 @@ from torch import Tensor
 
 from emorl_core import combine
 from emorl_core.ensemble import Ensemble
+from emorl_core.lanes.lane import Lane
+from emorl_core.models.family import LaneModel
 from emorl_core.types import Completion
 from tests.core.conftest import PROMPTS
-from tests.core.driving import run
+from tests.core.driving import prefilled, rows_of, run
 from tests.core.reference import SeparateModels
 
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 0.0}
 WEIGHTS = {"base": 0.5, "reflection": 1.25, "empathy": 0.25, "fluency": 2.0}
 
 
+def start(model: LaneModel) -> int:
+    """What T5's decoder is fed first."""
+    (token,) = model.first_tokens(Lane((0.0,) * len(model.adapters), (1,)))
+    return token
+
+
 def lanes_of(ensemble: Ensemble, prompt: str, tokens: tuple[int, ...]) -> Tensor:
     """Last hidden states of every lane for the positions that chose `tokens`: [N, T, D], fed at once."""
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     lanes = range(len(ensemble.lanes))
     cache = model.new_cache()
-    for memory in model.prefill([ensemble.encode(prompt)] * len(lanes), list(lanes)):
+    for memory in prefilled(model, [ensemble.encode(prompt)] * len(lanes), list(lanes)):
         cache.insert(memory)
-    ids = torch.tensor([[model.decoder_start_token_id, *tokens[:-1]]] * len(lanes))
-    return model.step(ids, torch.tensor(list(lanes)), cache)
+    ids = torch.tensor([[start(model), *tokens[:-1]]] * len(lanes))
+    return model.step(ids, rows_of(model, list(lanes)), cache)
 
 
 def test_mixing_hidden_states_is_mixing_raw_logits(ensemble: Ensemble) -> None:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     hidden = lanes_of(ensemble, PROMPTS[0], tuple(range(20, 35))).transpose(0, 1)  # [T, N, D]
     for weights in ((0.25, 0.25, 0.25, 0.25), (0.0, 0.9, 0.1, 0.0), (1.0, -2.0, 0.5, 3.0)):
         w = torch.tensor([weights] * hidden.shape[0])
@@ -47,7 +55,7 @@ def test_what_step_by_step_chose_is_what_the_whole_sequence_at_once_says(ensembl
     for prompt in PROMPTS:
         done = ensemble.generate(prompt, WEIGHTS, max_new_tokens=20)
         mixed = combine.mix_hidden(lanes_of(ensemble, prompt, done.token_ids).transpose(0, 1), vector.expand(1, 4))
-        logprobs = ensemble.engine.runner.model.head(mixed).log_softmax(-1)
+        logprobs = ensemble.engine.model.head(mixed).log_softmax(-1)
         assert logprobs.argmax(-1).tolist() == list(done.token_ids)
         chosen = logprobs.gather(1, torch.tensor(done.token_ids).unsqueeze(1)).squeeze(1)
         torch.testing.assert_close(torch.tensor(done.logprobs), chosen, **CLOSE)
@@ -55,7 +63,7 @@ def test_what_step_by_step_chose_is_what_the_whole_sequence_at_once_says(ensembl
 
 def test_a_lane_that_is_skipped_is_a_lane_with_weight_zero(ensemble: Ensemble) -> None:
     """A loop that runs all four lanes with zeros among the weights gives what the engine gives with two lanes."""
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     weights = torch.tensor([[0.0, 0.7, 0.3, 0.0]])
     before = ensemble.engine.stats
     done = ensemble.generate(PROMPTS[0], {"reflection": 0.7, "empathy": 0.3}, max_new_tokens=15, min_new_tokens=15)
@@ -64,13 +72,13 @@ def test_a_lane_that_is_skipped_is_a_lane_with_weight_zero(ensemble: Ensemble) -
     assert after.prefill_misses - before.prefill_misses == 2
 
     cache = model.new_cache()
-    for memory in model.prefill([ensemble.encode(PROMPTS[0])] * 4, [0, 1, 2, 3]):
+    for memory in prefilled(model, [ensemble.encode(PROMPTS[0])] * 4, [0, 1, 2, 3]):
         cache.insert(memory)
-    lanes, tokens = torch.arange(4), [model.decoder_start_token_id]
+    lanes, tokens = rows_of(model, range(4)), [start(model)]
     for _ in done.token_ids:
         hidden = model.step(torch.tensor([[tokens[-1]]] * 4), lanes, cache)[:, 0]
         logits = model.head(combine.mix_hidden(hidden.unsqueeze(0), weights))[0]
-        logits[list(model.eos_token_ids)] = float("-inf")  # min_new_tokens
+        logits[list(model.facts.eos_token_ids)] = float("-inf")  # min_new_tokens
         tokens.append(int(logits.argmax()))
     assert tuple(tokens[1:]) == done.token_ids
 
@@ -100,7 +108,7 @@ def test_a_lane_that_holds_nan_is_silent_at_weight_zero() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 5}, {"repetition_penalty": 1.5}])
 def test_attribution_parts_sum_to_the_margin_of_the_logits(ensemble: Ensemble, options: dict[str, Any]) -> None:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     vector = torch.tensor(ensemble.resolve(WEIGHTS).vector)
     done = ensemble.generate(PROMPTS[4], WEIGHTS, attribution=True, max_new_tokens=20, **options)
     assert len(done.attributions) == len(done.token_ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -11,53 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from emorl_core.adapters import read_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
-from emorl_core.errors import UnsupportedModel
-from emorl_core.lanes import LaneIndex
-from emorl_core.models import load_model
-from emorl_core.models.t5 import T5
 from tests.builders import OBJECTIVES, tiny_t5
-
-CPU = torch.device("cpu")
-WEIGHTS = "model.safetensors"
+from tests.core.bases import INDEX, WEIGHTS, edit_config, edit_weights, load, refusal
+from tests.core.driving import prefilled, rows_of
 
 
 @pytest.fixture
 def base(plain_bundle: Path, tmp_path: Path) -> Path:
     """A copy of a sound base, to be changed."""
     return Path(shutil.copytree(plain_bundle / BASE_DIR, tmp_path / "base"))
-
-
-def load(folder: Path, dtype: torch.dtype = torch.float32, **options: bool) -> T5:
-    model = load_model(folder, device=CPU, dtype=dtype, **options)
-    assert isinstance(model, T5)
-    return model
-
-
-def refusal(folder: Path) -> str:
-    with pytest.raises(UnsupportedModel) as caught:
-        load(folder)
-    assert "\n" not in caught.value.message
-    return caught.value.message
-
-
-def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS)
-    return folder
 
 
 @pytest.mark.parametrize("kind", ["umt5", "bart", "longt5", "llama", "gpt2", None])
@@ -124,8 +89,8 @@ def test_a_tensor_that_is_missing_or_has_another_shape_is_named(base: Path) -> N
 @pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": {"shared.weight": "../elsewhere.safetensors"}}'])
 def test_an_index_that_makes_no_sense_is_refused(index: str, base: Path) -> None:
     shutil.copy(base / WEIGHTS, base.parent / "elsewhere.safetensors")
-    (base / "model.safetensors.index.json").write_text(index)
-    assert "model.safetensors.index.json" in refusal(base)
+    (base / INDEX).write_text(index)
+    assert INDEX in refusal(base)
 
 
 def test_a_checkpoint_in_several_files_is_the_same_model(plain_bundle: Path, tmp_path: Path) -> None:
@@ -134,7 +99,7 @@ def test_a_checkpoint_in_several_files_is_the_same_model(plain_bundle: Path, tmp
     assert len(list((tmp_path / "split").glob("model-*.safetensors"))) > 2
     one, split = load(whole), load(tmp_path / "split")
     prompt = [5, 9, 33, 1]
-    assert torch.equal(one.prefill([prompt], [0])[0].kv, split.prefill([prompt], [0])[0].kv)
+    assert torch.equal(prefilled(one, [prompt], [0])[0].kv, prefilled(split, [prompt], [0])[0].kv)
     hidden = torch.ones(1, 32)
     assert torch.equal(one.head(hidden), split.head(hidden))
     (next((tmp_path / "split").glob("model-*.safetensors"))).unlink()
@@ -145,13 +110,13 @@ def test_the_special_tokens_come_from_the_generation_config_then_the_config(base
     (base / "generation_config.json").unlink()
     edit_config(base, lambda c: c.update(eos_token_id=7, decoder_start_token_id=4, pad_token_id=3))
     model = load(base)
-    assert (model.eos_token_ids, model.decoder_start_token_id) == ((7,), 4)
+    assert (model.facts.eos_token_ids, model.start_token_id) == ((7,), 4)
     (base / "generation_config.json").write_text('{"eos_token_id": [1, 9], "decoder_start_token_id": 5}')
     model = load(base)
-    assert (model.eos_token_ids, model.decoder_start_token_id) == ((1, 9), 5)
+    assert (model.facts.eos_token_ids, model.start_token_id) == ((1, 9), 5)
     (base / "generation_config.json").write_text("{}")
     edit_config(base, lambda c: c.pop("decoder_start_token_id"))
-    assert load(base).decoder_start_token_id == 3  # as T5 does: the padding token begins
+    assert load(base).start_token_id == 3  # as T5 does: the padding token begins
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -179,8 +144,8 @@ def test_bfloat16_follows_float32_from_afar(plain_bundle: Path) -> None:
         model = load(plain_bundle / BASE_DIR, dtype)
         model.attach([read_peft(plain_bundle / ADAPTERS_DIR / "empathy", "empathy")])
         cache = model.new_cache()
-        cache.insert(model.prefill([prompt], [1])[0])
-        out = model.head(model.step(ids, torch.tensor([1]), cache)[0])
+        cache.insert(prefilled(model, [prompt], [1])[0])
+        out = model.head(model.step(ids, rows_of(model, [1]), cache)[0])
         assert out.dtype == torch.float32
         logits.append(out)
     error = (logits[0] - logits[1]).abs()
@@ -191,10 +156,10 @@ def test_replies_to_one_source_share_its_keys_and_values(plain_bundle: Path) -> 
     """`decode` with k rows per source = k sources repeated: what training relies on."""
     model = load(plain_bundle / BASE_DIR)
     prompts = [[5, 9, 33, 60, 1], [7, 1]]
-    memories = model.prefill(prompts, [0, 0])
-    cross = torch.stack([torch.nn.functional.pad(m.kv, (0, 0, 0, 5 - m.source_length)) for m in memories], dim=2)
-    ids = torch.randint(2, model.vocab_size, (6, 8), generator=torch.Generator().manual_seed(0))
-    index = LaneIndex(torch.zeros(6, dtype=torch.int64), 0)
+    memories = prefilled(model, prompts, [0, 0])
+    cross = torch.stack([torch.nn.functional.pad(m.kv, (0, 0, 0, 5 - m.length)) for m in memories], dim=2)
+    ids = torch.randint(2, model.facts.vocab_size, (6, 8), generator=torch.Generator().manual_seed(0))
+    index = rows_of(model, [0] * 6)
     shared = model.decode(ids, cross, [5, 2], index)
     repeated = model.decode(ids, cross.repeat_interleave(3, dim=2), [5, 5, 5, 2, 2, 2], index)
     torch.testing.assert_close(shared, repeated)
@@ -205,22 +170,22 @@ def test_prefill_splits_a_crowd_into_batches_without_a_difference(
 ) -> None:
     model = load(plain_bundle / BASE_DIR)
     prompts = [[*range(3, 3 + n), 1] for n in (2, 30, 7, 1, 64, 12, 5)]
-    whole = model.prefill(prompts, [0] * 7)
-    monkeypatch.setattr("emorl_core.models.t5._PREFILL_TOKENS", 40)
-    for one, other in zip(whole, model.prefill(prompts, [0] * 7), strict=True):
-        assert one.source_length == other.source_length
+    whole = prefilled(model, prompts, [0] * 7)
+    monkeypatch.setattr("emorl_core.models.t5.model._PREFILL_TOKENS", 40)
+    for one, other in zip(whole, prefilled(model, prompts, [0] * 7), strict=True):
+        assert one.length == other.length
         torch.testing.assert_close(one.kv, other.kv, atol=1e-5, rtol=1e-4)
 
 
 def test_distances_beyond_the_last_bucket_run(plain_bundle: Path) -> None:
     """Relative positions have no end: far more tokens than the cache's first capacity, step by step = at once."""
     model = load(plain_bundle / BASE_DIR)
-    assert model.max_positions is None
-    ids = torch.randint(2, model.vocab_size, (1, 150), generator=torch.Generator().manual_seed(0))
-    lanes = torch.zeros(1, dtype=torch.int64)
-    memory = model.prefill([[5, 6, 1]], [0])[0]
+    assert model.facts.max_positions is None
+    ids = torch.randint(2, model.facts.vocab_size, (1, 150), generator=torch.Generator().manual_seed(0))
+    lanes = rows_of(model, [0])
+    memory = prefilled(model, [[5, 6, 1]], [0])[0]
     cache = model.new_cache()
     cache.insert(memory)
     steps = torch.cat([model.step(ids[:, t : t + 1], lanes, cache) for t in range(150)], dim=1)
-    whole = model.decode(ids, memory.kv.unsqueeze(2), [3], LaneIndex(lanes, 0))
+    whole = model.decode(ids, memory.kv.unsqueeze(2), [3], lanes)
     torch.testing.assert_close(steps, whole, atol=1e-3, rtol=1e-3)

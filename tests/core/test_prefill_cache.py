@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from emorl_core.cache.kv import Memory
+from emorl_core.cache.prefix import PrefillCache
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
-from emorl_core.kv_cache import Memory
-from emorl_core.prefill_cache import PrefillCache
-from tests.core.driving import alone, mixed_requests, run, said
+from emorl_core.lanes.lane import Lane, lane_points
+from tests.core.driving import alone, mixed_requests, prefilled, run, said
+
+pytestmark = pytest.mark.both_shapes
 
 
 def memory(numbers: int) -> Memory:
@@ -22,43 +25,43 @@ def memory(numbers: int) -> Memory:
 def test_the_least_recently_used_goes_first_when_the_bytes_run_out() -> None:
     cache = PrefillCache(3 * 40)
     for prompt in ((1,), (2,), (3,)):
-        cache.put(prompt, 0, memory(10))
+        cache.put((prompt, 0), memory(10))
     assert cache.nbytes == 120
-    assert cache.get((1,), 0) is not None  # used: now the youngest
-    cache.put((4,), 0, memory(10))
-    assert [cache.get((p,), 0) is not None for p in (1, 2, 3, 4)] == [True, False, True, True]
+    assert cache.get(((1,), 0)) is not None  # used: now the youngest
+    cache.put(((4,), 0), memory(10))
+    assert [cache.get(((p,), 0)) is not None for p in (1, 2, 3, 4)] == [True, False, True, True]
     assert cache.nbytes == 120
-    cache.put((5,), 0, memory(20))  # twice the size: two go
+    cache.put(((5,), 0), memory(20))  # twice the size: two go
     assert cache.nbytes == 120
     assert (cache.hits, cache.misses) == (4, 1)
 
 
 def test_what_is_larger_than_the_bound_is_not_kept_and_drives_nobody_out() -> None:
     cache = PrefillCache(100)
-    cache.put((1,), 0, memory(10))
-    cache.put((2,), 0, memory(26))
-    assert cache.get((2,), 0) is None
-    assert cache.get((1,), 0) is not None
+    cache.put(((1,), 0), memory(10))
+    cache.put(((2,), 0), memory(26))
+    assert cache.get(((2,), 0)) is None
+    assert cache.get(((1,), 0)) is not None
 
 
 def test_the_same_key_twice_counts_once() -> None:
     cache = PrefillCache(100)
-    cache.put((1,), 0, memory(10))
-    cache.put((1,), 0, memory(20))
+    cache.put(((1,), 0), memory(10))
+    cache.put(((1,), 0), memory(20))
     assert cache.nbytes == 80
-    cache.discard((1,), 0)
-    cache.discard((1,), 0)
+    cache.discard(((1,), 0))
+    cache.discard(((1,), 0))
     assert cache.nbytes == 0
 
 
 def test_lanes_and_prompts_are_keys_of_their_own() -> None:
     cache = PrefillCache(1000)
-    cache.put((1, 2), 0, memory(2))
-    assert cache.get((1, 2), 1) is None
-    assert cache.get((1,), 0) is None
-    assert cache.get((1, 2), 0) is not None
+    cache.put(((1, 2), 0), memory(2))
+    assert cache.get(((1, 2), 1)) is None
+    assert cache.get(((1,), 0)) is None
+    assert cache.get(((1, 2), 0)) is not None
     cache.clear()
-    assert cache.get((1, 2), 0) is None
+    assert cache.get(((1, 2), 0)) is None
 
 
 class Counting:
@@ -66,12 +69,14 @@ class Counting:
 
     def __init__(self, ensemble: Ensemble) -> None:
         self.seen: list[tuple[tuple[int, ...], int]] = []
-        model = ensemble.engine.runner.model
+        model = ensemble.engine.model
         prefill = model.prefill
 
-        def counted(prompts: Sequence[Sequence[int]], lanes: Sequence[int]) -> list[Memory]:
-            self.seen += [(tuple(prompt), lane) for prompt, lane in zip(prompts, lanes, strict=True)]
-            return prefill(prompts, lanes)
+        points = lane_points(len(model.adapters))
+
+        def counted(lanes: Sequence[Lane]) -> list[Memory]:
+            self.seen += [(lane.prompt_ids, points.index(lane.coefficients)) for lane in lanes]
+            return prefill(lanes)
 
         model.prefill = counted  # type: ignore[method-assign]
 
@@ -90,9 +95,7 @@ def test_the_same_prompt_under_other_weights_skips_the_encoder(plain_bundle: Pat
     assert counting.seen == [(ids, 1), (ids, 2), (ids, 0)]
     stats = ensemble.engine.stats
     assert (stats.prefill_hits, stats.prefill_misses) == (3, 3)
-    assert stats.prefill_cache_bytes == sum(
-        m.nbytes for m in ensemble.engine.runner.model.prefill([ids] * 3, [0, 1, 2])
-    )
+    assert stats.prefill_cache_bytes == sum(m.nbytes for m in prefilled(ensemble.engine.model, [ids] * 3, [0, 1, 2]))
 
 
 def test_twins_that_arrive_together_are_read_once() -> None:
@@ -102,7 +105,7 @@ def test_twins_that_arrive_together_are_read_once() -> None:
     assert len(counting.seen) == len(set(counting.seen)) == 3
 
 
-@pytest.mark.parametrize("bound", [0, 1, 300, 2**20])
+@pytest.mark.parametrize("bound", [0, 1, 600, 2**20])
 def test_any_bound_gives_the_same_answers_within_the_bound(bound: int) -> None:
     ensemble = fake_ensemble(slots=4, prefill_cache_bytes=bound)
     requests = mixed_requests(ensemble, 30, seed=9)
@@ -114,4 +117,4 @@ def test_any_bound_gives_the_same_answers_within_the_bound(bound: int) -> None:
         assert ensemble.engine.stats.prefill_cache_bytes <= bound
     expected = alone(fake_ensemble(), requests)
     assert [said(done[r.request_id]) for r in requests] == [said(c) for c in expected]  # type: ignore[arg-type]
-    assert (ensemble.engine.stats.prefill_hits > 0) == (bound >= 300)
+    assert (ensemble.engine.stats.prefill_hits > 0) == (bound >= 600)

@@ -8,12 +8,15 @@ import random
 import pytest
 
 from emorl_core.detokenize import Detokenizer
-from emorl_core.scheduler import Branch, Job, Member, Scheduler
+from emorl_core.engine.scheduler import Scheduler
+from emorl_core.engine.sequences import Branch, Job, members_of
+from emorl_core.lanes.lane import Lane, lane_points
 from emorl_core.types import Request
 
 
 def branch(*names: str, weights: tuple[float, ...] = (0.0, 1.0), job: Job | None = None) -> Branch:
-    members = [Member(Request(name, (1,), weights), 0.0) for name in names]
+    points = lane_points(len(weights) - 1)
+    members = members_of([Request(name, (1,), weights) for name in names], points, 0.0)
     return Branch((1,), members, Detokenizer(lambda ids: "x" * len(ids)), job=job or Job())
 
 
@@ -179,10 +182,11 @@ def test_cancelled_members_leave_their_branches_and_empty_waiting_branches_the_q
     assert scheduler.take_cancelled() == [], "once only"
 
 
-def test_a_fork_takes_its_members_and_a_copy_of_the_past() -> None:
+def test_a_fork_has_a_copy_of_the_past() -> None:
     parent = branch("a", "b", "c")
     parent.tokens, parent.texts, parent.admitted, parent.first_token = [5, 6], ["x", "y"], 1.0, 2.0
     child = parent.fork(parent.members[1:])
+    parent.members = parent.members[:1]
     assert names([parent, child]) == [["a"], ["b", "c"]]
     child.tokens.append(7)
     child.texts.append("z")
@@ -194,4 +198,5 @@ def test_a_fork_takes_its_members_and_a_copy_of_the_past() -> None:
 def test_the_lanes_of_a_branch_are_those_that_any_member_uses() -> None:
     each = branch("a", weights=(0.0, 0.0, 2.0, 0.0))
     each.members += branch("b", weights=(-1.0, 0.0, 0.5, 0.0)).members
-    assert each.lanes == (0, 2)
+    points = lane_points(3)
+    assert each.lanes == (Lane(points[0], (1,)), Lane(points[2], (1,)))

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
+from emorl_core.engine.sequences import Job
+from emorl_core.engine.sweep import SweepResult, merge_rays, simplex_grid
 from emorl_core.ensemble import Ensemble
-from emorl_core.errors import InvalidRequest, InvalidWeights, NonFinite
+from emorl_core.errors import InvalidRequest, InvalidWeights, NonFinite, PromptTooLong
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
-from emorl_core.scheduler import Job
-from emorl_core.sweep import SweepResult, merge_rays, simplex_grid
 from emorl_core.types import Completion, FinishReason
 from tests.core.conftest import PROMPTS
+
+pytestmark = pytest.mark.both_shapes
 
 TOKENS = 12
 WAYS: dict[str, dict[str, Any]] = {
@@ -33,7 +35,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def model_of(ensemble: Ensemble) -> FakeModel:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, FakeModel)
     return model
 
@@ -86,7 +88,7 @@ def test_branches_without_a_slot_wait_and_lose_nothing(way: str, slots: int, pla
     assert [i.text for i in result.items] == [i.text for i in expected.items]
     assert max(len(expected.distinct(p)) for p in range(3)) > slots or slots == 7
     assert not narrow.engine.has_work
-    assert narrow.engine.runner.lane_rows == 0
+    assert len(narrow.engine.runner.seats) == 0
 
 
 def test_slots_bound_the_lane_rows_in_memory() -> None:
@@ -256,7 +258,7 @@ def test_a_prompt_that_fails_ends_the_sweep_and_leaves_the_engine_clean() -> Non
         ensemble.sweep(PROMPTS[:3], resolution=4)
     while ensemble.engine.has_work:  # what was cancelled leaves at the next steps
         ensemble.engine.step()
-    assert ensemble.engine.runner.lane_rows == 0
+    assert len(ensemble.engine.runner.seats) == 0
     model_of(ensemble).poisoned.clear()
     assert len(ensemble.sweep(PROMPTS[1], resolution=4).items) == 15
 
@@ -360,6 +362,64 @@ def test_no_prompt_and_what_a_sweep_cannot_answer_are_refused() -> None:
         ensemble.sweep([], resolution=2)
     with pytest.raises(TypeError, match="attribution"):
         ensemble.sweep(PROMPTS[0], resolution=2, attribution=True)
+
+
+@pytest.mark.parametrize("resolution", [0, -1, 2.5, True, "3", None, 100_001, 10**400])
+def test_a_resolution_that_is_none_is_refused(resolution: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"resolution is .*; allowed: a whole number from 1 to 100000"):
+        simplex_grid(["a", "b"], resolution)
+
+
+@pytest.mark.parametrize(("objectives", "resolution"), [(3, 446), (50, 100_000), (1000, 3)])
+def test_a_grid_is_counted_before_it_is_made(objectives: int, resolution: int) -> None:
+    with pytest.raises(InvalidRequest, match="vectors; allowed: at most 100000") as caught:
+        simplex_grid([f"o{i}" for i in range(objectives)], resolution)
+    assert len(caught.value.message) < 150
+
+
+def test_a_sweep_over_the_limit_is_refused_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = fake_ensemble()
+    monkeypatch.setattr(ensemble.tokenizer, "encode", lambda text: pytest.fail("tokenised"))
+    for weights, resolution, param in (([{"empathy": 1}] * 5, None, "weights"), (None, 4, "resolution")):
+        with pytest.raises(InvalidRequest, match=r"2 x 1?5 completions; allowed: up to 9 \(max_sweep\)") as caught:
+            ensemble.sweep_plan(["a", "b"], weights, resolution=resolution, max_sweep=9)
+        assert caught.value.param == param
+
+
+def test_no_prompt_is_tokenised_before_all_are_short_enough_and_the_one_at_fault_is_named() -> None:
+    ensemble = fake_ensemble(max_source_tokens=40)
+    seen: list[str] = []
+    encode = ensemble.tokenizer.encode
+    ensemble.tokenizer.encode = lambda text: (seen.append(text), encode(text))[1]  # type: ignore[method-assign]
+    with pytest.raises(PromptTooLong, match=r"^prompts\.1: prompt has 1000 characters") as caught:
+        ensemble.sweep(["so much", "y" * 1000, " "], resolution=1)
+    assert (caught.value.param, seen) == ("prompts.1", [])
+    with pytest.raises(InvalidRequest, match=r"^prompts\.1: prompt is empty") as empty:
+        ensemble.sweep(["so much", " "], resolution=1)
+    assert empty.value.param == "prompts.1"
+    with pytest.raises(PromptTooLong, match=r"^prompt has 1000 characters"):
+        ensemble.sweep("y" * 1000, resolution=1)
+
+
+def test_one_prompts_items_are_found_without_looking_at_all() -> None:
+    looked = 0
+
+    class Item:
+        def __init__(self, prompt: int) -> None:
+            self._prompt = prompt
+
+        @property
+        def prompt_index(self) -> int:
+            nonlocal looked
+            looked += 1
+            return self._prompt
+
+    items: Any = tuple(Item(prompt) for prompt in range(4096) if prompt != 7)
+    result = SweepResult(items, 0, 0, 0)
+    assert result.of_prompt(4095) == (items[-1],)
+    assert result.of_prompt(0) == (items[0],)
+    assert result.of_prompt(7) == ()
+    assert looked < 100
 
 
 @pytest.mark.parametrize(("objectives", "resolution", "size"), [(1, 4, 1), (2, 10, 11), (3, 10, 66), (4, 3, 20)])

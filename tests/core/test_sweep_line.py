@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest, SegmentsResult
+from emorl_core.engine.sweep import SweepItem
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest, InvalidWeights, NonFinite
 from emorl_core.fake import fake_ensemble
-from emorl_core.line import LineResult
 from emorl_core.models.fake import FakeModel
-from emorl_core.sweep import SweepItem
-from emorl_core.types import FinishReason
+from emorl_core.types import FinishReason, Sampling
 from tests.core.conftest import PROMPTS
+from tests.core.driving import alone, completions, drain, failures, said
+
+pytestmark = pytest.mark.both_shapes
 
 POINTS = 2001
 NEAR = 1e-6  # a grid point this close to a break may fall on either side of it
@@ -40,7 +44,7 @@ def between(start: Mapping[str, float], end: Mapping[str, float], t: float) -> d
     return {name: (1 - t) * start.get(name, 0.0) + t * end.get(name, 0.0) for name in names}
 
 
-def assert_covers(line: LineResult) -> None:
+def assert_covers(line: SegmentsResult) -> None:
     intervals = line.intervals
     assert intervals[0].start == 0.0
     assert intervals[-1].end == 1.0
@@ -49,7 +53,7 @@ def assert_covers(line: LineResult) -> None:
     assert line.breaks == tuple(interval.end for interval in intervals[:-1])
 
 
-def assert_like_grid(line: LineResult, ensemble: Ensemble, prompt: str, points: int, **options: Any) -> int:
+def assert_like_grid(line: SegmentsResult, ensemble: Ensemble, prompt: str, points: int, **options: Any) -> int:
     """Compare at every grid point that is not too near a break; returns how many texts the grid saw."""
     ts = [i / (points - 1) for i in range(points)]
     weights = [between(line.from_weights, line.to_weights, t) for t in ts]
@@ -130,7 +134,7 @@ def test_fewer_slots_than_intervals_change_nothing(slots: int) -> None:
 
 def test_slots_bound_the_rows_of_a_line() -> None:
     ensemble = fake_ensemble(slots=2)
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, FakeModel)
     rows: list[int] = []
     model.on_step = lambda running: rows.append(len(running))
@@ -172,7 +176,7 @@ def test_a_line_ends_for_the_reasons_that_generate_knows() -> None:
 
 def test_what_the_model_cannot_compute_is_an_error() -> None:
     ensemble = fake_ensemble()
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, FakeModel)
     model.poisoned.add(ensemble.encode(PROMPTS[0]))
     with pytest.raises(NonFinite):
@@ -187,3 +191,99 @@ def test_bad_lines_are_refused() -> None:
         ensemble.sweep_line(PROMPTS[0], *ENDS[0], min_width=0)
     with pytest.raises(InvalidRequest, match="min_width is nan"):
         ensemble.sweep_line(PROMPTS[0], *ENDS[0], min_width=float("nan"))
+
+
+def segments(ensemble: Ensemble, **changes: Any) -> SegmentsRequest:
+    """What `sweep_line` gives the engine, with other limits."""
+    first, last = (ensemble.request(PROMPTS[0], weights=each, seed=0) for each in ENDS[0])
+    made = SegmentsRequest("line", first.prompt_ids, first.weights, first.sampling, stream=False, to=last.weights)
+    return replace(made, **changes)
+
+
+def test_a_width_that_no_number_has_ends_all_the_same() -> None:
+    """Below the spacing of floats there is nothing left to divide."""
+    ensemble = fake_ensemble()
+    fine = ensemble.sweep_line(PROMPTS[0], *ENDS[0], min_width=1e-300, max_new_tokens=6)
+    assert_covers(fine)
+    usual = ensemble.sweep_line(PROMPTS[0], *ENDS[0], max_new_tokens=6)
+    assert {i.token_ids for i in usual.intervals} <= {i.token_ids for i in fine.intervals}
+
+
+def test_more_intervals_than_allowed_end_the_request_and_nobody_else() -> None:
+    ensemble = fake_ensemble()
+    other = ensemble.request(PROMPTS[1], seed=1, request_id="other")
+    ensemble.engine.add(other)
+    ensemble.engine.add(segments(ensemble, most=3, most_named="limit"))
+    events = drain(ensemble.engine)
+    (failure,) = failures(events).values()
+    assert "more than 3 intervals" in failure.error.message
+    assert "(limit)" in failure.error.message
+    (done,) = completions(events).values()
+    assert said(done) == said(alone(fake_ensemble(), [other])[0])
+    assert len(ensemble.engine.runner.seats) == ensemble.engine.stats.slots_used == ensemble.engine.stats.waiting == 0
+
+
+def test_a_request_that_takes_too_long_ends_with_an_error() -> None:
+    ensemble = fake_ensemble(step_delay_s=0.01)
+    ensemble.engine.add(segments(ensemble, time_limit_s=0.02, time_limit_named="limit_s"))
+    (failure,) = failures(drain(ensemble.engine)).values()
+    assert "took more than 0.02 seconds (limit_s)" in failure.error.message
+    assert len(ensemble.engine.runner.seats) == ensemble.engine.stats.slots_used == ensemble.engine.stats.waiting == 0
+
+
+def test_cancelling_ends_all_branches_with_one_completion() -> None:
+    ensemble = fake_ensemble(slots=3)
+    ensemble.engine.add(segments(ensemble))
+    events = [event for _ in range(4) for event in ensemble.engine.step()]
+    assert ensemble.engine.stats.running == 1, "one request, however many branches"
+    assert ensemble.engine.stats.slots_used > 1
+    ensemble.engine.cancel("line")
+    events += drain(ensemble.engine)
+    (done,) = completions(events).values()
+    assert isinstance(done, SegmentsCompletion)
+    assert (done.finish_reason, done.intervals) == (FinishReason.CANCELLED, ())
+    assert len(ensemble.engine.runner.seats) == ensemble.engine.stats.waiting == 0
+
+
+def test_intervals_take_no_more_slots_than_they_may_and_leave_the_rest_to_others() -> None:
+    ensemble, sampling = fake_ensemble(slots=6, mean_length=40), Sampling(max_new_tokens=10, seed=0)
+    ensemble.engine.add(segments(ensemble, most_slots=2, sampling=sampling))
+    ensemble.engine.add(segments(ensemble, most_slots=2, sampling=sampling, request_id="second"))
+    most = 0
+
+    def before_step(step: int) -> None:
+        nonlocal most
+        most = max(most, len(ensemble.engine.scheduler.running))
+        if step == 5:
+            ensemble.engine.add(ensemble.request(PROMPTS[1], seed=1, request_id="late", max_new_tokens=3))
+
+    events = drain(ensemble.engine, before_step)
+    assert most == 5, "two for each, and the plain request"
+    ended = list(completions(events))
+    assert set(ended) == {"line", "second", "late"}
+    assert ended[0] == "late", "it waits for neither"
+
+
+@pytest.mark.parametrize("fails_at", [3, 4, 7])
+def test_a_step_that_fails_once_changes_no_interval(fails_at: int) -> None:
+    expected = fake_ensemble(slots=4).sweep_line(PROMPTS[0], *ENDS[0], max_new_tokens=8)
+    ensemble, calls = fake_ensemble(slots=4), 0
+    model = ensemble.engine.model
+    assert isinstance(model, FakeModel)
+
+    def hook(prompts: list[tuple[int, ...]]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == fails_at:
+            raise RuntimeError
+
+    model.on_step = hook
+    assert ensemble.sweep_line(PROMPTS[0], *ENDS[0], max_new_tokens=8).intervals == expected.intervals
+    assert ensemble.engine.faults == 1
+
+
+def test_only_plain_greedy_decoding_has_exact_segments() -> None:
+    ensemble = fake_ensemble()
+    for options in ({"temperature": 1.0}, {"repetition_penalty": 1.2}):
+        with pytest.raises(InvalidRequest, match="greedy decoding"):
+            ensemble.engine.add(segments(ensemble, sampling=Sampling(seed=0, **options)))

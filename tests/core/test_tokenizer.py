@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -47,6 +49,65 @@ def test_threads_may_share_it(plain_bundle: Path) -> None:
     for thread in threads:
         thread.join(timeout=60)
     assert wrong == []
+
+
+def test_decoding_waits_for_no_encoding(plain_bundle: Path) -> None:
+    """One lock for both made every stream wait while a long prompt was tokenised."""
+    tokenizer = HuggingFaceTokenizer(plain_bundle / BASE_DIR)
+    text = "you feel it is hard " * 60_000
+    begun, stop, encoded = threading.Event(), threading.Event(), []
+
+    def encode() -> None:
+        while not stop.is_set():
+            begun.set()
+            encoded.append(len(tokenizer.encode(text)))
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    assert begun.wait(60)
+    for _ in range(20):
+        assert tokenizer.decode([5, 6]) == tokenizer.decode([5, 6, 1])
+    meanwhile = len(encoded)
+    stop.set()
+    thread.join(60)
+    assert meanwhile < 10, "each of the 40 decodings waited for an encoding"
+
+
+def test_a_tokenizer_written_in_python_decodes_while_it_encodes(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    tokenizer = HuggingFaceTokenizer(tmp_path)
+    inside, leave, ids = threading.Event(), threading.Event(), []
+
+    def slow(text: str, **_: object) -> list[int]:
+        inside.set()
+        assert leave.wait(60)
+        return [len(text)]
+
+    tokenizer._tokenizer.encode = slow
+    thread = threading.Thread(target=lambda: ids.append(tokenizer.encode("text")))
+    thread.start()
+    assert inside.wait(60)
+    assert tokenizer.decode([107, 108, 1]) == "hi"
+    leave.set()
+    thread.join(60)
+    assert ids == [[4]]
+
+
+def test_truncation_and_padding_that_a_tokenizer_was_saved_with_are_off(plain_bundle: Path, tmp_path: Path) -> None:
+    plain = HuggingFaceTokenizer(plain_bundle / BASE_DIR)
+    saved = Path(shutil.copytree(plain_bundle / BASE_DIR, tmp_path / "base")) / "tokenizer.json"
+    content = json.loads(saved.read_text(encoding="utf-8"))
+    content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    content["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}  # fmt: skip
+    saved.write_text(json.dumps(content), encoding="utf-8")
+    assert HuggingFaceTokenizer(saved.parent).encode(TEXTS[0]) == plain.encode(TEXTS[0])
+
+
+def test_no_token_is_longer_than_the_longest(plain_bundle: Path) -> None:
+    tokenizer = HuggingFaceTokenizer(plain_bundle / BASE_DIR)
+    texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
+    assert tokenizer.longest_token >= max(map(len, texts)) > 5
+    assert FakeTokenizer.longest_token >= max(len(FakeTokenizer().decode([i])) for i in range(FakeTokenizer.vocab_size))
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from emorl_core.errors import EmorlError, InvalidRequest
-from emorl_core.types import MAX_SEED, Sampling
+from emorl_core.types import MAX_SEED, MIN_POSITIVE, Sampling
 
 
 @pytest.mark.parametrize(
@@ -28,17 +28,28 @@ from emorl_core.types import MAX_SEED, Sampling
         ("temperature", math.inf),
         ("temperature", "hot"),
         ("temperature", False),
+        ("temperature", 5e-324),
+        ("temperature", 1e-39),
+        ("temperature", 9e-9),
+        ("temperature", 10**400),
         ("top_k", -1),
         ("top_k", 2.0),
         ("top_p", 0.0),
         ("top_p", 1.01),
         ("top_p", math.nan),
+        ("top_p", 1e-46),
+        ("top_p", 9e-9),
         ("repetition_penalty", 0),
         ("repetition_penalty", 101),
         ("repetition_penalty", -math.inf),
+        ("repetition_penalty", 1e-320),
+        ("repetition_penalty", 1e-40),
         ("seed", -1),
         ("seed", MAX_SEED + 1),
         ("seed", 0.5),
+        pytest.param("seed", 10**5000, id="seed-huge"),
+        pytest.param("seed", -(10**5000), id="seed-huge-negative"),
+        pytest.param("min_new_tokens", 10**5000, id="min_new_tokens-huge"),
         ("stop", ("",)),
         ("stop", ["x"]),
         ("stop", (1,)),
@@ -52,6 +63,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(field: str, value: Any) -> No
     assert error.message.startswith(f"{field} is ")
     assert "allowed: " in error.message
     assert "\n" not in error.message
+    assert len(error.message) < 150
     assert isinstance(error, EmorlError)
 
 
@@ -62,6 +74,8 @@ def test_a_bad_value_is_named_with_what_is_allowed(field: str, value: Any) -> No
         {"max_new_tokens": 1, "min_new_tokens": 1},
         {"temperature": 0},
         {"temperature": 100},
+        {"temperature": MIN_POSITIVE, "top_p": MIN_POSITIVE, "repetition_penalty": MIN_POSITIVE},
+        {"repetition_penalty": 100},
         {"top_k": 10**9, "top_p": 1},
         {"seed": 0},
         {"seed": MAX_SEED},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from emorl_core.errors import InvalidWeights
-from emorl_core.weights import BASE, named, resolve
+from emorl_core.weights import BASE, MAX_WEIGHT, MIN_WEIGHT, anchored, named, resolve
 
 LANES = (BASE, "reflection", "empathy", "fluency")
 PROFILES = {"balanced": {"reflection": 1.0, "empathy": 1.0}, "bare": {"base": 2.0}}
@@ -31,6 +31,34 @@ def test_normalising_neither_underflows_nor_overflows(value: float) -> None:
 @pytest.mark.parametrize("weights", [{"reflection": 0.1, "empathy": 0.2, "fluency": 0.7}, {"base": 1e-9, "empathy": 7}])
 def test_a_normalised_vector_sums_to_one(weights: dict[str, float]) -> None:
     assert math.fsum(vector(weights)) == pytest.approx(1.0, abs=1e-15)
+
+
+@pytest.mark.parametrize("value", [MIN_WEIGHT, -MIN_WEIGHT, MAX_WEIGHT, -MAX_WEIGHT, 1, 0.5])
+def test_sizes_that_float32_mixes_well_are_used_as_they_are(value: float) -> None:
+    assert vector({"reflection": value}, normalize=False) == (0.0, value, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [5e-324, 1e-320, 1e-46, 1e-39, 9e-21, 1.1e6, 1e38, 1e39, 1.7e308, 10**300])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sizes_that_float32_cannot_mix_are_refused(value: float, sign: int) -> None:
+    for beside in ({}, {"empathy": 1.0}):
+        with pytest.raises(InvalidWeights, match=r"allowed: 0, or a size from 1e-20 to 1e\+06") as caught:
+            vector({**beside, "reflection": sign * value}, normalize=False)
+        assert caught.value.param == "weights.reflection"
+        assert len(caught.value.message) < 150
+
+
+@pytest.mark.parametrize(("small", "large"), [(1e-320, 1.0), (1e-21, 1.0), (1.0, 1e30), (5e-324, 1.7e308)])
+def test_a_weight_that_vanishes_beside_the_others_is_refused(small: float, large: float) -> None:
+    with pytest.raises(InvalidWeights, match="allowed: 0, or a size of 1e-20 of the sum or more") as caught:
+        vector({"empathy": small, "fluency": large})
+    assert caught.value.param == "weights.empathy"
+
+
+def test_what_rounding_leaves_of_the_base_is_a_weight_too() -> None:
+    """1 - (0.7 + 0.2 + 0.1) need not be 0, and never is too small."""
+    for weights in ({"reflection": 0.7, "empathy": 0.2, "fluency": 0.1}, {"reflection": 1 - 2**-53}):
+        assert abs(anchored(LANES, weights).vector[0]) < 1e-15
 
 
 def test_without_normalizing_the_numbers_are_used_as_they_are() -> None:

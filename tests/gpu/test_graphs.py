@@ -4,6 +4,7 @@ needs no GPU."""
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from emorl_core.cache.kv import Memory
 from emorl_core.ensemble import Ensemble
-from emorl_core.kv_cache import Memory
-from emorl_core.models.t5 import T5
-from emorl_core.models.t5_graphs import CudaCapture, GraphedStep
+from emorl_core.lanes.lane import Lane
+from emorl_core.models.graphs import CudaCapture
+from emorl_core.models.t5.graphs import GraphedStep
+from emorl_core.models.t5.model import T5
 from tests.builders import tiny_t5_bundle
-from tests.core.driving import PROMPTS, completions, drain, failures, joining, mixed_requests, run, said
+from tests.core.driving import (
+    PROMPTS,
+    completions,
+    drain,
+    failures,
+    joining,
+    mixed_requests,
+    prefilled,
+    rows_of,
+    run,
+    said,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -31,13 +45,13 @@ def load(folder: Path, dtype: str = "float32", **options: Any) -> Ensemble:
 
 
 def model_of(ensemble: Ensemble) -> T5:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, T5)
     return model
 
 
 def buckets(ensemble: Ensemble) -> list[Any]:
-    step = model_of(ensemble)._compiled
+    step = model_of(ensemble)._fast
     assert isinstance(step, GraphedStep)
     return list(step._buckets.values())
 
@@ -48,10 +62,12 @@ def steps(model: T5, count: int, tokens: int) -> list[Tensor]:
     prompts = [[*(draw.randint(3, 60) for _ in range(draw.randint(1, 60))), 1] for _ in range(count)]
     numbers = [draw.randint(0, len(model.adapters)) for _ in range(count)]
     cache = model.new_cache()
-    for memory in model.prefill(prompts, numbers):
+    for memory in prefilled(model, prompts, numbers):
         cache.insert(memory)
-    lanes = torch.tensor(numbers, device=model.device)
-    fed = [torch.tensor([[draw.randint(3, 60)] for _ in range(count)], device=model.device) for _ in range(tokens)]
+    lanes = rows_of(model, numbers)
+    fed = [
+        torch.tensor([[draw.randint(3, 60)] for _ in range(count)], device=model.facts.device) for _ in range(tokens)
+    ]
     return [model.step(each, lanes, cache).clone() for each in fed]
 
 
@@ -85,13 +101,13 @@ def test_graphs_are_captured_anew_after_clear_while_an_old_result_is_held(bundle
     model, requests = model_of(graphed), mixed_requests(plain, 6, seed=4)
     expected = joining(plain, requests)
     cache = model.new_cache()
-    cache.insert(model.prefill([[5, 9, 1]], [0])[0])
-    lanes = torch.zeros(1, dtype=torch.int64, device="cuda")
+    cache.insert(prefilled(model, [[5, 9, 1]], [0])[0])
+    token, lanes = torch.zeros(1, 1, dtype=torch.int64, device="cuda"), rows_of(model, [0])
     held: list[Tensor] = []
     for _ in range(3):
-        held += [model.step(lanes.unsqueeze(1), lanes, cache) for _ in range(3)]
+        held += [model.step(token, lanes, cache) for _ in range(3)]
         cache.clear()
-        cache.insert(model.prefill([[5, 9, 1]], [0])[0])
+        cache.insert(prefilled(model, [[5, 9, 1]], [0])[0])
         assert joining(graphed, requests) == expected
         graphed.engine.runner.reset()
     assert torch.isfinite(torch.cat(held)).all()
@@ -114,10 +130,10 @@ def test_nan_in_one_request_fails_that_request_alone(bundle: Path) -> None:
     model = model_of(graphed)
     prefill = model.prefill
 
-    def broken(prompts: Any, lanes: Any) -> list[Memory]:
+    def broken(lanes: Sequence[Lane]) -> list[Memory]:
         return [
-            Memory(torch.full_like(memory.kv, float("nan"))) if tuple(prompt) == bad.prompt_ids else memory
-            for prompt, memory in zip(prompts, prefill(prompts, lanes), strict=True)
+            Memory(torch.full_like(memory.kv, float("nan"))) if lane.prompt_ids == bad.prompt_ids else memory
+            for lane, memory in zip(lanes, prefill(lanes), strict=True)
         ]
 
     model.prefill = broken  # type: ignore[method-assign]

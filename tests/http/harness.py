@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from starlette.responses import Response
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
 from server.app import create_app
 from server.run import DrainingServer, make_server
-from server.service import Service
+from server.serving.service import Service
 from server.settings import Settings
 
 PROMPT = "I feel tired of work and worried about family"
@@ -54,18 +55,44 @@ class Live:
 
 
 def model_of(ensemble: Ensemble) -> FakeModel:
-    model = ensemble.engine.runner.model
+    model = ensemble.engine.model
     assert isinstance(model, FakeModel)
     return model
 
 
+class Proxy:
+    """What stands before a server under a path prefix, as an ASGI app: it takes the prefix off, or leaves it on."""
+
+    def __init__(self, app: Any, prefix: str, *, strips: bool) -> None:
+        self._app = app
+        self._prefix = prefix
+        self._strips = strips
+        self.state = app.state
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path != self._prefix and not path.startswith(f"{self._prefix}/"):
+                await Response("not behind this proxy", 404)(scope, receive, send)
+                return
+            if self._strips:
+                scope = {**scope, "path": path[len(self._prefix) :]}
+        await self._app(scope, receive, send)
+
+
 @contextmanager
-def live(settings: Settings | None = None, ensemble: Ensemble | None = None, *, ready: bool = True) -> Iterator[Live]:
-    """Serve on a free port; with `ready`, wait until requests are taken."""
+def live(
+    settings: Settings | None = None,
+    ensemble: Ensemble | None = None,
+    *,
+    ready: bool = True,
+    behind: Callable[[Any], Any] = lambda app: app,
+) -> Iterator[Live]:
+    """Serve on a free port; with `ready`, wait until requests are taken. behind: app -> the app with a proxy before it."""
     settings = settings or Settings(port=0)
     assert settings.port == 0, "tests must not fight over a port"
     app = create_app(settings, fake_ensemble() if ensemble is None and settings.bundle is None else ensemble)
-    server = make_server(app, settings)
+    server = make_server(behind(app), settings)
     loop = asyncio.new_event_loop()
 
     def main() -> None:

@@ -9,10 +9,10 @@ import sys
 from contextlib import redirect_stderr
 
 from emorl_core.fake import fake_ensemble
-from server.log_queue import Printed, to_stderr
-from server.logs import logging_to
 from server.run import run
 from server.settings import load_settings
+from server.watch.log_queue import Printed, to_stderr
+from server.watch.logs import logging_to
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from emorl_core.errors import InvalidRequest
 from emorl_core.fake import fake_ensemble
-from server.admission import Admission
-from server.errors import KeyLimit, QueueFull
+from server.door.admission import Admission
+from server.door.errors import KeyLimit, QueueFull
 from server.settings import Settings
 from tests.http.harness import PROMPT, error_of, events, idle, live, wait_until
 from tests.http.test_disconnect import LONG, call

@@ -17,9 +17,12 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from emorl_core.fake import fake_ensemble
-from server import listener
-from server.connections import Connections, Phase, most_connections
-from server.protocol import guarded
+from emorl_core.types import Failure, TokenEvent
+from server.door import listener
+from server.door.connections import Connections, Phase, most_connections
+from server.door.errors import ClientGone, ClientTooSlow
+from server.door.protocol import guarded
+from server.serving.channel import Channel, Unread
 from server.settings import SettingsError, load_settings
 from tests.http.harness import PROMPT, Live, events, idle, live, wait_until
 from tests.http.test_limits import connect, everything
@@ -236,6 +239,23 @@ def test_a_permit_ends_with_its_generation_though_nobody_reads() -> None:
             wait_until(lambda: server.service.admission.in_use == 0, "its permits are back", 60)
             assert len(server.service.active) == 1, "it is still to be read"
         wait_until(lambda: idle(server), "nothing is held")
+
+
+def test_the_event_that_is_too_many_may_be_the_last_of_its_request() -> None:
+    channel, given_up, finished = Channel(["a", "b"]), list[str](), list[bool]()
+    unread = Unread(2, lambda: given_up.extend(channel.give_up(ClientTooSlow("too slow"))))
+    channel.on_finished = lambda: finished.append(True)
+    channel.count_in(unread)
+    channel.push(Failure("a", ClientGone("first")))
+    channel.push(TokenEvent("b", 0, 5, "x", 0.0))
+    assert unread.count == 2
+    channel.push(Failure("b", ClientGone("last")))
+    assert given_up == [], "nothing is left to be cancelled"
+    assert finished
+    (event,) = channel.take()
+    assert isinstance(event, Failure)
+    assert event.error.code == "client_too_slow"
+    assert unread.count == 0
 
 
 def test_who_is_furthest_behind_loses_what_it_does_not_read() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import httpx
 import pytest
 
 import emorl_core.errors
-import server.errors
+import server.door.errors
 from emorl_core.errors import EmorlError, EngineError
 from emorl_core.fake import fake_ensemble
-from server.errors import ShuttingDown, error_headers, error_object, rule_for, status_for
+from server.door.admission import MAX_RETRY_AFTER_S
+from server.door.errors import QueueFull, ShuttingDown, error_headers, error_object, rule_for, status_for
 from server.settings import Settings
 from tests.http.harness import PROMPT, error_of, in_process, live
 
@@ -101,11 +103,16 @@ def test_a_failure_in_the_engine_is_answered_without_its_text() -> None:
         assert client.post("/generate", json={"prompt": PROMPT}).status_code == 200
 
 
-def test_every_error_class_has_a_rule_and_a_code_of_its_own() -> None:
-    def family(cls: type[EmorlError]) -> list[type[EmorlError]]:
-        return [cls, *(each for child in cls.__subclasses__() for each in family(child))]
+def _family(cls: type[EmorlError]) -> list[type[EmorlError]]:
+    return [cls, *(each for child in cls.__subclasses__() for each in _family(child))]
 
-    ours = [cls for cls in family(EmorlError) if cls.__module__ in (emorl_core.errors.__name__, server.errors.__name__)]
+
+def test_every_error_class_has_a_rule_and_a_code_of_its_own() -> None:
+    ours = [
+        cls
+        for cls in _family(EmorlError)
+        if cls.__module__ in (emorl_core.errors.__name__, server.door.errors.__name__)
+    ]
     assert len(ours) > 20
     for cls in ours:
         error = cls("one line")
@@ -127,6 +134,19 @@ def test_messages_of_engine_failures_are_the_servers_own() -> None:
     assert error_object(EngineError("SECRET"))["message"] == "the engine failed on this request"
     assert rule_for(EngineError("x")).repeats
     assert error_headers(ShuttingDown("x"))["Retry-After"] == "5"
+
+
+def test_the_reference_has_the_seconds_that_are_sent() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| .*? \| `(\w+)` \| .*? \| (\d.*?) \|$", document, re.MULTILINE))
+    assert {"queue_full", "key_limit", "not_ready", "shutting_down"} <= set(rows)
+    for code, cls in ((each.code, each) for each in _family(EmorlError) if each.code in rows):
+        told = [int(number) for number in re.findall(r"\d+", rows[code])]
+        errors = [cls("x")]
+        if issubclass(cls, QueueFull):
+            errors += [cls("x", retry_after_s=seconds) for seconds in (1, 3, MAX_RETRY_AFTER_S)]
+        for error in errors:
+            assert told[0] <= int(error_headers(error)["Retry-After"]) <= told[-1], code
 
 
 async def test_request_ids_are_taken_when_well_formed_and_always_returned() -> None:

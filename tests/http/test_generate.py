@@ -1,4 +1,4 @@
-"""`POST /generate`, as the contract in design.md spells it."""
+"""`POST /generate`."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_probability_mixing_is_another_combination(client: httpx.Client) -> None
         ({"prompt": "x", "max_new_tokens": 5000}, "max_new_tokens", "allowed: up to 1024"),
         ({"prompt": "x", "min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens", "from 0 to max_new_tokens (8)"),
         ({"prompt": "x", "temperature": -1}, "temperature", "0 (found -1)"),
-        ({"prompt": "x", "top_p": 0}, "top_p", "greater than 0"),
+        ({"prompt": "x", "top_p": 0}, "top_p", "greater than or equal to 0.00000001"),
         ({"prompt": "x", "seed": 2**63}, "seed", "less than or equal"),
         ({"prompt": "x", "stop": [""]}, "stop.0", "at least 1 character"),
         ({"prompt": "x", "combine": "mean"}, "combine", "'hidden' or 'probs'"),

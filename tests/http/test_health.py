@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from emorl_core.fake import fake_ensemble
-from server import deployment
 from server.app import create_app
+from server.serving import deployment
 from server.settings import Settings
 from tests.http.harness import PROMPT, error_of, in_process, is_ready, live, model_of, until, wait_until
 
@@ -21,7 +21,7 @@ def test_while_loading_it_lives_and_is_not_ready(monkeypatch: pytest.MonkeyPatch
         assert loaded.wait(10)
         return fake_ensemble()
 
-    monkeypatch.setattr("server.service.load", slow_load)
+    monkeypatch.setattr("server.serving.service.load", slow_load)
     with live(Settings(port=0, bundle="somewhere"), ready=False) as server, server.client() as client:
         assert client.get("/healthz").status_code == 200
         assert client.get("/livez").status_code == 200

@@ -14,9 +14,9 @@ from contextlib import redirect_stderr
 import httpx
 import pytest
 
-from server.log_queue import LineQueue, Printed, Seldom, dropped_lines
-from server.logs import logging_to
 from server.settings import Settings
+from server.watch.log_queue import LineQueue, Printed, Seldom, dropped_lines
+from server.watch.logs import logging_to
 from tests.http.harness import wait_until
 from tests.http.test_shutdown import process
 

@@ -8,7 +8,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from emorl_core.types import MAX_SEED, Sampling
-from server.schemas import GenerateRequest
+from server.api.generation_fields import GenerateRequest
 from tests.http.harness import PROMPT, Live, events, live
 
 
@@ -99,10 +99,13 @@ def test_nothing_a_client_sends_becomes_a_label(client: httpx.Client) -> None:
         ("min_new_tokens", -1),
         ("temperature", -0.1),
         ("temperature", 100.1),
+        ("temperature", 1e-9),
         ("top_k", -1),
         ("top_p", 0.0),
+        ("top_p", 1e-9),
         ("top_p", 1.1),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-9),
         ("repetition_penalty", 101.0),
         ("seed", -1),
         ("seed", MAX_SEED + 1),

@@ -19,15 +19,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
-from server.log_queue import LogWriter
-from server.logs import logging_to
 from server.settings import Settings, load_settings
-from server.tracing import Tracing
+from server.watch.log_queue import LogWriter
+from server.watch.logs import logging_to
+from server.watch.tracing import Tracing
 from tests.http.harness import Live, idle, live, wait_until
 
 MARKER = "ZEBRAFISH"
 PROMPT = f"{MARKER} hurts and so does work"
-CHAT = [{"role": "system", "content": MARKER}, {"role": "user", "content": PROMPT}]
+CHAT = [{"role": "user", "content": PROMPT}]
 JSON = {"content-type": "application/json"}
 BOSS = {"Authorization": "Bearer boss"}
 LINE = {"prompt": PROMPT, "from": {"reflection": 1.0}, "to": {"empathy": 1.0}, "max_new_tokens": 6}
@@ -56,6 +56,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"model": MARKER, "prompt": "x"}),
     ("/v1/completions", {"model": "fake", "prompt": f"{MARKER} " * 100}),
     ("/v1/chat/completions", {"model": "fake", "messages": CHAT, "tools": [MARKER]}),
+    ("/v1/chat/completions", {"model": "fake", "messages": [{"role": "system", "content": MARKER}, *CHAT]}),
+    ("/v1/chat/completions", {"model": "fake", "messages": [{"role": "user", "content": [MARKER]}]}),
     ("/v1/chat/completions", {"model": "fake", "messages": [{"role": MARKER, "content": MARKER}]}),
 ]
 
@@ -172,6 +174,7 @@ def test_what_is_refused_at_the_door_is_not_repeated(seen: Seen) -> None:
             for content in (f'{{"prompt": "{MARKER}'.encode(), MARKER.encode(), b'"' + MARKER.encode() + b'"'):
                 seen.answered(client.post(path, content=content, headers=JSON))
                 seen.answered(client.put(path, content=content, headers={"content-type": f"text/{MARKER}"}))
+            seen.answered(client.post(path, json={}, headers={"tracestate": f"a={MARKER}", "baggage": f"a={MARKER}"}))
         seen.answered(client.get("/livez", headers={"X-Long": MARKER * 4000}))
     assert len(seen.errors) >= len(BAD) + 30
     seen.check()
@@ -186,7 +189,7 @@ def _raise(error: BaseException) -> Callable[..., Any]:
 
 def faults(ensemble: Ensemble) -> dict[str, tuple[Any, str, Any]]:
     """Name -> what is replaced, by what, for one request each."""
-    model, engine = ensemble.engine.runner.model, ensemble.engine
+    model, engine = ensemble.engine.model, ensemble.engine
     words = f"in the engine: {PROMPT}"
     return {
         "prefill": (model, "on_prefill", _raise(ValueError(words))),
@@ -196,7 +199,7 @@ def faults(ensemble: Ensemble) -> dict[str, tuple[Any, str, Any]]:
         "thread": (engine, "step", _raise(RuntimeError(words))),
         "adding": (engine, "add_group", _raise(KeyError(words))),
         "tokenising": (ensemble.tokenizer, "encode", _raise(KeyError(words))),
-        "not finite": (model, "head", lambda hidden: torch.full((len(hidden), model.vocab_size), float("nan"))),
+        "not finite": (model, "head", lambda hidden: torch.full((len(hidden), model.facts.vocab_size), float("nan"))),
     }
 
 
@@ -248,7 +251,7 @@ def test_who_leaves_waits_too_long_or_is_sent_away_leaves_no_words(seen: Seen, m
             raise RuntimeError(f"a bundle that tells {MARKER}")
         return ensemble
 
-    monkeypatch.setattr("server.service.load", load)
+    monkeypatch.setattr("server.serving.service.load", load)
     settings: dict[str, Any] = {"bundle": "any", "max_queue": 1, "queue_timeout_s": 1.0, "admin_keys": "boss"}
     with live(load_settings(port=0, **settings)) as server, server.client() as client:
         long = {"prompt": PROMPT, "stream": True, "min_new_tokens": 900, "max_new_tokens": 900}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 import httpx
 import openai
 import pytest
 
 from emorl_core.fake import fake_ensemble
+from server.api.openai.requests import ChatRequest, CompletionRequest, OpenAIRequest, StreamOptions
 from server.settings import Settings
 from tests.http.harness import PROMPT, Live, error_of, events, idle, live, wait_until
 from tests.http.test_disconnect import LONG, call
@@ -159,64 +160,12 @@ def test_usage_chunks_are_there_when_asked_for_and_only_then(client: httpx.Clien
     assert usage["usage"]["completion_tokens"] == 3
 
 
-def test_the_last_user_message_is_what_is_answered(ai: openai.OpenAI) -> None:
-    messages: list[Any] = [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "first"},
-        {"role": "assistant", "content": "and?"},
-        {"role": "user", "content": [{"type": "text", "text": PROMPT[:10]}, {"type": "text", "text": PROMPT[10:]}]},
-    ]
-    long = ai.chat.completions.create(model="fake", messages=messages, temperature=0, max_completion_tokens=20)
-    short = ai.chat.completions.create(model="fake", messages=USER, temperature=0, max_tokens=20)
-    assert long.choices[0].message.content == short.choices[0].message.content
-
-
 def test_stop_strings_are_never_part_of_the_text(ai: openai.OpenAI) -> None:
     whole = ai.completions.create(model="fake", prompt=PROMPT, temperature=0, max_tokens=40).choices[0].text
     word = whole.strip().split(" ")[2]
     for stop in (word, ["not there", word]):
         choice = ai.completions.create(model="fake", prompt=PROMPT, temperature=0, max_tokens=40, stop=stop).choices[0]
         assert (choice.text, choice.finish_reason) == (whole[: whole.index(word)], "stop")
-
-
-def test_logprobs_of_completions_line_up_with_the_text(ai: openai.OpenAI) -> None:
-    answer = ai.completions.create(model="fake", prompt=PROMPT, temperature=0, max_tokens=10, logprobs=3)
-    choice = answer.choices[0]
-    logprobs = choice.logprobs
-    assert logprobs is not None
-    assert logprobs.tokens is not None
-    assert logprobs.token_logprobs is not None
-    assert logprobs.top_logprobs is not None
-    assert logprobs.text_offset is not None
-    assert "".join(logprobs.tokens) == choice.text
-    for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
-        assert choice.text[offset : offset + len(token)] == token
-    for value, top in zip(logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
-        assert value == pytest.approx(max(top.values())), "greedy takes the most likely token"
-        assert 1 <= len(top) <= 4, "half characters share one spelling"
-    chunks = ai.completions.create(model="fake", prompt=PROMPT, temperature=0, max_tokens=10, logprobs=3, stream=True)
-    parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
-    assert [token for part in parts for token in part.tokens or []] == logprobs.tokens
-    assert [offset for part in parts for offset in part.text_offset or []] == logprobs.text_offset
-    without = ai.completions.create(model="fake", prompt=PROMPT, temperature=0, max_tokens=3, logprobs=0)
-    assert without.choices[0].logprobs is not None
-    assert without.choices[0].logprobs.top_logprobs is None
-
-
-def test_logprobs_of_chat_carry_alternatives_and_bytes(ai: openai.OpenAI) -> None:
-    ask: dict[str, Any] = {"model": "fake", "messages": USER, "temperature": 0, "max_tokens": 8}
-    answer = ai.chat.completions.create(**ask, logprobs=True, top_logprobs=2)
-    logprobs = answer.choices[0].logprobs
-    assert logprobs is not None
-    assert logprobs.content is not None
-    assert "".join(token.token for token in logprobs.content) == answer.choices[0].message.content
-    for token in logprobs.content:
-        assert token.bytes is not None
-        assert bytes(token.bytes).decode() == token.token
-        assert [len(token.top_logprobs), token.top_logprobs[0].logprob] == [2, pytest.approx(token.logprob)]
-    chunks = ai.chat.completions.create(**ask, logprobs=True, top_logprobs=2, stream=True)
-    streamed = [token for chunk in chunks for token in getattr(chunk.choices[0].logprobs, "content", None) or []]
-    assert streamed == logprobs.content
 
 
 @pytest.mark.parametrize(
@@ -238,6 +187,31 @@ def test_what_is_not_implemented_is_refused_by_name(client: httpx.Client, field:
     error = error_of(response)
     assert error["param"] == field
     assert error["message"] == f"{field} is not implemented; leave it out"
+
+
+@pytest.mark.parametrize("value", [False, None])
+def test_streams_have_no_obfuscation_and_a_client_may_say_so(client: httpx.Client, value: object) -> None:
+    body = {"model": "fake", "messages": USER, "max_tokens": 2, "stream": True}
+    said = client.post("/v1/chat/completions", json={**body, "stream_options": {"include_obfuscation": value}})
+    assert said.status_code == 200
+    assert all("obfuscation" not in event for event in events(said.text))
+    asked = client.post("/v1/chat/completions", json={**body, "stream_options": {"include_obfuscation": True}})
+    assert asked.status_code == 400
+    assert error_of(asked)["param"] == "stream_options.include_obfuscation"
+    assert error_of(asked)["message"] == "stream_options.include_obfuscation is not implemented; leave it out"
+
+
+@pytest.mark.parametrize(
+    ("model", "types"),
+    [
+        (CompletionRequest, openai.types.completion_create_params.CompletionCreateParamsNonStreaming),
+        (ChatRequest, openai.types.chat.completion_create_params.CompletionCreateParamsNonStreaming),
+    ],
+)
+def test_every_field_of_the_clients_types_is_known_here(model: type[OpenAIRequest], types: Any) -> None:
+    assert set(get_type_hints(types)) - set(model.model_fields) == set()
+    sent = set(get_type_hints(openai.types.chat.ChatCompletionStreamOptionsParam))
+    assert sent - set(StreamOptions.model_fields) == set()
 
 
 def test_off_values_that_clients_send_anyway_are_accepted(client: httpx.Client) -> None:
@@ -267,6 +241,11 @@ def test_off_values_that_clients_send_anyway_are_accepted(client: httpx.Client) 
         ({"model": "fake:empathy", "prompt": "x", "objective_weights": {"empathy": 1}}, 400, "objective_weights"),
         ({"model": "fake:empathy", "prompt": "x", "profile": "balanced"}, 400, "profile"),
         ({"model": "fake", "prompt": "x", "profile": "nope"}, 400, "profile"),
+        (
+            {"model": "fake", "prompt": "x", "stream": True, "stream_options": {"include_obfuscation": True}},
+            400,
+            "stream_options",
+        ),
     ],
 )
 def test_bad_completions_name_the_field(client: httpx.Client, body: dict[str, Any], status: int, param: str) -> None:
@@ -282,7 +261,8 @@ def test_bad_completions_name_the_field(client: httpx.Client, body: dict[str, An
         ({"messages": [{"role": "system", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
-        ({"messages": [{"role": "user", "content": " "}]}, "messages"),
+        ({"messages": [{"role": "user", "content": " "}]}, "messages.0.content"),
+        ({"max_completion_tokens": 10**6}, "max_completion_tokens"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.routes.playground import FOLDER, PREFIX, read_assets
+from server.api.page import FOLDER, PREFIX, read_assets
 from server.settings import Settings, load_settings
 from tests.http.harness import error_of, in_process
 
@@ -31,7 +31,10 @@ def test_the_page_and_all_its_files_are_served(client: httpx.Client) -> None:
 def test_what_the_files_name_exists(client: httpx.Client) -> None:
     """An import or a link that leads nowhere would only show in a browser."""
     for path, asset in read_assets().items():
-        named = re.findall(r'(?:from|import) "\./([^"]+)"|(?:href|src)="/playground/([^"]+)"', asset.body.decode())
+        assert not re.findall(r'(?:href|src)="/|(?:from|import) "/', asset.body.decode()), (
+            "a prefix may stand before all"
+        )
+        named = re.findall(r'(?:from|import) "\./([^"]+)"|(?:href|src)="playground/([^"]+)"', asset.body.decode())
         for name in filter(None, (a or b for a, b in named)):
             assert client.get(PREFIX + name).status_code == 200, f"{path} names {name}"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,7 @@ import pytest
 from emorl_core.bundle import BUNDLE_FILE, Bundle, ProfileSpec, write_spec
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
-from server.errors import ReloadFailed
+from server.door.errors import ReloadFailed
 from server.settings import Settings, load_settings
 from tests.builders import tiny_adapter, tiny_t5_bundle
 from tests.http.harness import PROMPT, error_of, events, idle, in_process, is_ready, live, wait_until
@@ -64,7 +66,7 @@ def test_new_profiles_and_retrained_adapters_are_taken(bundle: Path) -> None:
         assert "tiny:plain" in [model["id"] for model in client.get("/v1/models").json()["data"]]
 
 
-@pytest.mark.parametrize("damage", ["yaml", "adapter", "gone"])
+@pytest.mark.parametrize("damage", ["yaml", "adapter", "tokenizer", "vocabulary", "gone"])
 def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_serves_on(bundle: Path, damage: str) -> None:
     with live(settings_for(bundle)) as server, server.client() as client:
         before = server.service.deployment()
@@ -72,6 +74,13 @@ def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_serves_on(bundl
             (bundle / BUNDLE_FILE).write_text("format: emorl-bundle/1\nprofil: {}\n")
         elif damage == "adapter":
             (bundle / "adapters" / "empathy" / "adapter_model.safetensors").write_bytes(b"not safetensors")
+        elif damage == "tokenizer":
+            (bundle / "base" / "tokenizer.json").unlink()
+            (bundle / "base" / "tokenizer_config.json").unlink()
+        elif damage == "vocabulary":
+            words = json.loads((bundle / "base" / "tokenizer.json").read_text())
+            words["added_tokens"].append({**words["added_tokens"][-1], "id": 367, "content": "<more>"})
+            (bundle / "base" / "tokenizer.json").write_text(json.dumps(words))
         else:
             shutil.rmtree(bundle)
         response = client.post("/admin/reload", headers=BOSS)
@@ -87,7 +96,7 @@ def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_serves_on(bundl
 def test_running_requests_finish_with_what_they_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [fake_ensemble(step_delay_s=0.005), fake_ensemble(("calm", "empathy"))]
     loads = iter(made)
-    monkeypatch.setattr("server.service.load", lambda settings: next(loads))
+    monkeypatch.setattr("server.serving.service.load", lambda settings: next(loads))
     with live(Settings(port=0, bundle="any")) as server, server.client() as client:
         body = {"prompt": PROMPT, "stream": True, "min_new_tokens": 60, "max_new_tokens": 60, "profile": "fluency"}
         with client.stream("POST", "/generate", json=body) as stream:
@@ -111,7 +120,7 @@ def test_running_requests_finish_with_what_they_began_with(monkeypatch: pytest.M
 
 
 def test_reloading_under_load_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.service.load", lambda settings: fake_ensemble(slots=4, step_delay_s=0.001))
+    monkeypatch.setattr("server.serving.service.load", lambda settings: fake_ensemble(slots=4, step_delay_s=0.001))
     with live(Settings(port=0, bundle="any", max_queue=50)) as server:
         statuses: list[int] = []
         stop = threading.Event()
@@ -152,7 +161,7 @@ def test_two_reloads_at_once_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -
         assert len(calls) == 1 or go_on.wait(10)
         return fake_ensemble()
 
-    monkeypatch.setattr("server.service.load", load)
+    monkeypatch.setattr("server.serving.service.load", load)
     with live(Settings(port=0, bundle="any")) as server:
         first = asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop)
         wait_until(lambda: len(calls) == 2, "it loads")
@@ -168,7 +177,7 @@ class Loads:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun = 0
         self._go_on = threading.Semaphore(0)
-        monkeypatch.setattr("server.service.load", self)
+        monkeypatch.setattr("server.serving.service.load", self)
 
     def __call__(self, settings: Settings) -> Ensemble:
         self.begun += 1
@@ -266,6 +275,45 @@ def test_a_reload_that_cannot_end_in_time_is_given_up(monkeypatch: pytest.Monkey
         server.thread.join(20)
         assert not server.thread.is_alive()
     assert loads.begun == 2
+
+
+@pytest.mark.slow
+def test_under_a_hundred_reloads_every_receipt_names_the_bundle_that_made_it(bundle: Path, tmp_path: Path) -> None:
+    """Two bundles change places at random moments; each text is made again by the bundle of its receipt."""
+    other = tiny_t5_bundle(tmp_path / "other", seed=5)
+    ask = {"prompt": "I can't keep up at work.", "profile": "empathy", "max_new_tokens": 12, "receipt": True}
+    texts = {}
+    for folder in (bundle, other):
+        ensemble = Ensemble.load(folder, dtype="float32", hashed=True)
+        assert ensemble.hashes is not None
+        text = ensemble.generate(ask["prompt"], profile="empathy", max_new_tokens=12).text
+        texts[ensemble.hashes.base, *ensemble.hashes.adapters.values()] = text
+    assert len(set(texts.values())) == 2
+    stop, chance = threading.Event(), random.Random(0)
+
+    def rename() -> None:
+        while not stop.wait(chance.uniform(0, 0.2)):
+            bundle.rename(tmp_path / "aside")
+            other.rename(bundle)
+            (tmp_path / "aside").rename(other)
+
+    with live(settings_for(bundle)) as server, server.client() as client:
+        thread = threading.Thread(target=rename)
+        thread.start()
+        try:
+            seen = set()
+            for _ in range(100):
+                status = client.post("/admin/reload", headers=BOSS).status_code
+                assert status in (200, 409)  # the second: between two renames there is no bundle
+                answer = client.post("/generate", json=ask).json()
+                named = answer["receipt"]["identity"]
+                key = (named["base"], *named["adapters"].values())
+                assert answer["text"] == texts[key]
+                seen.add(key)
+        finally:
+            stop.set()
+            thread.join()
+        assert seen == set(texts)
 
 
 @pytest.mark.slow

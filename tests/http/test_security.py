@@ -11,9 +11,9 @@ import pytest
 
 from emorl_core.fake import fake_ensemble
 from server.app import create_app
-from server.auth import OPEN_PATHS, KeyRing, Keys
-from server.logs import logging_to
+from server.door.auth import OPEN_PATHS, KeyRing, Keys
 from server.settings import Settings, SettingsError, load_settings
+from server.watch.logs import logging_to
 from tests.http.harness import PROMPT, error_of, in_process, live
 
 
@@ -79,6 +79,38 @@ def test_keys_come_from_a_file_with_names(tmp_path: Path) -> None:
     assert [keys.api.find(key) for key in (b"one", b"two", b"three", b"north")] == ["north", "line-4", "key-1", None]
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfnorth: one\ntwo\n",
+        b"north: one\r\ntwo\r\n",
+        b"\xef\xbb\xbfnorth: one\r\ntwo",
+        b"north: one\rtwo\r",
+        b"north: one\n\xef\xbb\xbftwo\n",
+    ],
+)
+def test_keys_come_from_a_file_of_any_editor(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "keys").write_bytes(data)
+    keys = Keys.read(load_settings(api_keys_file=tmp_path / "keys"))
+    assert [keys.api.find(key) for key in (b"one", b"two", b"three")] == ["north", "line-2", None]
+
+
+@pytest.mark.parametrize("character", "\f\v\x85\u2028\x1c")
+def test_a_key_is_a_line_whatever_stands_in_it(tmp_path: Path, character: str) -> None:
+    (tmp_path / "keys").write_text(f"north: o{character}ne\n", encoding="utf-8")
+    keys = Keys.read(load_settings(api_keys_file=tmp_path / "keys"))
+    assert keys.api.find(f"o{character}ne".encode()) == "north"
+    assert keys.api.find(b"ne") is None
+
+
+@pytest.mark.parametrize("data", ["one\n".encode("utf-16"), "one\n".encode("utf-16-le"), b"one\n\xe9\n", b"one\0two\n"])
+def test_a_key_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "keys").write_bytes(data)
+    with pytest.raises(SettingsError, match=r"api_keys_file is .*; it cannot be read: (it|line [12]) ") as error:
+        Keys.read(load_settings(api_keys_file=tmp_path / "keys"))
+    assert "one" not in error.value.message
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "north:\n", ":one\n", "one\none\n"])
 def test_a_file_that_would_leave_the_server_open_or_unclear_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "keys"
@@ -115,6 +147,36 @@ async def test_cors_is_off_by_default_and_allows_authorization_when_on() -> None
         assert "cors_origins" in error_of(refused)["message"]
 
 
+OPENAI_JS = (
+    "authorization,content-type,accept,user-agent,openai-organization,openai-project,x-stainless-arch,x-stainless-lang,"
+    "x-stainless-os,x-stainless-package-version,x-stainless-retry-count,x-stainless-runtime,x-stainless-timeout,"
+    "x-stainless-runtime-version,x-stainless-helper-method,idempotency-key,x-request-id,traceparent,tracestate,baggage"
+)
+
+
+@pytest.mark.parametrize("headers", [OPENAI_JS, "X-Stainless-OS", "traceparent", "x-some-gateway", None])
+@pytest.mark.parametrize("origins", ["https://ward.example", "https://a.example,https://ward.example", "*"])
+async def test_a_browser_of_a_listed_origin_may_send_what_its_clients_send(headers: str | None, origins: str) -> None:
+    preflight = {"Origin": "https://ward.example", "Access-Control-Request-Method": "POST"}
+    if headers is not None:
+        preflight["Access-Control-Request-Headers"] = headers
+    async with in_process(load_settings(cors_origins=origins, api_keys="k")) as (client, _):
+        for path in ("/generate", "/v1/chat/completions"):
+            response = await client.options(path, headers=preflight)
+            assert response.status_code == 200
+            allowed = response.headers.get("access-control-allow-headers", "").lower()
+            assert allowed == (headers or "").lower()
+            assert "POST" in response.headers["access-control-allow-methods"]
+        from_public = {**preflight, "Access-Control-Request-Private-Network": "true"}
+        assert (await client.options("/generate", headers=from_public)).status_code == 200
+        if origins != "*":
+            refused = await client.options("/generate", headers={**preflight, "Origin": "https://else.example"})
+            assert refused.status_code == 400
+            assert "access-control-allow-origin" not in refused.headers
+        answer = await client.get("/info", headers={"Origin": "https://ward.example", **bearer("k")})
+        assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
+
+
 def test_one_key_cannot_take_every_place() -> None:
     settings = load_settings(port=0, api_keys="a,b", max_concurrent_per_key=1)
     with live(settings, fake_ensemble(step_delay_s=0.005)) as server, server.client() as client:
@@ -137,6 +199,14 @@ async def test_json_log_lines_have_the_facts_of_a_request() -> None:
         "request_id": "r-1", "method": "POST", "route": "/generate", "status": 200, "key": "key-1", "outcome": "length",
         "tokens": 3,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("log", ["json", "console"], indirect=True)
+async def test_a_method_that_is_none_is_not_logged_by_its_name(log: io.StringIO) -> None:
+    async with in_process() as (client, _):
+        assert (await client.request("ZEBRAFISH", "/generate")).status_code == 405
+    assert "_OTHER" in log.getvalue()
+    assert "ZEBRAFISH" not in log.getvalue()
 
 
 def test_the_openapi_document_is_served_from_here_alone(client: httpx.Client) -> None:

@@ -37,7 +37,19 @@ def test_a_bad_setting_is_one_line_that_names_it(flags: dict[str, object], says:
     assert "\n" not in error.value.message
 
 
-@pytest.mark.parametrize("text", ["- a list", "port: [", "nope: 1", "port: much"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a list",
+        "port: [",
+        "nope: 1",
+        "port: much",
+        "port: 1\nport: 2",
+        "port: 1\n8000: x",
+        f"port: {'9' * 5000}",
+        "a: &a [*a]",
+    ],
+)
 def test_a_bad_file_is_one_line_too(tmp_path: Path, text: str) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(text)

@@ -111,7 +111,7 @@ def test_what_outlives_the_deadline_ends_with_an_error_event() -> None:
 
 def test_while_draining_readiness_is_gone_and_new_requests_are_refused() -> None:
     with (
-        live(Settings(port=0, drain_delay_s=0.5), fake_ensemble(step_delay_s=0.005)) as server,
+        live(Settings(port=0, drain_delay_s=2.0), fake_ensemble(step_delay_s=0.005)) as server,
         server.client() as client,
     ):
         running: list[httpx.Response] = []

@@ -113,12 +113,12 @@ def test_a_siege_runs_from_the_calm_to_the_end(tmp_path: Path) -> None:
 def test_a_receipt_is_replayed_on_the_bundle_that_it_names(tmp_path: Path) -> None:
     places = reloads.Places(tmp_path, "t5-tiny")
     ask = {"prompt": PROMPT, "max_new_tokens": 8, "min_new_tokens": 8, "receipt": True}
-    with live(load_settings(port=0, bundle=str(places.current), dtype="float32", admin_keys="boss")) as server:
-        with server.client() as client:
-            receipts = [client.post("/generate", json=ask).json()["receipt"]]
-            places.put("third")
-            assert client.post("/admin/reload", headers={"Authorization": "Bearer boss"}).status_code == 200
-            receipts.append(client.post("/generate", json=ask).json()["receipt"])
+    settings = load_settings(port=0, bundle=str(places.current), dtype="float32", admin_keys="boss")
+    with live(settings) as server, server.client() as client:
+        receipts = [client.post("/generate", json=ask).json()["receipt"]]
+        places.put("third")
+        assert client.post("/admin/reload", headers={"Authorization": "Bearer boss"}).status_code == 200
+        receipts.append(client.post("/generate", json=ask).json()["receipt"])
     assert [receipt["identity"]["bundle"] for receipt in receipts] == ["first", "third"]
     ids = [receipt["id"] for receipt in receipts]
     assert reloads.replayed_otherwise(places, "third", receipts) == ids[:1]

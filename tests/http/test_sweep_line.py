@@ -93,14 +93,14 @@ def test_lines_run_beside_streams_and_count_in_the_metrics() -> None:
         wait_until(lambda: idle(server), "all has been returned")
 
 
-def test_a_second_line_waits_its_turn_and_not_for_ever() -> None:
+def test_a_long_line_keeps_neither_lines_nor_requests_waiting() -> None:
     ensemble = fake_ensemble(step_delay_s=0.02, mean_length=60)
-    with live(Settings(port=0, queue_timeout_s=0.3), ensemble) as server, server.client() as client:
+    with live(Settings(port=0, queue_timeout_s=5.0), ensemble) as server, server.client() as client:
         body = {**BODY, "max_new_tokens": 200, "stream": True, "min_new_tokens": 190}
         with client.stream("POST", "/sweep/line", json=body) as first:
             wait_until(lambda: server.service.reading().running == 1, "the first runs")
-            late = client.post("/sweep/line", json=BODY)
-            assert (late.status_code, error_of(late)["code"]) == (503, "queue_timeout")
+            beside = client.post("/sweep/line", json={**BODY, "max_new_tokens": 3})
+            assert beside.status_code == 200
             assert client.post("/generate", json={"prompt": PROMPT, "max_new_tokens": 3}).status_code == 200, (
                 "others go on"
             )
@@ -108,9 +108,19 @@ def test_a_second_line_waits_its_turn_and_not_for_ever() -> None:
         wait_until(lambda: idle(server), "a line whose reader has gone ends")
 
 
+def test_a_line_that_takes_too_long_is_ended_by_the_setting() -> None:
+    settings = Settings(port=0, sweep_line_timeout_s=0.2)
+    with live(settings, fake_ensemble(step_delay_s=0.02, mean_length=60)) as server, server.client() as client:
+        body = {**BODY, "max_new_tokens": 1024, "min_new_tokens": 1000, "min_width": 1e-9}
+        response = client.post("/sweep/line", json=body)
+        assert response.status_code == 422
+        assert "sweep_line_timeout_s" in error_of(response)["message"]
+        wait_until(lambda: idle(server), "nothing of it is left")
+
+
 def test_a_line_that_breaks_fails_alone(client: httpx.Client) -> None:
     ensemble = fake_ensemble()
-    model: Any = ensemble.engine.runner.model
+    model: Any = ensemble.engine.model
     model.poisoned.add(tuple(FakeTokenizer().encode("bad prompt [SEP] ")))
     with live(Settings(port=0), ensemble) as server, server.client() as own:
         broken = own.post("/sweep/line", json={**BODY, "prompt": "bad prompt"})

@@ -15,9 +15,9 @@ import torch
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Completion, Event, Failure, TokenEvent
-from server.deployment import emptied
-from server.errors import EngineRestarted, NotReady, ShuttingDown
-from server.worker import Worker
+from server.door.errors import EngineRestarted, NotReady, ShuttingDown
+from server.serving.deployment import emptied
+from server.serving.worker import Worker
 from tests.http.harness import PROMPT, Live, error_of, events, idle, live, model_of, until, wait_until
 from tests.http.test_disconnect import LONG, call
 
@@ -64,7 +64,7 @@ async def test_a_request_the_engine_refuses_fails_alone() -> None:
 
 
 async def drained(channel: object) -> list[Event]:
-    from server.channel import Channel
+    from server.serving.channel import Channel
 
     assert isinstance(channel, Channel)
     seen: list[Event] = []
@@ -236,7 +236,11 @@ def test_a_fault_anywhere_in_the_engine_fails_only_the_request_at_fault(
 def test_a_fault_that_costs_only_time_shows_in_log_and_metric(server: Live, caplog: pytest.LogCaptureFixture) -> None:
     """A step that failed for the whole batch and for nobody alone once went unseen, at a fifth of the speed."""
 
+    worker = server.service.deployment().worker
+
     def fail_together(prompts: list[tuple[int, ...]]) -> None:
+        if worker.stats.faults == 0 and len(set(prompts)) == 1:
+            wait_until(lambda: worker.pending == 3, "all three have come")
         if len(set(prompts)) > 1:
             raise RuntimeError("SECRET")
 

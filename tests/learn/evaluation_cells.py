@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from emorl_core.bundle import replacing
+from emorl_core.files import replacing
 from training.data.records import Record
-from training.evaluate import Report, held_out_records
-from training.evaluation_cells import CELL_FILE, FORMAT, REPLIES_FILE, cell_folder, prompt_sha256
-from training.recipe import Recipe, parse_recipe
-from training.setup import Data, load_data
+from training.evaluation.cells import CELL_FILE, FORMAT, REPLIES_FILE, cell_folder, prompt_sha256
+from training.evaluation.run import Report, held_out_records
+from training.pipeline.prepare import Data, load_data
+from training.recipe.recipe import Recipe, parse_recipe
 
 FEELINGS = "tired angry sad alone lost worried hurt stuck small numb empty tense".split()
 PLACES = ("at work", "at home", "with my mother", "at night", "among friends")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.learn.evaluation_cells import run_by_rule, tiny_data
-from training import baselines
-from training.evaluate import Report, Wanted, judge, open_run, run_cells
-from training.evaluation_cells import REPLIES_FILE, cell_folder
+from training.evaluation import methods as baselines
+from training.evaluation.cells import REPLIES_FILE, cell_folder
+from training.evaluation.run import Report, Wanted, judge, open_run, run_cells
 from training.scorers import Checked
 
 TRAINED = ("base", "single:reflection", "dynaopt", "soups", "emorl")

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from tests.learn.test_resume import write_recipe
-from training.baselines import run_cell
-from training.experiment import Experiment, prepare
-from training.recipe import load_recipe
+from training.evaluation.experiment import Experiment, prepare
+from training.evaluation.methods import run_cell
+from training.recipe.recipe import load_recipe
 
 METHODS = ("dynaopt", "soups", "emorl-anchored")
 SPLITS = {"train": 0.5, "validation": 0.25, "test": 0.25}

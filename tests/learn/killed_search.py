@@ -17,8 +17,8 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from training.data.records import Record
 from training.scorers import checked
-from training.search_inputs import Inputs
-from training.search_run import Outcome, SearchSettings, run_search
+from training.search.inputs import Inputs
+from training.search.run import Outcome, SearchSettings, run_search
 
 WORDS = "tired angry sad alone lost worried hurt stuck small numb empty tense".split()
 RECORDS = tuple(Record(f"i feel {word} of it") for word in WORDS)

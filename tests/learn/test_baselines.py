@@ -20,13 +20,13 @@ from emorl_core.weights import anchored, resolve
 from tests.core.reference import SeparateModels
 from tests.learn.killed_methods import METHODS, run, tiny_experiment
 from tests.learn.trainer_tasks import NAMES
-from training.answers import Answers
-from training.baselines import method_names, methods_of, run_cell
 from training.data.records import Record
-from training.evaluation_cells import CELL_FILE, REPLIES_FILE, Cell, cell_folder, read_cell, read_replies
-from training.experiment import Experiment
+from training.evaluation.answers import Answers
+from training.evaluation.cells import CELL_FILE, REPLIES_FILE, Cell, cell_folder, read_cell, read_replies
+from training.evaluation.experiment import Experiment
+from training.evaluation.methods import method_names, methods_of, run_cell
+from training.evaluation.stages import StageName, trained
 from training.scorers import checked
-from training.stages import StageName, trained
 
 SEED = 7
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.bootstrap import interval, mean_interval, resamples
+from training.search.bootstrap import interval, mean_interval, resamples
 
 
 def test_intervals_cover_the_true_mean_about_as_often_as_they_say() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.learn.real_data import real
-from training.data.annomi import AnnomiSource
-from training.data.esconv import EsconvSource
+from training.data.kinds.annomi import AnnomiSource
+from training.data.kinds.esconv import EsconvSource
 from training.data.records import DataError
 
 ANNOMI = ("mi_quality,transcript_id,video_title,topic,utterance_id,interlocutor,timestamp,utterance_text,annotator_id,"

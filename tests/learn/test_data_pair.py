@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.learn.real_data import real
-from training.data.pair import COLUMNS, PairSource
+from training.data.kinds.pair import COLUMNS, PairSource
 from training.data.records import DataError, Record
 
 ROWS = [

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from emorl_core.bundle import Bundle, folder_hash
+from emorl_core.bundle import Bundle
 from emorl_core.ensemble import Ensemble
-from training import demo
-from training.base import warm_start_records
-from training.demo import OBJECTIVES, DemoError, DemoSettings, build_demo, build_key
-from training.fit import FitSettings
-from training.hyperparameters import LoraSettings, RlSettings, StopSettings
-from training.recipe import load_recipe
-from training.scratch import ScratchSettings
-from training.setup import load_data
+from emorl_core.files import folder_hash
+from training.pipeline import demo
+from training.pipeline.base import warm_start_records
+from training.pipeline.demo import OBJECTIVES, DemoError, DemoSettings, build_demo, build_key
+from training.pipeline.prepare import load_data
+from training.recipe.recipe import load_recipe
+from training.rl.settings import LoraSettings, RlSettings, StopSettings
+from training.warm_start.fit import FitSettings
+from training.warm_start.scratch_t5 import ScratchSettings
 
 ROOT = Path(__file__).parents[2]
 MICRO = DemoSettings(
@@ -107,6 +108,24 @@ def test_a_finished_build_is_found_again_without_work(built: Path) -> None:
     assert folder_hash(built) == before
 
 
+def test_a_bundle_in_the_cache_is_copied_instead_of_trained_again(built: Path, tmp_path: Path) -> None:
+    def copy(folder: Path, settings: DemoSettings = MICRO, **options: bool) -> list[str]:
+        watch = Watch()
+        build_demo(folder, settings=settings, progress=watch, cached=built, device="cpu", threads=1, **options)
+        return watch.stages
+
+    assert copy(tmp_path / "bundle") == []
+    assert folder_hash(tmp_path / "bundle") == folder_hash(built)
+    assert names(tmp_path) == ["bundle"]
+    (tmp_path / "bundle" / "bundle.yaml").write_text("changed")
+    assert Bundle.open(built).spec.name == "counselor-demo"  # it is a copy
+    assert copy(tmp_path / "anew", rebuild=True) == STAGES
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(DemoError, match="holds something else"):
+        copy(tmp_path / "mine")
+
+
 @pytest.mark.parametrize(
     ("kill_at", "rest"),
     [(("base", 6), STAGES), (("reinforcement", 1), STAGES[::2]), (("reinforcement", 4), STAGES[::2])],
@@ -194,8 +213,3 @@ def test_no_stage_trains_on_held_out_situations() -> None:
 
 def test_the_demo_is_the_recipe_of_the_project() -> None:
     assert load_recipe(ROOT / "recipes" / "demo.yaml") == DemoSettings().recipe()
-
-
-def test_the_thread_count_is_one_of_the_choices() -> None:
-    assert demo.fastest_threads(2) in (1, 2)
-    assert demo.fastest_threads(1) == 1

@@ -8,8 +8,8 @@ import statistics
 
 import pytest
 
-from training.dynaopt import BUMP, GAMMA, DynaOpt
-from training.hyperparameters import Preset
+from training.evaluation.dynaopt import BUMP, GAMMA, DynaOpt
+from training.rl.settings import Preset
 
 NAMES = ("reflection", "empathy", "fluency")
 ROUNDS, SEEDS = 200, 40

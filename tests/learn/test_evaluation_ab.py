@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.learn.evaluation_cells import copying, deaf, listening
 from training.data.records import Record
-from training.evaluation_ab import KEY_FILE, SHEET_FILE, krippendorff_alpha, score_sheets, sheet_and_key, write_sheet
-from training.evaluation_cells import EvaluationError
-from training.evaluation_texts import sampled
+from training.evaluation.blind import KEY_FILE, SHEET_FILE, krippendorff_alpha, score_sheets, sheet_and_key, write_sheet
+from training.evaluation.cells import EvaluationError
+from training.evaluation.side_by_side import sampled
 
 RECORDS = tuple(Record(f"I feel {word} at work.") for word in "tired angry sad alone lost worried hurt stuck".split())
 TEXTS = {
@@ -122,6 +123,46 @@ def test_a_sheet_that_cannot_be_scored_is_refused_by_row(change: object, message
         score_sheets([sheet])
     assert message in caught.value.message
     assert "feel" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", ",,\n"),
+        lambda text: text.replace("preference\n", "preference,,\n"),
+        lambda text: text + ",,,,\n",
+    ],
+)
+def test_a_sheet_comes_back_from_any_spreadsheet(dress: Callable[[str], str], tmp_path: Path) -> None:
+    sheet = sheet_in(tmp_path, ("emorl", "base"))
+    fill(sheet, sheet, {"You feel": ""})
+    expected = score_sheets([sheet])
+    sheet.write_text(dress(sheet.read_text(encoding="utf-8")), encoding="utf-8", newline="")
+    assert score_sheets([sheet]) == expected
+
+
+@pytest.mark.parametrize(
+    ("dress", "says"),
+    [
+        (lambda text: text.replace(",", ";").encode(), "1: the columns are divided by semicolons; save the file"),
+        (lambda text: text.encode("utf-16"), "not UTF-8 but UTF-16"),
+        (lambda text: text.replace("feel", "fe\xe9l").encode("latin-1"), "2: the row holds bytes that are not UTF-8"),
+        (lambda text: text.replace("feel", "fe\0l").encode(), "2: the row holds a NUL character"),
+        (lambda text: text + "x\n", ": 1 columns; the header has 5"),
+    ],
+)
+def test_a_sheet_that_cannot_be_read_is_refused_in_one_line(
+    dress: Callable[[str], bytes | str], says: str, tmp_path: Path
+) -> None:
+    sheet = sheet_in(tmp_path, ("emorl", "base"))
+    dressed = dress(sheet.read_text(encoding="utf-8"))
+    sheet.write_bytes(dressed.encode() if isinstance(dressed, str) else dressed)
+    with pytest.raises(EvaluationError, match=f"^{SHEET_FILE}") as caught:
+        score_sheets([sheet])
+    assert says in caught.value.message
+    assert "on_bad_row" not in caught.value.message
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 
 from tests.learn.evaluation_cells import copying, deaf, listening, tiny_data, write_cell
 from training.data.records import Record
-from training.evaluate import Wanted, judge
-from training.evaluation_cells import Reply
-from training.evaluation_scores import MEASURES, copy_rate, measures_of
+from training.evaluation.cells import Reply
+from training.evaluation.run import Wanted, judge
+from training.evaluation.scores import MEASURES, copy_rate, measures_of
 from training.scorers.diversity import distinct_bigrams
-from training.scorers.lexical import LexicalReflection
+from training.scorers.lexical.scorers import LexicalReflection
 
 ALL = Wanted(("base", "uniform", "emorl"), (1, 2), "emorl", (("emorl", "base"),), side_by_side=3)
 

@@ -15,9 +15,9 @@ from emorl_core.errors import EngineError
 from tests.builders import tiny_t5
 from tests.learn import killed_evaluation
 from tests.learn.evaluation_cells import deaf, listening, run_by_rule, tiny_data, write_cell
-from training.evaluate import EvaluationError, Report, RunCell, Wanted, judge, open_run, run_cells
-from training.evaluation_cells import cell_folder, read_cell
-from training.evaluation_results import failures
+from training.evaluation.cells import cell_folder, read_cell
+from training.evaluation.results import failures
+from training.evaluation.run import EvaluationError, Report, RunCell, Wanted, judge, open_run, run_cells
 
 ROOT = Path(__file__).parents[2]
 BOTH = Wanted(("base", "emorl"), (1, 2), "emorl", plots=False)
@@ -198,7 +198,7 @@ def test_two_programs_do_not_work_in_one_folder(tmp_path: Path) -> None:
     recipe, data, _ = tiny_data(tmp_path)
     code = (
         "import sys; from pathlib import Path; from tests.learn.evaluation_cells import tiny_data;"
-        "from training.evaluate import open_run; folder = Path(sys.argv[1]); recipe, data, _ = tiny_data(folder)\n"
+        "from training.evaluation.run import open_run; folder = Path(sys.argv[1]); recipe, data, _ = tiny_data(folder)\n"
         "with open_run(folder / 'out', recipe, folder, data, resume=True): pass"
     )
     with open_run(tmp_path / "out", recipe, tmp_path, data):

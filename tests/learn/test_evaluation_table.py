@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from training.bootstrap import resamples
-from training.evaluation_table import Answers, across, comparisons, estimated, holm, permutation_p
+from training.evaluation.statistics import Answers, across, comparisons, estimated, holm, permutation_p
+from training.search.bootstrap import resamples
 
 RANDOM = np.random.Generator(np.random.PCG64(7))
 

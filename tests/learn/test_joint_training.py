@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from tests.learn.trainer_tasks import NAMES, WANTED, letter_scorer, tiny_recipe, tiny_task
-from training.dynaopt import DynaOpt
-from training.processes import Processes
-from training.reward_mix import FixedMix, RewardMix
+from training.evaluation.dynaopt import DynaOpt
+from training.rl.logprobs import group_of, reply_logprobs
+from training.rl.processes import Processes
+from training.rl.reward_mix import FixedMix, RewardMix
+from training.rl.tracking import LOG_FILE
+from training.rl.trainer import Joint, Trainer
 from training.scorers import ScorerError, checked
-from training.sequences import Group, reply_logprobs
-from training.tracking import LOG_FILE
-from training.trainer import Joint, Trainer
 
 WEIGHTS = {"reflection": 0.5, "empathy": 0.2, "fluency": 0.3}
 
@@ -59,9 +59,8 @@ def test_the_gradient_is_that_of_the_weighted_log_scores(tmp_path: Path, weights
         loss = torch.zeros(())
         for prompt, own in zip(prompts, replies["joint"], strict=True):
             rewards = [reward_of(each.text, weights) for each in own]
-            logprobs, mask = reply_logprobs(
-                trainer.task.model, [Group(prompt.source, 1, tuple(each.ids for each in own))]
-            )
+            model = trainer.task.model
+            logprobs, mask = reply_logprobs(model, [group_of(model, prompt.source, 1, tuple(each.ids for each in own))])
             centred = torch.tensor(rewards) - sum(rewards) / len(rewards)
             loss = loss - (centred * (logprobs * mask).sum(-1)).sum()
         (loss / (len(prompts) * 3)).backward()

@@ -8,10 +8,10 @@ import statistics
 import pytest
 import torch
 
-from training import losses
-from training.hyperparameters import StopSettings
-from training.rewards import RunningStatistics, to_rewards
-from training.stopping import StopState, is_improvement, reason_to_stop, record
+from training.rl import losses
+from training.rl.rewards import RunningStatistics, to_rewards
+from training.rl.settings import StopSettings
+from training.rl.stopping import StopState, is_improvement, reason_to_stop, record
 
 REWARDS = torch.tensor([[0.1, 0.4, 0.7], [0.5, 0.5, 0.5]])
 MASK = torch.tensor([[True, True, False], [True, False, False]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from emorl_core.errors import EmorlError
-from training.hyperparameters import RlSettings
-from training.recipe import Recipe, load_recipe, parse_recipe
-from training.section import RecipeError, Section
+from training.config import RecipeError, Section
+from training.recipe.recipe import Recipe, load_recipe, parse_recipe
+from training.rl.settings import RlSettings
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -148,16 +150,42 @@ def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a\n")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "twice.yaml").write_text("name: a\nbase: {path: b, path: c}\n")
+    (tmp_path / "bomb.yaml").write_text("a: &a [*a]\n")
+    (tmp_path / "number.yaml").write_text(f"seed: {'9' * 5000}\n")
+    with open(tmp_path / "huge.yaml", "wb") as huge:
+        huge.truncate(2**40)
     for name, said in [
         ("missing.yaml", "no such file"),
         ("list.yaml", "must be a mapping"),
         ("broken.yaml", "cannot be read as YAML"),
         ("bytes.yaml", "cannot be read as YAML"),
+        ("twice.yaml", "line 2: key 'path' stands twice"),
+        ("bomb.yaml", "an alias stands inside"),
+        ("number.yaml", "cannot be read as !!int"),
+        ("huge.yaml", "is larger than 1 MiB"),
         (".", "is a folder"),
     ]:
         with pytest.raises(RecipeError, match=said) as refused:
             load_recipe(tmp_path / name)
         assert "\n" not in refused.value.message
+
+
+def test_a_recipe_may_come_through_a_pipe(write: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    text = write().read_text()
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe.yaml").write_text(text))
+    writer.start()
+    assert load_recipe(tmp_path / "pipe.yaml").name == "x"
+    writer.join()
+
+
+def test_an_override_changes_one_of_two_places_that_name_an_alias(tmp_path: Path) -> None:
+    rest = yaml.safe_dump({key: value for key, value in LEAST.items() if key != "data"})
+    aliased = "data: {sources: [&a {kind: pair, path: a.csv}, *a]}"
+    (tmp_path / "aliased.yaml").write_text(f"{rest}{aliased}\n")
+    recipe = load_recipe(tmp_path / "aliased.yaml", ["data.sources.0.path=b.csv"])
+    assert [source["path"] for source in recipe.data.sources] == ["b.csv", "a.csv"]
 
 
 def test_overrides_reach_any_place(write: Any) -> None:
@@ -184,6 +212,8 @@ def test_overrides_reach_any_place(write: Any) -> None:
         ("data.sources.7=3", "no such place"),
         ("rl.kl.strength=3", "unknown key 'strength'"),
         ("lora=[", "not YAML"),
+        ("lora={rank: 2, rank: 4}", "key 'rank' stands twice"),
+        (f"seed={'9' * 400}", "a whole number of 400 digits"),
     ],
 )
 def test_overrides_that_fit_nowhere_are_refused(write: Any, override: str, said: str) -> None:

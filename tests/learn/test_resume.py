@@ -15,14 +15,15 @@ import pytest
 import torch
 import yaml
 
+from emorl_core.files import appearing
 from tests.builders import tiny_t5
 from tests.learn.trainer_tasks import TEXTS, tiny_recipe, tiny_trainer
-from training import checkpoint
-from training.checkpoint import Checkpoint
-from training.durable import appearing
-from training.recipe import load_recipe
-from training.run import Places, train
-from training.section import RecipeError
+from tests.modes import closed_files
+from training.config import RecipeError
+from training.pipeline.run import Places, train
+from training.recipe.recipe import load_recipe
+from training.rl import checkpoint
+from training.rl.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[2]
 STEPS = 9
@@ -198,8 +199,23 @@ def test_random_states_of_torch_numpy_and_python_come_back(tmp_path: Path) -> No
     assert draw() != expected
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
-    checkpoint.restore_random_states(saved)
+    checkpoint.restore_process(saved)
     assert draw() == expected
+
+
+def test_a_resumed_run_computes_with_the_number_of_threads_that_it_had(tmp_path: Path) -> None:
+    """Sums round differently with another, and two runs part at the last bit."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        checkpoint.save(tmp_path, Checkpoint(1, {}, {}))
+        torch.set_num_threads(1)
+        saved = checkpoint.latest(tmp_path)
+        assert saved is not None
+        checkpoint.restore_process(saved)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_floats_survive_a_checkpoint_to_the_last_bit(tmp_path: Path) -> None:
@@ -208,6 +224,7 @@ def test_floats_survive_a_checkpoint_to_the_last_bit(tmp_path: Path) -> None:
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
     assert saved.state["numbers"] == numbers
+    assert closed_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -218,7 +235,7 @@ def test_a_folder_killed_while_it_is_written_does_not_appear(tmp_path: Path, rep
         (target / "old").write_text("old")
     code = (
         "import os, pathlib, sys\n"
-        "from training.durable import appearing\n"
+        "from emorl_core.files import appearing\n"
         f"with appearing(pathlib.Path(sys.argv[1]), replace={replace}) as folder:\n"
         "    (folder / 'half').write_text('half')\n"
         "    os.kill(os.getpid(), 9)\n"

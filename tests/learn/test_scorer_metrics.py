@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from training.data.records import Record
-from training.scorer_batches import examples_of, margin_loss, plan_epoch
-from training.scorer_metrics import brier, expected_calibration_error, macro_f1, ranking_accuracy
 from training.scorers.calibration import (
     Isotonic,
     Platt,
@@ -23,6 +21,8 @@ from training.scorers.calibration import (
     softmax,
     write_calibration,
 )
+from training.scorers.learned.batches import examples_of, margin_loss, plan_epoch
+from training.scorers.learned.metrics import brier, expected_calibration_error, macro_f1, ranking_accuracy
 
 
 def test_ranking_accuracy_counts_pairs_inside_groups_and_ties_half() -> None:

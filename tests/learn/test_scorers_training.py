@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 
 from tests.learn import scorer_models
 from tests.learn.real_data import real
+from tests.modes import closed_files
 from training.data.records import DataError, Record, RecordSet
 from training.data.sources import load_records
 from training.data.splits import split_by_prompt
-from training.scorer_metrics import ranking_accuracy
-from training.scorer_settings import ScorerTraining
 from training.scorers import Context, ScorerError, build_scorer
-from training.train_scorer import train_scorer
+from training.scorers.learned.metrics import ranking_accuracy
+from training.scorers.learned.settings import ScorerTraining
+from training.scorers.learned.train import train_scorer
 
 THINGS = ("work", "boss", "sleep", "drink", "doctor", "mother", "home")
 FEELINGS = ("sad", "angry", "tired", "alone")
@@ -162,6 +163,7 @@ def test_the_folder_is_a_hugging_face_model_with_a_card_and_no_path_of_this_mach
 ) -> None:
     data = graded()
     folder = train_scorer(settings(encoder, epochs=1), data, tmp_path / "scorer").folder
+    assert closed_files(folder) == []
     names = {path.name for path in folder.iterdir()}
     assert names >= {
         "config.json",

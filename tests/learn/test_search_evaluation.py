@@ -15,11 +15,11 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from tests.builders import tiny_t5_bundle
 from training.data.records import Record
-from training.implied import Known
 from training.scorers import Checked, ScorerError, checked
-from training.search_evaluation import Evaluator
-from training.search_log import EvaluationLog
-from training.search_spaces import Cube, Point, Simplex, ray
+from training.search.evaluator import Evaluator
+from training.search.implied import Known
+from training.search.log import EvaluationLog
+from training.search.spaces import Cube, Point, Simplex, ray
 
 RECORDS = [
     Record(f"i feel {word}", references=(f"you feel {word}",), extras={"topic": word})

@@ -12,11 +12,11 @@ import yaml
 from emorl_core.bundle import BUNDLE_FILE, BundleSpec, read_spec, write_spec
 from emorl_core.fake import fake_ensemble
 from training.data.records import DataError, Record
-from training.recipe import load_recipe
+from training.recipe.recipe import load_recipe
 from training.scorers import ScorerError
-from training.search import SearchError
-from training.search_inputs import Inputs, chosen, from_files, from_recipe, prompts_hash, read_prompts, stored_recipe
-from training.search_profile import check_profile, write_profile
+from training.search.grid import SearchError
+from training.search.inputs import Inputs, chosen, from_files, from_recipe, prompts_hash, read_prompts, stored_recipe
+from training.search.profile import check_profile, write_profile
 
 SPECS = {"reflection": "lexical_reflection"}
 LINES = [f"i feel {word} about work and cannot sleep" for word in "sad tired angry lost small empty tense numb".split()]
@@ -52,7 +52,20 @@ def test_text_files_give_one_record_per_distinct_prompt(tmp_path: Path) -> None:
     assert [record.prompt for record in read_prompts(rows)] == ["one", "two"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe\x00a\x80"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_text_files_in_any_dress(start: str, end: str, tmp_path: Path) -> None:
+    lines = ["one\fand\x85so\u2028on\v", "", "two"]  # a line, whatever `str.splitlines` says
+    (tmp_path / "prompts.txt").write_bytes((start + end.join(lines) + end).encode())
+    assert [(record.prompt, record.where) for record in read_prompts(tmp_path / "prompts.txt")] == [
+        ("one and so on", "prompts.txt:1"),
+        ("two", "prompts.txt:3"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n \n", b"\xff\xfe\x00a\x80", b"a\n\xe9", b"a\nb\0", "a\nb".encode("utf-16-le")]
+)
 def test_files_without_prompts_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes(content)
     with pytest.raises(DataError, match=r"prompts.txt: (holds no prompt|cannot be read)"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.search import SearchError
-from training.search_log import EvaluationLog
+from training.search.grid import SearchError
+from training.search.log import EvaluationLog
 
 ABOUT = {"bundle": "abc", "scorers": {"a": {"kind": "x", "weights": (1, 2)}}}
 

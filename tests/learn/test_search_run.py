@@ -15,9 +15,9 @@ import pytest
 
 from emorl_core.fake import fake_ensemble
 from tests.learn.killed_search import RECORDS, Letters, fingerprint, inputs_of, run
-from training import search_tpe
-from training.search import SearchError
-from training.search_run import EVALUATIONS_FILE, HELD_OUT_FILE, REPORT_FILE, Outcome, SearchSettings, run_search
+from training.search import tpe as search_tpe
+from training.search.grid import SearchError
+from training.search.run import EVALUATIONS_FILE, HELD_OUT_FILE, REPORT_FILE, Outcome, SearchSettings, run_search
 
 QUICK: dict[str, Any] = {"levels": 2, "max_new_tokens": 6}
 

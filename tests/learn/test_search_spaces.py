@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from training.search_spaces import Cell, Cube, Simplex, ray
+from training.search.spaces import Cell, Cube, Simplex, ray
 
 
 def volume(cell: Cell) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emorl_core.adapters import Adapter, LoraPair, read_peft, write_peft
-from training.soups import soup
+from training.evaluation.soups import soup
 
 MODULES = {"encoder.block.0.q": (12, 8), "decoder.block.1.wo": (6, 20), "decoder.block.0.v": (9, 9)}  # [out, in]
 

@@ -10,13 +10,13 @@ from transformers import AutoTokenizer
 
 from training.data.records import DataError, Record
 from training.data.splits import prompt_key
-from training.data.synthetic import STYLES, draw_prompt, generate, reply, split_by_situation
-from training.data.synthetic_domains import DOMAINS
-from training.data.synthetic_frames import CLIENT, CLIENT_GOOD, REPLIES, REPLIES_GOOD
-from training.data.synthetic_person import to_second_person
-from training.data.synthetic_prompts import EVALUATION_PROMPTS
-from training.data.synthetic_words import FEELINGS, NEED_OF, SETS, gender_of, third_person
-from training.tokenizer import train_tokenizer
+from training.data.synthetic.domains import DOMAINS
+from training.data.synthetic.frames import CLIENT, CLIENT_GOOD, REPLIES, REPLIES_GOOD
+from training.data.synthetic.grammar import STYLES, draw_prompt, generate, reply, split_by_situation
+from training.data.synthetic.judging_prompts import EVALUATION_PROMPTS
+from training.data.synthetic.person import to_second_person
+from training.data.synthetic.words import FEELINGS, NEED_OF, SETS, gender_of, third_person
+from training.warm_start.tokenizer import train_tokenizer
 
 _SLOT = re.compile(r"\{(\w+)(?:\.\w+)?\}")
 _FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself|am|we|us|our|i'm|i've)\b", re.IGNORECASE)
@@ -167,7 +167,7 @@ def test_held_out_situations_share_no_slot_combination_with_training(corpus: tup
 
 
 def test_a_corpus_larger_than_the_grammar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.data.synthetic.draw_prompt", lambda rng: ("Same.", draw_prompt(rng)[1]))
+    monkeypatch.setattr("training.data.synthetic.grammar.draw_prompt", lambda rng: ("Same.", draw_prompt(rng)[1]))
     with pytest.raises(DataError, match=r"count is 5; the grammar gave only 1 distinct prompts"):
         generate(5, seed=0)
 

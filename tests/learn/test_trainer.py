@@ -13,12 +13,12 @@ from accelerate.state import AcceleratorState
 from emorl_core.types import Sampling
 from emorl_core.weights import BASE
 from tests.learn.trainer_tasks import NAMES, TEXTS, WANTED, letter_scorer, tiny_recipe, tiny_task, tiny_trainer
-from training.order import Order
-from training.processes import Processes
-from training.rollout import Rollout
+from training.rl.order import Order
+from training.rl.processes import Processes
+from training.rl.rollout import Rollout
+from training.rl.tracking import LOG_FILE
+from training.rl.trainer import Trainer
 from training.scorers import Checked, ScorerError, checked
-from training.tracking import LOG_FILE
-from training.trainer import Trainer
 
 
 def records(trainer: Trainer) -> list[dict[str, Any]]:

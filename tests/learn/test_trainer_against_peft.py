@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from emorl_core.adapters import read_peft, write_peft
-from emorl_core.models import load_model
+from emorl_core.models.registry import load_model
 from tests.builders import outdated_peft, tiny_adapter, tiny_t5
 from tests.learn.trainer_tasks import tiny_recipe, tiny_trainer
-from training.adapters import Stacks
-from training.gradients import Batch
-from training.hyperparameters import RlSettings
-from training.lockstep import Lockstep, Totals, TrainingGroup
+from training.rl.gradient_average import Batch
+from training.rl.gradients import Lockstep, Totals, TrainingGroup
+from training.rl.settings import RlSettings
+from training.rl.stacks import Stacks
 
 EOS = 1
 RANKS = (2, 4, 8)

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from emorl_cli.main import main
+from emorl_core.adapters import read_peft
 from emorl_core.bundle import Bundle
 from emorl_core.ensemble import Ensemble
+from emorl_core.files import weights_hash
 from tests.learn.test_resume import write_recipe
+from tests.modes import closed_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +57,13 @@ def test_the_bundle_serves_and_tells_how_it_came_about(trained: Path) -> None:
         assert objective["consumption"]["samples"] == 24
         assert {"base", "best", "best_step", "last"} == set(objective["validation"])
     assert str(trained) not in json.dumps(report)  # no path of this machine
+    assert closed_files(trained / "out") == []
+
+
+def test_adapters_know_the_weights_of_their_base(trained: Path) -> None:
+    for name in ("reflection", "empathy", "fluency"):
+        adapter = read_peft(trained / "out" / "adapters" / name, name)
+        assert adapter.base_sha256 == weights_hash(trained / "out" / "base")
 
 
 def test_best_and_last_adapters_are_peft_folders(trained: Path) -> None:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from emorl_core.adapters import read_peft
-from emorl_core.models import load_model
+from emorl_core.models.registry import load_model
 from tests.builders import tiny_adapter, tiny_t5
-from training.adapters import Stacks
-from training.gradients import GradientStep
-from training.hyperparameters import RlSettings
-from training.lockstep import Lockstep, Totals, TrainingGroup
-from training.processes import Processes
-from training.sequences import Group, reply_logprobs
+from training.rl.gradient_average import GradientStep
+from training.rl.gradients import Lockstep, Totals, TrainingGroup
+from training.rl.logprobs import group_of, reply_logprobs
+from training.rl.processes import Processes
+from training.rl.settings import RlSettings
+from training.rl.stacks import Stacks
 
 EOS = 1
 LANES = (1, 2, 3)
@@ -122,7 +122,7 @@ def test_the_end_of_sequence_has_a_gradient_of_its_own(stacks: Stacks) -> None:
 def test_log_probabilities_have_gradient_at_the_end_and_none_on_padding(stacks: Stacks) -> None:
     model = stacks.model  # type: ignore[attr-defined]
     replies = ((9, 8, 7, EOS), (6, EOS), (5, 4, 3))
-    logprobs, mask = reply_logprobs(model, [Group((5, 6, EOS), 1, replies)])
+    logprobs, mask = reply_logprobs(model, [group_of(model, (5, 6, EOS), 1, replies)])
     assert mask.tolist() == [[True] * 4, [True, True, False, False], [True, True, True, False]]
     assert not logprobs[~mask].any()
     assert (logprobs[mask] < 0).all()
@@ -141,9 +141,9 @@ def test_padding_changes_nothing(stacks: Stacks) -> None:
         rewards = torch.tensor(group.rewards)
         advantage = rewards - (rewards.sum() - rewards) / 2
         for reply, own in zip(group.replies, advantage, strict=True):
-            logprobs, _ = reply_logprobs(model, [Group(group.source, 1, (reply,))])
+            logprobs, _ = reply_logprobs(model, [group_of(model, group.source, 1, (reply,))])
             with torch.no_grad():
-                base, _ = reply_logprobs(model, [Group(group.source, 0, (reply,))])
+                base, _ = reply_logprobs(model, [group_of(model, group.source, 0, (reply,))])
             ratio = base - logprobs
             ((-own * logprobs + 0.05 * (ratio.exp() - ratio - 1)).sum() / 24).backward()
     close(whole, [gradient[:, 0].clone() for gradient in stacks.gradients()])
@@ -151,7 +151,7 @@ def test_padding_changes_nothing(stacks: Stacks) -> None:
 
 def test_a_wide_vocabulary_in_pieces_equals_the_whole(stacks: Stacks, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gradients(stacks, batch())
-    monkeypatch.setattr("training.sequences._LOGIT_BYTES", 4 * 400 * 3)  # a few tokens at once
+    monkeypatch.setattr("training.rl.logprobs._LOGIT_BYTES", 4 * 400 * 3)  # a few tokens at once
     pieces = gradients(stacks, batch())
     for lane in LANES:
         close(whole[lane], pieces[lane], 1e-6)

@@ -18,12 +18,13 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tests.builders import tiny_t5
+from tests.modes import closed_files
 from training.data.records import Record
-from training.data.synthetic import generate
-from training.fit import FitError, FitSettings, Progress, last_checkpoint, plan_order
-from training.scratch import ScratchSettings, new_model
-from training.tokenizer import train_tokenizer
-from training.warmstart import WarmStartSettings, warm_start
+from training.data.synthetic.grammar import generate
+from training.warm_start.fit import FitError, FitSettings, Progress, last_checkpoint, plan_order
+from training.warm_start.scratch_t5 import ScratchSettings, new_model
+from training.warm_start.tokenizer import train_tokenizer
+from training.warm_start.warm_start import WarmStartSettings, warm_start
 
 SHAPE = ScratchSettings(vocab_size=800, d_model=32, d_ff=32, heads=4, layers=1, decoder_layers=1)
 
@@ -86,6 +87,7 @@ def test_it_learns_and_writes_a_folder_that_transformers_loads(warm: Path) -> No
     assert model.config.vocab_size == len(tokenizer)
     assert next(model.parameters()).dtype == torch.float32
     assert {path.suffix for path in warm.iterdir()} == {".json", ".safetensors"}
+    assert closed_files(warm) == []
     assert sorted(path.name for path in warm.parent.iterdir()) == ["base"]  # nothing of the way there is left
 
 
@@ -235,6 +237,19 @@ def test_bad_input_is_one_line_and_writes_nothing(records: tuple[Record, ...], t
             warm_start(data, tmp_path / out, start, base=tmp_path, device="cpu")
         assert "\n" not in raised.value.message
         assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["there"]
+
+
+def test_a_base_to_start_from_has_its_tokenizer_and_plain_weights(records: tuple[Record, ...], tmp_path: Path) -> None:
+    base = tiny_t5(tmp_path / "tiny")
+    start = WarmStartSettings(path="tiny", fit=fit_settings(steps=1, batch_size=2))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (base / name).unlink()
+    with pytest.raises(FitError, match="the tokenizer knows no words"):
+        warm_start(records, tmp_path / "out", start, base=tmp_path, device="cpu")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
+    with pytest.raises(FitError, match=r"the weights are quantised \('awq'\)"):
+        warm_start(records, tmp_path / "out", start, base=tmp_path, device="cpu")
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(records: tuple[Record, ...], tmp_path: Path) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from emorl_core.models import load_model
+from emorl_core.models.registry import load_model
 from emorl_core.tokenizer import HuggingFaceTokenizer
 from tests.builders import tiny_t5
+from training.data.prompts import encode_prompts
 from training.data.records import Record
-from training.processes import Processes
-from training.prompts import encode_prompts
-from training.recipe import Recipe, parse_recipe
+from training.recipe.recipe import Recipe, parse_recipe
+from training.rl.processes import Processes
+from training.rl.tracking import Report
+from training.rl.trainer import Task, Trainer
 from training.scorers import Checked, checked
-from training.tracking import Report
-from training.trainer import Task, Trainer
 
 TEXTS = (
     "i feel sad at work",

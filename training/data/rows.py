@@ -7,15 +7,20 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import field_validator
 
+from emorl_core.text_files import TextFileError, decode, lines_of, read_bytes
 from training.data.records import DataError, OnBadRow, RecordSet, Tally
 from training.spec import Spec
 
-_UNDECODED = re.compile("[\ud800-\udfff]")  # what `surrogateescape` leaves of bytes that are not UTF-8
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+# float() also takes 1_0 and the digits of other scripts.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_SHOWN = 40  # characters of a name in a message; a file without a header has somebody's words there
+_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 csv.field_size_limit(2**24)  # the default of 128 KiB is below what a whole transcript in one cell can hold
 
 
@@ -53,31 +58,61 @@ def resolve(path: str, base: Path | None) -> Path:
 
 
 def read_text(path: Path) -> tuple[str, str]:
-    """The file's text and the sha256 of its bytes. Bytes that are not UTF-8 survive as lone surrogates, so that only
-    the row that holds them is malformed (`fault_in`)."""
+    """The file's text and the sha256 of its bytes. Bytes that are not UTF-8 survive as half surrogate pairs, so that
+    only the row that holds them is malformed (`fault_in`)."""
     if not path.is_file():
         raise DataError(f"{path.name} is not a file", param="path")
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path.name} cannot be read: {error.strerror}", param="path") from None
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path.name} is UTF-16; save it as UTF-8", param="path")
-    return raw.decode("utf-8-sig", errors="surrogateescape"), hashlib.sha256(raw).hexdigest()
+        raw = read_bytes(path)
+        return decode(raw, path.name, by_rows=True), hashlib.sha256(raw).hexdigest()
+    except TextFileError as error:
+        raise DataError(f"{path.name}: cannot be read: {error.reason}", param="path") from None
 
 
-def fault_in(text: str) -> str | None:
-    """Why this text cannot be used, or None."""
-    if "\x00" in text:
-        return "a NUL character"
-    if _UNDECODED.search(text):
-        return "bytes that are not UTF-8"
+def fault_in(texts: Iterable[str], half_pair: str = "bytes that are not UTF-8") -> str | None:
+    """Why these texts cannot be used, or None. half_pair: what a half surrogate pair in them comes from."""
+    for text in texts:
+        if "\x00" in text:
+            return "a NUL character"
+        if _HALF_PAIR.search(text):
+            return half_pair
     return None
 
 
-def csv_rows(text: str, name: str, tally: Tally) -> Iterator[tuple[str, list[str]]]:
-    """(where, cells) for every non-blank row; a row over several lines is named by its first."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def fault_in_value(value: object) -> str | None:
+    """Why a value cannot be used, or None: what `fault_in` finds in any text within, or a key that stands twice."""
+    waiting, texts = [value], []
+    while waiting:  # and no recursion: JSON may be nested as deep as the interpreter reads
+        item = waiting.pop()
+        if isinstance(item, str):
+            texts.append(item)
+        elif isinstance(item, dict):
+            if isinstance(item, _Repeating):
+                return f"the key {item.key[:_SHOWN]!r} twice"
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, (list, tuple)):
+            waiting += item
+    return fault_in(texts, "half a surrogate pair")
+
+
+def number_of(text: str) -> float | None:
+    """A decimal number as a spreadsheet or a program writes it; None for anything else."""
+    return float(text) if _NUMBER.fullmatch(text.strip()) else None
+
+
+def csv_rows(text: str, name: str, tally: Tally, *, header: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """(where, cells) for every non-blank row; a row over several lines is named by its first.
+
+    header: the first row names the columns, so it is refused whatever the policy when it is malformed.
+    """
+    first = True
+
+    def malformed(where: str, why: str) -> None:
+        if header and first:
+            raise DataError(f"{where}: {why}; it should name the columns", param="path")
+        tally.malformed(where, why)
+
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     while True:
         start = reader.line_num + 1
         where = f"{name}:{start}"
@@ -87,34 +122,40 @@ def csv_rows(text: str, name: str, tally: Tally) -> Iterator[tuple[str, list[str
             return
         except csv.Error as error:
             tally.rows += 1
-            tally.malformed(f"{name}:{start}-{max(start, reader.line_num)}", f"not a CSV row ({error})")
+            until = f"-{reader.line_num}" if reader.line_num > start else ""
+            malformed(f"{where}{until}", f"not a CSV row ({error})")
+            first = False
             continue
-        if not any(cell.strip() for cell in cells):
+        if not any(cell.strip() for cell in cells) or (start == 1 and cells == ["sep=", ""]):  # Excel's own first line
             continue
         tally.rows += 1
-        fault = next((found for cell in cells if (found := fault_in(cell))), None)
-        if fault:
-            tally.malformed(where, f"the row holds {fault}")
-            continue
-        yield where, cells
+        if fault := fault_in(cells):
+            malformed(where, f"the row holds {fault}")
+        else:
+            yield where, cells
+        first = False
 
 
 def csv_table(text: str, name: str, tally: Tally) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
     """The header's names and (where, column -> cell) for every row of a file with a header.
 
-    Raises `DataError` for an empty file or a header that repeats a name; rows of another length are malformed.
+    Raises `DataError` for an empty file, a header that is malformed or repeats a name, or another delimiter; rows of
+    another length are malformed.
     """
-    rows = csv_rows(text, name, tally)
-    header = [cell.strip() for cell in next(rows, ("", []))[1]]
-    if not header:
+    rows = csv_rows(text, name, tally, header=True)
+    where, cells = next(rows, ("", []))
+    if not cells:
         raise DataError(f"{name} is empty", param="path")
     tally.rows -= 1
-    twice = sorted({cell for cell in header if header.count(cell) > 1})
+    check_delimiter(cells, where)
+    header = named([cell.strip() for cell in cells])
+    twice = sorted({cell for cell in header if cell and header.count(cell) > 1})
     if twice:
-        raise DataError(f"{name}:1: the header names {twice[0]!r} twice", param="path")
+        raise DataError(f"{where}: the header names {twice[0][:_SHOWN]!r} twice", param="path")
 
     def table() -> Iterator[tuple[str, dict[str, str]]]:
-        for where, cells in rows:
+        for where, row in rows:
+            cells = fitted(row, len(header))
             if len(cells) != len(header):
                 tally.malformed(where, f"{len(cells)} columns; the header has {len(header)}")
                 continue
@@ -123,25 +164,43 @@ def csv_table(text: str, name: str, tally: Tally) -> tuple[list[str], Iterator[t
     return header, table()
 
 
-def need_columns(header: list[str], wanted: tuple[str, ...], name: str) -> None:
+def named(header: list[str]) -> list[str]:
+    """The columns up to the last one with a name: spreadsheets write empty ones behind it."""
+    return header[: max((place for place, cell in enumerate(header, start=1) if cell), default=0)]
+
+
+def fitted(cells: list[str], width: int) -> list[str]:
+    """The first `width` cells where all others are empty, as spreadsheets write them; else all, which are too many."""
+    return cells if any(cell.strip() for cell in cells[width:]) else cells[:width]
+
+
+def check_delimiter(cells: list[str], where: str) -> None:
+    """Raises `DataError` when the first row seems to be divided by something else than commas."""
+    found = [shown for sign, shown in _DELIMITERS.items() if sign in cells[0]] if len(cells) == 1 else []
+    if found:
+        raise DataError(f"{where}: the columns are divided by {found[0]}; save the file with commas", param="path")
+
+
+def need_columns(header: list[str], wanted: Iterable[str], name: str) -> None:
     """Raises `DataError` naming the first missing column and what the file has."""
     for column in wanted:
         if column not in header:
-            raise DataError(f"{name}:1: no column {column!r}; it has {', '.join(header)}", param="path")
+            found = ", ".join(cell[:_SHOWN] for cell in header)
+            raise DataError(f"{name}:1: no column {column!r}; it has {found}", param="path")
 
 
 def jsonl_rows(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[str, object]]]:
     """(where, object) for every non-blank line."""
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
             continue
         tally.rows += 1
         where = f"{name}:{number}"
-        if fault := fault_in(line):
+        if fault := fault_in([line]):
             tally.malformed(where, f"the row holds {fault}")
             continue
         try:
-            value = json.loads(line)
+            value = _DECODER.decode(line)
         except ValueError as error:
             tally.malformed(where, f"not JSON ({_json_fault(error)})")
             continue
@@ -151,6 +210,9 @@ def jsonl_rows(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[s
         if not isinstance(value, dict):
             tally.malformed(where, f"a JSON {type(value).__name__}; allowed: an object")
             continue
+        if fault := fault_in_value(value):
+            tally.malformed(where, f"the row holds {fault}")
+            continue
         yield where, value
 
 
@@ -159,7 +221,6 @@ def json_list(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[st
 
     Raises `DataError` when the file as a whole is not a JSON list.
     """
-    decoder = json.JSONDecoder()
     position = _skip(text, 0)
     if text[position : position + 1] != "[":
         raise DataError(f"{name} is not a JSON list", param="path")
@@ -169,12 +230,11 @@ def json_list(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[st
         line, counted = line + text.count("\n", counted, position), position
         where = f"{name}:{line}"
         try:
-            value, end = decoder.raw_decode(text, position)
+            value, end = _DECODER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON ({_json_fault(error)})", param="path") from None
         tally.rows += 1
-        fault = fault_in(text[position:end])
-        if fault:
+        if fault := fault_in([text[position:end]]) or fault_in_value(value):
             tally.malformed(where, f"the item holds {fault}")
         elif not isinstance(value, dict):
             tally.malformed(where, f"a JSON {type(value).__name__}; allowed: an object")
@@ -185,6 +245,25 @@ def json_list(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[st
             position = _skip(text, position + 1)
         elif text[position : position + 1] != "]":
             raise DataError(f"{where}: not JSON (a comma or ']' should follow the item)", param="path")
+
+
+class _Repeating(dict[str, object]):
+    """A JSON object in which a key stands twice; which of its values was meant nobody knows."""
+
+    key: str
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeating = _Repeating(found)
+    names = [name for name, _ in pairs]
+    repeating.key = next(name for name in names if names.count(name) > 1)
+    return repeating
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _skip(text: str, position: int) -> int:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.data.annomi import AnnomiSource
-from training.data.corpus import SyntheticSource
-from training.data.epitome import EpitomeSource
-from training.data.esconv import EsconvSource
-from training.data.hub import HubSource
-from training.data.jsonl import CsvSource, JsonlSource
-from training.data.pair import PairSource
-from training.data.psych8k import Psych8kSource
+from training.data.kinds.annomi import AnnomiSource
+from training.data.kinds.epitome import EpitomeSource
+from training.data.kinds.esconv import EsconvSource
+from training.data.kinds.hub import HubSource
+from training.data.kinds.pair import PairSource
+from training.data.kinds.psych8k import Psych8kSource
+from training.data.kinds.tables import CsvSource, JsonlSource
 from training.data.records import DataError, RecordSet
 from training.data.rows import Source
+from training.data.synthetic.source import SyntheticSource
 from training.spec import parse_spec
 
 SOURCES: dict[str, type[Source]] = {

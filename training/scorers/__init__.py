@@ -6,6 +6,8 @@ A scorer is `(prompts: list[str], completions: list[str], **columns) -> list[flo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from training.scorers.base import Checked, Context, Scorer, ScorerConfig, ScorerError, checked
 from training.scorers.callable import CallableConfig
 from training.scorers.coherence import CoherenceConfig
@@ -13,7 +15,7 @@ from training.scorers.cross_encoder import CrossEncoderConfig
 from training.scorers.diversity import DiversityConfig
 from training.scorers.edit_rate import EditRateConfig
 from training.scorers.guards import LengthConfig, RepetitionConfig
-from training.scorers.lexical import LexicalEmpathyConfig, LexicalFluencyConfig, LexicalReflectionConfig
+from training.scorers.lexical.scorers import LexicalEmpathyConfig, LexicalFluencyConfig, LexicalReflectionConfig
 from training.scorers.perplexity import PerplexityConfig
 from training.scorers.product import ProductConfig
 from training.scorers.specificity import SpecificityConfig
@@ -59,4 +61,9 @@ def parse_scorer(spec: object, *, where: str = "scorer") -> ScorerConfig:
 
 def build_scorer(spec: object, context: Context | None = None, *, where: str = "scorer") -> Checked:
     """Parse, load and wrap. Raises `ScorerError`; messages start with the field's name below `where`."""
-    return checked(parse_scorer(spec, where=where).build(context or Context()))
+    context = context or Context()
+
+    def part(spec: object, where: str) -> Checked:
+        return build_scorer(spec, context, where=where)
+
+    return checked(parse_scorer(spec, where=where).build(replace(context, part=part)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,8 @@ class Context:
     device: str = "auto"  # auto (CUDA where there is one), cpu, cuda, cuda:N
     base: Path | None = None  # the folder that relative paths start from
     corpus: Sequence[Record] = ()  # records of the training part, for scorers that learn from text
+    # Builds a scorer that is a part of another, from its specification and where that stands; set by the registry.
+    part: Callable[[object, str], Checked] | None = None
 
 
 class ScorerConfig(Spec):

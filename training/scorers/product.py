@@ -17,10 +17,8 @@ class ProductConfig(ScorerConfig):
     of: tuple[dict[str, Any] | str, ...] = Field(min_length=2)
 
     def build(self, context: Context) -> Scorer:
-        # The registry names this file, so it can be asked only once everything is imported.
-        from training.scorers import build_scorer
-
-        return Product([build_scorer(spec, context, where=f"scorer.of.{index}") for index, spec in enumerate(self.of)])
+        assert context.part is not None  # every scorer is built by the registry
+        return Product([context.part(spec, f"scorer.of.{index}") for index, spec in enumerate(self.of)])
 
 
 class Product:

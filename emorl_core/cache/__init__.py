@@ -1,0 +1,1 @@
+"""Keys and values of running sequences, and of prompts that were prefilled before."""

@@ -1,0 +1,118 @@
+"""The key-value cache of running lane rows: one store for a decoder-only model, two for an encoder-decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from emorl_core.cache.store import Store
+
+# An empty cache on a CPU keeps so many bytes for the next rows, and gives more than that back: room for many rows, made
+# once, and room for many tokens, made another time, multiply. A GPU's memory is its own, and graphs know its addresses.
+_KEPT_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What prefill leaves for one lane: keys and values [2, L, K, S, head_size] of its prompt. Immutable, so it can be
+    cached and given to any number of lane rows."""
+
+    kv: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.kv.numel() * self.kv.element_size()
+
+    @property
+    def length(self) -> int:
+        """S: tokens of the prompt that were computed."""
+        return self.kv.shape[3]
+
+
+class KVCache:
+    """Lane rows, each with a place in every store.
+
+    `own` holds what self-attention reads and grows by a token a step. `cross`, when there is one, holds what
+    cross-attention reads and never changes. A memory goes where the prompt is read: to `cross`, or else to `own`, so
+    that a row of a decoder-only model starts with its prompt.
+    """
+
+    def __init__(self, own: Store, cross: Store | None = None) -> None:
+        self.own, self.cross = own, cross
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        return (self.own,) if self.cross is None else (self.own, self.cross)
+
+    @property
+    def count(self) -> int:
+        """M: lane rows in use, at places 0 .. M-1."""
+        return self.own.count
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that self-attention finds, per row."""
+        return self.own.lengths
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, capacity included."""
+        return sum(store.nbytes for store in self.stores)
+
+    def clear(self) -> None:
+        """Drop all rows and give their memory back."""
+        for store in self.stores:
+            store.clear()
+
+    def insert(self, memory: Memory) -> int:
+        """Add a lane row that has read its prompt and nothing else; returns its place."""
+        if self.cross is not None:
+            self.cross.add(memory.kv)
+            return self.own.add()
+        return self.own.add(memory.kv)
+
+    def fork(self, source: int) -> int:
+        """Add a copy of row `source`, tokens included; returns its place."""
+        if self.cross is not None:
+            self.cross.fork(source)
+        return self.own.fork(source)
+
+    def remove(self, place: int, *, wipe: bool = False) -> int | None:
+        """Take row `place` out. Returns the old place of the row that moved into it, or None when none had to move.
+
+        `wipe`: its values may not be finite and are overwritten (see `Store.remove`).
+        """
+        last = self.count - 1
+        for store in self.stores:
+            store.remove(place, wipe=wipe)
+        if not self.count and self.own.device.type == "cpu" and self.nbytes > _KEPT_BYTES:
+            self.clear()
+        return None if place == last else last
+
+    def take(self, places: Sequence[int]) -> KVCache:
+        """A cache of its own with copies of these rows, for feeding them alone."""
+        other = KVCache(self.own.empty_like(), None if self.cross is None else self.cross.empty_like())
+        for mine, theirs in zip(self.stores, other.stores, strict=True):
+            for place in places:
+                theirs.add(mine.row(place))
+        return other
+
+    def give_back(self, places: Sequence[int], other: KVCache) -> None:
+        """Copy the tokens that `take`n rows have got since into their places."""
+        for row, place in enumerate(places):
+            self.own.extend(place, other.own, row)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` more in every row."""
+        self.own.reserve(tokens)
+
+    def reserve_rows(self, rows: int) -> None:
+        """Make room for `rows` lane rows in all (see `Store.reserve_rows`)."""
+        for store in self.stores:
+            store.reserve_rows(rows)
+
+    def advance(self, tokens: int) -> None:
+        """All rows have `tokens` more."""
+        self.own.advance(tokens)

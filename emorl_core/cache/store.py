@@ -1,0 +1,215 @@
+"""Slots for keys and values: rows with lengths of their own, compact, growing by doubling.
+
+Letters: L layers, M rows in use, K key-value heads (fewer than the query heads where they are grouped), T tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Whoever reads tokens may round their number up to this, so that shapes change seldom; there is always room for it.
+SIZE_STEP = 16
+# First capacities. One token more than a power of two: what is read is then never all there is, which would be another
+# case to a compiled step.
+_ROWS = 4
+_TOKENS = 33
+
+
+class Store:
+    """Keys and values of M rows, which always occupy places 0 .. M-1, so that attention reads views and never gathers
+    copies. Entries that nobody wrote are finite: attention multiplies them by 0."""
+
+    def __init__(self, layers: int, kv_heads: int, head_size: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._shape = (layers, kv_heads, head_size)
+        self.dtype, self.device = dtype, device
+        self._rows: Tensor | None = None
+        self._padding_mask: Tensor | None = None
+        self._padding_stale = True
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop all rows and give their memory back."""
+        self.lengths: list[int] = []  # tokens held, per row
+        # [2, rows, K, tokens, head_size] each: a tensor of its own for every layer, since a compiled step writes to it.
+        self.layers = [self._zeros(_ROWS, _TOKENS) for _ in range(self._shape[0])]
+        self._changed()
+
+    @property
+    def count(self) -> int:
+        """M."""
+        return len(self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, capacity included."""
+        return sum(layer.numel() * layer.element_size() for layer in self.layers)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that every row has room for."""
+        return self.layers[0].shape[3]
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+
+    def add(self, kv: Tensor | None = None) -> int:
+        """Add a row, empty or with kv [2, L, K, T, head_size]; returns its place."""
+        length = 0 if kv is None else kv.shape[3]
+        place = self._new_row(length)
+        if kv is not None:
+            for i, layer in enumerate(self.layers):
+                layer[:, place, :, :length] = kv[:, i]
+        return place
+
+    def fork(self, source: int) -> int:
+        """Add a copy of row `source`; returns its place."""
+        place = self._new_row(self.lengths[source])
+        self._copy(source, place)
+        return place
+
+    def remove(self, place: int, *, wipe: bool = False) -> None:
+        """Take row `place` out; the last row moves there.
+
+        `wipe` zeroes what the row leaves behind, here and in all unused rows, where it may have been before it moved:
+        values that are not finite would reach later rows through the masked part of their attention (0 * NaN is NaN).
+        """
+        if wipe:
+            self._wipe(slice(place, place + 1))
+        last = self.count - 1
+        if place != last:
+            self._copy(last, place)
+        self.lengths.pop()
+        if wipe:
+            self._wipe(slice(self.count, None))
+        self._changed()
+
+    def row(self, place: int) -> Tensor:
+        """A copy of what row `place` holds: [2, L, K, T, head_size]."""
+        return torch.stack([layer[:, place, :, : self.lengths[place]] for layer in self.layers], dim=1)
+
+    def extend(self, place: int, other: Store, row: int) -> None:
+        """Copy the tokens that `row` of another store has beyond those of row `place`, which it began with."""
+        first, length = self.lengths[place], other.lengths[row]
+        self.reserve(length - first)
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine[:, place, :, first:length] = theirs[:, row, :, first:length]
+        self.lengths[place] = length
+        self._changed()
+
+    # -- tokens --------------------------------------------------------------------------------------------------
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` more in every row."""
+        self._reserve_tokens(max(self.lengths, default=0) + tokens)
+
+    def reserve_rows(self, rows: int) -> None:
+        """Make room for `rows` rows in all, for whoever computes spare ones: places from `count` on are nobody's, and
+        what is written there need only be finite."""
+        held = self.layers[0].shape[1]
+        grown = held
+        while grown < rows:
+            grown *= 2
+        if grown > held:
+            self._grow(grown, self.capacity)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        """Store new entries. keys, values [M, q, K, head_size]; positions [M, q], where each row's length begins.
+        Lengths do not change: a step that fails half-way can be run again."""
+        first = self.lengths[0]
+        if self.lengths.count(first) == self.count:  # all rows write side by side: a plain copy is several times faster
+            place = slice(first, first + keys.shape[1])
+            self.layers[layer][0, : self.count, :, place] = keys.transpose(1, 2)
+            self.layers[layer][1, : self.count, :, place] = values.transpose(1, 2)
+            return
+        rows = self.indices().unsqueeze(1)
+        self.layers[layer][0][rows, :, positions] = keys.to(self.dtype)
+        self.layers[layer][1][rows, :, positions] = values.to(self.dtype)
+
+    def read(self, layer: int, tokens: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of all rows, [M, K, tokens, head_size] each; None: as many as the longest row has."""
+        tokens = max(self.lengths) if tokens is None else tokens
+        both = self.layers[layer][:, : self.count, :, :tokens]
+        return both[0], both[1]
+
+    def advance(self, tokens: int) -> None:
+        """All rows have `tokens` more."""
+        self.lengths = [length + tokens for length in self.lengths]
+        self._padding_stale = True
+
+    def indices(self) -> Tensor:
+        """[M] int64: 0 .. M-1."""
+        if self._rows is None:
+            self._rows = torch.arange(self.count, device=self.device)
+        return self._rows
+
+    def padding(self) -> Tensor | None:
+        """[M, 1, 1, T] additive mask of what `read` gives beyond a row's length, or None when all are equally long."""
+        if self._padding_stale:
+            self._padding_mask = self._new_padding()
+            self._padding_stale = False
+        return self._padding_mask
+
+    # -- storage -------------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """Rows came, left or moved."""
+        self._rows = self._padding_mask = None
+        self._padding_stale = True
+
+    def _new_padding(self) -> Tensor | None:
+        longest = max(self.lengths, default=0)
+        if min(self.lengths, default=0) == longest:
+            return None
+        lengths = torch.tensor(self.lengths, device=self.device).unsqueeze(1)
+        padding = torch.arange(longest, device=self.device) >= lengths
+        mask = torch.zeros(padding.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill(padding, float("-inf"))[:, None, None, :]
+
+    def _new_row(self, length: int) -> int:
+        self.reserve_rows(self.count + 1)
+        self._reserve_tokens(length)
+        self.lengths.append(length)
+        self._changed()
+        return self.count - 1
+
+    def _reserve_tokens(self, tokens: int) -> None:
+        needed = round_size(tokens)
+        if needed > self.capacity:
+            self._grow(self.layers[0].shape[1], _capacity(needed, self.capacity))
+
+    def _copy(self, source: int, place: int) -> None:
+        length = self.lengths[source]
+        for layer in self.layers:
+            layer[:, place, :, :length] = layer[:, source, :, :length]
+        self.lengths[place] = length
+
+    def _wipe(self, rows: slice) -> None:
+        for layer in self.layers:
+            layer[:, rows].zero_()
+
+    def _grow(self, rows: int, tokens: int) -> None:
+        for i, old in enumerate(self.layers):
+            self.layers[i] = self._zeros(rows, tokens)
+            self.layers[i][:, : self.count, :, : old.shape[3]] = old[:, : self.count]
+
+    def _zeros(self, rows: int, tokens: int) -> Tensor:
+        _, heads, head_size = self._shape
+        # Growth can happen within inference mode; a tensor born there could not be changed outside of it.
+        with torch.inference_mode(False):
+            return torch.zeros(2, rows, heads, tokens, head_size, dtype=self.dtype, device=self.device)
+
+    def empty_like(self) -> Store:
+        """A store of the same shapes without rows."""
+        layers, heads, head_size = self._shape
+        return Store(layers, heads, head_size, dtype=self.dtype, device=self.device)
+
+
+def round_size(tokens: int) -> int:
+    """The next multiple of SIZE_STEP."""
+    return -(-tokens // SIZE_STEP) * SIZE_STEP
+
+
+def _capacity(needed: int, now: int) -> int:
+    while now < needed:
+        now = 2 * now - 1
+    return now

@@ -1,0 +1,117 @@
+"""Prompts as token ids, in which only the template can write control tokens.
+
+A tokenizer reads the name of a control token (`</s>`, `[SEP]`, `<extra_id_0>`) as that token wherever it stands. In a
+template that is meant; in a prompt it would end the text or forge a separator, so there the name is text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece that stands for one byte, where a tokenizer falls back to bytes
+_BYTE_NAME = r"0x[0-9A-F]{2}>"
+Span = tuple[int, int]
+
+
+class PromptEncoder(Protocol):
+    """`encode` takes a prompt and the template's parts around it; the special tokens that a model wants are added."""
+
+    def encode(self, before: str, prompt: str, after: str) -> list[int]: ...
+
+
+def prompt_encoder(tokenizer: PreTrainedTokenizerBase) -> PromptEncoder:
+    """For a tokenizer of the `tokenizers` library, or for one written in Python (ByT5)."""
+    if not tokenizer.is_fast:
+        return _PythonEncoder(tokenizer)
+    return _FastEncoder(tokenizer.backend_tokenizer, set(tokenizer.all_special_ids), tokenizer.unk_token_id)
+
+
+class _FastEncoder:
+    """Encodes prompt and template as one text, so that pieces may span both. Only where a control token has come out
+    of the prompt is the text encoded once more, with the prompt's names cut in two."""
+
+    def __init__(self, tokenizer: Tokenizer, special: set[int], unknown: int | None) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._unknown = (unknown, tokenizer.id_to_token(unknown) if unknown is not None else "")
+        self._bytes = {i for piece, i in tokenizer.get_vocab().items() if _BYTE.fullmatch(piece)}
+        self._special = special | {i for i, token in added.items() if token.special}
+        self._added = self._special | set(added)
+        self._text = _text_tokenizer(tokenizer, [token.content for token in added.values()])
+
+    def encode(self, before: str, prompt: str, after: str) -> list[int]:
+        whole = before + prompt + after
+        start, end = len(before), len(before) + len(prompt)
+        encoding = self._tokenizer.encode(whole)
+        of_template: list[Span] = []
+        control = set(self._special)  # and whatever else the template uses as one
+        inside: list[tuple[int, str]] = []
+        for token, (a, b) in zip(encoding.ids, encoding.offsets, strict=True):
+            if a == b:
+                continue  # added by the post-processor
+            covered = whole[max(a, start) : min(b, end)].strip()
+            if covered:
+                inside.append((token, whole[a:b].strip()))
+            elif token in self._added:
+                of_template.append((a, b))
+                control.add(token)
+        if not any(self._is_forged(token, text, control) for token, text in inside):
+            return list(encoding.ids)
+        return self._encode_as_text(whole, of_template)
+
+    def _is_forged(self, token: int, text: str, control: set[int]) -> bool:
+        """Whether `text`, of the prompt, spells the token's name; what is unknown or falls back to bytes does not."""
+        unknown, name = self._unknown
+        if token == unknown:
+            return text == name
+        return token in control or (token in self._bytes and len(text) > 1)
+
+    def _encode_as_text(self, whole: str, of_template: list[Span]) -> list[int]:
+        """All of `whole` as text but the control tokens of the template."""
+        from tokenizers import Encoding
+
+        parts: list[Encoding] = []
+        at = 0
+        for a, b in of_template:
+            parts += [self._text.encode(whole[at:a]), self._tokenizer.encode(whole[a:b], add_special_tokens=False)]
+            at = b
+        parts.append(self._text.encode(whole[at:]))
+        return list(self._tokenizer.post_process(Encoding.merge(parts, growing_offsets=True)).ids)
+
+
+def _text_tokenizer(tokenizer: Tokenizer, names: list[str]) -> Tokenizer:
+    """The same model without added tokens. Its vocabulary still holds their names, and a unigram model would find them
+    in any text; a name that is cut behind its first character cannot be found."""
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+    text = Tokenizer(tokenizer.model)  # shared, not copied
+    if tokenizer.normalizer is not None:
+        text.normalizer = tokenizer.normalizer
+    ends = [(re.escape(name[0]), re.escape(name[1:])) for name in names if len(name) > 1] + [("<", _BYTE_NAME)]
+    cut = pre_tokenizers.Split(Regex("|".join(f"{first}(?={rest})" for first, rest in ends)), "isolated")
+    own = tokenizer.pre_tokenizer
+    text.pre_tokenizer = cut if own is None else pre_tokenizers.Sequence([own, cut])
+    return text
+
+
+class _PythonEncoder:
+    """Encodes the parts one by one; those tokenizers that transformers still writes in Python know no longer pieces."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, before: str, prompt: str, after: str) -> list[int]:
+        parts = ((before, False), (prompt, True), (after, False))
+        ids = [
+            token
+            for part, as_text in parts
+            for token in self._tokenizer.encode(part, add_special_tokens=False, split_special_tokens=as_text)
+        ]
+        return list(self._tokenizer.build_inputs_with_special_tokens(ids))

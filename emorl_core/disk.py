@@ -1,0 +1,34 @@
+"""A disk without room, which every library that writes files tells in its own way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over the quota, over the largest size of a file
+_NUMBER = re.compile(
+    r"(?:os error |Errno )(\d+)"
+)  # safetensors and tokenizers; shutil's list of what it could not copy
+# torch's zip writer loses the reason; these are what is left of it.
+_TORCH = re.compile(r"PytorchStreamWriter failed writing|inline_container\.cc:\d+\] \. unexpected pos")
+
+
+def disk_full(error: BaseException) -> str | None:
+    """What the system said ("No space left on device") if a file could not be written whole; None for other errors."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        if (reason := _reason(found)) is not None:
+            return reason
+        found = found.__cause__ or found.__context__
+    return "it was cut short" if _TORCH.search(str(error)) else None
+
+
+def _reason(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno) if error.errno in _FULL else None
+    text = str(error)
+    numbers = {int(number) for number in _NUMBER.findall(text)}
+    return next((os.strerror(n) for n in _FULL if n in numbers or os.strerror(n) in text), None)

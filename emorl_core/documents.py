@@ -1,0 +1,228 @@
+"""YAML and JSON, strictly: what comes out is plain JSON data of a bounded size, and nothing in the text was dropped.
+
+Both formats let a key stand twice and keep the last one in silence; YAML's aliases can write a gigabyte in a hundred
+lines or contain themselves; numbers can be of any length.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from emorl_core.files import Unreadable, read_bytes
+
+MOST_YAML = 2**20  # bytes of a YAML file
+MOST_JSON = 2**26  # bytes of a JSON file: an answer with many receipts
+_MOST_EXPANDED = 2**21  # values and characters of a YAML text with its aliases written out
+_LARGEST = 2**64  # whole numbers are smaller; so are all seeds
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float", "str")}
+_MERGE = f"{_TAG}merge"
+_TOO_DEEP = "is nested too deeply"
+
+
+def read_yaml(path: Path, *, regular: bool = True) -> Any:
+    """The one document of a YAML file: None, bool, int, float, str, list, dict with text as keys. A date is its text.
+
+    Raises:
+        Unreadable: see `read_bytes` and `parse_yaml`; one line.
+    """
+    return parse_yaml(decoded(read_bytes(path, most=MOST_YAML, regular=regular), "YAML", path), path=path)
+
+
+def parse_yaml(text: str, *, path: Path | None = None) -> Any:
+    """A text as one YAML document; `path` is for messages.
+
+    Raises:
+        Unreadable: no YAML, several documents, a key twice or one that is not text, aliases that contain themselves or
+            expand beyond measure, a tag for anything but plain data, a number too large to be meant.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _Sizes().of(node)
+        return loader.plain(node)
+    except yaml.YAMLError as error:
+        raise Unreadable(f"cannot be read as YAML: {_one_line(error)}", path=path) from None
+    except RecursionError:
+        raise Unreadable(_TOO_DEEP, path=path) from None
+
+
+def read_json(path: Path, *, most: int = MOST_JSON, regular: bool = True, unique: bool = True) -> Any:
+    """The value in a JSON file. `unique` as in `parse_json`. Raises `Unreadable`, one line."""
+    return parse_json(decoded(read_bytes(path, most=most, regular=regular), "JSON", path), path=path, unique=unique)
+
+
+def parse_json(text: str, *, path: Path | None = None, unique: bool = True) -> Any:
+    """A text as one JSON value; `path` is for messages.
+
+    Args:
+        unique: refuse a key that stands twice, as a person's slip. Programs read the last one.
+
+    Raises:
+        Unreadable: no JSON, a key twice, a number too large to be meant, nesting too deep.
+    """
+    try:
+        return json.loads(text, parse_int=_whole, parse_float=_real, object_pairs_hook=_distinct if unique else None)
+    except json.JSONDecodeError as error:
+        raise Unreadable(f"cannot be read as JSON: {error.msg} in line {error.lineno}", path=path) from None
+    except _Refused as error:
+        raise Unreadable(f"cannot be read as JSON: {error}", path=path) from None
+    except RecursionError:
+        raise Unreadable(_TOO_DEEP, path=path) from None
+
+
+def decoded(data: bytes, kind: str, path: Path | None = None) -> str:
+    """UTF-8 text of this kind, with or without a byte-order mark. Raises `Unreadable`."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Unreadable(f"cannot be read as {kind}: it is not UTF-8 text", path=path) from None
+
+
+class _Refused(ValueError):
+    """Within JSON; one line."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _Refused(f"key {_cut(name)} stands twice")
+        found[name] = value
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > len(str(-_LARGEST)) or abs(number := int(digits)) >= _LARGEST:
+        raise _Refused(f"a whole number of {len(digits.lstrip('-'))} digits; allowed: below 2^64")
+    return number
+
+
+def _real(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise _Refused(f"the number {_cut(digits)} is too large; allowed: up to 1.8e308")
+    return number
+
+
+class _Sizes:
+    """Sizes of a document's nodes with every alias written out; a node that many aliases name is measured once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, int] = {}
+        self._open: set[int] = set()
+
+    def of(self, node: yaml.Node) -> int:
+        """Values and characters. Raises YAMLError: one that contains itself, or too many of them."""
+        if isinstance(node, yaml.ScalarNode):
+            return 1 + len(node.value)
+        if (known := self._known.get(id(node))) is not None:
+            return known
+        if id(node) in self._open:
+            raise _fault("an alias stands inside what it stands for", node)
+        self._open.add(id(node))
+        size = 1 + sum(self.of(child) for child in _children(node))
+        self._open.remove(id(node))
+        if size > _MOST_EXPANDED:
+            raise _fault(f"with its aliases written out it holds more than {_MOST_EXPANDED:,} values and letters", node)
+        self._known[id(node)] = size
+        return size
+
+
+def _children(node: yaml.Node) -> Iterable[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return cast("list[yaml.Node]", node.value)
+
+
+class _Loader(yaml.SafeLoader):
+    """Nodes as plain data. Nothing is shared between two places that name the same alias."""
+
+    def plain(self, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+            return self._mapping(node)
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+            return [self.plain(item) for item in node.value]
+        if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
+            return self._scalar(node)
+        raise _fault(f"the tag {node.tag.replace(_TAG, '!!')} is for no plain data", node)
+
+    def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value in node.value:
+            key = "<<" if key_node.tag == _MERGE else self._key(key_node)
+            if key in lines:
+                raise _fault(f"key {_cut(key)} stands twice, first in line {lines[key]}", key_node)
+            lines[key] = _line(key_node)
+            if key_node.tag == _MERGE:
+                merged = self._merged(value)
+            else:
+                own[key] = self.plain(value)
+        return merged | own
+
+    def _key(self, node: yaml.Node) -> str:
+        value = self.plain(node)
+        if not isinstance(value, str):
+            shown = node.value if isinstance(node, yaml.ScalarNode) else "…"
+            raise _fault(f"key {shown[:60]} is read as {_kind(value)}; write text, in quotes", node)
+        return value
+
+    def _merged(self, node: yaml.Node) -> dict[str, Any]:
+        """YAML's merge key: one mapping or several, of which the first one that has a key counts."""
+        sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        found: dict[str, Any] = {}
+        for source in sources:
+            if not isinstance(source, yaml.MappingNode):
+                raise _fault("<< takes a mapping or a list of mappings", source)
+            found = self._mapping(source) | found
+        return found
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        try:
+            value = self.construct_object(node)
+        except (ValueError, LookupError, OverflowError):  # by an explicit tag, or with thousands of digits
+            raise _fault(f"{_cut(node.value)} cannot be read as {node.tag.replace(_TAG, '!!')}", node) from None
+        if isinstance(value, int) and abs(value) >= _LARGEST:
+            raise _fault(f"a whole number of {len(node.value)} digits; allowed: below 2^64", node)
+        if isinstance(value, float) and math.isinf(value) and "inf" not in node.value.lower():
+            raise _fault(f"the number {_cut(node.value)} is too large; allowed: up to 1.8e308", node)
+        return value
+
+
+# A date is text: JSON has no word for it, and what reads it wants what was written. So is a lone `=`.
+_TEXT = {f"{_TAG}timestamp", f"{_TAG}value"}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _TEXT]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _fault(message: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.YAMLError(f"line {_line(node)}: {message}")
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _kind(value: object) -> str:
+    names = {bool: "true or false", int: "a number", float: "a number", type(None): "null", list: "a list"}
+    return names.get(type(value), "a mapping")
+
+
+def _cut(text: str) -> str:
+    return repr(text) if len(text) <= 60 else repr(text[:57] + "...")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

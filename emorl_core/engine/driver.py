@@ -1,0 +1,109 @@
+"""Drives an engine from the caller's own thread: the one loop that `Ensemble`, training and the benchmarks stand on."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+
+from emorl_core.engine.engine import Engine
+from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest, SegmentsResult
+from emorl_core.engine.sequences import Job
+from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult
+from emorl_core.types import Completion, Event, Failure, Request, TokenEvent
+from emorl_core.weights import named
+
+
+class Driver:
+    """Steps the engine whenever somebody waits for an event and keeps the events of others. Threads take turns."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._turn = threading.RLock()
+        self._inboxes: dict[str, deque[Event]] = {}  # by request
+
+    def events(self, groups: Sequence[Sequence[Request]], job: Job | None = None) -> Generator[Event]:
+        """Everything that happens to these requests, until all have ended; each group shares a prompt.
+
+        They join the batch at the first `next`; leaving the loop early cancels those that have not ended. With a job
+        they count as one when slots are shared out.
+        """
+        inbox: deque[Event] = deque()
+        names = [request.request_id for group in groups for request in group]
+        left = set(names)
+        try:
+            with self._turn:
+                self._inboxes.update(dict.fromkeys(names, inbox))
+                for group in groups:
+                    self._engine.add_group(group, job)
+            while left:
+                event = self._next(inbox)
+                if isinstance(event, (Completion, Failure)):
+                    left.discard(event.request_id)
+                yield event
+        finally:
+            self._forget(names)
+
+    def ends(self, groups: Sequence[Sequence[Request]], job: Job | None = None) -> Generator[Completion | Failure]:
+        """The last event of each request, first come first."""
+        with closing(self.events(groups, job)) as events:
+            yield from (event for event in events if isinstance(event, (Completion, Failure)))
+
+    def finish(self, requests: Sequence[Request]) -> list[Completion]:
+        """Run requests to their ends, in one batch. Raises the error of the first that fails and cancels the others."""
+        with closing(self.ends([[request] for request in requests])) as ends:
+            done = {event.request_id: _sound(event) for event in ends}
+        return [done[request.request_id] for request in requests]
+
+    def stream(self, request: Request) -> Iterator[TokenEvent]:
+        """Token by token. Raises the request's error."""
+        with closing(self.events([[request]])) as events:
+            for event in events:
+                if isinstance(event, TokenEvent):
+                    yield event
+                elif isinstance(event, Failure):
+                    raise event.error
+
+    def sweep(self, plan: SweepPlan, on_item: Callable[[SweepItem], None] | None) -> SweepResult:
+        """Run a sweep to its end; `on_item` is called as completions come, in the order they end. Raises the error of
+        the first that fails and cancels the others."""
+        with closing(self.ends(plan.groups(), Job())) as ends:
+            for event in ends:
+                for item in plan.take(_sound(event)):
+                    if on_item is not None:
+                        on_item(item)
+        return plan.result()
+
+    def segments(self, request: SegmentsRequest) -> SegmentsResult:
+        """All texts between two requests' weights."""
+        (done,) = self.finish([request])
+        assert isinstance(done, SegmentsCompletion)  # the end of such a request
+        return SegmentsResult(
+            named(self._engine.lanes, request.weights),
+            named(self._engine.lanes, request.to),
+            done.intervals,
+            request.min_width,
+            done.lane_row_steps,
+        )
+
+    def _next(self, inbox: deque[Event]) -> Event:
+        """The inbox's next event, stepping the engine as long as there is none (another thread may bring some)."""
+        with self._turn:
+            while not inbox:
+                for event in self._engine.step():
+                    if event.request_id in self._inboxes:
+                        self._inboxes[event.request_id].append(event)
+            return inbox.popleft()
+
+    def _forget(self, names: Sequence[str]) -> None:
+        with self._turn:
+            for name in names:
+                if self._inboxes.pop(name, None) is not None:
+                    self._engine.cancel(name)
+
+
+def _sound(event: Completion | Failure) -> Completion:
+    if isinstance(event, Failure):
+        raise event.error
+    return event

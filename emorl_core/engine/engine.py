@@ -1,0 +1,281 @@
+"""step() = schedule, run, postprocess; one stream of events.
+
+Exactly one thread owns an engine. Requests with different weights, lengths and sampling run in one batch, join and
+leave at token boundaries. A request ends with exactly one `Completion` or one `Failure`; one that fails, fails alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from emorl_core.detokenize import Decode
+from emorl_core.engine.events import Reporter
+from emorl_core.engine.intake import Intake
+from emorl_core.engine.runner import Outcome, Runner
+from emorl_core.engine.scheduler import Scheduler
+from emorl_core.engine.sequences import Branch, Choice, Job, Member
+from emorl_core.engine.stats import EngineStats
+from emorl_core.errors import EmorlError, InvalidRequest
+from emorl_core.models.family import Facts, LaneModel
+from emorl_core.types import Event, FinishReason, Request
+
+
+class Engine:
+    """Continuous batching over one model. See `add`, `cancel`, `step`."""
+
+    def __init__(
+        self,
+        model: LaneModel,
+        decode: Decode,
+        lanes: Sequence[str],
+        *,
+        slots: int = 16,
+        prefill_cache_bytes: int = 256 * 2**20,
+    ) -> None:
+        """decode: token ids -> text, special tokens left out; lanes: names, `base` first; slots: branches at once."""
+        if slots < 1:
+            raise InvalidRequest(f"slots is {slots}; allowed: a whole number from 1", param="slots")
+        self.lanes = tuple(lanes)
+        self.runner = Runner(model, prefill_cache_bytes=prefill_cache_bytes)
+        self.scheduler = Scheduler(slots)
+        self._intake = Intake(len(self.lanes), decode)
+        self._report = Reporter(self.lanes)
+        self._eos = frozenset(model.facts.eos_token_ids)
+        self._batch_rows = 0
+        self.faults = 0
+        self.last_fault: Exception | None = None  # for the log of whoever drives the engine; its text may hold anything
+
+    @property
+    def model(self) -> LaneModel:
+        return self.runner.model
+
+    @property
+    def facts(self) -> Facts:
+        """Of the model."""
+        return self.runner.model.facts
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    @property
+    def stats(self) -> EngineStats:
+        scheduler, runner = self.scheduler, self.runner
+        return EngineStats(
+            waiting=scheduler.waiting_requests,
+            running=scheduler.running_requests,
+            slots=scheduler.slots,
+            slots_used=len(scheduler.running),
+            lanes_running=runner.lanes_running,
+            batch_rows=self._batch_rows,
+            lane_row_steps=runner.lane_row_steps,
+            prefill_hits=runner.prefill_cache.hits,
+            prefill_misses=runner.prefill_cache.misses,
+            prefill_cache_bytes=runner.prefill_cache.nbytes,
+            kv_bytes=runner.seats.cache.nbytes,
+            faults=self.faults,
+        )
+
+    def add(self, request: Request) -> None:
+        """Queue one request."""
+        self.add_group([request])
+
+    def add_group(self, requests: Sequence[Request], job: Job | None = None) -> None:
+        """Queue requests that share their prompt, stop strings and token limits: their common prefixes run once.
+
+        Those without a seed get one, the same for all of them, and report it. Groups with the same `job` count as one
+        when slots are shared out.
+
+        Raises:
+            InvalidRequest: the requests do not belong together, the prompt is empty, or the weights do not fit.
+        """
+        self.scheduler.add(self._intake.branch(requests, job))
+
+    def cancel(self, request_id: str) -> None:
+        """End a request at the next step, queued or running; unknown ids are ignored."""
+        self.scheduler.cancel(request_id)
+
+    def step(self) -> list[Event]:
+        """One token for every running request. Returns what happened, in order."""
+        events: list[Event] = []
+        self._take_cancelled(events)
+        self._admit(events)
+        self._batch_rows = self.scheduler.running_requests
+        if self.scheduler.running:
+            self._postprocess(self._run(events), events)
+        return events
+
+    def drop_all(self, error: EmorlError) -> list[Event]:
+        """Fail every request, queued and running, and start empty: for whoever must restart after a fault."""
+        branches = self.scheduler.clear()
+        self.runner.reset()
+        lost = [(branch, member) for branch in branches for member in branch.members]
+        return [event for branch, member in lost for event in self._report.failed(branch, member, error)]
+
+    # -- schedule ------------------------------------------------------------------------------------------------
+
+    def _take_cancelled(self, events: list[Event]) -> None:
+        touched = []
+        for branch, member, was_running in self.scheduler.take_cancelled():
+            events += self._report.cancelled(branch, member)
+            if was_running:
+                touched.append(branch)
+        self._settle(touched, changed=touched)
+
+    def _admit(self, events: list[Event]) -> None:
+        admitted = self.scheduler.admit()
+        if not admitted:
+            return
+        try:
+            self.runner.admit(admitted)
+        except Exception as fault:  # noqa: BLE001 - whatever it is, it must not reach the other requests
+            self._note(fault)
+            # One prompt of several may be at fault: each gets its own try, in rows that hold nothing of the others.
+            for branch in admitted:
+                self.runner.remove(branch, poisoned=True)
+            for branch in admitted:
+                try:
+                    if branch.members:  # not dropped with another branch of its request
+                        self.runner.admit([branch])
+                except Exception as error:  # noqa: BLE001
+                    self._fail(branch, error, events)
+
+    # -- run -----------------------------------------------------------------------------------------------------
+
+    def _run(self, events: list[Event]) -> list[Outcome]:
+        try:
+            return self.runner.step()
+        except Exception as fault:  # noqa: BLE001
+            self._note(fault)
+            return self._run_apart(events)
+
+    def _note(self, fault: Exception) -> None:
+        """A fault that goes away when requests run alone costs only time, so it must be visible."""
+        self.faults += 1
+        self.last_fault = fault
+
+    def _run_apart(self, events: list[Event]) -> list[Outcome]:
+        """A step failed: run every branch alone, so that only the one at fault fails.
+
+        Nobody holds lane rows afterwards; the survivors go to the front of the queue and are fed their tokens again.
+        """
+        outcomes: list[Outcome] = []
+        for branch in list(self.scheduler.running):
+            if not branch.members:  # dropped with another branch of its request
+                continue
+            self.runner.reset()
+            try:
+                self.runner.admit([branch])
+                outcomes += self.runner.step()
+            except Exception as error:  # noqa: BLE001
+                self._fail(branch, error, events)
+        self.runner.reset()
+        return outcomes
+
+    # -- postprocess ---------------------------------------------------------------------------------------------
+
+    def _postprocess(self, outcomes: list[Outcome], events: list[Event]) -> None:
+        by_branch: dict[Branch, list[tuple[Member, Choice]]] = {}
+        for branch, member, choice in outcomes:
+            by_branch.setdefault(branch, []).append((member, choice))
+        forked: list[tuple[Branch, Branch]] = []
+        counts = {branch: len(branch.members) for branch in by_branch}
+        for branch, choices in by_branch.items():
+            if not branch.members:  # dropped with another branch of its request
+                continue
+            sound = [(member, choice) for member, choice in choices if choice.error is None]
+            if len(sound) < len(choices):
+                for member, choice in choices:
+                    if choice.error is not None:
+                        events += self._report.failed(branch, member, choice.error)
+                self.runner.remove(branch, poisoned=True)
+                self._drop_siblings(branch)
+            branch.members = [member for member, _ in sound]
+            if sound:
+                forked += [(branch, child) for child in self._advance(branch, sound, events)]
+        forked = [(parent, child) for parent, child in forked if child.chooser is None or not child.chooser.over]
+        self._settle(by_branch, forked, changed=[branch for branch, n in counts.items() if len(branch.members) != n])
+
+    def _advance(self, branch: Branch, choices: list[tuple[Member, Choice]], events: list[Event]) -> list[Branch]:
+        """Append the chosen tokens. Members that disagree with the first leave; returns their branches."""
+        by_token: dict[int, list[tuple[Member, Choice]]] = {}
+        for member, choice in choices:
+            by_token.setdefault(choice.token_id, []).append((member, choice))
+        # The branch itself goes to a group that goes on, so that the others can copy its lane rows.
+        groups = sorted(by_token.items(), key=lambda item: item[0] in self._eos)
+        branches = [branch, *(branch.fork([member for member, _ in group]) for _, group in groups[1:])]
+        branch.members = [member for member, _ in groups[0][1]]
+        if branch.chooser is not None and (error := branch.chooser.split(len(branches))) is not None:
+            events += self._report.failed(branch, branch.members[0], error)
+            self._drop_siblings(branch)
+            branch.members = []
+            return []
+        now = time.perf_counter()
+        for each, (token_id, group) in zip(branches, groups, strict=True):
+            each.first_token = each.first_token or now
+            each.tokens.append(token_id)
+            text = "" if token_id in self._eos else each.detokenizer.push(token_id)
+            reason = self._finish_reason(each, token_id)
+            if reason is not None:
+                text += each.detokenizer.finish()
+            each.texts.append(text)
+            for member, choice in group:
+                if reason is not None or not member.silent:
+                    events += self._report.token(each, member, choice, text, reason)
+            if reason is not None:
+                each.members = []
+        return [each for each in branches[1:] if each.members]
+
+    def _finish_reason(self, branch: Branch, token_id: int) -> FinishReason | None:
+        if token_id in self._eos or branch.detokenizer.stopped:
+            return FinishReason.STOP
+        if len(branch.tokens) >= branch.members[0].request.sampling.max_new_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def _settle(
+        self,
+        branches: Iterable[Branch],
+        forked: Sequence[tuple[Branch, Branch]] = (),
+        *,
+        changed: Sequence[Branch],
+    ) -> None:
+        """Free what finished, give forked branches the slots that are theirs, drop lanes that nobody needs on branches
+        whose members have changed.
+
+        Forked branches without a slot wait before the others of their job; those that lost their lane rows to a fault
+        elsewhere, before everybody.
+        """
+        gone = [branch for branch in branches if not branch.members or not self.runner.holds(branch)]
+        self.scheduler.release(gone)
+        lost = [branch for branch in gone if branch.members]
+        waiting = []
+        for parent, child in forked:
+            if self.runner.holds(parent) and self.scheduler.room_for(child):
+                self.runner.fork(parent, child)
+                self.scheduler.start(child)
+            else:
+                waiting.append(child)
+        for branch in gone:
+            self.runner.remove(branch)
+        for branch in changed:
+            if self.runner.holds(branch):
+                self.runner.narrow(branch)
+        self.scheduler.add_first(waiting)
+        if lost:
+            self.scheduler.resume(lost)
+
+    def _fail(self, branch: Branch, error: Exception, events: list[Event]) -> None:
+        """End all members of a branch, and what else belongs to their requests."""
+        self.runner.remove(branch, poisoned=True)
+        self.scheduler.release([branch])
+        for member in branch.members:
+            events += self._report.failed(branch, member, error)
+        self._drop_siblings(branch)
+
+    def _drop_siblings(self, branch: Branch) -> None:
+        """The request has ended with this branch: its others end without a word."""
+        for sibling in self.scheduler.drop_siblings(branch):
+            sibling.members = []
+            self.runner.remove(sibling)

@@ -1,0 +1,138 @@
+"""What the engine tells about its requests: tokens, intervals, endings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from emorl_core.engine.segments import Segments, SegmentsCompletion, Span
+from emorl_core.engine.sequences import Branch, Choice, Member
+from emorl_core.errors import EmorlError, EngineError, OutOfMemory
+from emorl_core.types import Completion, Event, Failure, FinishReason, Interval, IntervalFound, TokenEvent
+from emorl_core.weights import named
+
+
+class Reporter:
+    """Makes the events; keeps what a completion will need on the members."""
+
+    def __init__(self, lanes: Sequence[str]) -> None:
+        """lanes: names, `base` first."""
+        self._lanes = lanes
+
+    def token(
+        self, branch: Branch, member: Member, choice: Choice, text: str, reason: FinishReason | None
+    ) -> list[Event]:
+        """A member has taken the branch's last token, which released `text`; reason: why the branch ends here."""
+        if isinstance(member, Span):
+            return [] if reason is None else self._interval(branch, member, reason)
+        request = member.request
+        if not member.silent:
+            member.logprobs.append(choice.logprob)
+        if choice.attribution is not None:
+            member.attributions.append(choice.attribution)
+        if request.top_logprobs:
+            member.top_logprobs.append(choice.top_logprobs)
+        completion = None if reason is None else self._completion(branch, member, reason)
+        events: list[Event] = []
+        if request.stream:
+            events.append(
+                TokenEvent(
+                    request.request_id,
+                    len(branch.tokens) - 1,
+                    choice.token_id,
+                    text,
+                    choice.logprob,
+                    choice.attribution,
+                    choice.top_logprobs,
+                    completion,
+                    request.tag,
+                )
+            )
+        return events if completion is None else [*events, completion]
+
+    def cancelled(self, branch: Branch, member: Member) -> list[Event]:
+        """A member has been taken out; of a request with several branches, the first says so."""
+        if not isinstance(member, Span):
+            return [self._completion(branch, member, FinishReason.CANCELLED)]
+        segments = _segments(branch)
+        if segments.over:
+            return []
+        segments.over = True
+        return [self._segments_completion(branch, member, FinishReason.CANCELLED)]
+
+    def failed(self, branch: Branch, member: Member, error: Exception) -> list[Event]:
+        """A member has failed; with it, of a request with several branches, the whole request."""
+        if branch.chooser is not None:
+            if branch.chooser.over:
+                return []
+            branch.chooser.over = True
+        return [Failure(member.request.request_id, _told(error), member.request.tag)]
+
+    def _interval(self, branch: Branch, span: Span, reason: FinishReason) -> list[Event]:
+        segments, request = _segments(branch), span.request
+        interval = Interval(span.start, span.end, "".join(branch.texts), tuple(branch.tokens), reason)
+        segments.ended.append(interval)
+        segments.going -= 1
+        events: list[Event] = [IntervalFound(request.request_id, interval, request.tag)]
+        if not segments.going:
+            segments.over = True
+            events.append(self._segments_completion(branch, span, FinishReason.STOP))
+        return events
+
+    def _completion(self, branch: Branch, member: Member, reason: FinishReason) -> Completion:
+        return Completion(
+            text="".join(branch.texts),
+            finish_reason=reason,
+            token_ids=tuple(branch.tokens),
+            logprobs=tuple(member.logprobs),
+            weights=named(self._lanes, member.request.weights),
+            attributions=tuple(member.attributions),
+            top_logprobs=tuple(member.top_logprobs),
+            token_texts=tuple(branch.texts),
+            **_common(branch, member),
+        )
+
+    def _segments_completion(self, branch: Branch, span: Span, reason: FinishReason) -> SegmentsCompletion:
+        segments = _segments(branch)
+        ends = zip(segments.request.weights, segments.request.to, strict=True)
+        return SegmentsCompletion(
+            text="",
+            finish_reason=reason,
+            token_ids=(),
+            logprobs=(),
+            weights=named(self._lanes, tuple((a + b) / 2 for a, b in ends)),
+            intervals=() if reason is FinishReason.CANCELLED else segments.intervals(),
+            **_common(branch, span),
+        )
+
+
+def _common(branch: Branch, member: Member) -> dict[str, Any]:
+    request, now = member.request, time.perf_counter()
+    return {
+        "request_id": request.request_id,
+        "seed": request.sampling.seed or 0,
+        "prompt_tokens": len(request.prompt_ids),
+        "profile": request.profile,
+        "queue_s": (branch.admitted or now) - member.arrived,
+        "first_token_s": (branch.first_token or now) - member.arrived,
+        "total_s": now - member.arrived,
+        "lane_row_steps": branch.meter.lane_row_steps,
+        "tag": request.tag,
+    }
+
+
+def _segments(branch: Branch) -> Segments:
+    assert isinstance(branch.chooser, Segments)  # a branch with spans has it
+    return branch.chooser
+
+
+def _told(error: Exception) -> EmorlError:
+    """What a caller may see of a fault: its kind, never its text, which may hold anything."""
+    if isinstance(error, EmorlError):
+        return error
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return OutOfMemory("the device had no memory left for this request")
+    return EngineError(f"the request failed inside the engine ({type(error).__name__})")

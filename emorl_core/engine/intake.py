@@ -1,0 +1,73 @@
+"""Requests -> a branch, or the error that says why not."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from emorl_core.detokenize import Decode, Detokenizer
+from emorl_core.engine.segments import Segments, SegmentsRequest, Span
+from emorl_core.engine.sequences import Branch, Job, members_of
+from emorl_core.errors import InvalidRequest
+from emorl_core.lanes.lane import lane_points
+from emorl_core.types import Request
+
+# Drawn seeds stay below 2^53, so that a JavaScript client reads and repeats them exactly.
+_DRAWN_SEEDS = 2**53
+
+
+class Intake:
+    """Checks what comes in and gives it seeds, lanes and a detokenizer."""
+
+    def __init__(self, lanes: int, decode: Decode) -> None:
+        """lanes: named ones, `base` included."""
+        self._points = lane_points(lanes - 1)
+        self._decode = decode
+
+    def branch(self, requests: Sequence[Request], job: Job | None = None) -> Branch:
+        """One branch for requests that share prompt, stop strings and token limits. Raises InvalidRequest."""
+        drawn = draw_seed()
+        requests = [request if request.sampling.seed is not None else _seeded(request, drawn) for request in requests]
+        first = requests[0]
+        for request in requests:
+            if request.prompt_ids != first.prompt_ids or _shape(request) != _shape(first):
+                raise InvalidRequest("requests of one group must share prompt, stop strings and token limits")
+            self._check_weights(request.weights)
+        if not first.prompt_ids:
+            raise InvalidRequest("the prompt is empty after tokenising", param="prompt")
+        detokenizer = Detokenizer(self._decode, first.sampling.stop)
+        if isinstance(first, SegmentsRequest):
+            return self._segments(first, detokenizer)
+        members = members_of(requests, self._points, time.perf_counter())
+        return Branch(first.prompt_ids, members, detokenizer, Job() if job is None else job)
+
+    def _segments(self, request: SegmentsRequest, detokenizer: Detokenizer) -> Branch:
+        """One branch over the whole way; it forks where the chosen token changes."""
+        self._check_weights(request.to)
+        either = tuple(float(a != 0.0 or b != 0.0) for a, b in zip(request.weights, request.to, strict=True))
+        (whole,) = members_of([replace(request, weights=either)], self._points, time.perf_counter())
+        span = Span(request, whole.arrived, whole.numbers, whole.lanes, whole.weights)
+        job = Job(most_slots=request.most_slots)
+        return Branch(request.prompt_ids, [span], detokenizer, job, Segments(request))
+
+    def _check_weights(self, weights: Sequence[float]) -> None:
+        if len(weights) != len(self._points) or not any(weights):
+            raise InvalidRequest(
+                f"weights has {len(weights)} numbers; allowed: {len(self._points)}, one per lane, not all 0",
+                param="weights",
+            )
+
+
+def draw_seed() -> int:
+    """A fresh seed, for a request that names none."""
+    return secrets.randbelow(_DRAWN_SEEDS)
+
+
+def _seeded(request: Request, seed: int) -> Request:
+    return replace(request, sampling=replace(request.sampling, seed=seed))
+
+
+def _shape(request: Request) -> tuple[object, ...]:
+    return (request.sampling.stop, request.sampling.max_new_tokens)

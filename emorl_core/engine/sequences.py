@@ -1,0 +1,134 @@
+"""What the engine works on, and who owns whom.
+
+    Job ──────────── what one caller asked for at once; slots are shared out between jobs
+     ├─ Branch ───── tokens that its members share: same prompt, same reply so far; takes one slot while it runs
+     │   ├─ Member ─ one request: its weights over lanes
+     │   ├─ Member
+     │   └─ lane rows, one for each lane that a member gives weight to; `Seats` knows their places in the cache
+     └─ Branch ───── forked from the first when their members chose different tokens; both count on one Meter
+         └─ Member
+
+A plain request is a job with one branch with one member. A sweep is a job with a branch for each prompt at first, and
+one member for each weight vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from emorl_core.detokenize import Detokenizer
+from emorl_core.errors import EmorlError
+from emorl_core.lanes.lane import Coefficients, Lane
+from emorl_core.models.family import LaneModel
+from emorl_core.types import Attribution, Request
+
+
+@dataclass(slots=True)
+class Meter:
+    """What a group of requests has cost so far."""
+
+    lane_row_steps: int = 0  # lane rows computed, one token each
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Whose turn it is when a slot comes free is decided between jobs."""
+
+    most_slots: int | None = None  # None: as many as are free
+    started: bool = False  # one of its branches has run
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The token that one member chose, or why it must end; the rest is then meaningless."""
+
+    token_id: int
+    logprob: float = 0.0
+    attribution: Attribution | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    error: EmorlError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One request on a branch, with what differs between members of the same tokens."""
+
+    request: Request
+    arrived: float
+    numbers: tuple[int, ...]  # of the named lanes that it gives weight to, in rising order
+    lanes: tuple[Lane, ...]  # the same as points
+    weights: tuple[float, ...]  # one per lane of `lanes`
+    logprobs: list[float] = field(default_factory=list)
+    attributions: list[Attribution] = field(default_factory=list)
+    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    silent: bool = field(init=False)  # nothing but its tokens is wanted
+
+    def __post_init__(self) -> None:
+        request = self.request
+        self.silent = not (request.stream or request.logprobs or request.attribution or request.top_logprobs)
+
+
+class Chooser(Protocol):
+    """Chooses the tokens of a request's branches in a way of its own, instead of from one mix of lanes a member. All
+    branches of the request share it, and have one member each."""
+
+    over: bool  # the request's last event has been made
+
+    def choose(self, model: LaneModel, branch: Branch, hidden: Tensor) -> list[tuple[Member, Choice]]:
+        """hidden: [N, D], a row per lane of the branch's member. Returns the members that follow it, with different
+        tokens. May be called again for the same tokens, so it changes nothing."""
+
+    def split(self, branches: int) -> EmorlError | None:
+        """A branch has become this many. Returns what the request must end with, if it is too many."""
+
+
+@dataclass(slots=True, eq=False)
+class Branch:
+    """Tokens shared by its members."""
+
+    prompt_ids: tuple[int, ...]
+    members: list[Member]
+    detokenizer: Detokenizer
+    job: Job = field(default_factory=Job)
+    chooser: Chooser | None = None
+    meter: Meter = field(default_factory=Meter)
+    tokens: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)  # text that each token released
+    admitted: float = 0.0
+    first_token: float = 0.0
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """Those that any member gives weight to, in the order of their numbers."""
+        named = {n: lane for member in self.members for n, lane in zip(member.numbers, member.lanes, strict=True)}
+        return tuple(dict.fromkeys(lane for _, lane in sorted(named.items(), key=lambda item: item[0])))
+
+    def fork(self, members: list[Member]) -> Branch:
+        """A branch with the same past for `members`."""
+        return Branch(
+            self.prompt_ids,
+            members,
+            self.detokenizer.fork(),
+            self.job,
+            self.chooser,
+            self.meter,
+            list(self.tokens),
+            list(self.texts),
+            self.admitted,
+            self.first_token,
+        )
+
+
+def members_of(requests: Sequence[Request], points: Sequence[Coefficients], arrived: float) -> list[Member]:
+    """One per request; they share their prompt. points: the named lanes."""
+    lanes = [Lane(point, requests[0].prompt_ids) for point in points]
+    members = []
+    for request in requests:
+        used = [i for i, weight in enumerate(request.weights) if weight != 0.0]
+        weights = tuple(request.weights[i] for i in used)
+        members.append(Member(request, arrived, tuple(used), tuple(lanes[i] for i in used), weights))
+    return members

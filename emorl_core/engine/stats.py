@@ -1,0 +1,23 @@
+"""What an engine tells about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Plain numbers for metrics; a snapshot."""
+
+    waiting: int  # requests
+    running: int  # requests
+    slots: int  # branches that can run at once
+    slots_used: int
+    lanes_running: int  # distinct lanes
+    batch_rows: int  # requests that the last step chose a token for
+    lane_row_steps: int  # lane rows computed since the start, one token each
+    prefill_hits: int
+    prefill_misses: int
+    prefill_cache_bytes: int
+    kv_bytes: int  # capacity held
+    faults: int  # prefills and steps that failed and were run again, request by request

@@ -1,0 +1,278 @@
+"""One prompt, many weight vectors, one run that shares every common prefix.
+
+A lane's hidden state depends on the tokens so far, never on the weights. So K weight vectors on one prompt are one
+tree: the engine runs them as one branch with K members, which forks only where their mixes choose different tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from emorl_core.errors import InvalidRequest, InvalidWeights, shown
+from emorl_core.types import COMBINE_MODES, Combine, Completion, FinishReason, Request, Sampling
+from emorl_core.weights import ResolvedWeights
+
+# Two vectors are one ray when their directions agree to this many decimals of the largest component.
+_RAY_DECIMALS = 12
+MAX_GRID = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class SweepItem:
+    """The completion of one prompt under one weight vector."""
+
+    prompt_index: int
+    weights_index: int
+    weights: dict[str, float]  # resolved
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """All completions of a sweep, by prompt, and what they cost.
+
+    `lane_row_steps` counts lane rows computed, one token each; `unshared_lane_row_steps` what one run per prompt and
+    weight vector would have computed for the same texts.
+    """
+
+    items: tuple[SweepItem, ...]  # prompt-major, in the order the vectors were given
+    seed: int
+    lane_row_steps: int
+    unshared_lane_row_steps: int
+
+    def of_prompt(self, prompt_index: int) -> tuple[SweepItem, ...]:
+        """One item per weight vector."""
+        first, last = (bisect_left(self.items, p, key=_prompt_of) for p in (prompt_index, prompt_index + 1))
+        return self.items[first:last]
+
+    def distinct(self, prompt_index: int) -> dict[str, list[int]]:
+        """Distinct text -> the indices of the weight vectors that give it, texts in order of first appearance."""
+        return texts_of(self.of_prompt(prompt_index))
+
+
+def texts_of(items: Iterable[SweepItem]) -> dict[str, list[int]]:
+    """Of one prompt's items: distinct text -> the indices of the weight vectors that give it."""
+    texts: dict[str, list[int]] = {}
+    for item in items:
+        texts.setdefault(item.text, []).append(item.weights_index)
+    return texts
+
+
+class SweepPlan:
+    """The requests of a sweep, and the items that their completions make.
+
+    Give every group to `Engine.add_group`, then every Completion of theirs to `take`. Vectors that give the same text
+    for sure (see `merge_rays`) are one request.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        vectors: Sequence[ResolvedWeights],
+        sampling: Sampling,
+        *,
+        combine: Combine = "hidden",
+        only: Sequence[Collection[int]] | None = None,
+        prefix: str = "sweep",
+    ) -> None:
+        """prompts: token ids each; sampling: with its seed set; only: per prompt the indices of the vectors it is swept
+        with, None: all; prefix: of the request ids.
+
+        Raises InvalidRequest or InvalidWeights: nothing to do, or vectors that cannot be mixed in this way.
+        """
+        if not prompts:
+            raise InvalidRequest("prompts is empty; allowed: at least one text", param="prompts")
+        if not vectors:
+            raise InvalidRequest("weights is empty; allowed: at least one vector", param="weights")
+        if combine not in COMBINE_MODES:
+            raise InvalidRequest(f"combine is {combine!r}; allowed: {', '.join(COMBINE_MODES)}", param="combine")
+        for i, each in enumerate(vectors):
+            if combine == "probs" and min(each.vector) < 0:
+                raise InvalidWeights(
+                    f"weights.{i}: negative ones cannot mix probabilities; use combine: hidden", param=f"weights.{i}"
+                )
+        _check_only(only, len(prompts), len(vectors))
+        self.prompts = [tuple(prompt) for prompt in prompts]
+        self.vectors = tuple(vectors)
+        self.sampling = sampling
+        self._combine = combine
+        self._prefix = prefix
+        # Mixed probabilities do not scale like logits do: there only equal vectors are one.
+        rays = merge_rays([v.vector for v in vectors], greedy=sampling.greedy and combine == "hidden")
+        self._same: list[dict[int, list[int]]] = [{} for _ in self.prompts]  # per prompt: the vectors of each request
+        for p, same in enumerate(self._same):
+            for i in range(len(self.vectors)) if only is None else sorted(set(only[p])):
+                same.setdefault(rays[i], []).append(i)
+        self._items: dict[tuple[int, int], SweepItem] = {}
+        self._expected = sum(len(indices) for same in self._same for indices in same.values())
+        self._cost = [0] * len(self.prompts)  # lane-row steps, as of each prompt's last completion
+
+    @property
+    def requests(self) -> int:
+        """How many there are, over all prompts."""
+        return sum(len(same) for same in self._same)
+
+    @property
+    def done(self) -> bool:
+        return len(self._items) == self._expected
+
+    def groups(self) -> list[list[Request]]:
+        """One group a prompt, one request a distinct vector; prompts without any have none."""
+        groups = [
+            [
+                Request(
+                    f"{self._prefix}-{p}-{v}",
+                    prompt,
+                    self.vectors[v].vector,
+                    self.sampling,
+                    self._combine,
+                    profile=self.vectors[v].profile,
+                    stream=False,
+                    logprobs=False,
+                    tag=(p, v),
+                )
+                for v in self._same[p]
+            ]
+            for p, prompt in enumerate(self.prompts)
+        ]
+        return [group for group in groups if group]
+
+    def take(self, completion: Completion) -> list[SweepItem]:
+        """The items that a completion of one of the requests makes, one per vector of its ray."""
+        p, v = completion.tag
+        self._cost[p] = max(self._cost[p], completion.lane_row_steps)
+        made = [
+            SweepItem(
+                p,
+                i,
+                self.vectors[i].as_dict(),
+                completion.text,
+                completion.token_ids,
+                completion.finish_reason,
+            )
+            for i in self._same[p][v]
+        ]
+        self._items.update({(item.prompt_index, item.weights_index): item for item in made})
+        return made
+
+    @property
+    def completed(self) -> int:
+        """Items so far, of prompts times vectors."""
+        return len(self._items)
+
+    def result(self) -> SweepResult:
+        items = tuple(self._items[key] for key in sorted(self._items))
+        unshared = sum(self._lanes(item.weights_index) * len(item.token_ids) for item in items)
+        return SweepResult(items, self.sampling.seed or 0, sum(self._cost), unshared)
+
+    def _lanes(self, index: int) -> int:
+        return sum(weight != 0.0 for weight in self.vectors[index].vector)
+
+
+def sweep_vectors(
+    objectives: Sequence[str],
+    weights: Sequence[Mapping[str, float]] | None,
+    resolution: int | None,
+    resolve: Callable[[Mapping[str, float]], ResolvedWeights],
+    *,
+    prompts: int,
+    most: int | None = None,
+) -> list[ResolvedWeights]:
+    """What a sweep over `weights`, or over the grid of `resolution`, runs with.
+
+    Args:
+        prompts: how many are swept.
+        most: completions (prompts times vectors) that it may ask for; they are counted before any vector is made.
+
+    Raises:
+        InvalidRequest, InvalidWeights: neither or both are given, there are too many, or one is wrong.
+    """
+    if (weights is None) == (resolution is None):
+        raise InvalidRequest("give exactly one of weights and resolution", param="weights")
+    if isinstance(weights, Mapping):
+        raise InvalidRequest("weights is one mapping; allowed: a list of them", param="weights")
+    param = "weights" if resolution is None else "resolution"
+    size = len(weights or ()) if resolution is None else grid_size(len(objectives), resolution)
+    if most is not None and prompts * size > most:
+        raise InvalidRequest(
+            f"the sweep asks for {prompts} x {size} completions; allowed: up to {most} (max_sweep)", param=param
+        )
+    if resolution is not None:
+        weights = simplex_grid(objectives, resolution)
+    vectors = []
+    for i, each in enumerate(weights or ()):
+        try:
+            vectors.append(resolve(each))
+        except InvalidWeights as error:
+            raise InvalidWeights(f"vector {i}: {error.message}", param=f"weights.{i}") from None
+    return vectors
+
+
+def grid_size(objectives: int, resolution: int) -> int:
+    """How many vectors `simplex_grid` makes: C(resolution + N - 1, N - 1).
+
+    Raises InvalidRequest for a resolution below 1 or a grid of more than 100,000 vectors.
+    """
+    if isinstance(resolution, bool) or not isinstance(resolution, int) or not 1 <= resolution <= MAX_GRID:
+        raise InvalidRequest(
+            f"resolution is {shown(resolution)}; allowed: a whole number from 1 to {MAX_GRID}", param="resolution"
+        )
+    size = math.comb(resolution + objectives - 1, objectives - 1)
+    if size > MAX_GRID:
+        raise InvalidRequest(
+            f"resolution is {resolution}, a grid of {shown(size)} vectors; allowed: at most {MAX_GRID}",
+            param="resolution",
+        )
+    return size
+
+
+def simplex_grid(objectives: Sequence[str], resolution: int) -> list[dict[str, float]]:
+    """Every weight vector with components k / resolution that sum to 1. Raises as `grid_size`, before it makes any."""
+    grid_size(len(objectives), resolution)
+    return [
+        {name: count / resolution for name, count in zip(objectives, counts, strict=True)}
+        for counts in _compositions(resolution, len(objectives))
+    ]
+
+
+def merge_rays(vectors: Sequence[Sequence[float]], *, greedy: bool) -> list[int]:
+    """For each vector the index of the first one that gives the same text: equal vectors always, and under greedy
+    decoding positive multiples of each other (scaling all logits does not move their largest)."""
+    first: dict[tuple[float, ...], int] = {}
+    return [first.setdefault(_key(vector, greedy), i) for i, vector in enumerate(vectors)]
+
+
+def _prompt_of(item: SweepItem) -> int:
+    return item.prompt_index
+
+
+def _check_only(only: Sequence[Collection[int]] | None, prompts: int, vectors: int) -> None:
+    if only is None:
+        return
+    if len(only) != prompts:
+        raise InvalidRequest(f"only has {len(only)} entries for {prompts} prompts; allowed: one each", param="only")
+    for p, wanted in enumerate(only):
+        for i in wanted:
+            if not 0 <= i < vectors:
+                raise InvalidRequest(f"only.{p} names vector {i}; allowed: 0 to {vectors - 1}", param=f"only.{p}")
+
+
+def _key(vector: Sequence[float], greedy: bool) -> tuple[float, ...]:
+    if not greedy:
+        return tuple(vector)
+    largest = max(abs(value) for value in vector)
+    return tuple(round(value / largest, _RAY_DECIMALS) + 0.0 for value in vector)
+
+
+def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    if parts == 1:
+        yield (total,)
+        return
+    for first in range(total, -1, -1):
+        for rest in _compositions(total - first, parts - 1):
+            yield (first, *rest)

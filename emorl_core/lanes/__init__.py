@@ -1,0 +1,1 @@
+"""One base matrix, N adapters, one product for all lane rows."""

@@ -1,0 +1,59 @@
+"""A bundle's files -> model, adapters and tokenizer in memory, all of one moment."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from emorl_core.adapters import of_another_base, read_peft
+from emorl_core.bundle import Bundle
+from emorl_core.models.family import LaneModel
+from emorl_core.models.registry import load_model
+from emorl_core.snapshot import Hashes, Snapshot, steadily
+from emorl_core.tokenizer import HuggingFaceTokenizer, Tokenizer
+
+logger = logging.getLogger("emorl.core")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`model` has the adapters of `bundle`'s objectives attached, in their order."""
+
+    bundle: Bundle
+    model: LaneModel
+    tokenizer: Tokenizer
+    hashes: Hashes | None
+
+
+def load_bundle(
+    where: str | os.PathLike[str] | Snapshot,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    hashed: bool = False,
+) -> Loaded:
+    """Arguments and errors as `Ensemble.load`."""
+    read = partial(_read, device=device, dtype=dtype, hashed=hashed)
+    if not isinstance(where, Snapshot):
+        return steadily(where, read, revision=revision)
+    loaded = read(where)
+    where.check()
+    return loaded
+
+
+def _read(files: Snapshot, *, device: torch.device, dtype: torch.dtype, hashed: bool) -> Loaded:
+    with ThreadPoolExecutor(max_workers=1) as beside:  # hashing needs no interpreter, so it costs little time here
+        hashes = beside.submit(files.hashes) if hashed else None
+        model = load_model(files.base, device=device, dtype=dtype)
+        adapters = [read_peft(folder, name) for name, folder in files.adapters.items()]
+        model.attach(adapters)
+        tokenizer = HuggingFaceTokenizer(files.base)
+        for doubt in of_another_base(adapters, files.bundle.spec.base.hub):
+            logger.warning("%s", doubt)
+        return Loaded(files.bundle, model, tokenizer, None if hashes is None else hashes.result())

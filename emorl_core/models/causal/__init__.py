@@ -1,0 +1,1 @@
+"""Decoder-only language models, run by transformers' own modelling code."""

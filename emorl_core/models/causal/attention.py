@@ -1,0 +1,203 @@
+"""The attention function that transformers' modelling code calls here, over keys and values with a length per row.
+
+One `Pass` object travels with every forward pass as a keyword and says where a layer's keys and values come from and
+which of them a query may see; masks are made once a pass, not once a layer.
+
+Letters: M rows, H heads, K key-value heads, G = H / K queries that share one, T new tokens a row, S keys, d size of a
+head.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import AttentionInterface
+
+from emorl_core.cache.store import Store, round_size
+
+NAME = "emorl_lanes"  # not registered for masks: the library then makes none
+KEYWORD = "lane_pass"  # any keyword given to a model arrives in its attention function
+
+
+Layers = list[tuple[Tensor, Tensor]]  # by layer, keys and values [M, K, S, d]
+
+
+class Pass(Protocol):
+    """One forward pass, seen from a layer's attention."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """New keys and values [M, K, T, d] of a layer -> all that its queries may look at, [M, K, S, d]."""
+
+    def mask(self, window: int | None, *, explicit: bool) -> Tensor | None:
+        """[M or 1, 1, T, S] additive mask for a layer with this sliding window. Where it is causal and nothing else it
+        may be None, unless `explicit`."""
+
+
+class WholePass:
+    """Sequences from their first token on, padded on the right: a real token never sees the padding behind it.
+
+    Keeps every layer's keys and values.
+    """
+
+    def __init__(self, tokens: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.kept: Layers = []
+        self._positions = torch.arange(tokens, device=device)
+        self._masks = Masks(dtype)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if layer != len(self.kept):
+            raise ValueError(f"layer {layer} attends after layer {len(self.kept) - 1}; allowed: once each, in order")
+        self.kept.append((keys, values))
+        return keys, values
+
+    def mask(self, window: int | None, *, explicit: bool) -> Tensor | None:
+        if not explicit and (window is None or window >= len(self._positions)):
+            return None
+        distance = self._positions.unsqueeze(1) - self._positions
+        return self._masks.within(distance[None, None], window)
+
+
+class CachedPass:
+    """New tokens of the rows of a cache, at each row's own positions."""
+
+    def __init__(self, cache: Store, positions: Tensor, dtype: torch.dtype) -> None:
+        """positions: [M, T] of the new tokens."""
+        self._cache, self._positions = cache, positions
+        self._total = round_size(max(cache.lengths) + positions.shape[1])
+        keys = torch.arange(self._total, device=positions.device)
+        self._distance = (positions.unsqueeze(2) - keys).unsqueeze(1)  # [M, 1, T, S]
+        self._masks = Masks(dtype)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self._cache.write(layer, keys.transpose(1, 2), values.transpose(1, 2), self._positions)
+        return self._cache.read(layer, self._total)
+
+    def mask(self, window: int | None, *, explicit: bool) -> Tensor:  # noqa: ARG002
+        return self._masks.within(self._distance, window)
+
+
+class RepliesPass:
+    """Several replies a row behind that row's prompt, side by side: each sees the prompt and itself.
+
+    Letters: R replies a row, U tokens each; the row's new tokens are T = R * U.
+    """
+
+    def __init__(self, prompts: Layers, lengths: Tensor, replies: int, tokens: int, dtype: torch.dtype) -> None:
+        """prompts: [M, K, P, d] padded on the right; lengths: [M] of the prompts."""
+        self._prompts = prompts
+        device = lengths.device
+        places = torch.arange(replies * tokens, device=device)
+        reply, at = places // tokens, places % tokens
+        self.positions = lengths.unsqueeze(1) + at  # [M, T]
+        longest = prompts[0][0].shape[2]
+        prompt = torch.arange(longest, device=device)
+        to_prompt = self.positions.unsqueeze(2) - prompt  # [M, T, P]
+        to_prompt = to_prompt.masked_fill((prompt >= lengths.unsqueeze(1)).unsqueeze(1), -1)
+        among = (at.unsqueeze(1) - at).masked_fill(reply.unsqueeze(1) != reply, -1)  # [T, T]
+        self._distance = torch.cat([to_prompt, among.expand(len(lengths), -1, -1)], dim=2).unsqueeze(1)
+        self._masks = Masks(dtype)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        own_keys, own_values = self._prompts[layer]
+        return torch.cat([own_keys, keys], dim=2), torch.cat([own_values, values], dim=2)
+
+    def mask(self, window: int | None, *, explicit: bool) -> Tensor:  # noqa: ARG002
+        return self._masks.within(self._distance, window)
+
+
+class Masks:
+    """Additive masks by window, made when the first layer asks."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._made: dict[int | None, Tensor] = {}
+
+    def within(self, distance: Tensor, window: int | None) -> Tensor:
+        """distance [..., T, S] from a query back to a key -> 0 where it is 0 .. window - 1, else minus infinity."""
+        if window not in self._made:
+            hidden = distance < 0
+            if window is not None:
+                hidden |= distance >= window
+            mask = torch.zeros(distance.shape, dtype=self._dtype, device=distance.device)
+            self._made[window] = mask.masked_fill_(hidden, float("-inf"))
+        return self._made[window]
+
+
+def lane_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    lane_pass: Pass | None = None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **_options: Any,
+) -> tuple[Tensor, None]:
+    """query [M, H, T, d], key and value [M, K, T, d] -> [M, T, H, d], in the library's calling convention.
+
+    Attention dropout is never applied: here only adapters are trained, on the base as it serves.
+    """
+    if lane_pass is None or attention_mask is not None or is_causal is False:
+        raise ValueError(f"{type(module).__name__} brings a mask of its own or attends both ways")
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    keys, values = lane_pass.extend(layer, key, value)
+    explicit = softcap is not None or s_aux is not None
+    mask = lane_pass.mask(sliding_window, explicit=explicit)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rows, heads, new, _ = query.shape
+    shared = keys.shape[1]
+    groups = heads // shared
+    if mask is None:
+        if groups > 1:
+            keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
+        mixed = F.scaled_dot_product_attention(query, keys, values, is_causal=new > 1, scale=scale)
+        return mixed.transpose(1, 2), None
+    # The queries of one group follow each other as if they were tokens, so that keys are never repeated.
+    packed = query.reshape(rows, shared, groups * new, -1)
+    if groups > 1 and new > 1:
+        mask = mask.repeat(1, 1, groups, 1)
+    if not explicit:
+        mixed = F.scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=scale)
+    else:
+        mixed = _explicit(packed, keys, values, mask, scale, softcap, _as_columns(s_aux, rows, shared, groups, new))
+    return mixed.reshape(rows, heads, new, -1).transpose(1, 2), None
+
+
+def _explicit(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention with scores capped by a tanh (Gemma 2), or a sink that takes its share of the softmax (gpt-oss)."""
+    scores = torch.matmul(query, keys.transpose(2, 3)) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + mask
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype)], dim=-1)
+    shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+    return torch.matmul(shares if sinks is None else shares[..., :-1], values)
+
+
+def _as_columns(sinks: Tensor | None, rows: int, shared: int, groups: int, new: int) -> Tensor | None:
+    """[H] -> [M, K, G * T, 1]."""
+    if sinks is None:
+        return None
+    by_group = sinks.view(1, shared, groups, 1, 1)
+    return by_group.expand(rows, shared, groups, new, 1).reshape(rows, shared, groups * new, 1)
+
+
+AttentionInterface.register(NAME, lane_attention)

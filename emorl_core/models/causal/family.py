@@ -1,0 +1,47 @@
+"""Decoder-only language models: what of a checkpoint can be loaded, its sizes, and the loading itself.
+
+transformers' modelling code takes seconds to import and a T5 base needs none of it: hence imports within functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from emorl_core.errors import UnsupportedModel
+from emorl_core.models.shape import Shape
+
+if TYPE_CHECKING:
+    from emorl_core.models.causal.model import CausalModel
+
+
+class CausalFamily:
+    """See `emorl_core.models.family.Family`."""
+
+    name = "causal"
+    adapter_task = "CAUSAL_LM"
+
+    def takes(self, config: Mapping[str, Any]) -> str | None:
+        from emorl_core.models.causal import admission
+
+        try:
+            admission.refuse_files(config)
+            admission.refuse_config(admission.parsed(config))
+        except UnsupportedModel as error:
+            return error.message
+        return None
+
+    def shape(self, config: Mapping[str, Any]) -> Shape:
+        from emorl_core.models.causal.sizes import shape_of
+
+        return shape_of(config)
+
+    def load(
+        self, folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool
+    ) -> CausalModel:
+        from emorl_core.models.causal.load import load
+
+        return load(folder, config, device=device, dtype=dtype, training=training)

@@ -1,0 +1,134 @@
+"""A checkpoint folder -> a `CausalModel` that passed its self-test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging as progress
+
+from emorl_core.errors import UnsupportedModel
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.lane import Lane
+from emorl_core.models.causal import admission, attention, selftest
+from emorl_core.models.causal.head import Head
+from emorl_core.models.causal.linears import Rows, pack, replace_linears
+from emorl_core.models.causal.model import CausalModel
+from emorl_core.models.config import read_config
+from emorl_core.models.family import Facts
+
+_GENERATION = "generation_config.json"
+
+
+def load(
+    folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool
+) -> CausalModel:
+    """Load a decoder-only checkpoint folder; see `emorl_core.models.family.Family`.
+
+    Raises:
+        UnsupportedModel: not admitted, by what the config says or by the self-test; or files that cannot be read.
+    """
+    admission.refuse_files(config)
+    parsed = admission.parsed(config)
+    admission.refuse_config(parsed)
+    library = _weights(folder, parsed, dtype).to(device)
+    end = _end_tokens(folder, config)
+    prompts = selftest.rows(_vocabulary(library), (*end, *_special(config)))
+    kind = str(parsed.model_type)
+    with selftest.short_windows(library, library.config), selftest.faults_refused(kind):
+        wanted = selftest.expected(library, prompts, device)
+        model = _in_lanes(library, end, device=device, dtype=dtype, training=training)
+        model.probe(prompts[0])
+        selftest.compare(kind, wanted, _found(model, prompts), dtype)
+    return model
+
+
+def _in_lanes(
+    library: Any, end: tuple[int, ...], *, device: torch.device, dtype: torch.dtype, training: bool
+) -> CausalModel:
+    config = library.config
+    head_module = library.get_output_embeddings()
+    head_name = next((name for name, module in library.named_modules() if module is head_module), "lm_head")
+    rows = Rows()
+    decoder = library.get_decoder()
+    layers = replace_linears(library, decoder, rows)
+    library.set_attn_implementation(attention.NAME)
+    pack(layers, keep_plain=training)
+    head = Head(head_module, config)
+    facts = Facts(
+        architecture=str(config.model_type),
+        vocab_size=head.vocab_size,
+        eos_token_ids=end,
+        max_positions=admission.longest_sequence(config),
+        device=device,
+        dtype=dtype,
+    )
+    return CausalModel(decoder, head, layers, rows, facts, head_name=head_name)
+
+
+def _found(model: CausalModel, prompts: list[list[int]]) -> Tensor:
+    """What the self-test compares [2, STEPS, V]: a ragged prefill and cached steps through lanes."""
+    bare = LaneIndex.of([() for _ in prompts], 0, model.facts.device)
+    cache = model.new_cache()
+    for memory in model.prefill([Lane((), tuple(prompt[: 1 - selftest.STEPS])) for prompt in prompts]):
+        cache.insert(memory)
+    logits = []
+    for place in range(-selftest.STEPS, 0):
+        tokens = torch.tensor([[prompt[place]] for prompt in prompts], device=model.facts.device)
+        logits.append(model.head(model.step(tokens, bare, cache)[:, 0]))
+    return torch.stack(logits, dim=1)
+
+
+def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
+    if not list(folder.glob("*.safetensors")):
+        other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+        hint = f"; {other[0]} is a pickle, which is not loaded: save it as safetensors first" if other else ""
+        raise UnsupportedModel(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
+    shown = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()
+    try:
+        model, report = admission.model_class(config).from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # noqa: BLE001 - a stranger's files in somebody else's code
+        raise UnsupportedModel(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        if shown:
+            progress.enable_progress_bar()
+    missing = sorted(report["missing_keys"])
+    if missing:
+        more = f", nor {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UnsupportedModel(
+            f"{folder}: the checkpoint has no tensor {missing[0]!r}{more}; {type(model).__name__} would make them up"
+        )
+    loaded: nn.Module = model.eval().requires_grad_(False)
+    return loaded
+
+
+def _vocabulary(library: Any) -> int:
+    embedding = library.get_input_embeddings()
+    return int(embedding.weight.shape[0])
+
+
+def _end_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """All ids that end a turn: the generation config's, else the model's."""
+    generation = read_config(folder, _GENERATION) if (folder / _GENERATION).is_file() else {}
+    found = generation.get("eos_token_id")
+    found = config.get("eos_token_id") if found is None else found
+    ids = found if isinstance(found, list) else [found]
+    return tuple(i for i in ids if isinstance(i, int))
+
+
+def _special(config: Mapping[str, Any]) -> tuple[int, ...]:
+    names = ("bos_token_id", "pad_token_id", "image_token_id", "image_token_index")
+    return tuple(value for name in names if isinstance(value := config.get(name), int))

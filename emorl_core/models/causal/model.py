@@ -1,0 +1,232 @@
+"""A decoder-only Hugging Face model in lanes: the library's own modelling code over lane-aware linears and the cache.
+
+Letters: M lane rows, q new tokens a row, D hidden, L layers, K key-value heads, S prompt tokens, d size of a head, N
+adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from emorl_core.adapters import Adapter
+from emorl_core.cache.kv import KVCache, Memory
+from emorl_core.cache.store import Store
+from emorl_core.errors import AdapterError, PromptTooLong, UnsupportedModel
+from emorl_core.lanes.index import LaneIndex, round_rows
+from emorl_core.lanes.lane import Coefficients, Lane
+from emorl_core.lanes.linear import LaneLinear
+from emorl_core.models.causal import replies
+from emorl_core.models.causal.attention import KEYWORD, CachedPass, Layers, Pass, WholePass
+from emorl_core.models.causal.head import Head
+from emorl_core.models.causal.linears import LaneLayer, Rows
+from emorl_core.models.causal.reading import Reading, read
+from emorl_core.models.family import Facts, Group
+from emorl_core.models.stacking import stack_adapters
+
+# Tokens of one padded batch of prompts: enough to fill a product, small enough to bound its activations.
+_PREFILL_TOKENS = 4096
+
+
+class CausalModel(nn.Module):
+    """See `TrainableModel` for the methods that the engine and training use."""
+
+    compiled = False
+
+    def __init__(
+        self, decoder: nn.Module, head: Head, layers: Sequence[LaneLayer], rows: Rows, facts: Facts, *, head_name: str
+    ) -> None:
+        """layers: made by `replace_linears` within `decoder`, over `rows`; head_name: the head's in checkpoints."""
+        super().__init__()
+        self.decoder = decoder.eval().requires_grad_(False)
+        self.facts = facts
+        self.adapters: tuple[str, ...] = ()
+        self._head, self._head_name = head, head_name
+        self._layers, self._rows = tuple(layers), rows
+        self._routed: frozenset[str] = frozenset()  # layers that see a part of the tokens only, so take no adapter
+        self._cache_shape = (0, 0, 0)  # L, K, d
+        self._invocations: tuple[tuple[int, ...] | None, ...] = ()
+
+    # -- adapters ------------------------------------------------------------------------------------------------
+
+    def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
+        """Every adaptable layer: its name in the checkpoint, and the layer."""
+        for layer in self._layers:
+            if layer.name not in self._routed:
+                yield [layer.name], layer.linear
+
+    def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
+        for adapter in adapters:
+            for module in adapter.modules:
+                self._refuse_module(adapter.name, module)
+        stack_adapters(self.linears(), adapters, training=training)
+        self.adapters = tuple(adapter.name for adapter in adapters)
+        self._invocations = tuple(adapter.invocation_tokens for adapter in adapters)
+
+    def _refuse_module(self, adapter: str, module: str) -> None:
+        reason = None
+        if module == self._head_name:
+            reason = "the head; mixing hidden states needs one head shared by all objectives"
+        elif module in self._routed:
+            reason = f"{module!r}, which sees a part of the tokens only (routed experts)"
+        elif ".experts" in module:
+            reason = f"{module!r}, one of the experts, which are not linear layers that lanes can share"
+        if reason is not None:
+            raise AdapterError(
+                f"adapter {adapter!r}: it adapts {reason}; what works: the linear layers that every token passes",
+                param=f"objectives.{adapter}.adapter",
+            )
+
+    def train(self, mode: bool = True) -> CausalModel:
+        """The adapters' own dropout alone: the base runs as it serves, without any."""
+        super().train(mode)
+        for module in self.decoder.modules():
+            if not isinstance(module, LaneLinear):
+                module.training = False
+        return self
+
+    def parameter_bytes(self) -> dict[str, int]:
+        stacked = {id(parameter) for layer in self._layers for parameter in layer.linear.parameters()}
+        plain: list[Tensor] = [parameter for parameter in self.decoder.parameters() if id(parameter) not in stacked]
+        plain += [tensor for layer in self._layers if (tensor := layer.bias) is not None]
+        plain += [tensor for tensor in (self._head.weight, self._head.bias) if tensor is not None]
+        once = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in plain}  # the head may be tied
+        base = sum(once.values()) + sum(layer.linear.base.nbytes for layer in self._layers)
+        return {"base": base, "adapters": sum(layer.linear.adapter_bytes for layer in self._layers)}
+
+    def compile_step(self) -> None:
+        raise UnsupportedModel(
+            "compile is on, and decoder-only models have no compiled step; allowed: off", param="compile"
+        )
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    def reading(self, lane: Lane) -> Reading:
+        """How the attached adapters read a lane's prompt."""
+        return read(lane, self._invocations)
+
+    def acting(self, lane: Lane) -> Coefficients:
+        return self.reading(lane).acting
+
+    def prefill_key(self, lane: Lane) -> Hashable:
+        found = self.reading(lane)
+        return found.prefix, found.spans
+
+    def first_tokens(self, lane: Lane) -> tuple[int, ...]:
+        return self.reading(lane).first
+
+    def already_said(self, prompt_ids: Sequence[int]) -> Sequence[int]:
+        return prompt_ids
+
+    @torch.inference_mode()
+    def prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
+        """Keys and values of each prompt without its `first_tokens`."""
+        readings = [self.reading(lane) for lane in lanes]
+        memories: list[Memory] = []
+        start = 0
+        while start < len(readings):
+            end, longest = start, 0
+            while end < len(readings):
+                longest = max(longest, len(readings[end].prefix))
+                if end > start and longest * (end + 1 - start) > _PREFILL_TOKENS:
+                    break
+                end += 1
+            layers = self.whole(readings[start:end])
+            kv = torch.stack([torch.stack([keys, values]) for keys, values in layers], dim=1)  # [2, L, M, K, S, d]
+            memories += [Memory(kv[:, :, i, :, : len(r.prefix)].clone()) for i, r in enumerate(readings[start:end])]
+            start = end
+        return memories
+
+    def whole(self, readings: Sequence[Reading]) -> Layers:
+        """Run prefixes from their beginning, with gradients when they are on. Keys and values by layer, [M, K, S, d]
+        padded on the right."""
+        longest = max(len(reading.prefix) for reading in readings)
+        self.refuse_beyond(longest)
+        device, dtype = self.facts.device, self.facts.dtype
+        if longest == 0:
+            layers, heads, size = self._cache_shape
+            return [(torch.zeros(len(readings), heads, 0, size, dtype=dtype, device=device),) * 2] * layers
+        padded = [[*reading.prefix, *[0] * (longest - len(reading.prefix))] for reading in readings]
+        positions = torch.arange(longest, device=device).expand(len(readings), -1)
+        seen = WholePass(longest, dtype=dtype, device=device)
+        self.run(torch.tensor(padded, device=device), positions, self._by_token(readings, longest), seen)
+        return seen.kept
+
+    def _by_token(self, readings: Sequence[Reading], longest: int) -> LaneIndex:
+        """The lanes of every token of padded prefixes, one prefix after the other."""
+        bare = (0.0,) * len(self.adapters)
+        points = []
+        for reading in readings:
+            own = reading.by_token()
+            points += own + [bare] * (longest - len(own))
+        if self.facts.device.type == "cpu" and not torch.is_grad_enabled():
+            points += [bare] * (round_rows(len(points)) - len(points))  # as `LaneIndex.repeat` does, and why
+        return LaneIndex.of(points, len(self.adapters), self.facts.device)
+
+    # -- decoding ------------------------------------------------------------------------------------------------
+
+    def new_cache(self) -> KVCache:
+        return KVCache(Store(*self._cache_shape, dtype=self.facts.dtype, device=self.facts.device))
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
+        new = tokens.shape[1]
+        self.refuse_beyond(max(cache.lengths) + new)
+        cache.reserve(new)
+        lengths = torch.tensor(cache.lengths, device=tokens.device)
+        positions = lengths.unsqueeze(1) + torch.arange(new, device=tokens.device)  # [M, q]
+        hidden = self.run(tokens, positions, lanes.repeat(new), CachedPass(cache.own, positions, self.facts.dtype))
+        cache.advance(new)
+        return hidden
+
+    def refuse_beyond(self, tokens: int) -> None:
+        """Raise PromptTooLong for a sequence of more tokens than the model has positions."""
+        limit = self.facts.max_positions
+        if limit is not None and tokens > limit:
+            raise PromptTooLong(f"a sequence of {tokens} tokens; the base has {limit} positions")
+
+    def run(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: Pass) -> Tensor:
+        """tokens, positions [M, q] -> last hidden states [M, q, D], through the library's decoder.
+
+        lanes: of the M * q tokens, row after row, with spare ones behind or not; None: the bare base.
+        """
+        self._rows.set(lanes, tokens.numel())
+        out = self.decoder(input_ids=tokens, position_ids=positions, use_cache=False, **{KEYWORD: seen})
+        hidden: Tensor = out[0]
+        return hidden
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self._head.logits(hidden)
+
+    def head_rows(self, token_ids: Tensor) -> Tensor:
+        return self._head.rows(token_ids)
+
+    # -- training and loading ------------------------------------------------------------------------------------
+
+    def reply_hidden(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+        return replies.reply_hidden(self, groups)
+
+    def probe(self, tokens: Sequence[int]) -> None:
+        """Run one short sequence to learn what only a pass shows: the shape of the cache, and layers that are routed.
+
+        Raises:
+            UnsupportedModel: keys and values whose shapes the cache does not hold.
+            ValueError: no layer asked for keys and values here.
+        """
+        device = self.facts.device
+        seen = WholePass(len(tokens), dtype=self.facts.dtype, device=device)
+        with torch.no_grad():
+            self.run(torch.tensor([tokens], device=device), torch.arange(len(tokens), device=device)[None], None, seen)
+        if not seen.kept:
+            raise ValueError("its attention is not the function that was set")
+        shapes = {tuple(tensor.shape) for layer in seen.kept for tensor in layer}
+        if len(shapes) != 1:
+            kind = self.facts.architecture
+            raise UnsupportedModel(
+                f"base model_type {kind!r}: layers, or keys and values, differ in heads or head size"
+            )
+        ((_, heads, _, size),) = shapes
+        self._cache_shape = (len(seen.kept), heads, size)
+        self._routed = frozenset(self._rows.routed)

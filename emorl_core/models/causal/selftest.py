@@ -1,0 +1,108 @@
+"""The test that every base passes when it is loaded: ragged rows through lanes against the library's own eager code.
+
+It catches what no flag tells: a layer that keeps a state, a mask of another kind, a head with a constant nobody knew.
+Windows are shortened for the test, so that short rows reach across them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emorl_core.errors import EmorlError, UnsupportedModel
+
+_LENGTHS = (13, 8)  # tokens of the two rows
+STEPS = 3  # the last tokens of each, fed one by one
+_WINDOW = 4
+# Allowed error of logits beside their spread. float32 sums in another order (measured up to 1e-5); bfloat16 rounds to 8
+# bits in every layer (up to 0.1 in a real model of 30 layers), where a wrong mask or a lost state is near 1.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+
+
+def rows(vocab_size: int, special: Sequence[int]) -> list[list[int]]:
+    """Two rows of tokens, spread over the vocabulary, no special ones among them."""
+    allowed = [i for i in range(vocab_size) if i not in set(special)] if vocab_size < 1000 else range(100, vocab_size)
+    stride = max(1, len(allowed) // 29)
+    return [
+        [allowed[(5 + 7 * row + stride * i * (i + 1)) % len(allowed)] for i in range(n)]
+        for row, n in enumerate(_LENGTHS)
+    ]
+
+
+@torch.no_grad()
+def expected(model: nn.Module, prompts: list[list[int]], device: torch.device) -> Tensor:
+    """The library's own logits [2, STEPS, V] float32, each row by itself, nothing cached."""
+    logits = []
+    for prompt in prompts:
+        out = model(input_ids=torch.tensor([prompt], device=device), use_cache=False)
+        logits.append(out.logits[0, -STEPS:].float())
+    return torch.stack(logits)
+
+
+def compare(kind: str, wanted: Tensor, found: Tensor, dtype: torch.dtype) -> None:
+    """Refuse a base whose lanes say something else than the library.
+
+    Raises:
+        UnsupportedModel
+    """
+    # What all logits of a token have in common is nothing to a softmax, and in real models it is most of their size.
+    wanted, found = (logits - logits.mean(dim=-1, keepdim=True) for logits in (wanted, found))
+    error = float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
+    if not error <= _TOLERANCE[dtype]:  # NaN is refused too
+        raise _failed(kind, f"logits are off by {error:.2g} of their spread, allowed: {_TOLERANCE[dtype]:g}")
+
+
+@contextmanager
+def faults_refused(kind: str) -> Iterator[None]:
+    """Turn what a foreign model's code raises under the test into a refusal of the base.
+
+    Raises:
+        UnsupportedModel
+    """
+    try:
+        yield
+    except UnsupportedModel:
+        raise
+    except EmorlError as error:
+        raise _failed(kind, error.message) from None
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        AssertionError,
+        LookupError,
+        NotImplementedError,
+    ) as error:
+        raise _failed(kind, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _failed(kind: str, what: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"base model_type {kind!r}: run in lanes, it does not do what it does in transformers ({what}), so it would "
+        "write wrong text"
+    )
+
+
+@contextmanager
+def short_windows(model: nn.Module, config: Any) -> Iterator[None]:
+    """Sliding windows of a few tokens: for the library's masks, which follow the config, and for layers that read
+    theirs when they were made."""
+    changed: list[tuple[Any, int]] = []
+    owners = [config, *model.modules()]
+    try:
+        for owner in owners:
+            window = getattr(owner, "sliding_window", None)
+            if isinstance(window, int) and window > _WINDOW:
+                changed.append((owner, window))
+                owner.sliding_window = _WINDOW
+        yield
+    finally:
+        for owner, window in changed:
+            owner.sliding_window = window

@@ -1,0 +1,130 @@
+"""What a decoding step needs to be run as a whole, by a compiler or a CUDA graph: linear layers as functions of
+tensors, and `torch.compile` for the functions of one model."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sysconfig
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from emorl_core.errors import UnsupportedModel
+from emorl_core.lanes.frozen import FrozenMatrix
+from emorl_core.lanes.linear import LaneLinear
+
+CONSTANT = "parameters"  # the argument of a compiled function that is the same in every call
+
+# A compiler cannot look into oneDNN's blocked layout, so a product with such a matrix is an operation of its own, and
+# names the matrix by a number, the smallest that is free: that is what lets the compiler's cache on disk recognise the
+# same model in another process, and in this one after a reload or two.
+_matrices: WeakValueDictionary[int, FrozenMatrix] = WeakValueDictionary()
+_library = torch.library.Library("emorl", "DEF")
+_library.define("packed_product(Tensor x, int matrix, int columns) -> Tensor")
+
+
+def _packed_product(x: Tensor, matrix: int, columns: int) -> Tensor:  # noqa: ARG001 - the shape, for the compiler
+    return _matrices[matrix].packed_product(x)
+
+
+def _packed_product_shape(x: Tensor, matrix: int, columns: int) -> Tensor:  # noqa: ARG001
+    return x.new_empty(x.shape[0], columns)
+
+
+_library.impl("packed_product", _packed_product, "CPU")
+torch.library.register_fake("emorl::packed_product", _packed_product_shape, lib=_library)
+
+
+@dataclass(frozen=True, slots=True)
+class StepLinear:
+    """What a step function has to know of a `LaneLinear`; its tensors are taken from a list of parameters in order."""
+
+    matrix: int | None  # None: the matrix is not packed, and is among the parameters
+    columns: int  # of the whole product: projections, then what the adapters' first factors give
+    projections: int
+    out: int
+    adapters: int  # 0: no adapter touches this layer
+    rank: int
+
+    @classmethod
+    def of(cls, layer: LaneLinear, parameters: list[Tensor]) -> StepLinear:
+        """Appends the layer's tensors to `parameters`."""
+        base, lora_b = layer.base, layer.lora_b
+        number = None
+        if base.weight is None:
+            number = next(free for free in itertools.count() if free not in _matrices)
+            _matrices[number] = base
+        else:
+            parameters.append(base.weight)
+        adapters, rank = (0, 0) if lora_b is None else lora_b.shape[1:3]
+        if lora_b is not None:
+            parameters.append(lora_b.detach())
+        columns = layer.projections * (layer.out_features + adapters * rank)
+        return cls(number, columns, layer.projections, layer.out_features, adapters, rank)
+
+    def __call__(self, x: Tensor, used: Tensor, coefficients: Tensor, parameters: Iterator[Tensor]) -> Tensor:
+        """As `LaneLinear.forward`: x [M, in], used and coefficients [M, K] -> [M, P, out] float32."""
+        if self.matrix is None:
+            y = F.linear(x, next(parameters))
+        else:
+            y = torch.ops.emorl.packed_product(x, self.matrix, self.columns)
+        wide = self.projections * self.out
+        straight = y[:, :wide].view(-1, self.projections, self.out).float()
+        if not self.adapters:
+            return straight
+        # Each row takes its own adapters' second factors: with few rows nothing is gained from one product for all.
+        low = y[:, wide:].view(-1, self.projections, self.adapters, self.rank)
+        own = used.view(-1, 1, used.shape[1], 1).expand(-1, self.projections, -1, self.rank)
+        low = low.gather(2, own).float() * coefficients.view(-1, 1, coefficients.shape[1], 1)  # [M, P, K, R]
+        second = next(parameters)[:, used].transpose(0, 1).float()  # [M, P, K, R, out]
+        return straight + (low.unsqueeze(-1) * second).sum(dim=(2, 3))
+
+
+def check_compiler() -> None:
+    """Raises UnsupportedModel when torch finds no C++ compiler, or the compiler would find no Python."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # the compiler's modules take a second to import
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        reason = str(error).partition(":")[2].strip()
+        raise UnsupportedModel(
+            f"compile is on and torch finds no C++ compiler {reason}; install g++ or name one in CXX", param="compile"
+        ) from None
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        raise UnsupportedModel(
+            "compile is on and this Python has no headers (Python.h); on Debian python3-dev has them", param="compile"
+        )
+
+
+def compile_for_one_model(function: Callable[..., Tensor], *, dynamic: bool) -> Callable[..., Tensor]:
+    """`torch.compile` for one model, which asks before a call only what can differ from call to call: the sizes.
+
+    By default it also makes sure of every number, function and parameter that the code names, 1,200 of them for
+    T5-base, which took 3 % of a step. They are one model's and never change; so that no two models share what is
+    compiled, each gets code of its own. That also lets a process load any number of models.
+    """
+    code = function.__code__.replace()
+    own = FunctionType(code, function.__globals__, None, function.__defaults__, function.__closure__)
+    constant = {CONSTANT, *code.co_freevars}
+
+    def root(name: str) -> str:
+        return re.split(r"\W", name, maxsplit=1)[0]  # of `parameters[3]`, `norm.__closure__[1]`
+
+    def ask(guards: Sequence[Any]) -> list[bool]:
+        return [not guard.is_global and root(guard.name) not in constant for guard in guards]
+
+    made: Callable[..., Tensor] = torch.compile(own, dynamic=dynamic, fullgraph=True, options={"guard_filter_fn": ask})
+    # What was compiled lies with the code and refers to it, in a circle that Python cannot see.
+    weakref.finalize(made, torch._dynamo.eval_frame.remove_from_cache, code)
+    return made

@@ -1,0 +1,106 @@
+"""The decoding step on a CPU through `torch.compile`, which fuses its small operations (figures in docs/log.md)."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from emorl_core.cache.kv import KVCache, Memory
+from emorl_core.cache.store import SIZE_STEP, round_size
+from emorl_core.errors import UnsupportedModel
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.models.compiling import check_compiler, compile_for_one_model
+from emorl_core.models.t5.model import T5
+from emorl_core.models.t5.step import StepFunction, StepRows
+
+# Numbers that are no sizes never change.
+_SETTINGS = {"specialize_int": True, "specialize_float": True}
+
+
+class CompiledStep:
+    """`T5.step` for one new token a lane row, compiled once for all sizes. Not for training."""
+
+    def __init__(self, model: T5) -> None:
+        """Compiles, which takes the better part of a minute the first time and seconds when the compiler's cache on
+        disk knows the model.
+
+        Raises:
+            UnsupportedModel: torch cannot compile here (most often: no C++ compiler).
+        """
+        check_compiler()
+        self._model = model
+        step = StepFunction(model)
+        self._parameters = step.parameters
+        for parameter in self._parameters:
+            torch._dynamo.mark_static(parameter)
+        self._step = compile_for_one_model(step.function, dynamic=True)
+        self._head = compile_for_one_model(_head_row, dynamic=False)
+        self._lanes: LaneIndex | None = None
+        self._compiled = False
+        self._warm_up()
+        self._compiled = True
+
+    def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
+        """tokens [M, 1], lanes of M rows -> last hidden states [M, D]; writes the new token's keys and values."""
+        model, count = self._model, cache.count
+        cache.reserve(1)
+        if self._lanes is not lanes:
+            # A size of 1 is a case of its own to the compiler, so a single row gets company.
+            self._lanes, self._rows = lanes, StepRows(lanes, cache, max(2, count))
+        x = F.embedding(tokens[:, 0], model.embedding.weight)  # type: ignore[arg-type]
+        lengths = torch.tensor(cache.lengths)
+        if count == 1:
+            x, lengths = x.repeat(2, 1), lengths.repeat(2)
+        bias = model.decoder_positions.causal(lengths.unsqueeze(1), round_size(max(cache.lengths) + 1))[
+            :, :, 0
+        ].float()  # [M, H, T]
+        assert cache.cross is not None
+        own, cross = cache.own.layers, cache.cross.layers
+        if not self._compiled:  # what never changes is said once, to the compiler
+            for tensor in (x, bias, self._rows.used, self._rows.coefficients):
+                torch._dynamo.mark_static(tensor, 1)
+            for layer in (*own, *cross):
+                torch._dynamo.mark_static(layer, [0, 2, 4])
+        rows = self._rows
+        hidden = self._step(
+            x, rows.used, rows.coefficients, rows.places, lengths, bias, rows.source_mask, own, cross, self._parameters
+        )
+        cache.advance(1)
+        return hidden[:count]
+
+    def head_row(self, weight: Tensor, hidden: Tensor) -> Tensor | None:
+        """Only in bfloat16: the CPU library's product is as fast in float32."""
+        return self._head(weight, hidden) if weight.dtype == torch.bfloat16 else None
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Compile, in sizes that say which of them are one and the same.
+
+        The compiler gives equal sizes one symbol. The layers' caches should share theirs (or it takes minutes); rows,
+        tokens, source tokens and the capacities must not: so here they are 3, 16, 48 and 4, 33, 65.
+        """
+        model = self._model
+        cache, config = model.new_cache(), model.config
+        for length in (3, 5, 2 * SIZE_STEP + 1):
+            cache.insert(Memory(torch.zeros(2, config.num_decoder_layers, config.num_heads, length, config.d_kv)))
+        lanes = LaneIndex(torch.zeros(cache.count, len(model.adapters)))
+        try:
+            with torch._dynamo.config.patch(_SETTINGS), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's are about its own insides
+                self(torch.zeros(cache.count, 1, dtype=torch.int64), lanes, cache)
+                if model.facts.dtype == torch.bfloat16:
+                    weight = model.lm_head.weight
+                    assert weight is not None
+                    self.head_row(weight, torch.zeros(1, config.d_model, dtype=model.facts.dtype))
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
+            raise UnsupportedModel(
+                f"compile is on, but torch cannot compile here: {reason}", param="compile"
+            ) from error
+
+
+def _head_row(weight: Tensor, hidden: Tensor) -> Tensor:
+    return (weight.float() * hidden.float()).sum(dim=-1).unsqueeze(0)

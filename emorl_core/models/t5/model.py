@@ -1,0 +1,298 @@
+"""T5 (Raffel et al. 2020): v1.0 with ReLU and a tied, scaled head; v1.1, FLAN-T5, mT5 with gated GELU and an own one.
+
+Letters: E encoder sequences (one per prompt and lane), M lane rows being decoded, S source tokens, T target tokens so
+far, q new tokens, D hidden, H heads, L decoder layers. Everything is float32 or bfloat16 as loaded; attention scores
+are not scaled (T5 folds the scale into its weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from emorl_core.adapters import Adapter
+from emorl_core.cache.kv import KVCache, Memory
+from emorl_core.cache.store import Store, round_size
+from emorl_core.errors import UnsupportedModel
+from emorl_core.lanes.frozen import FrozenMatrix
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.lane import Coefficients, Lane
+from emorl_core.lanes.linear import LaneLinear
+from emorl_core.models.checkpoint import Checkpoint
+from emorl_core.models.family import Facts, Group
+from emorl_core.models.stacking import stack_adapters
+from emorl_core.models.t5.blocks import T5Block, attention, embedding_and_head, fused
+from emorl_core.models.t5.config import T5Config
+from emorl_core.models.t5.positions import DecoderPositions, EncoderPositions, padding_mask
+
+# Tokens of one padded encoder batch: enough to fill a product, small enough to bound its activations.
+_PREFILL_TOKENS = 4096
+
+
+class FastStep(Protocol):
+    """`T5.step` for one new token a row, compiled or captured."""
+
+    def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
+        """tokens [M, 1] -> last hidden states [M, D], good until the next call."""
+
+    def head_row(self, weight: Tensor, hidden: Tensor) -> Tensor | None:
+        """The head's product for one row, weight [V, D] and hidden [1, D] -> [1, V] float32; None: not done here."""
+
+
+class T5(nn.Module):
+    """See `emorl_core.models.family.TrainableModel`."""
+
+    def __init__(
+        self,
+        config: T5Config,
+        checkpoint: Checkpoint,
+        facts: Facts,
+        *,
+        start_token_id: int,
+        fast_steps: Mapping[str, Callable[[T5], FastStep]],
+    ) -> None:
+        """start_token_id: the decoder's; fast_steps: kind of device -> what makes `step` fast there."""
+        super().__init__()
+        self.config, self.facts = config, facts
+        self.start_token_id = start_token_id
+        self.adapters: tuple[str, ...] = ()
+        self._fast_steps = fast_steps
+        self.embedding, self.lm_head = embedding_and_head(config, checkpoint)
+        self.head_scale = config.d_model**-0.5 if config.scaled_head else 1.0
+        self.encoder = nn.ModuleList(T5Block(config, checkpoint, "encoder", i) for i in range(config.num_layers))
+        self.decoder = nn.ModuleList(
+            T5Block(config, checkpoint, "decoder", i) for i in range(config.num_decoder_layers)
+        )
+        names = [f"decoder.block.{i}.layer.1.EncDecAttention" for i in range(config.num_decoder_layers)]
+        self.cross_kv = fused(checkpoint, [f"{n}.{p}" for n in names for p in "kv"], config.inner, config.d_model)
+        self.encoder_norm = checkpoint.tensor("encoder.final_layer_norm.weight", (config.d_model,))
+        self.decoder_norm = checkpoint.tensor("decoder.final_layer_norm.weight", (config.d_model,))
+        bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        self._encoder_bias, self._decoder_bias = (
+            checkpoint.tensor(f"{stack}.{bias}", (config.buckets, config.num_heads)) for stack in ("encoder", "decoder")
+        )
+        self.encoder_positions = EncoderPositions(config, self._encoder_bias)
+        self.decoder_positions = DecoderPositions(config, self._decoder_bias)
+        self._compiles = False
+        self._fast: FastStep | None = None
+
+    # -- adapters ------------------------------------------------------------------------------------------------
+
+    def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
+        """Every adaptable layer: the checkpoint names of its fused projections, in order, and the layer."""
+        for stack, blocks in (("encoder", self.encoder), ("decoder", self.decoder)):
+            for i, block in enumerate(blocks):
+                assert isinstance(block, T5Block)
+                yield from block.linears(f"{stack}.block.{i}")
+        names = [f"decoder.block.{i}.layer.1.EncDecAttention" for i in range(self.config.num_decoder_layers)]
+        yield [f"{n}.{p}" for n in names for p in "kv"], self.cross_kv
+
+    def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
+        self._fast, self._compiles = None, False
+        stack_adapters(self.linears(), adapters, training=training)
+        self.adapters = tuple(adapter.name for adapter in adapters)
+
+    def parameter_bytes(self) -> dict[str, int]:
+        base = self.embedding.nbytes + (self.lm_head.nbytes if self.lm_head is not self.embedding else 0)
+        low_rank = 0
+        for _, layer in self.linears():
+            base += layer.base.nbytes
+            low_rank += layer.adapter_bytes
+        norms = [self.encoder_norm, self.decoder_norm, self._encoder_bias, self._decoder_bias]
+        norms += [norm for block in (*self.encoder, *self.decoder) for norm in block.norms]
+        return {"base": base + sum(t.numel() * t.element_size() for t in norms), "adapters": low_rank}
+
+    @property
+    def compiled(self) -> bool:
+        return self._fast is not None
+
+    def compile_step(self) -> None:
+        """Have `step` and `head` compiled on a CPU, `step` captured as graphs on CUDA, for the adapters attached now.
+
+        `step`'s result is then good until the next step only.
+
+        Raises:
+            UnsupportedModel: the model is elsewhere, or torch cannot do it on this machine.
+        """
+        device = self.facts.device
+        if device.type not in self._fast_steps:
+            raise UnsupportedModel(
+                f"compile is on and the device is {device}; allowed: {', '.join(self._fast_steps)}", param="compile"
+            )
+        self._compiles = True  # before the step makes a cache to try itself on
+        try:
+            self._fast = self._fast_steps[device.type](self)
+        except UnsupportedModel:
+            self._compiles = False
+            raise
+
+    # -- the engine's methods ------------------------------------------------------------------------------------
+
+    def new_cache(self) -> KVCache:
+        device = self.facts.device
+        # A CPU's batched products of few rows are up to three times as fast in float32 (docs/log.md), and more exact. A
+        # compiled step has no such products, and reads half as much in bfloat16.
+        dtype = torch.float32 if device.type == "cpu" and not self._compiles else self.facts.dtype
+        layers, heads, d_kv = self.config.num_decoder_layers, self.config.num_heads, self.config.d_kv
+        own, cross = (Store(layers, heads, d_kv, dtype=dtype, device=device) for _ in range(2))
+        return KVCache(own, cross)
+
+    def prefill_key(self, lane: Lane) -> Lane:
+        return lane
+
+    def first_tokens(self, lane: Lane) -> tuple[int, ...]:  # noqa: ARG002
+        return (self.start_token_id,)
+
+    def acting(self, lane: Lane) -> Coefficients:
+        return lane.coefficients
+
+    def already_said(self, prompt_ids: Sequence[int]) -> Sequence[int]:  # noqa: ARG002 - the encoder's
+        return (self.start_token_id,)
+
+    @torch.inference_mode()
+    def prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
+        memories: list[Memory] = []
+        start = 0
+        while start < len(lanes):
+            end, longest = start, 0
+            while end < len(lanes):
+                longest = max(longest, len(lanes[end].prompt_ids))
+                if end > start and longest * (end + 1 - start) > _PREFILL_TOKENS:
+                    break
+                end += 1
+            memories += self._prefill(lanes[start:end])
+            start = end
+        return memories
+
+    def _prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
+        index = self._index(lanes)
+        kv = self.cross(self._encoded(lanes, index), index)  # [2, L, E, H, S, d_kv]
+        return [Memory(kv[:, :, i, :, : len(lane.prompt_ids)].clone()) for i, lane in enumerate(lanes)]
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
+        rows, new = tokens.shape
+        if new == 1 and self._fast is not None:
+            return self._fast(tokens, lanes, cache).unsqueeze(1)
+        own, cross = cache.own, cache.cross
+        assert cross is not None  # `new_cache` made it so
+        cache.reserve(new)
+        lengths = torch.tensor(cache.lengths, device=tokens.device)
+        positions = lengths.unsqueeze(1) + torch.arange(new, device=tokens.device)  # [M, q]
+        total = round_size(max(cache.lengths) + new)
+        mask = self.decoder_positions.causal(positions, total)
+        x = F.embedding(tokens, _plain(self.embedding)).view(rows * new, -1)
+        index = lanes.repeat(new)
+        for i, block in enumerate(self.decoder):
+            assert isinstance(block, T5Block)
+            q, k, v = block.project(x, index, rows)
+            own.write(i, k.transpose(1, 2), v.transpose(1, 2), positions)
+            x = block.attended(x, attention(q, *own.read(i, total), mask), index)
+            x = block.cross_attend(x, *cross.read(i), cross.padding(), index, rows)
+            x = block.feed_forward(x, index)
+        cache.advance(new)
+        return self._norm(x, self.decoder_norm).view(rows, new, -1)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        weight = _plain(self.lm_head)
+        scaled = (hidden * self.head_scale).to(weight.dtype)
+        if self._fast is not None and hidden.shape[0] == 1 and (row := self._fast.head_row(weight, scaled)) is not None:
+            return row
+        if scaled.dtype == torch.float32 and scaled.device.type == "cpu" and hidden.shape[0] <= 16:
+            # The wide matrix on the left: with few rows the CPU library streams it 2 to 3 times as fast this way.
+            return torch.mm(weight, scaled.t()).t().float().contiguous()
+        return F.linear(scaled, weight).float()
+
+    def head_rows(self, token_ids: Tensor) -> Tensor:
+        return F.embedding(token_ids, _plain(self.lm_head)).float() * self.head_scale
+
+    # -- whole sequences (prefill and training) ------------------------------------------------------------------
+
+    def reply_hidden(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+        lanes = [group.lane for group in groups]
+        index = self._index(lanes)
+        replies = [reply for group in groups for reply in group.replies]
+        ids, mask = self._padded(replies)
+        start = torch.full_like(ids[:, :1], self.start_token_id)
+        # A group's replies read one copy of their prompt's keys and values.
+        cross = self.cross(self._encoded(lanes, index), index)  # [2, L, G, H, S, d_kv]
+        lengths = [len(lane.prompt_ids) for lane in lanes]
+        rows = index.each(len(groups[0].replies))
+        return self.decode(torch.cat([start, ids[:, :-1]], dim=1), cross, lengths, rows), mask
+
+    def _index(self, lanes: Sequence[Lane]) -> LaneIndex:
+        return LaneIndex.of([lane.coefficients for lane in lanes], len(self.adapters), self.facts.device)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """ids [rows, T] padded with 0 on the right, and the mask [rows, T] of what is there."""
+        longest = max(1, max(len(row) for row in rows))
+        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.facts.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.facts.device)
+        return ids, torch.arange(longest, device=self.facts.device) < lengths.unsqueeze(1)
+
+    def _encoded(self, lanes: Sequence[Lane], index: LaneIndex) -> Tensor:
+        """Prompts, each in its lane -> [E, S, D]."""
+        prompts = [lane.prompt_ids for lane in lanes]
+        return self.encode(self._padded(prompts)[0], [len(prompt) for prompt in prompts], index)
+
+    def encode(self, ids: Tensor, lengths: Sequence[int], lanes: LaneIndex) -> Tensor:
+        """ids [E, S] padded on the right, lengths per row, lanes of E rows -> [E, S, D]."""
+        rows, size = ids.shape
+        mask = self.encoder_positions.mask(size, lengths)
+        index = lanes.repeat(size)
+        x = F.embedding(ids, _plain(self.embedding)).view(rows * size, -1)
+        for block in self.encoder:
+            assert isinstance(block, T5Block)
+            q, k, v = block.project(x, index, rows)
+            x = block.attended(x, attention(q, k, v, mask), index)
+            x = block.feed_forward(x, index)
+        return self._norm(x, self.encoder_norm).view(rows, size, -1)
+
+    def cross(self, encoded: Tensor, lanes: LaneIndex) -> Tensor:
+        """[E, S, D] -> cross-attention keys and values of all layers [2, L, E, H, S, d_kv]."""
+        rows, size, _ = encoded.shape
+        kv = self.cross_kv(encoded.reshape(rows * size, -1), lanes.repeat(size))  # [2L, E * S, inner]
+        kv = kv.reshape(-1, 2, rows, size, self.config.num_heads, self.config.d_kv)
+        return kv.permute(1, 0, 2, 4, 3, 5)
+
+    def decode(self, ids: Tensor, cross: Tensor, source_lengths: Sequence[int], lanes: LaneIndex) -> Tensor:
+        """Teacher forcing without a cache.
+
+        Args:
+            ids: decoder inputs [M, T], the start token first.
+            cross: [2, L, E, H, S, d_kv] from `cross`; M is E or a multiple of it, and row m reads source m // (M // E),
+                so that k replies to one prompt need one copy of its keys and values.
+            source_lengths: S of each source, the rest is padding.
+            lanes: of M rows.
+
+        Returns:
+            Last hidden states [M, T, D].
+        """
+        rows, size = ids.shape
+        positions = torch.arange(size, device=self.facts.device).expand(rows, size)
+        mask = self.decoder_positions.causal(positions[:1], size)
+        source_mask = padding_mask(source_lengths, cross.shape[4], self.facts.dtype, self.facts.device)
+        index = lanes.repeat(size)
+        x = F.embedding(ids, _plain(self.embedding)).view(rows * size, -1)
+        for i, block in enumerate(self.decoder):
+            assert isinstance(block, T5Block)
+            q, k, v = block.project(x, index, rows)
+            x = block.attended(x, attention(q, k, v, mask), index)
+            # No order among target tokens here: the replies to one source are one long run of queries.
+            x = block.cross_attend(x, cross[0, i], cross[1, i], source_mask, index, cross.shape[2])
+            x = block.feed_forward(x, index)
+        return self._norm(x, self.decoder_norm).view(rows, size, -1)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (self.config.d_model,), weight, self.config.epsilon)
+
+
+def _plain(matrix: FrozenMatrix) -> Tensor:
+    assert matrix.weight is not None  # embeddings and heads are never packed
+    return matrix.weight

@@ -1,0 +1,104 @@
+"""What the fields of requests are made of, for every route. Unknown fields are refused; types are strict, so `"64"` is
+no number.
+
+Bounds repeat those of `emorl_core.types.Sampling`, because the OpenAPI document must state them; a test holds the two
+together. A body that is wrong in thousands of places is refused for the first of them: to tell all would take the event
+loop seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from emorl_core.errors import InvalidRequest, shown
+from emorl_core.types import MAX_SEED, MIN_POSITIVE
+from server.door.errors import UnknownField
+
+MAX_STOPS = 16
+MAX_NAMES = 1024  # objectives in one weight vector; more than any bundle has
+_SPARE_KEYS = 64  # unknown fields up to this many are told one by one
+
+
+class FirstFault(FailFast):
+    """Stop at the first item of a list that is wrong. pydantic's own has no hash, which a union asks for."""
+
+    __hash__ = object.__hash__
+
+
+def _unicode(text: str) -> str:
+    # JSON's escapes can spell half a character, which no tokenizer and no answer can carry.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be Unicode text; it has half a surrogate pair in it") from None
+    return text
+
+
+def _integral(value: object) -> object:
+    # JSON has one kind of number: 60.0 is an integer to JSON Schema and to some clients.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _few(value: object) -> object:
+    # Before the values are looked at: pydantic counts the entries of a mapping last.
+    if isinstance(value, dict) and len(value) > MAX_NAMES:
+        raise ValueError(f"must have at most {MAX_NAMES} entries; it has {len(value)}")
+    return value
+
+
+def _temperature(value: float) -> float:
+    if 0.0 < value < MIN_POSITIVE:
+        raise ValueError(f"must be 0, or from {MIN_POSITIVE:g} to 100")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_integral)]
+Text = Annotated[str, AfterValidator(_unicode)]
+Texts = Annotated[list[Text], FirstFault(), Field(min_length=1)]
+StopString = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_unicode)]
+Stops = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
+Weight = Annotated[float, Field(allow_inf_nan=False)]
+Weights = Annotated[dict[str, Weight], Field(max_length=MAX_NAMES), BeforeValidator(_few)]
+Seed = Annotated[Int, Field(ge=0, le=MAX_SEED)]
+Temperature = Annotated[
+    float,
+    Field(ge=0.0, le=100.0),
+    AfterValidator(_temperature),
+    WithJsonSchema({"anyOf": [{"const": 0}, {"type": "number", "minimum": MIN_POSITIVE, "maximum": 100}]}),
+]
+TopP = Annotated[float, Field(ge=MIN_POSITIVE, le=1.0)]
+Penalty = Annotated[float, Field(ge=MIN_POSITIVE, le=100.0)]
+
+
+def example(**fields: Any) -> ConfigDict:
+    """What a model's `model_config` is to show one example in the OpenAPI document."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > len(cls.model_fields) + _SPARE_KEYS:
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            unknown = next(name for name in data if name not in known)
+            raise UnknownField(f"unknown field {unknown[:40]!r}", param=unknown[:40])
+        return data
+
+
+def check_limit(name: str, value: int, limit: int) -> None:
+    if value > limit:
+        raise InvalidRequest(f"{name} is {shown(value)}; allowed: up to {limit} (a setting of this server)", param=name)

@@ -1,0 +1,93 @@
+"""`POST /generate`: the native API."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from emorl_core.errors import EmorlError
+from emorl_core.types import Completion, Event, TokenEvent
+from server.api.answers import json_response, service_of
+from server.api.documented import GENERATION_ERRORS, errors
+from server.api.generation_fields import GenerateRequest, GenerateResponse, answer, attribution_of, finite
+from server.door.errors import error_object
+from server.serving import sse
+from server.serving.receipt import make_receipt
+
+router = APIRouter(tags=["native"])
+
+_STREAM_EXAMPLE = (
+    'data: {"type":"token","index":0,"id":71,"text":"You","logprob":-0.2}\n\n'
+    'data: {"type":"done","id":"gen-0f3a","text":"You feel …",…}\n\n'
+    "data: [DONE]\n\n"
+)
+
+
+@router.post(
+    "/generate",
+    response_model=GenerateResponse,
+    responses={
+        200: {"content": {"text/event-stream": {"example": _STREAM_EXAMPLE}}},
+        **errors(*GENERATION_ERRORS),
+    },
+)
+async def generate(body: GenerateRequest, request: Request) -> Response:
+    """Generate one text, steered by weights or a profile; with `stream: true` token by token."""
+    service = service_of(request)
+    request_id = f"gen-{secrets.token_hex(12)}"
+    limit = service.settings.max_new_tokens
+    generation = await service.accept(request, lambda e: [body.to_core(e, request_id, max_new_tokens=limit)])
+    identity = generation.deployment.identity if body.receipt else None
+
+    def finished(completion: Completion) -> dict[str, Any]:
+        ensemble = generation.deployment.ensemble
+        content = answer(completion, ensemble.name, ensemble.lanes)
+        if identity is not None:
+            receipt = make_receipt(ensemble, identity, body.prompt, generation.requests[0], completion)
+            content["receipt"] = receipt.model_dump(mode="json")
+        return content
+
+    if body.stream:
+        dialect = NativeDialect(generation.deployment.ensemble.lanes, finished)
+        return await sse.stream(generation, dialect, service.settings)
+    (completion,) = await generation.finish()
+    return json_response(finished(completion))
+
+
+class NativeDialect:
+    """`{"type": "token", …}` for every token, one last `{"type": "done", …the answer…}`, or `{"type": "error", …}`."""
+
+    def __init__(self, lanes: Sequence[str], finished: Callable[[Completion], dict[str, Any]]) -> None:
+        self._lanes = lanes
+        self._finished = finished  # completion -> the answer
+        self._done: Completion | None = None
+
+    def begin(self) -> bytes:
+        return b""
+
+    def event(self, event: Event) -> bytes:
+        if isinstance(event, Completion):
+            self._done = event
+            return b""
+        assert isinstance(event, TokenEvent)
+        payload: dict[str, Any] = {
+            "type": "token",
+            "index": event.index,
+            "id": event.token_id,
+            "text": event.text,
+            "logprob": finite(event.logprob),
+        }
+        if event.attribution is not None:
+            payload["attribution"] = attribution_of(event.attribution, self._lanes)
+        return sse.data(payload)
+
+    def failed(self, error: EmorlError) -> bytes:
+        return sse.data({"type": "error", "error": error_object(error)})
+
+    def end(self) -> bytes:
+        assert self._done is not None
+        return sse.data({"type": "done", **self._finished(self._done)})

@@ -1,0 +1,47 @@
+"""Kinds of fields that OpenAI's API has and others have not: not implemented ones, and ones of several shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+
+class Off:
+    """Annotates a field that is not implemented: it may have one of `values`, which change nothing, and no other.
+
+    Clients send many such fields with the value that changes nothing (`"n": 1`, `"logit_bias": null`).
+    """
+
+    def __init__(self, *values: Any) -> None:
+        self._values = values
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": list(self._values), "description": "Not implemented: only a value that changes nothing."}
+
+    def _check(self, value: Any) -> Any:
+        # JSON has 0 and false apart, Python has not.
+        if any(value == off and isinstance(value, bool) == isinstance(off, bool) for off in self._values):
+            return value
+        raise PydanticCustomError("not_implemented", "not implemented")
+
+
+Null = Annotated[Any, Off(None)]
+Empty = Annotated[Any, Off(None, [])]
+Zero = Annotated[Any, Off(None, 0)]
+
+
+def one_of(shape: Callable[[Any], str | None], allowed: str) -> Discriminator:
+    """Annotates a union whose members are told apart by their shape, so that a value is refused for what is wrong with
+    it and not once per member. shape: value -> the tag of its member, or None; allowed: what to say then."""
+    return Discriminator(shape, custom_error_type="shape", custom_error_message=f"must be {allowed}")
+
+
+def text_or_list(value: Any) -> str | None:
+    """The shape of a field that is a text or a list."""
+    return "text" if isinstance(value, str) else "list" if isinstance(value, list) else None

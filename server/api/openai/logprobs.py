@@ -1,0 +1,104 @@
+"""Log-probabilities as OpenAI's two endpoints spell them. A token has one text wherever it is named.
+
+The texts of an answer's tokens join to what was generated: the answer, then what ended it (a stop string, the end of
+sequence by its name). A token that is part of a character is `bytes:…`; the bytes join where the texts cannot.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from emorl_core.spelling import Spelling
+from emorl_core.tokenizer import Tokenizer
+from emorl_core.types import Completion, TokenEvent
+
+_LOWEST = -9999.0  # what OpenAI writes where JSON has no minus infinity
+
+Alternatives = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedToken:
+    """A chosen token, and the most likely ones in its place, most likely first. `offset`: characters before it."""
+
+    offset: int
+    chosen: Spelling
+    logprob: float
+    tops: list[tuple[Spelling, float]]
+
+
+@dataclass
+class TokenNames:
+    """Names the tokens of one choice, in order."""
+
+    tokenizer: Tokenizer
+    _begun: bool = False  # an ordinary token has come
+    _length: int = 0  # characters that are whole
+    _characters: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+
+    def name(self, token_id: int, value: float, alternatives: Alternatives) -> NamedToken:
+        def spell(each: int) -> Spelling:
+            return self.tokenizer.spell(each, first=not self._begun)
+
+        # Of equally likely tokens the chosen one comes first: it was the most likely for whoever chose it.
+        others = [(each, other) for each, other in alternatives if each != token_id]
+        ranked = sorted([(token_id, value), *others], key=lambda item: -item[1])[: len(alternatives)]
+        tops = [(spell(each), _finite(other)) for each, other in ranked]
+        chosen = spell(token_id)
+        named = NamedToken(self._place(chosen.data), chosen, _finite(value), tops)
+        self._begun = self._begun or not chosen.special
+        return named
+
+    def _place(self, data: bytes) -> int:
+        """Where a token that adds `data` begins: part of a character begins where its character does."""
+        if data and not 0x80 <= data[0] < 0xC0:  # no continuation byte: what came before will not become a character
+            self._length += len(self._characters.decode(b"", final=True))
+        place = self._length
+        self._length += len(self._characters.decode(data))
+        return place
+
+    def of_event(self, event: TokenEvent) -> list[NamedToken]:
+        return [self.name(event.token_id, event.logprob, event.top_logprobs)]
+
+    def of_completion(self, completion: Completion) -> list[NamedToken]:
+        alternatives = completion.top_logprobs or ((),) * len(completion.token_ids)
+        rows = zip(completion.token_ids, completion.logprobs, alternatives, strict=True)
+        return [self.name(*row) for row in rows]
+
+
+def _finite(value: float) -> float:
+    return _LOWEST if math.isnan(value) else max(value, _LOWEST)
+
+
+def completion_logprobs(tokens: Sequence[NamedToken]) -> dict[str, Any]:
+    """`/v1/completions`: parallel lists. `top_logprobs` of a token has the chosen one in it, likely or not."""
+    tops: list[dict[str, float]] = []
+    for token in tokens:
+        top: dict[str, float] = {}
+        for spelling, value in [*token.tops, (token.chosen, token.logprob)]:
+            top.setdefault(spelling.text, value)  # two tokens can spell the same text
+        tops.append(top)
+    return {
+        "tokens": [token.chosen.text for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": tops if any(token.tops for token in tokens) else None,
+        "text_offset": [token.offset for token in tokens],
+    }
+
+
+def chat_logprobs(tokens: Sequence[NamedToken]) -> dict[str, Any]:
+    """`/v1/chat/completions`: one object per token."""
+
+    def entry(spelling: Spelling, value: float) -> dict[str, Any]:
+        return {"token": spelling.text, "logprob": value, "bytes": list(spelling.data)}
+
+    content = [
+        {**entry(token.chosen, token.logprob), "top_logprobs": [entry(*top) for top in token.tops]} for token in tokens
+    ]
+    return {"content": content, "refusal": None}

@@ -1,0 +1,210 @@
+"""`/v1/…`: the endpoints that OpenAI's clients call. The bundle is a model, and each profile another."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from emorl_core.ensemble import Ensemble
+from emorl_core.errors import InvalidRequest
+from emorl_core.types import Completion
+from emorl_core.types import Request as EngineRequest
+from server.api.answers import json_response, service_of
+from server.api.documented import errors
+from server.api.fields import check_limit
+from server.api.openai.answers import (
+    ChatDialect,
+    CompletionDialect,
+    Head,
+    chat_completion,
+    text_completion,
+)
+from server.api.openai.messages import single_statement
+from server.api.openai.objects import ChatCompletion, Model, ModelList, TextCompletion
+from server.api.openai.requests import ChatRequest, CompletionRequest, OpenAIRequest
+from server.door.errors import UnknownModel
+from server.serving import sse
+from server.serving.deployment import Deployment
+from server.serving.generation import Generation
+from server.serving.receipt import Receipt, make_receipt
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+_ERRORS = errors(400, 401, 404, 408, 413, 415, 421, 429, 431, 500, 503)
+_DEFAULT_MAX_TOKENS = 16
+Builder = Callable[[Ensemble, str], list[EngineRequest]]
+
+
+def _stream(chunk: str) -> dict[str, Any]:
+    return {"content": {"text/event-stream": {"example": f"data: {chunk}\n\ndata: [DONE]\n\n"}}}
+
+
+_TEXT_STREAM = _stream(
+    '{"id":"cmpl-0f3a","object":"text_completion","created":1764000000,"model":"counselor-demo",'
+    '"choices":[{"index":0,"text":"You","logprobs":null,"finish_reason":null}]}'
+)
+_CHAT_STREAM = _stream(
+    '{"id":"chatcmpl-0f3a","object":"chat.completion.chunk","created":1764000000,"model":"counselor-demo",'
+    '"choices":[{"index":0,"delta":{"content":"You"},"logprobs":null,"finish_reason":null}]}'
+)
+
+
+@router.get("/models", response_model=ModelList, responses=errors(401, 421, 503))
+async def models(request: Request) -> Response:
+    """The bundle, and the bundle with each of its profiles."""
+    deployment = service_of(request).deployment()
+    return json_response(
+        {"object": "list", "data": [_model(deployment, name) for name in model_names(deployment.ensemble)]}
+    )
+
+
+@router.get("/models/{model}", response_model=Model, responses=errors(401, 404, 421, 503))
+async def model(model: str, request: Request) -> Response:
+    """One of them."""
+    deployment = service_of(request).deployment()
+    profile_of(deployment.ensemble, model)
+    return json_response(_model(deployment, model))
+
+
+@router.post("/completions", response_model=TextCompletion, responses={200: _TEXT_STREAM, **_ERRORS})
+async def completions(body: CompletionRequest, request: Request) -> Response:
+    """Complete one or several prompts."""
+    prompts, n = body.prompts, body.choices
+    _check_rows(request, len(prompts) * n)
+    limit = _limit(request, "max_tokens", body.max_tokens or _DEFAULT_MAX_TOKENS)
+
+    def build(ensemble: Ensemble, request_id: str) -> list[EngineRequest]:
+        return [
+            _engine_request(ensemble, body, prompt, f"{request_id}-{p * n + i}", limit, i, body.logprobs or 0)
+            for p, prompt in enumerate(prompts)
+            for i in range(n)
+        ]
+
+    sent = [prompt for _, prompt in prompts for _ in range(n)]
+    generation, head = await _accept(request, body, build, "cmpl", sent)
+    echoes = [_echo(head.ensemble, prompt) if body.echo else "" for prompt in sent]
+    with_logprobs = body.logprobs is not None
+    if body.stream:
+        dialect = CompletionDialect(head, n, body.include_usage, with_logprobs, echoes=echoes)
+        return await sse.stream(generation, dialect, service_of(request).settings)
+    return json_response(text_completion(head, await generation.finish(), n, echoes, with_logprobs))
+
+
+@router.post("/chat/completions", response_model=ChatCompletion, responses={200: _CHAT_STREAM, **_ERRORS})
+async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    """Answer a user message, in the bundle's prompt template."""
+    prompt = single_statement(body.messages)
+    _check_rows(request, body.choices)
+    name, asked = body.limit
+    limit = _limit(request, name, asked or service_of(request).settings.max_new_tokens)
+
+    def build(ensemble: Ensemble, request_id: str) -> list[EngineRequest]:
+        tops = body.top_logprobs or 0
+        return [
+            _engine_request(ensemble, body, prompt, f"{request_id}-{i}", limit, i, tops) for i in range(body.choices)
+        ]
+
+    generation, head = await _accept(request, body, build, "chatcmpl", [prompt[1]] * body.choices)
+    if body.stream:
+        dialect = ChatDialect(head, body.choices, body.include_usage, bool(body.logprobs))
+        return await sse.stream(generation, dialect, service_of(request).settings)
+    return json_response(chat_completion(head, await generation.finish(), bool(body.logprobs)))
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def model_names(ensemble: Ensemble) -> list[str]:
+    return [ensemble.name, *(f"{ensemble.name}:{profile}" for profile in ensemble.spec.profiles)]
+
+
+def profile_of(ensemble: Ensemble, model: str) -> str | None:
+    """The profile that a model name stands for. Raises `UnknownModel`, which lists the names."""
+    names = model_names(ensemble)
+    if model not in names:
+        raise UnknownModel(f"model is unknown; models: {', '.join(names)}", param="model")
+    return None if model == ensemble.name else model.removeprefix(f"{ensemble.name}:")
+
+
+def _model(deployment: Deployment, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": deployment.since, "owned_by": "emorl"}
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def _check_rows(request: Request, rows: int) -> None:
+    """Before there is a list of as many. Raises `InvalidRequest`."""
+    most = service_of(request).settings.max_choices
+    if rows > most:
+        raise InvalidRequest(
+            f"n × prompts is {rows}; allowed: up to {most} completions in one request (max_choices)", param="n"
+        )
+
+
+def _limit(request: Request, name: str, asked: int) -> int:
+    check_limit(name, asked, service_of(request).settings.max_new_tokens)
+    return asked
+
+
+async def _accept(
+    request: Request, body: OpenAIRequest, build: Builder, kind: str, prompts: Sequence[str | list[int]]
+) -> tuple[Generation, Head]:
+    """prompts: one per choice."""
+    service, rows = service_of(request), len(prompts)
+    answer_id = f"{kind}-{secrets.token_hex(12)}"
+    generation = await service.accept(request, lambda ensemble: build(ensemble, answer_id), rows)
+    ids = {each.request_id: index for index, each in enumerate(generation.requests)}
+    ensemble = generation.deployment.ensemble
+    identity = generation.deployment.identity if body.receipt else None
+
+    def receipt_of(index: int, completion: Completion) -> Receipt:
+        assert identity is not None
+        return make_receipt(ensemble, identity, prompts[index], generation.requests[index], completion)
+
+    makes_receipts = None if identity is None else receipt_of
+    return generation, Head(answer_id, body.model, generation.accepted, ids, ensemble, makes_receipts)
+
+
+def _engine_request(
+    ensemble: Ensemble,
+    body: OpenAIRequest,
+    located: tuple[str, str | list[int]],
+    request_id: str,
+    max_new_tokens: int,
+    choice: int,
+    top_logprobs: int,
+) -> EngineRequest:
+    """located: a prompt with the field that it is in. Raises `InvalidRequest` and its kinds, by the field names of this
+    API."""
+    place, prompt = located
+    profile = profile_of(ensemble, body.model)
+    if profile is not None and (body.profile is not None or body.objective_weights is not None):
+        field = "profile" if body.profile is not None else "objective_weights"
+        raise InvalidRequest(
+            f"{field} and a model that names a profile exclude each other; use the model {ensemble.name}", param=field
+        )
+    try:
+        return ensemble.request(
+            prompt,
+            weights=body.objective_weights,
+            profile=body.profile if profile is None else profile,
+            normalize=body.normalize,
+            top_logprobs=top_logprobs,
+            stream=bool(body.stream),
+            request_id=request_id,
+            field=place,
+            **body.sampling(max_new_tokens, choice),
+        )
+    except InvalidRequest as error:
+        for here, there in body.names.items():
+            error = error.renamed(here, there)
+        raise error from None
+
+
+def _echo(ensemble: Ensemble, prompt: str | Sequence[int]) -> str:
+    return prompt if isinstance(prompt, str) else ensemble.tokenizer.decode(list(prompt))

@@ -1,0 +1,113 @@
+"""What is served, whether it works, and the numbers: for people, load balancers and Prometheus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from emorl_core import __version__
+from emorl_core.weights import BASE
+from server.api.answers import json_response, service_of
+from server.api.documented import errors
+from server.api.generation_fields import Health, Info, Objectives, Profiles
+from server.door.errors import NotReady
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/objectives", response_model=Objectives, responses=errors(401, 421, 503))
+async def objectives(request: Request) -> Response:
+    """The qualities that can be weighted."""
+    spec = service_of(request).deployment().ensemble.spec
+    listed = [{"name": BASE, "description": "the model without any adapter", "adapter": False}]
+    listed += [{"name": n, "description": o.description, "adapter": True} for n, o in spec.objectives.items()]
+    return json_response({"objectives": listed})
+
+
+@router.get("/profiles", response_model=Profiles, responses=errors(401, 421, 503))
+async def profiles(request: Request) -> Response:
+    """Named weights and where they came from."""
+    ensemble = service_of(request).deployment().ensemble
+    listed: list[dict[str, Any]] = []
+    for name, profile in ensemble.spec.profiles.items():
+        weights = ensemble.resolve(profile=name).as_dict()
+        listed.append({"name": name, "weights": weights, "origin": profile.origin})
+    return json_response({"default": ensemble.spec.default_profile, "profiles": listed})
+
+
+@router.get("/info", response_model=Info, responses=errors(401, 421, 503))
+async def info(request: Request) -> Response:
+    """The bundle, the device and the limits of this server."""
+    service = service_of(request)
+    deployment, settings = service.deployment(), service.settings
+    ensemble = deployment.ensemble
+    spec = ensemble.spec
+    return json_response(
+        {
+            "model": ensemble.name,
+            "version": __version__,
+            "format": spec.format,
+            "architecture": ensemble.engine.model.facts.architecture,
+            "prompt_template": spec.prompt_template,
+            "objectives": list(ensemble.lanes),
+            "profiles": list(spec.profiles),
+            "default_profile": spec.default_profile,
+            "device": ensemble.device,
+            "dtype": ensemble.dtype,
+            "compiled": ensemble.compiled,
+            "threads": ensemble.threads.count,
+            "parameter_bytes": ensemble.parameter_bytes(),
+            "identity": deployment.identity.model_dump(),
+            "limits": {
+                "max_source_tokens": spec.max_source_tokens,
+                "max_prompt_chars": ensemble.max_prompt_chars,
+                "max_new_tokens": settings.max_new_tokens,
+                "max_body_bytes": settings.max_body_bytes,
+                "max_choices": settings.max_choices,
+                "max_sweep": settings.max_sweep,
+                "slots": service.admission.slots,
+                "max_queue": service.admission.queue,
+            },
+        }
+    )
+
+
+@router.get("/healthz", response_model=Health, responses=errors(503))
+@router.get("/livez", response_model=Health, responses=errors(503))
+async def livez(request: Request) -> Response:
+    """Liveness: the process answers and the engine's thread is alive and moving. 503: replace this process."""
+    dead = service_of(request).dead()
+    if dead is not None:
+        raise NotReady(dead)
+    return json_response({"status": "ok"})
+
+
+@router.get("/readyz", response_model=Health, responses=errors(503))
+async def readyz(request: Request) -> Response:
+    """Readiness: a real one-token mix over all lanes has worked, and the server takes requests."""
+    unready = service_of(request).unready()
+    if unready is not None:
+        raise unready
+    return json_response({"status": "ok"})
+
+
+@router.get("/startupz", response_model=Health, responses=errors(503))
+async def startupz(request: Request) -> Response:
+    """Startup: the bundle is loaded and was ready at least once."""
+    service = service_of(request)
+    if not service.started:
+        raise service.unready() or NotReady("the engine is warming up")
+    return json_response({"status": "ok"})
+
+
+_EXPOSITION = "# TYPE emorl_requests_running gauge\nemorl_requests_running 3.0\n"
+_METRICS = {"content": {"text/plain": {"schema": {"type": "string"}, "example": _EXPOSITION}}}
+
+
+@router.get("/metrics", responses={200: _METRICS, **errors(401, 421)})
+async def metrics(request: Request) -> Response:
+    """Prometheus exposition."""
+    body, content_type = service_of(request).metrics.render(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": content_type})

@@ -1,0 +1,1 @@
+"""Who may come in, how much at once, and how a refusal reads."""

@@ -1,0 +1,34 @@
+"""The path prefix of a server behind a proxy."""
+
+from __future__ import annotations
+
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+class PrefixMiddleware:
+    """Takes off the prefix of a path where the proxy has left it on, so that everything behind this knows one spelling
+    of a path. A path without it is taken as it is: the proxy has taken it off, or there was none on the way."""
+
+    def __init__(self, app: ASGIApp, root_path: str = "") -> None:
+        self.app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        sent, mounted = scope["path"], scope.get("root_path", "").rstrip("/")  # mounted: as a part of another app
+        path = _without(self._root_path, _without(mounted, sent))
+        home = sent or mounted or self._root_path
+        # In place, because what is outside of this counts by the path.
+        scope["path"], scope["root_path"] = path or "/", ""
+        if not path and home and scope["method"] in ("GET", "HEAD"):
+            # The page names its files from where it is: without the slash that would be one level too high.
+            await RedirectResponse(f"{home}/", 308)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _without(prefix: str, path: str) -> str:
+    return path[len(prefix) :] if prefix and f"{path}/".startswith(f"{prefix}/") else path

@@ -1,0 +1,129 @@
+"""uvicorn's connection, with bounds on how long it waits for its client, and the one error body for no request."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from emorl_core.errors import EmorlError
+from server.door.connections import Connections, Phase
+from server.door.errors import HeadersTooLarge, InvalidHttp, error_body, status_for
+
+_PROGRESS = 64 * 1024  # bytes that a slow reader must take within the time it has, or all there are
+
+
+def guarded(connections: Connections) -> type[H11Protocol]:
+    """A protocol class for `uvicorn.Config`. Every connection is in one phase of `connections` at a time and is closed
+    when it stays longer than it may, so that silent, trickling and unread ones cannot pile up."""
+
+    class Guarded(H11Protocol):
+        _phase: Phase | None = None
+        _gone = False
+        _timer: asyncio.TimerHandle | None = None
+        _unsent = 0  # bytes, when the timer began
+
+        # --- what happens to it --------------------------------------------------------------------------------------
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            transport.set_write_buffer_limits(high=0)  # whatever the kernel does not take is told at once
+            self._settle()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._settle()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._unset_keepalive_if_required()  # `idle_timeout_s` is this class's
+            self._settle()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._settle()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._settle()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._leave()
+            super().connection_lost(exc)
+
+        # --- what it waits for ---------------------------------------------------------------------------------------
+
+        def _settle(self) -> None:
+            phase = self._waits_for()
+            if phase is not self._phase and not self._gone:
+                connections.moved(self, self._phase, phase)
+                self._phase = phase
+                self.watch()
+
+        def _waits_for(self) -> Phase:
+            if self.flow.write_paused:
+                return Phase.UNREAD
+            cycle: RequestResponseCycle | None = self.cycle  # uvicorn says that there always is one
+            if cycle is None:
+                return Phase.HEAD
+            if not cycle.response_complete:
+                return Phase.BODY if cycle.more_body else Phase.BUSY
+            if self.conn.their_state is not h11.IDLE:
+                return Phase.ANSWERED
+            return Phase.HEAD if self.conn.trailing_data[0] else Phase.IDLE
+
+        def watch(self) -> None:
+            """Start the time of its phase anew."""
+            if self._timer is not None:
+                self._timer.cancel()
+            seconds = None if self._phase is None else connections.timeout_s(self._phase)
+            self._timer = None if seconds is None else self.loop.call_later(seconds, self._late)
+            self._unsent = self.transport.get_write_buffer_size()
+
+        def _late(self) -> None:
+            assert self._phase is not None
+            taken = self._unsent - self.transport.get_write_buffer_size()
+            if self._phase is Phase.UNREAD and taken >= _PROGRESS:
+                self.watch()
+            else:
+                self.let_go(self._phase.value)
+
+        def let_go(self, reason: str) -> None:
+            """Close it at once, whatever is unsent."""
+            connections.cut[reason] += 1
+            self._leave()
+            self.transport.abort()
+
+        def _leave(self) -> None:
+            if not self._gone:
+                connections.moved(self, self._phase, None)
+            self._gone, self._phase = True, None
+            self.watch()
+
+        # --- what is no request --------------------------------------------------------------------------------------
+        def _unsupported_upgrade_warning(self) -> None:
+            """An upgrade that nobody offered is ignored (RFC 9110, 7.8). uvicorn logs two lines for it, key or none."""
+
+        def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text
+            # uvicorn calls it for whatever h11 cannot read; only the limit on the head is told apart.
+            limit = self.config.h11_max_incomplete_event_size or 0
+            error: EmorlError = InvalidHttp("this is no HTTP request")
+            if len(self.conn.trailing_data[0]) > limit:
+                error = HeadersTooLarge(f"the headers are too large; allowed: {limit} bytes (max_header_bytes)")
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
+                self._answer(status_for(error), error_body(error))
+            self.transport.close()
+
+        def _answer(self, status: int, body: bytes) -> None:
+            headers = [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("Connection", "close"),
+            ]
+            response = h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase.encode())
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+
+    return Guarded

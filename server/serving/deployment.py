@@ -1,0 +1,160 @@
+"""What is being served right now: an ensemble and the worker that runs its engine. Swapped as one piece on a reload."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from emorl_core.engine.engine import Engine
+from emorl_core.engine.stats import EngineStats
+from emorl_core.ensemble import Ensemble
+from emorl_core.threads import ThreadChoice, most_threads
+from server.door.errors import EngineRestarted, NotReady
+from server.serving.receipt import Identity
+from server.serving.worker import Worker
+from server.settings import Settings, SettingsError
+from server.watch.metrics import Metrics
+
+logger = logging.getLogger("emorl.server")
+
+T = TypeVar("T")
+_THREAD = "emorl-load"
+_POLL_S = 0.02
+
+
+@dataclass(slots=True, eq=False)
+class Deployment:
+    """`since`: Unix time at which it was loaded, which `/v1/models` reports as `created`.
+
+    `identity`: what was loaded, for receipts, with the hub id it came from; a folder's name is nothing that clients
+    should see.
+    `users`: requests that hold it, from before their tokenising to their end; it may be stopped when there are none.
+    """
+
+    ensemble: Ensemble
+    worker: Worker
+    since: int
+    identity: Identity
+    users: int = 0
+
+    @classmethod
+    def make(cls, ensemble: Ensemble, settings: Settings, metrics: Metrics) -> Deployment:
+        """The worker is made, not started."""
+        metrics.know_objectives(ensemble.objectives)
+        ensemble.threads.on_choice = logger.info
+        worker = Worker(
+            ensemble.engine,
+            warm_up=ensemble.warm_up,
+            rebuild=lambda: emptied(ensemble.engine),
+            on_step=_observer(metrics, ensemble.threads),
+            on_orphan=metrics.abandoned,
+            queue_timeout_s=settings.queue_timeout_s,
+        )
+        source = settings.bundle if ensemble.bundle is not None and not _is_folder(settings.bundle) else None
+        return cls(ensemble, worker, int(time.time()), Identity.of(ensemble.spec, ensemble.hashes, source))
+
+    async def start(self) -> None:
+        """Run the warm-up on the worker's thread.
+
+        Raises:
+            NotReady: the warm-up failed; the thread has ended.
+        """
+        self.worker.start()
+        await self.worker.settled()
+        if self.worker.failure is not None:
+            raise NotReady(f"the warm-up failed ({type(self.worker.failure).__name__})") from self.worker.failure
+
+    async def stop(self) -> None:
+        """End the thread; what is still in it hears of it."""
+        await self.worker.stop()
+
+
+def _observer(metrics: Metrics, threads: ThreadChoice) -> Callable[[EngineStats, float], None]:
+    """What is noted of every step, on the engine's thread."""
+    rows = misses = 0
+
+    def note(stats: EngineStats, took_s: float) -> None:
+        nonlocal rows, misses
+        metrics.batch_rows.observe(stats.batch_rows)
+        # A step that encoded a prompt besides says nothing about how long steps take.
+        plain = stats.prefill_misses == misses
+        threads.observe(took_s, stats.lane_row_steps - rows if plain else 0)
+        rows, misses = stats.lane_row_steps, stats.prefill_misses
+
+    return note
+
+
+def _is_folder(bundle: str | None) -> bool:
+    return bundle is not None and Path(bundle).is_dir()
+
+
+def emptied(engine: Engine) -> Engine:
+    """The same weights with nothing in them of the requests before: no rows, no cached prompts."""
+    engine.drop_all(EngineRestarted("the engine failed and starts again"))
+    engine.runner.prefill_cache.clear()
+    return engine
+
+
+def load(settings: Settings) -> Ensemble:
+    """Blocking. Raises `BundleError` or `SettingsError`, one line each."""
+    if settings.bundle is None:
+        raise SettingsError("bundle is not set; allowed: a bundle folder or a hub id owner/name", param="bundle")
+    # An engine that runs already may compute with fewer, and a thread begun after its choice would load with as few.
+    torch.set_num_threads(most_threads())
+    return Ensemble.load(
+        settings.bundle,
+        device=settings.device,
+        dtype=settings.dtype,
+        slots=settings.slots,
+        prefill_cache_bytes=settings.prefill_cache_bytes,
+        compile=settings.compile,
+        hashed=True,
+        max_prompt_chars=settings.max_prompt_chars,
+        threads=settings.threads,
+    )
+
+
+async def in_daemon_thread(work: Callable[[], T]) -> T:
+    """Run something long off the event loop. Unlike asyncio's executor it does not hold up the end of the process."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if result.done():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(value)  # type: ignore[arg-type]
+
+    def main() -> None:
+        value, error = None, None
+        try:
+            value = work()
+        except BaseException as caught:  # noqa: BLE001  handed to the waiter
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop has closed while we worked; nobody waits
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=main, name=_THREAD, daemon=True).start()
+    return await result
+
+
+async def daemon_threads_ended(timeout_s: float) -> bool:
+    """Wait for what `in_daemon_thread` began and nobody waits for any more. An interpreter that ends under a thread in
+    native code aborts, so a process that ends should have waited; False when one still runs after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while running := any(each.name == _THREAD for each in threading.enumerate()):
+        if time.monotonic() >= deadline:
+            break
+        await asyncio.sleep(_POLL_S)
+    return not running

@@ -1,0 +1,206 @@
+"""Receipts: everything that made one text, so that a generation in a clinical record can be made again.
+
+A receipt is given to the caller who sent the prompt and got the text, holds both, and is kept nowhere else. Who keeps
+it apart from the record may set `prompt`, `text` and `token_ids` to null: their hashes stay, and a replay then asks
+for the prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from emorl_core import __version__
+from emorl_core.bundle import BundleSpec
+from emorl_core.ensemble import Ensemble
+from emorl_core.errors import InvalidRequest
+from emorl_core.snapshot import Hashes
+from emorl_core.types import Completion, FinishReason, Request
+
+FORMAT: Literal["emorl-receipt/1"] = "emorl-receipt/1"
+_REMOVABLE = ("prompt", "text", "token_ids")
+
+Prompt = str | list[int]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Identity(_Part):
+    """What was loaded. Hashes are SHA-256, of a folder over the names and contents of its files; null where nothing was
+    hashed, as for a model that is no bundle.
+
+    `source`: the hub id that the bundle came from, null for a folder. `bundle_yaml` also changes with what made no
+    difference to this text, a new profile for example; `prompt_template` is the part of it that does.
+    """
+
+    bundle: str
+    source: str | None
+    prompt_template: str
+    bundle_yaml: str | None
+    base: str | None
+    adapters: dict[str, str]
+
+    @classmethod
+    def of(cls, spec: BundleSpec, hashes: Hashes | None, source: str | None = None) -> Identity:
+        return cls(
+            bundle=spec.name,
+            source=source,
+            prompt_template=spec.prompt_template,
+            bundle_yaml=None if hashes is None else hashes.bundle_yaml,
+            base=None if hashes is None else hashes.base,
+            adapters={} if hashes is None else hashes.adapters,
+        )
+
+    def mismatches(self, now: Identity, weights: dict[str, float]) -> list[str]:
+        """Why `now` cannot give the same tokens, one line each. Adapters without weight made no difference."""
+        found = []
+        if now.prompt_template != self.prompt_template:
+            found.append("the prompt template is another one")
+        if now.base != self.base:
+            found.append("the base model is another one")
+        for name in sorted(name for name, weight in weights.items() if weight and name in self.adapters):
+            if name not in now.adapters:
+                found.append(f"the bundle has no objective {name} any more")
+            elif now.adapters[name] != self.adapters[name]:
+                found.append(f"the adapter of {name} is another one")
+        return found
+
+
+class ReceiptSampling(_Part):
+    max_new_tokens: int
+    min_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    seed: int
+    stop: list[str]
+
+
+class Receipt(_Part):
+    """`prompt`: the text without the template, or token ids where those were sent. `weights`: every lane's number as
+    the engine used it, so they are given back with `normalize: false`. `sha256`: over all the rest but the three
+    fields that may be set to null, two of which have hashes of their own. It shows damage; it is no signature."""
+
+    format: Literal["emorl-receipt/1"] = FORMAT
+    id: str
+    created: str
+    prompt: Prompt | None
+    prompt_sha256: str
+    weights: dict[str, float]
+    profile: str | None
+    combine: Literal["hidden", "probs"]
+    sampling: ReceiptSampling
+    text: str | None
+    token_ids: list[int] | None
+    tokens_sha256: str
+    finish_reason: FinishReason
+    identity: Identity
+    device: str
+    dtype: str
+    compiled: bool
+    versions: dict[str, str]
+    sha256: str
+
+    def damage(self) -> list[str]:
+        """What does not fit together in this receipt, one line each."""
+        found = []
+        if self.sha256 != _seal(self.model_dump(mode="json")):
+            found.append("a field of the receipt was changed after it was written (sha256 does not fit)")
+        if self.prompt is not None and hash_of(self.prompt) != self.prompt_sha256:
+            found.append("the prompt of the receipt was changed after it was written (prompt_sha256 does not fit)")
+        if self.token_ids is not None and hash_of(self.token_ids) != self.tokens_sha256:
+            found.append("the token ids of the receipt were changed after it was written (tokens_sha256 does not fit)")
+        return found
+
+
+def hash_of(content: Prompt) -> str:
+    """SHA-256 of a text's UTF-8, or of token ids as JSON without spaces."""
+    text = content if isinstance(content, str) else json.dumps(content, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _seal(fields: dict[str, Any]) -> str:
+    kept = {name: value for name, value in fields.items() if name not in (*_REMOVABLE, "sha256")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def make_receipt(
+    ensemble: Ensemble, identity: Identity, prompt: str | Sequence[int], request: Request, completion: Completion
+) -> Receipt:
+    sent = prompt if isinstance(prompt, str) else list(prompt)
+    tokens = list(completion.token_ids)
+    sampling = {**dataclasses.asdict(request.sampling), "seed": completion.seed, "stop": list(request.sampling.stop)}
+    unsealed = Receipt(
+        id=completion.request_id,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        prompt=sent,
+        prompt_sha256=hash_of(sent),
+        weights=dict(zip(ensemble.lanes, request.weights, strict=True)),
+        profile=completion.profile,
+        combine=request.combine,
+        sampling=ReceiptSampling(**sampling),
+        text=completion.text,
+        token_ids=tokens,
+        tokens_sha256=hash_of(tokens),
+        finish_reason=completion.finish_reason,
+        identity=identity,
+        device=ensemble.device,
+        dtype=ensemble.dtype,
+        compiled=ensemble.compiled,
+        versions=versions(ensemble.device),
+        sha256="",
+    )
+    return unsealed.model_copy(update={"sha256": _seal(unsealed.model_dump(mode="json"))})
+
+
+def replay_request(ensemble: Ensemble, receipt: Receipt, prompt: Prompt) -> Request:
+    """The engine's request that makes the receipt's tokens again from its prompt.
+
+    Raises:
+        InvalidRequest: the receipt gives weight to objectives that this bundle lacks, or a number is out of range.
+    """
+    weights = {name: weight for name, weight in receipt.weights.items() if weight}
+    missing = set(weights) - set(ensemble.lanes)
+    if missing:
+        raise InvalidRequest(
+            f"the receipt has objectives that this bundle lacks: {', '.join(sorted(missing))}", param="weights"
+        )
+    request = ensemble.request(
+        prompt if isinstance(prompt, str) else ".",  # token ids are put in below; they had no template
+        weights=weights,
+        normalize=False,
+        combine=receipt.combine,
+        stream=False,
+        **receipt.sampling.model_dump(),
+    )
+    return request if isinstance(prompt, str) else dataclasses.replace(request, prompt_ids=tuple(prompt))
+
+
+def surroundings(ensemble: Ensemble, receipt: Receipt) -> list[str]:
+    """What else is not as it was when the receipt was written, one line each: reasons why rounding may differ."""
+    here = {"device": ensemble.device, "dtype": ensemble.dtype, **versions(ensemble.device)}
+    there = {"device": receipt.device, "dtype": receipt.dtype, **receipt.versions}
+    if ensemble.compiled != receipt.compiled:
+        here["compile"], there["compile"] = (str(each).lower() for each in (ensemble.compiled, receipt.compiled))
+    return [f"{name} was {there.get(name)} and is {here[name]}" for name in here if here[name] != there.get(name)]
+
+
+def versions(device: str) -> dict[str, str]:
+    """Software, and the kind of processor: which of its instructions are used decides how sums are rounded."""
+    packages = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+    processor = (
+        torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
+    )
+    return {"emorl": __version__, "python": platform.python_version(), **packages, "processor": processor}

@@ -1,0 +1,320 @@
+"""The state of one running server: what is deployed, who is being served, and whether it may take more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from starlette.requests import Request as HttpRequest
+
+from emorl_core import __version__
+from emorl_core.ensemble import Ensemble
+from emorl_core.errors import EmorlError
+from emorl_core.types import Request
+from server.door.admission import Admission
+from server.door.connections import Connections
+from server.door.context import context_of
+from server.door.errors import NotReady, ReloadFailed, ShuttingDown
+from server.serving.channel import Unread
+from server.serving.deployment import Deployment, daemon_threads_ended, in_daemon_thread, load
+from server.serving.generation import Generation
+from server.settings import Settings
+from server.watch.log_queue import dropped_lines
+from server.watch.metrics import EngineReading, Metrics
+
+logger = logging.getLogger("emorl.server")
+
+GENERATION_ROUTES = ("/generate", "/sweep", "/sweep/line", "/v1/completions", "/v1/chat/completions")
+_POLL_S = 0.02
+T = TypeVar("T")
+_LOAD_STOP_S = 10.0  # as long as a worker may take, beside it
+
+
+class Service:
+    """Loaded in the background by `start`, so that liveness answers from the first second."""
+
+    def __init__(self, settings: Settings, ensemble: Ensemble | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics(self.reading, GENERATION_ROUTES)
+        self.admission = Admission(settings.slots, settings.max_queue, settings.max_concurrent_per_key)
+        self.draining = False
+        self.started = False  # was ready at least once
+        self.failure: BaseException | None = None  # the bundle cannot be served at all
+        self.on_failure: Callable[[BaseException], None] = lambda _: None
+        self.on_ready: Callable[[], None] = lambda: None
+        self.connections: Connections | None = None  # where it listens itself
+        self._deployment: Deployment | None = None
+        self._given = ensemble
+        self.active: set[Generation] = set()
+        self._unread = Unread(settings.max_unread_events, self._make_room)
+        self._retired: dict[asyncio.Task[None], Deployment] = {}
+        self._settled = asyncio.Event()  # started, or failed
+        self._loading = asyncio.Lock()  # one bundle is loaded at a time
+        self._load: asyncio.Task[Deployment] | None = None  # of the reload in progress
+        self._next_reload: asyncio.Task[None] | None = None  # one that waits for its turn
+        self._past = Counter[str]()  # what the deployments before this one had counted
+        self._bring_up_task: asyncio.Task[None] | None = None
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._bring_up_task = asyncio.create_task(self._bring_up(), name="emorl-bring-up")
+
+    async def _bring_up(self) -> None:
+        try:
+            ensemble = self._given
+            if ensemble is None:
+                ensemble = await in_daemon_thread(lambda: load(self.settings))
+            deployment = Deployment.make(ensemble, self.settings, self.metrics)
+            self.admission.slots = ensemble.engine.stats.slots
+            self._deployment = deployment
+            await deployment.start()
+        except Exception as error:  # noqa: BLE001  whatever it is, there is nothing to serve; the owner decides what then
+            self.failure = error
+            reason = error.message if isinstance(error, EmorlError) else type(error).__name__
+            logger.error("the bundle cannot be served: %s", reason)
+            self._settled.set()
+            self.on_failure(error)
+            return
+        self.started = True
+        self._settled.set()
+        logger.info("ready: bundle %s on %s in %s", ensemble.name, ensemble.device, ensemble.dtype)
+        self.on_ready()
+
+    def reload_soon(self) -> None:
+        """A reload that nobody waits for, as SIGHUP asks for it: at once, or after what is being loaded. One of them
+        waits; it will read what a later one would."""
+        if self.settings.bundle is None:
+            logger.warning("SIGHUP: this server was given its model; there is no bundle to load again")
+        elif self.draining or self.failure is not None:
+            logger.warning("SIGHUP: the server is shutting down; the bundle is not loaded again")
+        elif self._next_reload is not None:
+            logger.info("SIGHUP: a reload is waiting already and will see this change too")
+        else:
+            busy = self._loading.locked() or not self.started
+            logger.info("SIGHUP: the bundle will be loaded again %s", "after the load in progress" if busy else "now")
+            self._next_reload = asyncio.create_task(self._reload_in_turn(), name="emorl-reload")
+
+    async def _reload_in_turn(self) -> None:
+        await self._settled.wait()
+        async with self._loading:
+            turn, self._next_reload = self._next_reload, None  # whoever asks from now on may have seen a later bundle
+            assert turn is asyncio.current_task()
+            if self.started and not self.draining:
+                with contextlib.suppress(ReloadFailed):  # the log has the reason
+                    await self._reload()
+
+    async def reload(self) -> Deployment:
+        """Load the bundle again beside the one that serves, warm it up, and only then let it take over.
+
+        Running requests finish where they began. While both are loaded, both need memory.
+
+        Raises:
+            ReloadFailed: one line with the reason; what served before serves on.
+        """
+        if self.settings.bundle is None:
+            raise ReloadFailed("this server was given its model; there is no bundle to load again")
+        if self._loading.locked() or self._next_reload is not None or not self.started or self.draining:
+            raise ReloadFailed("the server is loading, reloading or shutting down; try again later")
+        async with self._loading:
+            return await self._reload()
+
+    async def _reload(self) -> Deployment:
+        self._load = asyncio.create_task(self._load_beside(), name="emorl-load-beside")
+        try:
+            fresh = await self._load
+        except asyncio.CancelledError:
+            if not self.draining:
+                raise
+            raise ReloadFailed("the server is shutting down; the bundle was not taken") from None
+        finally:
+            self._load = None
+        old, self._deployment = self.deployment(), fresh
+        self._begin_to_retire(old)
+        logger.info("reloaded: bundle %s", fresh.ensemble.name)
+        return fresh
+
+    async def _load_beside(self) -> Deployment:
+        try:
+            ensemble = await in_daemon_thread(lambda: load(self.settings))
+            fresh = Deployment.make(ensemble, self.settings, self.metrics)
+            try:
+                await fresh.start()
+            except asyncio.CancelledError:
+                self._begin_to_retire(fresh)
+                raise
+        except Exception as error:
+            reason = error.message if isinstance(error, EmorlError) else f"it failed with {type(error).__name__}"
+            logger.error("the bundle was not taken: %s", reason)
+            raise ReloadFailed(f"the bundle was not taken and the old one serves on: {reason}") from error
+        return fresh
+
+    def _begin_to_retire(self, old: Deployment) -> None:
+        retiring = asyncio.create_task(self._retire(old), name="emorl-retire")
+        self._retired[retiring] = old
+        retiring.add_done_callback(self._retired.pop)
+
+    async def _retire(self, old: Deployment) -> None:
+        while old.users:
+            await asyncio.sleep(_POLL_S)
+        await old.stop()
+        stats = old.worker.stats
+        self._past.update(
+            hits=stats.prefill_hits, misses=stats.prefill_misses, restarts=old.worker.restarts, faults=stats.faults
+        )
+
+    def drain(self) -> None:
+        """From now on readiness says 503 and new requests are refused; running ones go on."""
+        if not self.draining:
+            self.draining = True
+            logger.info("draining: %d requests in progress", len(self.active))
+            if self._load is not None:
+                self._load.cancel()
+
+    async def drained(self, timeout_s: float) -> bool:
+        """Let what is in progress finish, then end the rest with an error. True when nothing had to be ended."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self.active and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_POLL_S)
+        left = list(self.active)
+        for generation in left:
+            generation.fail(ShuttingDown("the server is shutting down and did not wait longer for this request"))
+        return not left
+
+    async def stop(self) -> None:
+        """End everything. Safe at any moment, also while loading."""
+        load = self._load
+        self.drain()
+        for task in (self._bring_up_task, self._next_reload):
+            if task is not None:
+                task.cancel()
+        if load is not None:
+            await asyncio.wait({load})  # what it had begun to start is among the retired now
+        for generation in list(self.active):
+            generation.fail(ShuttingDown("the server is shutting down"))
+        for retiring in list(self._retired):
+            retiring.cancel()
+        deployments = [*self._retired.values(), *([] if self._deployment is None else [self._deployment])]
+        await asyncio.gather(*(deployment.stop() for deployment in deployments), daemon_threads_ended(_LOAD_STOP_S))
+
+    # --- what it can do now ----------------------------------------------------------------------------------------
+
+    def deployment(self) -> Deployment:
+        """What is loaded, ready or not. Raises `NotReady` before that."""
+        if self._deployment is None:
+            raise NotReady("the bundle is still being loaded")
+        return self._deployment
+
+    def unready(self) -> EmorlError | None:
+        """Why a request cannot be taken now, or None."""
+        if self.draining:
+            return ShuttingDown("the server is shutting down")
+        if self.failure is not None:
+            return NotReady("the bundle could not be loaded")
+        if self._deployment is None:
+            return NotReady("the bundle is still being loaded")
+        worker = self._deployment.worker
+        if worker.failure is not None:
+            return NotReady("the engine has stopped")
+        if not worker.ready:
+            return NotReady("the engine is starting again" if worker.restarts else "the engine is warming up")
+        if worker.stalled_for_s() > self.settings.stall_s:
+            return NotReady("the engine does not answer")
+        return None
+
+    def dead(self) -> str | None:
+        """Why this process should be replaced, or None."""
+        if self.failure is not None:
+            return "the bundle could not be loaded"
+        worker = None if self._deployment is None else self._deployment.worker
+        if worker is None or self.draining:
+            return None
+        if worker.failure is not None or (self.started and not worker.alive):
+            return "the engine's thread has ended"
+        if worker.stalled_for_s() > self.settings.stall_s:
+            return "the engine's thread does not answer"
+        return None
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    async def accept(
+        self, http: HttpRequest, build: Callable[[Ensemble], Sequence[Request]], rows: int = 1
+    ) -> Generation:
+        """`accept_built` for a `build` that makes the engine's requests themselves."""
+        generation, _ = await self.accept_built(http, build, lambda built: built, rows)
+        return generation
+
+    async def accept_built(
+        self,
+        http: HttpRequest,
+        build: Callable[[Ensemble], T],
+        requests_of: Callable[[T], Sequence[Request]],
+        rows: int = 1,
+    ) -> tuple[Generation, T]:
+        """A permit first, then tokenising off the event loop, then the engine. Returns what `build` made, too.
+
+        `build` runs on another thread; `requests_of` gives the engine's requests of what it made. The generation ends
+        with the HTTP request at the latest (`server.door.context` closes it).
+
+        Raises:
+            NotReady, ShuttingDown, QueueFull, KeyLimit: at the door.
+            InvalidRequest: what `build` found wrong.
+        """
+        unready = self.unready()
+        if unready is not None:
+            raise unready
+        deployment = self.deployment()
+        context = context_of(http.scope)
+        permit = self.admission.acquire(rows, context.key)
+        deployment.users += 1
+        try:
+            built = await asyncio.to_thread(build, deployment.ensemble)
+            generation = Generation(deployment, requests_of(built), permit, self.metrics, self._unread, self._closed)
+        except BaseException:
+            permit.release()
+            deployment.users -= 1
+            raise
+        self.active.add(generation)
+        context.generation = generation
+        generation.watch(http.receive)
+        return generation, built
+
+    def _closed(self, generation: Generation) -> None:
+        self.active.discard(generation)
+        generation.deployment.users -= 1
+
+    def _make_room(self) -> None:
+        """More events than may wait to be read: the client that is furthest behind loses its answer."""
+        max(self.active, key=lambda generation: generation.unread).fall_behind()
+
+    # --- numbers -----------------------------------------------------------------------------------------------------
+
+    def reading(self) -> EngineReading:
+        door: dict[str, Any] = {
+            "permits": self.admission.in_use,
+            "connections": 0 if self.connections is None else len(self.connections),
+            "connections_cut": {} if self.connections is None else self.connections.cut,
+            "log_lines_dropped": dropped_lines(),
+        }
+        deployment = self._deployment
+        if deployment is None:
+            return EngineReading(**door)
+        worker, ensemble = deployment.worker, deployment.ensemble
+        stats = worker.stats
+        return EngineReading(
+            running=stats.running,
+            waiting=max(0, worker.pending - stats.running),
+            lanes_running=stats.lanes_running,
+            slots=stats.slots,
+            slots_used=stats.slots_used,
+            prefill_hits=stats.prefill_hits + self._past["hits"],
+            prefill_misses=stats.prefill_misses + self._past["misses"],
+            restarts=worker.restarts + self._past["restarts"],
+            faults=stats.faults + self._past["faults"],
+            info={"version": __version__, "bundle": ensemble.name, "device": ensemble.device, "dtype": ensemble.dtype},
+            **door,
+        )

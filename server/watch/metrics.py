@@ -1,0 +1,202 @@
+"""Prometheus metrics of one service, in a registry of its own.
+
+Label values come from configuration only: routes from the route table, objectives from the bundle. No text of a request
+ever becomes a label or a value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from emorl_core.types import Attribution, Completion
+from emorl_core.weights import BASE, MAX_WEIGHT
+from server.door.connections import REASONS as CUT_REASONS
+from server.watch.log_queue import REASONS as DROP_REASONS
+
+OUTCOMES = ("stop", "length", "cancelled", "rejected", "error")
+
+_FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_INTER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
+_REQUEST_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReading:
+    """What the gauges show at the moment of a scrape."""
+
+    running: int = 0
+    waiting: int = 0
+    lanes_running: int = 0
+    slots: int = 0
+    slots_used: int = 0
+    prefill_hits: int = 0
+    prefill_misses: int = 0
+    restarts: int = 0
+    faults: int = 0
+    permits: int = 0
+    connections: int = 0
+    connections_cut: Mapping[str, int] = field(default_factory=dict)  # by reason
+    log_lines_dropped: Mapping[str, int] = field(default_factory=dict)  # by reason
+    info: Mapping[str, str] | None = None  # version, bundle, device, dtype
+
+
+class _EngineCollector(Collector):
+    """Reads the engine when scraped, so that no gauge can be left behind by a path that forgot to update it."""
+
+    def __init__(self, read: Callable[[], EngineReading]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        now = self._read()
+        yield _gauge("emorl_requests_running", "Requests in the batch.", now.running)
+        yield _gauge("emorl_requests_waiting", "Requests accepted and waiting for a slot.", now.waiting)
+        yield _gauge("emorl_requests_admitted", "Permits in use: rows that run or wait.", now.permits)
+        yield _gauge("emorl_lanes_running", "Distinct lanes that the last step ran.", now.lanes_running)
+        yield _gauge("emorl_kv_slots", "Sequences that can run at once.", now.slots)
+        yield _gauge("emorl_kv_slots_used", "Sequences that run.", now.slots_used)
+        yield _counter("emorl_prefill_cache_hits", "Prompt encodings found in the cache, per lane.", now.prefill_hits)
+        yield _counter("emorl_prefill_cache_misses", "Prompt encodings computed, per lane.", now.prefill_misses)
+        yield _counter("emorl_engine_restarts", "Times the engine's thread was started again.", now.restarts)
+        text = (
+            "Steps that failed and were run again request by request; each costs time, and the one at fault its answer."
+        )
+        yield _counter("emorl_engine_faults", text, now.faults)
+        yield _gauge("emorl_connections", "Open connections.", now.connections)
+        cut = "Connections that the server closed: what it waited for too long, or full: to make room."
+        yield _by_reason("emorl_connections_cut", cut, CUT_REASONS, now.connections_cut)
+        dropped = "Log lines left out: too many of a kind (rate), a slow reader (queue), none (write), faults (format)."
+        yield _by_reason("emorl_log_lines_dropped", dropped, DROP_REASONS, now.log_lines_dropped)
+        if now.info is not None:
+            info = GaugeMetricFamily("emorl_info", "What is served; always 1.", labels=list(now.info))
+            info.add_metric(list(now.info.values()), 1)
+            yield info
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _by_reason(name: str, text: str, reasons: Sequence[str], counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["reason"])
+    for reason in reasons:
+        family.add_metric([reason], counts.get(reason, 0))
+    return family
+
+
+class Metrics:
+    """All metrics of one service. `read` is asked for the engine's numbers at every scrape."""
+
+    def __init__(self, read: Callable[[], EngineReading], routes: Sequence[str]) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_EngineCollector(read))
+        registry = self.registry
+        self.requests = Counter(
+            "emorl_requests",
+            "Generation requests by route and how they ended.",
+            ["route", "outcome"],
+            registry=registry,
+        )
+        for route in routes:  # every series exists from the start, so that rates over the first event are right
+            for outcome in OUTCOMES:
+                self.requests.labels(route, outcome)
+        self.prompt_tokens = Counter("emorl_prompt_tokens", "Tokens of accepted prompts.", registry=registry)
+        self.generated_tokens = Counter("emorl_generated_tokens", "Tokens generated.", registry=registry)
+        self.first_token = Histogram(
+            "emorl_time_to_first_token_seconds", "Accepted to first token.", buckets=_FIRST_TOKEN_S, registry=registry
+        )
+        self.inter_token = Histogram(
+            "emorl_inter_token_seconds",
+            "Time between tokens as a streaming client sees it; for a plain answer its mean, once.",
+            buckets=_INTER_TOKEN_S,
+            registry=registry,
+        )
+        self.queue = Histogram("emorl_queue_seconds", "Accepted to a slot.", buckets=_REQUEST_S, registry=registry)
+        self.request = Histogram("emorl_request_seconds", "Accepted to the end.", buckets=_REQUEST_S, registry=registry)
+        self.batch_rows = Histogram(
+            "emorl_batch_rows", "Requests in the batch, one observation per step.", buckets=_ROWS, registry=registry
+        )
+        self.weight_sum = Counter(
+            "emorl_objective_weight_sum",
+            "Sum of the resolved weights of completed requests.",
+            ["objective"],
+            registry=registry,
+        )
+        self.objective_requests = Counter(
+            "emorl_objective_requests",
+            "Completed requests that gave the objective weight.",
+            ["objective"],
+            registry=registry,
+        )
+        self.attribution = Histogram(
+            "emorl_objective_attribution",
+            "Share of what spoke for a token that won, where attribution was asked for; 0: spoke against it.",
+            ["objective"],
+            buckets=_SHARES,
+            registry=registry,
+        )
+
+    def know_objectives(self, objectives: Sequence[str]) -> None:
+        """Create the series of a bundle's objectives at zero."""
+        for objective in (BASE, *objectives):
+            self.weight_sum.labels(objective)
+            self.objective_requests.labels(objective)
+            self.attribution.labels(objective)
+
+    def completed(self, completion: Completion, lanes: Sequence[str], *, streamed: bool) -> None:
+        """Count one finished completion. `streamed`: its gaps between tokens were observed one by one."""
+        tokens = completion.completion_tokens
+        self.prompt_tokens.inc(completion.prompt_tokens)
+        self.generated_tokens.inc(tokens)
+        self.queue.observe(completion.queue_s)
+        self.request.observe(completion.total_s)
+        if tokens:
+            self.first_token.observe(completion.first_token_s)
+        if tokens > 1 and not streamed:
+            self.inter_token.observe((completion.total_s - completion.first_token_s) / (tokens - 1))
+        for objective, weight in completion.weights.items():
+            # A counter cannot fall, and one that has become inf stays so: weights below 0 (normalize: false) count with
+            # their size, and a size that no request may have does not count.
+            if 0.0 < abs(weight) <= MAX_WEIGHT:
+                self.objective_requests.labels(objective).inc()
+                self.weight_sum.labels(objective).inc(abs(weight))
+        for attribution in completion.attributions:
+            self._attributed(attribution, lanes)
+
+    def abandoned(self, completion: Completion) -> None:
+        """Count the work done for a completion that nobody waited for."""
+        self.prompt_tokens.inc(completion.prompt_tokens)
+        self.generated_tokens.inc(completion.completion_tokens)
+
+    def _attributed(self, attribution: Attribution, lanes: Sequence[str]) -> None:
+        # Parts can be negative and Prometheus sums must not fall: of the parts that spoke for the token, each one's
+        # share. The shares of a token sum to 1.
+        spoke_for = sum(max(part, 0.0) for part in attribution.parts)
+        if not (attribution.margin > 0.0 and math.isfinite(spoke_for)):
+            return  # the token did not win: it was sampled against the odds, and shares of a loss say nothing
+        for lane, part in zip(lanes, attribution.parts, strict=True):
+            if lane != BASE or part != 0.0:
+                self.attribution.labels(lane).observe(max(part, 0.0) / spoke_for)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition and its content type, as the scraper's `Accept` header prefers."""
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version in the header that is no version
+            encode, content_type = choose_encoder("")
+        return encode(self.registry), content_type

@@ -1,0 +1,55 @@
+"""EPITOME (Sharma et al., EMNLP 2020), Reddit part: seeker post, response, level 0 / 1 / 2 of one empathy mechanism.
+
+One file per mechanism. The files repeat pairs; repetitions that agree are one record, repetitions that disagree are
+left out, because no rule says which annotation is right.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from training.data.records import Record, RecordSet, Tally, clean, one_per_prompt
+from training.data.rows import FileSource, csv_table, need_columns, number_of, read_text, resolve
+
+COLUMNS = ("seeker_post", "response_post", "level")
+MECHANISMS = ("emotional-reactions", "explorations", "interpretations")
+LEVELS = (0, 1, 2)
+
+
+class EpitomeSource(FileSource):
+    """`graded`: every pair with its level. `pairs`: the pairs of level 2. `prompts`: the seeker posts."""
+
+    kind: Literal["epitome"] = "epitome"
+    view: Literal["prompts", "pairs", "graded"] = "graded"
+
+    def load(self, base: Path | None = None) -> RecordSet:
+        path = resolve(self.path, base)
+        text, digest = read_text(path)
+        tally = Tally(self.on_bad_row)
+        mechanism = next((name for name in MECHANISMS if path.name.startswith(name)), path.stem)
+        header, rows = csv_table(text, path.name, tally)
+        need_columns(header, COLUMNS, path.name)
+        records: dict[tuple[str, str], Record] = {}
+        conflicting: set[tuple[str, str]] = set()
+        for where, row in rows:
+            prompt, response, level = clean(row["seeker_post"]), clean(row["response_post"]), number_of(row["level"])
+            if not prompt or not response:
+                tally.malformed(where, f"{'seeker_post' if not prompt else 'response_post'} is empty")
+                continue
+            if level not in LEVELS:
+                tally.malformed(where, f"level is not one of {', '.join(map(str, LEVELS))}")
+                continue
+            record = Record(prompt, response, level, (), where, {"mechanism": mechanism})
+            known = records.setdefault((prompt, response), record)
+            if known is not record:
+                tally.counts["repeated rows"] += 1
+                if known.level != record.level:
+                    conflicting.add((prompt, response))
+        tally.counts["pairs with conflicting levels left out"] = len(conflicting)
+        kept = [record for pair, record in records.items() if pair not in conflicting]
+        if self.view == "prompts":
+            kept = one_per_prompt(kept)
+        elif self.view == "pairs":
+            kept = [record for record in kept if record.level == 2.0]
+        return tally.close(path.name, kept, digest)

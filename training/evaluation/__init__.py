@@ -1,0 +1,1 @@
+"""Methods side by side: trained, searched, scored and reported."""

@@ -1,0 +1,294 @@
+"""The comparison: every method with every seed, run where it is missing, scored, and written as table and plots.
+
+A run is its folder. Cells that are there are taken as they are, so a run that was interrupted goes on where it stopped,
+and more seeds or methods can be added later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from emorl_core.disk import disk_full
+from emorl_core.errors import EmorlError
+from emorl_core.files import folder_hash, replacing
+from training.data.records import Record, one_per_prompt
+from training.evaluation.blind import sheet_and_key, write_sheet
+from training.evaluation.cells import Cell, EvaluationError, cell_folder, read_cell, read_replies, write_failed
+from training.evaluation.report import csv_text, markdown
+from training.evaluation.results import Scored, failures, results, scored
+from training.evaluation.scores import Scorers, build_scorers, measures_of, scores_of
+from training.evaluation.side_by_side import side_by_side
+from training.pipeline.prepare import NOT_TRAINING, Data, records_hash
+from training.recipe.recipe import Recipe
+from training.scorers import Context, ScorerError
+from training.search.inputs import prompts_hash
+
+FORMAT = "emorl-evaluation/1"
+ABOUT_FILE, RESULTS, SIDE_BY_SIDE_FILE, ERROR_FILE = "evaluation.json", "results", "side-by-side.md", "error.txt"
+
+Report = Callable[[str, int, int], None]  # (stage, done, total)
+RunCell = Callable[[str, int, Report], None]  # (method, seed, report): leaves the cell's folder
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which cells, and what is made of them. Raises `EvaluationError` naming the field."""
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    reference: str | None  # the method that the others are tested against
+    ab_pairs: tuple[tuple[str, str], ...] = ()
+    ab_items: int = 20  # prompts of each pair
+    side_by_side: int = 12  # prompts
+    plots: bool = True
+
+    def __post_init__(self) -> None:
+        for name, values in (("methods", self.methods), ("seeds", self.seeds)):
+            if not values or len(set(values)) != len(values):
+                raise EvaluationError(f"{name}: allowed are one or more, each once", param=name)
+        if min(self.seeds) < 0:
+            raise EvaluationError(f"seeds: {min(self.seeds)} is below 0", param="seeds")
+        named = [("reference", name) for name in (self.reference,) if name is not None]
+        named += [("ab", name) for pair in self.ab_pairs for name in pair]
+        for field, name in named:
+            if name not in self.methods:
+                raise EvaluationError(
+                    f"{field}: {name[:40]!r} is not among the methods of this run: {', '.join(self.methods)}",
+                    param=field,
+                )
+        for pair in self.ab_pairs:
+            if pair[0] == pair[1]:
+                raise EvaluationError(f"ab: {pair[0]!r} against itself", param="ab")
+        for name, number in (("ab_items", self.ab_items), ("side_by_side", self.side_by_side)):
+            if number < 1:
+                raise EvaluationError(f"{name} is {number}; allowed: from 1", param=name)
+
+
+def held_out_records(recipe: Recipe, data: Data) -> tuple[Record, ...]:
+    """The held-out prompts that every method answers, one record each. Raises `EvaluationError` when there are none."""
+    records = tuple(one_per_prompt([*data.parts.get("test", ())]))[: recipe.evaluation.test_prompts]
+    if len(records) < 2:
+        raise EvaluationError(
+            f"the recipe has {len(records)} test prompts; give data.splits.test a share", param="data.splits"
+        )
+    return records
+
+
+@contextmanager
+def open_run(
+    out: Path, recipe: Recipe, folder: Path, data: Data, *, resume: bool = False, overwrite: bool = False
+) -> Iterator[None]:
+    """Hold the run's folder for this program, new or gone on with.
+
+    Raises `EvaluationError`: it holds something already, or a run of another recipe or other data, or another program
+    is at work in it.
+    """
+    from filelock import FileLock, Timeout  # comes with huggingface_hub
+
+    about = {"format": FORMAT, **_about(recipe, folder, data)}
+    path = out / ABOUT_FILE
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not path.is_file())):
+        raise EvaluationError(f"--out {out}: holds something that is no comparison; name another folder", param="out")
+    if path.is_file() and not resume and not overwrite:
+        raise EvaluationError(
+            f"--out {out}: holds a comparison; --resume goes on with it, --overwrite starts anew", param="out"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
+            if overwrite and not resume:
+                shutil.rmtree(out, ignore_errors=True)
+            _check_about(path, about)
+            yield
+    except Timeout:
+        raise EvaluationError(f"--out {out}: another program is at work in it", param="out") from None
+
+
+def _about(recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
+    """What cells depend on, but for their seed and method."""
+    settings = recipe.model_dump(mode="json", exclude={*NOT_TRAINING, "seed"})
+    base = None if recipe.base.path is None else folder / Path(recipe.base.path).expanduser()
+    return {
+        "recipe": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "base": folder_hash(base) if base is not None and base.is_dir() else None,
+        "data": records_hash([*data.parts["train"], *data.parts["validation"]]),
+        "test": prompts_hash(held_out_records(recipe, data)),
+        "search": [recipe.evaluation.search_prompts, recipe.evaluation.search_levels],
+    }
+
+
+def _check_about(path: Path, about: Mapping[str, Any]) -> None:
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise EvaluationError(f"{path}: is not JSON; --overwrite starts anew", param="resume") from None
+        for key, value in about.items():
+            if found.get(key) != value:
+                raise EvaluationError(
+                    f"--resume: the comparison in {path.parent} was begun with another {key}; "
+                    "--overwrite starts anew, or name another --out",
+                    param="resume",
+                )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def run_cells(
+    out: Path,
+    wanted: Wanted,
+    prepare: Callable[[], RunCell],
+    *,
+    retry_failed: bool = False,
+    report: Report = lambda stage, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Run what is missing, seed by seed. A method that fails leaves a failed cell, and the others go on.
+
+    Args:
+        prepare: loads what the methods need, only when a cell is missing.
+        retry_failed: run failed cells again; otherwise they stay as they are.
+    """
+    every = [(method, seed) for seed in wanted.seeds for method in wanted.methods]
+    missing = [key for key in every if _is_missing(read_cell(out, *key), retry_failed)]
+    if not missing:
+        return
+    if len(missing) < len(every):
+        say(f"{len(every) - len(missing)} of {len(every)} cells are there already")
+    run = prepare()
+    for number, (method, seed) in enumerate(missing, start=1):
+        label = f"{method}, seed {seed} ({number} of {len(missing)})"
+
+        def told(stage: str, done: int, total: int, label: str = label) -> None:
+            report(f"{label}: {stage}", done, total)
+
+        cell = _run_cell(out, method, seed, run, told)
+        say(f"{label}: {cell.status}" + (f": {cell.reason}" if cell.reason else ""))
+
+
+def _is_missing(cell: Cell | None, retry_failed: bool) -> bool:
+    return cell is None or (retry_failed and not cell.done)
+
+
+def _run_cell(out: Path, method: str, seed: int, run: RunCell, told: Report) -> Cell:
+    try:
+        run(method, seed, told)
+    except EmorlError as error:
+        return write_failed(out, method, seed, error.message)
+    except Exception as error:
+        if disk_full(error):
+            raise  # no fault of the method: its cell stays missing, and --resume runs it
+        # One method's fault must not take the others' results with it. Its text may quote a prompt, so the table tells
+        # its kind only; the rest is for whoever mends it.
+        folder = cell_folder(out, method, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
+        return write_failed(out, method, seed, f"{type(error).__name__}, see {ERROR_FILE} in the cell's folder")
+    cell = read_cell(out, method, seed)
+    return cell if cell is not None else write_failed(out, method, seed, "the method left no cell")
+
+
+def judge(
+    out: Path,
+    wanted: Wanted,
+    recipe: Recipe,
+    folder: Path,
+    data: Data,
+    *,
+    report: Report = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Score the cells that are there, and write results, plots, side-by-side page and A/B sheet; returns the results.
+
+    Raises `ScorerError` when a scorer cannot be built, `EvaluationError` when no cell is there.
+    """
+    records = held_out_records(recipe, data)
+    context = Context(recipe.compute.scorer_device, folder, data.parts["train"])
+    scorers = build_scorers(
+        {name: objective.scorer for name, objective in recipe.objectives.items()}, recipe.evaluation.scorers, context
+    )
+    cells: dict[str, dict[int, Scored]] = {method: {} for method in wanted.methods}
+    texts: dict[str, dict[int, list[str]]] = {method: {} for method in wanted.methods}
+    every = [(method, seed) for method in wanted.methods for seed in wanted.seeds]
+    for number, (method, seed) in enumerate(every):
+        report("scoring", number, len(every))
+        cell = read_cell(out, method, seed)
+        if cell is not None:
+            cells[method][seed], own = _scored(out, cell, records, scorers)
+            if own is not None:
+                texts[method][seed] = own
+    report("scoring", len(every), len(every))
+    cells = {method: own for method, own in cells.items() if own}
+    if not cells:
+        raise EvaluationError(f"--out {out}: holds no cell of these methods and seeds", param="out")
+    reference = wanted.reference if wanted.reference in cells else None
+    about = {
+        "name": recipe.name,
+        "preset": recipe.preset,
+        **_about(recipe, folder, data),
+        "recipe_values": recipe.model_dump(mode="json"),
+        "environment": _environment(),
+    }
+    found = results(cells, about=about, prompts=len(records), reference=reference)
+    texts = {method: texts[method] for method in cells}
+    pairs = [pair for pair in wanted.ab_pairs if all(texts.get(name) for name in pair)]
+    sheet, key, same = sheet_and_key(records, texts, pairs, count=wanted.ab_items, seed=0)
+    found["ab_same_reply"] = same
+    page = side_by_side(records, texts, cells, count=wanted.side_by_side)
+    for name, text in (
+        (f"{RESULTS}.json", json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"),
+        (f"{RESULTS}.csv", csv_text(found)),
+        (f"{RESULTS}.md", markdown(found)),
+        (SIDE_BY_SIDE_FILE, page),
+    ):
+        with replacing(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    if pairs:
+        write_sheet(out, sheet, key)
+    if wanted.plots:
+        from training.evaluation.plots import draw_all
+
+        draw_all(out, found)
+    return found
+
+
+def _environment() -> dict[str, Any]:
+    """Where the numbers come from; part of what must be told with a time."""
+    import torch
+
+    return {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {name: version(name) for name in ("emorl", "torch", "transformers", "numpy")},
+    }
+
+
+def _scored(out: Path, cell: Cell, records: Sequence[Record], scorers: Scorers) -> tuple[Scored, list[str] | None]:
+    """The cell's numbers and texts; replies that are not there or cannot be scored make it a failed one."""
+    if not cell.done:
+        return Scored(cell), None
+    try:
+        replies = read_replies(out, cell, records)
+        columns = scores_of(out, cell, replies, records, scorers)
+    except (EvaluationError, ScorerError) as error:
+        return Scored(cell.model_copy(update={"status": "failed", "reason": error.message})), None
+    objectives = {name: columns[name] for name in scorers.objectives}
+    judges = {name: columns[name] for name in scorers.judges}
+    return scored(cell, objectives, judges, measures_of(replies, records)), [reply.text for reply in replies]
+
+
+__all__ = ["EvaluationError", "Wanted", "failures", "held_out_records", "judge", "open_run", "run_cells"]

@@ -1,0 +1,161 @@
+"""Replies of a cell -> numbers per prompt: the objectives' scorers, the judges, and plain measures of the text.
+
+The scorers' answers are kept in the cell's folder and taken again as long as replies and scorers are the same. A cell
+is scored by itself, always in the same batches, so that a run that was interrupted gives the same last digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emorl_core.files import folder_hash, replacing
+from training.data.records import Record
+from training.evaluation.cells import Cell, Reply, cell_folder
+from training.scorers import Checked, Context, build_scorer
+from training.scorers.diversity import distinct_bigrams
+from training.scorers.edit_rate import edit_rate
+from training.scorers.words import longest_run, words
+from training.search.score_table import Array
+
+FORMAT = "emorl-scores/1"
+SCORES_FILE = "scores.json"
+_DECIMALS = 6
+_START = 3  # words
+
+MEASURES: dict[str, str] = {
+    "diversity_2": "distinct bigrams / words of a reply",
+    "edit_rate": "word-level edit distance to the prompt / the longer length; 0 is a copy",
+    "copy_rate": "longest run of words that prompt and reply share / words of the reply; 1 is a copy",
+    "words": "words of a reply",
+    "ended": "share of replies that ended by themselves, not by the limit",
+    "distinct": "share of replies that no other prompt got too",
+    "same_start": "share of replies that begin with the three words that most begin with; near 1 is a formula",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scorers:
+    """The scorers of a comparison. `marks` change when a scorer or a model that it reads changes."""
+
+    objectives: Mapping[str, Checked]
+    judges: Mapping[str, Checked]
+    marks: Mapping[str, str]
+
+    @property
+    def all(self) -> dict[str, Checked]:
+        return {**self.objectives, **self.judges}
+
+
+def build_scorers(objectives: Mapping[str, Any], judges: Mapping[str, Any], context: Context) -> Scorers:
+    """Load everything. Raises `ScorerError` naming the field."""
+    specs = {f"objectives.{name}.scorer": spec for name, spec in objectives.items()}
+    specs |= {f"evaluation.scorers.{name}": spec for name, spec in judges.items()}
+    built = {where: build_scorer(spec, context, where=where) for where, spec in specs.items()}
+    return Scorers(
+        {name: built[f"objectives.{name}.scorer"] for name in objectives},
+        {name: built[f"evaluation.scorers.{name}"] for name in judges},
+        dict(
+            zip(
+                [*objectives, *judges],
+                [_mark(spec, context) for spec in specs.values()],
+                strict=True,
+            )
+        ),
+    )
+
+
+def _mark(spec: Any, context: Context) -> str:
+    """SHA-256 of the settings, of the folders they name, and of the corpus that some scorers learn from."""
+    folders = [folder_hash(path) for path in _folders(spec, context.base)]
+    corpus = [[record.prompt, record.response] for record in context.corpus]
+    shown = json.dumps([spec, folders, corpus], sort_keys=True, default=str)
+    return hashlib.sha256(shown.encode()).hexdigest()
+
+
+def _folders(spec: Any, base: Path | None) -> list[Path]:
+    if isinstance(spec, Mapping):
+        return [path for value in spec.values() for path in _folders(value, base)]
+    if isinstance(spec, (list, tuple)):
+        return [path for value in spec for path in _folders(value, base)]
+    if isinstance(spec, str) and "/" in spec:
+        path = (base or Path()) / Path(spec).expanduser()
+        return [path] if path.is_dir() else []
+    return []
+
+
+def scores_of(
+    out: Path,
+    cell: Cell,
+    replies: Sequence[Reply],
+    records: Sequence[Record],
+    scorers: Scorers,
+    told: Callable[[str], None] = lambda name: None,
+) -> dict[str, Array]:
+    """Scorer -> one score per prompt, [prompts]. told: is given the name of every scorer that has to be asked.
+
+    Raises `ScorerError`.
+    """
+    path = cell_folder(out, cell.method, cell.seed) / SCORES_FILE
+    texts = [reply.text for reply in replies]
+    answered = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    kept = _kept(path, answered, scorers.marks)
+    missing = [name for name in scorers.all if name not in kept]
+    for name in missing:
+        told(name)
+        found = scorers.all[name](
+            prompts=[record.prompt for record in records],
+            completions=texts,
+            references=[list(record.references) for record in records],
+            extras=[dict(record.extras) for record in records],
+        )
+        kept[name] = [round(score, _DECIMALS) for score in found]
+    if missing:
+        marks = {name: scorers.marks[name] for name in kept}
+        content = {"format": FORMAT, "replies": answered, "marks": marks, "scores": kept}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    return {name: np.array(kept[name], dtype=np.float64) for name in scorers.all}
+
+
+def _kept(path: Path, answered: str, marks: Mapping[str, str]) -> dict[str, list[float]]:
+    """What was scored before and is still true."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT or content["replies"] != answered:
+            return {}
+        return {name: row for name, row in content["scores"].items() if content["marks"].get(name) == marks.get(name)}
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {}  # not there, or not ours: scored anew
+
+
+def measures_of(replies: Sequence[Reply], records: Sequence[Record]) -> dict[str, Array]:
+    """`MEASURES` -> one number per prompt, [prompts]."""
+    texts = [reply.text for reply in replies]
+    prompts = [record.prompt for record in records]
+    often = Counter(texts)
+    starts = [tuple(words(text)[:_START]) for text in texts]
+    commonest = Counter(starts).most_common(1)[0][0]
+    columns = {
+        "diversity_2": [distinct_bigrams(text) for text in texts],
+        "edit_rate": [edit_rate(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
+        "copy_rate": [copy_rate(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
+        "words": [float(len(words(text))) for text in texts],
+        "ended": [float(reply.finish_reason == "stop") for reply in replies],
+        "distinct": [float(often[text] == 1) for text in texts],
+        "same_start": [float(start == commonest) for start in starts],
+    }
+    return {name: np.array(columns[name], dtype=np.float64) for name in MEASURES}
+
+
+def copy_rate(prompt: str, reply: str) -> float:
+    """Longest run of words that both contain / words of the reply; 0 for a reply without words."""
+    own = words(reply)
+    return longest_run(words(prompt), own) / len(own) if own else 0.0

@@ -1,0 +1,96 @@
+"""Where a recipe's frozen base comes from: the hub, a folder, or a warm start that is run first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from emorl_core.bundle import hub_folder
+from training.config import RecipeError
+from training.data.records import Record
+from training.data.sources import load_records
+from training.data.splits import prompt_key
+from training.pipeline.prepare import Data
+from training.recipe.recipe import Recipe, WarmStart
+from training.seeds import derive
+from training.warm_start.warm_start import RECEIPT, WarmStartSettings, fingerprint_of, warm_start, wrapped_pairs
+
+Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss of the last ones)
+
+
+def base_folder(recipe: Recipe, folder: Path) -> Path:
+    """The checkpoint folder of a base that is there already: a hub id or a path.
+
+    Raises `RecipeError` for a folder that is not there or a base that a warm start makes, `BundleError` when the hub
+    cannot give it.
+    """
+    base = recipe.base
+    if base.hub is not None:
+        return hub_folder(base.hub, base.revision)
+    if base.path is None:
+        raise RecipeError("base.warm_start has not been run", param="base.warm_start")
+    found = folder / Path(base.path).expanduser()
+    if not found.is_dir():
+        raise RecipeError(f"base.path is {base.path!r}; there is no such folder", param="base.path")
+    return found
+
+
+def run_warm_start(
+    recipe: Recipe, folder: Path, data: Data, out: Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> Path:
+    """Run the recipe's warm start into the folder `out`, or go on with one that was interrupted.
+
+    Raises `RecipeError` for a recipe without one, `FitError`, `DataError`.
+    """
+    settings, records = _stage(recipe, folder, data)
+    return warm_start(
+        records, out, settings, base=folder, overwrite=overwrite, device=recipe.compute.device, progress=progress
+    )
+
+
+def warm_started(recipe: Recipe, folder: Path, data: Data, out: Path) -> bool:
+    """Whether `out` holds what this recipe's warm start makes of this data."""
+    try:
+        receipt = json.loads((out / RECEIPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    settings, records = _stage(recipe, folder, data)
+    known: str = receipt.get("fingerprint", "")
+    return known == fingerprint_of(settings, wrapped_pairs(records, settings.prompt_template))
+
+
+def _stage(recipe: Recipe, folder: Path, data: Data) -> tuple[WarmStartSettings, list[Record]]:
+    start = recipe.base.warm_start
+    if start is None:
+        raise RecipeError("base: the recipe has no warm_start", param="base.warm_start")
+    settings = start.settings(recipe.prompt_template, recipe.max_source_tokens)
+    if settings.fit.seed == 0:  # not given: the run's own; numpy, which transformers seeds, takes 32 bits
+        fit = settings.fit.model_copy(update={"seed": derive(recipe.seed, "warm start") % 2**32})
+        settings = settings.model_copy(update={"fit": fit})
+    return settings, warm_start_records(start, folder, data, recipe.data.split_by)
+
+
+def warm_start_records(start: WarmStart, folder: Path, data: Data, column: str | None) -> list[Record]:
+    """What the base is fitted on. No prompt that the recipe validates or tests on is in it, nor any with the same value
+    in `column` (the recipe's `data.split_by`).
+
+    Raises `RecipeError` when no record has a reply.
+    """
+    held = [r for part in ("validation", "test") for r in data.parts.get(part, ())]
+    prompts = {prompt_key(record.prompt) for record in held}
+    # Where a column decides the parts, another prompt of the same situation would give it away too.
+    values = {record.extras[column] for record in held} if column else set()
+    records: list[Record] = [] if start.sources else list(data.parts["train"])
+    for number, source in enumerate(start.sources):
+        records += load_records(source, base=folder, where=f"base.warm_start.sources.{number}")
+    kept = [
+        record
+        for record in records
+        if record.response is not None
+        and prompt_key(record.prompt) not in prompts
+        and not (column and record.extras.get(column) in values)
+    ]
+    if not kept:
+        raise RecipeError("base.warm_start: no record has a reply to fit on", param="base.warm_start")
+    return kept

@@ -1,0 +1,129 @@
+"""The bundle a run leaves: adapters, base, `bundle.yaml`, and `training.json`, the receipt of how they came about."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emorl_core.adapters import write_peft
+from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
+from emorl_core.files import appearing, weights_hash
+from training.config import RecipeError
+from training.pipeline.prepare import Data
+from training.recipe.recipe import Recipe
+from training.rl.objective import Objective
+from training.rl.trainer import Trainer
+
+REPORT_FILE = "training.json"
+REPORT_FORMAT = "emorl-training-report/1"
+_BASE_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # of a checkpoint and its tokenizer; no pickles
+_PACKAGES = ("emorl", "torch", "transformers", "accelerate", "safetensors")
+
+
+def write_bundle(folder: Path, trainer: Trainer, data: Data, base: Path, *, overwrite: bool) -> dict[str, Any]:
+    """Write the bundle so that it appears whole or not at all; returns the report.
+
+    `adapters/<objective>` are the weights that `rl.keep` names, the ones that serve; the others lie in
+    `adapters-last/<objective>` (or `adapters-best`). Raises `RecipeError` when the folder is taken.
+    """
+    if folder.exists() and not overwrite:
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise RecipeError(f"--out {folder}: already holds something; --overwrite replaces it", param="out")
+        folder.rmdir()
+    recipe = trainer.task.recipe
+    served, other = ("last", "best") if recipe.rl.keep == "last" else ("best", "last")
+    report = _report(trainer, data)
+    base_sha256 = weights_hash(base)
+    with appearing(folder, replace=overwrite) as bundle:
+        for objective in trainer.objectives:
+            for which, place in ((served, ADAPTERS_DIR), (other, f"{ADAPTERS_DIR}-{other}")):
+                # A failed objective's last weights are its best ones: what came after them was not finite.
+                values = objective.best if which == "best" else None
+                adapter = trainer.stacks.adapter(objective.lane, objective.name, objective.fresh, values)
+                extra = {"lora_dropout": recipe.lora.dropout}
+                write_peft(
+                    adapter,
+                    bundle / place / objective.name,
+                    base_name=recipe.base.hub,
+                    base_sha256=base_sha256,
+                    extra=extra,
+                )
+        if recipe.base.hub is None:
+            copy_base(base, bundle / BASE_DIR)
+        (bundle / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_spec(bundle, _spec(recipe, trainer))
+    return report
+
+
+def copy_base(source: Path, target: Path) -> None:
+    """The files of a checkpoint that serving reads."""
+    target.mkdir()
+    for pattern in _BASE_FILES:
+        for path in sorted(source.glob(pattern)):
+            shutil.copyfile(path, target / path.name)
+
+
+def _spec(recipe: Recipe, trainer: Trainer) -> BundleSpec:
+    names = [objective.name for objective in trainer.objectives]
+    profiles = recipe.profiles or {"balanced": dict.fromkeys(names, 1.0)}
+    hub = recipe.base.hub
+    return BundleSpec(
+        name=recipe.name,
+        base=BaseRef(path=BASE_DIR) if hub is None else BaseRef(hub=hub, revision=recipe.base.revision),
+        prompt_template=recipe.prompt_template,
+        max_source_tokens=recipe.max_source_tokens,
+        objectives={
+            name: ObjectiveSpec(adapter=f"{ADAPTERS_DIR}/{name}", description=recipe.objectives[name].description)
+            for name in names
+        },
+        profiles={
+            name: ProfileSpec(weights=weights, origin={"by": "recipe", "recipe": recipe.name})
+            for name, weights in profiles.items()
+        },
+        default_profile=recipe.default_profile or next(iter(profiles)),
+    )
+
+
+def _report(trainer: Trainer, data: Data) -> dict[str, Any]:
+    recipe = trainer.task.recipe
+    return {
+        "format": REPORT_FORMAT,
+        "preset": recipe.preset,
+        "seeds": {"run": recipe.seed, "split": recipe.data.seed},
+        "steps": trainer.steps,
+        "objectives": {objective.name: _objective(objective, recipe) for objective in trainer.objectives},
+        "data": data.summary(),
+        "fingerprint": trainer.task.fingerprint,
+        "threads": torch.get_num_threads(),
+        "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "recipe": recipe.model_dump(mode="json"),
+    }
+
+
+def _objective(objective: Objective, recipe: Recipe) -> dict[str, Any]:
+    means = objective.stop.means
+    return {
+        "status": objective.status,
+        "reason": objective.reason,
+        "steps": objective.steps,
+        "served": recipe.rl.keep,
+        "validation": {
+            "base": means[0],
+            "best": objective.best_mean,
+            "best_step": objective.best_step,
+            "last": means[-1],
+        },
+        "consumption": objective.consumption.as_dict(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,266 @@
+"""The demo bundle, made on the user's machine from nothing: a synthetic corpus, a tokenizer, a small T5 warm-started on
+it, and one adapter per objective by reinforcement learning.
+
+It is `recipes/demo.yaml` with a cache around it: a killed build goes on where it stopped, and a finished one is found
+again by its key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from emorl_core.bundle import BASE_DIR, BUNDLE_FILE
+from emorl_core.errors import EmorlError
+from emorl_core.files import appearing, clear_leftovers
+from training.config import Section
+from training.data.synthetic import grammar as synthetic
+from training.recipe.recipe import Recipe, parse_recipe
+from training.rl.settings import LoraSettings, RlSettings, StopSettings
+from training.warm_start.fit import FitSettings
+from training.warm_start.scratch_t5 import ScratchSettings
+
+NAME = "counselor-demo"
+RECEIPT = "demo.json"
+_FORMAT = 4  # raised when code outside the grammar changes what a build makes
+
+Progress = Callable[[str, int, int], None]  # (stage, steps done, steps of the stage)
+
+
+class DemoError(EmorlError):
+    """A demo that cannot be built where it was asked for."""
+
+    code = "invalid_demo"
+
+
+# Objective -> what it is, for people. Its scorer is lexical_<objective>.
+OBJECTIVES: Mapping[str, str] = {
+    "reflection": "gives the client's meaning back, in the client's own words",
+    "empathy": "names the feeling and says that it makes sense",
+    "fluency": "says it in one whole, plain, well-formed sentence",
+}
+PROFILES: Mapping[str, Mapping[str, float]] = {
+    "balanced": {"reflection": 0.4, "empathy": 0.4, "fluency": 0.2},
+    "reflective": {"reflection": 0.8, "empathy": 0.1, "fluency": 0.1},
+    "warm": {"reflection": 0.2, "empathy": 0.7, "fluency": 0.1},
+    "plain": {"reflection": 0.1, "empathy": 0.1, "fluency": 0.8},
+}
+
+
+class DemoSettings(Section):
+    """Everything a demo build depends on. The defaults are those of `recipes/demo.yaml`."""
+
+    seed: int = Field(0, ge=0)
+    """Every random draw of the build comes from it."""
+    base_prompts: int = Field(24_000, ge=50)
+    """Distinct synthetic prompts the base is trained on, each answered in one style."""
+    prompts: int = Field(3_000, ge=60)
+    """Distinct synthetic prompts of the reinforcement, split by their situations."""
+    model: ScratchSettings = ScratchSettings()
+    """The base."""
+    base_fit: FitSettings = FitSettings(
+        steps=800, batch_size=32, learning_rate=3e-3, warmup_steps=40, checkpoint_every=200
+    )
+    """The base's training."""
+    lora: LoraSettings = LoraSettings(dropout=0.0)
+    """The adapters."""
+    rl: RlSettings = RlSettings(
+        prompts_per_step=16,
+        samples_per_prompt=4,
+        max_new_tokens=40,
+        learning_rate=2e-3,
+        validate_every=10,
+        validation_prompts=64,
+        stop=StopSettings(rule="steps", max_steps=40),
+    )
+    """The reinforcement."""
+
+    def recipe(self, device: str = "auto") -> Recipe:
+        """What is built, as `emorl train` would read it."""
+        return parse_recipe(
+            {
+                "name": NAME,
+                "seed": self.seed,
+                "base": {
+                    "warm_start": {
+                        "scratch": self.model.model_dump(),
+                        "sources": [{"kind": "synthetic", "count": self.base_prompts, "seed": self.seed + 1}],
+                        "fit": self.base_fit.model_dump(),
+                    }
+                },
+                "data": {
+                    "sources": [{"kind": "synthetic", "count": self.prompts, "seed": self.seed}],
+                    "split_by": "key",
+                },
+                "objectives": {
+                    name: {"scorer": f"lexical_{name}", "description": description}
+                    for name, description in OBJECTIVES.items()
+                },
+                "lora": self.lora.model_dump(),
+                "rl": self.rl.model_dump(),
+                "profiles": {name: dict(weights) for name, weights in PROFILES.items()},
+                "default_profile": "balanced",
+                "compute": {"device": device},
+            },
+            where="demo",
+        )
+
+
+def build_demo(
+    folder: Path,
+    *,
+    settings: DemoSettings | None = None,
+    progress: Progress | None = None,
+    rebuild: bool = False,
+    cached: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> Path:
+    """Make the demo bundle in `folder`, or find it there, and return `folder`.
+
+    Stages on the way lie in `.<folder>.building` beside it. `rebuild`: make it again although it is there. `cached`:
+    where the same bundle may lie already; it is copied. `threads`: of torch while building; None: as many as prove
+    fastest now, which on a busy machine is fewer than its cores.
+
+    Raises `DemoError` where `folder` holds something that is not a demo bundle.
+    """
+    settings = settings or DemoSettings()
+    folder = Path(folder)
+    key = build_key(settings)
+    if not rebuild and is_built(folder, settings):
+        return folder
+    _check_target(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = folder.with_name(f".{folder.name}.building")
+    with _alone(folder):
+        if not rebuild and is_built(folder, settings):  # another process built it while this one waited
+            return folder
+        if not rebuild and cached is not None and is_built(cached, settings):
+            publish(cached, folder, key)
+            return folder
+        _open_work(work, key)
+        with _threads(threads, device):
+            build_bundle(work, settings.recipe(device), progress)
+        publish(work / BUNDLE_DIR, folder, key)
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def is_built(folder: Path, settings: DemoSettings | None = None) -> bool:
+    """Whether `folder` holds the finished demo bundle of these settings (default: the demo's own)."""
+    return _key_of(folder) == build_key(settings or DemoSettings())
+
+
+def build_key(settings: DemoSettings) -> str:
+    """Names what a build makes: a hash of its settings and of the grammar's own source."""
+    digest = hashlib.sha256(f"{_FORMAT}:{settings.model_dump_json()}".encode())
+    for path in sorted(Path(synthetic.__file__).parent.glob("*.*")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+BUNDLE_DIR, RUN_DIR = "bundle", "run"
+
+
+def build_bundle(work: Path, recipe: Recipe, progress: Progress | None = None) -> None:
+    """Warm start, reinforcement and the bundle of both in `work`, each taken up where an earlier call left it."""
+    import torch
+
+    from emorl_core.models.registry import load_model
+    from emorl_core.tokenizer import HuggingFaceTokenizer
+    from training.pipeline.base import run_warm_start
+    from training.pipeline.bundle_out import write_bundle
+    from training.pipeline.prepare import encode, fingerprint, load_data
+    from training.rl.processes import Processes
+    from training.rl.trainer import Task, Trainer
+    from training.scorers import Context, build_scorer
+
+    if (work / BUNDLE_DIR).exists():
+        return
+    tell = progress or (lambda stage, done, total: None)
+    tell("corpus", 0, 1)
+    data = load_data(recipe, work)
+    tell("corpus", 1, 1)
+    base = work / BASE_DIR
+    if not base.exists():
+        run_warm_start(recipe, work, data, base, progress=lambda done, total, loss: tell("base", done, total))
+    tokenizer = HuggingFaceTokenizer(base)
+    encoded = encode(recipe, data, tokenizer)
+    context = Context(recipe.compute.scorer_device, work, data.parts["train"])
+    scorers = {name: build_scorer(each.scorer, context) for name, each in recipe.objectives.items()}
+    processes = Processes(device=recipe.compute.device)
+    model: Any = load_model(base, device=processes.device, dtype=torch.float32, training=True)
+    task = Task(recipe, model, tokenizer, encoded.train, encoded.validation, scorers, fingerprint(recipe, data, base))
+
+    def report(record: Mapping[str, Any]) -> None:
+        if record["event"] == "step":
+            tell("reinforcement", record["step"], recipe.rl.stop.max_steps)
+
+    trainer = Trainer(task, processes, work / RUN_DIR, report)
+    trainer.run(resume=True)
+    write_bundle(work / BUNDLE_DIR, trainer, data, base, overwrite=False)
+
+
+def publish(bundle: Path, folder: Path, key: str) -> None:
+    """The finished bundle with the demo's receipt in it, which appears whole or not at all."""
+    with appearing(folder, replace=True) as temporary:
+        shutil.copytree(bundle, temporary, dirs_exist_ok=True)
+        receipt = {"key": key, "adapters": "reinforcement learning"}
+        (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
+
+
+def _key_of(folder: Path) -> str | None:
+    """The key a finished demo bundle was built with; None where there is none."""
+    try:
+        receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(receipt.get("key")) if (folder / BUNDLE_FILE).is_file() and isinstance(receipt, dict) else None
+
+
+def _check_target(folder: Path) -> None:
+    if folder.is_dir() and (_key_of(folder) is not None or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise DemoError(f"folder is {folder.name!r}, which holds something else; name a new folder", param="folder")
+
+
+def _open_work(work: Path, key: str) -> None:
+    """The folder of a build on its way; one of other settings is thrown away."""
+    stamp = work / "key"
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != key:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        stamp.write_text(key, encoding="utf-8")
+    clear_leftovers(work)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One build of a folder at a time; a second process waits, and then finds it built."""
+    from filelock import FileLock  # comes with huggingface_hub
+
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        yield
+
+
+@contextmanager
+def _threads(threads: int | None, device: str) -> Iterator[None]:
+    import torch
+
+    from emorl_core.threads import fastest_threads
+
+    before = torch.get_num_threads()
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    torch.set_num_threads(threads or (fastest_threads(before) if on_cpu else before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,1 @@
+"""The recipe file: its sections, its checks, its overrides."""

@@ -1,0 +1,49 @@
+"""`--set key.key=value`: one value of a recipe from the command line."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from emorl_core.documents import parse_yaml
+from emorl_core.files import Unreadable
+from training.config import RecipeError
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Put `a.b.c=value` (value in YAML, a number a place in a list) into the mapping, making sections on the way.
+
+    Raises `RecipeError` when it is not of that form or fits nowhere; whether the key is known is the recipe's to say.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        raise RecipeError(
+            f"--set {_cut(override)}: write it as key.key=value, for example rl.learning_rate=3e-4", param="set"
+        )
+    try:
+        value = parse_yaml(text)
+    except Unreadable as error:
+        raise RecipeError(f"--set {key}: the value is not YAML: it {error.reason}", param="set") from None
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        value = float(value)  # YAML 1.1 reads 3e-4 as a string for want of a dot
+    *sections, last = key.split(".")
+    place: Any = raw
+    for section in sections:
+        if isinstance(place, list) and section.isdigit() and int(section) < len(place):
+            place = place[int(section)]
+            continue
+        if not isinstance(place, dict):
+            raise RecipeError(f"--set {key}: {section!r} is inside a value that is not a mapping", param="set")
+        if place.get(section) is None:
+            place[section] = {}
+        place = place[section]
+    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise RecipeError(f"--set {key}: there is no such place in the recipe", param="set")
+
+
+def _cut(text: str) -> str:
+    return repr(text) if len(text) <= 60 else repr(text[:57] + "...")

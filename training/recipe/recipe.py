@@ -1,0 +1,303 @@
+"""A recipe: one YAML file that says how to make a bundle. Unknown keys are refused with the nearest known one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from emorl_core.bundle import PROMPT, Name
+from emorl_core.documents import read_yaml
+from emorl_core.errors import InvalidWeights
+from emorl_core.files import Missing, Unreadable, is_folder
+from emorl_core.weights import BASE, resolve
+from training.config import RecipeError, Section
+from training.data.sources import parse_source
+from training.data.splits import FRACTIONS
+from training.recipe.evaluation import EvaluationSettings
+from training.recipe.overrides import apply_override
+from training.rl.settings import LoraSettings, Preset, RlSettings, with_preset
+from training.scorers import parse_scorer
+from training.warm_start.fit import FitSettings
+from training.warm_start.scratch_t5 import ScratchSettings
+from training.warm_start.warm_start import WarmStartSettings
+
+
+class WarmStart(Section):
+    """Supervised training of the base before reinforcement: from exactly one of `hub`, `path` and `scratch`."""
+
+    hub: str | None = None
+    """Hugging Face hub id of a sequence-to-sequence model."""
+    revision: str | None = None
+    """Branch, tag or commit of `hub`."""
+    path: str | None = None
+    """Checkpoint folder; relative paths start at the recipe's folder."""
+    scratch: ScratchSettings | None = None
+    """Shape of a new model, with a tokenizer trained on the data."""
+    sources: tuple[Any, ...] = ()
+    """Data sets with replies to fit on, less the prompts `data` validates or tests on; none: `data`'s training part."""
+    fit: FitSettings = FitSettings()
+    """The fitting."""
+
+    @field_validator("sources")
+    @classmethod
+    def _kinds(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return _known_sources(value, "base.warm_start.sources")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> WarmStart:
+        self.settings("{prompt}", 2)  # its own rules: one start, revision with hub
+        return self
+
+    def settings(self, template: str, max_source_tokens: int) -> WarmStartSettings:
+        """For `training.warm_start.warm_start`, with the recipe's own template."""
+        own = {name: getattr(self, name) for name in ("hub", "revision", "path", "scratch", "fit")}
+        return WarmStartSettings(prompt_template=template, max_source_tokens=max_source_tokens, **own)
+
+
+class BaseSettings(Section):
+    """The model that stays frozen: exactly one of `hub`, `path` and `warm_start`."""
+
+    hub: str | None = None
+    """Hugging Face hub id, such as `google-t5/t5-base`."""
+    revision: str | None = None
+    """Branch, tag or commit of `hub`."""
+    path: str | None = None
+    """Checkpoint folder; relative paths start at the recipe's folder."""
+    warm_start: WarmStart | None = None
+    """A model that is trained on replies first; `emorl warm-start` runs that stage alone."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> BaseSettings:
+        if sum(start is not None for start in (self.hub, self.path, self.warm_start)) != 1:
+            raise ValueError("give exactly one of hub, path and warm_start")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision goes with hub")
+        return self
+
+
+class DataSettings(Section):
+    """Where prompts come from and how they are split."""
+
+    sources: tuple[Any, ...] = Field(min_length=1)
+    """Data sets, each a mapping with `kind` (pair, psych8k, jsonl, ...); several are joined."""
+    splits: dict[Literal["train", "validation", "test"], float] = Field(default_factory=lambda: dict(FRACTIONS))  # type: ignore[arg-type]
+    """Share of the distinct prompts in each part; they sum to 1. No prompt is in two parts."""
+    split_by: str | None = None
+    """An extra column whose value decides the part, not the prompt (`key` of the synthetic data: the situation)."""
+    seed: int = Field(0, ge=0)
+    """Of the split. Apart from the run's seed, so that several runs can share their test prompts."""
+    max_prompts: int | None = Field(None, ge=3)
+    """Distinct prompts used, the first in the data's order; null: all."""
+
+    @field_validator("sources")
+    @classmethod
+    def _kinds(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return _known_sources(value, "data.sources")
+
+    @field_validator("splits")
+    @classmethod
+    def _parts(cls, value: dict[str, float]) -> dict[str, float]:
+        for part in ("train", "validation"):
+            if value.get(part, 0.0) <= 0:
+                raise ValueError(f"{part} must have a share above 0")
+        return value
+
+
+class ObjectiveSettings(Section):
+    """One objective: what it is scored by, and where its adapter differs from the others'."""
+
+    scorer: Any
+    """The scorer's kind, or a mapping with `kind`: see docs/scorers.md."""
+    description: str = ""
+    """A sentence for people; it goes into the bundle."""
+    learning_rate: float | None = Field(None, gt=0)
+    """AdamW's step size for this objective; null: `rl.learning_rate`."""
+    rank: int | None = Field(None, ge=1, le=1024)
+    """LoRA rank of this objective; null: `lora.rank`."""
+    alpha: float | None = Field(None, gt=0)
+    """LoRA alpha of this objective; null: `lora.alpha`."""
+
+
+class ComputeSettings(Section):
+    """Where and how the run computes. None of it changes what is trained, but for rounding."""
+
+    device: str = "auto"
+    """`auto` (CUDA when there is one), `cpu` or `cuda`."""
+    scorer_device: str = "auto"
+    """Where scorers with models run: `auto`, `cpu`, `cuda`."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of the gradient pass; parameters stay float32."""
+    prompts_per_forward: int | None = Field(None, ge=1)
+    """Prompts of one forward and backward pass (gradient accumulation); null: all of a step at once."""
+    rollout_slots: int = Field(256, ge=1)
+    """Replies sampled at once."""
+    checkpoint_every: int = Field(8, ge=1)
+    """Steps between checkpoints: what a killed run can lose."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go besides the JSON lines that are always written."""
+
+
+class Recipe(Section):
+    """The whole recipe, as read."""
+
+    name: Name
+    """Of the bundle."""
+    seed: int = Field(0, ge=0)
+    """Every random draw of the run comes from it."""
+    base: BaseSettings
+    """The frozen model."""
+    prompt_template: str = "{prompt} [SEP] "
+    """Wraps every prompt; `{prompt}` stands for it."""
+    max_source_tokens: int = Field(128, ge=2)
+    """Tokens of the wrapped prompt; longer ones are cut in training and refused in serving."""
+    data: DataSettings
+    """Prompts."""
+    objectives: dict[Name, ObjectiveSettings] = Field(min_length=1)
+    """Name to objective; one adapter each, trained together."""
+    preset: Preset = "default"
+    """Values of `rl` that the recipe does not give: `default`, or `paper` for the published implementation's."""
+    lora: LoraSettings = LoraSettings()
+    """The adapters."""
+    rl: RlSettings = RlSettings()
+    """Reinforcement learning."""
+    profiles: dict[Name, dict[str, float]] = Field(default_factory=dict)
+    """Named weights to put into the bundle; none given: `balanced`, the same weight for all."""
+    default_profile: str | None = None
+    """The profile that answers a request without weights; null: the first."""
+    compute: ComputeSettings = ComputeSettings()
+    """Where and how it runs."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """How methods are compared."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("preset") in ("default", "paper"):
+            given = values.get("rl") or {}
+            if isinstance(given, Mapping):
+                return {**values, "rl": with_preset(values["preset"], given)}
+        return values
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        if value.count(PROMPT) != 1:
+            raise ValueError(f"must contain {PROMPT} exactly once")
+        return value
+
+    @field_validator("objectives")
+    @classmethod
+    def _scorers(cls, value: dict[str, ObjectiveSettings]) -> dict[str, ObjectiveSettings]:
+        if BASE in value:
+            raise ValueError(f"{BASE} is the bare model, which is always there; choose another name")
+        for name, objective in value.items():
+            parse_scorer(objective.scorer, where=f"objectives.{name}.scorer")
+        return value
+
+    @field_validator("evaluation")
+    @classmethod
+    def _scorer_names(cls, value: EvaluationSettings, info: ValidationInfo) -> EvaluationSettings:
+        for name in value.scorers:
+            if name in info.data.get("objectives", {}):
+                raise ValueError(f"scorers.{name} is an objective's name too; choose another, the table shows both")
+        return value
+
+    @model_validator(mode="after")
+    def _profiles(self) -> Recipe:
+        for name, weights in self.profiles.items():
+            try:
+                resolve((BASE, *self.objectives), weights)
+            except InvalidWeights as error:
+                raise ValueError(f"profiles.{name}: {error.message}") from None
+        if self.default_profile is not None and self.default_profile not in (self.profiles or {"balanced": {}}):
+            raise ValueError(
+                f"default_profile {self.default_profile!r} is unknown; profiles: "
+                + ", ".join(self.profiles or ["balanced"])
+            )
+        return self
+
+    def lora_of(self, objective: str) -> LoraSettings:
+        """The adapter's settings with the objective's own values in."""
+        own = self.objectives[objective]
+        given = {key: value for key in ("rank", "alpha") if (value := getattr(own, key)) is not None}
+        return self.lora.model_copy(update=given)
+
+    def learning_rate_of(self, objective: str) -> float:
+        own = self.objectives[objective].learning_rate
+        return self.rl.learning_rate if own is None else own
+
+    def restricted(self, names: Sequence[str]) -> Recipe:
+        """The recipe with these objectives only; profiles that need others are left out. Raises `RecipeError`."""
+        for name in names:
+            if name not in self.objectives:
+                raise RecipeError(
+                    f"objective {name!r} is not in the recipe; it has {', '.join(self.objectives)}", param="objective"
+                )
+        profiles = {profile: weights for profile, weights in self.profiles.items() if set(weights) <= {BASE, *names}}
+        return self.model_copy(
+            update={
+                "objectives": {name: value for name, value in self.objectives.items() if name in names},
+                "profiles": profiles,
+                "default_profile": self.default_profile if self.default_profile in profiles else None,
+            }
+        )
+
+
+def _known_sources(value: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    for number, source in enumerate(value):
+        parse_source(source, where=f"{where}.{number}")
+    return value
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override (`rl.learning_rate=3e-4`) and validate. Raises `RecipeError`, `ScorerError` or `DataError`: one
+    line that names the file, the key and what is allowed."""
+    try:
+        if is_folder(path):
+            raise RecipeError(f"{path} is a folder; a recipe is a YAML file, see recipes/", param="recipe")
+        raw = read_yaml(path, regular=False)
+    except Missing:
+        raise RecipeError(f"{path}: no such file; a recipe is a YAML file, see recipes/", param="recipe") from None
+    except Unreadable as error:
+        raise RecipeError(error.message, param="recipe") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: must be a mapping of keys, found {type(raw).__name__}", param="recipe")
+    for override in overrides:
+        apply_override(raw, override)
+    return parse_recipe(raw, where=path.name)
+
+
+def parse_recipe(raw: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    """Validate an already parsed recipe. Raises like `load_recipe`."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as fault:
+        raise RecipeError(f"{where}: {_explain(fault)}", param=_path(fault.errors()[0]["loc"])) from None
+
+
+def _explain(fault: ValidationError) -> str:
+    """The first fault; several are seldom independent, and one line is what a person reads."""
+    errors = fault.errors(include_url=False)
+    item = errors[0]
+    path = _path(item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "missing":
+        return f"{path} is missing"
+    shown = "" if isinstance(item["input"], (Mapping, list, tuple, Section)) else f" (found {_cut(item['input'])})"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and item["type"] != "value_error" else ""
+    return f"{path}: {message}{shown}{more}" if path else f"{message}{shown}"
+
+
+def _path(loc: Sequence[int | str]) -> str:
+    return ".".join(str(part) for part in loc if part != "[key]")
+
+
+def _cut(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+__all__ = ["Recipe", "RecipeError", "load_recipe", "parse_recipe"]

@@ -1,0 +1,169 @@
+"""The gradients of one step, for all objectives in one forward and one backward pass.
+
+Objectives share no trainable parameter, so the gradient of the sum of their losses is each one's own gradient. Letters:
+C prompts of a forward pass, N objectives in the batch, k replies, M = C * N * k rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from emorl_core.lanes.index import BASE_LANE
+from emorl_core.models.family import Group, TrainableModel
+from training.rl import losses
+from training.rl.logprobs import group_of, reply_logprobs
+from training.rl.settings import RlSettings
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingGroup:
+    """k replies of one objective to one prompt, as they are trained on."""
+
+    source: tuple[int, ...]
+    replies: tuple[tuple[int, ...], ...]
+    rewards: tuple[float, ...]
+
+
+@dataclass(slots=True)
+class Measures:
+    """Sums over one objective's step; add up over forward passes and processes."""
+
+    loss: float = 0.0
+    policy_loss: float = 0.0
+    kl_loss: float = 0.0  # coefficient included
+    k1: float = 0.0  # nats, summed over replies
+    k3: float = 0.0
+    replies: int = 0
+    tokens: int = 0
+
+    def add(self, other: Measures) -> None:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """One objective's whole step over all forward passes and processes: what losses are averaged over."""
+
+    replies: int
+    tokens: int
+
+
+class Lockstep:
+    """Adds gradients to the stacks of a model with attached adapters."""
+
+    def __init__(
+        self,
+        model: TrainableModel,
+        settings: RlSettings,
+        *,
+        dropout: float = 0.0,
+        prompts_per_forward: int | None = None,
+        autocast: Autocast = nullcontext,
+    ) -> None:
+        """prompts_per_forward: gradient accumulation; None runs all prompts at once."""
+        self._model, self._settings, self._autocast = model, settings, autocast
+        self._per_forward = prompts_per_forward
+        for _, layer in model.linears():
+            layer.dropout = dropout
+
+    def accumulate(
+        self, batch: Mapping[int, Sequence[TrainingGroup]], totals: Mapping[int, Totals]
+    ) -> tuple[dict[int, Measures], set[int]]:
+        """One lane's groups stand in the order of the prompts, which all lanes share.
+
+        Returns each lane's measures, and the lanes whose loss was NaN or inf: those have no valid gradient, the others
+        have theirs all the same.
+        """
+        measures = {lane: Measures() for lane in batch}
+        broken: set[int] = set()
+        prompts = len(next(iter(batch.values()))) if batch else 0
+        size = self._per_forward or max(prompts, 1)
+        for first in range(0, prompts, size):
+            while sound := [lane for lane in batch if lane not in broken]:
+                part = {lane: batch[lane][first : first + size] for lane in sound}
+                found = self._forward_backward(part, totals)
+                if isinstance(found, set):
+                    broken |= found  # again, without them: their rows must not reach the others' gradients
+                    continue
+                for lane, measured in found.items():
+                    measures[lane].add(measured)
+                break
+        return measures, broken
+
+    def _forward_backward(
+        self, part: Mapping[int, Sequence[TrainingGroup]], totals: Mapping[int, Totals]
+    ) -> dict[int, Measures] | set[int]:
+        """Measures by lane, or the lanes at fault, in which case nothing was added to any gradient."""
+        lanes = list(part)
+        count = len(part[lanes[0]])
+        groups = [
+            group_of(self._model, part[lane][i].source, lane, part[lane][i].replies)
+            for i in range(count)
+            for lane in lanes
+        ]
+        rewards = torch.tensor(
+            [part[lane][i].rewards for i in range(count) for lane in lanes], device=self._model.facts.device
+        )  # [C * N, k]
+        reference = self._reference(groups, len(lanes))  # [M, T]
+        self._model.train()
+        with self._autocast():
+            logprobs, mask = reply_logprobs(self._model, groups)  # [M, T], rows in the order of groups
+        self._model.train(False)
+        away = losses.k1(logprobs.detach(), reference, mask)  # [M]
+        kl = self._settings.kl
+        if kl.kind == "k1_in_reward":
+            rewards = rewards - kl.coefficient * away.view_as(rewards)
+        advantage = losses.advantages(rewards, self._settings.advantage).flatten()  # [M]
+
+        k = rewards.shape[1]
+        lane_of_row = [lane for _ in range(count) for lane in lanes for _ in range(k)]
+        total: Tensor | None = None
+        measures: dict[int, Measures] = {}
+        broken = set()
+        for lane in lanes:
+            rows = torch.tensor([i for i, own in enumerate(lane_of_row) if own == lane], device=mask.device)
+            weights = losses.token_weights(
+                mask[rows], self._settings.policy_loss, replies=totals[lane].replies, tokens=totals[lane].tokens
+            )
+            own, base = logprobs[rows], reference[rows]
+            policy = losses.policy_loss(own, advantage[rows], weights)
+            pull = kl.coefficient * losses.kl_loss(own, base, weights) if kl.kind == "k3_in_loss" else policy * 0.0
+            loss = policy + pull
+            total = loss if total is None else total + loss
+            k3 = (losses.k3(own.detach(), base) * mask[rows]).sum()
+            numbers = [float(value) for value in (loss.detach(), policy.detach(), pull.detach(), away[rows].sum(), k3)]
+            if not all(map(math.isfinite, numbers)):
+                broken.add(lane)
+            found_loss, found_policy, found_pull, found_k1, found_k3 = numbers
+            measures[lane] = Measures(
+                found_loss, found_policy, found_pull, found_k1, found_k3, len(rows), int(mask[rows].sum())
+            )
+        if broken:
+            return broken
+        if total is not None and total.requires_grad:
+            total.backward()
+        return measures
+
+    @torch.no_grad()
+    def _reference(self, groups: Sequence[Group], lanes: int) -> Tensor:
+        """[M, T] log p of the same replies under the base: a prompt's replies of all lanes are one group."""
+        shared = [
+            group_of(
+                self._model,
+                groups[i].lane.prompt_ids,
+                BASE_LANE,
+                tuple(reply for group in groups[i : i + lanes] for reply in group.replies),
+            )
+            for i in range(0, len(groups), lanes)
+        ]
+        with self._autocast():
+            return reply_logprobs(self._model, shared)[0]

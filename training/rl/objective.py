@@ -1,0 +1,128 @@
+"""One adapter during a run: its scorers, its optimiser, and everything a checkpoint must hold of it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from emorl_core.adapters import Adapter
+from training.rl.consumption import Consumption
+from training.rl.optimizer import ObjectiveOptimizer
+from training.rl.reward_mix import RewardMix
+from training.rl.rewards import RunningStatistics, to_rewards
+from training.rl.settings import Transform
+from training.rl.stacks import Stacks
+from training.rl.stopping import StopState, record
+from training.scorers import Checked
+
+Status = Literal["active", "finished", "failed"]
+Scores = dict[str, list[list[float]]]  # scorer -> [prompts][replies of a prompt]
+
+
+@dataclass(slots=True)
+class Objective:
+    """`lane` is its place among the model's lanes, from 1 on; `fresh` the adapter it began with.
+
+    An objective has one scorer, of its own name; an adapter that is trained on several at once has them all in
+    `scorers`, and `mix` says how much each one counts.
+    """
+
+    name: str
+    lane: int
+    scorers: Mapping[str, Checked]
+    mix: RewardMix
+    optimizer: ObjectiveOptimizer
+    fresh: Adapter
+    status: Status = "active"
+    reason: str = ""  # why it is no longer active, for people
+    steps: int = 0  # optimiser steps taken
+    best_mean: float | None = None  # validation score of the best weights
+    best_step: int = 0
+    best: list[Tensor] = field(default_factory=list)
+    statistics: dict[str, RunningStatistics] = field(default_factory=dict)  # by scorer
+    stop: StopState = field(default_factory=StopState)
+    consumption: Consumption = field(default_factory=Consumption)
+
+    def __post_init__(self) -> None:
+        self.statistics = {name: RunningStatistics() for name in self.scorers}
+
+    def rewards(self, scores: Scores, kind: Transform) -> list[float]:
+        """One reward per reply, prompt after prompt: the scorers' rewards, weighted and added up."""
+        weights = self.mix.weights
+        columns = [
+            [weights[name] * reward for reward in to_rewards(flat(scores[name]), kind, self.statistics[name])]
+            for name in self.scorers
+        ]
+        return [math.fsum(own) for own in zip(*columns, strict=True)]
+
+    def validated(self, scores: Scores, step: int, stacks: Stacks) -> dict[str, float]:
+        """Take in one validation and keep the weights if they are the best so far. Returns the mean of each scorer.
+
+        What counts is the plain mean over the scorers, whatever weights the rewards have.
+        """
+        columns = {name: flat(own) for name, own in scores.items()}
+        per_prompt = [statistics.fmean(own) for own in zip(*columns.values(), strict=True)]
+        record(self.stop, per_prompt)
+        mean = statistics.fmean(per_prompt)
+        if self.best_mean is None or mean > self.best_mean:
+            self.best_mean, self.best_step, self.best = mean, step, stacks.values(self.lane)
+        means = {name: statistics.fmean(column) for name, column in columns.items()}
+        self.mix.validated(means)
+        return means
+
+    def end(self, status: Status, reason: str) -> None:
+        self.status, self.reason = status, reason
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def tensors(self, stacks: Stacks) -> dict[str, Tensor]:
+        named = {f"value.{i}": value for i, value in enumerate(stacks.values(self.lane))}
+        named |= {f"best.{i}": value for i, value in enumerate(self.best)}
+        named |= {f"moment.{key}": value for key, value in self.optimizer.moments().items()}
+        return {f"{self.name}/{key}": value for key, value in named.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "steps": self.steps,
+            "best_mean": self.best_mean,
+            "best_step": self.best_step,
+            "statistics": {name: asdict(own) for name, own in self.statistics.items()},
+            "mix": self.mix.state(),
+            "stop": asdict(self.stop),
+            "consumption": self.consumption.as_dict(),
+        }
+
+    def restore(self, state: dict[str, Any], tensors: dict[str, Tensor], stacks: Stacks) -> None:
+        """Take back what `state` and `tensors` gave."""
+        own = {
+            key.removeprefix(f"{self.name}/"): value
+            for key, value in tensors.items()
+            if key.startswith(f"{self.name}/")
+        }
+        stacks.set_values(self.lane, _numbered(own, "value."))
+        self.best = [value.to(stacks.device) for value in _numbered(own, "best.")]
+        self.status, self.reason, self.steps = state["status"], state["reason"], state["steps"]
+        self.best_mean, self.best_step = state["best_mean"], state["best_step"]
+        self.statistics = {name: RunningStatistics(**own) for name, own in state["statistics"].items()}
+        self.mix.restore(state["mix"])
+        self.stop = StopState.from_dict(state["stop"])
+        self.consumption = Consumption(**state["consumption"])
+        moments = {key.removeprefix("moment."): value for key, value in own.items() if key.startswith("moment.")}
+        self.optimizer.restore(self.steps, moments)
+
+
+def flat(scores: Sequence[Sequence[float]]) -> list[float]:
+    """[prompts][replies] -> [prompts * replies]."""
+    return [score for own in scores for score in own]
+
+
+def _numbered(tensors: dict[str, Tensor], prefix: str) -> list[Tensor]:
+    count = sum(key.startswith(prefix) for key in tensors)
+    return [tensors[f"{prefix}{i}"] for i in range(count)]

@@ -1,0 +1,44 @@
+"""Scores in [0, 1] -> rewards: raw, log, or standardised by the objective's own running statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from training.rl.settings import Transform
+
+LOG_RANGE = (1e-4, 0.9999)  # method.md section 2
+_LEAST_DEVIATION = 0.01  # of scores: below it noise would be blown up to the size of a signal
+
+
+@dataclass(slots=True)
+class RunningStatistics:
+    """Count, mean and sum of squared deviations, updated one number at a time (Welford 1962)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, values: Sequence[float]) -> None:
+        for value in values:
+            self.count += 1
+            delta = value - self.mean
+            self.mean += delta / self.count
+            self.squares += delta * (value - self.mean)
+
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(self.squares / self.count) if self.count else 0.0
+
+
+def to_rewards(scores: Sequence[float], kind: Transform, statistics: RunningStatistics) -> list[float]:
+    """One reward per score. `statistics` take the scores in first, whatever the kind."""
+    statistics.add(scores)
+    if kind == "log":
+        low, high = LOG_RANGE
+        return [math.log(min(max(score, low), high)) for score in scores]
+    if kind == "standardised":
+        deviation = max(statistics.deviation, _LEAST_DEVIATION)
+        return [(score - statistics.mean) / deviation for score in scores]
+    return list(scores)

@@ -1,0 +1,116 @@
+"""k samples per prompt and objective, or one greedy reply, through the engine: the same generator that serves requests.
+
+The engine runs on the very model that is trained, so nothing is copied between a step and the next rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from emorl_core.engine.driver import Driver
+from emorl_core.engine.engine import Engine
+from emorl_core.engine.sequences import Job
+from emorl_core.errors import EmorlError
+from emorl_core.models.family import LaneModel
+from emorl_core.tokenizer import Tokenizer
+from emorl_core.types import Completion, Failure, Request, Sampling
+from emorl_core.weights import BASE
+from training.data.prompts import Prompt
+
+# (place of the prompt in the step, objective, number of the sample) -> seed
+SeedOf = Callable[[int, str, int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One reply. `ids` are all chosen tokens, the end of sequence included when the reply ended by itself."""
+
+    ids: tuple[int, ...]
+    text: str
+    ended: bool  # by itself, not by the limit
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """`samples[objective][i]` are the replies to prompt i; an objective whose model failed is in `failures` instead."""
+
+    samples: dict[str, list[list[Sample]]]
+    failures: dict[str, EmorlError]
+
+
+class Rollout:
+    """Samples from one model with attached adapters."""
+
+    def __init__(self, model: LaneModel, tokenizer: Tokenizer, *, slots: int) -> None:
+        """slots: replies that run at once."""
+        self._model, self._tokenizer, self._slots = model, tokenizer, slots
+        self._lanes = (BASE, *model.adapters)
+
+    def sample(
+        self, prompts: Sequence[Prompt], objectives: Sequence[str], k: int, sampling: Sampling, seed_of: SeedOf
+    ) -> Replies:
+        """k replies per prompt and objective, each with its own seed."""
+        seeded = {
+            (place, name): [_with_seed(sampling, seed_of(place, name, number)) for number in range(k)]
+            for name in objectives
+            for place in range(len(prompts))
+        }
+        return self._run(prompts, objectives, seeded)
+
+    def greedy(self, prompts: Sequence[Prompt], objectives: Sequence[str], max_new_tokens: int) -> Replies:
+        """One reply per prompt and objective (`base` is one too), the likeliest token at every step."""
+        plain = Sampling(max_new_tokens=max_new_tokens, seed=0)
+        wanted = {(place, name): [plain] for name in objectives for place in range(len(prompts))}
+        return self._run(prompts, objectives, wanted)
+
+    def _run(
+        self, prompts: Sequence[Prompt], objectives: Sequence[str], wanted: dict[tuple[int, str], list[Sampling]]
+    ) -> Replies:
+        # A new engine each time: adapters have moved, so no remembered prompt is true any more, and what a rollout
+        # computes must not depend on the rollouts before it, or a resumed run would differ in its last bits.
+        engine = Engine(self._model, _no_text, self._lanes, slots=self._slots, prefill_cache_bytes=0)
+        groups = []
+        for (place, name), samplings in wanted.items():
+            weights = tuple(float(lane == name) for lane in self._lanes)
+            groups.append(
+                [
+                    Request(
+                        f"{place} {number} {name}",
+                        prompts[place].source,
+                        weights,
+                        sampling,
+                        stream=False,
+                        logprobs=False,
+                        tag=(place, name, number),
+                    )
+                    for number, sampling in enumerate(samplings)
+                ]
+            )
+        done: dict[tuple[int, str, int], Completion] = {}
+        failed: dict[str, EmorlError] = {}
+        for event in Driver(engine).ends(groups, Job()):
+            if isinstance(event, Failure):
+                _, name, _ = event.tag
+                failed.setdefault(name, event.error)
+            else:
+                done[event.tag] = event
+        samples: dict[str, list[list[Sample]]] = {name: [] for name in objectives if name not in failed}
+        for (place, name), samplings in wanted.items():
+            if name not in failed:
+                replies = [self._sample(done[place, name, number]) for number in range(len(samplings))]
+                samples[name].append(replies)
+        return Replies(samples, failed)
+
+    def _sample(self, completion: Completion) -> Sample:
+        ended = bool(completion.token_ids) and completion.token_ids[-1] in self._model.facts.eos_token_ids
+        return Sample(completion.token_ids, self._tokenizer.decode(completion.token_ids), ended)
+
+
+def _no_text(ids: Sequence[int]) -> str:  # noqa: ARG001
+    """Replies are decoded once, when they are whole; text token by token is for readers."""
+    return ""
+
+
+def _with_seed(sampling: Sampling, seed: int) -> Sampling:
+    return replace(sampling, seed=seed)

@@ -1,0 +1,147 @@
+"""The settings of reinforcement learning, and the two presets of method.md section 2: `paper` and `default`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from training.config import Section
+
+Advantage = Literal["mean", "leave_one_out", "group_standardised"]
+Transform = Literal["raw", "log", "standardised"]
+Normalisation = Literal["sequence_sum", "sequence_mean", "token_mean"]
+KLKind = Literal["none", "k3_in_loss", "k1_in_reward"]
+StopRule = Literal["paper", "patience", "steps"]
+Preset = Literal["default", "paper"]
+
+
+class LoraSettings(Section):
+    """One objective's adapter."""
+
+    rank: int = Field(8, ge=1, le=1024)
+    """Rank of the update (R)."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale of the update: alpha / rank times B A."""
+    dropout: float = Field(0.05, ge=0, lt=1)
+    """Share of the adapter's inputs dropped while gradients are computed. The same for all objectives."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Linear layers by the last part of their name (`q`, `v`, `wo`, ...), or all of them. Never the head."""
+
+
+class KLSettings(Section):
+    """The pull towards the frozen base. It is measured and logged whatever the kind."""
+
+    kind: KLKind = "k3_in_loss"
+    """`k3_in_loss`: Schulman's k3 estimator, exp(r) - r - 1 with r = log p_base - log p, as a term of the loss;
+    `k1_in_reward`: log p - log p_base, summed over the reply, taken off its reward; `none`: measured only."""
+    coefficient: float = Field(0.05, ge=0)
+    """Weight of the term, reward units per nat."""
+
+
+class StopSettings(Section):
+    """When an objective leaves the batch. `max_steps` holds under every rule."""
+
+    rule: StopRule = "patience"
+    """`paper`: std / mean of the last `window` validation rewards < `threshold`; `patience`: `patience` validations
+    in a row without an improvement larger than its standard error over the validation prompts; `steps`:
+    `max_steps` only."""
+    max_steps: int = Field(400, ge=1)
+    """Optimiser steps at most."""
+    window: int = Field(20, ge=2)
+    """Validations that the paper's rule looks back on."""
+    threshold: float = Field(0.015, gt=0)
+    """The paper's rule stops below this std / mean."""
+    patience: int = Field(8, ge=1)
+    """Validations without a real improvement before `patience` stops."""
+    check: Literal["validation", "epoch"] = "validation"
+    """When the rule is asked: after every validation, or only at the end of a pass over the training prompts."""
+
+
+class RlSettings(Section):
+    """k-self-critical sequence training. Defaults are the preset `default`; `preset: paper` changes some."""
+
+    prompts_per_step: int = Field(16, ge=1)
+    """Prompts of one step (B). Every objective samples for the same ones."""
+    samples_per_prompt: int = Field(3, ge=2)
+    """Replies sampled per prompt and objective (k)."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Tokens of a reply at most, the end of sequence included."""
+    temperature: float = Field(1.0, gt=0, le=10)
+    """Of sampling. The gradient is of log-probabilities at temperature 1, so other values train off-policy."""
+    top_k: int = Field(0, ge=0)
+    """Sample among the k likeliest tokens only; 0 is off. The gradient's log-probabilities are never truncated."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """AdamW's step size; an objective may have its own."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from 0, linearly."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay on the adapter's factors."""
+    max_grad_norm: float = Field(2.0, gt=0)
+    """The gradient of each objective is scaled down to this L2 norm."""
+    reward: Transform = "standardised"
+    """What a score becomes before advantages: `raw`; `log` of the score clipped to [1e-4, 0.9999]; `standardised`, by
+    the running mean and deviation of the objective's own scores."""
+    joint_reward: Transform = "log"
+    """The same for one adapter trained on all rewards at once, as `uniform` and `dynaopt` of `emorl evaluate` are.
+    Their definition takes logs; where scores near 0 are common, those drown everything else."""
+    advantage: Advantage = "leave_one_out"
+    """Baseline among a prompt's k rewards: their `mean`; the mean of the others (`leave_one_out`, unbiased); the mean,
+    and divided by their deviation (`group_standardised`)."""
+    policy_loss: Normalisation = "sequence_sum"
+    """How tokens are added up: `sequence_sum` sums a reply's tokens and averages replies; `sequence_mean` averages
+    both; `token_mean` averages over all tokens of the step. The KL term of the loss is added up the same way."""
+    kl: KLSettings = KLSettings()
+    """The pull towards the base."""
+    train_on: Literal["sampled", "reencoded"] = "sampled"
+    """The ids that were sampled, or those that the tokenizer makes of the decoded text."""
+    train_end: bool = True
+    """Whether the first end of sequence is part of the trained sequence, so that stopping is learned."""
+    dropout_when_generating: bool = False
+    """Whether LoRA dropout is on while sampling and validating too."""
+    gradient_source_tokens: int | None = Field(None, ge=1)
+    """Prompt tokens read for log-probabilities, at most; null: the same encoding as for sampling."""
+    validate_every: int = Field(8, ge=1)
+    """Steps between greedy validations."""
+    validation_prompts: int | None = Field(None, ge=2)
+    """Validation prompts used, the first of the part; null: all."""
+    stop: StopSettings = StopSettings()
+    """When an objective is finished."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the bundle serves. The other ones are written beside them."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> RlSettings:
+        if self.gradient_source_tokens is not None and self.gradient_source_tokens < 2:
+            raise ValueError("gradient_source_tokens must leave room for a token and the end of sequence")
+        return self
+
+
+# The published column of method.md section 2, as far as it can be reproduced. Not reproduced: seeds from an unseeded
+# generator, no resume, and the forced `[CLS]` tail, which a T5 tokenizer does not have.
+PAPER: Mapping[str, Any] = {
+    "top_k": 50,
+    "reward": "log",
+    "advantage": "mean",
+    "policy_loss": "sequence_sum",
+    # The published term is a constant times advantages that sum to zero: no gradient. It is measured, as always.
+    "kl": {"kind": "none"},
+    "train_on": "reencoded",
+    "train_end": False,
+    "dropout_when_generating": True,
+    "gradient_source_tokens": 512,
+    "weight_decay": 0.01,  # torch's default for AdamW, which the published code leaves alone
+    "stop": {"rule": "paper", "check": "epoch", "max_steps": 5000},
+    "keep": "last",
+}
+PRESETS: dict[Preset, Mapping[str, Any]] = {"default": {}, "paper": PAPER}
+
+
+def with_preset(preset: Preset, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The preset's values, overridden by what a recipe gives; sections inside are merged key by key."""
+    merged: dict[str, Any] = dict(PRESETS[preset])
+    for key, value in given.items():
+        below = merged.get(key)
+        merged[key] = {**below, **value} if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,1 @@
+"""Scorers learned from data: settings, fitting, report."""

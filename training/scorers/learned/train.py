@@ -1,0 +1,209 @@
+"""Train a cross-encoder scorer from graded pairs, and report how good it is on prompts that it never saw.
+
+Two losses:
+- `margin`: replies of the same prompt, ranked: mean of max(0, margin · (level gap) − (score gap)) over its pairs. One
+  logit, Platt- or isotonic-calibrated. To every prompt come `mismatched` top-level replies of *other* prompts as lowest
+  level: without them a model can rank by style alone, and a policy trained on it need not listen to the client.
+- `classes`: cross-entropy over the levels with class weights n / (classes · n_class). One logit per level,
+  temperature-calibrated; the score is the expected level.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emorl_core.files import appearing
+from training.data.records import DataError, RecordSet
+from training.data.splits import FRACTIONS, Splits, prompt_key, split_by_prompt
+from training.scorers.base import ScorerError, pick_device, quiet_loading
+from training.scorers.calibration import Calibration, write_calibration
+from training.scorers.cross_encoder import load_pretrained, local_or_hub, pick_max_length, shown
+from training.scorers.learned.batches import examples_of
+from training.scorers.learned.fitting import STATE_FILE, Fitting, Progress
+from training.scorers.learned.report import Evaluation, calibrate, evaluate, write_card
+from training.scorers.learned.settings import ScorerTraining
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MOST_CLASSES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came out: where it lies and its figures (also in the folder's `training.json`)."""
+
+    folder: Path
+    report: dict[str, Any]
+
+
+def train_scorer(
+    config: ScorerTraining,
+    data: RecordSet,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    base: Path | None = None,
+) -> Trained:
+    """Split by prompt, train, keep the epoch that is best on the validation part, calibrate there, report on the test
+    part, write `out`. Nothing appears at `out` before all of it is done.
+
+    The state after each epoch lies in `.<out>.partial`; `resume` continues from there to the same bits (CPU, same
+    number of threads). Raises `ScorerError` or `DataError` before anything is written.
+    """
+    import torch
+
+    check_target(out, resume=resume, overwrite=overwrite)
+    partial = _partial(out)
+    splits = split_by_prompt(data.records, config.seed, FRACTIONS)
+    levels = _check_levels(config, splits)
+    device = pick_device(config.device)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model, tokenizer = _load_encoder(config, levels, base)
+        model.to(device)
+        run = Fitting(config, model, tokenizer, examples_of(splits["train"]), levels)
+        fingerprint = {"config": config.model_dump(mode="json"), "data": data.sha256, "records": len(data)}
+        if overwrite and not resume:
+            shutil.rmtree(partial, ignore_errors=True)
+        if resume:
+            run.restore(partial / STATE_FILE, fingerprint)
+        validation = Evaluation.of(splits["validation"], levels, config.loss, config.mismatched)
+        for epoch in range(run.done, config.epochs):
+            run.epoch(epoch, progress)
+            run.keep_if_best(validation.quality(run.raw(validation)))
+            run.save(partial, fingerprint)
+    model.load_state_dict(run.best)
+    calibration = calibrate(validation, run.raw(validation), config.calibration)
+    test = Evaluation.of(splits["test"], levels, config.loss, config.mismatched)
+    report = {
+        "loss": config.loss,
+        "encoder": shown(config.encoder),
+        "seed": config.seed,
+        "levels": levels,
+        "data": {"name": data.name, "sha256": data.sha256, "records": len(data), "skipped": data.skipped},
+        "prompts": {part: len({prompt_key(record.prompt) for record in records}) for part, records in splits.items()},
+        "pairs": {part: len(records) for part, records in splits.items()},
+        "validation_by_epoch": run.qualities,
+        "epoch_kept": run.kept + 1,
+        "test": evaluate(test, run.raw(test), calibration),
+        "settings": config.model_dump(mode="json", exclude={"encoder", "device"}),
+    }
+    _write(run, calibration, report, partial, out)
+    return Trained(out, report)
+
+
+def _check_levels(config: ScorerTraining, splits: Splits) -> list[float]:
+    """The levels, lowest first. Raises `DataError` when the data cannot train or judge a scorer."""
+    for part, records in splits.items():
+        for record in records:
+            if record.response is None or record.level is None:
+                lack = "response" if record.response is None else "level"
+                where = record.where or "a record"
+                raise DataError(f"{where}: no {lack}; a scorer is trained from graded pairs", param="data")
+        graded = defaultdict(set)
+        for record in records:
+            graded[prompt_key(record.prompt) if config.loss == "margin" else ""].add(record.level)
+        if not any(len(levels) > 1 for levels in graded.values()):
+            where = "no prompt has replies of two levels" if config.loss == "margin" else "all replies have one level"
+            raise DataError(f"the {part} part has {len(records)} pairs, but {where}", param="data")
+    levels = sorted({float(record.level or 0.0) for records in splits.values() for record in records})
+    if config.loss == "classes":
+        missing = set(levels) - {record.level for record in splits["train"]}
+        if missing or len(levels) > MOST_CLASSES:
+            why = f"level {min(missing):g} is not in the train part" if missing else f"{len(levels)} distinct levels"
+            raise DataError(
+                f"{why}; `classes` takes 2 to {MOST_CLASSES} levels, all of them in the train part", param="data"
+            )
+    return levels
+
+
+def _load_encoder(
+    config: ScorerTraining, levels: list[float], base: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The encoder with a new head. Raises `ScorerError` when anything but the head is missing."""
+    from transformers import AutoModelForSequenceClassification
+
+    outputs = 1 if config.loss == "margin" else len(levels)
+    names = {0: "quality"} if outputs == 1 else {index: f"level {level:g}" for index, level in enumerate(levels)}
+    where = local_or_hub(config.encoder, base)
+    model, tokenizer, missing = load_pretrained(
+        AutoModelForSequenceClassification,
+        where,
+        config.revision,
+        num_labels=outputs,
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        ignore_mismatched_sizes=True,
+    )
+    inside = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
+    if inside:
+        name = shown(config.encoder)
+        raise ScorerError(f"encoder {name!r}: the checkpoint lacks {inside[0]}", param="encoder")
+    pick_max_length(config.max_length, model, tokenizer, shown(config.encoder))
+    _freeze(model, config)
+    return model, tokenizer
+
+
+def _freeze(model: PreTrainedModel, config: ScorerTraining) -> None:
+    import torch
+
+    if config.freeze_embeddings or config.freeze_layers:
+        model.get_input_embeddings().requires_grad_(False)
+    stacks = [module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(stacks, key=len) if stacks else torch.nn.ModuleList()
+    if config.freeze_layers >= max(1, len(layers)):
+        raise ScorerError(
+            f"freeze_layers is {config.freeze_layers}; the encoder has {len(layers)} layers and the "
+            "highest must stay free",
+            param="freeze_layers",
+        )
+    if config.freeze_layers:
+        # Positions and norms of the embedding block feed the frozen layers; leaving them free would save no work.
+        for name, parameter in model.base_model.named_parameters():
+            if ".embeddings." in f".{name}":
+                parameter.requires_grad_(False)
+        for layer in layers[: config.freeze_layers]:
+            layer.requires_grad_(False)
+
+
+def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raises `ScorerError` when a run may not write there."""
+    partial = _partial(out)
+    if out.exists() and not out.is_dir():
+        raise ScorerError(f"{out.name!r} is a file; name a folder", param="out")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ScorerError(f"{out.name!r} already holds something; overwrite replaces it", param="out")
+    if resume and not (partial / STATE_FILE).is_file():
+        raise ScorerError(f"resume: there is no interrupted run of {out.name!r}", param="resume")
+    if (partial / STATE_FILE).is_file() and not (resume or overwrite):
+        raise ScorerError(
+            f"an interrupted run of {out.name!r} is there; resume continues it, overwrite starts again", param="out"
+        )
+
+
+def _write(run: Fitting, calibration: Calibration, report: dict[str, Any], partial: Path, out: Path) -> None:
+    """Nothing appears at `out` before all of it is written."""
+    run.tokenizer.model_max_length = run.config.max_length  # so that scoring cuts where training cut
+    # Where the encoder lay on this machine says nothing elsewhere.
+    run.model.config._name_or_path = run.tokenizer.name_or_path = report["encoder"]
+    with appearing(out, replace=True) as finished:
+        with quiet_loading():  # saving has a progress bar too
+            run.model.save_pretrained(finished)
+            run.tokenizer.save_pretrained(finished)
+        write_calibration(finished, calibration)
+        (finished / "training.json").write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_card(finished, report)
+    shutil.rmtree(partial)
+
+
+def _partial(out: Path) -> Path:
+    """Where an unfinished run keeps its state: beside `out`, so that the last rename stays on one disk."""
+    return out.parent / f".{out.name}.partial"

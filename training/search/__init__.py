@@ -1,0 +1,1 @@
+"""The search for weights: grid, spaces, evaluator, log and report."""

@@ -1,0 +1,203 @@
+"""Weight vectors -> score tables: one shared sweep for all that are new, then the scorers on the texts that are new.
+
+Nothing is done twice: a direction is generated once, a text that follows from its neighbours (`implied`) not at all,
+and a prompt's text is scored once, however many vectors give it and however often the search was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from emorl_core.ensemble import Ensemble
+from training.data.records import Record
+from training.scorers import Checked
+from training.search.grid import SearchError
+from training.search.implied import Known
+from training.search.log import EvaluationLog
+from training.search.score_table import ScoreTable
+from training.search.spaces import Point, ray
+
+_HASH = 16  # hexadecimal digits that name a text among those of one prompt
+_DECIMALS = 6  # of scores: what a scorer's batch may change lies below
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a search did. Texts are counted once per prompt and direction."""
+
+    rays: int = 0  # distinct directions evaluated, the zero vector among them
+    texts_generated: int = 0
+    texts_implied: int = 0  # known from their neighbours
+    texts_scored: int = 0  # distinct texts, once per prompt
+    lane_row_steps: int = 0  # lane rows computed, one token each
+    unshared_lane_row_steps: int = 0  # what one run per generated text would have computed
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """One direction. `tokens` and `texts` name what each prompt got; equal names, equal things."""
+
+    point: Point
+    tokens: tuple[str, ...]
+    texts: tuple[str, ...]
+    scores: tuple[tuple[float, ...], ...]  # [prompts][scorers]
+
+    def as_line(self, names: Sequence[str]) -> dict[str, Any]:
+        columns = list(zip(*self.scores, strict=True))
+        return {
+            "point": list(self.point),
+            "means": {name: sum(column) / len(column) for name, column in zip(names, columns, strict=True)},
+            "scores": {name: list(column) for name, column in zip(names, columns, strict=True)},
+            "tokens": list(self.tokens),
+            "texts": list(self.texts),
+        }
+
+
+class Evaluator:
+    """Evaluates points over one set of prompts and remembers them all."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        objectives: Sequence[str],
+        records: Sequence[Record],
+        scorers: Mapping[str, Checked],
+        *,
+        max_new_tokens: int = 64,
+        infer: bool = True,
+        log: EvaluationLog | None = None,
+        settled: Callable[[int], None] = lambda texts: None,
+    ) -> None:
+        """objectives: the lanes that a point's numbers are for; records: one per prompt; infer: let `implied` spare
+        texts; log: where evaluations go and come back from; settled: told how many more texts are there."""
+        self.names = tuple(scorers)
+        self.counts = Counts()
+        self._ensemble, self._objectives, self._records = ensemble, tuple(objectives), tuple(records)
+        self._scorers, self._log, self._settled = dict(scorers), log, settled
+        self._max_new_tokens, self._infer = max_new_tokens, infer
+        self._done: dict[tuple[int, ...], _Evaluation] = {}
+        self._known = Known(len(self._records))
+        self._text_of: dict[str, str] = {}  # name of tokens -> name of their text
+        self._scores: dict[tuple[int, str], tuple[float, ...]] = {}  # (prompt, name of text) -> per scorer
+        for line in log.read if log is not None else ():
+            self._remember(_read(line, self.names))
+
+    def tables(self, points: Sequence[Point]) -> list[ScoreTable]:
+        """One table per point. Raises `EngineError`, `ScorerError`."""
+        self._evaluate(points)
+        return [ScoreTable(self.names, np.array(self._done[ray(point)].scores)) for point in points]
+
+    def distinct_texts(self, points: Sequence[Point]) -> float:
+        """Mean number of different texts per prompt among evaluated points."""
+        rows = zip(*(self._done[ray(point)].texts for point in points), strict=True)
+        return float(np.mean([len(set(row)) for row in rows]))
+
+    def _evaluate(self, points: Sequence[Point]) -> None:
+        new: dict[tuple[int, ...], Point] = {}
+        for point in points:
+            direction = ray(point)
+            if direction not in self._done:
+                new.setdefault(direction, point)
+        if not new:
+            return
+        texts: dict[tuple[int, str], str] = {}  # (prompt, name of text) -> text, of those to be scored
+        tokens = self._tokens(list(new.values()), texts)
+        self._score(texts)
+        made = []
+        for point, own in zip(new.values(), tokens, strict=True):
+            named = tuple(self._text_of[name] for name in own)
+            scores = tuple(self._scores[prompt, name] for prompt, name in enumerate(named))
+            made.append(_Evaluation(point, tuple(own), named, scores))
+        if self._log is not None:
+            self._log.append([evaluation.as_line(self.names) for evaluation in made])
+        for evaluation in made:
+            self._remember(evaluation)
+
+    def _tokens(self, points: Sequence[Point], texts: dict[tuple[int, str], str]) -> list[list[str]]:
+        """Names of the tokens, [points][prompts]; puts texts that nobody scored yet into `texts`."""
+        prompts = range(len(self._records))
+        names: list[list[str | None]] = []
+        for point in points:
+            if not any(point):  # published: the zero vector is empty text
+                names.append([self._named("", (), p, texts) for p in prompts])
+            else:
+                names.append(self._known.implied(point) if self._infer else [None for _ in prompts])
+                self.counts.texts_implied += sum(name is not None for name in names[-1])
+        self._settled(sum(name is not None for own in names for name in own))
+        swept = [i for i, own in enumerate(names) if None in own]
+        if swept:
+            result = self._ensemble.sweep(
+                [record.prompt for record in self._records],
+                [dict(zip(self._objectives, points[i], strict=True)) for i in swept],
+                only=[[k for k, i in enumerate(swept) if names[i][p] is None] for p in prompts],
+                max_new_tokens=self._max_new_tokens,
+                seed=0,
+                on_item=lambda item: self._settled(1),
+            )
+            for item in result.items:
+                name = self._named(item.text, item.token_ids, item.prompt_index, texts)
+                names[swept[item.weights_index]][item.prompt_index] = name
+            self.counts.texts_generated += len(result.items)
+            self.counts.lane_row_steps += result.lane_row_steps
+            self.counts.unshared_lane_row_steps += result.unshared_lane_row_steps
+        return [[name for name in own if name is not None] for own in names]
+
+    def _named(self, text: str, token_ids: Sequence[int], prompt: int, texts: dict[tuple[int, str], str]) -> str:
+        tokens, name = _hash(token_ids), _hash(text)
+        self._text_of[tokens] = name
+        if (prompt, name) not in self._scores:
+            texts[prompt, name] = text
+        return tokens
+
+    def _score(self, texts: Mapping[tuple[int, str], str]) -> None:
+        if not texts:
+            return
+        records = [self._records[prompt] for prompt, _ in texts]
+        columns = [
+            scorer(
+                prompts=[record.prompt for record in records],
+                completions=list(texts.values()),
+                references=[list(record.references) for record in records],
+                extras=[dict(record.extras) for record in records],
+            )
+            for scorer in self._scorers.values()
+        ]
+        for key, *row in zip(texts, *columns, strict=True):
+            self._scores[key] = tuple(round(score, _DECIMALS) for score in row)
+        self.counts.texts_scored += len(texts)
+
+    def _remember(self, evaluation: _Evaluation) -> None:
+        self._done[ray(evaluation.point)] = evaluation
+        self.counts.rays = len(self._done)
+        if any(evaluation.point):
+            self._known.add(evaluation.point, evaluation.tokens)
+        for prompt, (tokens, text) in enumerate(zip(evaluation.tokens, evaluation.texts, strict=True)):
+            self._text_of[tokens] = text
+            self._scores[prompt, text] = evaluation.scores[prompt]
+
+
+def counts_of(evaluator: Evaluator) -> dict[str, int]:
+    return asdict(evaluator.counts)
+
+
+def _read(line: Mapping[str, Any], names: Sequence[str]) -> _Evaluation:
+    try:
+        columns = [line["scores"][name] for name in names]
+        return _Evaluation(
+            tuple(map(float, line["point"])),
+            tuple(line["tokens"]),
+            tuple(line["texts"]),
+            tuple(zip(*columns, strict=True)),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise SearchError("the log of the search is broken; --overwrite starts anew", param="resume") from None
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:_HASH]

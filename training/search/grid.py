@@ -1,0 +1,97 @@
+"""Hierarchical grid search over a callable, any number of objectives (method.md section 4).
+
+Per level a grid over the current cell is looked at; the half-size part with the largest sum is the next cell; the best
+single point of all levels wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from emorl_core.errors import EmorlError
+from training.search.spaces import Cell, Point, Space
+
+Evaluate = Callable[[Sequence[Point]], Sequence[float]]  # points, each of them new -> one score each, higher is better
+
+
+class SearchError(EmorlError):
+    """A search that cannot be run as asked, or whose score table or goal is broken."""
+
+    code = "invalid_search"
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What one level looked at. `scores` belong to `points`, those known from earlier levels included."""
+
+    number: int  # from 1
+    cell: Cell
+    points: tuple[Point, ...]
+    scores: tuple[float, ...]
+    best: Point  # of this level; the first of equals
+    best_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`requested` counts every point of every level, `scores` holds the distinct ones in the order they came."""
+
+    best: Point
+    best_score: float
+    levels: tuple[Level, ...]
+    scores: dict[Point, float]
+    requested: int
+
+
+def budget(space: Space, levels: int) -> int:
+    """Evaluations that a search requests: 3^N * levels in the cube. Fewer are run, since levels share points."""
+    return space.points_per_level * levels
+
+
+def search(
+    space: Space, levels: int, evaluate: Evaluate, *, eligible: Callable[[Point], bool] = lambda point: True
+) -> Found:
+    """Search `levels` deep.
+
+    Args:
+        evaluate: called once a level with the points that are new. Equal points are never passed twice.
+        eligible: which points may win; all of them guide the search (the zero vector can do that, but not win).
+
+    Raises:
+        SearchError: levels below 1, or scores that are not one finite number per point.
+    """
+    if levels < 1:
+        raise SearchError(f"levels is {levels}; allowed: a whole number from 1", param="levels")
+    known: dict[Point, float] = {}
+    done: list[Level] = []
+    cell = space.whole
+    for number in range(1, levels + 1):
+        points = space.grid(cell)
+        new = list(dict.fromkeys(point for point in points if point not in known))
+        if new:
+            known.update(zip(new, checked_scores(evaluate(new), len(new)), strict=True))
+        scores = tuple(known[point] for point in points)
+        best = _best([point for point in points if eligible(point)] or points, known)
+        done.append(Level(number, cell, tuple(points), scores, best, known[best]))
+        cell = max(space.parts(cell), key=lambda part: math.fsum(known[point] for point in part[1]))[0]
+    candidates = [point for point in known if eligible(point)]
+    if not candidates:
+        raise SearchError("no point of the search may win")
+    best = _best(candidates, known)
+    return Found(best, known[best], tuple(done), known, sum(len(level.points) for level in done))
+
+
+def checked_scores(scores: Sequence[float], expected: int) -> list[float]:
+    """Raises `SearchError` unless there are so many numbers, all finite."""
+    if len(scores) != expected:
+        raise SearchError(f"the evaluation returned {len(scores)} scores for {expected} points")
+    for index, score in enumerate(scores):
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            raise SearchError(f"the evaluation returned {score!r} for point {index}; allowed: finite numbers")
+    return [float(score) for score in scores]
+
+
+def _best(points: Sequence[Point], scores: dict[Point, float]) -> Point:
+    return max(points, key=scores.__getitem__)  # the first of equals

@@ -1,0 +1,84 @@
+"""Every evaluation of a search, one JSON line each, so that a killed search goes on where it stopped.
+
+A line holds no text: prompts are hashed in the first line, replies by their hashes. Only the last line can be torn
+(a batch is written from its first line to its last), and a torn one is cut off before anything is appended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.search.grid import SearchError
+
+FORMAT = "emorl-search/1"
+
+
+def check_log(path: Path) -> None:
+    """Raises `SearchError` when a search is logged there already."""
+    if path.exists():
+        raise SearchError(
+            f"{path}: holds an earlier search; --resume goes on with it, --overwrite starts anew, or name another "
+            "--out",
+            param="out",
+        )
+
+
+class EvaluationLog:
+    """An open log. `read` holds the evaluations that were there when it was opened."""
+
+    def __init__(self, path: Path, about: Mapping[str, Any], *, resume: bool) -> None:
+        """about: what the evaluations depend on, JSON values.
+
+        Raises `SearchError`: a log that exists without `resume`, one about something else, or one that is broken.
+        """
+        self._path = path
+        self.read: list[dict[str, Any]] = []
+        wanted = {"format": FORMAT, **about}
+        if not resume:
+            check_log(path)
+        lines = self._whole_lines() if path.exists() else []
+        if not lines:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write([wanted])
+            return
+        for key, value in wanted.items():
+            found = lines[0].get(key)
+            if found != json.loads(json.dumps(value)):
+                raise SearchError(
+                    f"{path}: the search there had another {key}; --overwrite starts anew, or name another --out",
+                    param="resume",
+                )
+        self.read = lines[1:]
+
+    def append(self, evaluations: Sequence[Mapping[str, Any]]) -> None:
+        """They are on disk when this returns."""
+        if evaluations:
+            self._write(evaluations)
+
+    def _whole_lines(self) -> list[dict[str, Any]]:
+        """The lines; what a killed program left of one is cut off."""
+        data = self._path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(self._path, len(whole))
+        lines = []
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                value = json.loads(line)
+            except ValueError:
+                value = None
+            if not isinstance(value, dict):
+                raise SearchError(f"{self._path}: line {number} is not a JSON object; --overwrite starts anew")
+            lines.append(value)
+        return lines
+
+    def _write(self, values: Sequence[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(value, allow_nan=False, separators=(",", ":")) + "\n" for value in values)
+        with open(self._path, "ab") as file:  # buffered: unbuffered, a full disk would take a part and say nothing
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())

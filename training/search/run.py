@@ -1,0 +1,261 @@
+"""One search from an ensemble and prompts to a report: search prompts choose, held-out prompts judge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from emorl_core.ensemble import Ensemble
+from emorl_core.files import folder_hash, replacing
+from emorl_core.weights import BASE
+from training.search.evaluator import Evaluator, counts_of
+from training.search.grid import Found, SearchError, budget, search
+from training.search.inputs import Inputs, prompts_hash
+from training.search.log import EvaluationLog, check_log
+from training.search.report import Candidate, compared
+from training.search.score_table import Goal, ScoreTable, parse_goal
+from training.search.spaces import Cube, Point, Simplex, Space
+from training.search.tpe import check_installed, search_tpe
+
+SpaceName = Literal["simplex", "cube"]
+Method = Literal["auto", "grid", "tpe"]
+Progress = Callable[[int, int], None]  # (texts settled, texts in all)
+
+MOST_BY_GRID = 5  # objectives; beyond, `auto` is TPE
+EVALUATIONS_FILE, HELD_OUT_FILE, REPORT_FILE = "evaluations.jsonl", "held-out.jsonl", "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSettings:
+    """What to search and how. Raises `SearchError` naming the field."""
+
+    space: SpaceName = "simplex"
+    levels: int = 5
+    method: Method = "auto"
+    trials: int = 200  # evaluations of TPE
+    goal: str = "mean"
+    max_new_tokens: int = 64
+    seed: int = 0  # of TPE, of the choice of prompts and of the bootstrap
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("space", self.space, get_args(SpaceName)),
+            ("method", self.method, get_args(Method)),
+        ):
+            if value not in allowed:
+                raise SearchError(f"{name} is {value!r}; allowed: {', '.join(allowed)}", param=name)
+        for name, number, least in (("levels", self.levels, 1), ("trials", self.trials, 2), ("seed", self.seed, 0)):
+            if number < least:
+                raise SearchError(f"{name} is {number}; allowed: a whole number from {least}", param=name)
+        if self.levels > 30:
+            raise SearchError(f"levels is {self.levels}; allowed: up to 30", param="levels")
+
+    def by_grid(self, objectives: int) -> bool:
+        return self.method == "grid" or (self.method == "auto" and objectives <= MOST_BY_GRID)
+
+    def space_of(self, objectives: int) -> Space:
+        return Cube(objectives) if self.space == "cube" else Simplex(objectives)
+
+    def budget(self, objectives: int) -> int:
+        """Evaluations that will be requested. Raises `SearchError` when TPE is to run and is not installed."""
+        if self.by_grid(objectives):
+            return budget(self.space_of(objectives), self.levels)
+        check_installed()
+        return self.trials
+
+    def explained(self, objectives: int) -> str:
+        """The budget in words."""
+        asked = self.budget(objectives)
+        if not self.by_grid(objectives):
+            return f"{asked} evaluations by TPE over {objectives} objectives"
+        per_level = self.space_of(objectives).points_per_level
+        how = f"3^{objectives}" if self.space == "cube" else f"{per_level} directions"
+        return f"{how} x {self.levels} levels = {asked} evaluations in the {self.space}, shared ones run once"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`weights` are the winner's, one number per searched objective; `tables` hold the search prompts' scores in the
+    order that points were evaluated."""
+
+    found: Found
+    weights: dict[str, float]
+    tables: dict[Point, ScoreTable]
+    report: dict[str, Any]
+
+
+def run_search(
+    ensemble: Ensemble,
+    inputs: Inputs,
+    settings: SearchSettings,
+    folder: Path,
+    *,
+    objectives: Sequence[str] | None = None,
+    resume: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Outcome:
+    """Search, compare on held-out prompts, write `report.json` into `folder`, beside the log of every evaluation.
+
+    Args:
+        objectives: which of the ensemble's to mix; None: all.
+        resume: go on with the evaluations that `folder` holds. They are valid under any goal, space and depth.
+
+    Raises:
+        SearchError, ScorerError, InvalidRequest, EngineError: one line each.
+    """
+    names = tuple(objectives or ensemble.objectives)
+    check_objectives(ensemble.lanes, names)
+    goal = parse_goal(settings.goal, tuple(inputs.scorers))
+    meter = _Meter(settings.budget(len(names)), len(inputs.search), len(inputs.held_out), progress)
+    about = _about(ensemble, names, inputs, settings)
+    # Both are opened first: a folder that holds another search is refused before anything is run.
+    logs = [
+        EvaluationLog(folder / file, {**about, "prompts": prompts_hash(records)}, resume=resume)
+        for file, records in ((EVALUATIONS_FILE, inputs.search), (HELD_OUT_FILE, inputs.held_out))
+    ]
+    started = time.perf_counter()
+    evaluator, held_out = (
+        Evaluator(
+            ensemble,
+            names,
+            records,
+            inputs.scorers,
+            max_new_tokens=settings.max_new_tokens,
+            log=log,
+            settled=meter.settled,
+        )
+        for records, log in zip((inputs.search, inputs.held_out), logs, strict=True)
+    )
+    resumed = len(logs[0].read)
+    tables: dict[Point, ScoreTable] = {}
+
+    def evaluate(points: Sequence[Point]) -> list[float]:
+        made = evaluator.tables(points)
+        tables.update(zip(points, made, strict=True))
+        return [goal(table) for table in made]
+
+    found = _search(settings, len(names), evaluate)
+    meter.searched()
+    candidates = _candidates(found, len(names), evaluator, goal)
+    judged = held_out.tables([candidate.point for candidate in candidates])
+    weights = dict(zip(names, found.best, strict=True))
+    report = {
+        "format": "emorl-search-report/1",
+        "bundle": ensemble.name,
+        "objectives": list(names),
+        "scorers": dict(inputs.specs),
+        "goal": settings.goal,
+        "method": "grid" if settings.by_grid(len(names)) else "tpe",
+        "space": settings.space if settings.by_grid(len(names)) else "simplex",
+        "levels": settings.levels if settings.by_grid(len(names)) else None,
+        "seed": settings.seed,
+        "max_new_tokens": settings.max_new_tokens,
+        "weights": weights,
+        "evaluations": {
+            "requested": found.requested,
+            "distinct_points": len(found.scores),
+            "resumed": resumed,
+            **counts_of(evaluator),
+        },
+        "prompts": {
+            "search": {"count": len(inputs.search), "sha256": prompts_hash(inputs.search)},
+            "held_out": {"count": len(inputs.held_out), "sha256": prompts_hash(inputs.held_out)},
+        },
+        "candidates": compared(candidates, judged, names, goal, seed=settings.seed),
+        "path": [
+            {"level": level.number, "best": list(level.best), "score": level.best_score} for level in found.levels
+        ],
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing(folder / REPORT_FILE) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    meter.finished()
+    return Outcome(found, weights, tables, report)
+
+
+def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Before a model is loaded: whether a search may write there. Raises `SearchError`."""
+    if resume or overwrite:
+        return
+    for file in (EVALUATIONS_FILE, HELD_OUT_FILE):
+        check_log(folder / file)
+
+
+def check_objectives(lanes: Sequence[str], names: Sequence[str]) -> None:
+    """Raises `SearchError` for objectives the bundle does not have, or that are named twice."""
+    for name in names:
+        if name not in lanes:
+            known = ", ".join(lanes)
+            raise SearchError(f"objectives: {name[:40]!r} is not in the bundle; it has {known}", param="objectives")
+    if len(set(names)) != len(names):
+        raise SearchError("objectives: one is named twice", param="objectives")
+
+
+def _search(settings: SearchSettings, objectives: int, evaluate: Callable[[Sequence[Point]], list[float]]) -> Found:
+    if settings.by_grid(objectives):
+        return search(settings.space_of(objectives), settings.levels, evaluate, eligible=any)
+    return search_tpe(objectives, settings.trials, evaluate, seed=settings.seed)
+
+
+def _candidates(found: Found, objectives: int, evaluator: Evaluator, goal: Goal) -> list[Candidate]:
+    """The winner and what it must be compared with, chosen on the search prompts only."""
+
+    def score(point: Point) -> float:
+        return goal(evaluator.tables([point])[0])
+
+    singles = [tuple(float(i == only) for i in range(objectives)) for only in range(objectives)]
+    even = (1.0 / objectives,) * objectives
+    named = {
+        "found": found.best,
+        "best single objective": max(singles, key=score),
+        "uniform": even,
+    }
+    if len(found.levels) > 1:
+        named["best of level 1"] = found.levels[0].best
+    return [Candidate(name, point, score(point), evaluator.tables([point])[0].means) for name, point in named.items()]
+
+
+def _about(ensemble: Ensemble, names: Sequence[str], inputs: Inputs, settings: SearchSettings) -> dict[str, Any]:
+    """What an evaluation depends on, besides its prompts."""
+    return {
+        "bundle": _bundle_hash(ensemble, names),
+        "objectives": list(names),
+        "scorers": dict(inputs.specs),
+        "max_new_tokens": settings.max_new_tokens,
+        "dtype": ensemble.dtype,
+    }
+
+
+def _bundle_hash(ensemble: Ensemble, names: Sequence[str]) -> str:
+    spec, bundle = ensemble.spec, ensemble.bundle
+    parts: dict[str, Any] = {"template": spec.prompt_template, "limit": spec.max_source_tokens, "name": spec.name}
+    if bundle is not None:
+        parts["base"] = folder_hash(bundle.base_folder())
+        parts |= {name: folder_hash(bundle.adapter_folder(name)) for name in names if name != BASE}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class _Meter:
+    """Texts settled, of those that the budget could need. Points that were known already jump ahead at the end."""
+
+    def __init__(self, evaluations: int, prompts: int, held_out: int, progress: Progress) -> None:
+        self._searching = evaluations * prompts
+        self._total = self._searching + 4 * held_out
+        self._done = 0
+        self._progress = progress
+
+    def settled(self, texts: int) -> None:
+        self._done = min(self._total, self._done + texts)
+        self._progress(self._done, self._total)
+
+    def searched(self) -> None:
+        self.settled(max(0, self._searching - self._done))
+
+    def finished(self) -> None:
+        self.settled(self._total - self._done)

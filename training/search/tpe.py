@@ -1,0 +1,79 @@
+"""Search over many objectives by Optuna's TPE (Bergstra et al. 2011), on the same evaluation as the grids.
+
+A grid over d dimensions grows as 5^d; beyond five objectives a sampler that learns where to look is the better use of
+the same number of evaluations. Optuna is an extra: `pip install "emorl[search]"`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+
+from training.search.grid import Evaluate, Found, Level, SearchError, checked_scores
+from training.search.spaces import Point
+
+BATCH = 8  # points that are asked for before their scores are known, so that they share one sweep
+_STEPS = 128  # weights are multiples of 1 / 128: equal ones are seen to be equal, and small ones become 0
+_LEAST = 1e-4  # of the sampled numbers; its logarithm bounds how much larger one weight can be than another
+
+
+def check_installed() -> None:
+    """Raises `SearchError` when Optuna is not there."""
+    if importlib.util.find_spec("optuna") is None:
+        raise SearchError(
+            'method tpe (the default for more than 5 objectives) needs Optuna: pip install "emorl[search]"',
+            param="method",
+        )
+
+
+def search_tpe(objectives: int, trials: int, evaluate: Evaluate, *, seed: int = 0) -> Found:
+    """`trials` evaluations on the simplex, the single objectives and the even mix among them.
+
+    The same seed and the same scores give the same points, so a resumed search asks for what it had. Found's one level
+    holds all points.
+
+    Raises `SearchError`: Optuna is not installed, trials below objectives + 1, or scores that are no finite numbers.
+    """
+    check_installed()
+    import optuna
+
+    if trials <= objectives:
+        raise SearchError(f"trials is {trials}; allowed: a whole number from {objectives + 1}", param="trials")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    space: dict[str, optuna.distributions.BaseDistribution] = {
+        f"u{i}": optuna.distributions.FloatDistribution(_LEAST, 1.0) for i in range(objectives)
+    }
+    first = [tuple(float(i == only) for i in range(objectives)) for only in range(objectives)]
+    first.append((1.0 / objectives,) * objectives)
+    known: dict[Point, float] = {}
+    points: list[Point] = []
+    for point, score in zip(first, checked_scores(evaluate(first), len(first)), strict=True):
+        known[point] = score
+        points.append(point)
+        params = {f"u{i}": max(_LEAST, math.exp(-weight)) for i, weight in enumerate(point)}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=score))
+    while len(points) < trials:
+        asked = [study.ask(space) for _ in range(min(BATCH, trials - len(points)))]
+        batch = [_weights([trial.params[f"u{i}"] for i in range(objectives)]) for trial in asked]
+        new = list(dict.fromkeys(point for point in batch if point not in known))
+        if new:
+            known.update(zip(new, checked_scores(evaluate(new), len(new)), strict=True))
+        for trial, point in zip(asked, batch, strict=True):
+            study.tell(trial, known[point])
+        points += batch
+    best = max(known, key=known.__getitem__)
+    level = Level(1, tuple(first[:-1]), tuple(points), tuple(known[point] for point in points), best, known[best])
+    return Found(best, known[best], (level,), known, len(points))
+
+
+def _weights(uniform: Sequence[float]) -> Point:
+    """Numbers in (0, 1] -> weights: -log of even numbers, scaled to sum 1, is spread evenly over the simplex."""
+    raw = [-math.log(value) for value in uniform]
+    total = math.fsum(raw)
+    if total == 0.0:
+        return (1.0 / len(raw),) * len(raw)
+    steps = [round(_STEPS * value / total) for value in raw]
+    return tuple(step / sum(steps) for step in steps)

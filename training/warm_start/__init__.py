@@ -1,0 +1,1 @@
+"""Supervised learning before reinforcement, and a small T5 from scratch."""

@@ -1,0 +1,263 @@
+"""Supervised fitting of a sequence-to-sequence model on (source, target) pairs, by transformers' own trainer.
+
+The order of the examples is planned before the first step from the seed alone, in batches of like length; a resumed run
+goes on at the same example with the same optimiser and random state, so on CPU it ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from emorl_core.control_tokens import prompt_encoder
+from emorl_core.errors import EmorlError
+from emorl_core.files import follow_umask
+from training.config import Section
+from training.seeds import derive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss of the last ones)
+_NEIGHBOURS = 50  # batches that are sorted by length together
+_STATE = "trainer_state.json"  # transformers writes it last into a checkpoint
+
+
+class FitError(EmorlError):
+    """Supervised training that cannot start or go on; one line that names the field or the step."""
+
+    code = "invalid_fit"
+
+
+class FitSettings(Section):
+    """How long and how fast. AdamW; the learning rate rises over the warm-up and falls as a cosine to zero."""
+
+    steps: int = Field(1000, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(32, ge=1)
+    """Examples of a step."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """AdamW's step size at its highest."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay per unit of learning rate."""
+    beta2: float = Field(0.98, gt=0, lt=1)
+    """AdamW's memory of squared gradients."""
+    max_gradient_norm: float = Field(1.0, gt=0)
+    """The gradient's L2 norm is clipped here."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target probability spread over the whole vocabulary."""
+    max_target_tokens: int = Field(128, ge=2)
+    """Tokens of a reply, end of sequence included; longer ones are cut."""
+    checkpoint_every: int = Field(500, ge=0)
+    """Steps between checkpoints: what a killed run can lose. 0: none."""
+    seed: int = Field(0, ge=0)
+    """Of the order and of dropout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a fit did."""
+
+    losses: tuple[float, ...]  # mean cross-entropy (nats per token) over each stretch of steps, first to last
+    resumed_at: int  # steps that a checkpoint had done already
+    cut_sources: int  # sources longer than max_source_tokens
+    cut_targets: int
+
+
+def fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    settings: FitSettings,
+    *,
+    around: tuple[str, str],
+    work: Path,
+    max_source_tokens: int,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train `model` in place. `work` holds the checkpoints; one that a killed run left there is continued.
+
+    pairs: (prompt, reply). around: what the template puts before and after a prompt; they are encoded as a server
+    encodes them. device: `auto` (CUDA when there is one) or `cpu`. The model is left in eval mode and the process's
+    random state as it was.
+
+    Raises `FitError`: a loss that is not finite.
+    """
+    before, after = around
+    encoder = prompt_encoder(tokenizer)
+    sources, cut_sources = _cut([encoder.encode(before, prompt, after) for prompt, _ in pairs], max_source_tokens)
+    targets, cut_targets = _cut([encoder.encode("", reply, "") for _, reply in pairs], settings.max_target_tokens)
+    lengths = [(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
+    order = plan_order(lengths, settings.steps, settings.batch_size, settings.seed)
+    examples = [
+        {"input_ids": sources[index], "attention_mask": [1] * len(sources[index]), "labels": targets[index]}
+        for index in order
+    ]
+    with quiet(), _own_randomness():
+        trainer = _trainer(model, tokenizer, examples, settings, work, device, progress)
+        checkpoint = last_checkpoint(work)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
+    model.eval()
+    resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    return Fitted(losses, resumed_at, cut_sources, cut_targets)
+
+
+def plan_order(lengths: Sequence[tuple[int, int]], steps: int, batch_size: int, seed: int) -> list[int]:
+    """`steps` * `batch_size` indices: shuffled passes, each cut into stretches that are sorted by length into batches,
+    the batches of a stretch shuffled. Little padding, and no drift from long to short."""
+    order: list[int] = []
+    number = 0
+    while len(order) < steps * batch_size:
+        rng = random.Random(derive(seed, "fit-order", number))
+        one_pass = list(range(len(lengths)))
+        rng.shuffle(one_pass)
+        # A pass that is no whole number of batches lends its rest to the next: no example is favoured.
+        for start in range(0, len(one_pass), _NEIGHBOURS * batch_size):
+            stretch = sorted(one_pass[start : start + _NEIGHBOURS * batch_size], key=lengths.__getitem__)
+            batches = [stretch[first : first + batch_size] for first in range(0, len(stretch), batch_size)]
+            rng.shuffle(batches)
+            order += [index for batch in batches for index in batch]
+        number += 1
+    return order[: steps * batch_size]
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; one that a kill cut short is removed."""
+    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / _STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        return path
+    return None
+
+
+def _cut(whole: list[list[int]], limit: int) -> tuple[list[list[int]], int]:
+    """At most `limit` ids each, and how many were longer."""
+    cut = [index for index, ids in enumerate(whole) if len(ids) > limit]
+    for index in cut:
+        whole[index] = [*whole[index][: limit - 1], whole[index][-1]]  # the end of sequence stays
+    return whole, len(cut)
+
+
+def _trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[dict[str, list[int]]],
+    settings: FitSettings,
+    work: Path,
+    device: str,
+    progress: Progress | None,
+) -> Any:
+    from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(work),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta2=settings.beta2,
+        max_grad_norm=settings.max_gradient_norm,
+        label_smoothing_factor=settings.label_smoothing,
+        train_sampling_strategy="sequential",
+        save_strategy="steps" if settings.checkpoint_every else "no",
+        save_steps=settings.checkpoint_every or settings.steps,
+        save_total_limit=2,
+        logging_steps=max(1, settings.steps // 100),
+        seed=derive(settings.seed, "trainer") % 2**32,  # numpy takes no larger one
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        log_level="error",
+        report_to="none",
+    )
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        callbacks=[_watch(progress)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _watch(progress: Progress | None) -> Any:
+    """The trainer's callback: hands progress on, and stops at a loss that is not finite."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        loss = math.nan
+
+        def on_save(self, args: Any, *_: Any, **__: Any) -> None:
+            follow_umask(Path(args.output_dir))
+
+        def on_step_end(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
+            if progress is not None:
+                progress(state.global_step, state.max_steps, self.loss)
+
+        def on_log(self, args: Any, state: Any, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
+            if logs is None or "loss" not in logs:
+                return
+            self.loss = float(logs["loss"])
+            if not math.isfinite(self.loss) or not math.isfinite(float(logs.get("grad_norm", 0.0))):
+                raise FitError(
+                    f"the loss is not finite at step {state.global_step}; lower learning_rate ({args.learning_rate:g})",
+                    param="learning_rate",
+                )
+
+    return Watch()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The trainer's and accelerate's remarks are for their own developers; ours go through `progress`."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """The trainer seeds Python, numpy and torch; the caller's states come back afterwards."""
+    import numpy as np
+    import torch
+
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)

@@ -1,0 +1,198 @@
+"""The supervised stage: a base that answers prompts, before any reinforcement. From a hub id, a folder, or from scratch
+with a tokenizer trained on the data; on transformers' own trainer; out comes a standard Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from emorl_core.bundle import PROMPT, split_template
+from emorl_core.errors import BundleError
+from emorl_core.files import appearing
+from emorl_core.tokenizer import load_tokenizer
+from training.config import Section
+from training.data.records import Record
+from training.warm_start.fit import FitError, FitSettings, Progress, fit, quiet
+from training.warm_start.scratch_t5 import ScratchSettings, new_model
+from training.warm_start.tokenizer import train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RECEIPT = "warm_start.json"
+
+
+class WarmStartSettings(Section):
+    """What to start from and how to fit it: exactly one of `hub`, `path` and `scratch`."""
+
+    hub: str | None = None
+    """Hugging Face hub id of a sequence-to-sequence model, such as `google-t5/t5-small`."""
+    revision: str | None = None
+    """Branch, tag or commit of `hub`."""
+    path: str | None = None
+    """Checkpoint folder; relative paths start at the recipe's folder."""
+    scratch: ScratchSettings | None = None
+    """Shape of a new model, with its own tokenizer."""
+    prompt_template: str = "{prompt} [SEP] "
+    """Wraps every prompt; `{prompt}` stands for it. Its other words stay whole tokens of a new tokenizer."""
+    max_source_tokens: int = Field(128, ge=2)
+    """Tokens of the wrapped prompt; longer ones are cut."""
+    fit: FitSettings = FitSettings()
+    """The fitting."""
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        if value.count(PROMPT) != 1:
+            raise ValueError(f"must contain {PROMPT} exactly once")
+        return value
+
+    @model_validator(mode="after")
+    def _one_of(self) -> WarmStartSettings:
+        if sum(start is not None for start in (self.hub, self.path, self.scratch)) != 1:
+            raise ValueError("give exactly one of hub, path and scratch")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision goes with hub")
+        return self
+
+
+def warm_start(
+    records: Sequence[Record],
+    out: Path,
+    settings: WarmStartSettings,
+    *,
+    base: Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Path:
+    """Train on the records' prompts and replies and write the model and its tokenizer to the folder `out`.
+
+    The state on the way lies in `.<out>.partial`; a call with the same settings and data goes on from there, another
+    one starts anew. Nothing appears at `out` before all of it is done. `base`: where a relative `path` starts.
+
+    Raises `FitError`: `out` exists, a record without a reply, a checkpoint that cannot be loaded, a loss that is not
+    finite.
+    """
+    check_target(out, overwrite)
+    pairs = wrapped_pairs(records, settings.prompt_template)
+    fingerprint = fingerprint_of(settings, pairs)
+    model, tokenizer = _start(settings, records, base)
+    work = partial_folder(out, fingerprint)
+    unwrapped = [(record.prompt, reply) for record, (_, reply) in zip(records, pairs, strict=True)]
+    fitted = fit(
+        model, tokenizer, unwrapped, settings.fit, around=split_template(settings.prompt_template), work=work,
+        max_source_tokens=settings.max_source_tokens, device=device, progress=progress,
+    )  # fmt: skip
+    receipt = {
+        "settings": settings.model_dump(mode="json", exclude={"path"}),
+        "pairs": len(pairs),
+        "fingerprint": fingerprint,
+        "parameters": model.num_parameters(),
+        "cut": {"sources": fitted.cut_sources, "targets": fitted.cut_targets},
+        "losses": [round(loss, 4) for loss in fitted.losses],
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+    with quiet(), appearing(out, replace=overwrite) as temporary:
+        model.cpu().save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(work, ignore_errors=True)
+    return out
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """Raises `FitError` where something is in the way."""
+    if out.exists() and not overwrite:
+        raise FitError(f"out is {out.name!r}, which exists; name a new folder or pass overwrite", param="out")
+
+
+def wrapped_pairs(records: Sequence[Record], template: str) -> list[tuple[str, str]]:
+    """(wrapped prompt, reply) of every record. Raises `FitError`: no record, or one without a reply, by its place."""
+    if not records:
+        raise FitError("there is no pair of prompt and reply to train on", param="data")
+    pairs = []
+    for number, record in enumerate(records):
+        if record.response is None:
+            raise FitError(f"{record.where or f'record {number}'} has no reply; supervised training needs one")
+        pairs.append((template.replace(PROMPT, record.prompt), record.response))
+    return pairs
+
+
+def fingerprint_of(settings: Section, pairs: Sequence[tuple[str, str]]) -> str:
+    """SHA-256 of settings and data: what a half-finished run must share with a new call to be continued."""
+    digest = hashlib.sha256(settings.model_dump_json().encode())
+    for pair in pairs:
+        digest.update("\0".join(pair).encode(errors="surrogatepass") + b"\1")
+    return digest.hexdigest()
+
+
+def partial_folder(out: Path, fingerprint: str) -> Path:
+    """The folder of a run on its way to `out`; emptied first when it belongs to another run."""
+    work = out.with_name(f".{out.name}.partial")
+    stamp = work / "fingerprint"
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != fingerprint:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        stamp.write_text(fingerprint, encoding="utf-8")
+    return work
+
+
+def load_checkpoint(where: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence-to-sequence model in float32 and its tokenizer, from a folder or a hub id; safetensors only.
+
+    Raises `FitError` with the reason in one line.
+    """
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from emorl_core.models.config import read_config, refuse_quantised
+    from training.scorers.base import quiet_loading
+
+    options: dict[str, Any] = {"revision": revision} if revision is not None else {}
+    folder = Path(where)
+    try:
+        with quiet_loading():
+            if folder.is_dir():
+                refuse_quantised(read_config(folder))
+                tokenizer = load_tokenizer(folder)
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+            model = AutoModelForSeq2SeqLM.from_pretrained(
+                where, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options
+            )
+    except BundleError as error:
+        raise FitError(f"base {error.message}", param="base") from None
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FitError(f"base {folder.name!r} cannot be loaded: {reason}", param="base") from None
+    return model, tokenizer
+
+
+def _start(
+    settings: WarmStartSettings, records: Sequence[Record], base: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if settings.scratch is None:
+        where = settings.hub or str((base or Path()) / str(settings.path))
+        return load_checkpoint(where, settings.revision)
+    tokenizer = tokenizer_for(records, settings.scratch, settings.prompt_template, settings.max_source_tokens)
+    return new_model(settings.scratch, tokenizer, settings.fit.seed), tokenizer
+
+
+def tokenizer_for(
+    records: Sequence[Record], scratch: ScratchSettings, template: str, max_source_tokens: int
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a new model: trained on prompts and replies, the template's own words kept whole."""
+    texts = [text for record in records for text in (record.prompt, record.response or "")]
+    words = dict.fromkeys(template.replace(PROMPT, " ").split())
+    return train_tokenizer(
+        texts, vocab_size=scratch.vocab_size, whole_tokens=tuple(words), model_max_length=max_source_tokens
+    )
