@@ -108,7 +108,8 @@ class BundleSpec(_Strict):
                 raise ValueError(f"profiles.{name}: {error.message}") from None
         if self.default_profile is not None and self.default_profile not in self.profiles:
             raise ValueError(
-                f"default_profile {_cut(self.default_profile)} is unknown; profiles: {', '.join(self.profiles) or 'none'}"
+                f"default_profile {_cut(self.default_profile)} is unknown; "
+                f"profiles: {', '.join(self.profiles) or 'none'}"
             )
         return self
 

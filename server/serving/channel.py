@@ -100,19 +100,22 @@ class Channel:
 
     def take(self, most: int = _AT_ONCE) -> list[Event]:
         """What has come so far, oldest first, up to `most`."""
-        return self._taken(min(most, len(self._events)))
-
-    def _taken(self, number: int) -> list[Event]:
-        events = [self._events.popleft() for _ in range(number)]
+        events = [self._events.popleft() for _ in range(min(most, len(self._events)))]
         if self._unread is not None:
-            self._unread.add(-number)
+            self._unread.add(-len(events))
         return events
+
+    def drop(self) -> None:
+        """Forget what nobody has taken."""
+        if self._unread is not None:
+            self._unread.add(-len(self._events))
+        self._events.clear()
 
     def give_up(self, error: EmorlError) -> list[str]:
         """Drop what nobody has taken: the reader gets `error` instead. Returns the ids that were open."""
         ended = sorted(self.open)
         self.open.clear()
-        self._taken(len(self._events))
+        self.drop()
         self._append(Failure(self._ids[0], error))
         if ended:
             self.on_finished()

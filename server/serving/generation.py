@@ -142,7 +142,7 @@ class Generation:
         if self._watcher is not None:
             self._watcher.cancel()
         self.fail(ClientGone("the answer was given up"))
-        self._channel.take()
+        self._channel.drop()
         self._on_close(self)
 
     @property

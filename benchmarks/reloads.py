@@ -1,0 +1,190 @@
+"""Bundles that are renamed into place while a server loads: each receipt must replay on the bundle that it names.
+
+    python -m benchmarks.reloads --reloads 100
+
+Three random bundles of one shape change places at random moments while the server is told to load again, by SIGHUP and
+by `POST /admin/reload`, and clients ask for receipts. Afterwards `emorl replay` runs every receipt on the bundle of its
+name. Exit code 1: one did not give the same tokens. The last line is JSON, for machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import load
+from benchmarks.make_bundle import write_bundle
+from benchmarks.streams import Target, connection, generate_body, head_of
+from emorl_core.bundle import Bundle, write_spec
+
+MOST_RELOADS = 1000
+_NAMES = ("first", "second", "third")
+_MOST_RECEIPTS = 600
+_CLIENTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`reloads`: outcome -> times, by the route's answer. `receipts`: bundle -> how many named it. `wrong`: ids of
+    those that do not replay on it."""
+
+    reloads: dict[str, int]
+    signals: int
+    receipts: dict[str, int]
+    wrong: list[str]
+    failed: dict[str, int]
+
+    def faults(self) -> list[str]:
+        found = [f"{count} requests: {kind}" for kind, count in self.failed.items()]
+        if self.wrong:
+            found.append(f"{len(self.wrong)} receipts do not replay on the bundle they name, first {self.wrong[0]}")
+        if len(self.receipts) < len(_NAMES):
+            found.append(f"only {', '.join(self.receipts) or 'no bundle'} served; this shows nothing")
+        return found
+
+    def lines(self) -> list[str]:
+        def told(counts: dict[str, int]) -> str:
+            return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+        return [
+            f"reloads          {told(self.reloads)}, and {self.signals} signals",
+            f"receipts         {sum(self.receipts.values())}: {told(self.receipts)}",
+            *(f"FAULT            {fault}" for fault in self.faults()),
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "holds": not self.faults(),
+            "reloads": self.reloads,
+            "signals": self.signals,
+            "receipts": self.receipts,
+            "wrong": self.wrong,
+            "failed": self.failed,
+        }
+
+
+class Places:
+    """Bundles in `folder`, one of them at `current`. Each has a copy elsewhere that never moves."""
+
+    def __init__(self, folder: Path, shape: str) -> None:
+        self.folder = folder
+        self.current = folder / "current"
+        self._there = _NAMES[0]
+        for seed, name in enumerate(_NAMES):
+            bundle = write_bundle(folder / name, shape, seed=seed, base=folder / "base")
+            write_spec(bundle, Bundle.open(bundle).spec.model_copy(update={"name": name}))
+            shutil.copytree(bundle, self.still(name), symlinks=True)
+        (folder / self._there).rename(self.current)
+
+    def still(self, name: str) -> Path:
+        return self.folder / "still" / name
+
+    def put(self, name: str) -> None:
+        """Two renames; between them nothing is at `current`."""
+        if name != self._there:
+            self.current.rename(self.folder / self._there)
+            (self.folder / name).rename(self.current)
+            self._there = name
+
+
+async def _post(target: Target, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    async with connection(target) as (reader, writer):
+        writer.write(target.request("POST", path, body))
+        status, _ = await head_of(reader)
+        return status, json.loads(await reader.read())
+
+
+async def run(target: Target, admin: Target, pid: int, places: Places, reloads: int, seed: int = 0) -> Report:
+    """Until so many reloads were taken, and as many again at most were refused."""
+    dice = random.Random(seed)
+    outcomes, failed, signals = Counter[str](), Counter[str](), 0
+    receipts: dict[str, list[dict[str, Any]]] = defaultdict(list)
+
+    async def rename() -> None:
+        while True:
+            await asyncio.sleep(dice.uniform(0, 0.3))
+            places.put(dice.choice(_NAMES))
+
+    async def ask() -> None:
+        while True:
+            body = {**generate_body(dice, 16, stream=False), "receipt": True}
+            status, answer = await _post(target, "/generate", body)
+            if status != 200:
+                failed[f"status {status}"] += 1
+            elif sum(map(len, receipts.values())) < _MOST_RECEIPTS:
+                receipts[answer["receipt"]["identity"]["bundle"]].append(answer["receipt"])
+            await asyncio.sleep(dice.uniform(0, 0.2))
+
+    others = [asyncio.create_task(each) for each in (rename(), *(ask() for _ in range(_CLIENTS)))]
+    while outcomes["taken"] < reloads and outcomes.total() < 20 * reloads:
+        if dice.random() < 0.2:
+            os.kill(pid, signal.SIGHUP)
+            signals += 1
+        status, _ = await _post(admin, "/admin/reload", {})
+        outcomes[{200: "taken", 409: "refused"}.get(status, f"status {status}")] += 1
+        await asyncio.sleep(dice.uniform(0, 0.3))
+    for task in others:
+        task.cancel()
+    for result in await asyncio.gather(*others, return_exceptions=True):
+        if not isinstance(result, asyncio.CancelledError):
+            failed[type(result).__name__] += 1
+    wrong = [
+        each
+        for name, named in receipts.items()
+        for each in await asyncio.to_thread(replayed_otherwise, places, name, named)
+    ]
+    return Report(dict(outcomes), signals, {name: len(named) for name, named in receipts.items()}, wrong, dict(failed))
+
+
+def replayed_otherwise(places: Places, name: str, receipts: list[dict[str, Any]]) -> list[str]:
+    """The ids of those that `emorl replay` does not call the same."""
+    if name not in _NAMES:
+        return [receipt["id"] for receipt in receipts]
+    answer = json.dumps({"emorl": {"receipts": receipts}})
+    command = [sys.executable, "-m", "emorl_cli", "replay", "-", str(places.still(name)), "--json"]
+    done = subprocess.run(command, input=answer, stdout=subprocess.PIPE, text=True, check=False)
+    return [finding["id"] for finding in json.loads(done.stdout)["receipts"] if not finding["same"]]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--reloads", type=int, default=100, help=f"that were taken, up to {MOST_RELOADS} (default 100)")
+    made.add_argument("--shape", default="t5-tiny", help="of the bundles (default t5-tiny)")
+    made.add_argument("--seed", type=int, default=0)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    if not 0 < options.reloads <= MOST_RELOADS:
+        text = f"--reloads is {options.reloads}; allowed: above 0, up to {MOST_RELOADS}"
+        print(f"benchmarks.reloads: error: {text}", file=sys.stderr)
+        return 2
+    settings = argparse.Namespace(dtype="float32", slots=4, max_queue=16, threads=1)
+    with tempfile.TemporaryDirectory() as folder:
+        places = Places(Path(folder), options.shape)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "EMORL_ADMIN_KEYS": "reloads"}
+        quiet = {"env": environment, "stderr": subprocess.DEVNULL}  # every refused reload is a line of the log
+        with load.served(places.current, settings, **quiet) as (url, pid):
+            target, admin = Target.parse(url), Target.parse(url, "reloads")
+            report = asyncio.run(run(target, admin, pid, places, options.reloads, options.seed))
+    print("\n".join(report.lines()))
+    print(json.dumps(report.facts()))
+    return 1 if report.faults() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
