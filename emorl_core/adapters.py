@@ -118,7 +118,8 @@ def of_another_base(adapters: Sequence[Adapter], hub: str | None, base_sha256: s
         if base_sha256 and adapter.base_sha256 and adapter.base_sha256 != base_sha256:
             yield f"adapter {adapter.name!r}: it was trained on a base with other weights (their hash is another one)"
         elif adapter.base_name and hub and _is_another(adapter.base_name, hub):
-            yield f"adapter {adapter.name!r}: it was trained on base {adapter.base_name!r}; the base here is {hub!r}"
+            trained_on = _cut(adapter.base_name)
+            yield f"adapter {adapter.name!r}: it was trained on base {trained_on}; the base here is {hub!r}"
 
 
 def write_peft(
@@ -183,22 +184,22 @@ def _serialised(tensors: dict[str, Tensor], facts: dict[str, str]) -> bytes:
 def _check_options(config: Mapping[str, Any], name: str) -> None:
     """Raises AdapterError for an option that is not LoRA as lanes compute it."""
     if config.get("peft_type") != "LORA":
-        raise _refused(name, f"peft_type is {config.get('peft_type')!r}; allowed: LORA")
+        raise _refused(name, f"peft_type is {_cut(config.get('peft_type'))}; allowed: LORA")
     for option, reason in _REFUSED_OPTIONS.items():
         if config.get(option):
             raise _refused(name, f"{option} is set; {reason}")
     # Of a base without biases there are none to train. Where there were, they lie in the weights file.
     if config.get("bias") not in (None, "none", "all", "lora_only"):
-        raise _refused(name, f"bias is {config['bias']!r}; allowed: none, all, lora_only")
+        raise _refused(name, f"bias is {_cut(config['bias'])}; allowed: none, all, lora_only")
     if config.get("use_rslora") not in (None, True, False):
-        raise _refused(name, f"use_rslora is {config['use_rslora']!r}; allowed: true, false")
+        raise _refused(name, f"use_rslora is {_cut(config['use_rslora'])}; allowed: true, false")
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_MOVES_BASE):
         raise _refused(
-            name, f"init_lora_weights is {init!r}, which moves the base's weights; convert it to plain LoRA first"
+            name, f"init_lora_weights is {_cut(init)}, which moves the base's weights; convert it to plain LoRA first"
         )
     if not isinstance(config.get("base_model_name_or_path"), str | None):
-        raise _refused(name, f"base_model_name_or_path is {config['base_model_name_or_path']!r}; allowed: text")
+        raise _refused(name, f"base_model_name_or_path is {_cut(config['base_model_name_or_path'])}; allowed: text")
 
 
 def _pairs(tensors: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> dict[str, LoraPair]:
@@ -211,7 +212,7 @@ def _pairs(tensors: Mapping[str, Tensor], config: Mapping[str, Any], name: str) 
         a, b = parts["A"].to(torch.float32), parts["B"].to(torch.float32)
         alpha = alphas.value(module, config.get("lora_alpha"))
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-            raise _refused(name, f"lora_alpha of module {module!r} is {alpha!r}; allowed: a finite number")
+            raise _refused(name, f"lora_alpha of module {module!r} is {_cut(alpha)}; allowed: a finite number")
         rank = max(a.shape[0] if a.dim() == 2 else 0, 1)
         scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
         modules[module] = checked_pair(name, module, a, b, scale)
@@ -336,6 +337,11 @@ def _hub_name(name: str) -> str:
 
 def _shown(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _cut(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _plain_number(value: float) -> int | float:

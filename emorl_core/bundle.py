@@ -108,7 +108,8 @@ class BundleSpec(_Strict):
                 raise ValueError(f"profiles.{name}: {error.message}") from None
         if self.default_profile is not None and self.default_profile not in self.profiles:
             raise ValueError(
-                f"default_profile {self.default_profile!r} is unknown; profiles: {', '.join(self.profiles) or 'none'}"
+                f"default_profile {_cut(self.default_profile)} is unknown; "
+                f"profiles: {', '.join(self.profiles) or 'none'}"
             )
         return self
 
@@ -173,9 +174,11 @@ class Bundle:
         # A bundle may come from a stranger: its paths stay inside it. Symbolic links of a hub cache point elsewhere,
         # so the check is on the path as written, not on where it resolves to.
         if Path(relative).is_absolute() or ".." in Path(relative).parts:
-            raise BundleError(f"{BUNDLE_FILE}: {key} is {relative!r}; allowed: a path inside the bundle", param=key)
+            raise BundleError(f"{BUNDLE_FILE}: {key} is {_cut(relative)}; allowed: a path inside the bundle", param=key)
         if not _is_folder(path):
-            raise BundleError(f"{BUNDLE_FILE}: {key} is {relative!r}; there is no such folder in the bundle", param=key)
+            raise BundleError(
+                f"{BUNDLE_FILE}: {key} is {_cut(relative)}; there is no such folder in the bundle", param=key
+            )
         return path
 
 

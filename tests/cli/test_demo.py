@@ -153,7 +153,9 @@ def test_what_ends_the_command_ends_the_build(tmp_path: Path, number: signal.Sig
     sleeper = f"import os, time; open({str(pid)!r} + '.new', 'w').write(str(os.getpid()));"
     sleeper += f"os.rename({str(pid)!r} + '.new', {str(pid)!r}); time.sleep(600)"
     script = (
-        "import sys; from emorl_cli import demo; from emorl_cli.main import main;"
+        # Where the tests run in the background, interrupts are ignored from the start.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from emorl_cli import demo; from emorl_cli.main import main;"
         f"demo.build_command = lambda folder, rebuild: [sys.executable, '-c', {sleeper!r}];"
         f"sys.exit(main(['demo', '--folder', {str(tmp_path / 'demo')!r}, '--port', '0']))"
     )
@@ -163,7 +165,10 @@ def test_what_ends_the_command_ends_the_build(tmp_path: Path, number: signal.Sig
             time.sleep(0.05)
         build = int(pid.read_text())
         command.send_signal(number)  # to it alone: a terminal would tell both
-        _, err = command.communicate(timeout=60)
+        try:
+            _, err = command.communicate(timeout=120)
+        finally:
+            command.kill()
     assert (command.returncode, err) == (code, "")
     with pytest.raises(ProcessLookupError):
         os.kill(build, 0)

@@ -226,6 +226,11 @@ def test_a_switch_that_is_no_switch_is_refused(use: object, folder: Path) -> Non
     assert "use_rslora is" in refusal(edit_config(folder, use_rslora=use))
 
 
+@pytest.mark.parametrize("option", ["peft_type", "bias", "use_rslora", "lora_alpha", "base_model_name_or_path"])
+def test_a_value_without_end_is_not_repeated(option: str, folder: Path) -> None:
+    assert len(refusal(edit_config(folder, **{option: ["x" * 100_000]}))) < 300
+
+
 def test_a_base_name_that_is_no_text_is_refused(folder: Path) -> None:
     assert "base_model_name_or_path is ['x']; allowed: text" in refusal(
         edit_config(folder, base_model_name_or_path=["x"])

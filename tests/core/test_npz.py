@@ -193,7 +193,7 @@ def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
 
 
 def test_a_file_that_inflates_beyond_measure_is_refused_before_it_does(tmp_path: Path) -> None:
-    zeros = np.zeros((64, 2**20), np.float32)  # 256 MiB, 256 kB in the file
+    zeros = np.zeros((64, 2**19), np.float32)  # 128 MiB, 128 kB in the file
     path = tmp_path / "a.npz"
     np.savez_compressed(path, **{**GOOD_NPZ, f"{Q}x_loraA": zeros})
     assert "inflate to more than 67,108,864, which no adapter does" in refusal(path)

@@ -9,7 +9,7 @@ from pydantic import Field, Tag, ValidationInfo, field_validator, model_validato
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from emorl_core.errors import InvalidRequest
-from server.api.fields import Strict, Text
+from server.api.fields import FirstFault, Strict, Text
 from server.api.openai.fields import Empty, Null, Off, one_of, text_or_list
 
 Caching = Annotated[dict[str, Any] | None, Field(description="Accepted: how a prompt is cached changes no text.")]
@@ -30,7 +30,7 @@ class TextPart(Strict):
 
 
 Content = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[list[TextPart], Field(min_length=1), Tag("list")],
+    Annotated[Text, Tag("text")] | Annotated[list[TextPart], FirstFault(), Field(min_length=1), Tag("list")],
     one_of(text_or_list, "text, or a list of parts of type text"),
 ]
 
