@@ -84,6 +84,20 @@ def test_links_and_files_named_in_documents_exist(document: Path) -> None:
         assert "".join(target) in targets, f"{document.name} says make {''.join(target)}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_tests_named_in_documents_exist(document: Path) -> None:
+    """`tests/….py::test_…`, and `::test_…` for another one of the same file."""
+    file, functions = None, 0
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)?(?:::(test_\w+))?`", document.read_text(encoding="utf-8")):
+        file = path or file
+        if name:
+            functions += 1
+            assert file is not None
+            source = (ROOT / file).read_text(encoding="utf-8")
+            assert re.search(rf"^(async )?def {name}\(", source, re.MULTILINE), f"{document.name}: {file}::{name}"
+    assert functions > 40 or document.name != "operations.md"
+
+
 def test_routes_in_the_readme_exist() -> None:
     from emorl_core.fake import fake_ensemble
     from server.app import create_app
