@@ -107,10 +107,8 @@ class BundleSpec(_Strict):
             except InvalidWeights as error:
                 raise ValueError(f"profiles.{name}: {error.message}") from None
         if self.default_profile is not None and self.default_profile not in self.profiles:
-            raise ValueError(
-                f"default_profile {_cut(self.default_profile)} is unknown; "
-                f"profiles: {', '.join(self.profiles) or 'none'}"
-            )
+            known = ", ".join(self.profiles) or "none"
+            raise ValueError(f"default_profile {_cut(self.default_profile)} is unknown; profiles: {known}")
         return self
 
     @property
