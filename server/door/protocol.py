@@ -103,6 +103,7 @@ def guarded(connections: Connections) -> type[H11Protocol]:
             self.watch()
 
         # --- what is no request --------------------------------------------------------------------------------------
+
         def _unsupported_upgrade_warning(self) -> None:
             """An upgrade that nobody offered is ignored (RFC 9110, 7.8). uvicorn logs two lines for it, key or none."""
 
@@ -114,6 +115,9 @@ def guarded(connections: Connections) -> type[H11Protocol]:
                 error = HeadersTooLarge(f"the headers are too large; allowed: {limit} bytes (max_header_bytes)")
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
                 self._answer(status_for(error), error_body(error))
+            if self.cycle is not None and not self.cycle.response_complete:  # a head was read before this
+                self.cycle.disconnected = True  # whatever it would answer comes too late
+                self.cycle.message_event.set()
             self.transport.close()
 
         def _answer(self, status: int, body: bytes) -> None:
