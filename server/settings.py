@@ -22,7 +22,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as PydanticSettingsError
 
-from emorl_core.bundle import explain
+from emorl_core.config import explain
 from emorl_core.documents import read_yaml
 from emorl_core.errors import EmorlError
 from emorl_core.files import Missing, Unreadable

@@ -73,7 +73,6 @@ class Engine:
             prefill_hits=runner.prefill_cache.hits,
             prefill_misses=runner.prefill_cache.misses,
             prefill_cache_bytes=runner.prefill_cache.nbytes,
-            kv_bytes=runner.seats.cache.nbytes,
             faults=self.faults,
         )
 
