@@ -49,7 +49,7 @@ _REFUSED_OPTIONS: dict[str, str] = {
     "velora_config": "VeLoRA compresses its input",
     "megatron_config": "Megatron layers are sharded",
 }
-# Initialisations that move the base's own weights, so that the adapter belongs to a base nobody else has.
+# Initialisations that change the base's own weights, so that the adapter fits that changed base only.
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -129,7 +129,7 @@ def _check_options(config: Mapping[str, Any], name: str) -> None:
     for option, reason in _REFUSED_OPTIONS.items():
         if config.get(option):
             raise _refused(name, f"{option} is set; {reason}")
-    # Of a base without biases there are none to train. Where there were, they lie in the weights file.
+    # With a base without biases none are trained; trained ones are found, and refused, in the weights file.
     if config.get("bias") not in (None, "none", "all", "lora_only"):
         raise _refused(name, f"bias is {_cut(config['bias'])}; allowed: none, all, lora_only")
     if config.get("use_rslora") not in (None, True, False):
@@ -195,7 +195,7 @@ def _foreign(key: str) -> str:
 
 
 def checked_pair(name: str, module: str, a: Tensor, b: Tensor, scale: float) -> LoraPair:
-    """Raises AdapterError, in the name of the adapter, for what is no update of one linear layer."""
+    """A LoRA pair of finite factors that fit. Raises AdapterError naming the adapter and the module."""
     if module.split(".")[-1] == _HEAD:
         raise _refused(
             name, "it adapts the head (lm_head); mixing hidden states needs one head shared by all objectives"

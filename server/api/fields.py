@@ -27,7 +27,7 @@ from server.door.errors import UnknownField
 
 MAX_STOPS = 16
 MAX_NAMES = 1024  # objectives in one weight vector; more than any bundle has
-_SPARE_KEYS = 64  # unknown fields up to this many are told one by one
+_SPARE_KEYS = 64  # up to this many unknown fields are reported one by one
 
 
 class FirstFault(FailFast):
@@ -37,7 +37,7 @@ class FirstFault(FailFast):
 
 
 def _unicode(text: str) -> str:
-    # JSON's escapes can spell half a character, which no tokenizer and no answer can carry.
+    # JSON escapes can encode a lone surrogate, which neither tokenizers nor UTF-8 accept.
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -107,7 +107,7 @@ def check_limit(name: str, value: int, limit: int) -> None:
 
 
 class LengthFields(Body):
-    """What every request of the native API shares."""
+    """Fields of every request of the native API: how long its texts are, and how weights are scaled."""
 
     normalize: bool = Field(True, description="Scale the weights to sum 1. Negative weights need false.")
     max_new_tokens: Int = Field(64, ge=1, description="Most tokens to generate; the server's own limit is in /info.")
@@ -121,7 +121,7 @@ class LengthFields(Body):
 
 
 class SamplingFields(LengthFields):
-    """And those that choose among tokens in more ways than greedily."""
+    """Fields of requests that may sample: `POST /generate` and `POST /sweep`."""
 
     combine: Literal["hidden", "probs"] = Field("hidden", description="Mix hidden states, or probabilities.")
     temperature: Temperature = Field(0.0, description="0 always takes the most likely token.")

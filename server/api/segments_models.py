@@ -13,7 +13,7 @@ from emorl_core.types import MIN_WIDTH, Interval
 from emorl_core.weights import named
 from server.api.fields import Int, LengthFields, Text, Weights
 
-# Intervals of one request that run at once. More would lengthen every step, also for those who stream beside it.
+# Most intervals of one request that run at once: more would slow down every other request's steps.
 _SLOTS = 4
 
 

@@ -47,13 +47,13 @@ async def sweep(body: SweepRequest, request: Request) -> Response:
     def build(ensemble: Ensemble) -> SweepPlan:
         return body.plan(ensemble, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep)
 
-    # Its prompts queue like as many requests; the branches they fork into take only slots that are free.
+    # Each prompt takes one place of the queue; the branches they fork into use only free slots.
     rows = min(len(body.prompts), service.admission.slots)
     generation, plan = await service.accept_built(request, build, _requests_of, rows)
     dialect = SweepDialect(f"sweep-{secrets.token_hex(12)}", generation.deployment.ensemble.name, plan)
     if body.stream:
         return await sse.stream(generation, dialect, settings)
-    # The answer to thousands of completions takes its time, in which others are to be answered too.
+    # Off the event loop: the answer to thousands of completions takes long to build.
     return await asyncio.to_thread(_whole, dialect, await generation.finish())
 
 
