@@ -22,10 +22,10 @@ from emorl_core.bundle import (
     BundleSpec,
     ObjectiveSpec,
     ProfileSpec,
-    explain,
     read_spec,
     write_spec,
 )
+from emorl_core.config import explain
 from emorl_core.errors import BundleError
 
 GOOD: dict[str, Any] = {

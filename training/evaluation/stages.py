@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from emorl_core.adapters import Adapter, read_peft, write_peft
+from emorl_core.adapter_writer import write_peft
+from emorl_core.adapters import Adapter, read_peft
 from emorl_core.errors import EmorlError
 from emorl_core.files import appearing
 from training.evaluation.dynaopt import DynaOpt

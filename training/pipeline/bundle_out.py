@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from emorl_core.adapters import write_peft
+from emorl_core.adapter_writer import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
 from emorl_core.files import appearing, weights_hash
 from training.config import RecipeError
