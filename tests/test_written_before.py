@@ -104,7 +104,7 @@ def test_a_recipe_has_the_same_values(path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_adapters(copy: Path) -> None:
-    """From a checkpoint after step 3 of 5. Dropout and sampling are on, so the random states came back too."""
+    """From a checkpoint after step 3 of 5. Dropout and sampling are on."""
     places = Places(copy / "training" / "interrupted")
     saved = checkpoint.latest(places.run)
     assert saved is not None
