@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from emorl_core.documents import read_json
-from emorl_core.errors import AdapterError
+from emorl_core.errors import AdapterError, shown
 from emorl_core.files import Missing, Unreadable, read_bytes
 from emorl_core.patterns import Patterns
 
@@ -33,6 +34,7 @@ _HEAD = "lm_head"
 BASE_HASH = "base_sha256"  # in the weights file's metadata: `files.weights_hash` of the base it was trained on
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATED_TASK = "CAUSAL_LM"  # PEFT's, of models that read the prompt and write the reply as one sequence
+_cut = partial(shown, most=100)
 # Keys of adapter_config.json that change what an adapter computes beyond W + scale * B A, with the reason to refuse.
 _REFUSED_OPTIONS: dict[str, str] = {
     "use_dora": "DoRA rescales the base matrix, which the lanes share",
@@ -278,8 +280,3 @@ def _hub_name(name: str) -> str:
 
 def _shown(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _cut(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

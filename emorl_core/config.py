@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-_MOST_SHOWN = 60  # characters of a value
+from emorl_core.errors import shown
+
+cut = partial(shown, most=60)  # a value as messages about files show it
 
 
 class Strict(BaseModel):
@@ -39,9 +42,3 @@ def key_of(place: Sequence[int | str]) -> str:
 def reason_of(fault: Mapping[str, Any]) -> str:
     """What a validator said, without pydantic's prefix."""
     return str(fault["msg"]).removeprefix("Value error, ")
-
-
-def cut(value: object) -> str:
-    """A value as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."

@@ -91,7 +91,7 @@ def test_a_limit_that_is_set_reaches_the_bundle_that_is_loaded() -> None:
 def test_token_ids_are_counted_first(client: httpx.Client, prompt: list[int]) -> None:
     error = error_of(client.post("/v1/completions", json={"model": "fake", "prompt": prompt}))
     assert error["code"] == "prompt_too_long"
-    assert f"prompt has {len(prompt)} tokens; allowed: up to 128" in error["message"]
+    assert f"prompt has {len(prompt)} tokens; allowed: 1 to 128" in error["message"]
 
 
 # --- how many ----------------------------------------------------------------------------------------------------------
