@@ -125,9 +125,9 @@ def _say(line: str) -> None:
 
 
 def _wanted(args: argparse.Namespace, known: Sequence[str], plots: bool) -> Any:
+    from training.config import nearest
     from training.evaluation.cells import EvaluationError
     from training.evaluation.run import Wanted
-    from training.spec import nearest
 
     methods = tuple(args.methods.split(",")) if args.methods else tuple(known)
     for name in methods:

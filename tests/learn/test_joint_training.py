@@ -16,7 +16,7 @@ from tests.learn.trainer_tasks import NAMES, WANTED, letter_scorer, tiny_recipe,
 from training.evaluation.dynaopt import DynaOpt
 from training.rl.logprobs import group_of, reply_logprobs
 from training.rl.processes import Processes
-from training.rl.reward_mix import FixedMix, RewardMix
+from training.rl.rewards import FixedMix, RewardMix
 from training.rl.tracking import LOG_FILE
 from training.rl.trainer import Joint, Trainer
 from training.scorers import ScorerError, checked

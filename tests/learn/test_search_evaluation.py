@@ -16,8 +16,7 @@ from emorl_core.fake import fake_ensemble
 from tests.builders import tiny_t5_bundle
 from training.data.records import Record
 from training.scorers import Checked, ScorerError, checked
-from training.search.evaluator import Evaluator
-from training.search.implied import Known
+from training.search.evaluator import Evaluator, Known
 from training.search.log import EvaluationLog
 from training.search.spaces import Cube, Point, Simplex, ray
 

@@ -15,8 +15,7 @@ from emorl_core.adapters import read_peft, write_peft
 from emorl_core.models.registry import load_model
 from tests.builders import outdated_peft, tiny_adapter, tiny_t5
 from tests.learn.trainer_tasks import tiny_recipe, tiny_trainer
-from training.rl.gradient_average import Batch
-from training.rl.gradients import Lockstep, Totals, TrainingGroup
+from training.rl.gradients import Batch, Lockstep, Totals, TrainingGroup
 from training.rl.settings import RlSettings
 from training.rl.stacks import Stacks
 

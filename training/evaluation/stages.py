@@ -19,7 +19,7 @@ from emorl_core.files import appearing
 from training.evaluation.dynaopt import DynaOpt
 from training.evaluation.experiment import Experiment, Report, as_json
 from training.recipe.recipe import Recipe
-from training.rl.reward_mix import FixedMix
+from training.rl.rewards import FixedMix
 from training.rl.tracking import LOG_FILE
 
 StageName = Literal["adapters", "uniform", "dynaopt"]

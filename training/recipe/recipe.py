@@ -13,7 +13,7 @@ from emorl_core.documents import read_yaml
 from emorl_core.errors import InvalidWeights
 from emorl_core.files import Missing, Unreadable, is_folder
 from emorl_core.weights import BASE, resolve
-from training.config import RecipeError, Section
+from training.config import RecipeError, Section, shown
 from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
 from training.recipe.evaluation import EvaluationSettings
@@ -286,18 +286,13 @@ def _explain(fault: ValidationError) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"{path} is missing"
-    shown = "" if isinstance(item["input"], (Mapping, list, tuple, Section)) else f" (found {_cut(item['input'])})"
+    found = "" if isinstance(item["input"], (Mapping, list, tuple, Section)) else f" (found {shown(item['input'])})"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and item["type"] != "value_error" else ""
-    return f"{path}: {message}{shown}{more}" if path else f"{message}{shown}"
+    return f"{path}: {message}{found}{more}" if path else f"{message}{found}"
 
 
 def _path(loc: Sequence[int | str]) -> str:
     return ".".join(str(part) for part in loc if part != "[key]")
-
-
-def _cut(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 __all__ = ["Recipe", "RecipeError", "load_recipe", "parse_recipe"]

@@ -11,17 +11,37 @@ from typing import Any, Literal
 from torch import Tensor
 
 from emorl_core.adapters import Adapter
-from training.rl.consumption import Consumption
-from training.rl.optimizer import ObjectiveOptimizer
-from training.rl.reward_mix import RewardMix
-from training.rl.rewards import RunningStatistics, to_rewards
+from training.rl.rewards import RewardMix, RunningStatistics, to_rewards
 from training.rl.settings import Transform
-from training.rl.stacks import Stacks
+from training.rl.stacks import ObjectiveOptimizer, Stacks
 from training.rl.stopping import StopState, record
 from training.scorers import Checked
 
 Status = Literal["active", "finished", "failed"]
 Scores = dict[str, list[list[float]]]  # scorer -> [prompts][replies of a prompt]
+
+
+@dataclass(slots=True)
+class Consumption:
+    """What an objective has used: the axis that training methods are compared on (method.md section 6).
+
+    "Training data points" in the paper's sense are `prompts`.
+    """
+
+    prompts: int = 0  # taken for training, repeats counted
+    samples: int = 0  # replies sampled for training
+    tokens: int = 0  # tokens of those replies
+    validation_samples: int = 0  # greedy replies
+    validation_tokens: int = 0
+    seconds: float = 0.0  # of the steps and validations it took part in, which it shared with the other objectives
+    own_seconds: float = 0.0  # the same, divided by the number of objectives that took part
+
+    def spend(self, seconds: float, sharing: int) -> None:
+        self.seconds += seconds
+        self.own_seconds += seconds / sharing
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from emorl_core.models.family import TrainableModel
 from emorl_core.tokenizer import Tokenizer
 from training.data.prompts import Prompt
 from training.recipe.recipe import Recipe
-from training.rl.reward_mix import FixedMix, RewardMix
+from training.rl.rewards import FixedMix, RewardMix
 from training.rl.rollout import Sample
 from training.rl.settings import LoraSettings
 from training.scorers import Checked

@@ -20,15 +20,13 @@ from emorl_core.weights import BASE
 from training.config import RecipeError
 from training.data.prompts import Prompt
 from training.rl.checkpoint import Checkpoint, latest, restore_process, save
-from training.rl.gradient_average import GradientStep
-from training.rl.gradients import Lockstep, Measures, TrainingGroup
+from training.rl.gradients import GradientStep, Lockstep, Measures, TrainingGroup
 from training.rl.objective import Objective, Scores, flat
-from training.rl.optimizer import ObjectiveOptimizer
 from training.rl.order import Order
 from training.rl.processes import Processes, interleaved
 from training.rl.rollout import Rollout, Sample
 from training.rl.scoring import ScoringFault, score_by_each
-from training.rl.stacks import Stacks, fresh_adapter
+from training.rl.stacks import ObjectiveOptimizer, Stacks, fresh_adapter
 from training.rl.stopping import at_limit, reason_to_stop
 from training.rl.task import Joint, Task
 from training.rl.tracking import Report, RunLog
