@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from training.data.records import DataError, Record
 from training.data.splits import prompt_key
 from training.data.synthetic.domains import DOMAINS
 from training.data.synthetic.frames import CLIENT, CLIENT_GOOD, REPLIES, REPLIES_GOOD
-from training.data.synthetic.grammar import STYLES, draw_prompt, generate, reply
+from training.data.synthetic.grammar import draw_prompt, generate, reply
 from training.data.synthetic.judging_prompts import EVALUATION_PROMPTS
 from training.data.synthetic.person import to_second_person
+from training.data.synthetic.styles import STYLES
 from training.data.synthetic.words import FEELINGS, NEED_OF, SETS, gender_of, third_person
 from training.pipeline.prepare import load_data
 from training.warm_start.tokenizer import train_tokenizer
@@ -155,6 +158,14 @@ def test_words_inflect_and_people_have_pronouns() -> None:
     ]  # fmt: skip
     assert (gender_of("older sister"), gender_of("grandfather"), gender_of("boss")) == ("f", "m", None)
     assert set(NEED_OF) == {feeling for feelings in FEELINGS.values() for feeling in feelings}
+
+
+def test_the_corpus_is_the_one_it_was_byte_for_byte() -> None:
+    drawn = hashlib.sha256()
+    for seed in (0, 7, 12):
+        for record in generate(500, seed=seed):
+            drawn.update(json.dumps([record.prompt, record.response, dict(record.extras)]).encode())
+    assert drawn.hexdigest() == "1749033ce80bd34c03a4952e5386d852124a585a695823c2a9c8ddc2b1ee9dc2"
 
 
 def test_parts_that_are_split_by_situation_share_none() -> None:

@@ -21,7 +21,7 @@ from emorl_core.bundle import BASE_DIR, BUNDLE_FILE
 from emorl_core.errors import EmorlError
 from emorl_core.files import appearing, clear_leftovers
 from training.config import Section
-from training.data.synthetic import grammar as synthetic
+from training.data.synthetic.tables import FOLDER as GRAMMAR
 from training.recipe.recipe import Recipe, parse_recipe
 from training.rl.settings import LoraSettings, RlSettings, StopSettings
 from training.warm_start.fit import FitSettings
@@ -158,10 +158,10 @@ def is_built(folder: Path, settings: DemoSettings | None = None) -> bool:
     return _key_of(folder) == build_key(settings or DemoSettings())
 
 
-def build_key(settings: DemoSettings) -> str:
-    """Names what a build makes: a hash of its settings and of the grammar's own source."""
+def build_key(settings: DemoSettings, grammar: Path = GRAMMAR) -> str:
+    """Names what a build makes: a hash of its settings and of every file of the grammar, source and word lists."""
     digest = hashlib.sha256(f"{_FORMAT}:{settings.model_dump_json()}".encode())
-    for path in sorted(Path(synthetic.__file__).parent.glob("*.*")):
+    for path in sorted(grammar.glob("*.*")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

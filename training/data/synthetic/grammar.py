@@ -15,8 +15,9 @@ from random import Random
 
 from training.data.records import DataError, Record
 from training.data.synthetic.domains import DOMAINS, Domain
-from training.data.synthetic.frames import CLIENT, CLIENT_GOOD, REPLIES, REPLIES_GOOD, STYLES, Style
+from training.data.synthetic.frames import CLIENT, CLIENT_GOOD, REPLIES, REPLIES_GOOD
 from training.data.synthetic.person import to_second_person
+from training.data.synthetic.styles import STYLES, Style
 from training.data.synthetic.words import FEELINGS, FILLERS, LIKENESSES, NEED_OF, PRONOUNS, SETS, gender_of
 
 _SLOT = re.compile(r"\{(\w+)(?:\.(she|her|him))?\}")
