@@ -18,7 +18,7 @@ from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
 from training.recipe.evaluation import EvaluationSettings
 from training.recipe.overrides import apply_override
-from training.rl.settings import LoraSettings, Preset, RlSettings, with_preset
+from training.rl.settings import ComputeSettings, LoraSettings, Preset, RlSettings, with_preset
 from training.scorers import parse_scorer
 from training.warm_start.fit import FitSettings
 from training.warm_start.scratch_t5 import ScratchSettings
@@ -119,25 +119,6 @@ class ObjectiveSettings(Section):
     """LoRA rank of this objective; null: `lora.rank`."""
     alpha: float | None = Field(None, gt=0)
     """LoRA alpha of this objective; null: `lora.alpha`."""
-
-
-class ComputeSettings(Section):
-    """Where and how the run computes. None of it changes what is trained, but for rounding."""
-
-    device: str = "auto"
-    """`auto` (CUDA when there is one), `cpu` or `cuda`."""
-    scorer_device: str = "auto"
-    """Where scorers with models run: `auto`, `cpu`, `cuda`."""
-    precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the gradient pass; parameters stay float32."""
-    prompts_per_forward: int | None = Field(None, ge=1)
-    """Prompts of one forward and backward pass (gradient accumulation); null: all of a step at once."""
-    rollout_slots: int = Field(256, ge=1)
-    """Replies sampled at once."""
-    checkpoint_every: int = Field(8, ge=1)
-    """Steps between checkpoints: what a killed run can lose."""
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where metrics go besides the JSON lines that are always written."""
 
 
 class Recipe(Section):

@@ -71,14 +71,15 @@ class Objective:
     def __post_init__(self) -> None:
         self.statistics = {name: RunningStatistics() for name in self.scorers}
 
-    def rewards(self, scores: Scores, kind: Transform) -> list[float]:
-        """One reward per reply, prompt after prompt: the scorers' rewards, weighted and added up."""
+    def rewards(self, scores: Scores, kind: Transform) -> list[list[float]]:
+        """[prompts][replies of a prompt]: the scorers' rewards, weighted and added up."""
         weights = self.mix.weights
         columns = [
             [weights[name] * reward for reward in to_rewards(flat(scores[name]), kind, self.statistics[name])]
             for name in self.scorers
         ]
-        return [math.fsum(own) for own in zip(*columns, strict=True)]
+        added = iter([math.fsum(own) for own in zip(*columns, strict=True)])
+        return [[next(added) for _ in own] for own in scores[next(iter(self.scorers))]]
 
     def validated(self, scores: Scores, step: int, stacks: Stacks) -> dict[str, float]:
         """Take in one validation and keep the weights if they are the best so far. Returns the mean of each scorer.

@@ -21,6 +21,7 @@ import numpy as np
 from emorl_core.ensemble import Ensemble
 from training.data.records import Record
 from training.scorers import Checked
+from training.scorers.asking import Panel
 from training.search.grid import SearchError
 from training.search.log import EvaluationLog
 from training.search.score_table import ScoreTable
@@ -29,7 +30,6 @@ from training.search.spaces import Point, ray
 # Two directions are opposite when their cosine is this near to -1: 5e-7 rad, far below the distance of grid points.
 _OPPOSITE = 1e-13
 _HASH = 16  # hexadecimal digits that name a text among those of one prompt
-_DECIMALS = 6  # of scores: what a scorer's batch may change lies below
 
 
 @dataclass(slots=True)
@@ -123,12 +123,11 @@ class Evaluator:
         self.names = tuple(scorers)
         self.counts = Counts()
         self._ensemble, self._objectives, self._records = ensemble, tuple(objectives), tuple(records)
-        self._scorers, self._log, self._settled = dict(scorers), log, settled
+        self._panel, self._log, self._settled = Panel(scorers), log, settled  # asked by (prompt, name of text)
         self._max_new_tokens, self._infer = max_new_tokens, infer
         self._done: dict[tuple[int, ...], _Evaluation] = {}
         self._known = Known(len(self._records))
         self._text_of: dict[str, str] = {}  # name of tokens -> name of their text
-        self._scores: dict[tuple[int, str], tuple[float, ...]] = {}  # (prompt, name of text) -> per scorer
         for line in log.read if log is not None else ():
             self._remember(_read(line, self.names))
 
@@ -147,11 +146,12 @@ class Evaluator:
             return
         texts: dict[tuple[int, str], str] = {}  # (prompt, name of text) -> text, of those to be scored
         tokens = self._tokens(list(new.values()), texts)
-        self._score(texts)
+        self._panel.score({key: (self._records[key[0]], text) for key, text in texts.items()})
+        self.counts.texts_scored += len(texts)
         made = []
         for point, own in zip(new.values(), tokens, strict=True):
             named = tuple(self._text_of[name] for name in own)
-            scores = tuple(self._scores[prompt, name] for prompt, name in enumerate(named))
+            scores = tuple(self._panel[prompt, name] for prompt, name in enumerate(named))
             made.append(_Evaluation(point, tuple(own), named, scores))
         if self._log is not None:
             self._log.append([evaluation.as_line(self.names) for evaluation in made])
@@ -190,26 +190,9 @@ class Evaluator:
     def _named(self, text: str, token_ids: Sequence[int], prompt: int, texts: dict[tuple[int, str], str]) -> str:
         tokens, name = _hash(token_ids), _hash(text)
         self._text_of[tokens] = name
-        if (prompt, name) not in self._scores:
+        if (prompt, name) not in self._panel:
             texts[prompt, name] = text
         return tokens
-
-    def _score(self, texts: Mapping[tuple[int, str], str]) -> None:
-        if not texts:
-            return
-        records = [self._records[prompt] for prompt, _ in texts]
-        columns = [
-            scorer(
-                prompts=[record.prompt for record in records],
-                completions=list(texts.values()),
-                references=[list(record.references) for record in records],
-                extras=[dict(record.extras) for record in records],
-            )
-            for scorer in self._scorers.values()
-        ]
-        for key, *row in zip(texts, *columns, strict=True):
-            self._scores[key] = tuple(round(score, _DECIMALS) for score in row)
-        self.counts.texts_scored += len(texts)
 
     def _remember(self, evaluation: _Evaluation) -> None:
         self._done[ray(evaluation.point)] = evaluation
@@ -218,7 +201,7 @@ class Evaluator:
             self._known.add(evaluation.point, evaluation.tokens)
         for prompt, (tokens, text) in enumerate(zip(evaluation.tokens, evaluation.texts, strict=True)):
             self._text_of[tokens] = text
-            self._scores[prompt, text] = evaluation.scores[prompt]
+            self._panel.remember((prompt, text), evaluation.scores[prompt])
 
 
 def counts_of(evaluator: Evaluator) -> dict[str, int]:
