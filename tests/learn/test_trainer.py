@@ -73,6 +73,21 @@ def test_the_log_holds_measures_and_no_text(tmp_path: Path) -> None:
     assert not any(prompt in text for prompt in TEXTS)
 
 
+def test_steps_gives_the_records_that_the_log_holds(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, tiny_recipe(rl={"stop": {"rule": "steps", "max_steps": 2}}))
+    trainer.start()
+    given = []
+    for record in trainer.steps():
+        given.append(record)
+        assert trainer.taken == record["step"]
+        assert trainer.batch is not None
+        for name in NAMES:
+            assert [len(own) for own in trainer.batch.replies[name]] == [3] * 4
+            assert [len(own) for own in trainer.batch.scores[name][name]] == [3] * 4
+            assert [len(own) for own in trainer.batch.rewards[name]] == [3] * 4
+    assert given == [record for record in records(trainer) if record["event"] == "step"]
+
+
 def test_consumption_counts_prompts_samples_and_tokens(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path)
     trainer.run()
