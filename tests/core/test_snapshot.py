@@ -232,7 +232,9 @@ def test_a_base_that_may_not_be_read_is_not_called_missing(bundle: Path, monkeyp
         return opening(path, *options, **more)
 
     monkeypatch.setattr("os.open", refuse)  # the suite may run as a user that may read everything
-    with pytest.raises(UnsupportedModel, match=r"model\.safetensors: cannot be read as safetensors: .*Permission denied"):
+    with pytest.raises(
+        UnsupportedModel, match=r"model\.safetensors: cannot be read as safetensors: .*Permission denied"
+    ):
         load_model(bundle / BASE_DIR, device=torch.device("cpu"), dtype=torch.float32)
 
 

@@ -60,7 +60,7 @@ def texts(experiment: Experiment, method: str) -> list[str]:
 @pytest.fixture(scope="module")
 def judge(experiment: Experiment) -> SeparateModels:
     folder = experiment.shared(SEED) / "adapters"
-    return SeparateModels(experiment.base, [folder / name for name in ADAPTERS])
+    return SeparateModels(experiment.workshop.base, [folder / name for name in ADAPTERS])
 
 
 def plain_greedy(experiment: Experiment, logits: Callable[[list[tuple[int, ...]], Tensor], Tensor]) -> list[str]:
@@ -70,7 +70,7 @@ def plain_greedy(experiment: Experiment, logits: Callable[[list[tuple[int, ...]]
     for _ in range(experiment.recipe.rl.max_new_tokens):
         ids = torch.cat([ids, logits(prompts, ids).argmax(-1, keepdim=True)], dim=1)
     rows = [row[1:] for row in ids.tolist()]
-    return [experiment.tokenizer.decode(row[: row.index(1)] if 1 in row else row) for row in rows]
+    return [experiment.workshop.tokenizer.decode(row[: row.index(1)] if 1 in row else row) for row in rows]
 
 
 def test_every_method_leaves_a_whole_cell(experiment: Experiment) -> None:

@@ -25,7 +25,9 @@ _BASE_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # of a checkpoint
 _PACKAGES = ("emorl", "torch", "transformers", "accelerate", "safetensors")
 
 
-def write_bundle(folder: Path, trainer: Trainer, data: Data, base: Path, *, overwrite: bool) -> dict[str, Any]:
+def write_bundle(
+    folder: Path, recipe: Recipe, trainer: Trainer, data: Data, base: Path, *, overwrite: bool
+) -> dict[str, Any]:
     """Write the bundle so that it appears whole or not at all; returns the report.
 
     `adapters/<objective>` are the weights that `rl.keep` names, the ones that serve; the others lie in
@@ -35,9 +37,8 @@ def write_bundle(folder: Path, trainer: Trainer, data: Data, base: Path, *, over
         if not folder.is_dir() or any(folder.iterdir()):
             raise RecipeError(f"--out {folder}: already holds something; --overwrite replaces it", param="out")
         folder.rmdir()
-    recipe = trainer.task.recipe
     served, other = ("last", "best") if recipe.rl.keep == "last" else ("best", "last")
-    report = _report(trainer, data)
+    report = _report(recipe, trainer, data)
     base_sha256 = weights_hash(base)
     with appearing(folder, replace=overwrite) as bundle:
         for objective in trainer.objectives:
@@ -89,13 +90,12 @@ def _spec(recipe: Recipe, trainer: Trainer) -> BundleSpec:
     )
 
 
-def _report(trainer: Trainer, data: Data) -> dict[str, Any]:
-    recipe = trainer.task.recipe
+def _report(recipe: Recipe, trainer: Trainer, data: Data) -> dict[str, Any]:
     return {
         "format": REPORT_FORMAT,
         "preset": recipe.preset,
         "seeds": {"run": recipe.seed, "split": recipe.data.seed},
-        "steps": trainer.steps,
+        "steps": trainer.taken,
         "objectives": {objective.name: _objective(objective, recipe) for objective in trainer.objectives},
         "data": data.summary(),
         "fingerprint": trainer.task.fingerprint,
