@@ -70,6 +70,7 @@ def assert_like_grid(line: SegmentsResult, ensemble: Ensemble, prompt: str, poin
     return len({item.token_ids for item in result.items})
 
 
+@pytest.mark.slow
 def test_the_line_is_what_a_dense_grid_of_2001_points_sees_on_20_prompts(plain_bundle: Path) -> None:
     ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
     seen = 0
