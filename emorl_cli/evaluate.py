@@ -86,9 +86,9 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path(f"evaluation-{recipe.name}")
     if args.report_only and not out.is_dir():
         raise EvaluationError(f"--out {out}: there is no such folder to report on", param="out")
-    use_threads(args.threads, recipe.compute.device)
     data = load_data(recipe, folder)
     with open_run(out, recipe, folder, data, resume=args.resume or args.report_only, overwrite=args.overwrite):
+        use_threads(args.threads, recipe.compute.device)
         found = _run(args, out, wanted, recipe, folder, data)
     code = _tell(args, out, found, plots)
     if not args.no_plots and not plots:
