@@ -110,7 +110,9 @@ CHANGES: dict[str, Callable[[Path, Path], object]] = {
     ),
     "the spec": lambda ours, theirs: shutil.copyfile(theirs / BUNDLE_FILE, ours / BUNDLE_FILE),
     "back and forth": lambda ours, theirs: [swap(ours / BASE_DIR, theirs / BASE_DIR) for _ in range(2)],
-    "a new file": lambda ours, theirs: (ours / BASE_DIR / "generation_config.json").write_text('{"eos_token_id": [1, 5]}'),
+    "a new file": lambda ours, theirs: (ours / BASE_DIR / "generation_config.json").write_text(
+        '{"eos_token_id": [1, 5]}'
+    ),
     "a file less": lambda ours, theirs: (ours / BASE_DIR / "generation_config.json").unlink(missing_ok=True),
 }
 
