@@ -36,8 +36,9 @@ class Meter:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Whose turn it is when a slot comes free is decided between jobs."""
+    """Whose turn it is when a slot comes free is decided between clients, and between the jobs of each."""
 
+    client: str | None = None  # who asked for it, where callers are told apart
     most_slots: int | None = None  # None: as many as are free
     started: bool = False  # one of its branches has run
 
@@ -100,6 +101,7 @@ class Branch:
     texts: list[str] = field(default_factory=list)  # text that each token released
     admitted: float = 0.0
     first_token: float = 0.0
+    tokens_before: int = 0  # it had when it last got a slot
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
