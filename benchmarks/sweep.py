@@ -68,6 +68,7 @@ class Ours:
         from training.data.records import Record
         from training.scorers import checked
         from training.search.evaluator import Evaluator
+        from training.search.generator import EnsembleGenerator
 
         class Nothing:
             __name__ = "nothing"
@@ -76,11 +77,9 @@ class Ours:
                 return [0.0] * len(completions)
 
         evaluator = Evaluator(
-            self.ensemble,
-            self.objectives,
+            EnsembleGenerator(self.ensemble, self.objectives, self.prompts, max_new_tokens=self.max_new_tokens),
             [Record(prompt) for prompt in self.prompts],
             {"nothing": checked(Nothing())},
-            max_new_tokens=self.max_new_tokens,
             infer=infer,
         )
 
