@@ -62,7 +62,7 @@ def examine(where: str, *, dtype: str = "float32") -> Report:
 
 def _attempt(faults: list[str], what: str, action: Callable[[], T]) -> T | None:
     """The action's result, or None and one more fault. A broken bundle must end in a line, not in a traceback."""
-    from emorl_core.errors import EmorlError
+    from emorl_core.errors import EmorlError, one_line
 
     try:
         return action()
@@ -70,7 +70,7 @@ def _attempt(faults: list[str], what: str, action: Callable[[], T]) -> T | None:
         if error.message not in faults:  # the base and its tokenizer read the same files
             faults.append(error.message)
     except Exception as error:  # noqa: BLE001  any kind of broken file
-        faults.append(f"{what}: cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        faults.append(f"{what}: cannot be loaded: {type(error).__name__}: {one_line(error)}")
     return None
 
 

@@ -139,14 +139,15 @@ def read_source(source: str) -> str:
     """The text of a file, or of standard input for `-`, whatever encoding the terminal has.
 
     Raises:
-        TextFileError: it cannot be read.
+        Unreadable: it cannot be read.
     """
-    from emorl_core.text_files import TextFileError, decode, read_text
+    from emorl_core.files import Unreadable
+    from emorl_core.text_files import decode, read_text
 
     if source != STDIN:
         return read_text(Path(source))
     if sys.stdin is None:
-        raise TextFileError(STDIN_NAME, "it is closed")
+        raise Unreadable("cannot be read: it is closed", path=STDIN_NAME)
     return decode(sys.stdin.buffer.read(), STDIN_NAME)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from emorl_core.documents import read_json
-from emorl_core.errors import AdapterError, shown
+from emorl_core.errors import AdapterError, one_line, shown
 from emorl_core.files import Missing, Unreadable, read_bytes
 from emorl_core.patterns import Patterns
 
@@ -253,8 +253,7 @@ def _read_weights(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str,
     except Unreadable as error:
         raise AdapterError(f"adapter {name!r}: {WEIGHTS_FILE} {error.reason}") from None
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AdapterError(f"adapter {name!r}: {WEIGHTS_FILE} cannot be read: {reason}") from None
+        raise AdapterError(f"adapter {name!r}: {WEIGHTS_FILE} cannot be read: {one_line(error)}") from None
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return tensors, header.get("__metadata__") or {}
 

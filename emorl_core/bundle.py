@@ -15,10 +15,11 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import to_json
 
-from emorl_core.config import Strict, cut, explain
-from emorl_core.documents import MOST_YAML, decoded, parse_yaml
-from emorl_core.errors import BundleError, InvalidWeights
+from emorl_core.config import Strict, explain
+from emorl_core.documents import MOST_YAML, parse_yaml
+from emorl_core.errors import BundleError, InvalidWeights, cut, one_line
 from emorl_core.files import Missing, Unreadable, is_folder, read_bytes, replacing
+from emorl_core.text_files import decode
 from emorl_core.weights import BASE, resolve
 
 BUNDLE_FILE = "bundle.yaml"
@@ -69,7 +70,7 @@ class ProfileSpec(Strict):
         try:
             text = to_json(value, inf_nan_mode="null")
         except ValueError as error:
-            raise ValueError(f"must be plain JSON data: {_one_line(error)}") from None
+            raise ValueError(f"must be plain JSON data: {one_line(error)}") from None
         if len(text) > _MOST_ORIGIN:
             raise ValueError(f"has {len(text):,} bytes as JSON; allowed: up to {_MOST_ORIGIN:,}")
         return json.loads(text)
@@ -207,7 +208,7 @@ def read_spec_bytes(path: Path) -> bytes:
 def parse_spec(data: bytes, path: Path) -> BundleSpec:
     """Validate the content of a `bundle.yaml`; `path` is for messages. Raises `BundleError`."""
     try:
-        text = decoded(data, "YAML", path)
+        text = decode(data, path, kind="YAML")
         lines = [line.rstrip() for line in text.split("\n")]
         if lines[:1] == [FIRST_LINE] and LAST_LINE not in lines:
             raise BundleError(f"{path}: is cut short: its last line, {LAST_LINE!r}, is missing; copy it once more")
@@ -236,10 +237,6 @@ def _is_folder(path: Path) -> bool:
         raise BundleError(error.message) from None
 
 
-def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip()
-
-
 def _from_hub(name: str, revision: str | None) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise BundleError(f"bundle {name!r}: no such folder, and not a hub id of the form owner/name")
@@ -255,4 +252,4 @@ def hub_folder(name: str, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BundleError(f"hub id {name!r}: cannot be fetched: {_one_line(error)[:200]}") from None
+        raise BundleError(f"hub id {name!r}: cannot be fetched: {one_line(error)}") from None

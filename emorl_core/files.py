@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ class Unreadable(EmorlError):
 
     code = "unreadable"
 
-    def __init__(self, reason: str, *, path: Path | None = None, param: str | None = None) -> None:
+    def __init__(self, reason: str, *, path: object = None, param: str | None = None) -> None:
         super().__init__(reason if path is None else f"{path}: {reason}", param=param)
         self.reason = reason
 
@@ -72,7 +73,7 @@ def check_regular(mode: int, path: Path) -> None:
         raise Unreadable(f"is {kind}; allowed: a regular file", path=path)
 
 
-def read_bytes(path: Path, *, most: int, regular: bool = True) -> bytes:
+def read_bytes(path: Path, *, most: int = sys.maxsize, regular: bool = True) -> bytes:
     """The whole content of a file of up to `most` bytes.
 
     Args:

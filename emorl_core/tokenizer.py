@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from emorl_core.control_tokens import prompt_encoder
-from emorl_core.errors import BundleError
+from emorl_core.errors import BundleError, one_line
 from emorl_core.files import LFS_ADVICE, is_lfs_pointer
 from emorl_core.spelling import Speller, Spelling
-from emorl_core.vocabulary import check_vocabulary, is_of_library, one_line, sentencepiece_options
+from emorl_core.vocabulary import check_vocabulary, is_of_library, sentencepiece_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
