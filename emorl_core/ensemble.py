@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -16,38 +14,29 @@ import torch
 from emorl_core.bundle import Bundle, BundleSpec
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
-from emorl_core.engine.intake import draw_seed
-from emorl_core.engine.segments import SegmentsRequest, SegmentsResult
-from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, sweep_vectors
-from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong, shown
+from emorl_core.engine.segments import SegmentsResult
+from emorl_core.engine.sweep import SweepItem, SweepResult
+from emorl_core.errors import InvalidRequest
 from emorl_core.lanes.huge_pages import use_huge_pages
 from emorl_core.loading import load_bundle
 from emorl_core.precision import pick_device, pick_dtype
-from emorl_core.prompts import PromptEncoder
+from emorl_core.requests import Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
 from emorl_core.threads import ThreadChoice, check_threads
 from emorl_core.tokenizer import Tokenizer
 from emorl_core.types import (
-    COMBINE_MODES,
-    MAX_TOP_LOGPROBS,
     Combine,
     Completion,
-    Request,
-    Sampling,
     Threads,
     TokenEvent,
-    check_width,
 )
 from emorl_core.warm_up import warm_up
-from emorl_core.weights import ResolvedWeights, resolve
-
-Weights = Mapping[str, float]
 
 
-class Ensemble:
+class Ensemble(Requests):
     """One base model and its adapters, ready to generate.
 
-    `encode` and `request` may be called from any thread. `generate` and `stream` drive the engine themselves, one call
+    What makes requests may be called from any thread. `generate` and `stream` drive the engine themselves, one call
     at a time; a server that owns the engine's thread uses `engine` instead and never calls them.
     """
 
@@ -62,15 +51,12 @@ class Ensemble:
         max_prompt_chars: int | None = None,
         threads: ThreadChoice | None = None,
     ) -> None:
-        self.spec = spec
+        super().__init__(spec, tokenizer, vocab_size=engine.facts.vocab_size, max_prompt_chars=max_prompt_chars)
         self.engine = engine
-        self.tokenizer = tokenizer
         self.bundle = bundle
         self.hashes = hashes
         self.threads = threads or ThreadChoice([torch.get_num_threads()])
-        self._prompts = PromptEncoder(spec, tokenizer, max_prompt_chars)
         self._driver = Driver(engine)
-        self._numbers = itertools.count(1)
 
     @classmethod
     def load(
@@ -136,19 +122,6 @@ class Ensemble:
     # -- what it is ----------------------------------------------------------------------------------------------
 
     @property
-    def name(self) -> str:
-        return self.spec.name
-
-    @property
-    def lanes(self) -> tuple[str, ...]:
-        """`base`, then the objectives."""
-        return self.spec.lanes
-
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        return tuple(self.spec.objectives)
-
-    @property
     def device(self) -> str:
         return str(self.engine.facts.device)
 
@@ -164,97 +137,6 @@ class Ensemble:
     def parameter_bytes(self) -> dict[str, int]:
         """{"base": ..., "adapters": ...}: bytes of parameters held."""
         return self.engine.model.parameter_bytes()
-
-    # -- requests ------------------------------------------------------------------------------------------------
-
-    @property
-    def max_prompt_chars(self) -> int:
-        """Longer prompts are refused before they are tokenised."""
-        return self._prompts.max_chars
-
-    def encode(self, prompt: str, *, field: str = "prompt") -> tuple[int, ...]:
-        """Wrap a prompt in the bundle's template and tokenise it. Names of control tokens in the prompt stay text.
-
-        field: what errors call the prompt. Raises PromptTooLong naming the limit.
-        """
-        return self._prompts.encode(prompt, field=field)
-
-    def _checked_ids(self, ids: Sequence[int], field: str) -> tuple[int, ...]:
-        size, most = self.engine.facts.vocab_size, self.spec.max_source_tokens
-        for token in ids:
-            if not 0 <= token < size:
-                raise InvalidRequest(f"{field} has the token id {token}; allowed: 0 to {size - 1}", param=field)
-        if not 0 < len(ids) <= most:
-            raise PromptTooLong(
-                f"{field} has {len(ids)} tokens; allowed: 1 to {most} (max_source_tokens of the bundle)", param=field
-            )
-        return tuple(ids)
-
-    def resolve(
-        self, weights: Weights | None = None, profile: str | None = None, *, normalize: bool = True
-    ) -> ResolvedWeights:
-        """Weights or a profile -> the vector the engine uses; see `emorl_core.weights`."""
-        return resolve(
-            self.lanes,
-            weights,
-            profile,
-            profiles=self.spec.profile_weights(),
-            default_profile=self.spec.default_profile,
-            normalize=normalize,
-        )
-
-    def request(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        weights: Weights | None = None,
-        profile: str | None = None,
-        normalize: bool = True,
-        combine: Combine = "hidden",
-        attribution: bool = False,
-        top_logprobs: int = 0,
-        stream: bool = True,
-        request_id: str | None = None,
-        field: str = "prompt",
-        **sampling: Any,
-    ) -> Request:
-        """Everything a caller may name -> a `Request` for the engine. A prompt of token ids is taken as it is, without
-        the template.
-
-        field: what errors call the prompt; sampling: the fields of `Sampling`.
-
-        Raises:
-            InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
-        """
-        resolved = self.resolve(weights, profile, normalize=normalize)
-        if combine not in COMBINE_MODES:
-            raise InvalidRequest(f"combine is {combine!r}; allowed: {', '.join(COMBINE_MODES)}", param="combine")
-        if combine == "probs" and min(resolved.vector) < 0:
-            raise InvalidWeights(
-                "weights: negative ones cannot mix probabilities; use combine: hidden", param="weights"
-            )
-        if combine == "probs" and attribution:
-            raise InvalidRequest(
-                "attribution splits a mix of hidden states; it is not defined with combine: probs", param="attribution"
-            )
-        if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
-            raise InvalidRequest(
-                f"top_logprobs is {shown(top_logprobs)}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
-            )
-        settings = sampling_of(**sampling)
-        return Request(
-            request_id=request_id or f"local-{next(self._numbers)}",
-            prompt_ids=self.encode(prompt, field=field)
-            if isinstance(prompt, str)
-            else self._checked_ids(prompt, field),
-            weights=resolved.vector,
-            sampling=settings,
-            combine=combine,
-            attribution=attribution,
-            top_logprobs=top_logprobs,
-            profile=resolved.profile,
-            stream=stream,
-        )
 
     # -- generation ----------------------------------------------------------------------------------------------
 
@@ -319,37 +201,6 @@ class Ensemble:
         request = self.request(prompt, weights=weights, profile=profile, stream=True, **options)
         return self._driver.stream(request)
 
-    def sweep_plan(
-        self,
-        prompts: str | Sequence[str],
-        weights: Sequence[Weights] | None = None,
-        *,
-        resolution: int | None = None,
-        normalize: bool = True,
-        combine: Combine = "hidden",
-        only: Sequence[Collection[int]] | None = None,
-        max_sweep: int | None = None,
-        **sampling: Any,
-    ) -> SweepPlan:
-        """What `sweep` runs, checked in full and not begun; thread-safe. Arguments and errors as `sweep`.
-
-        max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
-        """
-        vectors = sweep_vectors(
-            self.objectives,
-            weights,
-            resolution,
-            lambda each: self.resolve(each, normalize=normalize),
-            prompts=1 if isinstance(prompts, str) else len(prompts),
-            most=max_sweep,
-        )
-        settings = sampling_of(**sampling)
-        if settings.seed is None:
-            settings = replace(settings, seed=draw_seed())
-        encoded = [self.encode(prompts)] if isinstance(prompts, str) else self._prompts.encode_all(prompts)
-        prefix = f"sweep{next(self._numbers)}"
-        return SweepPlan(encoded, vectors, settings, combine=combine, only=only, prefix=prefix)
-
     def sweep(
         self,
         prompts: str | Sequence[str],
@@ -396,24 +247,15 @@ class Ensemble:
 
         Intervals narrower than `min_width` are not divided further. Raises as `generate`.
         """
-        options: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "min_new_tokens": min_new_tokens,
-            "stop": stop,
-            "seed": 0,
-        }
-        check_width(min_width)
-        start, end = (
-            self.request(prompt, weights=each, normalize=normalize, **options) for each in (from_weights, to_weights)
-        )
-        request = SegmentsRequest(
-            start.request_id,
-            start.prompt_ids,
-            start.weights,
-            start.sampling,
-            stream=False,
-            to=end.weights,
+        request = self.segments_request(
+            prompt,
+            from_weights,
+            to_weights,
             min_width=min_width,
+            normalize=normalize,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            stop=stop,
         )
         return self._driver.segments(request)
 
@@ -425,8 +267,3 @@ class Ensemble:
         """
         ids = self.tokenizer.encode_prompt("Hello.", *self.spec.around)[: self.spec.max_source_tokens]
         warm_up(self._driver, self.threads, ids, len(self.lanes), f"warm-up-{next(self._numbers)}")
-
-
-def sampling_of(*, stop: str | Sequence[str] = (), **fields: Any) -> Sampling:
-    """The keywords of `generate` and `sweep` -> `Sampling`; one stop string may stand alone."""
-    return Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop), **fields)

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest
 from emorl_core.ensemble import Ensemble
-from emorl_core.errors import InvalidWeights
 from emorl_core.types import MIN_WIDTH, Interval
 from emorl_core.weights import named
 from server.api.fields import Int, Stops, Strict, Text, Weights, check_limit
@@ -52,40 +51,23 @@ class LineBody(Strict):
     ) -> SegmentsRequest:
         """Raises `InvalidRequest` and its kinds. `max_new_tokens`, `max_sweep`, `time_limit_s`: the server's limits."""
         check_limit("max_new_tokens", self.max_new_tokens, max_new_tokens)
-        first, last = (self._end(ensemble, name, weights) for name, weights in (("from", self.start), ("to", self.end)))
-        request = ensemble.request(
+        return ensemble.segments_request(
             self.prompt,
-            weights=self.start,
+            self.start,
+            self.end,
+            names=("from", "to"),
+            min_width=self.min_width,
             normalize=self.normalize,
-            stream=False,
             request_id=request_id,
             max_new_tokens=self.max_new_tokens,
             min_new_tokens=self.min_new_tokens,
-            seed=0,
-            stop=tuple(self.stop),
-        )
-        return SegmentsRequest(
-            request.request_id,
-            request.prompt_ids,
-            first,
-            request.sampling,
-            stream=False,
-            to=last,
-            min_width=self.min_width,
+            stop=self.stop,
             most=max_sweep,
             most_named="max_sweep, a setting of this server",
             most_slots=_SLOTS,
             time_limit_s=time_limit_s,
             time_limit_named="sweep_line_timeout_s, a setting of this server",
         )
-
-    def _end(self, ensemble: Ensemble, name: str, weights: dict[str, float]) -> tuple[float, ...]:
-        """The vector of one end; an error in it is told by the name that the caller used."""
-        try:
-            return ensemble.resolve(weights, normalize=self.normalize).vector
-        except InvalidWeights as error:
-            param = (error.param or "weights").replace("weights", name, 1)
-            raise InvalidWeights(f"{name}: {error.message}", param=param) from None
 
 
 class LineText(BaseModel):

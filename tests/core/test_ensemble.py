@@ -149,7 +149,7 @@ def test_no_prompt_whose_tokens_fit_has_too_many_characters(plain_bundle: Path) 
     """But where a tokenizer throws characters away, and then only half of them."""
     ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
     limit = ensemble.spec.max_source_tokens
-    longest = max((ensemble.tokenizer.decode([i]) for i in range(4, ensemble.engine.runner.model.vocab_size)), key=len)
+    longest = max((ensemble.tokenizer.decode([i]) for i in range(4, ensemble.engine.facts.vocab_size)), key=len)
     assert len(ensemble.encode(" ".join([longest] * (limit - 4)))) <= limit
     own = Ensemble.load(plain_bundle, device="cpu", dtype="float32", max_prompt_chars=10)
     with pytest.raises(PromptTooLong, match="allowed: up to 10 "):

@@ -185,8 +185,10 @@ def test_what_the_model_cannot_compute_is_an_error() -> None:
 
 def test_bad_lines_are_refused() -> None:
     ensemble = fake_ensemble()
-    with pytest.raises(InvalidWeights, match="unknown objective"):
+    with pytest.raises(InvalidWeights, match=r"from_weights: .*unknown objective"):
         ensemble.sweep_line(PROMPTS[0], {"empaty": 1}, {"empathy": 1})
+    with pytest.raises(InvalidWeights, match=r"to_weights: .*unknown objective"):
+        ensemble.sweep_line(PROMPTS[0], {"empathy": 1}, {"empaty": 1})
     with pytest.raises(InvalidRequest, match="min_width is 0"):
         ensemble.sweep_line(PROMPTS[0], *ENDS[0], min_width=0)
     with pytest.raises(InvalidRequest, match="min_width is nan"):

@@ -1,0 +1,215 @@
+"""What a caller may name -> requests of the engine, checked in full."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from emorl_core.bundle import BundleSpec
+from emorl_core.engine.intake import draw_seed
+from emorl_core.engine.segments import SegmentsRequest
+from emorl_core.engine.sweep import SweepPlan, sweep_vectors
+from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong, shown
+from emorl_core.prompts import PromptEncoder
+from emorl_core.tokenizer import Tokenizer
+from emorl_core.types import COMBINE_MODES, MAX_TOP_LOGPROBS, Combine, Request, Sampling, check_width
+from emorl_core.weights import ResolvedWeights, resolve
+
+Weights = Mapping[str, float]
+
+
+class Requests:
+    """Makes the requests of one bundle: names become vectors, prompts token ids. Safe to call from several threads."""
+
+    def __init__(
+        self, spec: BundleSpec, tokenizer: Tokenizer, *, vocab_size: int, max_prompt_chars: int | None = None
+    ) -> None:
+        """max_prompt_chars: see `PromptEncoder`."""
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._prompts = PromptEncoder(spec, tokenizer, max_prompt_chars)
+        self._numbers = itertools.count(1)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """`base`, then the objectives."""
+        return self.spec.lanes
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        return tuple(self.spec.objectives)
+
+    @property
+    def max_prompt_chars(self) -> int:
+        """Longer prompts are refused before they are tokenised."""
+        return self._prompts.max_chars
+
+    def encode(self, prompt: str, *, field: str = "prompt") -> tuple[int, ...]:
+        """Wrap a prompt in the bundle's template and tokenise it. Names of control tokens in the prompt stay text.
+
+        field: what errors call the prompt. Raises PromptTooLong naming the limit.
+        """
+        return self._prompts.encode(prompt, field=field)
+
+    def _checked_ids(self, ids: Sequence[int], field: str) -> tuple[int, ...]:
+        size, most = self._vocab_size, self.spec.max_source_tokens
+        for token in ids:
+            if not 0 <= token < size:
+                raise InvalidRequest(f"{field} has the token id {token}; allowed: 0 to {size - 1}", param=field)
+        if not 0 < len(ids) <= most:
+            raise PromptTooLong(
+                f"{field} has {len(ids)} tokens; allowed: 1 to {most} (max_source_tokens of the bundle)", param=field
+            )
+        return tuple(ids)
+
+    def resolve(
+        self, weights: Weights | None = None, profile: str | None = None, *, normalize: bool = True
+    ) -> ResolvedWeights:
+        """Weights or a profile -> the vector the engine uses; see `emorl_core.weights`."""
+        return resolve(
+            self.lanes,
+            weights,
+            profile,
+            profiles=self.spec.profile_weights(),
+            default_profile=self.spec.default_profile,
+            normalize=normalize,
+        )
+
+    def request(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        weights: Weights | None = None,
+        profile: str | None = None,
+        normalize: bool = True,
+        combine: Combine = "hidden",
+        attribution: bool = False,
+        top_logprobs: int = 0,
+        stream: bool = True,
+        request_id: str | None = None,
+        field: str = "prompt",
+        **sampling: Any,
+    ) -> Request:
+        """Everything a caller may name -> a `Request` for the engine. A prompt of token ids is taken as it is, without
+        the template.
+
+        field: what errors call the prompt; sampling: the fields of `Sampling`.
+
+        Raises:
+            InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
+        """
+        resolved = self.resolve(weights, profile, normalize=normalize)
+        if combine not in COMBINE_MODES:
+            raise InvalidRequest(f"combine is {combine!r}; allowed: {', '.join(COMBINE_MODES)}", param="combine")
+        if combine == "probs" and min(resolved.vector) < 0:
+            raise InvalidWeights(
+                "weights: negative ones cannot mix probabilities; use combine: hidden", param="weights"
+            )
+        if combine == "probs" and attribution:
+            raise InvalidRequest(
+                "attribution splits a mix of hidden states; it is not defined with combine: probs", param="attribution"
+            )
+        if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
+            raise InvalidRequest(
+                f"top_logprobs is {shown(top_logprobs)}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
+            )
+        settings = sampling_of(**sampling)
+        return Request(
+            request_id=request_id or f"local-{next(self._numbers)}",
+            prompt_ids=self.encode(prompt, field=field)
+            if isinstance(prompt, str)
+            else self._checked_ids(prompt, field),
+            weights=resolved.vector,
+            sampling=settings,
+            combine=combine,
+            attribution=attribution,
+            top_logprobs=top_logprobs,
+            profile=resolved.profile,
+            stream=stream,
+        )
+
+    def sweep_plan(
+        self,
+        prompts: str | Sequence[str],
+        weights: Sequence[Weights] | None = None,
+        *,
+        resolution: int | None = None,
+        normalize: bool = True,
+        combine: Combine = "hidden",
+        only: Sequence[Collection[int]] | None = None,
+        max_sweep: int | None = None,
+        **sampling: Any,
+    ) -> SweepPlan:
+        """What `sweep` runs, checked in full and not begun; thread-safe. Arguments and errors as `sweep`.
+
+        max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
+        """
+        vectors = sweep_vectors(
+            self.objectives,
+            weights,
+            resolution,
+            lambda each: self.resolve(each, normalize=normalize),
+            prompts=1 if isinstance(prompts, str) else len(prompts),
+            most=max_sweep,
+        )
+        settings = sampling_of(**sampling)
+        if settings.seed is None:
+            settings = replace(settings, seed=draw_seed())
+        encoded = [self.encode(prompts)] if isinstance(prompts, str) else self._prompts.encode_all(prompts)
+        prefix = f"sweep{next(self._numbers)}"
+        return SweepPlan(encoded, vectors, settings, combine=combine, only=only, prefix=prefix)
+
+    def segments_request(
+        self,
+        prompt: str,
+        from_weights: Weights,
+        to_weights: Weights,
+        *,
+        names: tuple[str, str] = ("from_weights", "to_weights"),
+        min_width: float = 1e-7,
+        normalize: bool = True,
+        request_id: str | None = None,
+        max_new_tokens: int = 64,
+        min_new_tokens: int = 0,
+        stop: str | Sequence[str] = (),
+        **limits: Any,
+    ) -> SegmentsRequest:
+        """What `sweep_line` runs, checked in full and not begun.
+
+        names: what errors call the two vectors; limits: further fields of `SegmentsRequest`. Raises as `request`.
+        """
+        check_width(min_width)
+        start, end = (
+            self._named_end(name, weights, normalize)
+            for name, weights in zip(names, (from_weights, to_weights), strict=True)
+        )
+        return SegmentsRequest(
+            request_id or f"local-{next(self._numbers)}",
+            self.encode(prompt),
+            start,
+            sampling_of(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=stop, seed=0),
+            stream=False,
+            to=end,
+            min_width=min_width,
+            **limits,
+        )
+
+    def _named_end(self, name: str, weights: Weights, normalize: bool) -> tuple[float, ...]:
+        """The vector of one end; its errors say which end."""
+        try:
+            return self.resolve(weights, normalize=normalize).vector
+        except InvalidWeights as error:
+            param = (error.param or "weights").replace("weights", name, 1)
+            raise InvalidWeights(f"{name}: {error.message}", param=param) from None
+
+
+def sampling_of(*, stop: str | Sequence[str] = (), **fields: Any) -> Sampling:
+    """The keywords of `generate` and `sweep` -> `Sampling`; one stop string may stand alone."""
+    return Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop), **fields)
