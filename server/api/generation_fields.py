@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from emorl_core.ensemble import Ensemble
-from emorl_core.types import Attribution, Completion, Request
+from emorl_core.types import Attribution, Combine, Completion, Request
 from emorl_core.weights import named
 from server.api.fields import Int, Penalty, Seed, Stops, Strict, Temperature, Text, TopP, Weights, check_limit, example
 from server.serving.receipt import Identity, Receipt
@@ -31,7 +31,9 @@ class GenerateRequest(Strict):
     weights: Weights | None = Field(None, description="Objective -> number; names not listed weigh 0.")
     profile: str | None = Field(None, description="Named weights of the bundle, instead of `weights`.")
     normalize: bool = Field(True, description="Scale the weights to sum 1. Negative weights need false.")
-    combine: Literal["hidden", "probs"] = Field("hidden", description="Mix hidden states, or probabilities.")
+    combine: Combine = Field(
+        "hidden", description="Mix hidden states or probabilities, or sum the adapters (`weights`): one model's price."
+    )
     max_new_tokens: Int = Field(64, ge=1, description="Most tokens to generate; the server's own limit is in /info.")
     min_new_tokens: Int = Field(0, ge=0, description="The end cannot come before this many tokens.")
     temperature: Temperature = Field(0.0, description="0 always takes the most likely token.")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, texts_of
 from emorl_core.ensemble import Ensemble
+from emorl_core.types import Combine
 from server.api.fields import (
     FirstFault,
     Int,
@@ -42,7 +43,9 @@ class SweepRequest(Strict):
     weights: Vectors | None = Field(None, description="The weight vectors.")
     resolution: Int | None = Field(None, ge=1, description="Instead: every vector of steps 1 / resolution, sum 1.")
     normalize: bool = Field(True, description="Scale the weights to sum 1. Negative weights need false.")
-    combine: Literal["hidden", "probs"] = Field("hidden", description="Mix hidden states, or probabilities.")
+    combine: Combine = Field(
+        "hidden", description="Mix hidden states or probabilities, or sum the adapters (`weights`): one model's price."
+    )
     max_new_tokens: Int = Field(64, ge=1, description="Most tokens to generate; the server's own limit is in /info.")
     min_new_tokens: Int = Field(0, ge=0, description="The end cannot come before this many tokens.")
     temperature: Temperature = Field(0.0, description="0 always takes the most likely token.")

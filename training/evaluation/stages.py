@@ -78,7 +78,7 @@ def recipe_of(recipe: Recipe, stage: StageName, seed: int) -> Recipe:
 def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, run: Path, report: Report) -> None:
     import torch
 
-    from emorl_core.models.registry import load_model
+    from emorl_core.models.registry import adapter_task, load_model
     from training.pipeline.prepare import fingerprint
     from training.rl.trainer import Joint, Task, Trainer
 
@@ -113,7 +113,7 @@ def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, ru
         for objective in trainer.objectives:
             values = None if recipe.rl.keep == "last" else objective.best
             adapter = trainer.stacks.adapter(objective.lane, objective.name, objective.fresh, values)
-            write_peft(adapter, made / objective.name, base_name=recipe.base.hub)
+            write_peft(adapter, made / objective.name, base_name=recipe.base.hub, task=adapter_task(experiment.base))
             about[objective.name] = {
                 "status": objective.status,
                 "reason": objective.reason,
