@@ -76,9 +76,11 @@ async def silent(siege: Siege) -> None:
     """Holds many connections that say nothing, and opens new ones for those that are closed."""
     held: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     while not siege.over:
-        left = [(reader, writer) for reader, writer in held if not reader.at_eof()]
-        siege.tally["silent: cut"] += len(held) - len(left)
-        held = left
+        for reader, writer in list(held):
+            if reader.at_eof():
+                writer.close()
+                held.remove((reader, writer))
+                siege.tally["silent: cut"] += 1
         for _ in range(min(20, _SILENT - len(held))):  # 200 a second
             with suppress(OSError, TimeoutError):
                 held.append(await asyncio.wait_for(asyncio.open_connection(siege.target.host, siege.target.port), 1.0))

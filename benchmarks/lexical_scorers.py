@@ -14,9 +14,9 @@ from statistics import fmean
 
 from training.data.records import Record
 from training.data.sources import load_records
-from training.data.synthetic.frames import STYLES
 from training.data.synthetic.grammar import generate
 from training.data.synthetic.person import to_second_person
+from training.data.synthetic.styles import STYLES
 from training.scorers import Context, build_scorer
 from training.scorers.learned.metrics import ranking_accuracy
 

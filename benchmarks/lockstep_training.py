@@ -34,10 +34,12 @@ from benchmarks.make_bundle import SHAPES, VOCABULARY, t5_config
 from emorl_core.models.registry import load_model
 from emorl_core.spelling import Spelling
 from training.data.prompts import Prompt
+from training.pipeline.prepare import Encoded
+from training.pipeline.workshop import task_of
 from training.recipe.recipe import parse_recipe
 from training.rl import losses
 from training.rl.processes import Processes
-from training.rl.trainer import Task, Trainer
+from training.rl.trainer import Trainer
 from training.scorers import checked
 
 NAMES = ("reflection", "empathy", "fluency")
@@ -89,24 +91,27 @@ class Ours:
                     "samples_per_prompt": args.samples,
                     "max_new_tokens": args.new,
                     "learning_rate": RATE,
+                    "validate_every": 10**6,
                     "stop": {"rule": "steps", "max_steps": 10**6},
                 },
-                "compute": {"device": args.device},
+                "compute": {"device": args.device, "checkpoint_every": 10**6},
             }
         )
         processes = Processes(device=args.device)
         model = load_model(folder / "base", device=processes.device, dtype=torch.float32, training=True)
         rows = [Prompt(i, "", tuple(row), tuple(row)) for i, row in enumerate(prompts.tolist())]
-        task = Task(recipe, model, Ids(), tuple(rows), tuple(rows), {n: checked(_named(n)) for n in NAMES}, {})  # type: ignore[arg-type]
+        encoded = Encoded(tuple(rows), tuple(rows), cut=0)
+        task = task_of(recipe, model, Ids(), encoded, {n: checked(_named(n)) for n in NAMES}, {})  # type: ignore[arg-type]
         self._told: list[Any] = []
         self.trainer = Trainer(task, processes, folder / "run", self._told.append)
-        self.trainer._folder.mkdir(parents=True)
+        self.trainer.folder.mkdir(parents=True)
+        self._steps = self.trainer.steps()
         for objective in self.trainer.objectives:
             objective.best = self.trainer.stacks.values(objective.lane)
 
     def step(self) -> dict[str, float]:
         begun = time.perf_counter()
-        self.trainer._step()
+        next(self._steps)
         _wait()
         seconds = self._told[-1]["seconds"]
         lengths = {name: own["tokens"] for name, own in self._told[-1]["objectives"].items()}

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from emorl_core.adapters import Adapter, LoraPair, write_peft
+from emorl_core.adapter_writer import write_peft
+from emorl_core.adapters import Adapter, LoraPair
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
 from emorl_core.files import follow_umask
 

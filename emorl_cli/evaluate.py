@@ -86,9 +86,9 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path(f"evaluation-{recipe.name}")
     if args.report_only and not out.is_dir():
         raise EvaluationError(f"--out {out}: there is no such folder to report on", param="out")
-    use_threads(args.threads, recipe.compute.device)
     data = load_data(recipe, folder)
     with open_run(out, recipe, folder, data, resume=args.resume or args.report_only, overwrite=args.overwrite):
+        use_threads(args.threads, recipe.compute.device)
         found = _run(args, out, wanted, recipe, folder, data)
     code = _tell(args, out, found, plots)
     if not args.no_plots and not plots:
@@ -98,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
     from emorl_cli.progress import Stages
-    from training.evaluation.run import Report, judge, run_cells
+    from training.evaluation.run import judge, run_cells
+    from training.progress import Progress
 
     def prepare() -> RunCell:
         from training.evaluation.methods import prepare as prepare_methods
@@ -109,15 +110,15 @@ def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folde
             recipe, folder, out, say=_say, levels=settings.search_levels, search_prompts=settings.search_prompts
         )
 
-        def run(method: str, seed: int, report: Report) -> None:
-            run_cell(method, seed, experiment, report)
+        def run(method: str, seed: int, progress: Progress) -> None:
+            run_cell(method, seed, experiment, progress)
 
         return run
 
     with Stages() as stages:
         if not args.report_only:
-            run_cells(out, wanted, prepare, retry_failed=args.retry_failed, report=stages, say=_say)
-        return judge(out, wanted, recipe, folder, data, report=stages)
+            run_cells(out, wanted, prepare, retry_failed=args.retry_failed, progress=stages, say=_say)
+        return judge(out, wanted, recipe, folder, data, progress=stages)
 
 
 def _say(line: str) -> None:
@@ -125,9 +126,9 @@ def _say(line: str) -> None:
 
 
 def _wanted(args: argparse.Namespace, known: Sequence[str], plots: bool) -> Any:
+    from training.config import nearest
     from training.evaluation.cells import EvaluationError
     from training.evaluation.run import Wanted
-    from training.spec import nearest
 
     methods = tuple(args.methods.split(",")) if args.methods else tuple(known)
     for name in methods:

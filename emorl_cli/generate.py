@@ -198,7 +198,7 @@ def _write(ensemble: Ensemble, line: int, result: Completion | EmorlError | None
 
 def _answer(ensemble: Ensemble, completion: Completion) -> dict[str, Any]:
     """The answer of POST /generate, so that a script reads both the same way."""
-    from server.api.generation_fields import answer
+    from server.api.generate_models import answer
 
     return answer(completion, ensemble.name, ensemble.lanes)
 

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from emorl_core.adapters import write_peft
+    from emorl_core.adapter_writer import write_peft
     from emorl_core.bundle import hub_folder
     from emorl_core.files import appearing, weights_hash
     from emorl_core.models.registry import adapter_task, load_model

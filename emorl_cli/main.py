@@ -36,8 +36,6 @@ VERBS: dict[str, tuple[str, str]] = {
     "import-npz": ("emorl_cli.import_npz", "turn a published .npz adapter into a PEFT folder"),
 }
 
-SERVING = ("demo", "serve")  # verbs that a process manager may signal at any moment, also while they import
-
 DONE, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 
@@ -59,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name; default: this process's) and return the exit code."""
-    if argv is None and sys.argv[1:2] and sys.argv[1] in SERVING:  # else the process is somebody else's
+    if argv is None and sys.argv[1:2] == ["serve"]:  # this process is its own: signals may come while it imports
         stand_by()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

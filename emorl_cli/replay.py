@@ -105,6 +105,7 @@ def read_receipts(source: str) -> list[Receipt]:
     """
     from pydantic import ValidationError
 
+    from emorl_core.config import key_of, reason_of
     from emorl_core.documents import parse_json
     from emorl_core.files import Unreadable
     from server.serving.receipt import Receipt
@@ -124,7 +125,7 @@ def read_receipts(source: str) -> list[Receipt]:
             receipts.append(Receipt.model_validate_json(json.dumps(each)))
         except ValidationError as error:
             # By field only: what was found there may be a prompt.
-            faults = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
+            faults = [f"{key_of(item['loc'])}: {reason_of(item)}" for item in error.errors(include_url=False)]
             which = f" {number + 1}" if len(found) > 1 else ""
             raise _refusal(f"{name}: receipt{which} cannot be used: {'; '.join(faults[:5])}", "receipt") from None
     return receipts

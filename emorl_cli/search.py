@@ -166,7 +166,7 @@ def _search(
     folder: Path,
     names: tuple[str, ...],
 ) -> Outcome:
-    from emorl_cli.progress import Progress
+    from emorl_cli.progress import Stages
     from training.search.run import EVALUATIONS_FILE, HELD_OUT_FILE, run_search
 
     for note in inputs.notes:
@@ -179,19 +179,8 @@ def _search(
     if args.overwrite and not args.resume:
         for file in (EVALUATIONS_FILE, HELD_OUT_FILE):
             (folder / file).unlink(missing_ok=True)
-    progress: Progress | None = None
-
-    def show(done: int, total: int) -> None:
-        nonlocal progress
-        if progress is None:
-            progress = Progress("texts", total).__enter__()
-        progress.reach(done)
-
-    try:
-        return run_search(ensemble, inputs, settings, folder, objectives=names, resume=args.resume, progress=show)
-    finally:
-        if progress is not None:
-            progress.__exit__(None, None, None)
+    with Stages() as stages:
+        return run_search(ensemble, inputs, settings, folder, objectives=names, resume=args.resume, progress=stages)
 
 
 def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:

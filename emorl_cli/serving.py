@@ -20,6 +20,9 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
     Raises:
         EmorlError: the bundle cannot be served.
     """
+    from server.serving.signals import stand_by
+
+    stand_by()  # before what is slow to import
     from server.run import run
     from server.watch.log_queue import Printed, to_stderr
     from server.watch.logs import logging_to

@@ -58,11 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from emorl_core.errors import InvalidRequest
+    from training.config import parse_fields
     from training.data.records import DataError
     from training.data.sources import load_records
     from training.scorers.base import ScorerError
     from training.scorers.learned.settings import ScorerTraining
-    from training.spec import parse_fields
 
     kind, colon, path = args.data.partition(":")
     if not colon or not path:

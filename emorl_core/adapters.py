@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT LoRA folders, read, validated and written.
+"""Adapters: what one is, and PEFT LoRA folders read and checked.
 
 An adapter that lanes cannot represent exactly is refused with the reason; nothing is dropped in silence.
 """
@@ -10,16 +10,17 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from emorl_core.documents import read_json
-from emorl_core.errors import AdapterError
+from emorl_core.errors import AdapterError, shown
 from emorl_core.files import Missing, Unreadable, read_bytes
 from emorl_core.patterns import Patterns
 
@@ -30,9 +31,10 @@ MOST_LETTERS = 300  # of a tensor's name
 _MOST_CONFIG = 2**22  # bytes; a pattern for each of thousands of modules has its place
 _MOST_WEIGHTS = 2**33
 _HEAD = "lm_head"
-_BASE_HASH = "base_sha256"  # in the weights file's metadata: `files.weights_hash` of the base it was trained on
+BASE_HASH = "base_sha256"  # in the weights file's metadata: `files.weights_hash` of the base it was trained on
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_ACTIVATED_TASK = "CAUSAL_LM"  # PEFT's, of models that read the prompt and write the reply as one sequence
+ACTIVATED_TASK = "CAUSAL_LM"  # PEFT's, of models that read the prompt and write the reply as one sequence
+_cut = partial(shown, most=100)
 # Keys of adapter_config.json that change what an adapter computes beyond W + scale * B A, with the reason to refuse.
 _REFUSED_OPTIONS: dict[str, str] = {
     "use_dora": "DoRA rescales the base matrix, which the lanes share",
@@ -49,7 +51,7 @@ _REFUSED_OPTIONS: dict[str, str] = {
     "velora_config": "VeLoRA compresses its input",
     "megatron_config": "Megatron layers are sharded",
 }
-# Initialisations that move the base's own weights, so that the adapter belongs to a base nobody else has.
+# Initialisations that change the base's own weights, so that the adapter fits that changed base only.
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -105,7 +107,7 @@ def read_peft(folder: Path, name: str) -> Adapter:
         modules = _pairs(tensors, config, name)
     except Unreadable as error:
         raise _refused(name, error.reason) from None
-    return Adapter(name, modules, base_name, metadata.get(_BASE_HASH), invocation, config.get("task_type"))
+    return Adapter(name, modules, base_name, metadata.get(BASE_HASH), invocation, config.get("task_type"))
 
 
 def of_another_base(adapters: Sequence[Adapter], hub: str | None, base_sha256: str | None = None) -> Iterator[str]:
@@ -123,66 +125,6 @@ def of_another_base(adapters: Sequence[Adapter], hub: str | None, base_sha256: s
             yield f"adapter {adapter.name!r}: it was trained on base {trained_on}; the base here is {hub!r}"
 
 
-def write_peft(
-    adapter: Adapter,
-    folder: Path,
-    *,
-    base_name: str | None = None,
-    base_sha256: str | None = None,
-    task: str | None = None,
-    extra: dict[str, Any] | None = None,
-) -> None:
-    """Write a PEFT folder that `peft` and `read_peft` load. `folder` is created; files in it are replaced.
-
-    Modules with another rank or scale than the most common one go into `rank_pattern` and `alpha_pattern`, keyed by
-    their full path. `base_name` and `base_sha256` (`files.weights_hash`) say which base it is for, `task` is its
-    family's `adapter_task`; None: the adapter's own. `extra` goes into adapter_config.json (`lora_dropout`, say).
-    """
-    ranks = [pair.rank for pair in adapter.modules.values()]
-    rank = max(set(ranks), key=ranks.count)
-    alphas = {module: pair.scale * pair.rank for module, pair in adapter.modules.items()}
-    values = list(alphas.values())
-    alpha = max(set(values), key=values.count)
-    config: dict[str, Any] = {
-        "peft_type": "LORA",
-        "task_type": task or adapter.task or "SEQ_2_SEQ_LM",
-        "base_model_name_or_path": base_name or adapter.base_name,
-        "r": rank,
-        "lora_alpha": _plain_number(alpha),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
-        "target_modules": sorted(adapter.modules),
-        "modules_to_save": None,
-        "rank_pattern": {re.escape(m): p.rank for m, p in adapter.modules.items() if p.rank != rank},
-        "alpha_pattern": {re.escape(m): _plain_number(a) for m, a in alphas.items() if a != alpha},
-        **({"alora_invocation_tokens": list(adapter.invocation_tokens)} if adapter.invocation_tokens else {}),
-        **(extra or {}),
-    }
-    tensors = {}
-    for module, pair in adapter.modules.items():
-        tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = pair.a.to(torch.float32).contiguous()
-        tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = pair.b.to(torch.float32).contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    known = base_sha256 or adapter.base_sha256
-    (folder / WEIGHTS_FILE).write_bytes(_serialised(tensors, {_BASE_HASH: known} if known else {}))
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _serialised(tensors: dict[str, Tensor], facts: dict[str, str]) -> bytes:
-    """A safetensors file. The library writes metadata in any order; here the same content gives the same bytes."""
-    data = save(tensors, {"format": "pt", **facts})
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + size :]
-
-
 def _check_options(config: Mapping[str, Any], name: str) -> None:
     """Raises AdapterError for an option that is not LoRA as lanes compute it."""
     if config.get("peft_type") != "LORA":
@@ -190,7 +132,7 @@ def _check_options(config: Mapping[str, Any], name: str) -> None:
     for option, reason in _REFUSED_OPTIONS.items():
         if config.get(option):
             raise _refused(name, f"{option} is set; {reason}")
-    # Of a base without biases there are none to train. Where there were, they lie in the weights file.
+    # With a base without biases none are trained; trained ones are found, and refused, in the weights file.
     if config.get("bias") not in (None, "none", "all", "lora_only"):
         raise _refused(name, f"bias is {_cut(config['bias'])}; allowed: none, all, lora_only")
     if config.get("use_rslora") not in (None, True, False):
@@ -256,7 +198,7 @@ def _foreign(key: str) -> str:
 
 
 def checked_pair(name: str, module: str, a: Tensor, b: Tensor, scale: float) -> LoraPair:
-    """Raises AdapterError, in the name of the adapter, for what is no update of one linear layer."""
+    """A LoRA pair of finite factors that fit. Raises AdapterError naming the adapter and the module."""
     if module.split(".")[-1] == _HEAD:
         raise _refused(
             name, "it adapts the head (lm_head); mixing hidden states needs one head shared by all objectives"
@@ -279,10 +221,10 @@ def _invocation(config: Mapping[str, Any], name: str) -> tuple[int, ...] | None:
     sound = isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
     if not sound or not tokens:
         raise _refused(name, f"alora_invocation_tokens is {tokens!r}; allowed: a list of token ids, at least one")
-    if config.get("task_type") != _ACTIVATED_TASK:
+    if config.get("task_type") != ACTIVATED_TASK:
         raise _refused(
             name,
-            f"alora_invocation_tokens is set and task_type is {config.get('task_type')!r}; allowed: {_ACTIVATED_TASK}, "
+            f"alora_invocation_tokens is set and task_type is {config.get('task_type')!r}; allowed: {ACTIVATED_TASK}, "
             "since activated LoRA acts from a token of the prompt on",
         )
     return tuple(tokens)
@@ -339,12 +281,3 @@ def _hub_name(name: str) -> str:
 
 def _shown(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _cut(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _plain_number(value: float) -> int | float:
-    return int(value) if float(value).is_integer() else value

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import to_json
 
+from emorl_core.config import Strict, cut, explain
 from emorl_core.documents import MOST_YAML, decoded, parse_yaml
 from emorl_core.errors import BundleError, InvalidWeights
 from emorl_core.files import Missing, Unreadable, is_folder, read_bytes, replacing
@@ -33,11 +34,7 @@ _MOST_ORIGIN = 2**16  # bytes of a profile's origin as JSON
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BaseRef(_Strict):
+class BaseRef(Strict):
     """Where the base model is: a folder inside the bundle, or a Hugging Face hub id."""
 
     path: str | None = None
@@ -53,14 +50,14 @@ class BaseRef(_Strict):
         return self
 
 
-class ObjectiveSpec(_Strict):
+class ObjectiveSpec(Strict):
     """One objective: the folder of its adapter, relative to the bundle, and a sentence for people."""
 
     adapter: str
     description: str = ""
 
 
-class ChatSpec(_Strict):
+class ChatSpec(Strict):
     """Prompts go through the chat template of the base's tokenizer."""
 
     system: str | None = None  # the system message of chats that bring none
@@ -73,7 +70,7 @@ class ChatSpec(_Strict):
         return value
 
 
-class ProfileSpec(_Strict):
+class ProfileSpec(Strict):
     """Named weights and where they came from (a search, a person), as plain JSON data."""
 
     weights: dict[str, float]
@@ -91,7 +88,7 @@ class ProfileSpec(_Strict):
         return json.loads(text)
 
 
-class BundleSpec(_Strict):
+class BundleSpec(Strict):
     """`bundle.yaml`. Unknown keys are refused."""
 
     format: Literal["emorl-bundle/1"] = "emorl-bundle/1"
@@ -123,10 +120,8 @@ class BundleSpec(_Strict):
             except InvalidWeights as error:
                 raise ValueError(f"profiles.{name}: {error.message}") from None
         if self.default_profile is not None and self.default_profile not in self.profiles:
-            raise ValueError(
-                f"default_profile {_cut(self.default_profile)} is unknown; "
-                f"profiles: {', '.join(self.profiles) or 'none'}"
-            )
+            known = ", ".join(self.profiles) or "none"
+            raise ValueError(f"default_profile {cut(self.default_profile)} is unknown; profiles: {known}")
         return self
 
     @property
@@ -191,10 +186,10 @@ class Bundle:
         # A bundle may come from a stranger: its paths stay inside it. Symbolic links of a hub cache point elsewhere,
         # so the check is on the path as written, not on where it resolves to.
         if Path(relative).is_absolute() or ".." in Path(relative).parts:
-            raise BundleError(f"{BUNDLE_FILE}: {key} is {_cut(relative)}; allowed: a path inside the bundle", param=key)
+            raise BundleError(f"{BUNDLE_FILE}: {key} is {cut(relative)}; allowed: a path inside the bundle", param=key)
         if not _is_folder(path):
             raise BundleError(
-                f"{BUNDLE_FILE}: {key} is {_cut(relative)}; there is no such folder in the bundle", param=key
+                f"{BUNDLE_FILE}: {key} is {cut(relative)}; there is no such folder in the bundle", param=key
             )
         return path
 
@@ -249,27 +244,6 @@ def write_spec(folder: Path, spec: BundleSpec) -> None:
     text = yaml.safe_dump(spec.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True, width=100)
     with replacing(folder / BUNDLE_FILE) as temporary:
         temporary.write_text(f"{FIRST_LINE}\n{text}{LAST_LINE}\n", encoding="utf-8")
-
-
-def explain(error: ValidationError) -> str:
-    """A pydantic error as one line: key, what was found, what is allowed. Shared by every file format of the house."""
-    lines = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"] if part != "[key]")
-        if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key {where!r}")
-            continue
-        message = item["msg"].removeprefix("Value error, ")
-        found = item.get("input")
-        unshown = item["type"] == "missing" or isinstance(found, (dict, list, BaseModel))
-        shown = "" if unshown else f" (found {_cut(found)})"
-        lines.append(f"{where}: {message}{shown}" if where else message)
-    return "; ".join(lines)
-
-
-def _cut(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _is_folder(path: Path) -> bool:

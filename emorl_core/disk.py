@@ -1,4 +1,4 @@
-"""A disk without room, which every library that writes files tells in its own way."""
+"""Recognises a full disk in the errors of the libraries that write files."""
 
 from __future__ import annotations
 

@@ -85,9 +85,9 @@ class OutOfMemory(EngineError):
     code = "out_of_memory"
 
 
-def shown(value: object) -> str:
-    """A value that a caller sent, as a message shows it: cut, since a number may have thousands of digits."""
+def shown(value: object, most: int = 40) -> str:
+    """A value as a message shows it, cut to `most` characters: a number may have thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"about {'-' if value < 0 else ''}1e{int(value.bit_length() * math.log10(2))}"
     text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -42,7 +42,7 @@ class Unreadable(EmorlError):
 
 
 class Missing(Unreadable):
-    """There is no such file."""
+    """The file does not exist."""
 
     code = "missing"
 
@@ -53,7 +53,7 @@ class Missing(Unreadable):
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading, through symbolic links. Raises `Unreadable`, `Missing`."""
     try:
-        check_regular(path.stat().st_mode, path)  # before opening: that alone may do something to a device
+        check_regular(path.stat().st_mode, path)  # before opening: opening a device may already have effects
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             check_regular(os.fstat(descriptor).st_mode, path)

@@ -175,7 +175,7 @@ def steadily(where: str | os.PathLike[str], read: Callable[[Snapshot], T], *, re
                 try:
                     result = read(files)
                 except Exception:
-                    files.check()  # what looks like a fault may be half of a change
+                    files.check()  # the error may come from a change half-way through
                     raise
                 files.check()
                 return result
@@ -204,5 +204,5 @@ def _stamps_below(folder: Path) -> dict[Path, Stamp]:
 
 
 def _stamp(found: os.stat_result) -> Stamp:
-    # The last one shows a change that was undone too: it is the time of any change, and no program can set it.
+    # ctime is last: it shows changes that were undone too, and programs cannot set it.
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

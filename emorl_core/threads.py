@@ -94,7 +94,7 @@ class ThreadChoice:
         """counts: to choose among, rising; a single one is fixed. probe: how long a little work takes with a number."""
         self.counts = tuple(counts)
         self.count = self.counts[-1]
-        self.on_choice: Callable[[str], None] = lambda _: None  # is told every choice in one line
+        self.on_choice: Callable[[str], None] = lambda _: None  # called with one line per choice
         self._apply = apply
         self._probe = probe
         self._clock = clock
@@ -164,14 +164,14 @@ class ThreadChoice:
     def _go_on(self, trial: _Trial, took_s: float, size: int) -> None:
         before = trial.count
         trial.observe(took_s, size)
-        if trial.strays > _STRAYS:  # the batch has changed for good
+        if trial.strays > _STRAYS:  # the batch size has changed permanently
             self._trial = None
             self._apply(self.count)
         elif trial.done or trial.count != before:
             self._next(trial)
 
     def _next(self, trial: _Trial) -> None:
-        """Go on with the trial's next number, unless a little work shows already that steps would take for ever."""
+        """Try the next number of threads, unless the probe already shows that its steps would be far too slow."""
         if trial.medians and not trial.done:
             best = min(trial.medians, key=trial.medians.__getitem__)
             if self._probe(trial.count) > _HOPELESS * self._probe(best):

@@ -39,7 +39,7 @@ def _is_int(value: object) -> bool:
 
 
 def _within(value: object, least: float, most: float) -> bool:
-    """Whether it is a number in this range; NaN is in none, and no int is too large."""
+    """Whether it is a number in this range; false for NaN, and safe for huge ints."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 

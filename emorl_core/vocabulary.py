@@ -80,7 +80,7 @@ def _share_known(tokenizer: PreTrainedTokenizerBase, words: list[int], special: 
 
 
 def is_of_library(error: BaseException) -> bool:
-    """Whether a tokenizer's file is to blame. Rust's panics come as an exception that is no `Exception`."""
+    """Whether a tokenizer's file is at fault. Rust panics arrive as an exception that is not an `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 

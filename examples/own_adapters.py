@@ -19,9 +19,9 @@ from emorl_core.bundle import (
     BundleSpec,
     ObjectiveSpec,
     ProfileSpec,
-    explain,
     write_spec,
 )
+from emorl_core.config import explain
 from emorl_core.errors import EmorlError
 
 parser = argparse.ArgumentParser(description="Make a bundle of PEFT adapters of one base.")

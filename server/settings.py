@@ -22,7 +22,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as PydanticSettingsError
 
-from emorl_core.bundle import explain
+from emorl_core.config import explain
 from emorl_core.documents import read_yaml
 from emorl_core.errors import EmorlError
 from emorl_core.files import Missing, Unreadable
@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     max_unread_events: int = Field(
         65_536,
         ge=1024,
-        description="Tokens that slow readers leave unread in all streams; beyond it the slowest loses.",
+        description="Most unread tokens over all streams; beyond it the slowest client's stream ends.",
     )
     max_concurrent_per_key: int | None = Field(
         None, ge=1, description="Requests one API key may have in progress; then 429. Unset: no limit per key."
@@ -119,7 +119,9 @@ class Settings(BaseSettings):
     )
     read_timeout_s: float = Field(30.0, gt=0, description="Longest time to send a request's body; then 408.")
     write_timeout_s: float = Field(
-        60.0, gt=0, description="A client with unread bytes that takes less than 64 KiB of them in this time is let go."
+        60.0,
+        gt=0,
+        description="Slow-client timeout: a client must read 64 KiB, or all that is ready, within this time.",
     )
     idle_timeout_s: float = Field(
         75.0, gt=0, description="A connection without a request is closed after this; let a proxy close first."
@@ -128,9 +130,7 @@ class Settings(BaseSettings):
         0.0, ge=0, description="After SIGTERM, go on listening this long while readiness answers 503."
     )
     drain_timeout_s: float = Field(30.0, ge=0, description="After SIGTERM, running requests may finish within this.")
-    last_bytes_s: float = Field(
-        5.0, gt=0, description="While it shuts down, a client that sends or reads too slowly is let go after this."
-    )
+    last_bytes_s: float = Field(5.0, gt=0, description="Slow-client timeout while the server shuts down.")
     stall_s: float = Field(120.0, gt=0, description="An engine step that takes longer than this fails liveness.")
 
     # security
@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     cors_origins: Names = Field((), description="Origins a browser may call from, comma-separated; empty: CORS is off.")
 
     # the page
-    playground: bool = Field(True, description="Serve the page to steer with at /; false: there is none.")
+    playground: bool = Field(True, description="Serve the playground page at /.")
 
     # logs
     log_format: Literal["console", "json"] = Field("console", description="Log lines for people or for machines.")

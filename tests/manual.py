@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from emorl_cli.main import VERBS, Parser
 from emorl_core.errors import EmorlError
 from emorl_core.fake import fake_ensemble
-from server.api.fields import Strict
+from server.api.fields import Body
 from server.app import create_app
 from server.door.admission import MAX_RETRY_AFTER_S
 from server.door.errors import QueueFull, rule_for
@@ -98,11 +98,12 @@ def _meaning(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
 
 
 def table(model: type[BaseModel]) -> Iterator[str]:
-    """One row per field."""
+    """One row per field; those that other models share come last."""
     schema = model.model_json_schema(by_alias=True)
     needed = schema.get("required", [])
     yield "| key | values | default | meaning |\n|---|---|---|---|"
-    for name, field in model.model_fields.items():
+    shared = {name for base in model.__mro__[1:] for name in getattr(base, "model_fields", ())}
+    for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] in shared):
         key = field.alias or name
         values = _values(schema["properties"][key], schema.get("$defs", {}))
         default = "required" if key in needed else _default(field.get_default(call_default_factory=True))
@@ -237,7 +238,7 @@ def kinds(models: Mapping[str, type[BaseModel]]) -> Iterator[str]:
 def request_models() -> dict[str, type[BaseModel]]:
     """Every route that takes a body -> the model of it, as the OpenAPI document names them."""
     paths = create_app(Settings(), fake_ensemble()).openapi()["paths"]
-    models = {model.__name__: model for model in _below(Strict)}
+    models = {model.__name__: model for model in _below(Body)}
     found = {}
     for path, methods in paths.items():
         for method, operation in methods.items():

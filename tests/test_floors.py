@@ -14,6 +14,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("emorl_core", "server", "training", "emorl_cli")
+CODE = (".py", ".js", ".css", ".html")  # other files of a package are data
+MOST_LINES = 350
+MOST_ROOMS = 12
 
 PAGE = ROOT / "docs" / "architecture.md"
 _ROW = re.compile(r"^\| *(\d*) *\| *`([\w/.]+)` *\|", re.MULTILINE)
@@ -158,6 +161,32 @@ def test_a_circle_would_be_noticed() -> None:
 def test_every_file_is_on_a_floor_and_every_row_of_the_page_exists() -> None:
     floors = page_floors()
     assert {row_of(str(path.relative_to(ROOT)), floors) for path in files()} == set(floors)
+
+
+def code_in(root: Path) -> Iterator[Path]:
+    return (path for name in PACKAGES for path in (root / name).rglob("*") if path.suffix in CODE)
+
+
+def too_long(paths: Iterable[Path]) -> dict[str, int]:
+    """Files that nobody skims -> their lines."""
+    lines = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    return {path: count for path, count in lines.items() if count > MOST_LINES}
+
+
+def test_no_file_of_the_product_is_too_long_to_skim() -> None:
+    assert not too_long(code_in(ROOT))
+
+
+def test_a_file_that_is_too_long_would_be_noticed(tmp_path: Path) -> None:
+    (tmp_path / "training" / "data").mkdir(parents=True)
+    for name, lines in (("long.py", 351), ("fits.py", 350), ("words.yaml", 900)):
+        (tmp_path / "training" / "data" / name).write_text("x\n" * lines)
+    assert too_long(code_in(tmp_path)) == {str(tmp_path / "training" / "data" / "long.py"): 351}
+
+
+def test_training_has_few_rooms() -> None:
+    rooms = {path.name for path in (ROOT / "training").iterdir()} - {"__pycache__"}
+    assert len(rooms) <= MOST_ROOMS, sorted(rooms)
 
 
 def test_the_walls_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

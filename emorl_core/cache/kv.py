@@ -9,8 +9,9 @@ from torch import Tensor
 
 from emorl_core.cache.store import Store
 
-# An empty cache on a CPU keeps so many bytes for the next rows, and gives more than that back: room for many rows, made
-# once, and room for many tokens, made another time, multiply. A GPU's memory is its own, and graphs know its addresses.
+# An empty cache on a CPU keeps up to this many bytes for the next rows and is freed beyond that: capacity is rows times
+# tokens, so one batch of many rows and one long sequence would otherwise multiply. On a GPU nothing is freed, since
+# CUDA graphs hold the addresses.
 _KEPT_BYTES = 256 * 2**20
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Whoever reads tokens may round their number up to this, so that shapes change seldom; there is always room for it.
+# Numbers of tokens read are rounded up to this, so that shapes change seldom; capacity always allows it.
 SIZE_STEP = 16
 # First capacities. One token more than a power of two: what is read is then never all there is, which would be another
 # case to a compiled step.
@@ -103,8 +103,8 @@ class Store:
         self._reserve_tokens(max(self.lengths, default=0) + tokens)
 
     def reserve_rows(self, rows: int) -> None:
-        """Make room for `rows` rows in all, for whoever computes spare ones: places from `count` on are nobody's, and
-        what is written there need only be finite."""
+        """Make room for `rows` rows in all, for steps that are rounded up to more rows than `count`. The spare rows
+        hold nothing; what is written there need only be finite."""
         held = self.layers[0].shape[1]
         grown = held
         while grown < rows:

@@ -16,7 +16,8 @@ from emorl_core.weights import named
 
 
 class Driver:
-    """Steps the engine whenever somebody waits for an event and keeps the events of others. Threads take turns."""
+    """Steps the engine while a caller waits for an event, and queues the events of other callers. Thread-safe: threads
+    take turns."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -88,7 +89,7 @@ class Driver:
         )
 
     def _next(self, inbox: deque[Event]) -> Event:
-        """The inbox's next event, stepping the engine as long as there is none (another thread may bring some)."""
+        """The inbox's next event; steps the engine while it is empty (another thread may fill it meanwhile)."""
         with self._turn:
             while not inbox:
                 for event in self._engine.step():

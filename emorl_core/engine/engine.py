@@ -44,7 +44,7 @@ class Engine:
         self._eos = frozenset(model.facts.eos_token_ids)
         self._batch_rows = 0
         self.faults = 0
-        self.last_fault: Exception | None = None  # for the log of whoever drives the engine; its text may hold anything
+        self.last_fault: Exception | None = None  # for the caller's log; its text may hold prompts
 
     @property
     def model(self) -> LaneModel:
@@ -73,7 +73,6 @@ class Engine:
             prefill_hits=runner.prefill_cache.hits,
             prefill_misses=runner.prefill_cache.misses,
             prefill_cache_bytes=runner.prefill_cache.nbytes,
-            kv_bytes=runner.seats.cache.nbytes,
             faults=self.faults,
         )
 
@@ -107,7 +106,7 @@ class Engine:
         return events
 
     def drop_all(self, error: EmorlError) -> list[Event]:
-        """Fail every request, queued and running, and start empty: for whoever must restart after a fault."""
+        """Fail every request, queued and running, and start empty, to restart after a fault."""
         branches = self.scheduler.clear()
         self.runner.reset()
         lost = [(branch, member) for branch in branches for member in branch.members]
@@ -131,7 +130,7 @@ class Engine:
             self.runner.admit(admitted)
         except Exception as fault:  # noqa: BLE001 - whatever it is, it must not reach the other requests
             self._note(fault)
-            # One prompt of several may be at fault: each gets its own try, in rows that hold nothing of the others.
+            # One prompt of several may be at fault: each is retried individually, in rows of its own.
             for branch in admitted:
                 self.runner.remove(branch, poisoned=True)
             for branch in admitted:
@@ -151,12 +150,12 @@ class Engine:
             return self._run_apart(events)
 
     def _note(self, fault: Exception) -> None:
-        """A fault that goes away when requests run alone costs only time, so it must be visible."""
+        """Count the fault: if requests succeed when retried individually, it costs only time and must be visible."""
         self.faults += 1
         self.last_fault = fault
 
     def _run_apart(self, events: list[Event]) -> list[Outcome]:
-        """A step failed: run every branch alone, so that only the one at fault fails.
+        """A step failed: retry every branch individually, so that only the one at fault fails.
 
         Nobody holds lane rows afterwards; the survivors go to the front of the queue and are fed their tokens again.
         """
@@ -275,7 +274,7 @@ class Engine:
         self._drop_siblings(branch)
 
     def _drop_siblings(self, branch: Branch) -> None:
-        """The request has ended with this branch: its others end without a word."""
+        """The request has ended with this branch: drop its other branches without events."""
         for sibling in self.scheduler.drop_siblings(branch):
             sibling.members = []
             self.runner.remove(sibling)

@@ -130,7 +130,7 @@ def _segments(branch: Branch) -> Segments:
 
 
 def _told(error: Exception) -> EmorlError:
-    """What a caller may see of a fault: its kind, never its text, which may hold anything."""
+    """What a caller may see of a fault: its kind, never its text, which may hold prompts."""
     if isinstance(error, EmorlError):
         return error
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

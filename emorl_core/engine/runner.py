@@ -84,7 +84,7 @@ class Runner:
             self.seats.remove(branch, lane)
 
     def remove(self, branch: Branch, *, poisoned: bool = False) -> None:
-        """Free a branch's lane rows. `poisoned`: its values are not finite and must not be found by anybody."""
+        """Free a branch's lane rows. `poisoned`: its values are not finite and must not be reused."""
         self._layout = None
         if poisoned:
             for lane in self.seats.of(branch):

@@ -10,22 +10,23 @@ from emorl_core.engine.sequences import Branch, Job, Member
 
 
 class Scheduler:
-    """Up to `slots` running branches. A free slot goes to the waiting job that has the fewest branches running, among
-    equals to the one that came, or got a slot, longest ago; within a job forked branches go before new prompts, so
-    that it finishes depth-first.
+    """Up to `slots` running branches, shared out fairly between jobs.
 
-    So plain requests are served first come, first served, and a sweep takes the slots that nobody else wants: it keeps
-    what it holds and gives up each slot as a branch of it ends. A job behind k others gets a slot at the latest when
-    k + 1 slots have come free, for whoever is served before it goes behind it; and every branch leaves its slot after
-    `max_new_tokens` steps. What waits holds no tensors.
+    A free slot goes to the waiting job with the fewest running branches; ties go to the job that has waited longest
+    since it arrived or last got a slot. Within a job forked branches go before new prompts (depth-first).
+
+    So plain requests are served first come, first served, and a sweep uses slots that nobody else wants; running
+    branches are never preempted. No job starves: a job that got a slot queues behind the others, so one with k jobs
+    ahead waits for at most k + 1 slots to come free, and every branch frees its slot within `max_new_tokens` steps.
+    Waiting branches hold no tensors.
     """
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.running: list[Branch] = []
-        self._waiting: dict[Job, deque[Branch]] = {}  # whose turn is first; jobs that only run are there too
+        self._waiting: dict[Job, deque[Branch]] = {}  # in order of turn; includes jobs that have only running branches
         self._in_slots: Counter[Job] = Counter()  # running branches per job
-        self._left: set[Job] = set()  # jobs that may have nothing here any more
+        self._left: set[Job] = set()  # jobs that may have no branches left
         self._cancelled: set[str] = set()
 
     @property
@@ -38,17 +39,17 @@ class Scheduler:
         return bool(self.running) or any(self._waiting.values())
 
     def add(self, branch: Branch) -> None:
-        # What was cancelled before is an earlier request of that name, which may have ended by itself.
+        # A pending cancellation is of an earlier request with the same id, which may have completed meanwhile.
         self._cancelled.difference_update(member.request.request_id for member in branch.members)
         self._waiting.setdefault(branch.job, deque()).append(branch)
 
     def add_first(self, branches: Sequence[Branch]) -> None:
-        """Let branches of jobs that are here wait again, before the others of their job."""
+        """Put branches back at the head of their jobs' queues."""
         for branch in reversed(branches):
             self._waiting.setdefault(branch.job, deque()).appendleft(branch)
 
     def resume(self, branches: Sequence[Branch]) -> None:
-        """Branches that lost their slots to somebody else's fault: their jobs are the first whose turn it is."""
+        """Requeue branches that lost their slots to a fault of another branch; their jobs are served next."""
         jobs = dict.fromkeys(branch.job for branch in branches)
         self._waiting = {job: self._waiting.pop(job, deque()) for job in jobs} | self._waiting
         self.add_first(branches)
@@ -98,12 +99,12 @@ class Scheduler:
         self._waiting[branch.job] = self._waiting.pop(branch.job, deque())  # behind the others now
 
     def room_for(self, branch: Branch) -> bool:
-        """Whether a forked branch may run at once: a slot is left when those whose turn is before it have one."""
+        """Whether a forked branch may run at once: a slot stays free after every waiting job with priority got one."""
         if self._full(branch.job):
             return False
         free = self.slots - len(self.running)
         own = self._in_slots[branch.job]
-        # A job that waits is served before this one if it holds fewer slots, or as many and stands before it.
+        # Waiting jobs with fewer slots have priority; with equally many, those earlier in the queue.
         before = own + 1
         for job, branches in self._waiting.items():
             if free <= 0:
@@ -150,8 +151,8 @@ class Scheduler:
         return dropped
 
     def _next_job(self) -> Job | None:
-        """The job that the next free slot belongs to. Jobs that hold slots are passed over until one is found that
-        holds none: they are no more than the slots."""
+        """The job that gets the next free slot. The scan ends at the first job without slots, so it visits at most
+        `slots` + 1 jobs that could take one."""
         best: Job | None = None
         for job, branches in self._waiting.items():
             if not branches or self._full(job):
@@ -163,7 +164,8 @@ class Scheduler:
         return best
 
     def _forget_jobs(self) -> None:
-        """Not as soon as a branch leaves: those forked from it may still come, and have its place."""
+        """Remove jobs without branches. Called late, since branches forked from one that left may still be added and
+        keep their job's turn."""
         for job in self._left:
             if not self._in_slots[job]:
                 del self._in_slots[job]
@@ -173,7 +175,7 @@ class Scheduler:
 
     @property
     def waiting_requests(self) -> int:
-        # Branches of a request with a chooser that has some running do not wait: it runs.
+        # A request with a chooser counts as running as soon as one of its branches runs.
         running = {id(branch.chooser) for branch in self.running}
         return _requests(branch for branch in self.waiting if id(branch.chooser) not in running or not branch.chooser)
 
@@ -183,7 +185,7 @@ class Scheduler:
 
 
 def _requests(branches: Iterable[Branch]) -> int:
-    """Members, and of requests with a chooser one each, however many branches they have."""
+    """Number of requests: one per member; a request with a chooser counts once for all its branches."""
     branches = list(branches)
     choosers = {id(branch.chooser) for branch in branches if branch.chooser is not None}
     return sum(len(branch.members) for branch in branches if branch.chooser is None) + len(choosers)

@@ -24,7 +24,7 @@ from emorl_core.types import Completion, Interval, Request
 # largest by rounding. The place is looked for within this distance of it.
 _SEARCH = 1e-4
 _PROBES = 15
-_FINEST = 1e-15  # narrower than this, t in [0, 1] has hardly any numbers left to try
+_FINEST = 1e-15  # narrower than this, hardly any float64 values of t are left to try
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,5 +19,4 @@ class EngineStats:
     prefill_hits: int
     prefill_misses: int
     prefill_cache_bytes: int
-    kv_bytes: int  # capacity held
-    faults: int  # prefills and steps that failed and were run again, request by request
+    faults: int  # prefills and steps that failed and were retried individually

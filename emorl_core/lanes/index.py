@@ -40,12 +40,6 @@ class LaneIndex:
         """One row per point."""
         return cls(torch.tensor(points, dtype=torch.float32, device=device).view(len(points), adapters))
 
-    @classmethod
-    def one_hot(cls, lanes: Tensor | Sequence[int], adapters: int) -> LaneIndex:
-        """lanes: [M] lane numbers, 0 for the base."""
-        lanes = torch.as_tensor(lanes)
-        return cls((lanes.unsqueeze(1) == torch.arange(1, adapters + 1, device=lanes.device)).float())
-
     def mask(self, rank: int, dtype: torch.dtype) -> Tensor:
         """[M, 1, N * rank]: each row's coefficient in the columns of each adapter (base rows are all 0)."""
         key = (rank, dtype)

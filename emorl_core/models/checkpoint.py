@@ -135,6 +135,6 @@ def _opened(path: Path):  # type: ignore[no-untyped-def]  # safetensors ships no
         open_regular(path).close()  # safetensors says "No such file" of one that may not be read, and waits for a FIFO
         return safe_open(path, framework="pt")
     except Unreadable as error:
-        raise UnsupportedModel(error.message) from None
+        raise UnsupportedModel(f"{path.name}: cannot be read as safetensors: {error.reason}") from None
     except (SafetensorError, OSError) as error:
         raise UnsupportedModel(f"{path.name}: cannot be read as safetensors: {error}") from None

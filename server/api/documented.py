@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.api.generation_fields import ErrorBody
+from pydantic import BaseModel
 
 _EXAMPLES: dict[int, tuple[str, str, str, str | None, str]] = {
     # status: (description, message, type, param, code)
@@ -32,6 +32,20 @@ _EXAMPLES: dict[int, tuple[str, str, str, str | None, str]] = {
     503: ("Loading, restarting or shutting down; see Retry-After.", "the bundle is still being loaded",
           "service_unavailable_error", None, "not_ready"),
 }  # fmt: skip
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is not a success."""
+
+    error: ErrorDetail
+
 
 GENERATION_ERRORS = (400, 401, 408, 413, 415, 421, 422, 429, 431, 500, 503)
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     FailFast,
@@ -21,13 +20,14 @@ from pydantic import (
     model_validator,
 )
 
+from emorl_core.config import Strict
 from emorl_core.errors import InvalidRequest, shown
-from emorl_core.types import MAX_SEED, MIN_POSITIVE
+from emorl_core.types import MAX_SEED, MIN_POSITIVE, Combine
 from server.door.errors import UnknownField
 
 MAX_STOPS = 16
 MAX_NAMES = 1024  # objectives in one weight vector; more than any bundle has
-_SPARE_KEYS = 64  # unknown fields up to this many are told one by one
+_SPARE_KEYS = 64  # up to this many unknown fields are reported one by one
 
 
 class FirstFault(FailFast):
@@ -37,7 +37,7 @@ class FirstFault(FailFast):
 
 
 def _unicode(text: str) -> str:
-    # JSON's escapes can spell half a character, which no tokenizer and no answer can carry.
+    # JSON escapes can encode a lone surrogate, which neither tokenizers nor UTF-8 accept.
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -86,8 +86,10 @@ def example(**fields: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class Body(Strict):
+    """Base of every request: types are strict too."""
+
+    model_config = ConfigDict(strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -102,3 +104,30 @@ class Strict(BaseModel):
 def check_limit(name: str, value: int, limit: int) -> None:
     if value > limit:
         raise InvalidRequest(f"{name} is {shown(value)}; allowed: up to {limit} (a setting of this server)", param=name)
+
+
+class LengthFields(Body):
+    """Fields of every request of the native API: how long its texts are, and how weights are scaled."""
+
+    normalize: bool = Field(True, description="Scale the weights to sum 1. Negative weights need false.")
+    max_new_tokens: Int = Field(64, ge=1, description="Most tokens to generate; the server's own limit is in /info.")
+    min_new_tokens: Int = Field(0, ge=0, description="The end cannot come before this many tokens.")
+    stop: Stops = Field(default_factory=list, description="Texts that end the answer; never part of it.")
+
+    def options(self, *, max_new_tokens: int) -> dict[str, Any]:
+        """The shared fields as keywords of `Requests`. max_new_tokens: the server's limit; raises InvalidRequest."""
+        check_limit("max_new_tokens", self.max_new_tokens, max_new_tokens)
+        return self.model_dump(include=set(SamplingFields.model_fields))
+
+
+class SamplingFields(LengthFields):
+    """Fields of requests that may sample: `POST /generate` and `POST /sweep`."""
+
+    combine: Combine = Field(
+        "hidden", description="Mix hidden states or probabilities, or sum the adapters (`weights`): one model's price."
+    )
+    temperature: Temperature = Field(0.0, description="0 always takes the most likely token.")
+    top_k: Int = Field(0, ge=0, description="Sample among the k most likely tokens; 0 is off.")
+    top_p: TopP = Field(1.0, description="Sample among the most likely tokens of this mass; 1 is off.")
+    repetition_penalty: Penalty = Field(1.0, description="Above 1: tokens used already count less.")
+    seed: Seed | None = Field(None, description="Null: one is drawn and reported.")

@@ -13,7 +13,7 @@ from emorl_core.errors import EmorlError
 from emorl_core.types import Completion, Event, TokenEvent
 from server.api.answers import json_response, service_of
 from server.api.documented import GENERATION_ERRORS, errors
-from server.api.generation_fields import GenerateRequest, GenerateResponse, answer, attribution_of, finite
+from server.api.generate_models import GenerateRequest, GenerateResponse, answer, attribution_of, finite
 from server.door.errors import error_object
 from server.serving import sse
 from server.serving.receipt import make_receipt

@@ -11,7 +11,7 @@ from emorl_core import __version__
 from emorl_core.weights import BASE
 from server.api.answers import json_response, service_of
 from server.api.documented import errors
-from server.api.generation_fields import Health, Info, Objectives, Profiles
+from server.api.operations_models import Health, Info, Objectives, Profiles
 from server.door.errors import NotReady
 
 router = APIRouter(tags=["operations"])

@@ -40,7 +40,7 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
-    "Cache-Control": "no-cache",  # keep it, and ask with If-None-Match whether it is still so
+    "Cache-Control": "no-cache",  # cached, but revalidated with If-None-Match
 }
 
 

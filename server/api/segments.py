@@ -1,148 +1,89 @@
-"""The HTTP models of `POST /sweep/line`."""
+"""`POST /sweep/line`: all weights between two vectors, exactly."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest
 from emorl_core.ensemble import Ensemble
-from emorl_core.types import MIN_WIDTH, Interval
-from emorl_core.weights import named
-from server.api.fields import Int, Stops, Strict, Text, Weights, check_limit
+from emorl_core.errors import EmorlError
+from emorl_core.types import Completion, IntervalFound
+from server.api.answers import json_response, service_of
+from server.api.documented import GENERATION_ERRORS, errors
+from server.api.segments_models import SegmentsBody, SegmentsResponse, segment_text, segments_answer
+from server.door.errors import error_object
+from server.serving import sse
 
-# Intervals of one request that run at once. More would lengthen every step, also for those who stream beside it.
-_SLOTS = 4
+router = APIRouter(tags=["native"])
+
+_STREAM_EXAMPLE = (
+    'data: {"type":"interval","start":0.0,"end":0.4183,"text":"You feel …","finish_reason":"stop",…}\n\n'
+    'data: {"type":"done","id":"line-0f3a","intervals":[…],…}\n\n'
+    "data: [DONE]\n\n"
+)
 
 
-class LineBody(Strict):
-    """`POST /sweep/line`: every greedy text on the line w(t) = (1 - t) * from + t * to, and the exact t at which it
-    changes."""
+@router.post(
+    "/sweep/line",
+    response_model=SegmentsResponse,
+    responses={
+        200: {"content": {"text/event-stream": {"example": _STREAM_EXAMPLE}}},
+        **errors(*GENERATION_ERRORS),
+    },
+)
+async def sweep_line(body: SegmentsBody, request: Request) -> Response:
+    """Every greedy text between two weight vectors and the exact places where it changes."""
+    service = service_of(request)
+    settings = service.settings
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"prompt": "I can't keep up at work.", "from": {"reflection": 1.0}, "to": {"empathy": 1.0}},
-                {
-                    "prompt": "I can't keep up at work.",
-                    "from": {"reflection": 0.8, "fluency": 0.2},
-                    "to": {"empathy": 0.8, "fluency": 0.2},
-                    "max_new_tokens": 32,
-                    "stream": True,
-                },
-            ]
-        }
-    )
-
-    prompt: Text = Field(description="What the client said; the bundle's template is put around it.")
-    start: Weights = Field(alias="from", description="Weights at t = 0; names not listed weigh 0.")
-    end: Weights = Field(alias="to", description="Weights at t = 1.")
-    normalize: bool = Field(True, description="Scale both ends to sum 1. Negative weights need false.")
-    min_width: float = Field(1e-7, ge=MIN_WIDTH, le=1.0, description="Narrower intervals of t are not divided.")
-    max_new_tokens: Int = Field(64, ge=1, description="Most tokens of each text; the server's own limit is in /info.")
-    min_new_tokens: Int = Field(0, ge=0, description="The end cannot come before this many tokens.")
-    stop: Stops = Field(default_factory=list, description="Texts that end the answer; never part of it.")
-    stream: bool = Field(False, description="Answer with server-sent events, intervals as they are found.")
-
-    def to_core(
-        self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int, max_sweep: int, time_limit_s: float
-    ) -> SegmentsRequest:
-        """Raises `InvalidRequest` and its kinds. `max_new_tokens`, `max_sweep`, `time_limit_s`: the server's limits."""
-        check_limit("max_new_tokens", self.max_new_tokens, max_new_tokens)
-        return ensemble.segments_request(
-            self.prompt,
-            self.start,
-            self.end,
-            names=("from", "to"),
-            min_width=self.min_width,
-            normalize=self.normalize,
-            request_id=request_id,
-            max_new_tokens=self.max_new_tokens,
-            min_new_tokens=self.min_new_tokens,
-            stop=self.stop,
-            most=max_sweep,
-            most_named="max_sweep, a setting of this server",
-            most_slots=_SLOTS,
-            time_limit_s=time_limit_s,
-            time_limit_named="sweep_line_timeout_s, a setting of this server",
+    def build(ensemble: Ensemble) -> SegmentsRequest:
+        return body.to_core(
+            ensemble,
+            f"line-{secrets.token_hex(12)}",
+            max_new_tokens=settings.max_new_tokens,
+            max_sweep=settings.max_sweep,
+            time_limit_s=settings.sweep_line_timeout_s,
         )
 
-
-class LineText(BaseModel):
-    """Every t from `start` to `end` gives this text."""
-
-    start: float
-    end: float
-    text: str
-    finish_reason: Literal["stop", "length"]
-    completion_tokens: int
+    generation, asked = await service.accept_built(request, build, lambda asked: [asked])
+    ensemble = generation.deployment.ensemble
+    dialect = SegmentsDialect(asked, ensemble.name, ensemble.lanes)
+    if body.stream:
+        return await sse.stream(generation, dialect, settings)
+    (completion,) = await generation.finish()
+    return json_response(dialect.answer(completion))
 
 
-class LineResponse(BaseModel):
-    """The answer of `POST /sweep/line`, and the last event of its stream (with `"type": "done"`).
+class SegmentsDialect:
+    """`{"type": "interval", …}` for every interval as it is found, one last `{"type": "done", …the answer…}`."""
 
-    `intervals` rise, touch, and cover 0 to 1; the texts of neighbours differ in their tokens."""
+    def __init__(self, request: SegmentsRequest, model: str, lanes: Sequence[str]) -> None:
+        self._request = request
+        self._model = model
+        self._lanes = lanes
+        self._done: Completion | None = None
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "line-0f3a",
-                    "model": "counselor-demo",
-                    "from": {"reflection": 1.0, "empathy": 0.0},
-                    "to": {"reflection": 0.0, "empathy": 1.0},
-                    "intervals": [
-                        {
-                            "start": 0.0,
-                            "end": 0.4183,
-                            "text": "Work asks more than you have.",
-                            "finish_reason": "stop",
-                            "completion_tokens": 8,
-                        },
-                        {
-                            "start": 0.4183,
-                            "end": 1.0,
-                            "text": "You feel worn out by work.",
-                            "finish_reason": "stop",
-                            "completion_tokens": 8,
-                        },
-                    ],
-                    "lane_row_steps": 26,
-                }
-            ]
-        }
-    )
+    def answer(self, completion: Completion) -> dict[str, Any]:
+        assert isinstance(completion, SegmentsCompletion)
+        return segments_answer(self._model, self._lanes, self._request, completion)
 
-    id: str
-    model: str
-    start: dict[str, float] = Field(alias="from", description="Resolved weights at t = 0.")
-    end: dict[str, float] = Field(alias="to", description="Resolved weights at t = 1.")
-    intervals: list[LineText]
-    lane_row_steps: int = Field(description="Lane rows computed, one token each.")
+    def begin(self) -> bytes:
+        return b""
 
+    def event(self, event: IntervalFound | Completion) -> bytes:
+        if isinstance(event, IntervalFound):
+            return sse.data({"type": "interval", **segment_text(event.interval)})
+        self._done = event
+        return b""
 
-def line_interval(interval: Interval) -> dict[str, Any]:
-    """`LineText` as a plain dictionary."""
-    return {
-        "start": interval.start,
-        "end": interval.end,
-        "text": interval.text,
-        "finish_reason": interval.finish_reason.value,
-        "completion_tokens": len(interval.token_ids),
-    }
+    def failed(self, error: EmorlError) -> bytes:
+        return sse.data({"type": "error", "error": error_object(error)})
 
-
-def line_answer(
-    model: str, lanes: Sequence[str], request: SegmentsRequest, completion: SegmentsCompletion
-) -> dict[str, Any]:
-    """`LineResponse` as plain dictionaries."""
-    return {
-        "id": request.request_id,
-        "model": model,
-        "from": named(lanes, request.weights),
-        "to": named(lanes, request.to),
-        "intervals": [line_interval(interval) for interval in completion.intervals],
-        "lane_row_steps": completion.lane_row_steps,
-    }
+    def end(self) -> bytes:
+        assert self._done is not None
+        return sse.data({"type": "done", **self.answer(self._done)})

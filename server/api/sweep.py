@@ -1,5 +1,4 @@
-"""`POST /sweep`: many weight vectors on the same prompts, sharing every common prefix; `POST /sweep/line`: all weights
-between two vectors, exactly."""
+"""`POST /sweep`: many weight vectors on the same prompts, sharing every common prefix."""
 
 from __future__ import annotations
 
@@ -11,16 +10,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest
 from emorl_core.engine.sweep import SweepItem, SweepPlan
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
-from emorl_core.types import Completion, Event, IntervalFound
+from emorl_core.types import Completion, Event
 from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
 from server.api.documented import GENERATION_ERRORS, errors
-from server.api.segments import LineBody, LineResponse, line_answer, line_interval
-from server.api.sweep_fields import SweepRequest, SweepResponse, sweep_answer, sweep_item
+from server.api.sweep_models import SweepRequest, SweepResponse, sweep_answer, sweep_item
 from server.door.errors import error_object
 from server.serving import sse
 
@@ -30,11 +27,6 @@ _STREAM_EXAMPLE = (
     'data: {"type":"item","prompt":0,"weights":3,"text":"You feel …","finish_reason":"stop","completed":1,"total":66}'
     "\n\n"
     'data: {"type":"done","id":"sweep-0f3a","results":[…],…}\n\n'
-    "data: [DONE]\n\n"
-)
-_LINE_STREAM_EXAMPLE = (
-    'data: {"type":"interval","start":0.0,"end":0.4183,"text":"You feel …","finish_reason":"stop",…}\n\n'
-    'data: {"type":"done","id":"line-0f3a","intervals":[…],…}\n\n'
     "data: [DONE]\n\n"
 )
 
@@ -55,13 +47,13 @@ async def sweep(body: SweepRequest, request: Request) -> Response:
     def build(ensemble: Ensemble) -> SweepPlan:
         return body.plan(ensemble, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep)
 
-    # Its prompts queue like as many requests; the branches they fork into take only slots that are free.
+    # Each prompt takes one place of the queue; the branches they fork into use only free slots.
     rows = min(len(body.prompts), service.admission.slots)
     generation, plan = await service.accept_built(request, build, _requests_of, rows)
     dialect = SweepDialect(f"sweep-{secrets.token_hex(12)}", generation.deployment.ensemble.name, plan)
     if body.stream:
         return await sse.stream(generation, dialect, settings)
-    # The answer to thousands of completions takes its time, in which others are to be answered too.
+    # Off the event loop: the answer to thousands of completions takes long to build.
     return await asyncio.to_thread(_whole, dialect, await generation.finish())
 
 
@@ -102,64 +94,3 @@ class SweepDialect:
 
     def end(self) -> bytes:
         return sse.data({"type": "done", **self.answer()})
-
-
-@router.post(
-    "/sweep/line",
-    response_model=LineResponse,
-    responses={
-        200: {"content": {"text/event-stream": {"example": _LINE_STREAM_EXAMPLE}}},
-        **errors(*GENERATION_ERRORS),
-    },
-)
-async def sweep_line(body: LineBody, request: Request) -> Response:
-    """Every greedy text between two weight vectors and the exact places where it changes."""
-    service = service_of(request)
-    settings = service.settings
-
-    def build(ensemble: Ensemble) -> SegmentsRequest:
-        return body.to_core(
-            ensemble,
-            f"line-{secrets.token_hex(12)}",
-            max_new_tokens=settings.max_new_tokens,
-            max_sweep=settings.max_sweep,
-            time_limit_s=settings.sweep_line_timeout_s,
-        )
-
-    generation, asked = await service.accept_built(request, build, lambda asked: [asked])
-    ensemble = generation.deployment.ensemble
-    dialect = LineDialect(asked, ensemble.name, ensemble.lanes)
-    if body.stream:
-        return await sse.stream(generation, dialect, settings)
-    (completion,) = await generation.finish()
-    return json_response(dialect.answer(completion))
-
-
-class LineDialect:
-    """`{"type": "interval", …}` for every interval as it is found, one last `{"type": "done", …the answer…}`."""
-
-    def __init__(self, request: SegmentsRequest, model: str, lanes: Sequence[str]) -> None:
-        self._request = request
-        self._model = model
-        self._lanes = lanes
-        self._done: Completion | None = None
-
-    def answer(self, completion: Completion) -> dict[str, Any]:
-        assert isinstance(completion, SegmentsCompletion)
-        return line_answer(self._model, self._lanes, self._request, completion)
-
-    def begin(self) -> bytes:
-        return b""
-
-    def event(self, event: IntervalFound | Completion) -> bytes:
-        if isinstance(event, IntervalFound):
-            return sse.data({"type": "interval", **line_interval(event.interval)})
-        self._done = event
-        return b""
-
-    def failed(self, error: EmorlError) -> bytes:
-        return sse.data({"type": "error", "error": error_object(error)})
-
-    def end(self) -> bytes:
-        assert self._done is not None
-        return sse.data({"type": "done", **self.answer(self._done)})

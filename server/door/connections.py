@@ -24,7 +24,7 @@ _TELL_EVERY_S = 60.0
 
 
 class Phase(Enum):
-    """What a connection waits for. Their order is the order in which connections are cut when there is no room."""
+    """What a connection waits for, in the order in which connections are closed when there are too many."""
 
     HEAD = "head"  # the rest of a request's head, or its first byte
     ANSWERED = "answered"  # the rest of a body, though the answer is out
@@ -71,7 +71,7 @@ class Connections:
         return self._timeouts.get(phase)
 
     def moved(self, connection: Connection, before: Phase | None, after: Phase | None) -> None:
-        """Keep book. None: not open yet, or closed."""
+        """Record a change of phase. None: not open yet, or closed."""
         if before is not None:
             self._in[before].pop(connection, None)
         if after is not None:
@@ -80,7 +80,7 @@ class Connections:
             self._changed.set()
 
     async def make_room(self, newcomers: int) -> None:
-        """Return once there is room: who waits for its client longest, by the order of the phases, makes it."""
+        """Close connections until there is room: by order of phases, the longest in each phase first."""
         while len(self) + newcomers > self.most:
             if self.cut_one():
                 self._tell()
@@ -97,7 +97,7 @@ class Connections:
         return False
 
     def hurry(self, seconds: float) -> None:
-        """From now on clients that keep this server waiting have at most `seconds` more."""
+        """Shorten every limit on waiting for a client to `seconds` from now."""
         for phase in (Phase.BODY, Phase.UNREAD):
             self._timeouts[phase] = min(seconds, self._timeouts.get(phase, seconds))
             for connection in list(self._in[phase]):

@@ -128,7 +128,7 @@ class ContextMiddleware:
         if generation is not None:
             facts["outcome"] = generation.outcome
             facts["tokens"] = generation.tokens
-        # A finished text is always told; what a crowd can have for nothing only so often (log_lines_per_s).
+        # Finished generations are always logged; other lines are rate-limited (log_lines_per_s).
         finished = generation is not None and generation.outcome in ("stop", "length")
         kind = None if finished else f"{context.status // 100}xx"
         line = " ".join(f"{name}={value}" for name, value in facts.items())

@@ -70,7 +70,7 @@ class HeadersTooLarge(EmorlError):
 
 
 class InvalidHttp(EmorlError):
-    """Bytes that are no HTTP request."""
+    """The bytes received are not an HTTP request."""
 
     code = "invalid_http"
 
@@ -120,19 +120,19 @@ class EngineRestarted(EmorlError):
 
 
 class ReloadFailed(EmorlError):
-    """The new bundle was refused; the old one serves on."""
+    """The new bundle was refused; the old one stays in service."""
 
     code = "reload_failed"
 
 
 class ClientGone(EmorlError):
-    """The caller hung up; nobody reads this answer."""
+    """The client disconnected; nobody reads this answer."""
 
     code = "client_gone"
 
 
 class ClientTooSlow(EmorlError):
-    """The caller reads a stream so slowly that what waited for it was given up."""
+    """The client reads its stream too slowly; its unread events were dropped."""
 
     code = "client_too_slow"
 
@@ -148,7 +148,7 @@ class Rule:
     status: int
     type: str
     retry_after_s: int | None = None
-    repeats: bool = False  # the same request would fail again: tell clients not to retry
+    repeats: bool = False  # the same request would fail again: clients are told not to retry
     message: str | None = None
 
 

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from emorl_core.config import reason_of
 from emorl_core.errors import EmorlError, InvalidRequest
 from server.door.errors import (
     BodyTooLarge,
@@ -95,7 +96,7 @@ def _words(finding: Finding) -> str:
         return f"must have at most {context['max_length']} items, has {context['actual_length']}"
     if finding["type"] == "too_short" and context["min_length"] == 1:
         return "must not be empty"
-    message = str(finding["msg"]).removeprefix("Value error, ")
+    message = reason_of(finding)
     return message[:1].lower() + message[1:]
 
 

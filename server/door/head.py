@@ -21,7 +21,7 @@ class HeadMiddleware:
                 message = {**message, "body": b""}
             await send(message)
 
-        # In place, because what is outside of this reads from the scope which route it was.
+        # In place, because outer middleware reads the route from the scope.
         scope["method"] = "GET"
         try:
             await self.app(scope, receive, send_head)

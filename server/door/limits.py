@@ -27,7 +27,7 @@ class LimitMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # The connection refuses a head that is too long while it waits for its end; one that came at once is here.
+        # The connection refuses a head that grows too long while it arrives; one that arrived whole is checked here.
         if sum(len(name) + len(value) for name, value in scope["headers"]) > self._max_header_bytes:
             error = HeadersTooLarge(
                 f"the headers are too large; allowed: {self._max_header_bytes} bytes (max_header_bytes)"
@@ -45,7 +45,7 @@ class LimitMiddleware:
 
         async def receive_counted() -> Message:
             nonlocal received, complete
-            if complete:  # what comes now is the client going away, and may take as long as it likes
+            if complete:  # only a disconnect can follow, which has no time limit
                 return await receive()
             # An HTTPException is the one kind that FastAPI lets through while it reads a body.
             try:

@@ -83,7 +83,7 @@ class Listener:
                     await self._take(sock)
                 except OSError as error:
                     self._tell(error)
-                    if not self._connections.cut_one():  # its descriptor may be the one that was missing
+                    if not self._connections.cut_one():  # closing it frees a file descriptor
                         await asyncio.sleep(_RETRY_S)
         finally:
             sock.close()
@@ -92,7 +92,7 @@ class Listener:
         """Wait for a connection; hand on all that have come."""
         clients = [(await asyncio.get_running_loop().sock_accept(sock))[0]]
         try:
-            with suppress(OSError):  # none left; any other reason shows again at the next one
+            with suppress(OSError):  # none left; any other error recurs at the next accept
                 while len(clients) < self._at_once:
                     clients.append(sock.accept()[0])
             await self._connections.make_room(len(clients))

@@ -21,10 +21,10 @@ class PrefixMiddleware:
         sent, mounted = scope["path"], scope.get("root_path", "").rstrip("/")  # mounted: as a part of another app
         path = _without(self._root_path, _without(mounted, sent))
         home = sent or mounted or self._root_path
-        # In place, because what is outside of this counts by the path.
+        # In place, because outer middleware reads the path from the scope.
         scope["path"], scope["root_path"] = path or "/", ""
         if not path and home and scope["method"] in ("GET", "HEAD"):
-            # The page names its files from where it is: without the slash that would be one level too high.
+            # The page's links are relative: without the trailing slash they would resolve one level too high.
             await RedirectResponse(f"{home}/", 308)(scope, receive, send)
         else:
             await self.app(scope, receive, send)

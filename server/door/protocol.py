@@ -12,7 +12,7 @@ from emorl_core.errors import EmorlError
 from server.door.connections import Connections, Phase
 from server.door.errors import HeadersTooLarge, InvalidHttp, error_body, status_for
 
-_PROGRESS = 64 * 1024  # bytes that a slow reader must take within the time it has, or all there are
+_PROGRESS = 64 * 1024  # bytes that a client must read within the slow-client timeout, or all that is ready
 
 
 def guarded(connections: Connections) -> type[H11Protocol]:
@@ -29,7 +29,7 @@ def guarded(connections: Connections) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            transport.set_write_buffer_limits(high=0)  # whatever the kernel does not take is told at once
+            transport.set_write_buffer_limits(high=0)  # report unsent bytes as soon as the kernel's buffer is full
             self._settle()
 
         def data_received(self, data: bytes) -> None:
@@ -103,17 +103,21 @@ def guarded(connections: Connections) -> type[H11Protocol]:
             self.watch()
 
         # --- what is no request --------------------------------------------------------------------------------------
+
         def _unsupported_upgrade_warning(self) -> None:
-            """An upgrade that nobody offered is ignored (RFC 9110, 7.8). uvicorn logs two lines for it, key or none."""
+            """Unsupported upgrades are ignored (RFC 9110, 7.8); uvicorn would log two lines each, API key or not."""
 
         def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text
-            # uvicorn calls it for whatever h11 cannot read; only the limit on the head is told apart.
+            # Called by uvicorn for anything that h11 cannot parse; only the limit on the head is distinguished.
             limit = self.config.h11_max_incomplete_event_size or 0
             error: EmorlError = InvalidHttp("this is no HTTP request")
             if len(self.conn.trailing_data[0]) > limit:
                 error = HeadersTooLarge(f"the headers are too large; allowed: {limit} bytes (max_header_bytes)")
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
                 self._answer(status_for(error), error_body(error))
+            if self.cycle is not None and not self.cycle.response_complete:  # a head was read before this
+                self.cycle.disconnected = True  # whatever it would answer comes too late
+                self.cycle.message_event.set()
             self.transport.close()
 
         def _answer(self, status: int, body: bytes) -> None:

@@ -46,7 +46,7 @@ class Channel:
         self._unread = unread
 
     def __len__(self) -> int:
-        """Events that nobody has taken yet."""
+        """Number of unread events."""
         return len(self._events)
 
     @property
@@ -84,7 +84,7 @@ class Channel:
     async def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until there is something to take; False when `timeout_s` passed first. One reader at a time."""
         if self._events:
-            await asyncio.sleep(0)  # a reader with much to take lets the others have their turn
+            await asyncio.sleep(0)  # yield to other readers when there is much to read
             return True
         loop = asyncio.get_running_loop()
         waiter = self._waiter = loop.create_future()
@@ -106,13 +106,13 @@ class Channel:
         return events
 
     def drop(self) -> None:
-        """Forget what nobody has taken."""
+        """Drop all unread events."""
         if self._unread is not None:
             self._unread.add(-len(self._events))
         self._events.clear()
 
     def give_up(self, error: EmorlError) -> list[str]:
-        """Drop what nobody has taken: the reader gets `error` instead. Returns the ids that were open."""
+        """Drop all unread events; the reader gets `error` instead. Returns the ids that were open."""
         ended = sorted(self.open)
         self.open.clear()
         self.drop()

@@ -79,13 +79,13 @@ class Deployment:
 
 
 def _observer(metrics: Metrics, threads: ThreadChoice) -> Callable[[EngineStats, float], None]:
-    """What is noted of every step, on the engine's thread."""
+    """Observe one step, on the engine's thread."""
     rows = misses = 0
 
     def note(stats: EngineStats, took_s: float) -> None:
         nonlocal rows, misses
         metrics.batch_rows.observe(stats.batch_rows)
-        # A step that encoded a prompt besides says nothing about how long steps take.
+        # A step with a prefill in it says nothing about how long decoding steps take.
         plain = stats.prefill_misses == misses
         threads.observe(took_s, stats.lane_row_steps - rows if plain else 0)
         rows, misses = stats.lane_row_steps, stats.prefill_misses
@@ -98,7 +98,7 @@ def _is_folder(bundle: str | None) -> bool:
 
 
 def emptied(engine: Engine) -> Engine:
-    """The same weights with nothing in them of the requests before: no rows, no cached prompts."""
+    """A fresh engine over the same weights: no lane rows, no cached prompts."""
     engine.drop_all(EngineRestarted("the engine failed and starts again"))
     engine.runner.prefill_cache.clear()
     return engine
@@ -142,7 +142,7 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
             value = work()
         except BaseException as caught:  # noqa: BLE001  handed to the waiter
             error = caught
-        with contextlib.suppress(RuntimeError):  # the loop has closed while we worked; nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile; nobody waits
             loop.call_soon_threadsafe(settle, value, error)
 
     threading.Thread(target=main, name=_THREAD, daemon=True).start()

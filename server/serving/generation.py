@@ -45,7 +45,7 @@ class Generation:
         self.began = time.perf_counter()
         self.tokens = 0  # completion tokens seen, for the access log
         self._channel = deployment.worker.submit(self.requests)
-        self._channel.on_finished = permit.release  # the engine is done; the reader may take its time
+        self._channel.on_finished = permit.release  # the engine is done, even if the client still reads
         self._channel.count_in(unread)
         self._metrics = metrics
         self._on_close = on_close
@@ -69,7 +69,7 @@ class Generation:
         self.deployment.worker.cancel(self._channel.fail(error))
 
     def fall_behind(self) -> None:
-        """Give up what the client has not read, and what was still to come."""
+        """Drop the unread events and cancel the rest."""
         error = ClientTooSlow("the client read too slowly, and too many events waited for it (max_unread_events)")
         self.deployment.worker.cancel(self._channel.give_up(error))
 
@@ -92,7 +92,7 @@ class Generation:
 
     @property
     def unread(self) -> int:
-        """Events that have come and that nobody has taken."""
+        """Number of unread events."""
         return len(self._channel)
 
     @property
@@ -101,7 +101,7 @@ class Generation:
         return self.error is not None or (self._channel.finished and not self._channel)
 
     def take(self) -> list[Event]:
-        """The events that have come, with the books kept."""
+        """The unread events, counted in metrics and log facts."""
         events = self._channel.take()
         for event in events:
             if isinstance(event, TokenEvent):
@@ -135,7 +135,7 @@ class Generation:
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take what is left out of the engine and out of memory. May be called any number of times."""
+        """Cancel what still runs and drop unread events. Idempotent."""
         if self._closed:
             return
         self._closed = True

@@ -17,10 +17,10 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from emorl_core import __version__
 from emorl_core.bundle import BundleSpec
+from emorl_core.config import Strict
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.snapshot import Hashes
@@ -32,11 +32,7 @@ _REMOVABLE = ("prompt", "text", "token_ids")
 Prompt = str | list[int]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Identity(_Part):
+class Identity(Strict):
     """What was loaded. Hashes are SHA-256, of a folder over the names and contents of its files; null where nothing was
     hashed, as for a model that is no bundle.
 
@@ -77,7 +73,7 @@ class Identity(_Part):
         return found
 
 
-class ReceiptSampling(_Part):
+class ReceiptSampling(Strict):
     max_new_tokens: int
     min_new_tokens: int
     temperature: float
@@ -88,7 +84,7 @@ class ReceiptSampling(_Part):
     stop: list[str]
 
 
-class Receipt(_Part):
+class Receipt(Strict):
     """`prompt`: the text without the template, or token ids where those were sent. `weights`: every lane's number as
     the engine used it, so they are given back with `normalize: false`. `sha256`: over all the rest but the three
     fields that may be set to null, two of which have hashes of their own. It shows damage; it is no signature."""

@@ -86,8 +86,8 @@ class Service:
         self.on_ready()
 
     def reload_soon(self) -> None:
-        """A reload that nobody waits for, as SIGHUP asks for it: at once, or after what is being loaded. One of them
-        waits; it will read what a later one would."""
+        """Reload in the background, on SIGHUP: at once, or after the load in progress. At most one is queued, since it
+        reads the newest bundle anyway."""
         if self.settings.bundle is None:
             logger.warning("SIGHUP: this server was given its model; there is no bundle to load again")
         elif self.draining or self.failure is not None:
@@ -102,7 +102,7 @@ class Service:
     async def _reload_in_turn(self) -> None:
         await self._settled.wait()
         async with self._loading:
-            turn, self._next_reload = self._next_reload, None  # whoever asks from now on may have seen a later bundle
+            turn, self._next_reload = self._next_reload, None  # a later SIGHUP may mean a newer bundle
             assert turn is asyncio.current_task()
             if self.started and not self.draining:
                 with contextlib.suppress(ReloadFailed):  # the log has the reason
@@ -288,7 +288,7 @@ class Service:
         generation.deployment.users -= 1
 
     def _make_room(self) -> None:
-        """More events than may wait to be read: the client that is furthest behind loses its answer."""
+        """Too many unread events: the slowest client's answer is dropped."""
         max(self.active, key=lambda generation: generation.unread).fall_behind()
 
     # --- numbers -----------------------------------------------------------------------------------------------------

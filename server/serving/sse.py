@@ -72,7 +72,7 @@ async def stream(generation: Generation, dialect: Dialect, settings: Settings) -
 
 class EventStream(Response):
     """Sends `chunks` of a generation. The generation notices a client that goes away and ends the iteration itself; one
-    that reads nothing is let go by its connection (`server.door.connections`)."""
+    that reads nothing hits the slow-client timeout of its connection (`server.door.connections`)."""
 
     media_type = "text/event-stream"
 

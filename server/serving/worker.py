@@ -82,7 +82,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._channels: dict[str, Channel] = {}  # event loop only
         self._settled = asyncio.Event()  # event loop only: ready, or given up
-        self._lock = threading.Lock()  # between a submit and the thread's last breath
+        self._lock = threading.Lock()  # between a submit and the end of the thread
         self._accepting = True
         self._stopping = False
         self._step_started: float | None = None
@@ -169,7 +169,7 @@ class Worker:
                 self._serve()
                 self._fail_inside(ShuttingDown("the server is shutting down"), last=True)
                 return
-            except BaseException as error:  # noqa: BLE001  the thread must outlive anything: clients wait for it
+            except BaseException as error:  # noqa: BLE001  the thread must survive any error: clients wait for it
                 self._step_started = None
                 was_ready, self.ready = self.ready, False
                 in_a_row += 1
@@ -204,7 +204,7 @@ class Worker:
                 self._post(self._deliver, [self._seen(event) for event in events])
 
     def _tell_faults(self) -> None:
-        """Log what the engine got over by running requests one by one: the first time, and then ever more seldom."""
+        """Log faults that were retried individually: at the first, and then whenever their number has doubled."""
         faults = self.stats.faults
         if faults and faults >= 2 * self._faults_told:
             self._faults_told = faults
@@ -252,7 +252,7 @@ class Worker:
             late.append(self._deadlines.popleft()[1])
         if not self._inside.intersection(late):
             return
-        # What waits while others of its job have run waits for its own turn, not at the door.
+        # The timeout is for jobs that have not started; later branches of a started job may wait longer.
         fresh = [branch for branch in self._engine.scheduler.waiting if not branch.job.started]
         waiting = {member.request.request_id for branch in fresh for member in branch.members}
         for request_id in waiting.intersection(late):
@@ -260,7 +260,7 @@ class Worker:
             self._timed_out.add(request_id)
 
     def _seen(self, event: Event) -> Event:
-        """Keep book of a request's last event; a cancellation for a queue timeout becomes that error."""
+        """Forget a request at its last event; a cancellation for a queue timeout becomes that error."""
         if not isinstance(event, (Completion, Failure)):
             return event
         self._inside.discard(event.request_id)

@@ -1,4 +1,4 @@
-"""Log lines on their way out: whoever logs hands them over and goes on, however slowly the log is read."""
+"""A queue of log lines, so that logging never blocks on a slow reader of the log."""
 
 from __future__ import annotations
 

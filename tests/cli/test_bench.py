@@ -89,6 +89,7 @@ def test_times_are_read_as_they_were_taken() -> None:
     assert times.around(3, reach=1) == 0.5
 
 
+@pytest.mark.slow
 def test_a_worker_does_the_same_and_says_in_one_line_what_went_wrong(models: Path) -> None:
     here = load(setup(models, "emorl")).run(WORK).ids
     with Worker(setup(models, "emorl")) as other:

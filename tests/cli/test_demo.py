@@ -82,7 +82,7 @@ def test_the_default_folder_is_in_the_users_cache_and_named_by_the_demos_key(
 def test_the_curl_line_is_a_request_that_the_server_takes(
     emorl, builds: list, ready_texts: list[Settings], tmp_path: Path
 ) -> None:
-    from server.api.generation_fields import GenerateRequest
+    from server.api.generate_models import GenerateRequest
 
     ran = emorl("demo", "--folder", tmp_path / "demo", "--port", 0)
     assert ran.code == 0

@@ -37,7 +37,7 @@ def test_streaming_prints_the_same_text(emorl, fake: Ensemble) -> None:
 
 
 def test_json_has_the_fields_of_the_http_answer(emorl, fake: Ensemble) -> None:
-    from server.api.generation_fields import GenerateResponse
+    from server.api.generate_models import GenerateResponse
 
     ran = emorl("generate", "any", PROMPT, "--profile", "empathy", "--json", "--attribution", "--seed", 5)
     answer = GenerateResponse.model_validate_json(ran.out, strict=True)

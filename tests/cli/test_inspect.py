@@ -12,7 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from emorl_core.adapters import read_peft, write_peft
+from emorl_core.adapter_writer import write_peft
+from emorl_core.adapters import read_peft
 from emorl_core.ensemble import Ensemble
 from emorl_core.files import weights_hash
 

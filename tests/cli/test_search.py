@@ -73,7 +73,9 @@ def test_the_found_weights_become_a_profile_with_their_origin(search, own_bundle
 
 def test_the_budget_of_the_paper_s_search_is_shown_first(search) -> None:
     result = search("--space", "cube", "--no-plots", "--no-write", "--search-prompts", 1)
-    assert result.err.startswith("3^3 x 2 levels = 54 evaluations in the cube")
+    threads, budget, *_ = result.err.splitlines()
+    assert threads.startswith("computing with ")
+    assert budget.startswith("3^3 x 2 levels = 54 evaluations in the cube")
 
 
 def test_a_second_search_asks_before_it_replaces_anything(search, own_bundle: Path, tmp_path: Path) -> None:

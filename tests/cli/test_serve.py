@@ -102,6 +102,7 @@ def test_a_taken_port_is_told_before_anything_is_loaded(emorl, served: list[Sett
     assert served == []
 
 
+@pytest.mark.slow
 def test_a_process_serves_streams_and_stops_on_sigterm(bundle: Path) -> None:
     command = [sys.executable, "-m", "emorl_cli", "serve", str(bundle), "--port", "0", "--log-format", "json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -28,7 +28,12 @@ def prefilled(model: LaneModel, prompts: Sequence[Sequence[int]], lanes: Sequenc
 
 def rows_of(model: LaneModel, lanes: Sequence[int] | Tensor) -> LaneIndex:
     """Lane rows by number, for `step`."""
-    return LaneIndex.one_hot(torch.as_tensor(lanes, device=model.facts.device), len(model.adapters))
+    return one_hot(torch.as_tensor(lanes, device=model.facts.device), len(model.adapters))
+
+
+def one_hot(lanes: Tensor, adapters: int) -> LaneIndex:
+    """lanes: [M] lane numbers, 0 for the base."""
+    return LaneIndex((lanes.unsqueeze(1) == torch.arange(1, adapters + 1, device=lanes.device)).float())
 
 
 def drain(engine: Engine, before_step: Steps | None = None) -> list[Event]:

@@ -15,15 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
-from emorl_core.adapters import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    Adapter,
-    LoraPair,
-    of_another_base,
-    read_peft,
-    write_peft,
-)
+from emorl_core.adapter_writer import write_peft
+from emorl_core.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, LoraPair, of_another_base, read_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.errors import AdapterError
 from emorl_core.models.registry import load_model

@@ -13,7 +13,8 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, T5ForConditionalGeneration
 
-from emorl_core.adapters import read_peft, write_peft
+from emorl_core.adapter_writer import write_peft
+from emorl_core.adapters import read_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble

@@ -30,6 +30,7 @@ def make(request: pytest.FixtureRequest) -> Make:
     return lambda slots: Ensemble.load(folder, device="cpu", dtype="float32", slots=slots)
 
 
+@pytest.mark.slow
 def test_two_hundred_requests_through_eight_slots_equal_their_runs_alone(make: Make) -> None:
     ensemble = make(8)
     requests = mixed_requests(ensemble, 200, seed=1, longest=14)

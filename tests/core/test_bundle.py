@@ -22,10 +22,10 @@ from emorl_core.bundle import (
     BundleSpec,
     ObjectiveSpec,
     ProfileSpec,
-    explain,
     read_spec,
     write_spec,
 )
+from emorl_core.config import explain
 from emorl_core.errors import BundleError
 
 GOOD: dict[str, Any] = {
@@ -271,6 +271,14 @@ def test_a_folder_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
         bundle.adapter_folder("empathy")
     (tmp_path / "adapters" / "empathy").mkdir(parents=True)
     assert bundle.adapter_folder("empathy") == tmp_path / "adapters" / "empathy"
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_number_of_any_length_is_refused_in_one_line(digits: int) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ProfileSpec(weights={"a": 10**digits})
+    assert explain(caught.value).startswith("weights.a: Input should be a valid number (found ")
+    assert len(explain(caught.value)) < 200
 
 
 def test_specs_are_frozen() -> None:

@@ -18,6 +18,7 @@ from emorl_core.bundle import BASE_DIR
 from emorl_core.files import is_lfs_pointer
 from tests.builders import tiny_t5
 from tests.core.bases import INDEX, LFS_POINTER, WEIGHTS, edit_config, edit_json, edit_weights, load, refusal
+from tests.core.driving import prefilled, rows_of
 
 SHARED, HEAD = "shared.weight", "lm_head.weight"
 ENCODER, DECODER = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
@@ -35,8 +36,8 @@ def logits(folder: Path) -> Tensor:
     """[3, V] of the base alone."""
     model = load(folder)
     cache = model.new_cache()
-    cache.insert(model.prefill([PROMPT], [0])[0])
-    return model.head(model.step(torch.tensor([IDS]), torch.tensor([0]), cache)[0])
+    cache.insert(prefilled(model, [PROMPT], [0])[0])
+    return model.head(model.step(torch.tensor([IDS]), rows_of(model, [0]), cache)[0])
 
 
 def judged(folder: Path) -> Tensor:
@@ -121,7 +122,9 @@ def test_a_pointer_of_git_lfs_is_called_that(base: Path, name: str) -> None:
     if name == INDEX:
         (base / WEIGHTS).unlink()
     (base / name).write_text(LFS_POINTER)
-    assert f"{name} is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`" in refusal(base)
+    message = refusal(base)
+    assert name in message
+    assert "is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`" in message
 
 
 def test_only_a_pointer_is_taken_for_one(base: Path, tmp_path: Path) -> None:

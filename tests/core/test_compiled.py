@@ -57,6 +57,7 @@ def test_greedy_tokens_are_those_of_separate_models(compiled: Ensemble, judge: S
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_requests_that_join_and_leave_get_the_tokens_of_the_plain_step(
     compiled: Ensemble, ensemble: Ensemble, seed: int
@@ -101,6 +102,7 @@ def test_a_request_that_is_not_finite_fails_alone(compiled: Ensemble, ensemble: 
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_process_may_load_any_number_of_models(loaded: Ensemble, tmp_path: Path) -> None:
     """Torch compiles a function a few times only, unless it is told that these are different models."""
     assert loaded.compiled

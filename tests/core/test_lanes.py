@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from emorl_core.adapters import Adapter, LoraPair
 from emorl_core.lanes.frozen import FrozenMatrix, packed_product_available
-from emorl_core.lanes.index import LaneIndex, round_rows
+from emorl_core.lanes.index import round_rows
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.stacking import stack_adapters
+from tests.core.driving import one_hot
 
 IN, OUT = 24, 20
 RANKS = (2, 5, 3)
@@ -69,7 +70,7 @@ def expected_of(twins: list[list[Separate]], x: Tensor, lanes: tuple[int, ...]) 
 def test_all_lanes_at_once_equal_separate_layers(projections: int, lanes: tuple[int, ...]) -> None:
     layer, twins = build(projections)
     x = random(len(lanes), IN)
-    out = layer(x, LaneIndex.one_hot(torch.tensor(lanes), len(RANKS)))
+    out = layer(x, one_hot(torch.tensor(lanes), len(RANKS)))
     assert out.shape == ((len(lanes), OUT) if projections == 1 else (projections, len(lanes), OUT))
     torch.testing.assert_close(out, expected_of(twins, x, lanes))
 
@@ -77,12 +78,12 @@ def test_all_lanes_at_once_equal_separate_layers(projections: int, lanes: tuple[
 def test_an_adapter_that_leaves_a_projection_out_is_the_base_there() -> None:
     layer, twins = build(3, missing=(1, 2))
     x = random(len(LANES), IN)
-    torch.testing.assert_close(layer(x, LaneIndex.one_hot(torch.tensor(LANES), 3)), expected_of(twins, x, LANES))
+    torch.testing.assert_close(layer(x, one_hot(torch.tensor(LANES), 3)), expected_of(twins, x, LANES))
 
 
 def test_rows_repeat_for_the_tokens_of_a_lane_row() -> None:
     layer, twins = build(1)
-    index = LaneIndex.one_hot(torch.tensor([3, 0, 1]), 3)
+    index = one_hot(torch.tensor([3, 0, 1]), 3)
     x = random(12, IN)
     torch.testing.assert_close(layer(x, index.repeat(4)), expected_of(twins, x, (3,) * 4 + (0,) * 4 + (1,) * 4))
     assert index.repeat(1) is index
@@ -98,7 +99,7 @@ def test_prompts_of_any_length_meet_few_products_and_change_nothing(
     product = layer.base.forward
     monkeypatch.setattr(layer.base, "forward", lambda x: met.add(x.shape[0]) or product(x))
     for tokens in range(2, 200):
-        index = LaneIndex.one_hot(torch.tensor([3, 0, 1]), 3)
+        index = one_hot(torch.tensor([3, 0, 1]), 3)
         x = random(3 * tokens, IN)
         with torch.no_grad():
             out = layer(x, index.repeat(tokens))
@@ -121,7 +122,7 @@ def test_a_layer_that_no_adapter_touches_keeps_none() -> None:
     layer = LaneLinear(random(OUT, IN))
     stack_adapters([(["m"], layer)], [Adapter("a", {})])
     assert layer.lora_a is None
-    assert layer(random(2, IN), LaneIndex.one_hot(torch.tensor([0, 1]), 1)).shape == (2, OUT)
+    assert layer(random(2, IN), one_hot(torch.tensor([0, 1]), 1)).shape == (2, OUT)
 
 
 def trainable(projections: int) -> tuple[LaneLinear, list[list[Separate]]]:
@@ -152,7 +153,7 @@ def test_gradients_equal_those_of_separate_layers_and_padding_gets_none(projecti
     with torch.no_grad():
         y.copy_(x)
     pull = random(*([projections] if projections > 1 else []), len(LANES), OUT, seed=9)
-    (layer(x, LaneIndex.one_hot(torch.tensor(LANES), 3)) * pull).sum().backward()
+    (layer(x, one_hot(torch.tensor(LANES), 3)) * pull).sum().backward()
     (expected_of(twins, y, LANES) * pull).sum().backward()
     torch.testing.assert_close(x.grad, y.grad)
     assert layer.lora_a is not None
@@ -174,7 +175,7 @@ def test_gradients_equal_those_of_separate_layers_and_padding_gets_none(projecti
 
 def test_adapters_of_lanes_that_do_not_run_get_zero_gradients() -> None:
     layer, _ = trainable(1)
-    layer(random(4, IN), LaneIndex.one_hot(torch.tensor([0, 2, 2, 0]), 3)).sum().backward()
+    layer(random(4, IN), one_hot(torch.tensor([0, 2, 2, 0]), 3)).sum().backward()
     assert layer.lora_a is not None
     assert layer.lora_a.grad is not None
     assert [bool(layer.lora_a.grad[0, n].any()) for n in range(3)] == [False, True, False]
@@ -183,7 +184,7 @@ def test_adapters_of_lanes_that_do_not_run_get_zero_gradients() -> None:
 def test_dropout_is_on_the_adapters_input_and_in_training_only() -> None:
     layer, twins = trainable(1)
     layer.dropout = 0.5
-    x, index = random(len(LANES), IN), LaneIndex.one_hot(torch.tensor(LANES), 3)
+    x, index = random(len(LANES), IN), one_hot(torch.tensor(LANES), 3)
     layer.eval()
     torch.testing.assert_close(layer(x, index), expected_of(twins, x, LANES))
     layer.train()
@@ -271,7 +272,7 @@ def test_other_adapters_can_take_the_place_of_attached_ones(dtype: torch.dtype) 
         [Adapter("a", {"m": LoraPair(random(rank, 512, seed=rank).to(dtype), random(512, rank).to(dtype), 1.0)})]
         for rank in (6, 3)
     ]
-    x, index = random(4, 512).to(dtype), LaneIndex.one_hot(torch.tensor([0, 1, 1, 0]), 1)
+    x, index = random(4, 512).to(dtype), one_hot(torch.tensor([0, 1, 1, 0]), 1)
     for own in adapters:
         stack_adapters([(["m"], layer)], own)
     stack_adapters([(["m"], fresh)], adapters[1])

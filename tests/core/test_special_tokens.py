@@ -26,7 +26,7 @@ def write_generation(base: Path, **values: Any) -> Path:
     return base
 
 
-NO_IDS = ["1", "</s>", True, False, 1.0, -1, LAST + 1, 2**70, {}, {"id": 1}]
+NO_IDS = ["1", "</s>", True, False, 1.0, -1, LAST + 1, 2**63, {}, {"id": 1}]
 NO_LISTS = [[], [1, None], [1, "2"], [True], [LAST + 1], [[1]]]
 
 

@@ -389,12 +389,12 @@ def test_a_sweep_over_the_limit_is_refused_before_anything_is_made(monkeypatch: 
 def test_no_prompt_is_tokenised_before_all_are_short_enough_and_the_one_at_fault_is_named() -> None:
     ensemble = fake_ensemble(max_source_tokens=40)
     seen: list[str] = []
-    encode = ensemble.tokenizer.encode
-    ensemble.tokenizer.encode = lambda text: (seen.append(text), encode(text))[1]  # type: ignore[method-assign]
-    with pytest.raises(PromptTooLong, match=r"^prompts\.1: prompt has 1000 characters") as caught:
+    encode = ensemble.tokenizer.encode_prompt
+    ensemble.tokenizer.encode_prompt = lambda text, *around: (seen.append(text), encode(text, *around))[1]  # type: ignore[method-assign]
+    with pytest.raises(PromptTooLong, match=r"^prompts\.1 has 1000 characters") as caught:
         ensemble.sweep(["so much", "y" * 1000, " "], resolution=1)
     assert (caught.value.param, seen) == ("prompts.1", [])
-    with pytest.raises(InvalidRequest, match=r"^prompts\.1: prompt is empty") as empty:
+    with pytest.raises(InvalidRequest, match=r"^prompts\.1 is empty") as empty:
         ensemble.sweep(["so much", " "], resolution=1)
     assert empty.value.param == "prompts.1"
     with pytest.raises(PromptTooLong, match=r"^prompt has 1000 characters"):

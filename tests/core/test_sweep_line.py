@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from emorl_core.engine.driver import Driver
 from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest, SegmentsResult
 from emorl_core.engine.sweep import SweepItem
 from emorl_core.ensemble import Ensemble
@@ -69,6 +70,7 @@ def assert_like_grid(line: SegmentsResult, ensemble: Ensemble, prompt: str, poin
     return len({item.token_ids for item in result.items})
 
 
+@pytest.mark.slow
 def test_the_line_is_what_a_dense_grid_of_2001_points_sees_on_20_prompts(plain_bundle: Path) -> None:
     ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
     seen = 0
@@ -205,7 +207,8 @@ def segments(ensemble: Ensemble, **changes: Any) -> SegmentsRequest:
 def test_a_width_that_no_number_has_ends_all_the_same() -> None:
     """Below the spacing of floats there is nothing left to divide."""
     ensemble = fake_ensemble()
-    fine = ensemble.sweep_line(PROMPTS[0], *ENDS[0], min_width=1e-300, max_new_tokens=6)
+    asked = segments(ensemble, min_width=1e-300, sampling=Sampling(max_new_tokens=6, seed=0))  # beyond `check_width`
+    fine = Driver(ensemble.engine).segments(asked)
     assert_covers(fine)
     usual = ensemble.sweep_line(PROMPTS[0], *ENDS[0], max_new_tokens=6)
     assert {i.token_ids for i in usual.intervals} <= {i.token_ids for i in fine.intervals}

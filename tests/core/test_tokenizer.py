@@ -75,6 +75,9 @@ def test_decoding_waits_for_no_encoding(plain_bundle: Path) -> None:
 
 def test_a_tokenizer_written_in_python_decodes_while_it_encodes(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "t5", "vocab_size": 384, "eos_token_id": 1, "pad_token_id": 0}'
+    )
     tokenizer = HuggingFaceTokenizer(tmp_path)
     inside, leave, ids = threading.Event(), threading.Event(), []
 
@@ -90,7 +93,7 @@ def test_a_tokenizer_written_in_python_decodes_while_it_encodes(tmp_path: Path) 
     assert tokenizer.decode([107, 108, 1]) == "hi"
     leave.set()
     thread.join(60)
-    assert ids == [[4]]
+    assert ids == [[4, 0, 0, 1]], "the prompt, nothing around it, and the end of sequence"
 
 
 def test_truncation_and_padding_that_a_tokenizer_was_saved_with_are_off(plain_bundle: Path, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from emorl_core.engine import sweep as sweep_module
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Attribution, Completion, FinishReason
 from server.api.fields import MAX_NAMES
-from server.api.generation_fields import GenerateRequest
+from server.api.generate_models import GenerateRequest
 from server.api.openai.requests import ChatRequest, CompletionRequest
-from server.api.segments import LineBody
-from server.api.sweep_fields import SweepRequest
+from server.api.segments_models import SegmentsBody
+from server.api.sweep_models import SweepRequest
 from server.door.errors import UnknownField
 from server.serving.deployment import load
 from server.settings import Settings
@@ -31,7 +31,7 @@ LINE = {"prompt": PROMPT, "from": {"reflection": 1.0}, "to": {"empathy": 1.0}}
 MODELS: dict[str, type[BaseModel]] = {
     "/generate": GenerateRequest,
     "/sweep": SweepRequest,
-    "/sweep/line": LineBody,
+    "/sweep/line": SegmentsBody,
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
 }
@@ -91,7 +91,7 @@ def test_a_limit_that_is_set_reaches_the_bundle_that_is_loaded() -> None:
 def test_token_ids_are_counted_first(client: httpx.Client, prompt: list[int]) -> None:
     error = error_of(client.post("/v1/completions", json={"model": "fake", "prompt": prompt}))
     assert error["code"] == "prompt_too_long"
-    assert f"prompt has {len(prompt)} tokens; allowed: up to 128" in error["message"]
+    assert f"prompt has {len(prompt)} tokens; allowed: 1 to 128" in error["message"]
 
 
 # --- how many ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Iterator
 
@@ -58,6 +59,19 @@ def test_bytes_that_are_no_request_get_the_one_body_too(hasty: Live, sent: bytes
         answer = everything(connection)
     assert raw_error(answer) == (400, "invalid_http")
     assert b"ZEBRAFISH" not in answer
+
+
+@pytest.mark.parametrize("path", ["/generate", "/nope", "/livez"], ids=["reads it", "answers first", "needs none"])
+def test_a_body_that_is_no_http_gets_one_answer_and_no_traceback(
+    hasty: Live, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connect(hasty) as connection:
+        connection.sendall(head.encode() + b"ZZ\r\n")
+        assert raw_error(everything(connection)) == (400, "invalid_http")
+    with hasty.client() as client:
+        assert client.get("/livez").status_code == 200
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_who_trickles_a_head_is_let_go(hasty: Live) -> None:

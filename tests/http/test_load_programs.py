@@ -15,7 +15,7 @@ from pathlib import Path
 import prometheus_client
 import pytest
 
-from benchmarks import drain, leavers, load
+from benchmarks import busy_neighbour, drain, leavers, load
 from benchmarks.streams import Answer, NotHere, Target
 from emorl_core.fake import fake_ensemble
 from server.settings import Settings
@@ -174,3 +174,22 @@ def test_http_and_the_engine_in_process_give_the_same_tokens(
     (report,) = told["reports"]
     assert len(report["rounds"]) == 2
     assert all(time > 0 for one in report["rounds"] for time in one.values())
+
+
+@pytest.mark.slow
+def test_a_busy_neighbour_is_there_while_answers_are_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(tiny_t5_bundle(tmp_path / "bundle"))
+    core = min(os.sched_getaffinity(0))
+    short = ["--answers", "2", "--new-tokens", "3", "--settle", "0.1", "--return-after", "0.1", "--core", str(core)]
+    assert busy_neighbour.main(["--bundle", bundle, "--threads", "auto", "1", *short]) == 0
+    phases = json.loads(capsys.readouterr().out.splitlines()[-1])["phases"]
+    assert [phase["name"] for phase in phases[:4]] == [
+        "alone",
+        "neighbour, at first",
+        "neighbour, later",
+        "alone again",
+    ]
+    assert [phase["threads"] for phase in phases] == ["auto"] * 4 + ["1"] * 4
+    assert all(phase["computed_with"] == 1 for phase in phases[4:])
+    assert busy_neighbour.main(["--bundle", bundle, "--core", "4096"]) == 2
+    assert "--core is 4096" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from emorl_core.types import MAX_SEED, Sampling
-from server.api.generation_fields import GenerateRequest
+from server.api.generate_models import GenerateRequest
 from tests.http.harness import PROMPT, Live, events, live
 
 

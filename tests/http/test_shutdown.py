@@ -54,6 +54,7 @@ def process(
                 child.kill()
 
 
+@pytest.mark.slow
 def test_sigterm_lets_accepted_streams_finish() -> None:
     with process() as (child, url), httpx.Client(base_url=url, timeout=30) as client, ThreadPoolExecutor(6) as pool:
         body = {"prompt": PROMPT, "stream": True, "min_new_tokens": 40}  # six of them: two wait for a slot
@@ -69,6 +70,7 @@ def test_sigterm_lets_accepted_streams_finish() -> None:
             httpx.get(f"{url}/healthz")
 
 
+@pytest.mark.slow
 def test_a_second_sigint_does_not_wait() -> None:
     body = {"prompt": PROMPT, "stream": True, "max_new_tokens": 1000}
     with (

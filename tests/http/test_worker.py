@@ -36,7 +36,7 @@ async def working(ensemble: Ensemble) -> AsyncIterator[Worker]:
 async def everything(worker: Worker, ensemble: Ensemble, **options: object) -> list[Event]:
     channel = worker.submit([ensemble.request(PROMPT, **options)])  # type: ignore[arg-type]
     seen: list[Event] = []
-    while not (channel.finished and channel.empty):
+    while not channel.finished or channel:
         assert await channel.wait(10)
         seen += channel.take()
     return seen
@@ -68,7 +68,7 @@ async def drained(channel: object) -> list[Event]:
 
     assert isinstance(channel, Channel)
     seen: list[Event] = []
-    while not (channel.finished and channel.empty):
+    while not channel.finished or channel:
         assert await channel.wait(10)
         seen += channel.take()
     return seen

@@ -10,8 +10,9 @@ from typing import Any
 from emorl_core.files import replacing
 from training.data.records import Record
 from training.evaluation.cells import CELL_FILE, FORMAT, REPLIES_FILE, cell_folder, prompt_sha256
-from training.evaluation.run import Report, held_out_records
+from training.evaluation.run import held_out_records
 from training.pipeline.prepare import Data, load_data
+from training.progress import Progress
 from training.recipe.recipe import Recipe, parse_recipe
 
 FEELINGS = "tired angry sad alone lost worried hurt stuck small numb empty tense".split()
@@ -97,11 +98,11 @@ def copying(prompt: str) -> str:
 ANSWERS: dict[str, Callable[[str], str]] = {"base": deaf, "uniform": copying, "emorl": listening}
 
 
-def run_by_rule(out: Path, records: tuple[Record, ...]) -> Callable[[str, int, Report], None]:
+def run_by_rule(out: Path, records: tuple[Record, ...]) -> Callable[[str, int, Progress], None]:
     """`RunCell` over `ANSWERS`."""
 
-    def run(method: str, seed: int, report: Report) -> None:
-        report("answering", 1, 1)
+    def run(method: str, seed: int, progress: Progress) -> None:
+        progress("answering", 1, 1)
         write_cell(out, method, seed, records, ANSWERS[method])
 
     return run

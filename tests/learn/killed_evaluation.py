@@ -15,7 +15,8 @@ from typing import Any
 from tests.learn.evaluation_cells import run_by_rule, tiny_data
 from training.evaluation import methods as baselines
 from training.evaluation.cells import REPLIES_FILE, cell_folder
-from training.evaluation.run import Report, Wanted, judge, open_run, run_cells
+from training.evaluation.run import Wanted, judge, open_run, run_cells
+from training.progress import Progress
 from training.scorers import Checked
 
 TRAINED = ("base", "single:reflection", "dynaopt", "soups", "emorl")
@@ -39,18 +40,18 @@ def by_rule(folder: Path, kill_at: int = 0) -> dict[str, Any]:
     out = folder / "out"
     answer = run_by_rule(out, records)
 
-    def run_cell(method: str, seed: int, report: Report) -> None:
+    def run_cell(method: str, seed: int, progress: Progress) -> None:
         half = cell_folder(out, method, seed)
         half.mkdir(parents=True, exist_ok=True)
         (half / REPLIES_FILE).write_text('{"index": 0, "prom')
         moments.one()
-        answer(method, seed, report)
+        answer(method, seed, progress)
         moments.one()
 
     with open_run(out, recipe, folder, data, resume=True):
         wanted = Wanted(("base", "uniform", "emorl"), (1, 2), "emorl", (("emorl", "base"),), plots=False)
         run_cells(out, wanted, lambda: run_cell)
-        return judge(out, wanted, recipe, folder, data, report=lambda stage, done, total: moments.one())
+        return judge(out, wanted, recipe, folder, data, progress=lambda stage, done, total: moments.one())
 
 
 def trained(folder: Path, kill_at: int = 0) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def trained(folder: Path, kill_at: int = 0) -> dict[str, Any]:
 
 def _prepared(recipe: Any, folder: Path, out: Path) -> Any:
     experiment = baselines.prepare(recipe, folder, out, levels=2, search_prompts=3)
-    return lambda method, seed, report: baselines.run_cell(method, seed, experiment, report)
+    return lambda method, seed, progress: baselines.run_cell(method, seed, experiment, progress)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def texts(experiment: Experiment, method: str) -> list[str]:
 @pytest.fixture(scope="module")
 def judge(experiment: Experiment) -> SeparateModels:
     folder = experiment.shared(SEED) / "adapters"
-    return SeparateModels(experiment.base, [folder / name for name in ADAPTERS])
+    return SeparateModels(experiment.workshop.base, [folder / name for name in ADAPTERS])
 
 
 def plain_greedy(experiment: Experiment, logits: Callable[[list[tuple[int, ...]], Tensor], Tensor]) -> list[str]:
@@ -70,7 +71,7 @@ def plain_greedy(experiment: Experiment, logits: Callable[[list[tuple[int, ...]]
     for _ in range(experiment.recipe.rl.max_new_tokens):
         ids = torch.cat([ids, logits(prompts, ids).argmax(-1, keepdim=True)], dim=1)
     rows = [row[1:] for row in ids.tolist()]
-    return [experiment.tokenizer.decode(row[: row.index(1)] if 1 in row else row) for row in rows]
+    return [experiment.workshop.tokenizer.decode(row[: row.index(1)] if 1 in row else row) for row in rows]
 
 
 def test_every_method_leaves_a_whole_cell(experiment: Experiment) -> None:
@@ -242,7 +243,7 @@ def test_a_training_that_fails_fails_its_methods_only_and_can_be_run_again(tmp_p
         return [2.0] * len(completions) if calls == 3 else sound(prompts=prompts, completions=completions)
 
     scorers = {**experiment.scorers, "empathy": checked(breaking)}
-    object.__setattr__(experiment, "scorers", scorers)
+    experiment = replace(experiment, workshop=replace(experiment.workshop, scorers=scorers))
     for method in ("single:empathy", "single:fluency", "emorl"):
         run_cell(method, SEED, experiment)
     for method in ("single:empathy", "emorl"):
@@ -269,7 +270,8 @@ def test_joint_training_takes_logs_unless_the_recipe_says_otherwise(experiment: 
     """Single objectives take standardised scores here; only the joint training may differ."""
     other = tiny_experiment(tmp_path)
     rl = other.recipe.rl.model_copy(update={"joint_reward": "standardised"})
-    object.__setattr__(other, "recipe", other.recipe.model_copy(update={"rl": rl}))
+    recipe = other.recipe.model_copy(update={"rl": rl})
+    other = replace(other, workshop=replace(other.workshop, recipe=recipe))
 
     def rewards_and_weights(made: Experiment, name: StageName) -> tuple[set[str], list[bytes]]:
         stage = trained(made, name, SEED, quiet)

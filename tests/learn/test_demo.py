@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from emorl_core.bundle import Bundle
 from emorl_core.ensemble import Ensemble
 from emorl_core.files import folder_hash
+from training.data.synthetic.tables import FOLDER as GRAMMAR
 from training.pipeline import demo
 from training.pipeline.base import warm_start_records
 from training.pipeline.demo import OBJECTIVES, DemoError, DemoSettings, build_demo, build_key
@@ -189,13 +191,19 @@ def test_a_folder_with_something_else_is_never_touched(tmp_path: Path) -> None:
     assert names(tmp_path) == ["mine"]
 
 
-def test_the_key_follows_the_settings_and_the_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_follows_the_settings_and_every_file_of_the_grammar(tmp_path: Path) -> None:
     assert build_key(MICRO) == build_key(MICRO.model_copy())
     assert build_key(MICRO) != build_key(MICRO.model_copy(update={"seed": 1}))
-    before = build_key(MICRO)
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#")
-    assert build_key(MICRO) != before
+    copy = tmp_path / "synthetic"
+    shutil.copytree(GRAMMAR, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    assert build_key(MICRO, copy) == build_key(MICRO)
+    files = sorted(copy.iterdir())
+    assert {"grammar.py", "domains.yaml", "words.yaml", "frames.yaml", "person.yaml"} <= {file.name for file in files}
+    for file in files:
+        before = file.read_bytes()
+        file.write_bytes(before + b"# edited\n")
+        assert build_key(MICRO, copy) != build_key(MICRO), file.name
+        file.write_bytes(before)
 
 
 def test_no_stage_trains_on_held_out_situations() -> None:

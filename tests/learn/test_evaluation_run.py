@@ -17,7 +17,8 @@ from tests.learn import killed_evaluation
 from tests.learn.evaluation_cells import deaf, listening, run_by_rule, tiny_data, write_cell
 from training.evaluation.cells import cell_folder, read_cell
 from training.evaluation.results import failures
-from training.evaluation.run import EvaluationError, Report, RunCell, Wanted, judge, open_run, run_cells
+from training.evaluation.run import EvaluationError, RunCell, Wanted, judge, open_run, run_cells
+from training.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 BOTH = Wanted(("base", "emorl"), (1, 2), "emorl", plots=False)
@@ -72,9 +73,9 @@ def test_cells_that_are_there_are_not_run_again_and_seeds_can_be_added(tmp_path:
     def prepare() -> RunCell:
         run = run_by_rule(tmp_path / "out", records)
 
-        def counted(method: str, seed: int, report: Report) -> None:
+        def counted(method: str, seed: int, progress: Progress) -> None:
             ran.append((method, seed))
-            run(method, seed, report)
+            run(method, seed, progress)
 
         return counted
 
@@ -94,12 +95,12 @@ def test_a_failed_cell_is_reported_and_never_filled(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = run_by_rule(out, records)
 
-    def failing(method: str, seed: int, report: Report) -> None:
+    def failing(method: str, seed: int, progress: Progress) -> None:
         if (method, seed) == ("emorl", 1):
             raise EngineError("the model gave no number")
         if (method, seed) == ("base", 2):
             raise KeyError("a client's own words")
-        run(method, seed, report)
+        run(method, seed, progress)
 
     with open_run(out, recipe, tmp_path, data):
         run_cells(out, BOTH, lambda: failing)
@@ -127,7 +128,7 @@ def test_a_method_that_failed_with_every_seed_has_no_numbers(tmp_path: Path) -> 
     recipe, data, records = tiny_data(tmp_path)
     out = tmp_path / "out"
 
-    def failing(method: str, seed: int, report: Report) -> None:
+    def failing(method: str, seed: int, progress: Progress) -> None:
         raise EngineError("out of memory")
 
     write_cell(out, "base", 1, records, deaf)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import torch
 
 from tests.learn.trainer_tasks import NAMES, WANTED, letter_scorer, tiny_recipe, tiny_task
 from training.evaluation.dynaopt import DynaOpt
+from training.pipeline.workshop import Joint
 from training.rl.logprobs import group_of, reply_logprobs
 from training.rl.processes import Processes
-from training.rl.reward_mix import FixedMix, RewardMix
+from training.rl.rewards import FixedMix, RewardMix
 from training.rl.tracking import LOG_FILE
-from training.rl.trainer import Joint, Trainer
+from training.rl.trainer import Trainer
 from training.scorers import ScorerError, checked
 
 WEIGHTS = {"reflection": 0.5, "empathy": 0.2, "fluency": 0.3}
@@ -27,50 +28,39 @@ WEIGHTS = {"reflection": 0.5, "empathy": 0.2, "fluency": 0.3}
 def joint_trainer(folder: Path, mix: RewardMix, run: str = "run", **rl: Any) -> Trainer:
     settings = {"reward": "log", "advantage": "mean", "kl": {"kind": "none"}, **rl}
     recipe = tiny_recipe(rl=settings, lora={"rank": 4, "alpha": 8, "dropout": 0.0})
-    task = replace(tiny_task(folder, recipe), joint=Joint("joint", mix))
+    task = tiny_task(folder, recipe, joint=Joint("joint", mix))
     return Trainer(task, Processes(device="cpu"), folder / run)
 
 
 def records(trainer: Trainer, event: str) -> list[dict[str, Any]]:
-    lines = (trainer._folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
+    lines = (trainer.folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if record["event"] == event]
 
 
 @pytest.mark.parametrize("weights", [WEIGHTS, dict.fromkeys(NAMES, 1 / 3)])
 def test_the_gradient_is_that_of_the_weighted_log_scores(tmp_path: Path, weights: Mapping[str, float]) -> None:
     """-mean(A sum log p), A = R - mean of the prompt's k rewards, R = sum w log(clip(score)), by autograd."""
-    trainer = joint_trainer(tmp_path, FixedMix(weights))
-    trainer._folder.mkdir()
-    trainer._validate_base()
-    trainer._step()  # so that both factors have a gradient in the next one
-    sampled, found = [], []
-    sample, compute = trainer._sample, trainer._gradients.compute
+    trainer = joint_trainer(tmp_path, FixedMix(weights), max_grad_norm=1e9)
+    trainer.start()
+    steps = trainer.steps()
+    next(steps)  # so that both factors have a gradient in the next one
+    before = trainer.stacks.values(1)
+    next(steps)
+    stepped = [gradient.clone() for gradient in trainer.stacks.gradients()]
 
-    def sampling(prompts: Any) -> Any:
-        sampled.append((list(prompts), sample(prompts)))
-        return sampled[-1][1]
-
-    def computing(batch: Any) -> Any:
-        result = compute(batch)
-        found.append([gradient.clone() for gradient in trainer.stacks.gradients()])
-        # The plain computation, at the very same parameters.
-        [(prompts, replies)] = sampled
-        trainer.stacks.zero_gradients()
-        loss = torch.zeros(())
-        for prompt, own in zip(prompts, replies["joint"], strict=True):
-            rewards = [reward_of(each.text, weights) for each in own]
-            model = trainer.task.model
-            logprobs, mask = reply_logprobs(model, [group_of(model, prompt.source, 1, tuple(each.ids for each in own))])
-            centred = torch.tensor(rewards) - sum(rewards) / len(rewards)
-            loss = loss - (centred * (logprobs * mask).sum(-1)).sum()
-        (loss / (len(prompts) * 3)).backward()
-        found.append([gradient.clone() for gradient in trainer.stacks.gradients()])
-        return result
-
-    trainer._sample = sampling  # type: ignore[method-assign]
-    trainer._gradients.compute = computing  # type: ignore[method-assign]
-    trainer._step()
-    stepped, plain = found
+    # The plain computation, at the very same parameters.
+    batch, model = trainer.batch, trainer.task.model
+    assert batch is not None
+    trainer.stacks.set_values(1, before)
+    trainer.stacks.zero_gradients()
+    loss = torch.zeros(())
+    for prompt, own in zip(batch.prompts, batch.replies["joint"], strict=True):
+        rewards = [reward_of(each.text, weights) for each in own]
+        logprobs, mask = reply_logprobs(model, [group_of(model, prompt.source, 1, tuple(each.ids for each in own))])
+        centred = torch.tensor(rewards) - sum(rewards) / len(rewards)
+        loss = loss - (centred * (logprobs * mask).sum(-1)).sum()
+    (loss / (len(batch.prompts) * 3)).backward()
+    plain = trainer.stacks.gradients()
     largest = max(float(gradient.abs().max()) for gradient in plain)
     assert largest > 1e-2
     for one, other in zip(stepped, plain, strict=True):
@@ -108,11 +98,9 @@ def test_moving_weights_move_at_validations_and_come_back_after_an_interruption(
     assert len({json.dumps(weights) for weights in seen}) > 1
     assert whole.objectives[0].mix.state()["rounds"] == 7
     first = trainer("killed")
-    first._folder.mkdir()
-    first._validate_base()
-    for _ in range(3):
-        first._step()
-        first._finish_step()
+    first.start()
+    for _ in islice(first.steps(), 3):
+        pass
     second = trainer("killed")
     second.run(resume=True)
     assert second.objectives[0].mix.state() == whole.objectives[0].mix.state()

@@ -13,11 +13,11 @@ import pytest
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
+from emorl_core.models.fake import FakeTokenizer
 from tests.builders import tiny_t5_bundle
 from training.data.records import Record
 from training.scorers import Checked, ScorerError, checked
-from training.search.evaluator import Evaluator
-from training.search.implied import Known
+from training.search.evaluator import Evaluator, Known
 from training.search.log import EvaluationLog
 from training.search.spaces import Cube, Point, Simplex, ray
 
@@ -143,8 +143,8 @@ def test_only_what_lies_between_equal_neighbours_is_implied() -> None:
 
 def test_equal_texts_from_different_tokens_imply_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cone belongs to the tokens. A tokenizer may write one text in two ways; what lies between may be a third."""
+    monkeypatch.setattr(FakeTokenizer, "decode", lambda self, ids: "")
     ensemble = fake_ensemble()
-    monkeypatch.setattr(ensemble.engine, "_decode", lambda ids: "")
     scorer = Scorer()
     evaluator = evaluator_of(ensemble, [scorer])
     evaluator.tables([(1.0, 0.0, 0.0), (0.0, 1.0, 0.0)])

@@ -166,7 +166,7 @@ def test_progress_ends_where_it_said_it_would(tmp_path: Path) -> None:
         inputs_of(Letters("aeo")),
         SearchSettings(**QUICK),
         tmp_path,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda stage, done, total: told.append((done, total)),
     )
     assert {total for _, total in told} == {30 * 5 + 4 * 7}
     assert [done for done, _ in told] == sorted(done for done, _ in told)

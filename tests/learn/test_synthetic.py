@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
+from tests.learn.trainer_tasks import tiny_recipe
 from training.data.records import DataError, Record
 from training.data.splits import prompt_key
 from training.data.synthetic.domains import DOMAINS
 from training.data.synthetic.frames import CLIENT, CLIENT_GOOD, REPLIES, REPLIES_GOOD
-from training.data.synthetic.grammar import STYLES, draw_prompt, generate, reply, split_by_situation
+from training.data.synthetic.grammar import draw_prompt, generate, reply
 from training.data.synthetic.judging_prompts import EVALUATION_PROMPTS
 from training.data.synthetic.person import to_second_person
+from training.data.synthetic.styles import STYLES
 from training.data.synthetic.words import FEELINGS, NEED_OF, SETS, gender_of, third_person
+from training.pipeline.prepare import load_data
 from training.warm_start.tokenizer import train_tokenizer
 
 _SLOT = re.compile(r"\{(\w+)(?:\.\w+)?\}")
@@ -155,15 +160,21 @@ def test_words_inflect_and_people_have_pronouns() -> None:
     assert set(NEED_OF) == {feeling for feelings in FEELINGS.values() for feeling in feelings}
 
 
-def test_held_out_situations_share_no_slot_combination_with_training(corpus: tuple[Record, ...]) -> None:
-    train, held = split_by_situation(corpus, seed=3, held_out=0.1)
-    assert len(train) + len(held) == len(corpus)
-    assert 0.05 < len(held) / len(corpus) < 0.15
-    assert not {record.extras["key"] for record in train} & {record.extras["key"] for record in held}
-    other_train, other_held = split_by_situation(generate(6000, seed=12), seed=3, held_out=0.1)
-    # The side of a combination depends on the combination only, so corpora from other seeds can be held against each other.
-    assert not {record.extras["key"] for record in train} & {record.extras["key"] for record in other_held}
-    assert not {record.extras["key"] for record in held} & {record.extras["key"] for record in other_train}
+def test_the_corpus_is_the_one_it_was_byte_for_byte() -> None:
+    drawn = hashlib.sha256()
+    for seed in (0, 7, 12):
+        for record in generate(500, seed=seed):
+            drawn.update(json.dumps([record.prompt, record.response, dict(record.extras)]).encode())
+    assert drawn.hexdigest() == "1749033ce80bd34c03a4952e5386d852124a585a695823c2a9c8ddc2b1ee9dc2"
+
+
+def test_parts_that_are_split_by_situation_share_none() -> None:
+    source = {"kind": "synthetic", "count": 2000, "seed": 11}
+    parts = load_data(tiny_recipe(data={"sources": [source], "split_by": "key"}), Path()).parts
+    assert sum(map(len, parts.values())) == 2000
+    keys = [{record.extras["key"] for record in part} for part in parts.values()]
+    assert sum(map(len, keys)) == len(set().union(*keys))
+    assert all(keys)
 
 
 def test_a_corpus_larger_than_the_grammar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,16 +13,16 @@ from accelerate.state import AcceleratorState
 from emorl_core.types import Sampling
 from emorl_core.weights import BASE
 from tests.learn.trainer_tasks import NAMES, TEXTS, WANTED, letter_scorer, tiny_recipe, tiny_task, tiny_trainer
-from training.rl.order import Order
 from training.rl.processes import Processes
 from training.rl.rollout import Rollout
+from training.rl.task import Order
 from training.rl.tracking import LOG_FILE
 from training.rl.trainer import Trainer
 from training.scorers import Checked, ScorerError, checked
 
 
 def records(trainer: Trainer) -> list[dict[str, Any]]:
-    lines = (trainer._folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
+    lines = (trainer.folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -59,9 +59,8 @@ def test_every_objective_learns_what_its_scorer_rewards(tmp_path: Path) -> None:
 
 
 def test_the_log_holds_measures_and_no_text(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path)
     told: list[Any] = []
-    trainer._log._report = told.append
+    trainer = tiny_trainer(tmp_path, report=told.append)
     trainer.run()
     written = records(trainer)
     assert [record["event"] for record in written] == [record["event"] for record in told]
@@ -70,8 +69,23 @@ def test_the_log_holds_measures_and_no_text(tmp_path: Path) -> None:
     assert set(measured) == set(NAMES)
     for name in NAMES:
         assert {"score", "reward", "loss", "kl_k1", "kl_k3", "gradient_norm", "tokens", "ended"} <= set(measured[name])
-    text = (trainer._folder / LOG_FILE).read_text(encoding="utf-8")
+    text = (trainer.folder / LOG_FILE).read_text(encoding="utf-8")
     assert not any(prompt in text for prompt in TEXTS)
+
+
+def test_steps_gives_the_records_that_the_log_holds(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, tiny_recipe(rl={"stop": {"rule": "steps", "max_steps": 2}}))
+    trainer.start()
+    given = []
+    for record in trainer.steps():
+        given.append(record)
+        assert trainer.taken == record["step"]
+        assert trainer.batch is not None
+        for name in NAMES:
+            assert [len(own) for own in trainer.batch.replies[name]] == [3] * 4
+            assert [len(own) for own in trainer.batch.scores[name][name]] == [3] * 4
+            assert [len(own) for own in trainer.batch.rewards[name]] == [3] * 4
+    assert given == [record for record in records(trainer) if record["event"] == "step"]
 
 
 def test_consumption_counts_prompts_samples_and_tokens(tmp_path: Path) -> None:
@@ -106,24 +120,21 @@ def test_one_objective_alone_trains_as_it_does_beside_the_others(tmp_path: Path)
         torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
 
 
-def test_a_converged_objective_leaves_the_batch_and_is_not_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_converged_objective_leaves_the_batch_and_is_not_touched(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path)
-    trainer._folder.mkdir()
-    trainer._validate_base()
-    trainer._step()
+    trainer.start()
+    steps = trainer.steps()
+    next(steps)
     done = trainer.objectives[1]
     done.end("finished", "by hand")
     values = trainer.stacks.values(done.lane)
     moments = {key: moment.clone() for key, moment in done.optimizer.moments().items()}
-    ran: list[set[int]] = []
-    compute = trainer._gradients.compute
-    monkeypatch.setattr(trainer._gradients, "compute", lambda batch: ran.append(set(batch)) or compute(batch))
 
-    trainer._step()
+    record = next(steps)
 
-    assert ran == [{1, 3}]
+    assert set(record["objectives"]) == {"reflection", "fluency"}
+    assert trainer.batch is not None
+    assert set(trainer.batch.groups) == {1, 3}
     assert moments
     assert all(torch.equal(moment, done.optimizer.moments()[key]) for key, moment in moments.items())
     assert all(torch.equal(a, b) for a, b in zip(values, trainer.stacks.values(done.lane), strict=True))
@@ -197,7 +208,7 @@ def test_a_nan_in_training_names_scorer_prompt_and_step(tmp_path: Path) -> None:
     scorers["fluency"] = breaking("my_scorer", 3, float("nan"))  # base validation, step 1, step 2
     trainer = tiny_trainer(tmp_path, scorers=scorers)
     trainer.run()
-    prompt = trainer._order.step(1)[1]  # the fifth score of a step is of its second prompt, sample 1
+    prompt = Order(len(TEXTS), 4, seed=0).step(1)[1]  # the fifth score of a step is of its second prompt, sample 1
     reason = trainer.objectives[2].reason
     assert f"(prompt {prompt}, prompts.jsonl:{prompt + 1}; sample 1)" in reason
     assert "'my_scorer'" in reason
@@ -218,11 +229,11 @@ def test_a_scorer_that_breaks_at_its_first_call_is_refused(tmp_path: Path, answe
 
 def test_weights_that_are_not_finite_stop_only_their_objective(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path)
-    trainer._folder.mkdir()
-    trainer._validate_base()
+    trainer.start()
     for tensor in trainer.stacks.parameters():
         tensor.data[:, 0] = 1e30  # lane 1's products overflow
-    trainer._step()
+    record = next(trainer.steps())
+    assert set(record["objectives"]) == {"empathy", "fluency"}
     assert trainer.objectives[0].status == "failed"
     assert "at step 1" in trainer.objectives[0].reason
     assert [objective.steps for objective in trainer.objectives] == [0, 1, 1]
@@ -233,9 +244,8 @@ def test_rollout_samples_are_those_of_each_request_alone(tmp_path: Path) -> None
     """Lanes, neighbours and slots do not change what a seed samples."""
     task = tiny_task(tmp_path, tiny_recipe())
     trainer = Trainer(task, Processes(device="cpu"), tmp_path / "run")
-    trainer._folder.mkdir()
-    trainer._validate_base()
-    trainer._step()  # so that lanes differ
+    trainer.start()
+    next(trainer.steps())  # so that lanes differ
     sampling = Sampling(8, temperature=1.0)
 
     def seed_of(place: int, name: str, number: int) -> int:
@@ -264,11 +274,17 @@ def test_every_pass_takes_each_prompt_once_and_steps_do_not_depend_on_earlier_on
 def test_the_papers_preset_trains_reencoded_text_without_its_end(tmp_path: Path) -> None:
     recipe = tiny_recipe(preset="paper", rl={"stop": {"rule": "steps", "max_steps": 2, "check": "validation"}})
     trainer = tiny_trainer(tmp_path, recipe)
-    seen: list[Any] = []
-    compute = trainer._gradients.compute
-    trainer._gradients.compute = lambda batch: seen.append(batch) or compute(batch)  # type: ignore[method-assign]
-    trainer.run()
-    replies = [reply for batch in seen for groups in batch.values() for group in groups for reply in group.replies]
+    trainer.start()
+    batches = [trainer.batch for _ in trainer.steps()]
+    assert len(batches) == 2
+    replies = [
+        reply
+        for batch in batches
+        if batch is not None
+        for groups in batch.groups.values()
+        for group in groups
+        for reply in group.replies
+    ]
     assert replies
     assert not any(1 in reply for reply in replies)
     assert all(len(reply) <= 8 for reply in replies)

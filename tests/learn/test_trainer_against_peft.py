@@ -11,11 +11,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
-from emorl_core.adapters import read_peft, write_peft
+from emorl_core.adapter_writer import write_peft
+from emorl_core.adapters import read_peft
 from emorl_core.models.registry import load_model
 from tests.builders import outdated_peft, tiny_adapter, tiny_t5
 from tests.learn.trainer_tasks import tiny_recipe, tiny_trainer
-from training.rl.gradient_average import Batch
 from training.rl.gradients import Lockstep, Totals, TrainingGroup
 from training.rl.settings import RlSettings
 from training.rl.stacks import Stacks
@@ -127,30 +127,26 @@ def test_gradients_equal_those_of_three_separate_peft_models(tmp_path: Path, kl:
         compare(stacks, lane, judged)
 
 
-def test_gradients_of_a_running_trainer_equal_those_of_peft_on_its_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_of_a_running_trainer_equal_those_of_peft_on_its_samples(tmp_path: Path) -> None:
     """The whole step: what was sampled, scored and masked is what the judge gets, with the adapters as they then are."""
     recipe = tiny_recipe(
         rl={"reward": "raw", "kl": {"kind": "k3_in_loss", "coefficient": COEFFICIENT}, "max_grad_norm": 1e9},
         lora={"rank": 4, "alpha": 8, "dropout": 0.0},
     )
     trainer = tiny_trainer(tmp_path, recipe)
-    seen: list[Batch] = []
-    compute = trainer._gradients.compute
-    monkeypatch.setattr(trainer._gradients, "compute", lambda batch: seen.append(batch) or compute(batch))
-    trainer._folder.mkdir()
-    trainer._validate_base()
+    trainer.start()
+    steps = trainer.steps()
     for _ in range(3):
-        trainer._step()
+        next(steps)
     before = [trainer.stacks.adapter(o.lane, o.name, o.fresh) for o in trainer.objectives]
 
-    trainer._step()
+    next(steps)
 
+    assert trainer.batch is not None
     for objective, adapter in zip(trainer.objectives, before, strict=True):
         write_peft(adapter, tmp_path / adapter.name)
         judged = peft_gradients(
-            tmp_path / "base", tmp_path / adapter.name, list(seen[-1][objective.lane]), "k3_in_loss"
+            tmp_path / "base", tmp_path / adapter.name, trainer.batch.groups[objective.lane], "k3_in_loss"
         )
         assert max(float(gradient.abs().max()) for gradient in judged.values()) > 1e-3
         compare(trainer.stacks, objective.lane, judged)

@@ -11,8 +11,7 @@ from torch import Tensor
 from emorl_core.adapters import read_peft
 from emorl_core.models.registry import load_model
 from tests.builders import tiny_adapter, tiny_t5
-from training.rl.gradient_average import GradientStep
-from training.rl.gradients import Lockstep, Totals, TrainingGroup
+from training.rl.gradients import GradientStep, Lockstep, Totals, TrainingGroup
 from training.rl.logprobs import group_of, reply_logprobs
 from training.rl.processes import Processes
 from training.rl.settings import RlSettings

@@ -21,7 +21,8 @@ from tests.builders import tiny_t5
 from tests.modes import closed_files
 from training.data.records import Record
 from training.data.synthetic.grammar import generate
-from training.warm_start.fit import FitError, FitSettings, Progress, last_checkpoint, plan_order
+from training.progress import FitProgress
+from training.warm_start.fit import FitError, FitSettings, last_checkpoint, plan_order
 from training.warm_start.scratch_t5 import ScratchSettings, new_model
 from training.warm_start.tokenizer import train_tokenizer
 from training.warm_start.warm_start import WarmStartSettings, warm_start
@@ -62,7 +63,7 @@ class Killed(BaseException):
     """What a kill looks like from inside: nothing catches it."""
 
 
-def killed_at(step: int) -> Progress:
+def killed_at(step: int) -> FitProgress:
     def progress(done: int, total: int, loss: float) -> None:
         if done == step:
             raise Killed
@@ -70,7 +71,7 @@ def killed_at(step: int) -> Progress:
     return progress
 
 
-def note_first(seen: list[int]) -> Progress:
+def note_first(seen: list[int]) -> FitProgress:
     def progress(done: int, total: int, loss: float) -> None:
         seen.append(done)
         raise Killed

@@ -13,10 +13,13 @@ from emorl_core.tokenizer import HuggingFaceTokenizer
 from tests.builders import tiny_t5
 from training.data.prompts import encode_prompts
 from training.data.records import Record
+from training.pipeline.prepare import Encoded
+from training.pipeline.workshop import Joint, task_of
 from training.recipe.recipe import Recipe, parse_recipe
 from training.rl.processes import Processes
+from training.rl.task import Task
 from training.rl.tracking import Report
-from training.rl.trainer import Task, Trainer
+from training.rl.trainer import Trainer
 from training.scorers import Checked, checked
 
 TEXTS = (
@@ -74,7 +77,7 @@ def tiny_task(
     scorers: Mapping[str, Checked] | None = None,
     *,
     gated: bool = False,
-    processes: Processes | None = None,
+    joint: Joint | None = None,
 ) -> Task:
     """The task of a recipe on the tiny base in `folder`/base, which is made when it is not there."""
     base = folder / "base"
@@ -89,14 +92,14 @@ def tiny_task(
         max_source_tokens=recipe.max_source_tokens,
         gradient_source_tokens=recipe.rl.gradient_source_tokens,
     )
-    return Task(
+    return task_of(
         recipe,
-        load_model(base, device=device, dtype=torch.float32, training=True),  # type: ignore[arg-type]
+        load_model(base, device=device, dtype=torch.float32, training=True),
         tokenizer,
-        prompts,
-        prompts[:4],
+        Encoded(prompts, prompts[:4], cut=0),
         dict(scorers or {name: letter_scorer(WANTED[name], name) for name in recipe.objectives}),
         {"recipe": "tiny"},
+        joint,
     )
 
 

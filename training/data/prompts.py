@@ -22,6 +22,11 @@ class Prompt:
     where: str = ""  # file and line, for messages
     extras: Mapping[str, str] = field(default_factory=dict, hash=False)
 
+    @property
+    def prompt(self) -> str:
+        """The text, by the name that a record has for it."""
+        return self.text
+
 
 def encode_prompts(
     records: Sequence[Record],

@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import field_validator
 
 from emorl_core.text_files import TextFileError, decode, lines_of, read_bytes
+from training.config import Spec
 from training.data.records import DataError, OnBadRow, RecordSet, Tally
-from training.spec import Spec
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 # float() also takes 1_0 and the digits of other scripts.

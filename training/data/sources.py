@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from training.config import parse_spec
 from training.data.kinds.annomi import AnnomiSource
 from training.data.kinds.epitome import EpitomeSource
 from training.data.kinds.esconv import EsconvSource
@@ -14,7 +15,6 @@ from training.data.kinds.tables import CsvSource, JsonlSource
 from training.data.records import DataError, RecordSet
 from training.data.rows import Source
 from training.data.synthetic.source import SyntheticSource
-from training.spec import parse_spec
 
 SOURCES: dict[str, type[Source]] = {
     "pair": PairSource,

@@ -40,7 +40,9 @@ class Answers:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
-        self._model = load_model(experiment.base, device=experiment.device, dtype=torch.float32)
+        self._model = load_model(
+            experiment.workshop.base, device=experiment.workshop.processes.device, dtype=torch.float32
+        )
         self._numbers = itertools.count(1)
         self._driver = self._fresh()
 
@@ -85,4 +87,4 @@ class Answers:
 
     def _fresh(self) -> Driver:
         slots = self._experiment.recipe.compute.rollout_slots
-        return Driver(Engine(self._model, self._experiment.tokenizer.decode, self.lanes, slots=slots))
+        return Driver(Engine(self._model, self._experiment.workshop.tokenizer.decode, self.lanes, slots=slots))

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -160,11 +160,6 @@ def read_replies(out: Path, cell: Cell, records: Sequence[Record]) -> tuple[Repl
 
 def prompt_sha256(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()
-
-
-def as_numbers(part: BaseModel) -> dict[str, Any]:
-    """The numbers of a part, by name."""
-    return {key: value for key, value in part.model_dump().items() if isinstance(value, (int, float))}
 
 
 def _short(path: Path, out: Path) -> str:

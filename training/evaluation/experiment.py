@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,47 +12,38 @@ from emorl_core.bundle import BASE_DIR
 from training.config import RecipeError
 from training.data.prompts import Prompt, encode_prompts
 from training.data.records import one_per_prompt
-from training.pipeline.base import base_folder, run_warm_start, warm_started
-from training.pipeline.prepare import Data, Encoded, encode, load_data
+from training.pipeline.prepare import load_data
 from training.pipeline.run import warm_start_progress
+from training.progress import Say
 from training.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    import torch
-
-    from emorl_core.tokenizer import HuggingFaceTokenizer
-    from training.rl.processes import Processes
+    from training.pipeline.workshop import Workshop
     from training.scorers import Checked
 
 SHARED_DIR = "shared"
 SEARCH_PROMPTS, LEVELS = 64, 5
 
-Report = Callable[[str, int, int], None]  # (stage, done, total)
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """`out` is the run's folder, `folder` where the recipe's relative paths start. `test`: the held-out prompts that
+    """`out` is the run's folder. `test`: the held-out prompts that
     every method answers; `search`: the validation prompts that weights are chosen on; `levels`: of that search."""
 
-    recipe: Recipe
-    folder: Path
+    workshop: Workshop
     out: Path
-    data: Data
-    base: Path
-    tokenizer: HuggingFaceTokenizer
-    encoded: Encoded
-    scorers: Mapping[str, Checked]
-    processes: Processes
     test: tuple[Prompt, ...]
     search: tuple[Prompt, ...]
     levels: int = LEVELS
     retried: set[Path] = field(default_factory=set)  # failed stages that this program has trained once more
 
     @property
-    def device(self) -> torch.device:
-        return self.processes.device
+    def recipe(self) -> Recipe:
+        return self.workshop.recipe
+
+    @property
+    def scorers(self) -> Mapping[str, Checked]:
+        return self.workshop.scorers
 
     def shared(self, seed: int) -> Path:
         """Where the trainings of a seed lie."""
@@ -77,9 +68,8 @@ def prepare(
     Raises:
         RecipeError, DataError, ScorerError, FitError, BundleError: one line each.
     """
-    from emorl_core.tokenizer import HuggingFaceTokenizer
+    from training.pipeline.workshop import open_workshop
     from training.rl.processes import Processes
-    from training.scorers import Context, build_scorer
 
     data = load_data(recipe, folder)
     for source in data.sources:
@@ -87,32 +77,17 @@ def prepare(
     processes = Processes(device=recipe.compute.device, precision=recipe.compute.precision)
     if processes.count > 1:
         raise RecipeError("a comparison runs in one process; start it without accelerate launch", param="compute")
-    context = Context(recipe.compute.scorer_device, folder, data.parts["train"])
-    scorers = {
-        name: build_scorer(objective.scorer, context, where=f"objectives.{name}.scorer")
-        for name, objective in recipe.objectives.items()
-    }
-    base = _base(recipe, folder, data, out / SHARED_DIR / BASE_DIR, say)
-    tokenizer = HuggingFaceTokenizer(base)
-    encoded = encode(recipe, data, tokenizer)
+    workshop = open_workshop(
+        recipe, folder, data, processes, out / SHARED_DIR / BASE_DIR, progress=warm_start_progress(say)
+    )
     held_out = one_per_prompt([*data.parts.get("test", ())])[: recipe.evaluation.test_prompts]
     test, _ = encode_prompts(
-        held_out, tokenizer, template=recipe.prompt_template, max_source_tokens=recipe.max_source_tokens
+        held_out, workshop.tokenizer, template=recipe.prompt_template, max_source_tokens=recipe.max_source_tokens
     )
     if len(test) < 2:
         raise RecipeError(f"data.splits.test holds {len(test)} prompts; allowed: from 2", param="data.splits")
-    search = encoded.validation[:search_prompts]
-    return Experiment(
-        recipe, folder, out, data, base, tokenizer, encoded, scorers, processes, test, search, levels
-    )  # fmt: skip
-
-
-def _base(recipe: Recipe, folder: Path, data: Data, made: Path, say: Say) -> Path:
-    if recipe.base.warm_start is None:
-        return base_folder(recipe, folder)
-    if warm_started(recipe, folder, data, made):
-        return made
-    return run_warm_start(recipe, folder, data, made, overwrite=True, progress=warm_start_progress(say))
+    search = workshop.encoded.validation[:search_prompts]
+    return Experiment(workshop, out, test, search, levels)
 
 
 def as_json(value: Any) -> str:

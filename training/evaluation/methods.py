@@ -29,10 +29,11 @@ from training.evaluation.cells import (
     read_cell,
     write_failed,
 )
-from training.evaluation.experiment import Experiment, Report, as_json, prepare
+from training.evaluation.experiment import Experiment, as_json, prepare
 from training.evaluation.soups import soup
 from training.evaluation.stages import Stage, StageName, trained
 from training.evaluation.weight_choice import choose
+from training.progress import Progress
 from training.recipe.recipe import Recipe
 from training.rl.settings import Transform
 from training.search.spaces import Point
@@ -81,7 +82,9 @@ def method_names(recipe: Recipe) -> tuple[str, ...]:
     return tuple(methods_of(recipe))
 
 
-def run_cell(method: str, seed: int, experiment: Experiment, report: Report = lambda stage, done, total: None) -> Path:
+def run_cell(
+    method: str, seed: int, experiment: Experiment, progress: Progress = lambda stage, done, total: None
+) -> Path:
     """Train what is missing, choose weights, answer the held-out prompts; returns the cell's folder.
 
     A cell that is done stays as it is; one that failed is run again. A method that cannot answer leaves a failed cell
@@ -92,7 +95,9 @@ def run_cell(method: str, seed: int, experiment: Experiment, report: Report = la
     if before is not None and before.done:
         return folder
     try:
-        cell, replies = _run(methods_of(experiment.recipe)[method], seed, experiment, report, retry=before is not None)
+        cell, replies = _run(
+            methods_of(experiment.recipe)[method], seed, experiment, progress, retry=before is not None
+        )
     except EmorlError as error:
         write_failed(experiment.out, method, seed, error.message)
         return folder
@@ -106,20 +111,20 @@ def run_cell(method: str, seed: int, experiment: Experiment, report: Report = la
 
 
 def _run(
-    method: Method, seed: int, experiment: Experiment, report: Report, *, retry: bool
+    method: Method, seed: int, experiment: Experiment, progress: Progress, *, retry: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The content of `cell.json` and the lines of `replies.jsonl`."""
-    stage = None if method.needs is None else trained(experiment, method.needs, seed, report, retry=retry)
+    stage = None if method.needs is None else trained(experiment, method.needs, seed, progress, retry=retry)
     uses = _adapters_of(method, experiment)
     answers = Answers(experiment)
     adapters = [] if stage is None else stage.adapters(uses)
     if adapters:
         answers.attach(adapters)
     log = experiment.shared(seed) / f"search-{method.name}.jsonl"
-    answering = _answering(method, experiment, answers, adapters, log, report)
-    report("answering", 0, len(experiment.test))
+    answering = _answering(method, experiment, answers, adapters, log, progress)
+    progress("answering", 0, len(experiment.test))
     answered = answers.answer(experiment.test, answering.vector, answering.combine)
-    report("answering", len(experiment.test), len(experiment.test))
+    progress("answering", len(experiment.test), len(experiment.test))
     replies = [
         {
             "index": item.prompt_index,
@@ -168,7 +173,7 @@ def _adapters_of(method: Method, experiment: Experiment) -> tuple[str, ...]:
 
 
 def _answering(
-    method: Method, experiment: Experiment, answers: Answers, adapters: Sequence[Adapter], log: Path, report: Report
+    method: Method, experiment: Experiment, answers: Answers, adapters: Sequence[Adapter], log: Path, progress: Progress
 ) -> _Answering:
     """The weights of a method, searched where it has any to search."""
     lanes = answers.lanes
@@ -178,7 +183,7 @@ def _answering(
         return _Answering(resolve(lanes, {adapters[0].name: 1.0}))
     names = tuple(adapter.name for adapter in adapters)
     if method.name == "soups":
-        choice = choose(experiment, partial(_soup_texts, experiment, answers, adapters), log, report=report)
+        choice = choose(experiment, partial(_soup_texts, experiment, answers, adapters), log, progress=progress)
         weights = dict(zip(names, choice.point, strict=True))
         answers.attach([soup("soup", adapters, weights)])
         return _Answering(resolve(answers.lanes, {"soup": 1.0}), echo=weights, search=choice.as_cost())
@@ -190,7 +195,7 @@ def _answering(
         vectors = [mix(dict(zip(names, point, strict=True))) for point in points]
         return answers.texts(experiment.search, vectors, combine)
 
-    choice = choose(experiment, texts, log, cube=on_base, report=report)
+    choice = choose(experiment, texts, log, cube=on_base, progress=progress)
     vector = mix(dict(zip(names, choice.point, strict=True)))
     return _Answering(vector, combine, on_base, search=choice.as_cost())
 

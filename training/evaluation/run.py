@@ -30,6 +30,7 @@ from training.evaluation.results import Scored, failures, results, scored
 from training.evaluation.scores import Scorers, build_scorers, measures_of, scores_of
 from training.evaluation.side_by_side import side_by_side
 from training.pipeline.prepare import NOT_TRAINING, Data, records_hash
+from training.progress import Progress, Say
 from training.recipe.recipe import Recipe
 from training.scorers import Context, ScorerError
 from training.search.inputs import prompts_hash
@@ -37,8 +38,7 @@ from training.search.inputs import prompts_hash
 FORMAT = "emorl-evaluation/1"
 ABOUT_FILE, RESULTS, SIDE_BY_SIDE_FILE, ERROR_FILE = "evaluation.json", "results", "side-by-side.md", "error.txt"
 
-Report = Callable[[str, int, int], None]  # (stage, done, total)
-RunCell = Callable[[str, int, Report], None]  # (method, seed, report): leaves the cell's folder
+RunCell = Callable[[str, int, Progress], None]  # (method, seed, progress): leaves the cell's folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +153,8 @@ def run_cells(
     prepare: Callable[[], RunCell],
     *,
     retry_failed: bool = False,
-    report: Report = lambda stage, done, total: None,
-    say: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda stage, done, total: None,
+    say: Say = lambda line: None,
 ) -> None:
     """Run what is missing, seed by seed. A method that fails leaves a failed cell, and the others go on.
 
@@ -173,7 +173,7 @@ def run_cells(
         label = f"{method}, seed {seed} ({number} of {len(missing)})"
 
         def told(stage: str, done: int, total: int, label: str = label) -> None:
-            report(f"{label}: {stage}", done, total)
+            progress(f"{label}: {stage}", done, total)
 
         cell = _run_cell(out, method, seed, run, told)
         say(f"{label}: {cell.status}" + (f": {cell.reason}" if cell.reason else ""))
@@ -183,7 +183,7 @@ def _is_missing(cell: Cell | None, retry_failed: bool) -> bool:
     return cell is None or (retry_failed and not cell.done)
 
 
-def _run_cell(out: Path, method: str, seed: int, run: RunCell, told: Report) -> Cell:
+def _run_cell(out: Path, method: str, seed: int, run: RunCell, told: Progress) -> Cell:
     try:
         run(method, seed, told)
     except EmorlError as error:
@@ -208,7 +208,7 @@ def judge(
     folder: Path,
     data: Data,
     *,
-    report: Report = lambda stage, done, total: None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Score the cells that are there, and write results, plots, side-by-side page and A/B sheet; returns the results.
 
@@ -223,13 +223,13 @@ def judge(
     texts: dict[str, dict[int, list[str]]] = {method: {} for method in wanted.methods}
     every = [(method, seed) for method in wanted.methods for seed in wanted.seeds]
     for number, (method, seed) in enumerate(every):
-        report("scoring", number, len(every))
+        progress("scoring", number, len(every))
         cell = read_cell(out, method, seed)
         if cell is not None:
             cells[method][seed], own = _scored(out, cell, records, scorers)
             if own is not None:
                 texts[method][seed] = own
-    report("scoring", len(every), len(every))
+    progress("scoring", len(every), len(every))
     cells = {method: own for method, own in cells.items() if own}
     if not cells:
         raise EvaluationError(f"--out {out}: holds no cell of these methods and seeds", param="out")

@@ -20,6 +20,7 @@ from emorl_core.files import folder_hash, replacing
 from training.data.records import Record
 from training.evaluation.cells import Cell, Reply, cell_folder
 from training.scorers import Checked, Context, build_scorer
+from training.scorers.asking import ask_rounded
 from training.scorers.diversity import distinct_bigrams
 from training.scorers.edit_rate import edit_rate
 from training.scorers.words import longest_run, words
@@ -27,7 +28,6 @@ from training.search.score_table import Array
 
 FORMAT = "emorl-scores/1"
 SCORES_FILE = "scores.json"
-_DECIMALS = 6
 _START = 3  # words
 
 MEASURES: dict[str, str] = {
@@ -110,13 +110,7 @@ def scores_of(
     missing = [name for name in scorers.all if name not in kept]
     for name in missing:
         told(name)
-        found = scorers.all[name](
-            prompts=[record.prompt for record in records],
-            completions=texts,
-            references=[list(record.references) for record in records],
-            extras=[dict(record.extras) for record in records],
-        )
-        kept[name] = [round(score, _DECIMALS) for score in found]
+        kept[name] = ask_rounded(scorers.all[name], records, texts)
     if missing:
         marks = {name: scorers.marks[name] for name in kept}
         content = {"format": FORMAT, "replies": answered, "marks": marks, "scores": kept}

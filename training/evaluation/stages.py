@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from emorl_core.adapters import Adapter, read_peft, write_peft
+from emorl_core.adapter_writer import write_peft
+from emorl_core.adapters import Adapter, read_peft
 from emorl_core.errors import EmorlError
 from emorl_core.files import appearing
 from training.evaluation.dynaopt import DynaOpt
-from training.evaluation.experiment import Experiment, Report, as_json
+from training.evaluation.experiment import Experiment, as_json
+from training.progress import Progress
 from training.recipe.recipe import Recipe
-from training.rl.reward_mix import FixedMix
+from training.rl.rewards import FixedMix
 from training.rl.tracking import LOG_FILE
 
 StageName = Literal["adapters", "uniform", "dynaopt"]
@@ -48,7 +50,7 @@ class Stage:
         return [read_peft(self.folder / name, name) for name in names]
 
 
-def trained(experiment: Experiment, stage: StageName, seed: int, report: Report, *, retry: bool = False) -> Stage:
+def trained(experiment: Experiment, stage: StageName, seed: int, progress: Progress, *, retry: bool = False) -> Stage:
     """The stage of a seed, read or, where it is not there, trained.
 
     retry: train it once more if it failed. Raises `RecipeError`, `ScorerError`.
@@ -63,7 +65,7 @@ def trained(experiment: Experiment, stage: StageName, seed: int, report: Report,
         experiment.retried.add(folder)
         shutil.rmtree(run, ignore_errors=True)
         shutil.rmtree(folder)
-    _train(experiment, stage, seed, folder, run, report)
+    _train(experiment, stage, seed, folder, run, progress)
     return _read(folder)
 
 
@@ -75,12 +77,9 @@ def recipe_of(recipe: Recipe, stage: StageName, seed: int) -> Recipe:
     return recipe.model_copy(update=changed)
 
 
-def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, run: Path, report: Report) -> None:
-    import torch
-
-    from emorl_core.models.registry import adapter_task, load_model
-    from training.pipeline.prepare import fingerprint
-    from training.rl.trainer import Joint, Task, Trainer
+def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, run: Path, progress: Progress) -> None:
+    from emorl_core.models.registry import adapter_task
+    from training.pipeline.workshop import Joint
 
     recipe = recipe_of(experiment.recipe, stage, seed)
     names = tuple(experiment.scorers)
@@ -89,23 +88,12 @@ def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, ru
         "uniform": Joint("uniform", FixedMix.even(names)),
         "dynaopt": Joint("dynaopt", DynaOpt(names, seed, recipe.preset)),
     }[stage]
-    model: Any = load_model(experiment.base, device=experiment.device, dtype=torch.float32, training=True)
-    task = Task(
-        recipe,
-        model,
-        experiment.tokenizer,
-        experiment.encoded.train,
-        experiment.encoded.validation,
-        dict(experiment.scorers),
-        {**fingerprint(recipe, experiment.data, experiment.base), "stage": stage},
-        joint,
-    )
 
     def told(record: Mapping[str, Any]) -> None:
         if record["event"] == "step":
-            report(f"training {stage}", record["step"], recipe.rl.stop.max_steps)
+            progress(f"training {stage}", record["step"], recipe.rl.stop.max_steps)
 
-    trainer = Trainer(task, experiment.processes, run, told)
+    trainer = experiment.workshop.trainer(run, told, recipe=recipe, joint=joint, mark={"stage": stage})
     trainer.run(resume=True)
     curves = _curves(run / LOG_FILE, recipe.rl.prompts_per_step)
     about = {}
@@ -113,7 +101,9 @@ def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, ru
         for objective in trainer.objectives:
             values = None if recipe.rl.keep == "last" else objective.best
             adapter = trainer.stacks.adapter(objective.lane, objective.name, objective.fresh, values)
-            write_peft(adapter, made / objective.name, base_name=recipe.base.hub, task=adapter_task(experiment.base))
+            write_peft(
+                adapter, made / objective.name, base_name=recipe.base.hub, task=adapter_task(experiment.workshop.base)
+            )
             about[objective.name] = {
                 "status": objective.status,
                 "reason": objective.reason,

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from training.data.records import Record
-from training.evaluation.experiment import Experiment, Report
+from training.evaluation.experiment import Experiment
+from training.progress import Progress
+from training.scorers.asking import ask
 from training.search.grid import Found, SearchError, search
 from training.search.inputs import prompts_hash
 from training.search.log import EvaluationLog
@@ -50,7 +52,7 @@ def choose(
     log: Path,
     *,
     cube: bool = False,
-    report: Report = lambda stage, done, total: None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Choice:
     """Search. `log` keeps every evaluation, so that a search which was killed goes on.
 
@@ -60,7 +62,7 @@ def choose(
     Raises `SearchError`: too many objectives for a search in the cube; Optuna is missing.
     """
     objectives = len(experiment.scorers)
-    table = _Evaluations(experiment, texts, log, report)
+    table = _Evaluations(experiment, texts, log, progress)
     if objectives <= MOST_BY_GRID:
         space = Cube(objectives) if cube else Simplex(objectives)
         table.expected = space.points_per_level * experiment.levels
@@ -76,8 +78,8 @@ def choose(
 
 
 class _Evaluations:
-    def __init__(self, experiment: Experiment, texts: Texts, log: Path, report: Report) -> None:
-        self._experiment, self._texts, self._report = experiment, texts, report
+    def __init__(self, experiment: Experiment, texts: Texts, log: Path, progress: Progress) -> None:
+        self._experiment, self._texts, self._progress = experiment, texts, progress
         prompts = [Record(prompt.text) for prompt in experiment.search]
         about = {"prompts": prompts_hash(prompts), "scorers": list(experiment.scorers)}
         self._log = EvaluationLog(log, about, resume=True)
@@ -100,7 +102,7 @@ class _Evaluations:
             )
             self._known.update(zip(new, scores, strict=True))
             self._seconds += seconds
-        self._report("searching weights", len(self._known), max(self.expected, len(self._known)))
+        self._progress("searching weights", len(self._known), max(self.expected, len(self._known)))
         return [self._known[point] for point in points]
 
     def _score(self, texts: list[list[str]]) -> list[float]:
@@ -110,15 +112,8 @@ class _Evaluations:
             dict.fromkeys((p, text) for own in texts for p, text in enumerate(own) if (p, text) not in self._scores)
         )
         if new:
-            columns = [
-                scorer(
-                    prompts=[prompts[p].text for p, _ in new],
-                    completions=[text for _, text in new],
-                    references=[list(prompts[p].references) for p, _ in new],
-                    extras=[dict(prompts[p].extras) for p, _ in new],
-                )
-                for scorer in self._experiment.scorers.values()
-            ]
+            about, replies = [prompts[p] for p, _ in new], [text for _, text in new]
+            columns = [ask(scorer, about, replies) for scorer in self._experiment.scorers.values()]
             # Rounded, so that the batch a reply is scored in cannot decide between points.
             means = [round(statistics.fmean(row), 6) for row in zip(*columns, strict=True)]
             self._scores.update(zip(new, means, strict=True))
@@ -126,5 +121,5 @@ class _Evaluations:
 
     def choice(self, found: Found) -> Choice:
         count = len(found.scores)
-        self._report("searching weights", 1, 1)
+        self._progress("searching weights", 1, 1)
         return Choice(found.best, found.best_score, count, count * len(self._experiment.search), self._seconds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from emorl_core.bundle import hub_folder
@@ -12,11 +11,10 @@ from training.data.records import Record
 from training.data.sources import load_records
 from training.data.splits import prompt_key
 from training.pipeline.prepare import Data
+from training.progress import FitProgress
 from training.recipe.recipe import Recipe, WarmStart
 from training.seeds import derive
 from training.warm_start.warm_start import RECEIPT, WarmStartSettings, fingerprint_of, warm_start, wrapped_pairs
-
-Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss of the last ones)
 
 
 def base_folder(recipe: Recipe, folder: Path) -> Path:
@@ -37,7 +35,7 @@ def base_folder(recipe: Recipe, folder: Path) -> Path:
 
 
 def run_warm_start(
-    recipe: Recipe, folder: Path, data: Data, out: Path, *, overwrite: bool = False, progress: Progress | None = None
+    recipe: Recipe, folder: Path, data: Data, out: Path, *, overwrite: bool = False, progress: FitProgress | None = None
 ) -> Path:
     """Run the recipe's warm start into the folder `out`, or go on with one that was interrupted.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from emorl_core.adapters import write_peft
+from emorl_core.adapter_writer import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
 from emorl_core.files import appearing, weights_hash
 from emorl_core.models.registry import adapter_task
@@ -26,7 +26,9 @@ _BASE_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # of a checkpoint
 _PACKAGES = ("emorl", "torch", "transformers", "accelerate", "safetensors")
 
 
-def write_bundle(folder: Path, trainer: Trainer, data: Data, base: Path, *, overwrite: bool) -> dict[str, Any]:
+def write_bundle(
+    folder: Path, recipe: Recipe, trainer: Trainer, data: Data, base: Path, *, overwrite: bool
+) -> dict[str, Any]:
     """Write the bundle so that it appears whole or not at all; returns the report.
 
     `adapters/<objective>` are the weights that `rl.keep` names, the ones that serve; the others lie in
@@ -36,9 +38,8 @@ def write_bundle(folder: Path, trainer: Trainer, data: Data, base: Path, *, over
         if not folder.is_dir() or any(folder.iterdir()):
             raise RecipeError(f"--out {folder}: already holds something; --overwrite replaces it", param="out")
         folder.rmdir()
-    recipe = trainer.task.recipe
     served, other = ("last", "best") if recipe.rl.keep == "last" else ("best", "last")
-    report = _report(trainer, data)
+    report = _report(recipe, trainer, data)
     base_sha256, task = weights_hash(base), adapter_task(base)
     with appearing(folder, replace=overwrite) as bundle:
         for objective in trainer.objectives:
@@ -91,13 +92,12 @@ def _spec(recipe: Recipe, trainer: Trainer) -> BundleSpec:
     )
 
 
-def _report(trainer: Trainer, data: Data) -> dict[str, Any]:
-    recipe = trainer.task.recipe
+def _report(recipe: Recipe, trainer: Trainer, data: Data) -> dict[str, Any]:
     return {
         "format": REPORT_FORMAT,
         "preset": recipe.preset,
         "seeds": {"run": recipe.seed, "split": recipe.data.seed},
-        "steps": trainer.steps,
+        "steps": trainer.taken,
         "objectives": {objective.name: _objective(objective, recipe) for objective in trainer.objectives},
         "data": data.summary(),
         "fingerprint": trainer.task.fingerprint,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from emorl_core.bundle import BASE_DIR, BUNDLE_FILE
 from emorl_core.errors import EmorlError
 from emorl_core.files import appearing, clear_leftovers
 from training.config import Section
-from training.data.synthetic import grammar as synthetic
+from training.data.synthetic.tables import FOLDER as GRAMMAR
+from training.progress import Progress
 from training.recipe.recipe import Recipe, parse_recipe
 from training.rl.settings import LoraSettings, RlSettings, StopSettings
 from training.warm_start.fit import FitSettings
@@ -30,8 +31,6 @@ from training.warm_start.scratch_t5 import ScratchSettings
 NAME = "counselor-demo"
 RECEIPT = "demo.json"
 _FORMAT = 4  # raised when code outside the grammar changes what a build makes
-
-Progress = Callable[[str, int, int], None]  # (stage, steps done, steps of the stage)
 
 
 class DemoError(EmorlError):
@@ -158,10 +157,10 @@ def is_built(folder: Path, settings: DemoSettings | None = None) -> bool:
     return _key_of(folder) == build_key(settings or DemoSettings())
 
 
-def build_key(settings: DemoSettings) -> str:
-    """Names what a build makes: a hash of its settings and of the grammar's own source."""
+def build_key(settings: DemoSettings, grammar: Path = GRAMMAR) -> str:
+    """Names what a build makes: a hash of its settings and of every file of the grammar, source and word lists."""
     digest = hashlib.sha256(f"{_FORMAT}:{settings.model_dump_json()}".encode())
-    for path in sorted(Path(synthetic.__file__).parent.glob("*.*")):
+    for path in sorted(grammar.glob("*.*")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -171,16 +170,10 @@ BUNDLE_DIR, RUN_DIR = "bundle", "run"
 
 def build_bundle(work: Path, recipe: Recipe, progress: Progress | None = None) -> None:
     """Warm start, reinforcement and the bundle of both in `work`, each taken up where an earlier call left it."""
-    import torch
-
-    from emorl_core.models.registry import load_model
-    from emorl_core.tokenizer import HuggingFaceTokenizer
-    from training.pipeline.base import run_warm_start
     from training.pipeline.bundle_out import write_bundle
-    from training.pipeline.prepare import encode, fingerprint, load_data
+    from training.pipeline.prepare import load_data
+    from training.pipeline.workshop import open_workshop
     from training.rl.processes import Processes
-    from training.rl.trainer import Task, Trainer
-    from training.scorers import Context, build_scorer
 
     if (work / BUNDLE_DIR).exists():
         return
@@ -188,24 +181,18 @@ def build_bundle(work: Path, recipe: Recipe, progress: Progress | None = None) -
     tell("corpus", 0, 1)
     data = load_data(recipe, work)
     tell("corpus", 1, 1)
-    base = work / BASE_DIR
-    if not base.exists():
-        run_warm_start(recipe, work, data, base, progress=lambda done, total, loss: tell("base", done, total))
-    tokenizer = HuggingFaceTokenizer(base)
-    encoded = encode(recipe, data, tokenizer)
-    context = Context(recipe.compute.scorer_device, work, data.parts["train"])
-    scorers = {name: build_scorer(each.scorer, context) for name, each in recipe.objectives.items()}
     processes = Processes(device=recipe.compute.device)
-    model: Any = load_model(base, device=processes.device, dtype=torch.float32, training=True)
-    task = Task(recipe, model, tokenizer, encoded.train, encoded.validation, scorers, fingerprint(recipe, data, base))
+    workshop = open_workshop(
+        recipe, work, data, processes, work / BASE_DIR, progress=lambda done, total, loss: tell("base", done, total)
+    )
 
     def report(record: Mapping[str, Any]) -> None:
         if record["event"] == "step":
             tell("reinforcement", record["step"], recipe.rl.stop.max_steps)
 
-    trainer = Trainer(task, processes, work / RUN_DIR, report)
+    trainer = workshop.trainer(work / RUN_DIR, report)
     trainer.run(resume=True)
-    write_bundle(work / BUNDLE_DIR, trainer, data, base, overwrite=False)
+    write_bundle(work / BUNDLE_DIR, recipe, trainer, data, workshop.base, overwrite=False)
 
 
 def publish(bundle: Path, folder: Path, key: str) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from emorl_core.bundle import BASE_DIR
 from training.config import RecipeError
 from training.pipeline.bundle_out import write_bundle
-from training.pipeline.prepare import Data
+from training.progress import FitProgress, Say
 from training.recipe.recipe import Recipe
 from training.rl.processes import Processes
 from training.rl.tracking import Report
@@ -49,7 +48,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     report: Report = lambda record: None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
 ) -> dict[str, object]:
     """Load, train, write the bundle; returns the report that lies in it as `training.json`.
 
@@ -61,14 +60,9 @@ def train(
     Raises:
         RecipeError, DataError, ScorerError, BundleError and its kinds: one line each, before anything is trained.
     """
-    import torch
-
-    from emorl_core.models.registry import load_model
-    from emorl_core.tokenizer import HuggingFaceTokenizer
-    from training.pipeline.prepare import encode, fingerprint, load_data
+    from training.pipeline.prepare import load_data
+    from training.pipeline.workshop import open_workshop
     from training.rl.tracking import check_trackers
-    from training.rl.trainer import Task, Trainer
-    from training.scorers import Context, build_scorer
 
     places.check(resume=resume, overwrite=overwrite)
     compute = recipe.compute
@@ -82,47 +76,19 @@ def train(
     if overwrite and not resume and processes.is_main and places.run.exists():
         shutil.rmtree(places.run)
     processes.wait()
-    base = _base(recipe, folder, data, places, processes, say)
-    tokenizer = HuggingFaceTokenizer(base)
-    encoded = encode(recipe, data, tokenizer)
-    say(f"{len(encoded.train)} training and {len(encoded.validation)} validation prompts, {encoded.cut} cut")
-    context = Context(compute.scorer_device, folder, data.parts["train"])
-    scorers = {
-        name: build_scorer(objective.scorer, context, where=f"objectives.{name}.scorer")
-        for name, objective in recipe.objectives.items()
-    }
-    model = load_model(base, device=processes.device, dtype=torch.float32, training=True)
-    task = Task(recipe, model, tokenizer, encoded.train, encoded.validation, scorers, fingerprint(recipe, data, base))
-    trainer = Trainer(task, processes, places.run, report)
+    workshop = open_workshop(
+        recipe, folder, data, processes, places.run / BASE_DIR, progress=warm_start_progress(say), say=say
+    )
+    trainer = workshop.trainer(places.run, report)
     processes.start_trackers("emorl", {"name": recipe.name, "preset": recipe.preset, "seed": recipe.seed})
     trainer.run(resume=resume)
     processes.close()
     if not processes.is_main:
         return {}
-    return write_bundle(places.bundle, trainer, data, base, overwrite=overwrite)
+    return write_bundle(places.bundle, recipe, trainer, data, workshop.base, overwrite=overwrite)
 
 
-def _base(
-    recipe: Recipe, folder: Path, data: Data, places: Places, processes: Processes, say: Callable[[str], None]
-) -> Path:
-    """The base's folder; one that is warm-started lies beside the run's checkpoints."""
-    from training.pipeline.base import base_folder, run_warm_start, warm_started
-
-    if recipe.base.warm_start is None:
-        return base_folder(recipe, folder)
-    out = places.run / BASE_DIR
-    if warm_started(recipe, folder, data, out):
-        say("base: warm-started before")
-        return out
-    if processes.count > 1:
-        raise RecipeError(
-            "base.warm_start: not in several processes; run emorl warm-start first, then --set base={path: …}",
-            param="base.warm_start",
-        )
-    return run_warm_start(recipe, folder, data, out, overwrite=True, progress=warm_start_progress(say))
-
-
-def warm_start_progress(say: Callable[[str], None]) -> Callable[[int, int, float], None]:
+def warm_start_progress(say: Say) -> FitProgress:
     """Tells ten times in all how far a warm start is."""
     shown = -1
 

@@ -13,12 +13,12 @@ from emorl_core.documents import read_yaml
 from emorl_core.errors import InvalidWeights
 from emorl_core.files import Missing, Unreadable, is_folder
 from emorl_core.weights import BASE, resolve
-from training.config import RecipeError, Section
+from training.config import RecipeError, Section, shown
 from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
 from training.recipe.evaluation import EvaluationSettings
 from training.recipe.overrides import apply_override
-from training.rl.settings import LoraSettings, Preset, RlSettings, with_preset
+from training.rl.settings import ComputeSettings, LoraSettings, Preset, RlSettings, with_preset
 from training.scorers import parse_scorer
 from training.warm_start.fit import FitSettings
 from training.warm_start.scratch_t5 import ScratchSettings
@@ -119,25 +119,6 @@ class ObjectiveSettings(Section):
     """LoRA rank of this objective; null: `lora.rank`."""
     alpha: float | None = Field(None, gt=0)
     """LoRA alpha of this objective; null: `lora.alpha`."""
-
-
-class ComputeSettings(Section):
-    """Where and how the run computes. None of it changes what is trained, but for rounding."""
-
-    device: str = "auto"
-    """`auto` (CUDA when there is one), `cpu` or `cuda`."""
-    scorer_device: str = "auto"
-    """Where scorers with models run: `auto`, `cpu`, `cuda`."""
-    precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the gradient pass; parameters stay float32."""
-    prompts_per_forward: int | None = Field(None, ge=1)
-    """Prompts of one forward and backward pass (gradient accumulation); null: all of a step at once."""
-    rollout_slots: int = Field(256, ge=1)
-    """Replies sampled at once."""
-    checkpoint_every: int = Field(8, ge=1)
-    """Steps between checkpoints: what a killed run can lose."""
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where metrics go besides the JSON lines that are always written."""
 
 
 class Recipe(Section):
@@ -286,18 +267,13 @@ def _explain(fault: ValidationError) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"{path} is missing"
-    shown = "" if isinstance(item["input"], (Mapping, list, tuple, Section)) else f" (found {_cut(item['input'])})"
+    found = "" if isinstance(item["input"], (Mapping, list, tuple, Section)) else f" (found {shown(item['input'])})"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and item["type"] != "value_error" else ""
-    return f"{path}: {message}{shown}{more}" if path else f"{message}{shown}"
+    return f"{path}: {message}{found}{more}" if path else f"{message}{found}"
 
 
 def _path(loc: Sequence[int | str]) -> str:
     return ".".join(str(part) for part in loc if part != "[key]")
-
-
-def _cut(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 __all__ = ["Recipe", "RecipeError", "load_recipe", "parse_recipe"]

@@ -18,7 +18,9 @@ from emorl_core.lanes.index import BASE_LANE
 from emorl_core.models.family import Group, TrainableModel
 from training.rl import losses
 from training.rl.logprobs import group_of, reply_logprobs
+from training.rl.processes import Processes
 from training.rl.settings import RlSettings
+from training.rl.stacks import Stacks
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -30,6 +32,9 @@ class TrainingGroup:
     source: tuple[int, ...]
     replies: tuple[tuple[int, ...], ...]
     rewards: tuple[float, ...]
+
+
+Batch = Mapping[int, Sequence[TrainingGroup]]  # lane -> groups of this process's prompts
 
 
 @dataclass(slots=True)
@@ -75,9 +80,7 @@ class Lockstep:
         for _, layer in model.linears():
             layer.dropout = dropout
 
-    def accumulate(
-        self, batch: Mapping[int, Sequence[TrainingGroup]], totals: Mapping[int, Totals]
-    ) -> tuple[dict[int, Measures], set[int]]:
+    def accumulate(self, batch: Batch, totals: Mapping[int, Totals]) -> tuple[dict[int, Measures], set[int]]:
         """One lane's groups stand in the order of the prompts, which all lanes share.
 
         Returns each lane's measures, and the lanes whose loss was NaN or inf: those have no valid gradient, the others
@@ -99,9 +102,7 @@ class Lockstep:
                 break
         return measures, broken
 
-    def _forward_backward(
-        self, part: Mapping[int, Sequence[TrainingGroup]], totals: Mapping[int, Totals]
-    ) -> dict[int, Measures] | set[int]:
+    def _forward_backward(self, part: Batch, totals: Mapping[int, Totals]) -> dict[int, Measures] | set[int]:
         """Measures by lane, or the lanes at fault, in which case nothing was added to any gradient."""
         lanes = list(part)
         count = len(part[lanes[0]])
@@ -167,3 +168,49 @@ class Lockstep:
         ]
         with self._autocast():
             return reply_logprobs(self._model, shared)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """By lane. A lane is in `norms` and `measures`, with its gradient in the stacks, or in `faults`."""
+
+    measures: dict[int, Measures]
+    norms: dict[int, float]
+    faults: dict[int, str]
+
+
+class GradientStep:
+    """Fills the gradients of the stacks for one step's batch."""
+
+    def __init__(self, lockstep: Lockstep, stacks: Stacks, processes: Processes, *, replies: int) -> None:
+        """replies: of one objective in a whole step, all processes together."""
+        self._lockstep, self._stacks, self._processes, self._replies = lockstep, stacks, processes, replies
+
+    def compute(self, batch: Batch) -> Gradients:
+        """Every process returns the same measures, norms and faults."""
+        faults: dict[int, str] = {}
+        while True:
+            found = self._attempt({lane: groups for lane, groups in batch.items() if lane not in faults})
+            faults |= found.faults
+            suspects = [lane for lane, norm in found.norms.items() if not math.isfinite(norm)]
+            if not suspects:
+                return Gradients(found.measures, found.norms, faults)
+            # One objective's NaN can reach the others' gradients (0 * NaN in the masked columns): each one alone.
+            guilty = [lane for lane in suspects if not math.isfinite(self._attempt({lane: batch[lane]}).norms[lane])]
+            faults |= dict.fromkeys(guilty or suspects, "the gradient is not finite")
+
+    def _attempt(self, batch: Batch) -> Gradients:
+        self._stacks.zero_gradients()
+        own = {lane: sum(len(ids) for group in groups for ids in group.replies) for lane, groups in batch.items()}
+        tokens = self._processes.gather_objects(own)
+        totals = {lane: Totals(self._replies, sum(part[lane] for part in tokens)) for lane in batch}
+        gathered = self._processes.gather_objects(self._lockstep.accumulate(batch, totals))
+        broken = set().union(*(part for _, part in gathered))
+        self._stacks.zero_gradients(sorted(broken))
+        self._processes.add_up(self._stacks.gradients())
+        measures = {lane: Measures() for lane in batch if lane not in broken}
+        for part, _ in gathered:
+            for lane, whole in measures.items():
+                whole.add(part[lane])
+        norms = {lane: self._stacks.gradient_norm(lane) for lane in measures}
+        return Gradients(measures, norms, dict.fromkeys(sorted(broken), "the loss is not finite"))

@@ -11,17 +11,37 @@ from typing import Any, Literal
 from torch import Tensor
 
 from emorl_core.adapters import Adapter
-from training.rl.consumption import Consumption
-from training.rl.optimizer import ObjectiveOptimizer
-from training.rl.reward_mix import RewardMix
-from training.rl.rewards import RunningStatistics, to_rewards
+from training.rl.rewards import RewardMix, RunningStatistics, to_rewards
 from training.rl.settings import Transform
-from training.rl.stacks import Stacks
+from training.rl.stacks import ObjectiveOptimizer, Stacks
 from training.rl.stopping import StopState, record
 from training.scorers import Checked
 
 Status = Literal["active", "finished", "failed"]
 Scores = dict[str, list[list[float]]]  # scorer -> [prompts][replies of a prompt]
+
+
+@dataclass(slots=True)
+class Consumption:
+    """What an objective has used: the axis that training methods are compared on (method.md section 6).
+
+    "Training data points" in the paper's sense are `prompts`.
+    """
+
+    prompts: int = 0  # taken for training, repeats counted
+    samples: int = 0  # replies sampled for training
+    tokens: int = 0  # tokens of those replies
+    validation_samples: int = 0  # greedy replies
+    validation_tokens: int = 0
+    seconds: float = 0.0  # of the steps and validations it took part in, which it shared with the other objectives
+    own_seconds: float = 0.0  # the same, divided by the number of objectives that took part
+
+    def spend(self, seconds: float, sharing: int) -> None:
+        self.seconds += seconds
+        self.own_seconds += seconds / sharing
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(slots=True)
@@ -51,14 +71,15 @@ class Objective:
     def __post_init__(self) -> None:
         self.statistics = {name: RunningStatistics() for name in self.scorers}
 
-    def rewards(self, scores: Scores, kind: Transform) -> list[float]:
-        """One reward per reply, prompt after prompt: the scorers' rewards, weighted and added up."""
+    def rewards(self, scores: Scores, kind: Transform) -> list[list[float]]:
+        """[prompts][replies of a prompt]: the scorers' rewards, weighted and added up."""
         weights = self.mix.weights
         columns = [
             [weights[name] * reward for reward in to_rewards(flat(scores[name]), kind, self.statistics[name])]
             for name in self.scorers
         ]
-        return [math.fsum(own) for own in zip(*columns, strict=True)]
+        added = iter([math.fsum(own) for own in zip(*columns, strict=True)])
+        return [[next(added) for _ in own] for own in scores[next(iter(self.scorers))]]
 
     def validated(self, scores: Scores, step: int, stacks: Stacks) -> dict[str, float]:
         """Take in one validation and keep the weights if they are the best so far. Returns the mean of each scorer.

@@ -1,10 +1,12 @@
-"""Scores in [0, 1] -> rewards: raw, log, or standardised by the objective's own running statistics."""
+"""Scores in [0, 1] -> rewards: raw, log, or standardised by the objective's own running statistics; and how the rewards
+of several scorers are weighted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from training.rl.settings import Transform
 
@@ -42,3 +44,38 @@ def to_rewards(scores: Sequence[float], kind: Transform, statistics: RunningStat
         deviation = max(statistics.deviation, _LEAST_DEVIATION)
         return [(score - statistics.mean) / deviation for score in scores]
     return list(scores)
+
+
+class RewardMix(Protocol):
+    """Scorer -> weight of its reward. A checkpoint holds `state`, JSON values."""
+
+    @property
+    def weights(self) -> Mapping[str, float]: ...
+
+    def validated(self, means: Mapping[str, float]) -> None:
+        """Told each scorer's mean of every validation, the base's first."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+class FixedMix:
+    """Weights that stay as they are."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.weights: Mapping[str, float] = dict(weights)
+
+    @classmethod
+    def even(cls, names: tuple[str, ...]) -> FixedMix:
+        """1 / N each (Uniform Weighted, method.md section 5)."""
+        return cls(dict.fromkeys(names, 1.0 / len(names)))
+
+    def validated(self, means: Mapping[str, float]) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        pass

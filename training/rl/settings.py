@@ -118,6 +118,25 @@ class RlSettings(Section):
         return self
 
 
+class ComputeSettings(Section):
+    """Where and how the run computes. None of it changes what is trained, but for rounding."""
+
+    device: str = "auto"
+    """`auto` (CUDA when there is one), `cpu` or `cuda`."""
+    scorer_device: str = "auto"
+    """Where scorers with models run: `auto`, `cpu`, `cuda`."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of the gradient pass; parameters stay float32."""
+    prompts_per_forward: int | None = Field(None, ge=1)
+    """Prompts of one forward and backward pass (gradient accumulation); null: all of a step at once."""
+    rollout_slots: int = Field(256, ge=1)
+    """Replies sampled at once."""
+    checkpoint_every: int = Field(8, ge=1)
+    """Steps between checkpoints: what a killed run can lose."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go besides the JSON lines that are always written."""
+
+
 # The published column of method.md section 2, as far as it can be reproduced. Not reproduced: seeds from an unseeded
 # generator, no resume, and the forced `[CLS]` tail, which a T5 tokenizer does not have.
 PAPER: Mapping[str, Any] = {

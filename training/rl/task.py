@@ -1,61 +1,85 @@
-"""What a training works on: a recipe, a model, prompts, scorers, and which adapters there are to be."""
+"""What a training works on: a model, prompts in their order, and the adapters there are to be. It knows no recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from random import Random
 
 from emorl_core.models.family import TrainableModel
 from emorl_core.tokenizer import Tokenizer
 from training.data.prompts import Prompt
-from training.recipe.recipe import Recipe
-from training.rl.reward_mix import FixedMix, RewardMix
+from training.rl.rewards import RewardMix
 from training.rl.rollout import Sample
-from training.rl.settings import LoraSettings
+from training.rl.settings import ComputeSettings, LoraSettings, RlSettings
 from training.scorers import Checked
+from training.seeds import derive
 
 
 @dataclass(frozen=True, slots=True)
-class Joint:
-    """One adapter for all scorers of a task; it is called `name`."""
+class Goal:
+    """One adapter to train. `mix` says how the rewards of its scorers are added up."""
 
-    name: str
+    scorers: Mapping[str, Checked]
     mix: RewardMix
+    lora: LoraSettings
+    learning_rate: float
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`fingerprint` names the recipe and the data: a run resumes only what it began.
+    """`goals`: by the adapter's name. `fingerprint` names the recipe and the data: a run resumes only what it began.
 
-    Each scorer has an adapter of its own, or with `joint` all share one.
+    joint: one adapter has several scorers, so the log tells each one's score and weight.
     """
 
-    recipe: Recipe
+    goals: Mapping[str, Goal]
     model: TrainableModel
     tokenizer: Tokenizer
     train: tuple[Prompt, ...]
     validation: tuple[Prompt, ...]
-    scorers: dict[str, Checked]
     fingerprint: dict[str, str]
-    joint: Joint | None = None
-
-    def goals(self) -> dict[str, tuple[Mapping[str, Checked], RewardMix]]:
-        """Adapter -> its scorers, and how their rewards are added up."""
-        if self.joint is not None:
-            return {self.joint.name: (self.scorers, self.joint.mix)}
-        return {name: ({name: scorer}, FixedMix({name: 1.0})) for name, scorer in self.scorers.items()}
-
-    def lora_of(self, adapter: str) -> LoraSettings:
-        return self.recipe.lora if self.joint is not None else self.recipe.lora_of(adapter)
-
-    def learning_rate_of(self, adapter: str) -> float:
-        return self.recipe.rl.learning_rate if self.joint is not None else self.recipe.learning_rate_of(adapter)
+    seed: int
+    rl: RlSettings
+    compute: ComputeSettings
+    dropout: float  # of all adapters
+    joint: bool = False
 
     def trained_ids(self, sample: Sample) -> tuple[int, ...]:
         """The tokens of a reply that a gradient is taken of."""
-        settings, ids = self.recipe.rl, sample.ids
-        if settings.train_on == "reencoded":
-            ids = tuple(self.tokenizer.encode_prompt(sample.text))[: settings.max_new_tokens]
-        if not settings.train_end and ids and ids[-1] in self.model.facts.eos_token_ids:
+        ids = sample.ids
+        if self.rl.train_on == "reencoded":
+            ids = tuple(self.tokenizer.encode_prompt(sample.text))[: self.rl.max_new_tokens]
+        if not self.rl.train_end and ids and ids[-1] in self.model.facts.eos_token_ids:
             ids = ids[:-1]
         return ids
+
+
+class Order:
+    """Which prompts a step takes: shuffled passes over the training prompts, one after the other without a gap.
+
+    A pure function of (seed, step), so that a resumed run goes on with the same prompts.
+    """
+
+    def __init__(self, size: int, per_step: int, seed: int) -> None:
+        """size: training prompts; per_step: prompts of a step."""
+        self.size, self.per_step, self.seed = size, per_step, seed
+        self._epoch = -1
+        self._shuffled: list[int] = []
+
+    def step(self, number: int) -> list[int]:
+        """Indices of the prompts of step `number`, counted from 0."""
+        first = number * self.per_step
+        return [self._at(position) for position in range(first, first + self.per_step)]
+
+    def ends_epoch(self, number: int) -> bool:
+        """Whether step `number` uses the last prompt of a pass."""
+        return (number + 1) * self.per_step // self.size > number * self.per_step // self.size
+
+    def _at(self, position: int) -> int:
+        epoch, place = divmod(position, self.size)
+        if epoch != self._epoch:
+            self._shuffled = list(range(self.size))
+            Random(derive(self.seed, "order", epoch)).shuffle(self._shuffled)
+            self._epoch = epoch
+        return self._shuffled[place]

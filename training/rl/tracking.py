@@ -51,16 +51,18 @@ class RunLog:
         with replacing(self._path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
-    def write(self, event: str, step: int, **values: Any) -> None:
-        if not self._processes.is_main:
-            return
+    def write(self, event: str, step: int, **values: Any) -> dict[str, Any]:
+        """Returns the record, in every process."""
         record = {"event": event, "step": step, **values}
+        if not self._processes.is_main:
+            return record
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
         self._report(record)
         numbers = dict(_flat(values, event))
         if numbers:
             self._processes.log(numbers, step)
+        return record
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:

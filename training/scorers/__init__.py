@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from training.config import parse_spec
 from training.scorers.base import Checked, Context, Scorer, ScorerConfig, ScorerError, checked
 from training.scorers.callable import CallableConfig
 from training.scorers.coherence import CoherenceConfig
@@ -19,7 +20,6 @@ from training.scorers.lexical.scorers import LexicalEmpathyConfig, LexicalFluenc
 from training.scorers.perplexity import PerplexityConfig
 from training.scorers.product import ProductConfig
 from training.scorers.specificity import SpecificityConfig
-from training.spec import parse_spec
 
 __all__ = [
     "SCORERS",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from emorl_core.errors import EmorlError
-from training.spec import Spec
+from training.config import Spec
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,11 @@
 """Weight vectors -> score tables: one shared sweep for all that are new, then the scorers on the texts that are new.
 
-Nothing is done twice: a direction is generated once, a text that follows from its neighbours (`implied`) not at all,
-and a prompt's text is scored once, however many vectors give it and however often the search was interrupted.
+Nothing is done twice: a direction is generated once, a text that follows from its neighbours not at all, and a prompt's
+text is scored once, however many vectors give it and however often the search was interrupted.
+
+For a given prefix a lane's logits are fixed and the mix is linear in the weights, so "this token is the largest" is a
+half-space for every other token: the weight vectors that give one greedy text form a convex cone. When two vectors give
+the same tokens, so does every vector between them. (Greedy decoding of mixed hidden states, weights from 0.)
 """
 
 from __future__ import annotations
@@ -17,14 +21,15 @@ import numpy as np
 from emorl_core.ensemble import Ensemble
 from training.data.records import Record
 from training.scorers import Checked
+from training.scorers.asking import Panel
 from training.search.grid import SearchError
-from training.search.implied import Known
 from training.search.log import EvaluationLog
 from training.search.score_table import ScoreTable
 from training.search.spaces import Point, ray
 
+# Two directions are opposite when their cosine is this near to -1: 5e-7 rad, far below the distance of grid points.
+_OPPOSITE = 1e-13
 _HASH = 16  # hexadecimal digits that name a text among those of one prompt
-_DECIMALS = 6  # of scores: what a scorer's batch may change lies below
 
 
 @dataclass(slots=True)
@@ -37,6 +42,45 @@ class Counts:
     texts_scored: int = 0  # distinct texts, once per prompt
     lane_row_steps: int = 0  # lane rows computed, one token each
     unshared_lane_row_steps: int = 0  # what one run per generated text would have computed
+
+
+class Known:
+    """The directions that were generated, and which tokens each prompt had under them."""
+
+    def __init__(self, prompts: int) -> None:
+        self._prompts = prompts
+        self._directions: list[np.ndarray] = []
+        self._tokens: list[list[str]] = []  # names of token sequences, per direction and prompt
+
+    def add(self, point: Point, tokens: Sequence[str]) -> None:
+        """point: not the zero vector; tokens: one name of a token sequence per prompt."""
+        self._directions.append(_direction(point))
+        self._tokens.append(list(tokens))
+
+    def implied(self, point: Point) -> list[str | None]:
+        """Per prompt the name of the tokens that `point` must give, or None where that is not known."""
+        found: list[str | None] = [None] * self._prompts
+        for i, j in self._around(_direction(point)):
+            for prompt, (a, b) in enumerate(zip(self._tokens[i], self._tokens[j], strict=True)):
+                if a == b:
+                    found[prompt] = a
+        return found
+
+    def _around(self, here: np.ndarray) -> list[tuple[int, int]]:
+        """Pairs of known directions with `here` on the line between them."""
+        if not self._directions:
+            return []
+        away = np.stack(self._directions) - here  # [K, N]
+        distance = np.linalg.norm(away, axis=1)
+        distance[distance == 0.0] = np.inf  # `here` itself
+        away = away / distance[:, None]
+        first, second = np.nonzero(np.triu(away @ away.T < -1 + _OPPOSITE))
+        return list(zip(first.tolist(), second.tolist(), strict=True))
+
+
+def _direction(point: Point) -> np.ndarray:
+    vector = np.asarray(point, dtype=np.float64)
+    return vector / vector.sum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +123,11 @@ class Evaluator:
         self.names = tuple(scorers)
         self.counts = Counts()
         self._ensemble, self._objectives, self._records = ensemble, tuple(objectives), tuple(records)
-        self._scorers, self._log, self._settled = dict(scorers), log, settled
+        self._panel, self._log, self._settled = Panel(scorers), log, settled  # asked by (prompt, name of text)
         self._max_new_tokens, self._infer = max_new_tokens, infer
         self._done: dict[tuple[int, ...], _Evaluation] = {}
         self._known = Known(len(self._records))
         self._text_of: dict[str, str] = {}  # name of tokens -> name of their text
-        self._scores: dict[tuple[int, str], tuple[float, ...]] = {}  # (prompt, name of text) -> per scorer
         for line in log.read if log is not None else ():
             self._remember(_read(line, self.names))
 
@@ -92,11 +135,6 @@ class Evaluator:
         """One table per point. Raises `EngineError`, `ScorerError`."""
         self._evaluate(points)
         return [ScoreTable(self.names, np.array(self._done[ray(point)].scores)) for point in points]
-
-    def distinct_texts(self, points: Sequence[Point]) -> float:
-        """Mean number of different texts per prompt among evaluated points."""
-        rows = zip(*(self._done[ray(point)].texts for point in points), strict=True)
-        return float(np.mean([len(set(row)) for row in rows]))
 
     def _evaluate(self, points: Sequence[Point]) -> None:
         new: dict[tuple[int, ...], Point] = {}
@@ -108,11 +146,12 @@ class Evaluator:
             return
         texts: dict[tuple[int, str], str] = {}  # (prompt, name of text) -> text, of those to be scored
         tokens = self._tokens(list(new.values()), texts)
-        self._score(texts)
+        self._panel.score({key: (self._records[key[0]], text) for key, text in texts.items()})
+        self.counts.texts_scored += len(texts)
         made = []
         for point, own in zip(new.values(), tokens, strict=True):
             named = tuple(self._text_of[name] for name in own)
-            scores = tuple(self._scores[prompt, name] for prompt, name in enumerate(named))
+            scores = tuple(self._panel[prompt, name] for prompt, name in enumerate(named))
             made.append(_Evaluation(point, tuple(own), named, scores))
         if self._log is not None:
             self._log.append([evaluation.as_line(self.names) for evaluation in made])
@@ -151,26 +190,9 @@ class Evaluator:
     def _named(self, text: str, token_ids: Sequence[int], prompt: int, texts: dict[tuple[int, str], str]) -> str:
         tokens, name = _hash(token_ids), _hash(text)
         self._text_of[tokens] = name
-        if (prompt, name) not in self._scores:
+        if (prompt, name) not in self._panel:
             texts[prompt, name] = text
         return tokens
-
-    def _score(self, texts: Mapping[tuple[int, str], str]) -> None:
-        if not texts:
-            return
-        records = [self._records[prompt] for prompt, _ in texts]
-        columns = [
-            scorer(
-                prompts=[record.prompt for record in records],
-                completions=list(texts.values()),
-                references=[list(record.references) for record in records],
-                extras=[dict(record.extras) for record in records],
-            )
-            for scorer in self._scorers.values()
-        ]
-        for key, *row in zip(texts, *columns, strict=True):
-            self._scores[key] = tuple(round(score, _DECIMALS) for score in row)
-        self.counts.texts_scored += len(texts)
 
     def _remember(self, evaluation: _Evaluation) -> None:
         self._done[ray(evaluation.point)] = evaluation
@@ -179,7 +201,7 @@ class Evaluator:
             self._known.add(evaluation.point, evaluation.tokens)
         for prompt, (tokens, text) in enumerate(zip(evaluation.tokens, evaluation.texts, strict=True)):
             self._text_of[tokens] = text
-            self._scores[prompt, text] = evaluation.scores[prompt]
+            self._panel.remember((prompt, text), evaluation.scores[prompt])
 
 
 def counts_of(evaluator: Evaluator) -> dict[str, int]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from emorl_core.bundle import BUNDLE_FILE, BundleSpec, ProfileSpec, explain, read_spec, write_spec
+from emorl_core.bundle import BUNDLE_FILE, BundleSpec, ProfileSpec, read_spec, write_spec
+from emorl_core.config import explain
 from training.search.grid import SearchError
 
 BY = "emorl search"

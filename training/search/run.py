@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from emorl_core.ensemble import Ensemble
 from emorl_core.files import folder_hash, replacing
 from emorl_core.weights import BASE
+from training.progress import Progress
 from training.search.evaluator import Evaluator, counts_of
 from training.search.grid import Found, SearchError, budget, search
 from training.search.inputs import Inputs, prompts_hash
@@ -24,7 +25,6 @@ from training.search.tpe import check_installed, search_tpe
 
 SpaceName = Literal["simplex", "cube"]
 Method = Literal["auto", "grid", "tpe"]
-Progress = Callable[[int, int], None]  # (texts settled, texts in all)
 
 MOST_BY_GRID = 5  # objectives; beyond, `auto` is TPE
 EVALUATIONS_FILE, HELD_OUT_FILE, REPORT_FILE = "evaluations.jsonl", "held-out.jsonl", "report.json"
@@ -97,7 +97,7 @@ def run_search(
     *,
     objectives: Sequence[str] | None = None,
     resume: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Outcome:
     """Search, compare on held-out prompts, write `report.json` into `folder`, beside the log of every evaluation.
 
@@ -252,7 +252,7 @@ class _Meter:
 
     def settled(self, texts: int) -> None:
         self._done = min(self._total, self._done + texts)
-        self._progress(self._done, self._total)
+        self._progress("texts", self._done, self._total)
 
     def searched(self) -> None:
         self.settled(max(0, self._searching - self._done))

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from training.config import nearest
 from training.search.grid import SearchError
-from training.spec import nearest
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -11,7 +11,7 @@ import math
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,12 @@ from emorl_core.control_tokens import prompt_encoder
 from emorl_core.errors import EmorlError
 from emorl_core.files import follow_umask
 from training.config import Section
+from training.progress import FitProgress
 from training.seeds import derive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss of the last ones)
 _NEIGHBOURS = 50  # batches that are sorted by length together
 _STATE = "trainer_state.json"  # transformers writes it last into a checkpoint
 
@@ -86,7 +86,7 @@ def fit(
     work: Path,
     max_source_tokens: int,
     device: str = "auto",
-    progress: Progress | None = None,
+    progress: FitProgress | None = None,
 ) -> Fitted:
     """Train `model` in place. `work` holds the checkpoints; one that a killed run left there is continued.
 
@@ -163,7 +163,7 @@ def _trainer(
     settings: FitSettings,
     work: Path,
     device: str,
-    progress: Progress | None,
+    progress: FitProgress | None,
 ) -> Any:
     from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
     from transformers.trainer_callback import PrinterCallback
@@ -203,7 +203,7 @@ def _trainer(
     return trainer
 
 
-def _watch(progress: Progress | None) -> Any:
+def _watch(progress: FitProgress | None) -> Any:
     """The trainer's callback: hands progress on, and stops at a loss that is not finite."""
     from transformers import TrainerCallback
 

@@ -20,7 +20,8 @@ from emorl_core.files import appearing
 from emorl_core.tokenizer import load_tokenizer
 from training.config import Section
 from training.data.records import Record
-from training.warm_start.fit import FitError, FitSettings, Progress, fit, quiet
+from training.progress import FitProgress
+from training.warm_start.fit import FitError, FitSettings, fit, quiet
 from training.warm_start.scratch_t5 import ScratchSettings, new_model
 from training.warm_start.tokenizer import train_tokenizer
 
@@ -72,7 +73,7 @@ def warm_start(
     base: Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
-    progress: Progress | None = None,
+    progress: FitProgress | None = None,
 ) -> Path:
     """Train on the records' prompts and replies and write the model and its tokenizer to the folder `out`.
 

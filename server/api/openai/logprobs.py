@@ -46,7 +46,7 @@ class TokenNames:
         def spell(each: int) -> Spelling:
             return self.tokenizer.spell(each, first=not self._begun)
 
-        # Of equally likely tokens the chosen one comes first: it was the most likely for whoever chose it.
+        # Ties go to the chosen token.
         others = [(each, other) for each, other in alternatives if each != token_id]
         ranked = sorted([(token_id, value), *others], key=lambda item: -item[1])[: len(alternatives)]
         tops = [(spell(each), _finite(other)) for each, other in ranked]

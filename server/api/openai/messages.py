@@ -9,13 +9,13 @@ from pydantic import Field, Tag, ValidationInfo, field_validator, model_validato
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from emorl_core.errors import InvalidRequest
-from server.api.fields import FirstFault, Strict, Text
+from server.api.fields import Body, FirstFault, Text
 from server.api.openai.fields import Empty, Null, Off, one_of, text_or_list
 
 Caching = Annotated[dict[str, Any] | None, Field(description="Accepted: how a prompt is cached changes no text.")]
 
 
-class TextPart(Strict):
+class TextPart(Body):
     type: Literal["text"]
     text: Text
     cache_control: Caching = None
@@ -35,7 +35,7 @@ Content = Annotated[
 ]
 
 
-class Message(Strict):
+class Message(Body):
     """One message. The clients' types put every field that an answer can have into a history; those that say something
     which is not implemented are refused by name."""
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from server.api.fields import example
-from server.api.generation_fields import Usage
+from server.api.generate_models import Usage
 from server.serving.receipt import Receipt
 
 Finish = Literal["stop", "length"]

@@ -9,12 +9,12 @@ from pydantic import Field, Tag, model_validator
 from emorl_core.errors import InvalidRequest
 from emorl_core.types import MAX_SEED
 from server.api.fields import (
+    Body,
     FirstFault,
     Int,
     Penalty,
     Seed,
     StopString,
-    Strict,
     Temperature,
     Text,
     Texts,
@@ -31,12 +31,12 @@ Stop = Annotated[
 ]
 
 
-class StreamOptions(Strict):
+class StreamOptions(Body):
     include_usage: bool | None = Field(None, description="One more chunk with the usage before the stream ends.")
     include_obfuscation: Annotated[Any, Off(None, False)] = None
 
 
-class OpenAIRequest(Strict):
+class OpenAIRequest(Body):
     """What both endpoints share."""
 
     # What the engine calls a field -> what this API calls it, for messages.

@@ -7,17 +7,17 @@ Nothing here comes from a real person.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 
 from training.data.records import DataError, Record
 from training.data.synthetic.domains import DOMAINS, Domain
-from training.data.synthetic.frames import CLIENT, CLIENT_GOOD, REPLIES, REPLIES_GOOD, STYLES, Style
+from training.data.synthetic.frames import CLIENT, CLIENT_GOOD, REPLIES, REPLIES_GOOD
 from training.data.synthetic.person import to_second_person
+from training.data.synthetic.styles import STYLES, Style
 from training.data.synthetic.words import FEELINGS, FILLERS, LIKENESSES, NEED_OF, PRONOUNS, SETS, gender_of
 
 _SLOT = re.compile(r"\{(\w+)(?:\.(she|her|him))?\}")
@@ -151,18 +151,6 @@ def generate(count: int, seed: int, styles: Sequence[Style] = STYLES) -> tuple[R
     if len(records) < count:
         raise DataError(f"count is {count}; the grammar gave only {len(records)} distinct prompts", param="count")
     return tuple(records.values())
-
-
-def split_by_situation(records: Iterable[Record], seed: int, held_out: float) -> tuple[list[Record], list[Record]]:
-    """(training, held out): no combination of slots is on both sides, in whatever words its prompts put it.
-
-    `held_out` is the share of combinations (0 to 1). A combination's side depends on (seed, combination) only.
-    """
-    parts: tuple[list[Record], list[Record]] = ([], [])
-    for record in records:
-        digest = hashlib.sha256(f"{seed}:{record.extras['key']}".encode()).digest()
-        parts[int.from_bytes(digest[:8]) < held_out * 2**64].append(record)
-    return parts
 
 
 _DOMAIN_WEIGHTS = [domain.weight for domain in DOMAINS]

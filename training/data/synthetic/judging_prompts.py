@@ -1,57 +1,7 @@
-"""Fifty client statements written by hand for judging the demo. The grammar never produces them word for word (a test
-holds it to that); they speak of its situations in other words, orders and combinations."""
+"""The client statements for judging the demo (`judging_prompts.yaml`)."""
 
 from __future__ import annotations
 
-EVALUATION_PROMPTS: tuple[str, ...] = (
-    "I can't keep up at work.",
-    "My boss wants me to stay late again tonight.",
-    "I worked all weekend and nobody even noticed.",
-    "My manager told me my report was terrible, and now I'm scared I will lose my job.",
-    "I start a new job on Monday and I'm so nervous.",
-    "I have two exams tomorrow and I haven't opened a book.",
-    "Chemistry makes no sense to me and my teacher is no help.",
-    "I feel stupid in class because everyone else knows the answer.",
-    "My wife says I never listen to her.",
-    "My husband and I barely talk these days.",
-    "My girlfriend left me for my best friend, and I feel betrayed.",
-    "I want to trust him again, but he lied to me twice.",
-    "My mother calls me five times a day and I can't breathe.",
-    "My dad never said he was proud of me.",
-    "I haven't spoken to my sister since the wedding.",
-    "My brother borrowed money from me and never paid it back.",
-    "My son is always on his phone and never talks to us.",
-    "I shouted at my daughter this morning and I feel terrible.",
-    "The baby won't sleep, and I'm so tired that I cry.",
-    "I feel like a bad mother because I work so much.",
-    "I don't have a single friend in this city.",
-    "Everyone at the party was laughing and I just stood there alone.",
-    "My best friend is getting married and I feel left out.",
-    "I drink a bottle of wine every night to calm down.",
-    "I was sober for a year and last week I drank again.",
-    "My wife found the vodka in the garage and I feel so ashamed.",
-    "I know I should quit smoking, but I love my cigarettes.",
-    "I smoke more when I'm stressed at work.",
-    "My doctor wants me to lose weight, but I love food.",
-    "I eat ice cream every night when I feel lonely.",
-    "I used to run every day, but now my knee hurts.",
-    "I'd like to exercise more, but I'm always tired after work.",
-    "I can't look at myself in the mirror anymore.",
-    "I'm afraid the doctor will find something bad.",
-    "My back hurts so much that I can't play with my kids.",
-    "I keep forgetting to take my medicine, and my wife is mad at me.",
-    "We can't pay the rent this month and I'm worried.",
-    "I bought a new car and now I can't pay my bills.",
-    "I hide my credit cards from my husband.",
-    "I lie awake every night and think about money.",
-    "I only slept two hours and I have to drive all day.",
-    "My grandmother died last month, and the house feels empty.",
-    "My dog died and people tell me to get over it.",
-    "I miss my father most on Sundays.",
-    "I don't enjoy anything anymore.",
-    "I want to change my life, but I don't know where to start.",
-    "I always say yes, and then I get angry with myself.",
-    "I spend hours on my phone and then I feel empty.",
-    "I take care of my mother and I have no time for my own kids.",
-    "I finally told my dad the truth, and I'm proud of myself.",
-)
+from training.data.synthetic.tables import table
+
+EVALUATION_PROMPTS: tuple[str, ...] = tuple(table("judging_prompts"))

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import re
 
-_SWAP = {
-    "i": "you", "me": "you", "my": "your", "mine": "yours", "myself": "yourself",
-    "i'm": "you're", "i've": "you've", "i'd": "you'd", "i'll": "you'll", "am": "are",
-    "we": "you", "us": "you", "our": "your", "ours": "yours", "ourselves": "yourselves",
-    "we're": "you're", "we've": "you've", "we'd": "you'd", "we'll": "you'll",
-}  # fmt: skip
-_PAST = {"was": "were", "wasn't": "weren't"}
-# Words that may stand between "I" and its verb: "I never was", "I just wasn't".
-_BETWEEN = {"just", "never", "always", "really", "still", "only", "also", "already", "once", "honestly", "probably"}
+from training.data.synthetic.tables import table, words
+
+_TABLE = table("person")
+_SWAP, _PAST = _TABLE["swap"], _TABLE["past"]
+_BETWEEN, _QUESTIONS = set(words(_TABLE["between"])), set(words(_TABLE["questions"]))
 _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)?")
 
 
@@ -24,12 +20,12 @@ def to_second_person(text: str) -> str:
 
     A capital at the start of a sentence is kept ("My boss" -> "Your boss"); the capital of "I" inside one is not.
     """
-    words = list(_WORD.finditer(text))
+    found = list(_WORD.finditer(text))
     parts: list[str] = []
     end = 0
-    for index, match in enumerate(words):
+    for index, match in enumerate(found):
         word = match.group()
-        swapped = _swap(words, index)
+        swapped = _swap(found, index)
         if swapped != word and word[0].isupper() and _starts_sentence(text, match.start()):
             swapped = swapped[0].upper() + swapped[1:]
         parts += (text[end : match.start()], swapped)
@@ -56,7 +52,7 @@ def _subject_is_i(words: list[re.Match[str]], index: int) -> bool:
 
 def _asks(words: list[re.Match[str]], index: int) -> bool:
     """`was I` is inverted only after a question word ("Why was I late", not "as it was I left")."""
-    return index == 0 or words[index - 1].group().lower() in {"why", "how", "where", "when", "who", "what", "nor", "so"}
+    return index == 0 or words[index - 1].group().lower() in _QUESTIONS
 
 
 def _starts_sentence(text: str, start: int) -> bool:

@@ -10,8 +10,7 @@ from pydantic import Field, field_validator
 
 from training.data.records import Record, RecordSet, Tally
 from training.data.rows import Source
-from training.data.synthetic.frames import STYLES, Style
-from training.data.synthetic.grammar import generate
+from training.data.synthetic.styles import STYLES, Style
 
 
 class SyntheticSource(Source):
@@ -35,6 +34,8 @@ class SyntheticSource(Source):
         return value
 
     def load(self, base: Path | None = None) -> RecordSet:  # noqa: ARG002  there is no path
+        from training.data.synthetic.grammar import generate  # reads the word lists
+
         records = list(generate(self.count, self.seed, self.styles))
         if self.view == "prompts":
             records = [Record(record.prompt, where=record.where, extras=record.extras) for record in records]

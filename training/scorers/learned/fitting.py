@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorl_core.files import replacing
+from training.progress import FitProgress
 from training.scorers.base import ScorerError
 from training.scorers.cross_encoder import encode_pairs
 from training.scorers.learned.batches import Example, derived_seed, margin_loss, plan_epoch
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 STATE_FILE = "state.pt"
 WARM_UP = 0.1  # share of the steps over which the learning rate rises; it falls to zero over the rest
 MAX_GRADIENT_NORM = 1.0
-Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss of the last one)
 
 
 class Fitting:
@@ -56,7 +56,7 @@ class Fitting:
             [len(self.examples) / (len(levels) * count) for count in counts], device=model.device
         )
 
-    def epoch(self, epoch: int, progress: Progress | None) -> None:
+    def epoch(self, epoch: int, progress: FitProgress | None) -> None:
         """One pass over the training part."""
         import torch
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from training.spec import Spec
+from training.config import Spec
 
 
 class ScorerTraining(Spec):

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 from emorl_core.files import appearing
 from training.data.records import DataError, RecordSet
 from training.data.splits import FRACTIONS, Splits, prompt_key, split_by_prompt
+from training.progress import FitProgress
 from training.scorers.base import ScorerError, pick_device, quiet_loading
 from training.scorers.calibration import Calibration, write_calibration
 from training.scorers.cross_encoder import load_pretrained, local_or_hub, pick_max_length, shown
 from training.scorers.learned.batches import examples_of
-from training.scorers.learned.fitting import STATE_FILE, Fitting, Progress
+from training.scorers.learned.fitting import STATE_FILE, Fitting
 from training.scorers.learned.report import Evaluation, calibrate, evaluate, write_card
 from training.scorers.learned.settings import ScorerTraining
 
@@ -49,7 +50,7 @@ def train_scorer(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: FitProgress | None = None,
     base: Path | None = None,
 ) -> Trained:
     """Split by prompt, train, keep the epoch that is best on the validation part, calibrate there, report on the test

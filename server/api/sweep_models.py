@@ -9,25 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, texts_of
 from emorl_core.ensemble import Ensemble
-from emorl_core.types import Combine
-from server.api.fields import (
-    FirstFault,
-    Int,
-    Penalty,
-    Seed,
-    Stops,
-    Strict,
-    Temperature,
-    Texts,
-    TopP,
-    Weights,
-    check_limit,
-)
+from server.api.fields import FirstFault, Int, SamplingFields, Seed, Texts, Weights
 
 Vectors = Annotated[list[Weights], FirstFault(), Field(min_length=1)]
 
 
-class SweepRequest(Strict):
+class SweepRequest(SamplingFields):
     """`POST /sweep`: every prompt under every weight vector. Give exactly one of `weights` and `resolution`."""
 
     model_config = ConfigDict(
@@ -42,38 +29,17 @@ class SweepRequest(Strict):
     prompts: Texts = Field(description="What the clients said; the bundle's template is put around each.")
     weights: Vectors | None = Field(None, description="The weight vectors.")
     resolution: Int | None = Field(None, ge=1, description="Instead: every vector of steps 1 / resolution, sum 1.")
-    normalize: bool = Field(True, description="Scale the weights to sum 1. Negative weights need false.")
-    combine: Combine = Field(
-        "hidden", description="Mix hidden states or probabilities, or sum the adapters (`weights`): one model's price."
-    )
-    max_new_tokens: Int = Field(64, ge=1, description="Most tokens to generate; the server's own limit is in /info.")
-    min_new_tokens: Int = Field(0, ge=0, description="The end cannot come before this many tokens.")
-    temperature: Temperature = Field(0.0, description="0 always takes the most likely token.")
-    top_k: Int = Field(0, ge=0, description="Sample among the k most likely tokens; 0 is off.")
-    top_p: TopP = Field(1.0, description="Sample among the most likely tokens of this mass; 1 is off.")
-    repetition_penalty: Penalty = Field(1.0, description="Above 1: tokens used already count less.")
     seed: Seed | None = Field(None, description="One for all completions. Null: one is drawn.")
-    stop: Stops = Field(default_factory=list, description="Texts that end the answer; never part of it.")
     stream: bool = Field(False, description="Answer with server-sent events, results as they finish.")
 
     def plan(self, ensemble: Ensemble, *, max_new_tokens: int, max_sweep: int) -> SweepPlan:
         """Raises `InvalidRequest` and its kinds. The arguments are the server's limits."""
-        check_limit("max_new_tokens", self.max_new_tokens, max_new_tokens)
         return ensemble.sweep_plan(
             self.prompts,
             self.weights,
             resolution=self.resolution,
-            normalize=self.normalize,
-            combine=self.combine,
-            max_new_tokens=self.max_new_tokens,
-            min_new_tokens=self.min_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-            stop=tuple(self.stop),
             max_sweep=max_sweep,
+            **self.options(max_new_tokens=max_new_tokens),
         )
 
 

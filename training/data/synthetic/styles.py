@@ -1,0 +1,8 @@
+"""The styles a reply of the synthetic corpus can have."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Style = Literal["plain", "complex", "validation", "question", "advice", "brief"]
+STYLES: tuple[Style, ...] = ("plain", "complex", "validation", "question", "advice", "brief")

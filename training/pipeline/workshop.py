@@ -1,0 +1,161 @@
+"""A recipe -> everything that is trained and judged with: data, base, tokenizer, prompts, scorers, trainers.
+
+The one assembly for `emorl train`, the demo and the comparison of methods.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emorl_core.models.registry import load_model
+from emorl_core.tokenizer import HuggingFaceTokenizer
+from training.config import RecipeError
+from training.pipeline.base import base_folder, run_warm_start, warm_started
+from training.pipeline.prepare import Data, Encoded, encode, fingerprint
+from training.progress import FitProgress, Say
+from training.recipe.recipe import Recipe
+from training.rl.processes import Processes
+from training.rl.rewards import FixedMix, RewardMix
+from training.rl.task import Goal, Task
+from training.rl.tracking import Report
+from training.rl.trainer import Trainer
+from training.scorers import Checked, Context, build_scorer
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """One adapter for all scorers of a recipe; it is called `name`."""
+
+    name: str
+    mix: RewardMix
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """`folder`: where the recipe's relative paths start. `base`: a checkpoint's folder."""
+
+    recipe: Recipe
+    folder: Path
+    data: Data
+    processes: Processes
+    base: Path
+    tokenizer: HuggingFaceTokenizer
+    encoded: Encoded
+    scorers: dict[str, Checked]
+
+    def trainer(
+        self,
+        run: Path,
+        report: Report = lambda record: None,
+        *,
+        recipe: Recipe | None = None,
+        joint: Joint | None = None,
+        mark: dict[str, str] | None = None,
+    ) -> Trainer:
+        """A trainer on a model of its own.
+
+        Args:
+            run: folder of its log and checkpoints.
+            recipe: the workshop's with other settings of training; None: the workshop's.
+            joint: one adapter for all scorers; None: one for each.
+            mark: goes into the fingerprint, to tell trainings of one recipe apart.
+        """
+        recipe = recipe or self.recipe
+        model: Any = load_model(self.base, device=self.processes.device, dtype=torch.float32, training=True)
+        task = task_of(
+            recipe,
+            model,
+            self.tokenizer,
+            self.encoded,
+            self.scorers,
+            {**fingerprint(recipe, self.data, self.base), **(mark or {})},
+            joint,
+        )
+        return Trainer(task, self.processes, run, report)
+
+
+def open_workshop(
+    recipe: Recipe,
+    folder: Path,
+    data: Data,
+    processes: Processes,
+    made: Path,
+    *,
+    progress: FitProgress | None = None,
+    say: Say = lambda line: None,
+) -> Workshop:
+    """Get the base, warm-started into the folder `made` where the recipe says so and it is not there yet, and build
+    everything else. say: is given a line when there is something to tell.
+
+    Raises:
+        RecipeError, DataError, ScorerError, FitError, BundleError: one line each.
+    """
+    # First: a scorer that cannot be built is refused before a base is fitted.
+    context = Context(recipe.compute.scorer_device, folder, data.parts["train"])
+    scorers = {
+        name: build_scorer(objective.scorer, context, where=f"objectives.{name}.scorer")
+        for name, objective in recipe.objectives.items()
+    }
+    base = _base(recipe, folder, data, processes, made, progress, say)
+    tokenizer = HuggingFaceTokenizer(base)
+    encoded = encode(recipe, data, tokenizer)
+    say(f"{len(encoded.train)} training and {len(encoded.validation)} validation prompts, {encoded.cut} cut")
+    return Workshop(recipe, folder, data, processes, base, tokenizer, encoded, scorers)
+
+
+def task_of(
+    recipe: Recipe,
+    model: Any,
+    tokenizer: HuggingFaceTokenizer,
+    encoded: Encoded,
+    scorers: dict[str, Checked],
+    fingerprint: dict[str, str],
+    joint: Joint | None = None,
+) -> Task:
+    """What a trainer needs to know of a recipe."""
+    if joint is not None:
+        goals = {joint.name: Goal(scorers, joint.mix, recipe.lora, recipe.rl.learning_rate)}
+    else:
+        goals = {
+            name: Goal({name: scorer}, FixedMix({name: 1.0}), recipe.lora_of(name), recipe.learning_rate_of(name))
+            for name, scorer in scorers.items()
+        }
+    return Task(
+        goals,
+        model,
+        tokenizer,
+        encoded.train,
+        encoded.validation,
+        fingerprint,
+        recipe.seed,
+        recipe.rl,
+        recipe.compute,
+        recipe.lora.dropout,
+        joint=joint is not None,
+    )
+
+
+def _base(
+    recipe: Recipe,
+    folder: Path,
+    data: Data,
+    processes: Processes,
+    made: Path,
+    progress: FitProgress | None,
+    say: Say,
+) -> Path:
+    if recipe.base.warm_start is None:
+        return base_folder(recipe, folder)
+    if warm_started(recipe, folder, data, made):
+        say("base: warm-started before")
+        return made
+    if processes.count > 1:
+        raise RecipeError(
+            "base.warm_start: not in several processes; run emorl warm-start first, then --set base={path: …}",
+            param="base.warm_start",
+        )
+    return run_warm_start(recipe, folder, data, made, overwrite=True, progress=progress)
