@@ -198,7 +198,7 @@ def main() -> int:
     args = parser.parse_args()
     import torch
 
-    from emorl_core.text_files import read_lines
+    from emorl_core.files.text_files import read_lines
 
     torch.set_num_threads(args.threads)
     prompts = [line for line in read_lines(args.prompts) if line.strip()][: args.count]

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 def _read_lines(source: str) -> list[str]:
     """One prompt per line, and blank lines."""
     from emorl_core.errors import InvalidRequest
-    from emorl_core.text_files import lines_of
+    from emorl_core.files.text_files import lines_of
 
     lines = lines_of(read_source(source))
     if not any(line.strip() for line in lines):

@@ -27,11 +27,12 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from emorl_core.adapter_writer import write_peft
+    from emorl_core.adapters.npz import read_npz
+    from emorl_core.adapters.writer import write_peft
     from emorl_core.bundle import hub_folder
-    from emorl_core.files import appearing, weights_hash
+    from emorl_core.files.hashes import weights_hash
+    from emorl_core.files.writing import appearing
     from emorl_core.models.registry import adapter_task, load_model
-    from emorl_core.npz import read_npz
 
     adapter = read_npz(file, file.stem)
     is_folder = Path(args.base).is_dir()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from emorl_cli.options import BUNDLE_HELP, add_example, print_json
 
 if TYPE_CHECKING:
-    from emorl_core.adapters import Adapter
+    from emorl_core.adapters.adapter import Adapter
     from emorl_core.bundle import Bundle
     from emorl_core.models.family import LaneModel
 
@@ -78,11 +78,11 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
     """The base, its tokenizer, and every adapter by itself against the base."""
     import torch
 
-    from emorl_core.adapters import of_another_base, read_peft
-    from emorl_core.files import weights_hash
+    from emorl_core.adapters.adapter import of_another_base, read_peft
+    from emorl_core.files.hashes import weights_hash
+    from emorl_core.machine.precision import DTYPES
     from emorl_core.models.config import read_config
     from emorl_core.models.registry import load_model
-    from emorl_core.precision import DTYPES
 
     faults: list[str] = report["faults"]
     spec = bundle.spec
@@ -140,15 +140,15 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
 
 def _checked(folder: Path) -> Path:
     """The folder, in which every file is one: what libraries read in it could hang at a FIFO."""
-    from emorl_core.files import check_folder
+    from emorl_core.files.reading import check_folder
 
     check_folder(folder)
     return folder
 
 
 def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> None:
-    from emorl_core.prompts import PromptEncoder
-    from emorl_core.tokenizer import HuggingFaceTokenizer
+    from emorl_core.text.prompts import PromptEncoder
+    from emorl_core.text.tokenizer import HuggingFaceTokenizer
 
     faults: list[str] = report["faults"]
     spec = bundle.spec

@@ -54,7 +54,7 @@ def use_threads(threads: Threads, device: str, *, say: bool = True) -> None:
     """
     import torch
 
-    from emorl_core.threads import check_threads, fastest_threads
+    from emorl_core.machine.threads import check_threads, fastest_threads
 
     if check_threads(threads) == "auto":
         if device != "cpu" and torch.cuda.is_available():
@@ -153,8 +153,8 @@ def read_source(source: str) -> str:
     Raises:
         Unreadable: it cannot be read.
     """
-    from emorl_core.files import Unreadable
-    from emorl_core.text_files import decode, read_text
+    from emorl_core.files.reading import Unreadable
+    from emorl_core.files.text_files import decode, read_text
 
     if source != STDIN:
         return read_text(Path(source))

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 def _read_weights(path: Path) -> dict[int, dict[str, float]]:
     """Line number -> one mix."""
     from emorl_core.errors import InvalidWeights
-    from emorl_core.text_files import read_lines
+    from emorl_core.files.text_files import read_lines
 
     vectors: dict[int, dict[str, float]] = {}
     for number, line in enumerate(read_lines(path), start=1):
@@ -120,9 +120,9 @@ def _read_weights(path: Path) -> dict[int, dict[str, float]]:
 
 
 def _mapping(line: str) -> dict[str, float]:
-    from emorl_core.documents import parse_json
     from emorl_core.errors import InvalidWeights
-    from emorl_core.files import Unreadable
+    from emorl_core.files.documents import parse_json
+    from emorl_core.files.reading import Unreadable
 
     try:
         value = parse_json(line)

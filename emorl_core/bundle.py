@@ -16,10 +16,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import to_json
 
 from emorl_core.config import Strict, explain
-from emorl_core.documents import MOST_YAML, parse_yaml
 from emorl_core.errors import BundleError, InvalidWeights, cut, one_line
-from emorl_core.files import Missing, Unreadable, is_folder, read_bytes, replacing
-from emorl_core.text_files import decode
+from emorl_core.files.documents import MOST_YAML, parse_yaml
+from emorl_core.files.reading import Missing, Unreadable, is_folder, read_bytes
+from emorl_core.files.text_files import decode
+from emorl_core.files.writing import replacing
 from emorl_core.weights import BASE, resolve
 
 BUNDLE_FILE = "bundle.yaml"

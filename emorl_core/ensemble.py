@@ -19,18 +19,18 @@ from emorl_core.engine.sweep import SweepItem, SweepResult
 from emorl_core.errors import InvalidRequest
 from emorl_core.lanes.huge_pages import use_huge_pages
 from emorl_core.loading import load_bundle
-from emorl_core.precision import pick_device, pick_dtype
+from emorl_core.machine.precision import pick_device, pick_dtype
+from emorl_core.machine.threads import ThreadChoice, check_threads
+from emorl_core.machine.warm_up import warm_up
 from emorl_core.requests import Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
-from emorl_core.threads import ThreadChoice, check_threads
-from emorl_core.tokenizer import Tokenizer
+from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import (
     Combine,
     Completion,
     Threads,
     TokenEvent,
 )
-from emorl_core.warm_up import warm_up
 
 
 class Ensemble(Requests):

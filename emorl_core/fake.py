@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emorl_core.adapters import Adapter
+from emorl_core.adapters.adapter import Adapter
 from emorl_core.bundle import PROMPT, BaseRef, BundleSpec, ChatSpec, ObjectiveSpec, ProfileSpec
 from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble

@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from emorl_core.bundle import BundleSpec
-from emorl_core.chat import Message
 from emorl_core.combine_modes import check_combine
 from emorl_core.engine.intake import draw_seed
 from emorl_core.engine.segments import SegmentsRequest
 from emorl_core.engine.sweep import SweepPlan, sweep_vectors
 from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong, shown
-from emorl_core.prompts import PromptEncoder
-from emorl_core.tokenizer import Tokenizer
+from emorl_core.text.chat import Message
+from emorl_core.text.prompts import PromptEncoder
+from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import MAX_TOP_LOGPROBS, Combine, Request, Sampling, check_width
 from emorl_core.weights import ResolvedWeights, resolve
 

@@ -23,9 +23,9 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as PydanticSettingsError
 
 from emorl_core.config import explain
-from emorl_core.documents import read_yaml
 from emorl_core.errors import EmorlError, one_line
-from emorl_core.files import Missing, Unreadable
+from emorl_core.files.documents import read_yaml
+from emorl_core.files.reading import Missing, Unreadable
 from emorl_core.types import MAX_THREADS, Threads
 
 ENV_PREFIX = "EMORL_"

@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from emorl_core.detokenize import Decode, Detokenizer
 from emorl_core.engine.segments import Segments, SegmentsRequest, Span
 from emorl_core.engine.sequences import Branch, Job, members_of
 from emorl_core.errors import InvalidRequest
 from emorl_core.lanes.lane import lane_points
+from emorl_core.text.detokenize import Decode, Detokenizer
 from emorl_core.types import Request
 
 # Drawn seeds stay below 2^53, so that a JavaScript client reads and repeats them exactly.

@@ -20,10 +20,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from emorl_core.detokenize import Detokenizer
 from emorl_core.errors import EmorlError
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.models.family import LaneModel
+from emorl_core.text.detokenize import Detokenizer
 from emorl_core.types import Attribution, Request
 
 

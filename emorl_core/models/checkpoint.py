@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from emorl_core.errors import UnsupportedModel, cut
-from emorl_core.files import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
+from emorl_core.files.reading import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
 
 _SINGLE = "model.safetensors"
 _INDEX_SUFFIX = ".safetensors.index.json"

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emorl_core.documents import read_json
 from emorl_core.errors import UnsupportedModel, cut
-from emorl_core.files import Missing, Unreadable
+from emorl_core.files.documents import read_json
+from emorl_core.files.reading import Missing, Unreadable
 
 _MOST_BYTES = 2**24
 

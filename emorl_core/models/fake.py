@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from emorl_core.adapters import Adapter
+from emorl_core.adapters.adapter import Adapter
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.cache.store import Store
-from emorl_core.chat import Message
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.family import Facts
 from emorl_core.sampling import hash32
-from emorl_core.spelling import Spelling
+from emorl_core.text.chat import Message
+from emorl_core.text.spelling import Spelling
 
 _PAD, _EOS, _FIRST_BYTE = 0, 1, 2
 _FIRST_WORD = _FIRST_BYTE + 256

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from emorl_core.adapters import Adapter
+from emorl_core.adapters.adapter import Adapter
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane

@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from emorl_core.errors import EmorlError, InvalidRequest
-from emorl_core.files import Missing, Unreadable
-from emorl_core.text_files import read_lines
+from emorl_core.files.reading import Missing, Unreadable
+from emorl_core.files.text_files import read_lines
 from server.door.context import context_of
 from server.door.errors import Forbidden, Unauthorized, error_response
 from server.settings import Settings, SettingsError

@@ -12,10 +12,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from emorl_core.adapter_writer import write_peft
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
+from emorl_core.adapters.writer import write_peft
 from emorl_core.ensemble import Ensemble
-from emorl_core.files import weights_hash
+from emorl_core.files.hashes import weights_hash
 
 
 def edit_spec(bundle: Path, **changes: object) -> None:

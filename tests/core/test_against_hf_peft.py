@@ -13,14 +13,14 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, T5ForConditionalGeneration
 
-from emorl_core.adapter_writer import write_peft
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
+from emorl_core.adapters.npz import read_npz
+from emorl_core.adapters.writer import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.models.registry import load_model
 from emorl_core.models.t5.model import T5
-from emorl_core.npz import read_npz
 from emorl_core.types import Request, Sampling
 from tests.builders import OBJECTIVES, outdated_peft, tiny_adapter, tiny_t5
 from tests.core.conftest import PROMPTS

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from emorl_core.adapter_writer import write_peft
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
+from emorl_core.adapters.writer import write_peft
 from emorl_core.errors import AdapterError, InvalidRequest
 from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal.model import CausalModel

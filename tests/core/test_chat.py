@@ -13,10 +13,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from emorl_core.bundle import BASE_DIR, BaseRef, BundleSpec, ChatSpec, ObjectiveSpec, read_spec, write_spec
-from emorl_core.chat import ChatTemplate, Message
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import BundleError, InvalidRequest, PromptTooLong
 from emorl_core.fake import fake_ensemble
+from emorl_core.text.chat import ChatTemplate, Message
 from tests.builders import tiny_t5_bundle
 from tests.supported_models import tiny_causal, tiny_causal_adapter
 

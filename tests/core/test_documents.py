@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from emorl_core.documents import MOST_YAML, parse_json, parse_yaml, read_json, read_yaml
-from emorl_core.files import Missing, Unreadable
+from emorl_core.files.documents import MOST_YAML, parse_json, parse_yaml, read_json, read_yaml
+from emorl_core.files.reading import Missing, Unreadable
 
 
 def refusal(text: str, parse: Any = parse_yaml) -> str:

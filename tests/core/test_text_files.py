@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from emorl_core.files import Missing, Unreadable
-from emorl_core.text_files import decode, lines_of, read_lines, read_text
+from emorl_core.files.reading import Missing, Unreadable
+from emorl_core.files.text_files import decode, lines_of, read_lines, read_text
 
 ODD = "form\ffeed, tab\vtab, next\x85line, sep\u2028line, para\u2029graph, file\x1cgroup\x1drecord\x1e"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pydantic import field_validator
 
-from emorl_core.files import Unreadable, read_bytes
-from emorl_core.text_files import decode, lines_of
+from emorl_core.files.reading import Unreadable, read_bytes
+from emorl_core.files.text_files import decode, lines_of
 from training.config import Spec
 from training.data.records import DataError, OnBadRow, RecordSet, Tally
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from emorl_core.adapters import Adapter
+from emorl_core.adapters.adapter import Adapter
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
 from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult

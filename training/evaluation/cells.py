@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emorl_core.errors import EmorlError
-from emorl_core.files import replacing
+from emorl_core.files.writing import replacing
 from emorl_core.types import Combine
 from training.data.records import Record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 
-from emorl_core.adapters import Adapter
+from emorl_core.adapters.adapter import Adapter
 from emorl_core.engine.sweep import SweepItem, SweepResult
 from emorl_core.types import Combine
 from emorl_core.weights import ResolvedWeights, resolve

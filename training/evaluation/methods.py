@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emorl_core.adapters import Adapter
+from emorl_core.adapters.adapter import Adapter
 from emorl_core.errors import EmorlError
-from emorl_core.files import replacing
+from emorl_core.files.writing import replacing
 from emorl_core.types import Combine
 from emorl_core.weights import BASE, ResolvedWeights, anchored, resolve
 from training.evaluation.answers import Answers

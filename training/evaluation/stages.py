@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from emorl_core.adapter_writer import write_peft
-from emorl_core.adapters import Adapter, read_peft
+from emorl_core.adapters.adapter import Adapter, read_peft
+from emorl_core.adapters.writer import write_peft
 from emorl_core.errors import EmorlError
-from emorl_core.files import appearing
+from emorl_core.files.writing import appearing
 from training.evaluation.dynaopt import DynaOpt
 from training.evaluation.experiment import Experiment, as_json
 from training.progress import Progress

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from emorl_core.adapter_writer import write_peft
+from emorl_core.adapters.writer import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
-from emorl_core.files import appearing, weights_hash
+from emorl_core.files.hashes import weights_hash
+from emorl_core.files.writing import appearing
 from emorl_core.models.registry import adapter_task
 from training.config import RecipeError
 from training.pipeline.prepare import Data

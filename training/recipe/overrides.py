@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from emorl_core.documents import parse_yaml
 from emorl_core.errors import cut
-from emorl_core.files import Unreadable
+from emorl_core.files.documents import parse_yaml
+from emorl_core.files.reading import Unreadable
 from training.config import RecipeError
 
 

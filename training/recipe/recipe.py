@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from emorl_core.bundle import PROMPT, Name
-from emorl_core.documents import read_yaml
 from emorl_core.errors import InvalidWeights, cut
-from emorl_core.files import Missing, Unreadable, is_folder
+from emorl_core.files.documents import read_yaml
+from emorl_core.files.reading import Missing, Unreadable, is_folder
 from emorl_core.weights import BASE, resolve
 from training.config import RecipeError, Section
 from training.data.sources import parse_source

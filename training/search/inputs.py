@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from emorl_core.documents import read_json
-from emorl_core.files import Missing, Unreadable
-from emorl_core.text_files import read_lines
+from emorl_core.files.documents import read_json
+from emorl_core.files.reading import Missing, Unreadable
+from emorl_core.files.text_files import read_lines
 from training.data.records import DataError, Record, clean, one_per_prompt
 from training.data.sources import load_records
 from training.data.splits import check_disjoint, prompt_key, split_by_prompt

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from emorl_core.ensemble import Ensemble
-from emorl_core.files import folder_hash, replacing
+from emorl_core.files.hashes import folder_hash
+from emorl_core.files.writing import replacing
 from emorl_core.weights import BASE
 from training.progress import Progress
 from training.search.evaluator import Evaluator

@@ -16,8 +16,8 @@ from pydantic import Field, field_validator, model_validator
 
 from emorl_core.bundle import PROMPT, split_template
 from emorl_core.errors import BundleError, one_line
-from emorl_core.files import appearing
-from emorl_core.tokenizer import load_tokenizer
+from emorl_core.files.writing import appearing
+from emorl_core.text.tokenizer import load_tokenizer
 from training.config import Section
 from training.data.records import Record
 from training.progress import FitProgress

@@ -16,8 +16,8 @@ from typing import Any, cast
 import yaml
 
 from emorl_core.errors import cut, one_line
-from emorl_core.files import Unreadable, read_bytes
-from emorl_core.text_files import LINE_ENDS_OF_PROGRAMS, decode
+from emorl_core.files.reading import Unreadable, read_bytes
+from emorl_core.files.text_files import LINE_ENDS_OF_PROGRAMS, decode
 
 MOST_YAML = 2**20  # bytes of a YAML file
 MOST_JSON = 2**26  # bytes of a JSON file: an answer with many receipts

@@ -14,7 +14,7 @@ from typing import Any
 import regex
 
 from emorl_core.errors import cut
-from emorl_core.files import Unreadable
+from emorl_core.files.reading import Unreadable
 
 _MOST_LETTERS = 300  # of one expression; a module's path has about fifty
 _MOST_DEPTH = 4  # groups inside each other

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from emorl_core.adapters import ACTIVATED_TASK, BASE_HASH, CONFIG_FILE, MODULE_PREFIX, WEIGHTS_FILE, Adapter
+from emorl_core.adapters.adapter import ACTIVATED_TASK, BASE_HASH, CONFIG_FILE, MODULE_PREFIX, WEIGHTS_FILE, Adapter
 
 
 def write_peft(

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from emorl_core.control_tokens import ChatEncoder
 from emorl_core.errors import BundleError, InvalidRequest
+from emorl_core.text.control_tokens import ChatEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

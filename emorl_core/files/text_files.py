@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emorl_core.files import Unreadable, read_bytes
+from emorl_core.files.reading import Unreadable, read_bytes
 
 MARK = "\ufeff"
 LINE_ENDS_OF_PROGRAMS = "\x85\u2028\u2029"  # which an editor shows within a line

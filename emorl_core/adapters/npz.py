@@ -19,9 +19,9 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from emorl_core.adapters import MODULE_PREFIX, MOST_LETTERS, Adapter, LoraPair, checked_pair
+from emorl_core.adapters.adapter import MODULE_PREFIX, MOST_LETTERS, Adapter, LoraPair, checked_pair
 from emorl_core.errors import AdapterError, one_line
-from emorl_core.files import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
+from emorl_core.files.reading import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
 
 _PARTS = ("loraA", "loraB", "scaling")
 # Trained numbers hardly shrink in a zip, zeros shrink a thousandfold: B begins as zeros, A never does.

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from emorl_core.documents import read_json
+from emorl_core.adapters.patterns import Patterns
 from emorl_core.errors import AdapterError, one_line, shown
-from emorl_core.files import Missing, Unreadable, read_bytes
-from emorl_core.patterns import Patterns
+from emorl_core.files.documents import read_json
+from emorl_core.files.reading import Missing, Unreadable, read_bytes
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

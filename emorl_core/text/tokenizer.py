@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from emorl_core.chat import Chat, ChatTemplate
-from emorl_core.control_tokens import prompt_encoder
 from emorl_core.errors import BundleError, one_line
-from emorl_core.files import LFS_ADVICE, is_lfs_pointer
-from emorl_core.spelling import Speller, Spelling
-from emorl_core.vocabulary import check_vocabulary, is_of_library, sentencepiece_options
+from emorl_core.files.reading import LFS_ADVICE, is_lfs_pointer
+from emorl_core.text.chat import Chat, ChatTemplate
+from emorl_core.text.control_tokens import prompt_encoder
+from emorl_core.text.spelling import Speller, Spelling
+from emorl_core.text.vocabulary import check_vocabulary, is_of_library, sentencepiece_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emorl_core.bundle import BundleSpec
-from emorl_core.chat import Message, read_messages
 from emorl_core.errors import InvalidRequest, PromptTooLong
-from emorl_core.tokenizer import Tokenizer
+from emorl_core.text.chat import Message, read_messages
+from emorl_core.text.tokenizer import Tokenizer
 
 # Tokenizers drop some characters (all but one of a run of spaces) and join others (a letter and its accents), so a text
 # may have more characters than its tokens have.
@@ -47,7 +47,7 @@ class PromptEncoder:
     def encode_chat(
         self, messages: Sequence[Message | Mapping[str, Any]], *, field: str = "messages"
     ) -> tuple[int, ...]:
-        """A chat through the base's chat template; see `emorl_core.chat.read_messages`.
+        """A chat through the base's chat template; see `emorl_core.text.chat.read_messages`.
 
         Raises InvalidRequest for a bundle without chat and for messages that are none, PromptTooLong naming the limit.
         """
