@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Report = dict[str, Any]
-# Sizes of a base worth a person's look, by their names in config.json.
-SIZES = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "num_decoder_layers", "vocab_size", "feed_forward_proj")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +80,7 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
     from emorl_core.files.hashes import weights_hash
     from emorl_core.machine.precision import DTYPES
     from emorl_core.models.config import read_config
-    from emorl_core.models.registry import load_model
+    from emorl_core.models.registry import family_of, load_model
 
     faults: list[str] = report["faults"]
     spec = bundle.spec
@@ -91,8 +89,10 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
     model: LaneModel | None = None
     if folder is not None:
         config = _attempt(faults, "base", lambda: read_config(folder)) or {}
-        report["base"] |= {"model_type": config.get("model_type"), **{k: config[k] for k in SIZES if k in config}}
+        report["base"]["model_type"] = config.get("model_type")
         if config:
+            family = _attempt(faults, "base", lambda: family_of(config))
+            report["base"] |= {key: config[key] for key in (family.size_keys if family else ()) if key in config}
             model = _attempt(
                 faults, "base", lambda: load_model(folder, device=torch.device("cpu"), dtype=DTYPES[dtype])
             )
@@ -195,7 +195,7 @@ def render(report: Report) -> str:
     """The report for people."""
     lines = [f"bundle      {report.get('name', report['bundle'])}"]
     if base := report.get("base"):
-        sizes = ", ".join(f"{key} {base[key]}" for key in SIZES if key in base)
+        sizes = ", ".join(f"{key} {value}" for key, value in base.items() if key not in ("source", "model_type"))
         lines.append(
             f"base        {base['source']}: {base.get('model_type') or 'unknown'}" + (f" ({sizes})" if sizes else "")
         )

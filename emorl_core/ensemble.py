@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -28,6 +28,8 @@ from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import (
     Combine,
     Completion,
+    Failure,
+    Request,
     Threads,
     TokenEvent,
 )
@@ -207,6 +209,11 @@ class Ensemble(Requests):
         """
         request = self.request(prompt, weights=weights, profile=profile, stream=True, **options)
         return self._driver.stream(request)
+
+    def ends(self, requests: Iterable[Request], *, at_once: int) -> Generator[Completion | Failure]:
+        """Run requests of `request` as they come, so many at once; yields how each ended, first come first. Leaving the
+        loop early and closing it cancels the rest."""
+        return self._driver.ends(([request] for request in requests), at_once=at_once)
 
     def sweep(
         self,

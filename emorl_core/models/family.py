@@ -125,6 +125,7 @@ class Family(Protocol):
 
     name: str
     adapter_task: str  # PEFT's task type
+    size_keys: tuple[str, ...]  # of config.json: what tells people how large a model is
 
     def takes(self, config: Mapping[str, Any]) -> str | None:
         """None when a checkpoint with this config can be loaded, or one line that says why not and what works."""

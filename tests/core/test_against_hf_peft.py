@@ -73,9 +73,11 @@ def test_against_hf_peft_logits_of_every_lane_agree(way: str, ensemble: Ensemble
     ids, rows = decoder_ids.repeat(4, 1), rows_of(model, lanes)
     memories = prefilled(model, prompts * 4, lanes.tolist())
     if way == "whole sequence":
-        longest = max(memory.length for memory in memories)
-        cross = torch.stack([torch.nn.functional.pad(m.kv, (0, 0, 0, longest - m.length)) for m in memories], dim=2)
-        hidden = model.decode(ids, cross, [m.length for m in memories], rows)
+        longest = max(memory.kv.shape[3] for memory in memories)
+        cross = torch.stack(
+            [torch.nn.functional.pad(m.kv, (0, 0, 0, longest - m.kv.shape[3])) for m in memories], dim=2
+        )
+        hidden = model.decode(ids, cross, [m.kv.shape[3] for m in memories], rows)
     else:
         size = 1 if way == "in steps of one" else 3
         cache = model.new_cache()
