@@ -32,7 +32,7 @@ from torch import Tensor
 
 from benchmarks.make_bundle import SHAPES, VOCABULARY, t5_config
 from emorl_core.models.registry import load_model
-from emorl_core.spelling import Spelling
+from emorl_core.text.spelling import Spelling
 from training.data.prompts import Prompt
 from training.pipeline.prepare import Encoded
 from training.pipeline.workshop import task_of

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from emorl_core.adapter_writer import write_peft
-from emorl_core.adapters import Adapter, LoraPair
+from emorl_core.adapters.adapter import Adapter, LoraPair
+from emorl_core.adapters.writer import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
-from emorl_core.files import follow_umask
+from emorl_core.files.writing import follow_umask
 
 # From the public configs of google-t5/t5-*: d_model, d_kv, d_ff, layers, heads.
 SHAPES: dict[str, tuple[int, int, int, int, int]] = {

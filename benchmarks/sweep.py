@@ -68,6 +68,7 @@ class Ours:
         from training.data.records import Record
         from training.scorers import checked
         from training.search.evaluator import Evaluator
+        from training.search.generator import EnsembleGenerator
 
         class Nothing:
             __name__ = "nothing"
@@ -76,11 +77,9 @@ class Ours:
                 return [0.0] * len(completions)
 
         evaluator = Evaluator(
-            self.ensemble,
-            self.objectives,
+            EnsembleGenerator(self.ensemble, self.objectives, self.prompts, max_new_tokens=self.max_new_tokens),
             [Record(prompt) for prompt in self.prompts],
             {"nothing": checked(Nothing())},
-            max_new_tokens=self.max_new_tokens,
             infer=infer,
         )
 
@@ -199,7 +198,7 @@ def main() -> int:
     args = parser.parse_args()
     import torch
 
-    from emorl_core.text_files import read_lines
+    from emorl_core.files.text_files import read_lines
 
     torch.set_num_threads(args.threads)
     prompts = [line for line in read_lines(args.prompts) if line.strip()][: args.count]

@@ -102,7 +102,7 @@ def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folde
     from training.progress import Progress
 
     def prepare() -> RunCell:
-        from training.evaluation.methods import prepare as prepare_methods
+        from training.evaluation.experiment import prepare as prepare_methods
         from training.evaluation.methods import run_cell
 
         settings = recipe.evaluation

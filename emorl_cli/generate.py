@@ -12,6 +12,7 @@ from emorl_cli.options import (
     BUNDLE_HELP,
     STDIN,
     STDIN_NAME,
+    add_combine_option,
     add_device_options,
     add_example,
     add_sampling_options,
@@ -29,7 +30,7 @@ from emorl_cli.progress import Progress
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
     from emorl_core.errors import EmorlError
-    from emorl_core.types import Completion
+    from emorl_core.types import Completion, Request
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_weight_options(parser)
     add_sampling_options(parser)
-    parser.add_argument(
-        "--combine", default="hidden", choices=("hidden", "probs"), help="what is mixed (default hidden)"
-    )
+    add_combine_option(parser)
     parser.add_argument("--attribution", action="store_true", help="each token's margin, split over the objectives")
     parser.add_argument("--stream", action="store_true", help="print tokens as they come (one prompt)")
     parser.add_argument("--json", action="store_true", help="one JSON document per line, fields as in POST /generate")
@@ -97,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 def _read_lines(source: str) -> list[str]:
     """One prompt per line, and blank lines."""
     from emorl_core.errors import InvalidRequest
-    from emorl_core.text_files import lines_of
+    from emorl_core.files.text_files import lines_of
 
     lines = lines_of(read_source(source))
     if not any(line.strip() for line in lines):
@@ -153,28 +152,29 @@ def _answers(
     """(line number, answer) in the order they end. Weights and sampling are the same for all, so a fault in them is
     raised at once; a prompt that does not fit fails alone."""
     from emorl_core.errors import InvalidRequest
-    from emorl_core.types import Completion, Failure
+    from emorl_core.types import Failure
 
-    engine = ensemble.engine
-    waiting = deque(prompts.items())
     line_of: dict[str, int] = {}  # of the requests in the engine
-    while waiting or line_of:
-        while waiting and len(line_of) < 2 * engine.stats.slots:  # so that a free slot always finds a prompt
-            line, prompt = waiting.popleft()
+    refused: list[tuple[int, EmorlError]] = []
+
+    def requests() -> Iterator[Request]:
+        for line, prompt in prompts.items():
             try:
                 request = ensemble.request(prompt, stream=False, **fields)
             except InvalidRequest as error:
                 if error.param != "prompt":
                     raise
-                yield line, error
+                refused.append((line, error))
                 continue
             line_of[request.request_id] = line
-            engine.add(request)
-        for event in engine.step():
-            if isinstance(event, Completion):
-                yield line_of.pop(event.request_id), event
-            elif isinstance(event, Failure):
-                yield line_of.pop(event.request_id), event.error
+            yield request
+
+    at_once = 2 * ensemble.engine.stats.slots  # so that a free slot always finds a prompt
+    for event in ensemble.ends(requests(), at_once=at_once):
+        yield from refused
+        refused.clear()
+        yield line_of.pop(event.request_id), event.error if isinstance(event, Failure) else event
+    yield from refused
 
 
 def _write(ensemble: Ensemble, line: int, result: Completion | EmorlError | None, *, as_json: bool) -> None:

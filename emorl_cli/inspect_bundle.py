@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from emorl_cli.options import BUNDLE_HELP, add_example, print_json
 
 if TYPE_CHECKING:
-    from emorl_core.adapters import Adapter
+    from emorl_core.adapters.adapter import Adapter
     from emorl_core.bundle import Bundle
     from emorl_core.models.family import LaneModel
 
 T = TypeVar("T")
 Report = dict[str, Any]
-# Sizes of a base worth a person's look, by their names in config.json.
-SIZES = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "num_decoder_layers", "vocab_size", "feed_forward_proj")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +60,7 @@ def examine(where: str, *, dtype: str = "float32") -> Report:
 
 def _attempt(faults: list[str], what: str, action: Callable[[], T]) -> T | None:
     """The action's result, or None and one more fault. A broken bundle must end in a line, not in a traceback."""
-    from emorl_core.errors import EmorlError
+    from emorl_core.errors import EmorlError, one_line
 
     try:
         return action()
@@ -70,7 +68,7 @@ def _attempt(faults: list[str], what: str, action: Callable[[], T]) -> T | None:
         if error.message not in faults:  # the base and its tokenizer read the same files
             faults.append(error.message)
     except Exception as error:  # noqa: BLE001  any kind of broken file
-        faults.append(f"{what}: cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        faults.append(f"{what}: cannot be loaded: {type(error).__name__}: {one_line(error)}")
     return None
 
 
@@ -78,11 +76,11 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
     """The base, its tokenizer, and every adapter by itself against the base."""
     import torch
 
-    from emorl_core.adapters import of_another_base, read_peft
-    from emorl_core.files import weights_hash
+    from emorl_core.adapters.adapter import of_another_base, read_peft
+    from emorl_core.files.hashes import weights_hash
+    from emorl_core.machine.precision import DTYPES
     from emorl_core.models.config import read_config
-    from emorl_core.models.registry import load_model
-    from emorl_core.precision import DTYPES
+    from emorl_core.models.registry import family_of, load_model
 
     faults: list[str] = report["faults"]
     spec = bundle.spec
@@ -91,8 +89,10 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
     model: LaneModel | None = None
     if folder is not None:
         config = _attempt(faults, "base", lambda: read_config(folder)) or {}
-        report["base"] |= {"model_type": config.get("model_type"), **{k: config[k] for k in SIZES if k in config}}
+        report["base"]["model_type"] = config.get("model_type")
         if config:
+            family = _attempt(faults, "base", lambda: family_of(config))
+            report["base"] |= {key: config[key] for key in (family.size_keys if family else ()) if key in config}
             model = _attempt(
                 faults, "base", lambda: load_model(folder, device=torch.device("cpu"), dtype=DTYPES[dtype])
             )
@@ -140,21 +140,25 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
 
 def _checked(folder: Path) -> Path:
     """The folder, in which every file is one: what libraries read in it could hang at a FIFO."""
-    from emorl_core.files import check_folder
+    from emorl_core.files.reading import check_folder
 
     check_folder(folder)
     return folder
 
 
 def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> None:
-    from emorl_core.tokenizer import HuggingFaceTokenizer
+    from emorl_core.text.prompts import PromptEncoder
+    from emorl_core.text.tokenizer import HuggingFaceTokenizer
 
     faults: list[str] = report["faults"]
     spec = bundle.spec
     tokenizer = _attempt(faults, "tokenizer", lambda: HuggingFaceTokenizer(folder))
     if tokenizer is None:
         return
-    around = len(tokenizer.encode_prompt("", *spec.around))
+    prompts = _attempt(faults, "chat", lambda: PromptEncoder(spec, tokenizer))
+    if prompts is None:
+        return
+    around = prompts.template_tokens
     report["tokenizer"] = {
         "entries": len(tokenizer),
         "prompt_template": spec.prompt_template,
@@ -191,7 +195,7 @@ def render(report: Report) -> str:
     """The report for people."""
     lines = [f"bundle      {report.get('name', report['bundle'])}"]
     if base := report.get("base"):
-        sizes = ", ".join(f"{key} {base[key]}" for key in SIZES if key in base)
+        sizes = ", ".join(f"{key} {value}" for key, value in base.items() if key not in ("source", "model_type"))
         lines.append(
             f"base        {base['source']}: {base.get('model_type') or 'unknown'}" + (f" ({sizes})" if sizes else "")
         )

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _file_trouble(error: Exception, *, resumable: bool) -> tuple[int, str] | None:
     """Exit code and line for a file that cannot be read or written; None for every other error."""
-    from emorl_core.disk import disk_full
+    from emorl_core.files.disk import disk_full
 
     # A copy fails with two names: what was read, and what could not be written.
     name = (error.filename2 or error.filename) if isinstance(error, OSError) else None

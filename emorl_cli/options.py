@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emorl_core.types import COMBINE_MODES
+
 if TYPE_CHECKING:
     from emorl_core.types import Threads
 
@@ -52,7 +54,7 @@ def use_threads(threads: Threads, device: str, *, say: bool = True) -> None:
     """
     import torch
 
-    from emorl_core.threads import check_threads, fastest_threads
+    from emorl_core.machine.threads import check_threads, fastest_threads
 
     if check_threads(threads) == "auto":
         if device != "cpu" and torch.cuda.is_available():
@@ -70,6 +72,16 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
     named.add_argument("--profile", help="weights stored in the bundle; with neither, its default profile")
     parser.add_argument(
         "--no-normalize", dest="normalize", action="store_false", help="use the numbers as given; negative ones too"
+    )
+
+
+def add_combine_option(parser: argparse.ArgumentParser) -> None:
+    """`--combine`, how objectives meet."""
+    parser.add_argument(
+        "--combine",
+        default="hidden",
+        choices=COMBINE_MODES,
+        help="mix hidden states (default) or probabilities, or sum the adapters' weights into one model",
     )
 
 
@@ -139,14 +151,15 @@ def read_source(source: str) -> str:
     """The text of a file, or of standard input for `-`, whatever encoding the terminal has.
 
     Raises:
-        TextFileError: it cannot be read.
+        Unreadable: it cannot be read.
     """
-    from emorl_core.text_files import TextFileError, decode, read_text
+    from emorl_core.files.reading import Unreadable
+    from emorl_core.files.text_files import decode, read_text
 
     if source != STDIN:
         return read_text(Path(source))
     if sys.stdin is None:
-        raise TextFileError(STDIN_NAME, "it is closed")
+        raise Unreadable("cannot be read: it is closed", path=STDIN_NAME)
     return decode(sys.stdin.buffer.read(), STDIN_NAME)
 
 

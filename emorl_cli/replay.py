@@ -106,8 +106,8 @@ def read_receipts(source: str) -> list[Receipt]:
     from pydantic import ValidationError
 
     from emorl_core.config import key_of, reason_of
-    from emorl_core.documents import parse_json
-    from emorl_core.files import Unreadable
+    from emorl_core.files.documents import parse_json
+    from emorl_core.files.reading import Unreadable
     from server.serving.receipt import Receipt
 
     name = STDIN_NAME if source == STDIN else source
@@ -230,7 +230,7 @@ def _examine(receipt: Receipt, prompt: Prompt, now: Identity) -> Finding:
 def _load(files: Snapshot, receipt: Receipt, device: str | None, dtype: str | None) -> Ensemble:
     from emorl_core.ensemble import Ensemble
     from emorl_core.errors import InvalidRequest, UnsupportedModel
-    from emorl_core.precision import pick_device
+    from emorl_core.machine.precision import pick_device
 
     if device is None:
         try:

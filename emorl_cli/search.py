@@ -209,8 +209,8 @@ def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
 
 def _scorers(given: list[str]) -> dict[str, Any]:
     """`reflection=lexical_reflection`, `empathy={kind: cross_encoder, model: scorers/empathy}` -> specs by name."""
-    from emorl_core.documents import parse_yaml
-    from emorl_core.files import Unreadable
+    from emorl_core.files.documents import parse_yaml
+    from emorl_core.files.reading import Unreadable
     from training.search.grid import SearchError
 
     specs: dict[str, Any] = {}

@@ -69,8 +69,8 @@ def check(settings: Settings) -> None:
     Raises:
         EmorlError: the first setting that cannot be used here, in one line.
     """
+    from emorl_core.machine.precision import pick_device, pick_dtype
     from emorl_core.models.compiling import check_compiler
-    from emorl_core.precision import pick_device, pick_dtype
     from server.door.auth import Keys
     from server.door.connections import most_connections
     from server.settings import unknown_variables

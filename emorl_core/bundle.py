@@ -15,10 +15,12 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import to_json
 
-from emorl_core.config import Strict, cut, explain
-from emorl_core.documents import MOST_YAML, decoded, parse_yaml
-from emorl_core.errors import BundleError, InvalidWeights
-from emorl_core.files import Missing, Unreadable, is_folder, read_bytes, replacing
+from emorl_core.config import Strict, explain
+from emorl_core.errors import BundleError, InvalidWeights, cut, one_line
+from emorl_core.files.documents import MOST_YAML, parse_yaml
+from emorl_core.files.reading import Missing, Unreadable, is_folder, read_bytes
+from emorl_core.files.text_files import decode
+from emorl_core.files.writing import replacing
 from emorl_core.weights import BASE, resolve
 
 BUNDLE_FILE = "bundle.yaml"
@@ -57,6 +59,19 @@ class ObjectiveSpec(Strict):
     description: str = ""
 
 
+class ChatSpec(Strict):
+    """Prompts go through the chat template of the base's tokenizer."""
+
+    system: str | None = None  # the system message of chats that bring none
+
+    @field_validator("system")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("must be a text; leave it out for chats without a system message")
+        return value
+
+
 class ProfileSpec(Strict):
     """Named weights and where they came from (a search, a person), as plain JSON data."""
 
@@ -69,7 +84,7 @@ class ProfileSpec(Strict):
         try:
             text = to_json(value, inf_nan_mode="null")
         except ValueError as error:
-            raise ValueError(f"must be plain JSON data: {_one_line(error)}") from None
+            raise ValueError(f"must be plain JSON data: {one_line(error)}") from None
         if len(text) > _MOST_ORIGIN:
             raise ValueError(f"has {len(text):,} bytes as JSON; allowed: up to {_MOST_ORIGIN:,}")
         return json.loads(text)
@@ -82,7 +97,8 @@ class BundleSpec(Strict):
     name: Name
     base: BaseRef
     prompt_template: str = PROMPT  # wraps every prompt; `{prompt}` stands for it
-    max_source_tokens: int = Field(default=512, ge=1)  # tokens of the wrapped prompt; longer ones are refused
+    chat: ChatSpec | None = None  # instead of `prompt_template`
+    max_source_tokens: int = Field(default=512, ge=1)  # tokens of the wrapped prompt or chat; longer ones are refused
     objectives: dict[Name, ObjectiveSpec]
     profiles: dict[Name, ProfileSpec] = Field(default_factory=dict)
     default_profile: str | None = None
@@ -96,6 +112,8 @@ class BundleSpec(Strict):
 
     @model_validator(mode="after")
     def _names(self) -> BundleSpec:
+        if self.chat is not None and self.prompt_template != PROMPT:
+            raise ValueError("give at most one of prompt_template and chat")
         if BASE in self.objectives:
             raise ValueError(f"objectives.{BASE}: the name is taken by the bare model, which is always there")
         for name, profile in self.profiles.items():
@@ -126,8 +144,9 @@ class BundleSpec(Strict):
     def check_template(self, tokens: int) -> None:
         """tokens: what the template takes by itself. Raises `BundleError` when it leaves none for a prompt."""
         if tokens >= self.max_source_tokens:
+            template = "prompt_template" if self.chat is None else "the chat template, with chat.system,"
             raise BundleError(
-                f"prompt_template takes {tokens} tokens by itself; max_source_tokens is {self.max_source_tokens}, "
+                f"{template} takes {tokens} tokens by itself; max_source_tokens is {self.max_source_tokens}, "
                 "which leaves none for a prompt",
                 param="max_source_tokens",
             )
@@ -207,7 +226,7 @@ def read_spec_bytes(path: Path) -> bytes:
 def parse_spec(data: bytes, path: Path) -> BundleSpec:
     """Validate the content of a `bundle.yaml`; `path` is for messages. Raises `BundleError`."""
     try:
-        text = decoded(data, "YAML", path)
+        text = decode(data, path, kind="YAML")
         lines = [line.rstrip() for line in text.split("\n")]
         if lines[:1] == [FIRST_LINE] and LAST_LINE not in lines:
             raise BundleError(f"{path}: is cut short: its last line, {LAST_LINE!r}, is missing; copy it once more")
@@ -236,10 +255,6 @@ def _is_folder(path: Path) -> bool:
         raise BundleError(error.message) from None
 
 
-def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip()
-
-
 def _from_hub(name: str, revision: str | None) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise BundleError(f"bundle {name!r}: no such folder, and not a hub id of the form owner/name")
@@ -255,4 +270,4 @@ def hub_folder(name: str, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BundleError(f"hub id {name!r}: cannot be fetched: {_one_line(error)[:200]}") from None
+        raise BundleError(f"hub id {name!r}: cannot be fetched: {one_line(error)}") from None

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emorl_core.errors import shown
-
-cut = partial(shown, most=60)  # a value as messages about files show it
+from emorl_core.errors import cut
 
 
 class Strict(BaseModel):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -19,18 +19,20 @@ from emorl_core.engine.sweep import SweepItem, SweepResult
 from emorl_core.errors import InvalidRequest
 from emorl_core.lanes.huge_pages import use_huge_pages
 from emorl_core.loading import load_bundle
-from emorl_core.precision import pick_device, pick_dtype
+from emorl_core.machine.precision import pick_device, pick_dtype
+from emorl_core.machine.threads import ThreadChoice, check_threads
+from emorl_core.machine.warm_up import warm_up
 from emorl_core.requests import Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
-from emorl_core.threads import ThreadChoice, check_threads
-from emorl_core.tokenizer import Tokenizer
+from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import (
     Combine,
     Completion,
+    Failure,
+    Request,
     Threads,
     TokenEvent,
 )
-from emorl_core.warm_up import warm_up
 
 
 class Ensemble(Requests):
@@ -51,7 +53,13 @@ class Ensemble(Requests):
         max_prompt_chars: int | None = None,
         threads: ThreadChoice | None = None,
     ) -> None:
-        super().__init__(spec, tokenizer, vocab_size=engine.facts.vocab_size, max_prompt_chars=max_prompt_chars)
+        super().__init__(
+            spec,
+            tokenizer,
+            vocab_size=engine.facts.vocab_size,
+            context=engine.facts.max_positions,
+            max_prompt_chars=max_prompt_chars,
+        )
         self.engine = engine
         self.bundle = bundle
         self.hashes = hashes
@@ -105,11 +113,10 @@ class Ensemble(Requests):
             use_huge_pages()
         if compile:
             model.compile_step()
-        bundle.spec.check_template(len(tokenizer.encode(bundle.spec.wrap(""))))
         engine = Engine(
             model, tokenizer.decode, bundle.spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes
         )
-        return cls(
+        ensemble = cls(
             bundle.spec,
             engine,
             tokenizer,
@@ -118,6 +125,8 @@ class Ensemble(Requests):
             max_prompt_chars=max_prompt_chars,
             threads=ThreadChoice.of(threads, target),
         )
+        bundle.spec.check_template(ensemble._prompts.template_tokens)
+        return ensemble
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
@@ -142,7 +151,7 @@ class Ensemble(Requests):
 
     @overload
     def generate(
-        self, prompt: str, weights: Weights | None = None, profile: str | None = None, **options: Any
+        self, prompt: str | None = None, weights: Weights | None = None, profile: str | None = None, **options: Any
     ) -> Completion: ...
 
     @overload
@@ -156,25 +165,25 @@ class Ensemble(Requests):
 
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         weights: Weights | Sequence[Weights] | None = None,
         profile: str | None = None,
         **options: Any,
     ) -> Completion | list[Completion]:
-        """Generate for one prompt, or for a list of prompts in one batch.
+        """Generate for one prompt or chat, or for a list of prompts in one batch.
 
         Args:
-            prompt: a text or a list of texts.
+            prompt: a text or a list of texts; none beside `messages`.
             weights: objective -> number; for a list of prompts one for all, or a list with one per prompt.
             profile: a profile's name instead of weights; with neither, the bundle's default profile.
-            options: `normalize`, `combine`, `attribution`, `top_logprobs` and the fields of `Sampling`
-                (`max_new_tokens`, `min_new_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `seed`,
-                `stop`).
+            options: `messages` (a chat, see `encode_chat`), `normalize`, `combine`, `attribution`, `top_logprobs` and
+                the fields of `Sampling` (`max_new_tokens`, `min_new_tokens`, `temperature`, `top_k`, `top_p`,
+                `repetition_penalty`, `seed`, `stop`).
 
         Raises:
             InvalidRequest and its kinds before anything runs; EngineError when a request fails while running.
         """
-        if isinstance(prompt, str):
+        if prompt is None or isinstance(prompt, str):
             if weights is not None and not isinstance(weights, Mapping):
                 raise InvalidRequest("weights is a list; allowed for one prompt: a mapping", param="weights")
             request = self.request(prompt, weights=weights, profile=profile, stream=False, **options)
@@ -192,7 +201,7 @@ class Ensemble(Requests):
         return self._driver.finish(requests)
 
     def stream(
-        self, prompt: str, weights: Weights | None = None, profile: str | None = None, **options: Any
+        self, prompt: str | None = None, weights: Weights | None = None, profile: str | None = None, **options: Any
     ) -> Iterator[TokenEvent]:
         """Generate token by token; the last event carries the `completion`. Same arguments and errors as `generate`.
 
@@ -200,6 +209,11 @@ class Ensemble(Requests):
         """
         request = self.request(prompt, weights=weights, profile=profile, stream=True, **options)
         return self._driver.stream(request)
+
+    def ends(self, requests: Iterable[Request], *, at_once: int) -> Generator[Completion | Failure]:
+        """Run requests of `request` as they come, so many at once; yields how each ended, first come first. Leaving the
+        loop early and closing it cancels the rest."""
+        return self._driver.ends(([request] for request in requests), at_once=at_once)
 
     def sweep(
         self,
@@ -265,5 +279,5 @@ class Ensemble(Requests):
 
         Raises EngineError when they do not work.
         """
-        ids = self.tokenizer.encode_prompt("Hello.", *self.spec.around)[: self.spec.max_source_tokens]
+        ids = self._prompts.ids("Hello.")[: self.spec.max_source_tokens]
         warm_up(self._driver, self.threads, ids, len(self.lanes), f"warm-up-{next(self._numbers)}")

@@ -91,3 +91,13 @@ def shown(value: object, most: int = 40) -> str:
         return f"about {'-' if value < 0 else ''}1e{int(value.bit_length() * math.log10(2))}"
     text = repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def cut(value: object) -> str:
+    """A value of a file, as messages show it."""
+    return "null" if value is None else shown(value, 60)
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What another library's error says, cut to `most` characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -10,12 +10,12 @@ from functools import partial
 
 import torch
 
-from emorl_core.adapters import of_another_base, read_peft
+from emorl_core.adapters.adapter import of_another_base, read_peft
 from emorl_core.bundle import Bundle
 from emorl_core.models.family import LaneModel
 from emorl_core.models.registry import load_model
 from emorl_core.snapshot import Hashes, Snapshot, steadily
-from emorl_core.tokenizer import HuggingFaceTokenizer, Tokenizer
+from emorl_core.text.tokenizer import HuggingFaceTokenizer, Tokenizer
 
 logger = logging.getLogger("emorl.core")
 

@@ -18,7 +18,8 @@ from typing import TypeVar
 
 from emorl_core.bundle import BUNDLE_FILE, Bundle, bundle_folder, parse_spec, read_spec_bytes
 from emorl_core.errors import BundleError, EmorlError
-from emorl_core.files import Unreadable, check_regular, folder_hash
+from emorl_core.files.hashes import folder_hash
+from emorl_core.files.reading import Unreadable, check_regular
 
 T = TypeVar("T")
 Stamp = tuple[int, ...]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from emorl_core.errors import InvalidWeights
+from emorl_core.errors import InvalidWeights, shown
 
 BASE = "base"  # lane 0: the model without any adapter
 # Sizes that a number may have once it is resolved, beside 0. Mixing is float32: 1e-39 is nearly 0 there, and 1e38 times
@@ -62,7 +62,7 @@ def resolve(
                 param="weights",
             )
         if profile not in profiles:
-            raise InvalidWeights(f"profile {_shown(profile)} is unknown; profiles: {_list(profiles)}", param="profile")
+            raise InvalidWeights(f"profile {shown(profile)} is unknown; profiles: {_list(profiles)}", param="profile")
         weights = profiles[profile]
     return ResolvedWeights(tuple(lanes), _vector(lanes, weights, normalize), profile)
 
@@ -84,9 +84,9 @@ def anchored(lanes: Sequence[str], weights: Mapping[str, float]) -> ResolvedWeig
 
 def _vector(lanes: Sequence[str], weights: Mapping[str, float], normalize: bool) -> tuple[float, ...]:
     for name, value in weights.items():
-        where = f"weights.{_shown(name, quote=False)}"
+        where = f"weights.{str(name)[:40]}"
         if name not in lanes:
-            raise InvalidWeights(f"weights: unknown objective {_shown(name)}; objectives: {_list(lanes)}", param=where)
+            raise InvalidWeights(f"weights: unknown objective {shown(name)}; objectives: {_list(lanes)}", param=where)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InvalidWeights(f"{where} is not a number; allowed: finite numbers", param=where)
         if not _finite_float(value):
@@ -130,13 +130,6 @@ def _finite_float(value: float) -> bool:
 
 def _number(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) else "too large"
-
-
-def _shown(name: object, *, quote: bool = True) -> str:
-    """A name a caller sent, cut so that no message can carry a prompt put in the wrong field."""
-    text = str(name)
-    text = text if len(text) <= 40 else text[:37] + "..."
-    return repr(text) if quote else text
 
 
 def _list(names: Sequence[str] | Mapping[str, object]) -> str:

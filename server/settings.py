@@ -23,9 +23,9 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as PydanticSettingsError
 
 from emorl_core.config import explain
-from emorl_core.documents import read_yaml
-from emorl_core.errors import EmorlError
-from emorl_core.files import Missing, Unreadable
+from emorl_core.errors import EmorlError, one_line
+from emorl_core.files.documents import read_yaml
+from emorl_core.files.reading import Missing, Unreadable
 from emorl_core.types import MAX_THREADS, Threads
 
 ENV_PREFIX = "EMORL_"
@@ -225,7 +225,7 @@ def load_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         raise SettingsError(explain(error)) from None
     except PydanticSettingsError as error:
-        raise SettingsError(" ".join(str(error).split())) from None
+        raise SettingsError(one_line(error)) from None
 
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:

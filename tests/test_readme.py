@@ -20,7 +20,7 @@ import pytest
 import training.pipeline.demo
 from emorl_cli import demo, serving
 from emorl_cli.main import VERBS
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
 from server.settings import Settings
 from tests.builders import tiny_t5
 from tests.documents import ROOT, SMALL_BASE, SMALL_RL, Reader, blocks, demo_like, lines, options

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from emorl_core.errors import EmorlError
+from emorl_core.errors import EmorlError, cut
 
 
 class RecipeError(EmorlError):
@@ -33,7 +33,7 @@ class Section(BaseModel):
                 if key not in cls.model_fields:
                     known = ", ".join(cls.model_fields)
                     raise ValueError(
-                        f"unknown key {shown(key)}{nearest(str(key), cls.model_fields)}; known keys: {known}"
+                        f"unknown key {cut(key)}{nearest(str(key), cls.model_fields)}; known keys: {known}"
                     )
         return values
 
@@ -71,7 +71,7 @@ def parse_spec(kinds: Mapping[str, type[S]], spec: object, *, where: str, error:
         raise error(f"{where}.kind is missing; known kinds: {', '.join(kinds)}", param=f"{where}.kind")
     if not isinstance(kind, str) or kind not in kinds:
         hint = nearest(kind, kinds) if isinstance(kind, str) else ""
-        raise error(f"{where}.kind is {shown(kind)}{hint}; known kinds: {', '.join(kinds)}", param=f"{where}.kind")
+        raise error(f"{where}.kind is {cut(kind)}{hint}; known kinds: {', '.join(kinds)}", param=f"{where}.kind")
     return parse_fields(kinds[kind], values, where=where, error=error)
 
 
@@ -90,10 +90,4 @@ def parse_fields(model: type[S], values: Mapping[str, object], *, where: str, er
         if first["type"] == "missing":
             raise error(f"{field} is missing", param=field) from None
         reason = first["msg"].removeprefix("Value error, ")
-        raise error(f"{field} is {shown(first['input'])}: {reason}", param=field) from None
-
-
-def shown(value: object) -> str:
-    """A value in a message, cut to a line's measure."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise error(f"{field} is {cut(first['input'])}: {reason}", param=field) from None

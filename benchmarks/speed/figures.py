@@ -138,7 +138,7 @@ def read_results(paths: Iterable[Path]) -> Results:
 
 def write_results(path: Path, results: Results, targets: Sequence[Mapping[str, Any]]) -> None:
     """One line of JSON, put in place at once: a reader never finds half of it."""
-    from emorl_core.files import replacing
+    from emorl_core.files.writing import replacing
 
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(results.document(targets), allow_nan=False) + "\n", encoding="utf-8")

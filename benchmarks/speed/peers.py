@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from benchmarks.speed.workload import EOS, Setup, Times, Work, check_length
 from emorl_core.bundle import Bundle
-from emorl_core.precision import pick_dtype
+from emorl_core.machine.precision import pick_dtype
 
 logging.set_verbosity_error()  # its hints about missing settings are not for who measures
 logging.disable_progress_bar()

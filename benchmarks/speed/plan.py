@@ -16,7 +16,7 @@ from benchmarks.speed.machine import describe, usable_cores
 from benchmarks.speed.rounds import Pool, say
 from benchmarks.speed.targets import SHAPE, judge
 from emorl_core.errors import InvalidRequest
-from emorl_core.precision import pick_device, pick_dtype
+from emorl_core.machine.precision import pick_device, pick_dtype
 
 # In this order most engines are loaded once: a case keeps those of the case before it.
 CASES: dict[str, Callable[[cases.Bench], None]] = {

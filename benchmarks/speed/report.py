@@ -85,7 +85,7 @@ def put_into(page: Path, text: str) -> None:
     Raises:
         InvalidRequest: the page cannot be read or does not have both marks, in order.
     """
-    from emorl_core.files import replacing
+    from emorl_core.files.writing import replacing
 
     try:
         before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)

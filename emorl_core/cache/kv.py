@@ -26,11 +26,6 @@ class Memory:
     def nbytes(self) -> int:
         return self.kv.numel() * self.kv.element_size()
 
-    @property
-    def length(self) -> int:
-        """S: tokens of the prompt that were computed."""
-        return self.kv.shape[3]
-
 
 class KVCache:
     """Lane rows, each with a place in every store.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 
 from emorl_core.engine.engine import Engine
@@ -24,31 +24,43 @@ class Driver:
         self._turn = threading.RLock()
         self._inboxes: dict[str, deque[Event]] = {}  # by request
 
-    def events(self, groups: Sequence[Sequence[Request]], job: Job | None = None) -> Generator[Event]:
+    def events(
+        self, groups: Iterable[Sequence[Request]], job: Job | None = None, *, at_once: int | None = None
+    ) -> Generator[Event]:
         """Everything that happens to these requests, until all have ended; each group shares a prompt.
 
-        They join the batch at the first `next`; leaving the loop early cancels those that have not ended. With a job
-        they count as one when slots are shared out.
+        They join the batch at the first `next`; leaving the loop early cancels those that have not ended.
+
+        Args:
+            job: as which they count, as one, when slots are shared out.
+            at_once: a group is asked for only while fewer requests than this are in the engine; None: all at once.
         """
         inbox: deque[Event] = deque()
-        names = [request.request_id for group in groups for request in group]
-        left = set(names)
+        waiting = iter(groups)
+        left: set[str] = set()
         try:
-            with self._turn:
-                self._inboxes.update(dict.fromkeys(names, inbox))
-                for group in groups:
-                    self._engine.add_group(group, job)
-            while left:
+            while True:
+                with self._turn:
+                    while (at_once is None or len(left) < at_once) and (group := next(waiting, None)) is not None:
+                        names = [request.request_id for request in group]
+                        self._inboxes.update(dict.fromkeys(names, inbox))
+                        left.update(names)
+                        self._engine.add_group(group, job)
+                if not left:
+                    return
                 event = self._next(inbox)
                 if isinstance(event, (Completion, Failure)):
                     left.discard(event.request_id)
+                    self._inboxes.pop(event.request_id)
                 yield event
         finally:
-            self._forget(names)
+            self._forget(left)
 
-    def ends(self, groups: Sequence[Sequence[Request]], job: Job | None = None) -> Generator[Completion | Failure]:
-        """The last event of each request, first come first."""
-        with closing(self.events(groups, job)) as events:
+    def ends(
+        self, groups: Iterable[Sequence[Request]], job: Job | None = None, *, at_once: int | None = None
+    ) -> Generator[Completion | Failure]:
+        """The last event of each request, first come first; arguments as in `events`."""
+        with closing(self.events(groups, job, at_once=at_once)) as events:
             yield from (event for event in events if isinstance(event, (Completion, Failure)))
 
     def finish(self, requests: Sequence[Request]) -> list[Completion]:
@@ -97,11 +109,11 @@ class Driver:
                         self._inboxes[event.request_id].append(event)
             return inbox.popleft()
 
-    def _forget(self, names: Sequence[str]) -> None:
+    def _forget(self, names: Iterable[str]) -> None:
         with self._turn:
             for name in names:
-                if self._inboxes.pop(name, None) is not None:
-                    self._engine.cancel(name)
+                del self._inboxes[name]
+                self._engine.cancel(name)
 
 
 def _sound(event: Completion | Failure) -> Completion:

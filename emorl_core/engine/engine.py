@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-from emorl_core.detokenize import Decode
 from emorl_core.engine.events import Reporter
 from emorl_core.engine.intake import Intake
 from emorl_core.engine.runner import Outcome, Runner
@@ -18,6 +17,7 @@ from emorl_core.engine.sequences import Branch, Choice, Job, Member
 from emorl_core.engine.stats import EngineStats
 from emorl_core.errors import EmorlError, InvalidRequest
 from emorl_core.models.family import Facts, LaneModel
+from emorl_core.text.detokenize import Decode
 from emorl_core.types import Event, FinishReason, Request
 
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from emorl_core.detokenize import Decode, Detokenizer
 from emorl_core.engine.segments import Segments, SegmentsRequest, Span
 from emorl_core.engine.sequences import Branch, Job, members_of
 from emorl_core.errors import InvalidRequest
 from emorl_core.lanes.lane import lane_points
+from emorl_core.text.detokenize import Decode, Detokenizer
 from emorl_core.types import Request
 
 # Drawn seeds stay below 2^53, so that a JavaScript client reads and repeats them exactly.
@@ -48,7 +48,7 @@ class Intake:
         self._check_weights(request.to)
         either = tuple(float(a != 0.0 or b != 0.0) for a, b in zip(request.weights, request.to, strict=True))
         (whole,) = members_of([replace(request, weights=either)], self._points, time.perf_counter())
-        span = Span(request, whole.arrived, whole.numbers, whole.lanes, whole.weights)
+        span = Span(request, whole.arrived, whole.lanes, whole.weights, whole.numbers)
         job = Job(None if asked is None else asked.client, request.most_slots)
         return Branch(request.prompt_ids, [span], detokenizer, job, Segments(request))
 

@@ -4,7 +4,7 @@
      ├─ Branch ───── tokens that its members share: same prompt, same reply so far; takes one slot while it runs
      │   ├─ Member ─ one request: its weights over lanes
      │   ├─ Member
-     │   └─ lane rows, one for each lane that a member gives weight to; `Seats` knows their places in the cache
+     │   └─ lane rows, one for each lane that a member mixes; `Seats` knows their places in the cache
      └─ Branch ───── forked from the first when their members chose different tokens; both count on one Meter
          └─ Member
 
@@ -14,16 +14,17 @@ one member for each weight vector.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
-from emorl_core.detokenize import Detokenizer
 from emorl_core.errors import EmorlError
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.models.family import LaneModel
+from emorl_core.text.detokenize import Detokenizer
 from emorl_core.types import Attribution, Request
 
 
@@ -60,9 +61,9 @@ class Member:
 
     request: Request
     arrived: float
-    numbers: tuple[int, ...]  # of the named lanes that it gives weight to, in rising order
-    lanes: tuple[Lane, ...]  # the same as points
+    lanes: tuple[Lane, ...]  # whose hidden states it mixes
     weights: tuple[float, ...]  # one per lane of `lanes`
+    numbers: tuple[int, ...] = ()  # of the named lanes that these are, in rising order; none where it sums adapters
     logprobs: list[float] = field(default_factory=list)
     attributions: list[Attribution] = field(default_factory=list)
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
@@ -105,9 +106,10 @@ class Branch:
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
-        """Those that any member gives weight to, in the order of their numbers."""
-        named = {n: lane for member in self.members for n, lane in zip(member.numbers, member.lanes, strict=True)}
-        return tuple(dict.fromkeys(lane for _, lane in sorted(named.items(), key=lambda item: item[0])))
+        """Those that any member mixes: the named ones in the order of their numbers, then sums of adapters."""
+        number = {lane: n for member in self.members for n, lane in zip(member.numbers, member.lanes, strict=False)}
+        lanes = dict.fromkeys(lane for member in self.members for lane in member.lanes)
+        return tuple(sorted(lanes, key=lambda lane: number.get(lane, math.inf)))
 
     def fork(self, members: list[Member]) -> Branch:
         """A branch with the same past for `members`."""
@@ -127,10 +129,14 @@ class Branch:
 
 def members_of(requests: Sequence[Request], points: Sequence[Coefficients], arrived: float) -> list[Member]:
     """One per request; they share their prompt. points: the named lanes."""
-    lanes = [Lane(point, requests[0].prompt_ids) for point in points]
+    prompt_ids = requests[0].prompt_ids
+    lanes = [Lane(point, prompt_ids) for point in points]
     members = []
     for request in requests:
+        if request.combine == "weights":
+            members.append(Member(request, arrived, (Lane(request.weights[1:], prompt_ids),), (1.0,)))
+            continue
         used = [i for i, weight in enumerate(request.weights) if weight != 0.0]
         weights = tuple(request.weights[i] for i in used)
-        members.append(Member(request, arrived, tuple(used), tuple(lanes[i] for i in used), weights))
+        members.append(Member(request, arrived, tuple(lanes[i] for i in used), weights, tuple(used)))
     return members

@@ -12,9 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from emorl_core.errors import UnsupportedModel
-from emorl_core.files import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
-from emorl_core.models.config import shown
+from emorl_core.errors import UnsupportedModel, cut
+from emorl_core.files.reading import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
 
 _SINGLE = "model.safetensors"
 _INDEX_SUFFIX = ".safetensors.index.json"
@@ -94,7 +93,7 @@ def _weights_file(folder: Path, config: Mapping[str, Any]) -> Path:
     if named is not None:
         if not _is_file_name(named) or not named.endswith((".safetensors", _INDEX_SUFFIX)):
             raise UnsupportedModel(
-                f"config.json: transformers_weights is {shown(named)}; allowed: a safetensors file of the same folder,"
+                f"config.json: transformers_weights is {cut(named)}; allowed: a safetensors file of the same folder,"
                 " or an index of such files"
             )
         return folder / named

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emorl_core.documents import read_json
-from emorl_core.errors import UnsupportedModel
-from emorl_core.files import Missing, Unreadable
+from emorl_core.errors import UnsupportedModel, cut
+from emorl_core.files.documents import read_json
+from emorl_core.files.reading import Missing, Unreadable
 
 _MOST_BYTES = 2**24
 
@@ -39,12 +39,6 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return config
 
 
-def shown(value: object) -> str:
-    """A value of a stranger's file for a message: one line, and not all of it when it is long."""
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def whole_number(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     """A size, from 1 up. Null counts as missing. Raises UnsupportedModel naming the key and the value."""
     value = config.get(key)
@@ -53,7 +47,7 @@ def whole_number(config: Mapping[str, Any], key: str, default: int | None = None
     if value is None:
         raise UnsupportedModel(f"config.json: key {key!r} is missing")
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UnsupportedModel(f"config.json: {key} is {shown(value)}; allowed: a whole number from 1")
+        raise UnsupportedModel(f"config.json: {key} is {cut(value)}; allowed: a whole number from 1")
     return value
 
 
@@ -73,7 +67,7 @@ def refuse_quantised(config: Mapping[str, Any]) -> None:
 
 def _method(key: str, value: object) -> str:
     if not isinstance(value, dict):
-        return key if value is True else shown(value)
-    named = [shown(value[word]) for word in _METHODS if value.get(word)]
+        return key if value is True else cut(value)
+    named = [cut(value[word]) for word in _METHODS if value.get(word)]
     switches = [word for word in ("load_in_8bit", "load_in_4bit") if value.get(word)]
     return ", ".join(named + switches) or "method not named"

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from emorl_core.adapters import Adapter
+from emorl_core.adapters.adapter import Adapter
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
@@ -125,6 +125,7 @@ class Family(Protocol):
 
     name: str
     adapter_task: str  # PEFT's task type
+    size_keys: tuple[str, ...]  # of config.json: what tells people how large a model is
 
     def takes(self, config: Mapping[str, Any]) -> str | None:
         """None when a checkpoint with this config can be loaded, or one line that says why not and what works."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emorl_core.errors import UnsupportedModel
-from emorl_core.models.config import read_config, shown, whole_number
+from emorl_core.errors import UnsupportedModel, cut
+from emorl_core.models.config import read_config, whole_number
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _T5_END = 1  # what transformers assumes for T5 where no file names one
@@ -53,7 +53,7 @@ class _Entries:
     def one(self, key: str) -> int | None:
         file, value = self._find(key)
         if value is not None and not self._is_id(value):
-            raise UnsupportedModel(f"{file}: {key} is {shown(value)}; allowed: a token id from 0 to {self._rows - 1}")
+            raise UnsupportedModel(f"{file}: {key} is {cut(value)}; allowed: a token id from 0 to {self._rows - 1}")
         return value
 
     def end(self) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class _Entries:
         ids = value if isinstance(value, list) else [value]
         if not ids or not all(map(self._is_id, ids)):
             raise UnsupportedModel(
-                f"{file}: eos_token_id is {shown(value)}; allowed: a token id from 0 to"
+                f"{file}: eos_token_id is {cut(value)}; allowed: a token id from 0 to"
                 f" {self._rows - 1}, or a list of them"
             )
         return tuple(dict.fromkeys(ids))

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from emorl_core.errors import EmorlError, InvalidRequest
-from emorl_core.text_files import TextFileError, read_lines
+from emorl_core.files.reading import Missing, Unreadable
+from emorl_core.files.text_files import read_lines
 from server.door.context import context_of
 from server.door.errors import Forbidden, Unauthorized, error_response
 from server.settings import Settings, SettingsError
@@ -74,8 +75,10 @@ class Keys:
 def _read_file(path: Path) -> list[tuple[str, str]]:
     try:
         lines = read_lines(path)
-    except TextFileError as error:
-        raise SettingsError(f"api_keys_file is {str(path)!r}; it cannot be read: {error.reason}") from None
+    except Missing:
+        raise SettingsError(f"api_keys_file is {str(path)!r}; there is no such file") from None
+    except Unreadable as error:
+        raise SettingsError(f"api_keys_file is {str(path)!r}; it {error.reason}") from None
     named = []
     for number, line in enumerate(lines, 1):
         text = line.strip()

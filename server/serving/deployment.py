@@ -17,7 +17,7 @@ import torch
 from emorl_core.engine.engine import Engine
 from emorl_core.engine.stats import EngineStats
 from emorl_core.ensemble import Ensemble
-from emorl_core.threads import ThreadChoice, most_threads
+from emorl_core.machine.threads import ThreadChoice, most_threads
 from server.door.errors import EngineRestarted, NotReady
 from server.serving.receipt import Identity
 from server.serving.worker import Worker

@@ -42,8 +42,9 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         run_by_rule(experiment, records)(method, seed, report)
 
     methods.method_names = lambda recipe: METHODS  # type: ignore[attr-defined]
-    methods.prepare, methods.run_cell = prepare, run_cell  # type: ignore[attr-defined]
+    methods.run_cell = run_cell  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "training.evaluation.methods", methods)
+    monkeypatch.setattr("training.evaluation.experiment.prepare", prepare)
     return path
 
 

@@ -231,7 +231,7 @@ def test_negative_weights_work_when_asked_for(emorl, fake: Ensemble) -> None:
 def test_prompts_that_cannot_be_read_are_one_line(
     emorl, fake: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "cannot be read" in emorl("generate", "any", "--prompts-file", tmp_path / "nope").refused()
+    assert "no such file" in emorl("generate", "any", "--prompts-file", tmp_path / "nope").refused()
     (tmp_path / "empty").write_text(" \n")
     assert "holds no prompt" in emorl("generate", "any", "--prompts-file", tmp_path / "empty").refused()
     (tmp_path / "latin").write_bytes(b"caf\xe9\n")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emorl_core.adapters import Adapter, read_peft
-from emorl_core.files import weights_hash
+from emorl_core.adapters.adapter import Adapter, read_peft
+from emorl_core.files.hashes import weights_hash
 from tests.modes import closed_files
 
 

@@ -12,10 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from emorl_core.adapter_writer import write_peft
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
+from emorl_core.adapters.writer import write_peft
 from emorl_core.ensemble import Ensemble
-from emorl_core.files import weights_hash
+from emorl_core.files.hashes import weights_hash
+from tests.supported_models import tiny_causal
 
 
 def edit_spec(bundle: Path, **changes: object) -> None:
@@ -236,3 +237,12 @@ def test_serve_check_says_the_same(emorl, bundle: Path, own_bundle: Path) -> Non
     ran = emorl("serve", own_bundle, "--check")
     assert ran.code == 2
     assert "objectives.reflection.adapter" in ran.err
+
+
+def test_the_sizes_of_a_base_are_those_of_its_family(emorl, own_bundle: Path) -> None:
+    """Also where its adapters do not fit and nothing else is valid."""
+    shutil.rmtree(own_bundle / "base")
+    tiny_causal(own_bundle / "base", "llama")
+    report = json.loads(emorl("inspect", own_bundle, "--json").out)
+    assert {"hidden_size", "num_hidden_layers", "vocab_size"} <= set(report["base"])
+    assert f"hidden_size {report['base']['hidden_size']}" in emorl("inspect", own_bundle).out

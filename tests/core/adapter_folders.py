@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emorl_core.adapters import CONFIG_FILE, WEIGHTS_FILE, read_peft
+from emorl_core.adapters.adapter import CONFIG_FILE, WEIGHTS_FILE, read_peft
 from emorl_core.errors import AdapterError
 
 Q = "encoder.block.0.layer.0.SelfAttention.q"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emorl_core.adapters import CONFIG_FILE, WEIGHTS_FILE, read_peft
+from emorl_core.adapters.adapter import CONFIG_FILE, WEIGHTS_FILE, read_peft
 from emorl_core.bundle import ADAPTERS_DIR
 from tests.core.adapter_folders import KEY, Q, edit_weights, refusal
 
@@ -47,7 +47,7 @@ def test_files_that_cannot_be_read_are_named(folder: Path) -> None:
         (b'{"peft_type": "LORA", "lora_alpha": 8, "lora_alpha": 16}', "key 'lora_alpha' stands twice"),
         (b'{"a":' * 100_000, "is nested too deeply"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 700\n", "is a Git LFS pointer"),
-        (b"\xff\xfe{}", "is not UTF-8 text"),
+        (b"\xff\xfe{}", "it is not UTF-8 but UTF-16"),
     ],
 )
 def test_a_config_that_would_mislead_or_never_end_is_refused(content: bytes, reason: str, folder: Path) -> None:

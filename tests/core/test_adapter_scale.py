@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
 from emorl_core.bundle import ADAPTERS_DIR
 from tests.core.adapter_folders import edit_config, refusal
 
@@ -60,7 +60,7 @@ def test_a_table_of_patterns_that_cannot_be_used_is_refused(
 @pytest.mark.parametrize("pattern", [r"(a|b|ab|.|\w)*[0-9]", r"(?:\w|\w\w|\w\w\w|.)*\d"])
 def test_an_expression_that_never_ends_is_given_up(pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And other threads run meanwhile: a server answers while it reloads."""
-    monkeypatch.setattr("emorl_core.patterns._MOST_S", 0.3)
+    monkeypatch.setattr("emorl_core.adapters.patterns._MOST_S", 0.3)
     turns, stop = [0], threading.Event()
 
     def count() -> None:
@@ -89,9 +89,9 @@ def test_the_time_for_matching_is_one_for_all_keys_and_modules(folder: Path, mon
             now[0] += 0.25
 
     now = [0.0]
-    monkeypatch.setattr("emorl_core.patterns.regex.compile", lambda pattern: Slow())
-    monkeypatch.setattr("emorl_core.patterns.time.perf_counter", lambda: now[0])
-    monkeypatch.setattr("emorl_core.patterns._MOST_S", 1.0)
+    monkeypatch.setattr("emorl_core.adapters.patterns.regex.compile", lambda pattern: Slow())
+    monkeypatch.setattr("emorl_core.adapters.patterns.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("emorl_core.adapters.patterns._MOST_S", 1.0)
     assert "takes longer than 1 s" in refusal(edit_config(folder, alpha_pattern={"x": 8, "y": 8}))
     assert asked == [1.0, 0.75, 0.5, 0.25, 1e-3]
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
-from emorl_core.adapter_writer import write_peft
-from emorl_core.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, LoraPair, of_another_base, read_peft
+from emorl_core.adapters.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, LoraPair, of_another_base, read_peft
+from emorl_core.adapters.writer import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.errors import AdapterError
 from emorl_core.models.registry import load_model
@@ -93,7 +93,7 @@ def test_every_option_of_peft_is_one_we_know() -> None:
 
     from peft import LoraConfig
 
-    from emorl_core.adapters import _REFUSED_OPTIONS
+    from emorl_core.adapters.adapter import _REFUSED_OPTIONS
 
     understood = {
         "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",

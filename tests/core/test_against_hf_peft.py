@@ -13,14 +13,14 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, T5ForConditionalGeneration
 
-from emorl_core.adapter_writer import write_peft
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
+from emorl_core.adapters.npz import read_npz
+from emorl_core.adapters.writer import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.models.registry import load_model
 from emorl_core.models.t5.model import T5
-from emorl_core.npz import read_npz
 from emorl_core.types import Request, Sampling
 from tests.builders import OBJECTIVES, outdated_peft, tiny_adapter, tiny_t5
 from tests.core.conftest import PROMPTS
@@ -73,9 +73,11 @@ def test_against_hf_peft_logits_of_every_lane_agree(way: str, ensemble: Ensemble
     ids, rows = decoder_ids.repeat(4, 1), rows_of(model, lanes)
     memories = prefilled(model, prompts * 4, lanes.tolist())
     if way == "whole sequence":
-        longest = max(memory.length for memory in memories)
-        cross = torch.stack([torch.nn.functional.pad(m.kv, (0, 0, 0, longest - m.length)) for m in memories], dim=2)
-        hidden = model.decode(ids, cross, [m.length for m in memories], rows)
+        longest = max(memory.kv.shape[3] for memory in memories)
+        cross = torch.stack(
+            [torch.nn.functional.pad(m.kv, (0, 0, 0, longest - m.kv.shape[3])) for m in memories], dim=2
+        )
+        hidden = model.decode(ids, cross, [m.kv.shape[3] for m in memories], rows)
     else:
         size = 1 if way == "in steps of one" else 3
         cache = model.new_cache()

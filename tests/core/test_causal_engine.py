@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
 from emorl_core.engine.engine import Engine
 from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.causal.reading import Reading

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
 from emorl_core.models.causal.load import load
 from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.config import read_config

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaForCausalLM
 
-from emorl_core.adapters import Adapter, LoraPair
+from emorl_core.adapters.adapter import Adapter, LoraPair
 from emorl_core.errors import AdapterError, PromptTooLong, UnsupportedModel
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Lane

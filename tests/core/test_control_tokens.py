@@ -10,9 +10,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from emorl_core.bundle import BASE_DIR, split_template
-from emorl_core.control_tokens import prompt_encoder
 from emorl_core.ensemble import Ensemble
-from emorl_core.tokenizer import HuggingFaceTokenizer
+from emorl_core.text.control_tokens import prompt_encoder
+from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from tests.builders import VOCABULARY, tiny_tokenizer
 
 PAD, END, UNKNOWN, SEP = 0, 1, 2, 3

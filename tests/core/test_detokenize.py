@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from emorl_core.detokenize import Decode, Detokenizer
 from emorl_core.models.fake import FakeTokenizer
+from emorl_core.text.detokenize import Decode, Detokenizer
 from tests.builders import tiny_tokenizer
 
 Make = Callable[[], tuple[Decode, list[list[int]]]]

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from emorl_core.disk import disk_full
 from emorl_core.errors import EmorlError
+from emorl_core.files.disk import disk_full
 
 LARGE = {"a": torch.zeros(100_000)}
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from emorl_core.documents import MOST_YAML, parse_json, parse_yaml, read_json, read_yaml
-from emorl_core.files import Missing, Unreadable
+from emorl_core.files.documents import MOST_YAML, parse_json, parse_yaml, read_json, read_yaml
+from emorl_core.files.reading import Missing, Unreadable
 
 
 def refusal(text: str, parse: Any = parse_yaml) -> str:
@@ -133,8 +134,13 @@ def test_files_are_named_and_bounded(tmp_path: Path) -> None:
     for read in (read_yaml, read_json):
         path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
         assert read(path) == {"a": 1}, "with a byte-order mark"
-        path.write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(Unreadable, match=r"file: cannot be read as .*: it is not UTF-8 text"):
+        path.write_bytes('{"a": 1}'.encode("utf-16"))
+        with pytest.raises(
+            Unreadable, match=r"file: cannot be read as .*: it is not UTF-8 but UTF-16; save it as UTF-8"
+        ):
+            read(path)
+        path.write_bytes(b'{"a":\n "caf\xe9"}')
+        with pytest.raises(Unreadable, match=r"file: cannot be read as .*: line 2 is not UTF-8 text"):
             read(path)
         path.write_text('{"a": 1, "a": 2}')
         with pytest.raises(Unreadable, match=r"file: cannot be read as .* stands twice"):
@@ -145,3 +151,15 @@ def test_files_are_named_and_bounded(tmp_path: Path) -> None:
         huge.truncate(MOST_YAML + 1)
     with pytest.raises(Unreadable, match="file: is larger than 1 MiB"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize("end", ["\x85", "\u2028", "\u2029"])
+def test_a_line_of_yaml_ends_where_it_ends_in_every_text_file(end: str) -> None:
+    """A word processor leaves these within a line; PyYAML would end the line there, and refuse what follows."""
+    said = f"a: i feel{end}tired\nb: |\n  one{end}two\n  three\n{end}c: '\ue000'\n"
+    assert parse_yaml(said) == {"a": f"i feel{end}tired", "b": f"one{end}two\nthree\n", f"{end}c": "\ue000"}
+
+
+def test_what_pyyaml_writes_comes_back() -> None:
+    for text in ("x\u2028y", "x\u2029y\nz", "x\u2028 y"):
+        assert parse_yaml(yaml.safe_dump({"a": text}, allow_unicode=True)) == {"a": text}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from emorl_core.errors import (
 )
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
-from emorl_core.types import Completion, Failure, FinishReason, TokenEvent
+from emorl_core.types import Completion, Failure, FinishReason, Request, TokenEvent
 from tests.builders import tiny_t5_bundle
 from tests.core.driving import drain, run, said
 
@@ -376,3 +378,38 @@ def test_a_template_that_leaves_no_room_is_refused_as_inspect_refuses_it(plain_b
     write_spec(bundle, spec.model_copy(update={"max_source_tokens": around + 1}))
     assert Ensemble.load(bundle, device="cpu")
     assert examine(str(bundle))["valid"]
+
+
+def test_requests_are_asked_for_as_places_become_free() -> None:
+    """A file of a million prompts is not tokenised before the first answer."""
+    ensemble = fake_ensemble(slots=2)
+    asked: list[str] = []
+
+    def requests() -> Iterator[Request]:
+        for i in range(12):
+            request = ensemble.request(f"prompt {i}", max_new_tokens=4 + i % 3, stream=False)
+            asked.append(request.request_id)
+            yield request
+
+    done: list[str] = []
+    for event in ensemble.ends(requests(), at_once=3):
+        done.append(event.request_id)
+        assert len(asked) - len(done) <= 2
+    assert sorted(done) == sorted(asked)
+    assert len(done) == 12
+
+
+def test_leaving_early_cancels_what_was_asked_for_and_asks_no_more() -> None:
+    ensemble = fake_ensemble(slots=2)
+    asked = []
+
+    def requests() -> Iterator[Request]:
+        for i in range(12):
+            asked.append(i)
+            yield ensemble.request(f"prompt {i}", max_new_tokens=4 + i % 3, stream=False)
+
+    with closing(ensemble.ends(requests(), at_once=3)) as ends:
+        next(ends)
+    assert len(asked) == 3
+    assert len(ensemble.generate(["one", "two"], max_new_tokens=3)) == 2
+    assert ensemble.engine.stats.running == 0

@@ -13,20 +13,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from emorl_core.files import (
+from emorl_core.files.hashes import folder_hash, weights_hash
+from emorl_core.files.reading import (
     Missing,
     Unreadable,
-    appearing,
     check_folder,
-    folder_hash,
-    follow_umask,
     is_folder,
     is_lfs_pointer,
     open_regular,
     read_bytes,
-    replacing,
-    weights_hash,
 )
+from emorl_core.files.writing import appearing, follow_umask, replacing
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 891646390\n"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from emorl_core.adapters import Adapter, LoraPair
+from emorl_core.adapters.adapter import Adapter, LoraPair
 from emorl_core.lanes.frozen import FrozenMatrix, packed_product_available
 from emorl_core.lanes.index import round_rows
 from emorl_core.lanes.linear import LaneLinear

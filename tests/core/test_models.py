@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import T5ForConditionalGeneration
 
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
 from tests.builders import OBJECTIVES, tiny_t5
 from tests.core.bases import INDEX, WEIGHTS, edit_config, edit_weights, load, refusal
@@ -157,7 +157,7 @@ def test_replies_to_one_source_share_its_keys_and_values(plain_bundle: Path) -> 
     model = load(plain_bundle / BASE_DIR)
     prompts = [[5, 9, 33, 60, 1], [7, 1]]
     memories = prefilled(model, prompts, [0, 0])
-    cross = torch.stack([torch.nn.functional.pad(m.kv, (0, 0, 0, 5 - m.length)) for m in memories], dim=2)
+    cross = torch.stack([torch.nn.functional.pad(m.kv, (0, 0, 0, 5 - m.kv.shape[3])) for m in memories], dim=2)
     ids = torch.randint(2, model.facts.vocab_size, (6, 8), generator=torch.Generator().manual_seed(0))
     index = rows_of(model, [0] * 6)
     shared = model.decode(ids, cross, [5, 2], index)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from emorl_core.adapters.npz import read_npz
 from emorl_core.errors import AdapterError
-from emorl_core.npz import read_npz
 
 Q = "encoder.block.0.layer.0.SelfAttention.q"
 

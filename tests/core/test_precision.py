@@ -9,7 +9,7 @@ import torch
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
-from emorl_core.precision import pick_device, pick_dtype
+from emorl_core.machine.precision import pick_device, pick_dtype
 from tests.core.conftest import PROMPTS
 
 CPU = torch.device("cpu")

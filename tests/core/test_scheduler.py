@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from emorl_core.detokenize import Detokenizer
 from emorl_core.engine.scheduler import Scheduler
 from emorl_core.engine.sequences import Branch, Job, members_of
 from emorl_core.lanes.lane import Lane, lane_points
+from emorl_core.text.detokenize import Detokenizer
 from emorl_core.types import Request
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE, BundleSpec, read_spec, write_spec
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import BundleError, UnsupportedModel
-from emorl_core.files import folder_hash
+from emorl_core.files.hashes import folder_hash
 from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.registry import load_model
 from emorl_core.snapshot import Changed, Hashes, Snapshot, steadily

@@ -9,9 +9,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from emorl_core.detokenize import Decode
 from emorl_core.models.fake import FakeTokenizer
-from emorl_core.spelling import Speller, Spelling
+from emorl_core.text.detokenize import Decode
+from emorl_core.text.spelling import Speller, Spelling
 from tests.builders import tiny_tokenizer
 
 TEXTS = (

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from emorl_core.text_files import TextFileError, decode, lines_of, read_lines, read_text
+from emorl_core.files.reading import Missing, Unreadable
+from emorl_core.files.text_files import decode, lines_of, read_lines, read_text
 
 ODD = "form\ffeed, tab\vtab, next\x85line, sep\u2028line, para\u2029graph, file\x1cgroup\x1drecord\x1e"
 
@@ -55,20 +56,20 @@ def test_line_ends_within_a_text_stay() -> None:
 def test_what_is_no_text_is_named_by_its_line(data: bytes, why: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(data)
-    with pytest.raises(TextFileError) as caught:
+    with pytest.raises(Unreadable) as caught:
         read_text(path)
     assert caught.value.message == f"{path}: cannot be read: {why}"
-    assert caught.value.reason == why
+    assert caught.value.reason == f"cannot be read: {why}"
 
 
 def test_a_reader_by_rows_gets_what_is_no_text_in_its_row() -> None:
     assert decode(b"\xef\xbb\xbfone\ncaf\xe9\0", "f", by_rows=True) == "one\ncaf\udce9\0"
-    with pytest.raises(TextFileError, match="UTF-16"):
+    with pytest.raises(Unreadable, match="UTF-16"):
         decode("one".encode("utf-16"), "f", by_rows=True)
 
 
 def test_what_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(TextFileError, match=r"none: cannot be read: No such file or directory$"):
+    with pytest.raises(Missing, match=r"none: no such file$"):
         read_text(tmp_path / "none")
-    with pytest.raises(TextFileError, match=r"cannot be read: Is a directory$"):
+    with pytest.raises(Unreadable, match=r"cannot be read: Is a directory$"):
         read_text(tmp_path)

@@ -12,7 +12,7 @@ import torch
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.fake import fake_ensemble
-from emorl_core.threads import ThreadChoice, check_threads, fastest_threads
+from emorl_core.machine.threads import ThreadChoice, check_threads, fastest_threads
 
 CPU = torch.device("cpu")
 

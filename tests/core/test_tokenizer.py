@@ -12,7 +12,7 @@ import pytest
 from emorl_core.bundle import BASE_DIR
 from emorl_core.errors import BundleError
 from emorl_core.models.fake import FakeTokenizer
-from emorl_core.tokenizer import HuggingFaceTokenizer
+from emorl_core.text.tokenizer import HuggingFaceTokenizer
 
 TEXTS = ("I can't keep up at work.", "Zürich 🙂", "x", "двадцать   два", "a\tb")
 

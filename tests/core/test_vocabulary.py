@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 from emorl_core.bundle import BASE_DIR, BUNDLE_FILE
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import BundleError
-from emorl_core.tokenizer import HuggingFaceTokenizer
+from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from tests.builders import tiny_t5
 from tests.core.bases import LFS_POINTER, edit_config, edit_json
 

@@ -122,7 +122,7 @@ def test_a_file_that_would_leave_the_server_open_or_unclear_is_refused(tmp_path:
 
 
 async def test_a_missing_key_file_is_refused_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="cannot be read"):
+    with pytest.raises(SettingsError, match="there is no such file"):
         Keys.read(load_settings(api_keys_file=tmp_path / "none"))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from emorl_core.fake import fake_ensemble
-from emorl_core.threads import ThreadChoice
+from emorl_core.machine.threads import ThreadChoice
 from server.serving.deployment import load
 from server.settings import Settings, SettingsError, load_settings
 from tests.http.harness import PROMPT, in_process, live

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from emorl_core.files import replacing
+from emorl_core.files.writing import replacing
 from training.data.records import Record
 from training.evaluation.cells import CELL_FILE, FORMAT, REPLIES_FILE, cell_folder, prompt_sha256
 from training.evaluation.run import held_out_records

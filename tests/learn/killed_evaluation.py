@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.learn.evaluation_cells import run_by_rule, tiny_data
-from training.evaluation import methods as baselines
 from training.evaluation.cells import REPLIES_FILE, cell_folder
+from training.evaluation.experiment import prepare
+from training.evaluation.methods import run_cell
 from training.evaluation.run import Wanted, judge, open_run, run_cells
 from training.progress import Progress
 from training.scorers import Checked
@@ -93,8 +94,8 @@ def trained(folder: Path, kill_at: int = 0) -> dict[str, Any]:
 
 
 def _prepared(recipe: Any, folder: Path, out: Path) -> Any:
-    experiment = baselines.prepare(recipe, folder, out, levels=2, search_prompts=3)
-    return lambda method, seed, progress: baselines.run_cell(method, seed, experiment, progress)
+    experiment = prepare(recipe, folder, out, levels=2, search_prompts=3)
+    return lambda method, seed, progress: run_cell(method, seed, experiment, progress)
 
 
 if __name__ == "__main__":

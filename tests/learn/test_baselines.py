@@ -189,8 +189,9 @@ def test_texts_of_a_later_level_are_those_of_their_own_weights(experiment: Exper
     points = [{"empathy": 0.6, "fluency": 0.4}, {"reflection": 0.9, "empathy": 0.1}, {"reflection": 1.0}]
     vectors = [resolve(answers.lanes, point) for point in points]
     for combine in ("hidden", "probs"):
-        answers.texts(experiment.search, vectors[:1], combine)
-        later = answers.texts(experiment.search, vectors, combine)
+        answers.sweep(experiment.search, vectors[:1], combine)
+        items = answers.sweep(experiment.search, vectors, combine).items
+        later = [[item.text for item in items if item.weights_index == i] for i in range(len(vectors))]
         alone = [[item.text for item in answers.answer(experiment.search, v, combine).items] for v in vectors]
         assert later == alone
         assert all(all(own) for own in later)

@@ -10,7 +10,7 @@ import pytest
 
 from emorl_core.bundle import Bundle
 from emorl_core.ensemble import Ensemble
-from emorl_core.files import folder_hash
+from emorl_core.files.hashes import folder_hash
 from training.data.synthetic.tables import FOLDER as GRAMMAR
 from training.pipeline import demo
 from training.pipeline.base import warm_start_records

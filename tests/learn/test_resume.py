@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from emorl_core.files import appearing
+from emorl_core.files.writing import appearing
 from tests.builders import tiny_t5
 from tests.learn.trainer_tasks import TEXTS, tiny_recipe, tiny_trainer
 from tests.modes import closed_files
@@ -234,7 +234,7 @@ def test_a_folder_killed_while_it_is_written_does_not_appear(tmp_path: Path, rep
         (target / "old").write_text("old")
     code = (
         "import os, pathlib, sys\n"
-        "from emorl_core.files import appearing\n"
+        "from emorl_core.files.writing import appearing\n"
         f"with appearing(pathlib.Path(sys.argv[1]), replace={replace}) as folder:\n"
         "    (folder / 'half').write_text('half')\n"
         "    os.kill(os.getpid(), 9)\n"

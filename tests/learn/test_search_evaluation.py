@@ -18,6 +18,7 @@ from tests.builders import tiny_t5_bundle
 from training.data.records import Record
 from training.scorers import Checked, ScorerError, checked
 from training.search.evaluator import Evaluator, Known
+from training.search.generator import EnsembleGenerator
 from training.search.log import EvaluationLog
 from training.search.spaces import Cube, Point, Simplex, ray
 
@@ -44,8 +45,9 @@ class Scorer:
 
 def evaluator_of(ensemble: Ensemble, scorers: Sequence[Scorer], **options: Any) -> Evaluator:
     named: dict[str, Checked] = {scorer.__name__: checked(scorer) for scorer in scorers}
-    options.setdefault("max_new_tokens", 8)
-    return Evaluator(ensemble, ensemble.objectives, RECORDS, named, **options)
+    prompts = [record.prompt for record in RECORDS]
+    generator = EnsembleGenerator(ensemble, ensemble.objectives, prompts, max_new_tokens=8)
+    return Evaluator(generator, RECORDS, named, **options)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from emorl_core.adapter_writer import write_peft
-from emorl_core.adapters import Adapter, LoraPair, read_peft
+from emorl_core.adapters.adapter import Adapter, LoraPair, read_peft
+from emorl_core.adapters.writer import write_peft
 from training.evaluation.soups import soup
 
 MODULES = {"encoder.block.0.q": (12, 8), "decoder.block.1.wo": (6, 20), "decoder.block.0.v": (9, 9)}  # [out, in]

@@ -11,8 +11,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
-from emorl_core.adapter_writer import write_peft
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
+from emorl_core.adapters.writer import write_peft
 from emorl_core.models.registry import load_model
 from tests.builders import outdated_peft, tiny_adapter, tiny_t5
 from tests.learn.trainer_tasks import tiny_recipe, tiny_trainer

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from emorl_cli.main import main
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
 from emorl_core.bundle import Bundle
 from emorl_core.ensemble import Ensemble
-from emorl_core.files import weights_hash
+from emorl_core.files.hashes import weights_hash
 from tests.learn.test_resume import write_recipe
 from tests.modes import closed_files
 

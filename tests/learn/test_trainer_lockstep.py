@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emorl_core.adapters import read_peft
+from emorl_core.adapters.adapter import read_peft
 from emorl_core.models.registry import load_model
 from tests.builders import tiny_adapter, tiny_t5
 from training.rl.gradients import GradientStep, Lockstep, Totals, TrainingGroup

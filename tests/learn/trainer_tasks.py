@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from emorl_core.models.registry import load_model
-from emorl_core.tokenizer import HuggingFaceTokenizer
+from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from tests.builders import tiny_t5
 from training.data.prompts import encode_prompts
 from training.data.records import Record

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from emorl_core.bundle import split_template
-from emorl_core.tokenizer import Tokenizer
+from emorl_core.text.tokenizer import Tokenizer
 from training.data.records import Record
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pydantic import field_validator
 
-from emorl_core.text_files import TextFileError, decode, lines_of, read_bytes
+from emorl_core.files.reading import Unreadable, read_bytes
+from emorl_core.files.text_files import decode, lines_of
 from training.config import Spec
 from training.data.records import DataError, OnBadRow, RecordSet, Tally
 
@@ -63,10 +64,10 @@ def read_text(path: Path) -> tuple[str, str]:
     if not path.is_file():
         raise DataError(f"{path.name} is not a file", param="path")
     try:
-        raw = read_bytes(path)
+        raw = read_bytes(path, regular=False)
         return decode(raw, path.name, by_rows=True), hashlib.sha256(raw).hexdigest()
-    except TextFileError as error:
-        raise DataError(f"{path.name}: cannot be read: {error.reason}", param="path") from None
+    except Unreadable as error:
+        raise DataError(f"{path.name}: {error.reason}", param="path") from None
 
 
 def fault_in(texts: Iterable[str], half_pair: str = "bytes that are not UTF-8") -> str | None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from emorl_core.adapters import Adapter
+from emorl_core.adapters.adapter import Adapter
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
-from emorl_core.engine.sweep import SweepItem, SweepPlan
+from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult
 from emorl_core.models.registry import load_model
 from emorl_core.types import Combine, Sampling
 from emorl_core.weights import BASE, ResolvedWeights
@@ -57,19 +57,18 @@ class Answers:
         self._model.attach(adapters)
         self._driver = self._fresh()
 
-    def texts(
+    def sweep(
         self,
         prompts: Sequence[Prompt],
         vectors: Sequence[ResolvedWeights],
         combine: Combine = "hidden",
+        *,
+        only: Sequence[Collection[int]] | None = None,
         done: Callable[[], None] = lambda: None,
-    ) -> list[list[str]]:
-        """[vectors][prompts]; prefixes that vectors share run once. done: called after every text."""
-        result = self._driver.sweep(self._plan(prompts, vectors, combine), lambda item: done())
-        texts = [[""] * len(prompts) for _ in vectors]
-        for item in result.items:
-            texts[item.weights_index][item.prompt_index] = item.text
-        return texts
+    ) -> SweepResult:
+        """Prefixes that vectors share run once. only: per prompt the indices of the vectors that it is answered under;
+        done: called after every reply."""
+        return self._driver.sweep(self._plan(prompts, vectors, combine, only), lambda item: done())
 
     def answer(self, prompts: Sequence[Prompt], vector: ResolvedWeights, combine: Combine = "hidden") -> Answered:
         """One vector's replies, with time and cost; nothing is remembered from earlier calls."""
@@ -79,11 +78,18 @@ class Answers:
         result = driver.sweep(self._plan(prompts, [vector], combine), None)
         return Answered(result.items, result.lane_row_steps, time.perf_counter() - started)
 
-    def _plan(self, prompts: Sequence[Prompt], vectors: Sequence[ResolvedWeights], combine: Combine) -> SweepPlan:
+    def _plan(
+        self,
+        prompts: Sequence[Prompt],
+        vectors: Sequence[ResolvedWeights],
+        combine: Combine,
+        only: Sequence[Collection[int]] | None = None,
+    ) -> SweepPlan:
         sampling = Sampling(self._experiment.recipe.rl.max_new_tokens, seed=0)
         # An engine that has seen a request's name once takes it for one that was withdrawn.
         prefix = f"answers{next(self._numbers)}"
-        return SweepPlan([prompt.source for prompt in prompts], vectors, sampling, combine=combine, prefix=prefix)
+        sources = [prompt.source for prompt in prompts]
+        return SweepPlan(sources, vectors, sampling, combine=combine, only=only, prefix=prefix)
 
     def _fresh(self) -> Driver:
         slots = self._experiment.recipe.compute.rollout_slots

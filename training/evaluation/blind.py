@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from emorl_core.files import replacing
+from emorl_core.files.writing import replacing
 from training.data.records import DataError, Record, Tally
 from training.data.rows import csv_table, need_columns, read_text
 from training.evaluation.cells import EvaluationError, prompt_sha256

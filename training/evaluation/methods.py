@@ -8,15 +8,14 @@ itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emorl_core.adapters import Adapter
+from emorl_core.adapters.adapter import Adapter
 from emorl_core.errors import EmorlError
-from emorl_core.files import replacing
+from emorl_core.files.writing import replacing
 from emorl_core.types import Combine
 from emorl_core.weights import BASE, ResolvedWeights, anchored, resolve
 from training.evaluation.answers import Answers
@@ -29,8 +28,8 @@ from training.evaluation.cells import (
     read_cell,
     write_failed,
 )
-from training.evaluation.experiment import Experiment, as_json, prepare
-from training.evaluation.soups import soup
+from training.evaluation.experiment import Experiment, as_json
+from training.evaluation.generators import MixGenerator, SoupGenerator
 from training.evaluation.stages import Stage, StageName, trained
 from training.evaluation.weight_choice import choose
 from training.progress import Progress
@@ -40,7 +39,6 @@ from training.search.spaces import Point
 
 SINGLE = "single:"
 _SCORES: dict[Transform, str] = {"log": "log scores", "raw": "scores", "standardised": "standardised scores"}
-SOUPS_AT_ONCE = 8  # lanes of one model in a search; their factors lie side by side in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,38 +181,20 @@ def _answering(
         return _Answering(resolve(lanes, {adapters[0].name: 1.0}))
     names = tuple(adapter.name for adapter in adapters)
     if method.name == "soups":
-        choice = choose(experiment, partial(_soup_texts, experiment, answers, adapters), log, progress=progress)
+        soups = SoupGenerator(answers, experiment.search, adapters)
+        choice = choose(experiment, soups, log, progress=progress)
+        answers.attach([soups.soup("soup", choice.point)])
         weights = dict(zip(names, choice.point, strict=True))
-        answers.attach([soup("soup", adapters, weights)])
         return _Answering(resolve(answers.lanes, {"soup": 1.0}), echo=weights, search=choice.as_cost())
     combine: Combine = "probs" if method.name == "probs" else "hidden"
     on_base = method.name == "emorl-anchored"
-    mix: Callable[[Mapping[str, float]], ResolvedWeights] = partial(anchored if on_base else resolve, lanes)
 
-    def texts(points: Sequence[Point]) -> list[list[str]]:
-        vectors = [mix(dict(zip(names, point, strict=True))) for point in points]
-        return answers.texts(experiment.search, vectors, combine)
+    def mix(point: Point) -> ResolvedWeights:
+        return (anchored if on_base else resolve)(lanes, dict(zip(names, point, strict=True)))
 
-    choice = choose(experiment, texts, log, cube=on_base, progress=progress)
-    vector = mix(dict(zip(names, choice.point, strict=True)))
-    return _Answering(vector, combine, on_base, search=choice.as_cost())
-
-
-def _soup_texts(
-    experiment: Experiment, answers: Answers, adapters: Sequence[Adapter], points: Sequence[Point]
-) -> list[list[str]]:
-    """Several soups at once, as lanes of one model."""
-    texts: list[list[str]] = []
-    for first in range(0, len(points), SOUPS_AT_ONCE):
-        some = points[first : first + SOUPS_AT_ONCE]
-        soups = [
-            soup(f"soup-{i}", adapters, {a.name: w for a, w in zip(adapters, point, strict=True)})
-            for i, point in enumerate(some)
-        ]
-        answers.attach(soups)
-        vectors = [resolve(answers.lanes, {each.name: 1.0}) for each in soups]
-        texts += answers.texts(experiment.search, vectors)
-    return texts
+    generator = MixGenerator(answers, experiment.search, mix, combine)
+    choice = choose(experiment, generator, log, cube=on_base, progress=progress)
+    return _Answering(mix(choice.point), combine, on_base, search=choice.as_cost())
 
 
 def _consumption(method: Method, recipe: Recipe, stage: Stage | None, uses: Sequence[str]) -> dict[str, Any]:
@@ -230,6 +210,3 @@ def _consumption(method: Method, recipe: Recipe, stage: Stage | None, uses: Sequ
             if method.needs is not None and other.needs == method.needs and other.name != method.name
         ],
     }
-
-
-__all__ = ["Experiment", "Method", "method_names", "methods_of", "prepare", "run_cell"]

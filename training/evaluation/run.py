@@ -19,9 +19,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from emorl_core.disk import disk_full
 from emorl_core.errors import EmorlError
-from emorl_core.files import folder_hash, replacing
+from emorl_core.files.disk import disk_full
+from emorl_core.files.hashes import folder_hash
+from emorl_core.files.writing import replacing
 from training.data.records import Record, one_per_prompt
 from training.evaluation.blind import sheet_and_key, write_sheet
 from training.evaluation.cells import Cell, EvaluationError, cell_folder, read_cell, read_replies, write_failed

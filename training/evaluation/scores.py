@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from emorl_core.files import folder_hash, replacing
+from emorl_core.files.hashes import folder_hash
+from emorl_core.files.writing import replacing
 from training.data.records import Record
 from training.evaluation.cells import Cell, Reply, cell_folder
 from training.scorers import Checked, Context, build_scorer

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from emorl_core.adapters import Adapter, LoraPair
+from emorl_core.adapters.adapter import Adapter, LoraPair
 
 
 def soup(name: str, adapters: Sequence[Adapter], weights: Mapping[str, float]) -> Adapter:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from emorl_core.adapter_writer import write_peft
-from emorl_core.adapters import Adapter, read_peft
+from emorl_core.adapters.adapter import Adapter, read_peft
+from emorl_core.adapters.writer import write_peft
 from emorl_core.errors import EmorlError
-from emorl_core.files import appearing
+from emorl_core.files.writing import appearing
 from training.evaluation.dynaopt import DynaOpt
 from training.evaluation.experiment import Experiment, as_json
 from training.progress import Progress
@@ -78,6 +78,7 @@ def recipe_of(recipe: Recipe, stage: StageName, seed: int) -> Recipe:
 
 
 def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, run: Path, progress: Progress) -> None:
+    from emorl_core.models.registry import adapter_task
     from training.pipeline.workshop import Joint
 
     recipe = recipe_of(experiment.recipe, stage, seed)
@@ -100,7 +101,9 @@ def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, ru
         for objective in trainer.objectives:
             values = None if recipe.rl.keep == "last" else objective.best
             adapter = trainer.stacks.adapter(objective.lane, objective.name, objective.fresh, values)
-            write_peft(adapter, made / objective.name, base_name=recipe.base.hub)
+            write_peft(
+                adapter, made / objective.name, base_name=recipe.base.hub, task=adapter_task(experiment.workshop.base)
+            )
             about[objective.name] = {
                 "status": objective.status,
                 "reason": objective.reason,

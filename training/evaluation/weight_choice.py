@@ -5,9 +5,8 @@ The goal is the mean over the objectives' scores and the prompts, what the compa
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 from training.data.records import Record
 from training.evaluation.experiment import Experiment
 from training.progress import Progress
-from training.scorers.asking import ask
-from training.search.grid import Found, SearchError, search
+from training.search.evaluator import Evaluator
+from training.search.generator import Generator
+from training.search.grid import SearchError, budget, search
 from training.search.inputs import prompts_hash
 from training.search.log import EvaluationLog
 from training.search.run import MOST_BY_GRID
@@ -24,7 +24,6 @@ from training.search.spaces import Cube, Point, Simplex
 from training.search.tpe import search_tpe
 
 TRIALS = 200  # of TPE, which takes over where a grid would be too large
-Texts = Callable[[Sequence[Point]], list[list[str]]]  # points -> replies, [points][search prompts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Choice:
 
 def choose(
     experiment: Experiment,
-    texts: Texts,
+    generator: Generator,
     log: Path,
     *,
     cube: bool = False,
@@ -57,69 +56,54 @@ def choose(
     """Search. `log` keeps every evaluation, so that a search which was killed goes on.
 
     Args:
+        generator: of replies to the experiment's search prompts.
         cube: look among all numbers from 0 to 1, all zeros included, rather than among weights that sum to 1.
 
     Raises `SearchError`: too many objectives for a search in the cube; Optuna is missing.
     """
     objectives = len(experiment.scorers)
-    table = _Evaluations(experiment, texts, log, progress)
-    if objectives <= MOST_BY_GRID:
-        space = Cube(objectives) if cube else Simplex(objectives)
-        table.expected = space.points_per_level * experiment.levels
-        found = search(space, experiment.levels, table.evaluate, eligible=lambda point: cube or any(point))
-    elif cube:
+    by_grid = objectives <= MOST_BY_GRID
+    if cube and not by_grid:
         raise SearchError(
             f"{objectives} objectives; a search in the cube takes up to {MOST_BY_GRID}", param="objectives"
         )
+    space = Cube(objectives) if cube else Simplex(objectives)
+    expected = budget(space, experiment.levels) if by_grid else TRIALS
+    prompts = [Record(prompt.text) for prompt in experiment.search]
+    kept = _TimedLog(log, {"prompts": prompts_hash(prompts), "scorers": list(experiment.scorers)})
+    # Nothing is inferred: each method pays for all its texts, so that what their searches took can be compared.
+    evaluator = Evaluator(generator, experiment.search, experiment.scorers, infer=False, log=kept)
+    known = dict(kept.scores)
+
+    def evaluate(points: Sequence[Point]) -> list[float]:
+        kept.started = time.perf_counter()
+        new = [point for point in points if point not in known]
+        tables = evaluator.tables(new)
+        known.update((point, float(table.scores.mean())) for point, table in zip(new, tables, strict=True))
+        progress("searching weights", len(known), max(expected, len(known)))
+        return [known[point] for point in points]
+
+    if by_grid:
+        found = search(space, experiment.levels, evaluate, eligible=lambda point: cube or any(point))
     else:
-        table.expected = TRIALS
-        found = search_tpe(objectives, TRIALS, table.evaluate)
-    return table.choice(found)
+        found = search_tpe(objectives, TRIALS, evaluate)
+    progress("searching weights", 1, 1)
+    count = len(found.scores)
+    return Choice(found.best, found.best_score, count, count * len(experiment.search), kept.seconds)
 
 
-class _Evaluations:
-    def __init__(self, experiment: Experiment, texts: Texts, log: Path, progress: Progress) -> None:
-        self._experiment, self._texts, self._progress = experiment, texts, progress
-        prompts = [Record(prompt.text) for prompt in experiment.search]
-        about = {"prompts": prompts_hash(prompts), "scorers": list(experiment.scorers)}
-        self._log = EvaluationLog(log, about, resume=True)
-        self._known = {tuple(map(float, line["point"])): float(line["score"]) for line in self._log.read}
-        self._seconds = sum(line["seconds"] for line in self._log.read)
-        self._scores: dict[tuple[int, str], float] = {}  # (prompt, reply) -> mean over the scorers
-        self.expected = 0
+class _TimedLog(EvaluationLog):
+    """A log whose lines say how long they took."""
 
-    def evaluate(self, points: Sequence[Point]) -> list[float]:
-        new = [point for point in points if point not in self._known]
-        if new:
-            started = time.perf_counter()
-            scores = self._score(self._texts(new))
-            seconds = time.perf_counter() - started
-            self._log.append(
-                [
-                    {"point": list(point), "score": score, "seconds": seconds / len(new)}
-                    for point, score in zip(new, scores, strict=True)
-                ]
-            )
-            self._known.update(zip(new, scores, strict=True))
-            self._seconds += seconds
-        self._progress("searching weights", len(self._known), max(self.expected, len(self._known)))
-        return [self._known[point] for point in points]
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        super().__init__(path, about, resume=True)
+        self.started = 0.0
+        self.seconds = sum(line["seconds"] for line in self.read)
+        # Of programs that logged no texts, points and their scores alone.
+        self.scores = {tuple(map(float, line["point"])): float(line["score"]) for line in self.read if "score" in line}
+        self.read = [line for line in self.read if "score" not in line]
 
-    def _score(self, texts: list[list[str]]) -> list[float]:
-        """[points][prompts] -> the mean of each point. A reply that was scored before is not scored again."""
-        prompts = self._experiment.search
-        new = list(
-            dict.fromkeys((p, text) for own in texts for p, text in enumerate(own) if (p, text) not in self._scores)
-        )
-        if new:
-            about, replies = [prompts[p] for p, _ in new], [text for _, text in new]
-            columns = [ask(scorer, about, replies) for scorer in self._experiment.scorers.values()]
-            # Rounded, so that the batch a reply is scored in cannot decide between points.
-            means = [round(statistics.fmean(row), 6) for row in zip(*columns, strict=True)]
-            self._scores.update(zip(new, means, strict=True))
-        return [statistics.fmean(self._scores[p, text] for p, text in enumerate(own)) for own in texts]
-
-    def choice(self, found: Found) -> Choice:
-        count = len(found.scores)
-        self._progress("searching weights", 1, 1)
-        return Choice(found.best, found.best_score, count, count * len(self._experiment.search), self._seconds)
+    def append(self, evaluations: Sequence[Mapping[str, Any]]) -> None:
+        seconds = time.perf_counter() - self.started
+        super().append([{**each, "seconds": seconds / len(evaluations)} for each in evaluations])
+        self.seconds += seconds

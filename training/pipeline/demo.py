@@ -19,7 +19,7 @@ from pydantic import Field
 
 from emorl_core.bundle import BASE_DIR, BUNDLE_FILE
 from emorl_core.errors import EmorlError
-from emorl_core.files import appearing, clear_leftovers
+from emorl_core.files.writing import appearing, clear_leftovers
 from training.config import Section
 from training.data.synthetic.tables import FOLDER as GRAMMAR
 from training.progress import Progress
@@ -242,7 +242,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _threads(threads: int | None, device: str) -> Iterator[None]:
     import torch
 
-    from emorl_core.threads import fastest_threads
+    from emorl_core.machine.threads import fastest_threads
 
     before = torch.get_num_threads()
     on_cpu = device == "cpu" or not torch.cuda.is_available()

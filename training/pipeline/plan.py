@@ -23,7 +23,7 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """
     from emorl_core.errors import BundleError
     from emorl_core.models.config import read_config
-    from emorl_core.tokenizer import HuggingFaceTokenizer
+    from emorl_core.text.tokenizer import HuggingFaceTokenizer
     from training.pipeline.base import base_folder, warm_start_records
     from training.pipeline.prepare import encode, load_data
 

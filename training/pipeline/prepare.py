@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emorl_core.files import folder_hash
+from emorl_core.files.hashes import folder_hash
 from training.config import RecipeError
 from training.data.prompts import Prompt, encode_prompts
 from training.data.records import DataError, Record, RecordSet

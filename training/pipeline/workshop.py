@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from emorl_core.models.registry import load_model
-from emorl_core.tokenizer import HuggingFaceTokenizer
+from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from training.config import RecipeError
 from training.pipeline.base import base_folder, run_warm_start, warm_started
 from training.pipeline.prepare import Data, Encoded, encode, fingerprint

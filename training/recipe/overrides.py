@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from emorl_core.documents import parse_yaml
-from emorl_core.files import Unreadable
+from emorl_core.errors import cut
+from emorl_core.files.documents import parse_yaml
+from emorl_core.files.reading import Unreadable
 from training.config import RecipeError
 
 
@@ -18,7 +19,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         raise RecipeError(
-            f"--set {_cut(override)}: write it as key.key=value, for example rl.learning_rate=3e-4", param="set"
+            f"--set {cut(override)}: write it as key.key=value, for example rl.learning_rate=3e-4", param="set"
         )
     try:
         value = parse_yaml(text)
@@ -43,7 +44,3 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         place[last] = value
     else:
         raise RecipeError(f"--set {key}: there is no such place in the recipe", param="set")
-
-
-def _cut(text: str) -> str:
-    return repr(text) if len(text) <= 60 else repr(text[:57] + "...")

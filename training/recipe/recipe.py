@@ -9,11 +9,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from emorl_core.bundle import PROMPT, Name
-from emorl_core.documents import read_yaml
-from emorl_core.errors import InvalidWeights
-from emorl_core.files import Missing, Unreadable, is_folder
+from emorl_core.errors import InvalidWeights, cut
+from emorl_core.files.documents import read_yaml
+from emorl_core.files.reading import Missing, Unreadable, is_folder
 from emorl_core.weights import BASE, resolve
-from training.config import RecipeError, Section, shown
+from training.config import RecipeError, Section
 from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
 from training.recipe.evaluation import EvaluationSettings
@@ -267,7 +267,7 @@ def _explain(fault: ValidationError) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"{path} is missing"
-    found = "" if isinstance(item["input"], (Mapping, list, tuple, Section)) else f" (found {shown(item['input'])})"
+    found = "" if isinstance(item["input"], (Mapping, list, tuple, Section)) else f" (found {cut(item['input'])})"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and item["type"] != "value_error" else ""
     return f"{path}: {message}{found}{more}" if path else f"{message}{found}"
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emorl_core.files import appearing
+from emorl_core.files.writing import appearing
 from training.config import RecipeError
 
 FORMAT = "emorl-training/2"

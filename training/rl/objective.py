@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from emorl_core.adapters import Adapter
+from emorl_core.adapters.adapter import Adapter
 from training.rl.rewards import RewardMix, RunningStatistics, to_rewards
 from training.rl.settings import Transform
 from training.rl.stacks import ObjectiveOptimizer, Stacks

@@ -13,7 +13,7 @@ from emorl_core.engine.engine import Engine
 from emorl_core.engine.sequences import Job
 from emorl_core.errors import EmorlError
 from emorl_core.models.family import LaneModel
-from emorl_core.tokenizer import Tokenizer
+from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import Completion, Failure, Request, Sampling
 from emorl_core.weights import BASE
 from training.data.prompts import Prompt

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from emorl_core.adapters import Adapter, LoraPair
+from emorl_core.adapters.adapter import Adapter, LoraPair
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.family import TrainableModel
 from training.config import RecipeError

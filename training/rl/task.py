@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from emorl_core.models.family import TrainableModel
-from emorl_core.tokenizer import Tokenizer
+from emorl_core.text.tokenizer import Tokenizer
 from training.data.prompts import Prompt
 from training.rl.rewards import RewardMix
 from training.rl.rollout import Sample

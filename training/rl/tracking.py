@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emorl_core.files import replacing
+from emorl_core.files.writing import replacing
 from training.config import RecipeError
 from training.rl.processes import Processes
 

@@ -1,7 +1,7 @@
-"""Weight vectors -> score tables: one shared sweep for all that are new, then the scorers on the texts that are new.
+"""Points -> score tables: one shared sweep for all that are new, then the scorers on the texts that are new.
 
-Nothing is done twice: a direction is generated once, a text that follows from its neighbours not at all, and a prompt's
-text is scored once, however many vectors give it and however often the search was interrupted.
+Nothing is done twice: points that give the same texts are generated once, a text that follows from its neighbours not
+at all, and a prompt's text is scored once, however many points give it and however often the search was interrupted.
 
 For a given prefix a lane's logits are fixed and the mix is linear in the weights, so "this token is the largest" is a
 half-space for every other token: the weight vectors that give one greedy text form a convex cone. When two vectors give
@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from emorl_core.ensemble import Ensemble
-from training.data.records import Record
 from training.scorers import Checked
-from training.scorers.asking import Panel
+from training.scorers.asking import Asked, Panel
+from training.search.generator import Generator
 from training.search.grid import SearchError
 from training.search.log import EvaluationLog
 from training.search.score_table import ScoreTable
-from training.search.spaces import Point, ray
+from training.search.spaces import Point
 
 # Two directions are opposite when their cosine is this near to -1: 5e-7 rad, far below the distance of grid points.
 _OPPOSITE = 1e-13
@@ -34,9 +33,9 @@ _HASH = 16  # hexadecimal digits that name a text among those of one prompt
 
 @dataclass(slots=True)
 class Counts:
-    """What a search did. Texts are counted once per prompt and direction."""
+    """What a search did. Texts are counted once per prompt and key."""
 
-    rays: int = 0  # distinct directions evaluated, the zero vector among them
+    rays: int = 0  # distinct keys evaluated: directions, for an ensemble; the zero vector among them
     texts_generated: int = 0
     texts_implied: int = 0  # known from their neighbours
     texts_scored: int = 0  # distinct texts, once per prompt
@@ -85,7 +84,7 @@ def _direction(point: Point) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class _Evaluation:
-    """One direction. `tokens` and `texts` name what each prompt got; equal names, equal things."""
+    """One point. `tokens` and `texts` name what each prompt got; equal names, equal things."""
 
     point: Point
     tokens: tuple[str, ...]
@@ -108,25 +107,24 @@ class Evaluator:
 
     def __init__(
         self,
-        ensemble: Ensemble,
-        objectives: Sequence[str],
-        records: Sequence[Record],
+        generator: Generator,
+        about: Sequence[Asked],
         scorers: Mapping[str, Checked],
         *,
-        max_new_tokens: int = 64,
         infer: bool = True,
         log: EvaluationLog | None = None,
         settled: Callable[[int], None] = lambda texts: None,
     ) -> None:
-        """objectives: the lanes that a point's numbers are for; records: one per prompt; infer: let `implied` spare
-        texts; log: where evaluations go and come back from; settled: told how many more texts are there."""
+        """about: what the generator's prompts are to the scorers; infer: let `implied` spare texts, where only the
+        direction of a point counts; log: where evaluations go and come back from; settled: told how many more texts are
+        there."""
         self.names = tuple(scorers)
         self.counts = Counts()
-        self._ensemble, self._objectives, self._records = ensemble, tuple(objectives), tuple(records)
+        self._generator, self._about = generator, tuple(about)
         self._panel, self._log, self._settled = Panel(scorers), log, settled  # asked by (prompt, name of text)
-        self._max_new_tokens, self._infer = max_new_tokens, infer
-        self._done: dict[tuple[int, ...], _Evaluation] = {}
-        self._known = Known(len(self._records))
+        self._infer = infer
+        self._done: dict[Hashable, _Evaluation] = {}
+        self._known = Known(len(self._about))
         self._text_of: dict[str, str] = {}  # name of tokens -> name of their text
         for line in log.read if log is not None else ():
             self._remember(_read(line, self.names))
@@ -134,19 +132,19 @@ class Evaluator:
     def tables(self, points: Sequence[Point]) -> list[ScoreTable]:
         """One table per point. Raises `EngineError`, `ScorerError`."""
         self._evaluate(points)
-        return [ScoreTable(self.names, np.array(self._done[ray(point)].scores)) for point in points]
+        return [ScoreTable(self.names, np.array(self._done[self._generator.key(point)].scores)) for point in points]
 
     def _evaluate(self, points: Sequence[Point]) -> None:
-        new: dict[tuple[int, ...], Point] = {}
+        new: dict[Hashable, Point] = {}
         for point in points:
-            direction = ray(point)
-            if direction not in self._done:
-                new.setdefault(direction, point)
+            key = self._generator.key(point)
+            if key not in self._done:
+                new.setdefault(key, point)
         if not new:
             return
         texts: dict[tuple[int, str], str] = {}  # (prompt, name of text) -> text, of those to be scored
         tokens = self._tokens(list(new.values()), texts)
-        self._panel.score({key: (self._records[key[0]], text) for key, text in texts.items()})
+        self._panel.score({key: (self._about[key[0]], text) for key, text in texts.items()})
         self.counts.texts_scored += len(texts)
         made = []
         for point, own in zip(new.values(), tokens, strict=True):
@@ -160,10 +158,10 @@ class Evaluator:
 
     def _tokens(self, points: Sequence[Point], texts: dict[tuple[int, str], str]) -> list[list[str]]:
         """Names of the tokens, [points][prompts]; puts texts that nobody scored yet into `texts`."""
-        prompts = range(len(self._records))
+        prompts = range(len(self._about))
         names: list[list[str | None]] = []
         for point in points:
-            if not any(point):  # published: the zero vector is empty text
+            if self._generator.is_silent(point):
                 names.append([self._named("", (), p, texts) for p in prompts])
             else:
                 names.append(self._known.implied(point) if self._infer else [None for _ in prompts])
@@ -171,13 +169,10 @@ class Evaluator:
         self._settled(sum(name is not None for own in names for name in own))
         swept = [i for i, own in enumerate(names) if None in own]
         if swept:
-            result = self._ensemble.sweep(
-                [record.prompt for record in self._records],
-                [dict(zip(self._objectives, points[i], strict=True)) for i in swept],
-                only=[[k for k, i in enumerate(swept) if names[i][p] is None] for p in prompts],
-                max_new_tokens=self._max_new_tokens,
-                seed=0,
-                on_item=lambda item: self._settled(1),
+            result = self._generator.generate(
+                [points[i] for i in swept],
+                [[k for k, i in enumerate(swept) if names[i][p] is None] for p in prompts],
+                lambda: self._settled(1),
             )
             for item in result.items:
                 name = self._named(item.text, item.token_ids, item.prompt_index, texts)
@@ -195,17 +190,13 @@ class Evaluator:
         return tokens
 
     def _remember(self, evaluation: _Evaluation) -> None:
-        self._done[ray(evaluation.point)] = evaluation
+        self._done[self._generator.key(evaluation.point)] = evaluation
         self.counts.rays = len(self._done)
-        if any(evaluation.point):
+        if self._infer and any(evaluation.point):
             self._known.add(evaluation.point, evaluation.tokens)
         for prompt, (tokens, text) in enumerate(zip(evaluation.tokens, evaluation.texts, strict=True)):
             self._text_of[tokens] = text
             self._panel.remember((prompt, text), evaluation.scores[prompt])
-
-
-def counts_of(evaluator: Evaluator) -> dict[str, int]:
-    return asdict(evaluator.counts)
 
 
 def _read(line: Mapping[str, Any], names: Sequence[str]) -> _Evaluation:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from emorl_core.documents import read_json
-from emorl_core.files import Missing, Unreadable
-from emorl_core.text_files import TextFileError, read_lines
+from emorl_core.files.documents import read_json
+from emorl_core.files.reading import Missing, Unreadable
+from emorl_core.files.text_files import read_lines
 from training.data.records import DataError, Record, clean, one_per_prompt
 from training.data.sources import load_records
 from training.data.splits import check_disjoint, prompt_key, split_by_prompt
@@ -101,7 +101,7 @@ def read_prompts(path: Path) -> tuple[Record, ...]:
         return tuple(one_per_prompt([*load_records({"kind": kind, "path": str(path)})]))
     try:
         lines = read_lines(path)
-    except TextFileError as error:
+    except Unreadable as error:
         raise DataError(error.message, param="prompts") from None
     records = [Record(clean(line), where=f"{path.name}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
     if not records:

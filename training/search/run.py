@@ -6,15 +6,17 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from emorl_core.ensemble import Ensemble
-from emorl_core.files import folder_hash, replacing
+from emorl_core.files.hashes import folder_hash
+from emorl_core.files.writing import replacing
 from emorl_core.weights import BASE
 from training.progress import Progress
-from training.search.evaluator import Evaluator, counts_of
+from training.search.evaluator import Evaluator
+from training.search.generator import EnsembleGenerator
 from training.search.grid import Found, SearchError, budget, search
 from training.search.inputs import Inputs, prompts_hash
 from training.search.log import EvaluationLog, check_log
@@ -121,11 +123,11 @@ def run_search(
     started = time.perf_counter()
     evaluator, held_out = (
         Evaluator(
-            ensemble,
-            names,
+            EnsembleGenerator(
+                ensemble, names, [record.prompt for record in records], max_new_tokens=settings.max_new_tokens
+            ),
             records,
             inputs.scorers,
-            max_new_tokens=settings.max_new_tokens,
             log=log,
             settled=meter.settled,
         )
@@ -160,7 +162,7 @@ def run_search(
             "requested": found.requested,
             "distinct_points": len(found.scores),
             "resumed": resumed,
-            **counts_of(evaluator),
+            **asdict(evaluator.counts),
         },
         "prompts": {
             "search": {"count": len(inputs.search), "sha256": prompts_hash(inputs.search)},

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from emorl_core.control_tokens import prompt_encoder
 from emorl_core.errors import EmorlError
-from emorl_core.files import follow_umask
+from emorl_core.files.writing import follow_umask
+from emorl_core.text.control_tokens import prompt_encoder
 from training.config import Section
 from training.progress import FitProgress
 from training.seeds import derive

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator, model_validator
 
 from emorl_core.bundle import PROMPT, split_template
-from emorl_core.errors import BundleError
-from emorl_core.files import appearing
-from emorl_core.tokenizer import load_tokenizer
+from emorl_core.errors import BundleError, one_line
+from emorl_core.files.writing import appearing
+from emorl_core.text.tokenizer import load_tokenizer
 from training.config import Section
 from training.data.records import Record
 from training.progress import FitProgress
@@ -173,8 +173,7 @@ def load_checkpoint(where: str, revision: str | None = None) -> tuple[PreTrained
     except BundleError as error:
         raise FitError(f"base {error.message}", param="base") from None
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FitError(f"base {folder.name!r} cannot be loaded: {reason}", param="base") from None
+        raise FitError(f"base {folder.name!r} cannot be loaded: {one_line(error)}", param="base") from None
     return model, tokenizer
 
 

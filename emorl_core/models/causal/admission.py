@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from emorl_core.errors import UnsupportedModel
+from emorl_core.errors import UnsupportedModel, one_line
 from emorl_core.models.config import refuse_quantised
 
 WORKS = (
@@ -58,8 +58,7 @@ def parsed(config: Mapping[str, Any]) -> Any:
     try:
         return CONFIG_MAPPING[kind].from_dict(_with_floats(config))
     except Exception as error:  # noqa: BLE001 - a stranger's values in somebody else's code
-        reason = " ".join(str(error).split())[:200]
-        raise UnsupportedModel(f"config.json: transformers cannot read it as {kind!r}: {reason}") from None
+        raise UnsupportedModel(f"config.json: transformers cannot read it as {kind!r}: {one_line(error)}") from None
 
 
 def refuse_config(config: Any) -> None:

@@ -23,6 +23,15 @@ class CausalFamily:
 
     name = "causal"
     adapter_task = "CAUSAL_LM"
+    size_keys: tuple[str, ...] = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+    )
 
     def takes(self, config: Mapping[str, Any]) -> str | None:
         from emorl_core.models.causal import admission

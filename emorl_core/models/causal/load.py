@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging as progress
 
-from emorl_core.errors import UnsupportedModel
+from emorl_core.errors import UnsupportedModel, one_line
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal import admission, attention, selftest
@@ -101,7 +101,7 @@ def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # noqa: BLE001 - a stranger's files in somebody else's code
-        raise UnsupportedModel(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise UnsupportedModel(f"{folder}: cannot be loaded: {one_line(error)}") from None
     finally:
         if shown:
             progress.enable_progress_bar()

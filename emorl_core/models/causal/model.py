@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from emorl_core.adapters import Adapter
+from emorl_core.adapters.adapter import Adapter
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.cache.store import Store
 from emorl_core.errors import AdapterError, PromptTooLong, UnsupportedModel

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emorl_core.errors import EmorlError, UnsupportedModel
+from emorl_core.errors import EmorlError, UnsupportedModel, one_line
 
 _LENGTHS = (13, 8)  # tokens of the two rows
 STEPS = 3  # the last tokens of each, fed one by one
@@ -80,7 +80,7 @@ def faults_refused(kind: str) -> Iterator[None]:
         LookupError,
         NotImplementedError,
     ) as error:
-        raise _failed(kind, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        raise _failed(kind, f"{type(error).__name__}: {one_line(error)}") from error
 
 
 def _failed(kind: str, what: str) -> UnsupportedModel:

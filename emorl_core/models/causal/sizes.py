@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from emorl_core.errors import UnsupportedModel
+from emorl_core.errors import UnsupportedModel, one_line
 from emorl_core.models.causal import admission
 from emorl_core.models.shape import LinearShape, Shape, TokenCost
 
@@ -22,9 +22,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         with torch.device("meta"):
             library = admission.model_class(parsed)(parsed)
     except Exception as error:  # noqa: BLE001 - a stranger's values in somebody else's code
-        raise UnsupportedModel(
-            f"config.json: no model can be made of it: {' '.join(str(error).split())[:200]}"
-        ) from None
+        raise UnsupportedModel(f"config.json: no model can be made of it: {one_line(error)}") from None
     decoder, head, embedding = library.get_decoder(), library.get_output_embeddings(), library.get_input_embeddings()
     found: Counter[tuple[str, int, int]] = Counter()
     for name, module in decoder.named_modules():

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emorl_core.errors import UnsupportedModel
-from emorl_core.models.config import shown, whole_number
+from emorl_core.errors import UnsupportedModel, cut
+from emorl_core.models.config import whole_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +32,15 @@ class T5Config:
         """Raises UnsupportedModel naming the key when a value is missing or is one this file does not implement."""
         projection = config.get("feed_forward_proj", "relu")
         if projection not in ("relu", "gated-gelu"):
-            raise UnsupportedModel(f"config.json: feed_forward_proj is {shown(projection)}; allowed: relu, gated-gelu")
+            raise UnsupportedModel(f"config.json: feed_forward_proj is {cut(projection)}; allowed: relu, gated-gelu")
         heads = config.get("architectures") or ["T5ForConditionalGeneration"]
         if not isinstance(heads, list) or not any(str(name).endswith("ForConditionalGeneration") for name in heads):
             raise UnsupportedModel(
-                f"config.json: architectures is {shown(heads)}; allowed: one with a language-model head"
+                f"config.json: architectures is {cut(heads)}; allowed: one with a language-model head"
             )
         epsilon = config.get("layer_norm_epsilon", 1e-6)
         if not isinstance(epsilon, (int, float)) or isinstance(epsilon, bool) or not 0 <= epsilon < 1:
-            raise UnsupportedModel(f"config.json: layer_norm_epsilon is {shown(epsilon)}; allowed: a small number")
+            raise UnsupportedModel(f"config.json: layer_norm_epsilon is {cut(epsilon)}; allowed: a small number")
         # transformers 5 writes scale_decoder_outputs and always ties; before it, an untied head was unscaled.
         scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) is not False)
         # mT5's head is its own and never scaled, whatever transformers 5 writes about it.

@@ -26,6 +26,16 @@ class T5Family:
 
     name = "t5"
     adapter_task = "SEQ_2_SEQ_LM"
+    size_keys: tuple[str, ...] = (
+        "d_model",
+        "d_ff",
+        "d_kv",
+        "num_heads",
+        "num_layers",
+        "num_decoder_layers",
+        "vocab_size",
+        "feed_forward_proj",
+    )
 
     def takes(self, config: Mapping[str, Any]) -> str | None:
         kind = config.get("model_type")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from emorl_core.adapters import Adapter
+from emorl_core.adapters.adapter import Adapter
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.cache.store import Store, round_size
 from emorl_core.errors import UnsupportedModel

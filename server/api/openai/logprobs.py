@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from emorl_core.spelling import Spelling
-from emorl_core.tokenizer import Tokenizer
+from emorl_core.text.spelling import Spelling
+from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import Completion, TokenEvent
 
 _LOWEST = -9999.0  # what OpenAI writes where JSON has no minus infinity

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from emorl_core.documents import read_yaml
+from emorl_core.files.documents import read_yaml
 
 FOLDER = Path(__file__).parent
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_core.files import replacing
+from emorl_core.files.writing import replacing
 from training.progress import FitProgress
 from training.scorers.base import ScorerError
 from training.scorers.cross_encoder import encode_pairs

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_core.files import appearing
+from emorl_core.files.writing import appearing
 from training.data.records import DataError, RecordSet
 from training.data.splits import FRACTIONS, Splits, prompt_key, split_by_prompt
 from training.progress import FitProgress

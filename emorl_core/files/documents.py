@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
-from emorl_core.files import Unreadable, read_bytes
+from emorl_core.errors import cut, one_line
+from emorl_core.files.reading import Unreadable, read_bytes
+from emorl_core.files.text_files import LINE_ENDS_OF_PROGRAMS, decode
 
 MOST_YAML = 2**20  # bytes of a YAML file
 MOST_JSON = 2**26  # bytes of a JSON file: an answer with many receipts
@@ -32,7 +35,7 @@ def read_yaml(path: Path, *, regular: bool = True) -> Any:
     Raises:
         Unreadable: see `read_bytes` and `parse_yaml`; one line.
     """
-    return parse_yaml(decoded(read_bytes(path, most=MOST_YAML, regular=regular), "YAML", path), path=path)
+    return parse_yaml(decode(read_bytes(path, most=MOST_YAML, regular=regular), path, kind="YAML"), path=path)
 
 
 def parse_yaml(text: str, *, path: Path | None = None) -> Any:
@@ -50,14 +53,14 @@ def parse_yaml(text: str, *, path: Path | None = None) -> Any:
         _Sizes().of(node)
         return loader.plain(node)
     except yaml.YAMLError as error:
-        raise Unreadable(f"cannot be read as YAML: {_one_line(error)}", path=path) from None
+        raise Unreadable(f"cannot be read as YAML: {one_line(error)}", path=path) from None
     except RecursionError:
         raise Unreadable(_TOO_DEEP, path=path) from None
 
 
 def read_json(path: Path, *, most: int = MOST_JSON, regular: bool = True, unique: bool = True) -> Any:
     """The value in a JSON file. `unique` as in `parse_json`. Raises `Unreadable`, one line."""
-    return parse_json(decoded(read_bytes(path, most=most, regular=regular), "JSON", path), path=path, unique=unique)
+    return parse_json(decode(read_bytes(path, most=most, regular=regular), path, kind="JSON"), path=path, unique=unique)
 
 
 def parse_json(text: str, *, path: Path | None = None, unique: bool = True) -> Any:
@@ -79,14 +82,6 @@ def parse_json(text: str, *, path: Path | None = None, unique: bool = True) -> A
         raise Unreadable(_TOO_DEEP, path=path) from None
 
 
-def decoded(data: bytes, kind: str, path: Path | None = None) -> str:
-    """UTF-8 text of this kind, with or without a byte-order mark. Raises `Unreadable`."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise Unreadable(f"cannot be read as {kind}: it is not UTF-8 text", path=path) from None
-
-
 class _Refused(ValueError):
     """Within JSON; one line."""
 
@@ -95,7 +90,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise _Refused(f"key {_cut(name)} stands twice")
+            raise _Refused(f"key {cut(name)} stands twice")
         found[name] = value
     return found
 
@@ -109,7 +104,7 @@ def _whole(digits: str) -> int:
 def _real(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise _Refused(f"the number {_cut(digits)} is too large; allowed: up to 1.8e308")
+        raise _Refused(f"the number {cut(digits)} is too large; allowed: up to 1.8e308")
     return number
 
 
@@ -143,8 +138,22 @@ def _children(node: yaml.Node) -> Iterable[yaml.Node]:
     return cast("list[yaml.Node]", node.value)
 
 
+def _stand_ins(text: str) -> tuple[str, str]:
+    """The line ends of programs in a text, and for each of them a character that is not in it. YAML 1.2 takes them as
+    plain characters; PyYAML, which knows YAML 1.1, would end a line there."""
+    free = "".join(letter for letter in map(chr, range(0xE000, 0xF900)) if letter not in text)
+    ends = "".join(end for end in LINE_ENDS_OF_PROGRAMS if end in text)[: len(free)]
+    return ends, free[: len(ends)]
+
+
 class _Loader(yaml.SafeLoader):
     """Nodes as plain data. Nothing is shared between two places that name the same alias."""
+
+    def __init__(self, text: str) -> None:
+        ends, letters = _stand_ins(text)
+        super().__init__(text.translate(str.maketrans(ends, letters)))
+        self._ends = str.maketrans(letters, ends)
+        self._folded = re.compile(f"[ \t]*([{letters}])[ \t]*") if ends else None
 
     def plain(self, node: yaml.Node) -> Any:
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
@@ -162,7 +171,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, value in node.value:
             key = "<<" if key_node.tag == _MERGE else self._key(key_node)
             if key in lines:
-                raise _fault(f"key {_cut(key)} stands twice, first in line {lines[key]}", key_node)
+                raise _fault(f"key {cut(key)} stands twice, first in line {lines[key]}", key_node)
             lines[key] = _line(key_node)
             if key_node.tag == _MERGE:
                 merged = self._merged(value)
@@ -188,14 +197,18 @@ class _Loader(yaml.SafeLoader):
         return found
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
+        if self._folded is not None:
+            # Within quotes blanks around a line's end are YAML's, and PyYAML itself writes them there.
+            text = self._folded.sub(r"\1", node.value) if node.style in ("'", '"') else node.value
+            node.value = text.translate(self._ends)
         try:
             value = self.construct_object(node)
         except (ValueError, LookupError, OverflowError):  # by an explicit tag, or with thousands of digits
-            raise _fault(f"{_cut(node.value)} cannot be read as {node.tag.replace(_TAG, '!!')}", node) from None
+            raise _fault(f"{cut(node.value)} cannot be read as {node.tag.replace(_TAG, '!!')}", node) from None
         if isinstance(value, int) and abs(value) >= _LARGEST:
             raise _fault(f"a whole number of {len(node.value)} digits; allowed: below 2^64", node)
         if isinstance(value, float) and math.isinf(value) and "inf" not in node.value.lower():
-            raise _fault(f"the number {_cut(node.value)} is too large; allowed: up to 1.8e308", node)
+            raise _fault(f"the number {cut(node.value)} is too large; allowed: up to 1.8e308", node)
         return value
 
 
@@ -218,11 +231,3 @@ def _line(node: yaml.Node) -> int:
 def _kind(value: object) -> str:
     names = {bool: "true or false", int: "a number", float: "a number", type(None): "null", list: "a list"}
     return names.get(type(value), "a mapping")
-
-
-def _cut(text: str) -> str:
-    return repr(text) if len(text) <= 60 else repr(text[:57] + "...")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

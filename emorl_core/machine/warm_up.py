@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from emorl_core.engine.driver import Driver
-from emorl_core.threads import ThreadChoice
+from emorl_core.machine.threads import ThreadChoice
 from emorl_core.types import Request, Sampling
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import regex
 
-from emorl_core.files import Unreadable
+from emorl_core.errors import cut
+from emorl_core.files.reading import Unreadable
 
 _MOST_LETTERS = 300  # of one expression; a module's path has about fifty
 _MOST_DEPTH = 4  # groups inside each other
@@ -47,13 +48,13 @@ class Patterns:
         if len(key) > _MOST_LETTERS:
             raise Unreadable(f"{self._option} has a key of {len(key)} letters; allowed: up to {_MOST_LETTERS}")
         if not _SYNTAX.fullmatch(key) or _depth(key) > _MOST_DEPTH:
-            raise Unreadable(f"{self._option} key {_cut(key)} is more than picks modules by their paths; write a path")
+            raise Unreadable(f"{self._option} key {cut(key)} is more than picks modules by their paths; write a path")
         pattern = rf"(.*\.)?({key})$"
         try:
             re.compile(pattern)  # what PEFT cannot read, no one trained with
             return regex.compile(pattern)
         except (re.error, regex.error, RecursionError, OverflowError):
-            raise Unreadable(f"{self._option} key {_cut(key)} is not a regular expression") from None
+            raise Unreadable(f"{self._option} key {cut(key)} is not a regular expression") from None
 
     def _matches(self, key: str, expression: Any, module: str) -> bool:
         began = time.perf_counter()
@@ -61,7 +62,7 @@ class Patterns:
             found = expression.match(module, timeout=self._left_s, concurrent=True)
         except TimeoutError:
             raise Unreadable(
-                f"{self._option} key {_cut(key)} takes longer than {_MOST_S:g} s to match; write the module's path"
+                f"{self._option} key {cut(key)} takes longer than {_MOST_S:g} s to match; write the module's path"
             ) from None
         self._left_s = max(1e-3, self._left_s - (time.perf_counter() - began))
         return found is not None
@@ -72,7 +73,3 @@ def _depth(key: str) -> int:
     for letter in key:
         depths.append(depths[-1] + (letter == "(") - (letter == ")"))
     return max(depths)
-
-
-def _cut(key: str) -> str:
-    return repr(key) if len(key) <= 60 else repr(key[:57] + "...")

@@ -8,59 +8,47 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emorl_core.errors import EmorlError
+from emorl_core.files.reading import Unreadable, read_bytes
 
 MARK = "\ufeff"
+LINE_ENDS_OF_PROGRAMS = "\x85\u2028\u2029"  # which an editor shows within a line
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _SAMPLE = 1000  # bytes that tell whether a text is UTF-16 without a mark
 
 
-class TextFileError(EmorlError):
-    """A text file that cannot be read. `reason`: why, without the file's name."""
-
-    code = "unreadable_file"
-
-    def __init__(self, name: object, reason: str) -> None:
-        super().__init__(f"{name}: cannot be read: {reason}")
-        self.reason = reason
+def read_text(path: Path) -> str:
+    """The text of a file, or of a pipe that its user names. Raises `Unreadable`."""
+    return decode(read_bytes(path, regular=False), path)
 
 
-def read_text(path: Path, *, by_rows: bool = False) -> str:
-    """The text of a file. Raises `TextFileError`; `by_rows` as in `decode`."""
-    return decode(read_bytes(path), path, by_rows=by_rows)
-
-
-def read_bytes(path: Path) -> bytes:
-    """Raises `TextFileError`."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TextFileError(path, error.strerror or type(error).__name__) from None
-
-
-def decode(data: bytes, name: object, *, by_rows: bool = False) -> str:
+def decode(data: bytes, name: object, *, kind: str = "", by_rows: bool = False) -> str:
     """Bytes as text, without the byte-order mark; line ends stay as they are.
 
     Args:
         name: of the file, for the message.
+        kind: what it is read as (YAML), for the message.
         by_rows: let NUL characters and bytes that are not UTF-8 through, these as half surrogate pairs, for a reader
             that refuses only the rows which hold them.
 
     Raises:
-        TextFileError: UTF-16, or, unless `by_rows`, a line that is not UTF-8 or holds a NUL character.
+        Unreadable: UTF-16, or, unless `by_rows`, a line that is not UTF-8 or holds a NUL character.
     """
+
+    def refused(why: str) -> Unreadable:
+        return Unreadable(f"cannot be read{f' as {kind}' if kind else ''}: {why}", path=name)
+
     if _is_utf_16(data):
-        raise TextFileError(name, "it is not UTF-8 but UTF-16; save it as UTF-8")
+        raise refused("it is not UTF-8 but UTF-16; save it as UTF-8")
     if by_rows:
         return data.decode("utf-8", errors="surrogateescape").lstrip(MARK)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise TextFileError(name, f"line {line} is not UTF-8 text") from None
+        raise refused(f"line {line} is not UTF-8 text") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise TextFileError(name, f"line {line} holds a NUL character")
+        raise refused(f"line {line} holds a NUL character")
     return text.lstrip(MARK)
 
 
@@ -76,7 +64,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file. Raises `TextFileError`."""
+    """The lines of a file. Raises `Unreadable`."""
     return lines_of(read_text(path))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emorl_core.detokenize import HALF, Decode
+from emorl_core.text.detokenize import HALF, Decode
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 

@@ -19,9 +19,9 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from emorl_core.adapters import MODULE_PREFIX, MOST_LETTERS, Adapter, LoraPair, checked_pair
-from emorl_core.errors import AdapterError
-from emorl_core.files import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
+from emorl_core.adapters.adapter import MODULE_PREFIX, MOST_LETTERS, Adapter, LoraPair, checked_pair
+from emorl_core.errors import AdapterError, one_line
+from emorl_core.files.reading import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
 
 _PARTS = ("loraA", "loraB", "scaling")
 # Trained numbers hardly shrink in a zip, zeros shrink a thousandfold: B begins as zeros, A never does.
@@ -105,7 +105,7 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
                 arrays[key] = _array(key, data)
             return arrays
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise Unreadable(" ".join(str(error).split())[:200] or type(error).__name__) from None
+        raise Unreadable(one_line(error)) from None
 
 
 def _array(key: str, data: bytes) -> np.ndarray:

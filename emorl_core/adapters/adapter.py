@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from emorl_core.documents import read_json
-from emorl_core.errors import AdapterError, shown
-from emorl_core.files import Missing, Unreadable, read_bytes
-from emorl_core.patterns import Patterns
+from emorl_core.adapters.patterns import Patterns
+from emorl_core.errors import AdapterError, one_line, shown
+from emorl_core.files.documents import read_json
+from emorl_core.files.reading import Missing, Unreadable, read_bytes
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -81,6 +81,7 @@ class Adapter:
     base_name: str | None = None  # the base it says it was trained on
     base_sha256: str | None = None  # and the hash of that base's weights
     invocation_tokens: tuple[int, ...] | None = None  # activated LoRA: it acts from their last occurrence on
+    task: str | None = None  # PEFT's task type, as its family of bases has it
 
     @property
     def parameters(self) -> int:
@@ -106,7 +107,7 @@ def read_peft(folder: Path, name: str) -> Adapter:
         modules = _pairs(tensors, config, name)
     except Unreadable as error:
         raise _refused(name, error.reason) from None
-    return Adapter(name, modules, base_name, metadata.get(BASE_HASH), invocation)
+    return Adapter(name, modules, base_name, metadata.get(BASE_HASH), invocation, config.get("task_type"))
 
 
 def of_another_base(adapters: Sequence[Adapter], hub: str | None, base_sha256: str | None = None) -> Iterator[str]:
@@ -253,8 +254,7 @@ def _read_weights(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str,
     except Unreadable as error:
         raise AdapterError(f"adapter {name!r}: {WEIGHTS_FILE} {error.reason}") from None
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AdapterError(f"adapter {name!r}: {WEIGHTS_FILE} cannot be read: {reason}") from None
+        raise AdapterError(f"adapter {name!r}: {WEIGHTS_FILE} cannot be read: {one_line(error)}") from None
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return tensors, header.get("__metadata__") or {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_core.errors import BundleError
+from emorl_core.errors import BundleError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,10 +82,6 @@ def _share_known(tokenizer: PreTrainedTokenizerBase, words: list[int], special: 
 def is_of_library(error: BaseException) -> bool:
     """Whether a tokenizer's file is at fault. Rust panics arrive as an exception that is not an `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def sentencepiece_options(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Adapters: what one is, and the files that hold it."""

@@ -1,0 +1,1 @@
+"""The machine that computes: its device, number format and threads."""

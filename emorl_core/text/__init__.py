@@ -1,0 +1,1 @@
+"""Text to token ids and back: prompts, chats, templates, the tokenizer."""
