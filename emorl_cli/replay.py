@@ -105,7 +105,7 @@ def read_receipts(source: str) -> list[Receipt]:
     """
     from pydantic import ValidationError
 
-    from emorl_core.config import key_of, reason_of
+    from emorl_core.config import faults
     from emorl_core.files.documents import parse_json
     from emorl_core.files.reading import Unreadable
     from server.serving.receipt import Receipt
@@ -125,9 +125,10 @@ def read_receipts(source: str) -> list[Receipt]:
             receipts.append(Receipt.model_validate_json(json.dumps(each)))
         except ValidationError as error:
             # By field only: what was found there may be a prompt.
-            faults = [f"{key_of(item['loc'])}: {reason_of(item)}" for item in error.errors(include_url=False)]
             which = f" {number + 1}" if len(found) > 1 else ""
-            raise _refusal(f"{name}: receipt{which} cannot be used: {'; '.join(faults[:5])}", "receipt") from None
+            raise _refusal(
+                f"{name}: receipt{which} cannot be used: {'; '.join(faults(error)[:5])}", "receipt"
+            ) from None
     return receipts
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import to_json
 
 from emorl_core.config import Strict, explain
@@ -33,7 +33,15 @@ FIRST_LINE = '# A bundle of emorl. It is whole when it ends with the line "# end
 LAST_LINE = "# end of bundle"
 _MOST_ORIGIN = 2**16  # bytes of a profile's origin as JSON
 
+
+def _with_one_prompt(template: str) -> str:
+    if template.count(PROMPT) != 1:
+        raise ValueError(f"must contain {PROMPT} exactly once")
+    return template
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Template = Annotated[str, AfterValidator(_with_one_prompt)]
 
 
 class BaseRef(Strict):
@@ -96,19 +104,12 @@ class BundleSpec(Strict):
     format: Literal["emorl-bundle/1"] = "emorl-bundle/1"
     name: Name
     base: BaseRef
-    prompt_template: str = PROMPT  # wraps every prompt; `{prompt}` stands for it
+    prompt_template: Template = PROMPT  # wraps every prompt; `{prompt}` stands for it
     chat: ChatSpec | None = None  # instead of `prompt_template`
     max_source_tokens: int = Field(default=512, ge=1)  # tokens of the wrapped prompt or chat; longer ones are refused
     objectives: dict[Name, ObjectiveSpec]
     profiles: dict[Name, ProfileSpec] = Field(default_factory=dict)
     default_profile: str | None = None
-
-    @field_validator("prompt_template")
-    @classmethod
-    def _template(cls, value: str) -> str:
-        if value.count(PROMPT) != 1:
-            raise ValueError(f"must contain {PROMPT} exactly once")
-        return value
 
     @model_validator(mode="after")
     def _names(self) -> BundleSpec:

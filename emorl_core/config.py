@@ -31,6 +31,14 @@ def explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
+def faults(error: ValidationError) -> list[str]:
+    """Every fault by key and reason alone: what was found there may be a person's words."""
+    return [
+        f"{key_of(item['loc']) or 'file'}: {reason_of(item)}"
+        for item in error.errors(include_url=False, include_input=False)
+    ]
+
+
 def key_of(place: Sequence[int | str]) -> str:
     """`profiles.warm.weights`: where a fault is. pydantic marks the key of a mapping by a part of its own."""
     return ".".join(str(part) for part in place if part != "[key]")

@@ -9,8 +9,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ConfigDict, ValidationError, model_validator
 
+from emorl_core.config import Strict, key_of, reason_of
 from emorl_core.errors import EmorlError, cut
 
 
@@ -20,10 +21,10 @@ class RecipeError(EmorlError):
     code = "invalid_recipe"
 
 
-class Section(BaseModel):
+class Section(Strict):
     """The string under a field says what it means and in which unit; `docs/reference/recipe.md` lists them all."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -86,8 +87,7 @@ def parse_fields(model: type[S], values: Mapping[str, object], *, where: str, er
         return model.model_validate(dict(values))
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
-        field = ".".join([where, *(str(part) for part in first["loc"])])
+        field = key_of([where, *first["loc"]])
         if first["type"] == "missing":
             raise error(f"{field} is missing", param=field) from None
-        reason = first["msg"].removeprefix("Value error, ")
-        raise error(f"{field} is {cut(first['input'])}: {reason}", param=field) from None
+        raise error(f"{field} is {cut(first['input'])}: {reason_of(first)}", param=field) from None

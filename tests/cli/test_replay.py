@@ -306,7 +306,7 @@ def test_what_is_no_receipt_is_refused_in_one_line_without_its_content(
         assert "ZEBRAFISH" not in message
     file.write_bytes(b"\xff\xfe")
     assert "not UTF-8" in emorl("replay", file, bundle).refused()
-    assert "cannot be read" in emorl("replay", tmp_path / "none.json", bundle).refused()
+    assert "no such file" in emorl("replay", tmp_path / "none.json", bundle).refused()
     assert "no such folder" in emorl("replay", save(answers["greedy"]), tmp_path / "none").refused()
     assert "standard input" in emorl("replay", "-", bundle, "--prompt-file", "-").refused()
 

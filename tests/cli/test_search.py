@@ -249,7 +249,7 @@ def test_bad_searches_are_refused_and_write_nothing(
         ((), "the bundle holds no training.json; give --recipe, or --prompts and --scorer"),
         (("--scorer", "a=length"), "--scorer and --held-out-prompts go with --prompts"),
         (("--recipe", "none.yaml"), "none.yaml: no such file"),
-        (("--prompts", "none.txt", "--scorer", "a=length"), "none.txt: cannot be read"),
+        (("--prompts", "none.txt", "--scorer", "a=length"), "none.txt: no such file"),
     ],
 )
 def test_a_search_without_prompts_or_scorers_says_what_to_give(options, says: str, emorl, own_bundle: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import field_validator
 from emorl_core.files.reading import Unreadable, read_bytes
 from emorl_core.files.text_files import decode, lines_of
 from training.config import Spec
-from training.data.records import DataError, OnBadRow, RecordSet, Tally
+from training.data.records import DataError, OnBadRow, Record, RecordSet, Tally
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 # float() also takes 1_0 and the digits of other scripts.
@@ -46,6 +46,16 @@ class FileSource(Source):
         if not value.strip():
             raise ValueError("name a file")
         return value
+
+    def load(self, base: Path | None = None) -> RecordSet:
+        path = resolve(self.path, base)
+        text, digest = read_text(path)
+        tally = Tally(self.on_bad_row)
+        return tally.close(path.name, self.read(text, path.name, tally), digest)
+
+    def read(self, text: str, name: str, tally: Tally) -> list[Record]:
+        """Records of the text of the file called `name`. Raises `DataError`."""
+        raise NotImplementedError
 
 
 def resolve(path: str, base: Path | None) -> Path:

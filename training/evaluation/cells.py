@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from emorl_core.config import faults
 from emorl_core.errors import EmorlError
 from emorl_core.files.writing import replacing
 from emorl_core.types import Combine
@@ -120,9 +121,7 @@ def read_cell(out: Path, method: str, seed: int) -> Cell | None:
     except FileNotFoundError:
         return None
     except ValidationError as fault:
-        first = fault.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"])) or "file"
-        raise EvaluationError(f"{_short(path, out)}: {field}: {first['msg']}", param="out") from None
+        raise EvaluationError(f"{_short(path, out)}: {faults(fault)[0]}", param="out") from None
     if (cell.method, cell.seed) != (method, seed):
         raise EvaluationError(f"{_short(path, out)}: is of {cell.method}, seed {cell.seed}", param="out")
     return cell

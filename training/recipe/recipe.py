@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from emorl_core.bundle import PROMPT, Name
+from emorl_core.bundle import Name, Template
+from emorl_core.config import key_of, reason_of
 from emorl_core.errors import InvalidWeights, cut
 from emorl_core.files.documents import read_yaml
 from emorl_core.files.reading import Missing, Unreadable, is_folder
@@ -130,7 +131,7 @@ class Recipe(Section):
     """Every random draw of the run comes from it."""
     base: BaseSettings
     """The frozen model."""
-    prompt_template: str = "{prompt} [SEP] "
+    prompt_template: Template = "{prompt} [SEP] "
     """Wraps every prompt; `{prompt}` stands for it."""
     max_source_tokens: int = Field(128, ge=2)
     """Tokens of the wrapped prompt; longer ones are cut in training and refused in serving."""
@@ -161,13 +162,6 @@ class Recipe(Section):
             if isinstance(given, Mapping):
                 return {**values, "rl": with_preset(values["preset"], given)}
         return values
-
-    @field_validator("prompt_template")
-    @classmethod
-    def _template(cls, value: str) -> str:
-        if value.count(PROMPT) != 1:
-            raise ValueError(f"must contain {PROMPT} exactly once")
-        return value
 
     @field_validator("objectives")
     @classmethod
@@ -256,24 +250,19 @@ def parse_recipe(raw: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as fault:
-        raise RecipeError(f"{where}: {_explain(fault)}", param=_path(fault.errors()[0]["loc"])) from None
+        raise RecipeError(f"{where}: {_explain(fault)}", param=key_of(fault.errors()[0]["loc"])) from None
 
 
 def _explain(fault: ValidationError) -> str:
     """The first fault; several are seldom independent, and one line is what a person reads."""
     errors = fault.errors(include_url=False)
     item = errors[0]
-    path = _path(item["loc"])
-    message = item["msg"].removeprefix("Value error, ")
+    path, message = key_of(item["loc"]), reason_of(item)
     if item["type"] == "missing":
         return f"{path} is missing"
     found = "" if isinstance(item["input"], (Mapping, list, tuple, Section)) else f" (found {cut(item['input'])})"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and item["type"] != "value_error" else ""
     return f"{path}: {message}{found}{more}" if path else f"{message}{found}"
-
-
-def _path(loc: Sequence[int | str]) -> str:
-    return ".".join(str(part) for part in loc if part != "[key]")
 
 
 __all__ = ["Recipe", "RecipeError", "load_recipe", "parse_recipe"]

@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from emorl_core.config import Strict, faults
 from training.scorers.base import ScorerError
 
 CALIBRATION_FILE = "calibration.json"
 
 
-class _Calibration(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class _Calibration(Strict):
+    model_config = ConfigDict(allow_inf_nan=False)
     format: Literal["emorl-calibration/1"] = "emorl-calibration/1"
 
     @property
@@ -115,9 +116,7 @@ def read_calibration(folder: Path) -> Calibration | None:
     try:
         return _ANY.validate_json(file.read_bytes())
     except ValidationError as fault:
-        first = fault.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"])) or "file"
-        raise ScorerError(f"{file}: {field}: {first['msg']}", param="model") from None
+        raise ScorerError(f"{file}: {faults(fault)[0]}", param="model") from None
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:

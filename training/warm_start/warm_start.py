@@ -12,9 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from emorl_core.bundle import PROMPT, split_template
+from emorl_core.bundle import PROMPT, Template, split_template
 from emorl_core.errors import BundleError, one_line
 from emorl_core.files.writing import appearing
 from emorl_core.text.tokenizer import load_tokenizer
@@ -42,19 +42,12 @@ class WarmStartSettings(Section):
     """Checkpoint folder; relative paths start at the recipe's folder."""
     scratch: ScratchSettings | None = None
     """Shape of a new model, with its own tokenizer."""
-    prompt_template: str = "{prompt} [SEP] "
+    prompt_template: Template = "{prompt} [SEP] "
     """Wraps every prompt; `{prompt}` stands for it. Its other words stay whole tokens of a new tokenizer."""
     max_source_tokens: int = Field(128, ge=2)
     """Tokens of the wrapped prompt; longer ones are cut."""
     fit: FitSettings = FitSettings()
     """The fitting."""
-
-    @field_validator("prompt_template")
-    @classmethod
-    def _template(cls, value: str) -> str:
-        if value.count(PROMPT) != 1:
-            raise ValueError(f"must contain {PROMPT} exactly once")
-        return value
 
     @model_validator(mode="after")
     def _one_of(self) -> WarmStartSettings:

@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from training.data.records import Record, RecordSet, Tally, clean, one_per_prompt
-from training.data.rows import FileSource, csv_table, need_columns, read_text, resolve
+from training.data.records import Record, Tally, clean, one_per_prompt
+from training.data.rows import FileSource, csv_table, need_columns
 
 COLUMNS = (
     "transcript_id",
@@ -68,16 +67,11 @@ class AnnomiSource(FileSource):
     min_response_words: int = Field(3, ge=1)
     quality: Literal["high", "low", "all"] = "high"  # of the whole dialogue, as the set grades it
 
-    def load(self, base: Path | None = None) -> RecordSet:
-        path = resolve(self.path, base)
-        text, digest = read_text(path)
-        tally = Tally(self.on_bad_row)
+    def read(self, text: str, name: str, tally: Tally) -> list[Record]:
         records: list[Record] = []
-        for dialogue in _dialogues(text, path.name, tally):
+        for dialogue in _dialogues(text, name, tally):
             records += self._records(dialogue, tally)
-        if self.view == "prompts":
-            records = one_per_prompt(records)
-        return tally.close(path.name, records, digest)
+        return one_per_prompt(records) if self.view == "prompts" else records
 
     def _records(self, dialogue: dict[int, Utterance], tally: Tally) -> Iterator[Record]:
         turns = sorted(dialogue.items())

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from training.data.records import Record, RecordSet, Tally, clean, one_per_prompt
-from training.data.rows import FileSource, csv_table, need_columns, number_of, read_text, resolve
+from training.data.records import Record, Tally, clean, one_per_prompt
+from training.data.rows import FileSource, csv_table, need_columns, number_of
 
 COLUMNS = ("seeker_post", "response_post", "level")
 MECHANISMS = ("emotional-reactions", "explorations", "interpretations")
@@ -23,13 +23,10 @@ class EpitomeSource(FileSource):
     kind: Literal["epitome"] = "epitome"
     view: Literal["prompts", "pairs", "graded"] = "graded"
 
-    def load(self, base: Path | None = None) -> RecordSet:
-        path = resolve(self.path, base)
-        text, digest = read_text(path)
-        tally = Tally(self.on_bad_row)
-        mechanism = next((name for name in MECHANISMS if path.name.startswith(name)), path.stem)
-        header, rows = csv_table(text, path.name, tally)
-        need_columns(header, COLUMNS, path.name)
+    def read(self, text: str, name: str, tally: Tally) -> list[Record]:
+        mechanism = next((each for each in MECHANISMS if name.startswith(each)), Path(name).stem)
+        header, rows = csv_table(text, name, tally)
+        need_columns(header, COLUMNS, name)
         records: dict[tuple[str, str], Record] = {}
         conflicting: set[tuple[str, str]] = set()
         for where, row in rows:
@@ -49,7 +46,5 @@ class EpitomeSource(FileSource):
         tally.counts["pairs with conflicting levels left out"] = len(conflicting)
         kept = [record for pair, record in records.items() if pair not in conflicting]
         if self.view == "prompts":
-            kept = one_per_prompt(kept)
-        elif self.view == "pairs":
-            kept = [record for record in kept if record.level == 2.0]
-        return tally.close(path.name, kept, digest)
+            return one_per_prompt(kept)
+        return [record for record in kept if record.level == 2.0] if self.view == "pairs" else kept

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from training.data.records import Record, RecordSet, Tally, clean, one_per_prompt
-from training.data.rows import FileSource, json_list, jsonl_rows, read_text, resolve
+from training.data.records import Record, Tally, clean, one_per_prompt
+from training.data.rows import FileSource, json_list, jsonl_rows
 
 STRATEGIES = (
     "Question",
@@ -49,13 +48,10 @@ class EsconvSource(FileSource):
     min_prompt_words: int = Field(4, ge=1)  # leaves out greetings and "yes"
     min_response_words: int = Field(3, ge=1)
 
-    def load(self, base: Path | None = None) -> RecordSet:
-        path = resolve(self.path, base)
-        text, digest = read_text(path)
-        tally = Tally(self.on_bad_row)
-        read = json_list if text.lstrip()[:1] == "[" else jsonl_rows
+    def read(self, text: str, name: str, tally: Tally) -> list[Record]:
+        rows = json_list if text.lstrip()[:1] == "[" else jsonl_rows
         records: list[Record] = []
-        for where, item in read(text, path.name, tally):
+        for where, item in rows(text, name, tally):
             parsed = _parse(item)
             if isinstance(parsed, str):
                 tally.malformed(where, parsed)
@@ -66,11 +62,11 @@ class EsconvSource(FileSource):
                 records += self._records(turns, where, extras, tally)
             elif situation:
                 records.append(Record(situation, where=where, extras=extras))
-        if self.view == "prompts":
-            distinct = one_per_prompt(records)
-            tally.counts["repeated prompts"] = len(records) - len(distinct)
-            records = distinct
-        return tally.close(path.name, records, digest)
+        if self.view != "prompts":
+            return records
+        distinct = one_per_prompt(records)
+        tally.counts["repeated prompts"] = len(records) - len(distinct)
+        return distinct
 
     def _records(self, turns: list[Turn], where: str, extras: dict[str, str], tally: Tally) -> Iterator[Record]:
         said: list[str] = []  # the client's messages since the supporter last spoke

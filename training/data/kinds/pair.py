@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
-from training.data.records import DataError, Record, RecordSet, Tally, clean
-from training.data.rows import FileSource, check_delimiter, csv_rows, fitted, named, read_text, resolve
+from training.data.records import DataError, Record, Tally, clean
+from training.data.rows import FileSource, check_delimiter, csv_rows, fitted, named
 
 COLUMNS = ("prompt", "hq1", "hq2", "mq1", "lq1", "lq2", "lq3", "lq4", "lq5")
 TOPIC = "topic"
@@ -25,12 +24,9 @@ class PairSource(FileSource):
     kind: Literal["pair"] = "pair"
     view: Literal["prompts", "pairs", "graded"] = "pairs"
 
-    def load(self, base: Path | None = None) -> RecordSet:
-        path = resolve(self.path, base)
-        text, digest = read_text(path)
-        tally = Tally(self.on_bad_row)
+    def read(self, text: str, name: str, tally: Tally) -> list[Record]:
         records: list[Record] = []
-        for where, row in _rows(text, path.name, tally):
+        for where, row in _rows(text, name, tally):
             prompt = clean(row["prompt"])
             replies = {name: clean(row[name]) for name in COLUMNS[1:]}
             if not prompt or not any(replies.values()):
@@ -38,7 +34,7 @@ class PairSource(FileSource):
                 continue
             tally.counts["empty cells"] += sum(not reply for reply in replies.values())
             records += self._records(prompt, replies, clean(row.get(TOPIC, "")), where)
-        return tally.close(path.name, records, digest)
+        return records
 
     def _records(self, prompt: str, replies: dict[str, str], topic: str, where: str) -> Iterator[Record]:
         extras = {"topic": topic} if topic else {}

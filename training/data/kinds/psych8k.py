@@ -5,11 +5,10 @@ The set is gated by its authors, so this loader is tried on files in the same fo
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from training.data.records import Record, RecordSet, Tally, clean, one_per_prompt
-from training.data.rows import FileSource, json_list, read_text, resolve
+from training.data.records import Record, Tally, clean, one_per_prompt
+from training.data.rows import FileSource, json_list
 
 KEYS = ("instruction", "input", "output")
 
@@ -20,13 +19,10 @@ class Psych8kSource(FileSource):
     kind: Literal["psych8k"] = "psych8k"
     view: Literal["prompts", "pairs"] = "pairs"
 
-    def load(self, base: Path | None = None) -> RecordSet:
-        path = resolve(self.path, base)
-        text, digest = read_text(path)
-        tally = Tally(self.on_bad_row)
+    def read(self, text: str, name: str, tally: Tally) -> list[Record]:
         records: list[Record] = []
         seen: set[tuple[str, str]] = set()
-        for where, item in json_list(text, path.name, tally):
+        for where, item in json_list(text, name, tally):
             fault = next((key for key in KEYS if not isinstance(item.get(key), str)), None)
             if fault is not None:
                 tally.malformed(where, f"{fault!r} is {'missing' if fault not in item else 'not a string'}")
@@ -40,4 +36,4 @@ class Psych8kSource(FileSource):
                 continue
             seen.add((prompt, response))
             records.append(Record(prompt, response, None, (response,), where))
-        return tally.close(path.name, records if self.view == "pairs" else one_per_prompt(records), digest)
+        return records if self.view == "pairs" else one_per_prompt(records)

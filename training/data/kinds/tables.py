@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Literal
 
-from training.data.records import Record, RecordSet, Tally, clean
-from training.data.rows import FileSource, Source, csv_table, jsonl_rows, need_columns, number_of, read_text, resolve
+from training.data.records import Record, Tally, clean
+from training.data.rows import FileSource, Source, csv_table, jsonl_rows, need_columns, number_of
 
 
 class Columns(Source):
@@ -63,11 +62,8 @@ class JsonlSource(Columns, FileSource):
 
     kind: Literal["jsonl"] = "jsonl"
 
-    def load(self, base: Path | None = None) -> RecordSet:
-        path = resolve(self.path, base)
-        text, digest = read_text(path)
-        tally = Tally(self.on_bad_row)
-        return tally.close(path.name, self.records(jsonl_rows(text, path.name, tally), tally), digest)
+    def read(self, text: str, name: str, tally: Tally) -> list[Record]:
+        return self.records(jsonl_rows(text, name, tally), tally)
 
 
 class CsvSource(Columns, FileSource):
@@ -75,13 +71,10 @@ class CsvSource(Columns, FileSource):
 
     kind: Literal["csv"] = "csv"
 
-    def load(self, base: Path | None = None) -> RecordSet:
-        path = resolve(self.path, base)
-        text, digest = read_text(path)
-        tally = Tally(self.on_bad_row)
-        header, rows = csv_table(text, path.name, tally)
-        need_columns(header, self.wanted(), path.name)
-        return tally.close(path.name, self.records(rows, tally), digest)
+    def read(self, text: str, name: str, tally: Tally) -> list[Record]:
+        header, rows = csv_table(text, name, tally)
+        need_columns(header, self.wanted(), name)
+        return self.records(rows, tally)
 
 
 def _why_not_text(row: Mapping[str, object], name: str) -> str:

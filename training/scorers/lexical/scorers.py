@@ -74,7 +74,18 @@ class LexicalFluencyConfig(ScorerConfig):
         return LexicalFluency(self, context.corpus if self.use_corpus else ())
 
 
-class LexicalReflection:
+class _ByReading:
+    """Each prompt and each reply is read once."""
+
+    def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+        clients = {prompt: read(prompt) for prompt in dict.fromkeys(prompts)}
+        return [self.score(clients[prompt], read(reply)) for prompt, reply in zip(prompts, completions, strict=True)]
+
+    def score(self, client: Reading, reply: Reading) -> float:
+        raise NotImplementedError
+
+
+class LexicalReflection(_ByReading):
     """(0.1 + 0.9 · coverage · precision) · form, each in [0, 1].
 
     coverage: share of the client's content words that come back, of at most `ENOUGH`. precision: share of the reply's
@@ -83,10 +94,6 @@ class LexicalReflection:
     """
 
     __name__ = "lexical_reflection"
-
-    def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-        clients = {prompt: read(prompt) for prompt in dict.fromkeys(prompts)}
-        return [self.score(clients[prompt], read(reply)) for prompt, reply in zip(prompts, completions, strict=True)]
 
     def score(self, client: Reading, reply: Reading) -> float:
         if not reply.tokens:
@@ -100,7 +107,7 @@ class LexicalReflection:
         return clip((0.1 + 0.9 * coverage * precision) * form)
 
 
-class LexicalEmpathy:
+class LexicalEmpathy(_ByReading):
     """(0.5 · feeling + 0.35 · validation + 0.15 · address) · form.
 
     feeling: 1 for naming a feeling of the client's family, 0.5 for another of the same tone, 0 for none or for the
@@ -110,10 +117,6 @@ class LexicalEmpathy:
     """
 
     __name__ = "lexical_empathy"
-
-    def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-        clients = {prompt: read(prompt) for prompt in dict.fromkeys(prompts)}
-        return [self.score(clients[prompt], read(reply)) for prompt, reply in zip(prompts, completions, strict=True)]
 
     def score(self, client: Reading, reply: Reading) -> float:
         feeling, validation = _feeling(client, reply), _validation(client, reply)
