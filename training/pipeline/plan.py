@@ -23,6 +23,7 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """
     from emorl_core.errors import BundleError
     from emorl_core.models.config import read_config
+    from emorl_core.models.registry import adapter_task
     from emorl_core.tokenizer import HuggingFaceTokenizer
     from training.pipeline.base import base_folder, warm_start_records
     from training.pipeline.prepare import encode, load_data
@@ -56,7 +57,7 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
             where = recipe if start is None else _without_warm_start(recipe, start)
             base = base_folder(where, folder)
             shape = _shape_of(read_config(base))
-            encoded = encode(recipe, data, HuggingFaceTokenizer(base))
+            encoded = encode(recipe, data, HuggingFaceTokenizer(base), adapter_task(base))
             plan["data"]["cut_prompts"] = encoded.cut
             longest = max(len(prompt.gradient_source) for prompt in encoded.train)
     except BundleError as error:

@@ -28,6 +28,9 @@ class LoraSettings(Section):
     """Share of the adapter's inputs dropped while gradients are computed. The same for all objectives."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Linear layers by the last part of their name (`q`, `v`, `wo`, ...), or all of them. Never the head."""
+    act_on: Literal["all", "reply"] = "all"
+    """`all`: every token. `reply`: activated LoRA, which begins where the reply does, so that all objectives share one
+    reading of the prompt; decoder-only bases only, and a higher rank is advised."""
 
 
 class KLSettings(Section):
@@ -128,7 +131,8 @@ class ComputeSettings(Section):
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the gradient pass; parameters stay float32."""
     prompts_per_forward: int | None = Field(None, ge=1)
-    """Prompts of one forward and backward pass (gradient accumulation); null: all of a step at once."""
+    """Prompts of one forward and backward pass (gradient accumulation); null: all of a step at once, or, for a
+    decoder-only base, whose replies are sorted by length, as many as make about 4,096 reply tokens."""
     rollout_slots: int = Field(256, ge=1)
     """Replies sampled at once."""
     checkpoint_every: int = Field(8, ge=1)

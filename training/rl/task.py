@@ -30,7 +30,8 @@ class Goal:
 class Task:
     """`goals`: by the adapter's name. `fingerprint` names the recipe and the data: a run resumes only what it began.
 
-    joint: one adapter has several scorers, so the log tells each one's score and weight.
+    invocation: the tokens of the prompt from which adapters act; None: they act everywhere. joint: one adapter has
+    several scorers, so the log tells each one's score and weight.
     """
 
     goals: Mapping[str, Goal]
@@ -43,6 +44,7 @@ class Task:
     rl: RlSettings
     compute: ComputeSettings
     dropout: float  # of all adapters
+    invocation: tuple[int, ...] | None = None
     joint: bool = False
 
     def trained_ids(self, sample: Sample) -> tuple[int, ...]:
