@@ -12,6 +12,7 @@ from emorl_cli.options import (
     BUNDLE_HELP,
     STDIN,
     STDIN_NAME,
+    add_combine_option,
     add_device_options,
     add_example,
     add_sampling_options,
@@ -40,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_weight_options(parser)
     add_sampling_options(parser)
-    parser.add_argument(
-        "--combine", default="hidden", choices=("hidden", "probs"), help="what is mixed (default hidden)"
-    )
+    add_combine_option(parser)
     parser.add_argument("--attribution", action="store_true", help="each token's margin, split over the objectives")
     parser.add_argument("--stream", action="store_true", help="print tokens as they come (one prompt)")
     parser.add_argument("--json", action="store_true", help="one JSON document per line, fields as in POST /generate")

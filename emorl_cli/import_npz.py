@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from emorl_core.adapter_writer import write_peft
     from emorl_core.bundle import hub_folder
     from emorl_core.files import appearing, weights_hash
-    from emorl_core.models.registry import load_model
+    from emorl_core.models.registry import adapter_task, load_model
     from emorl_core.npz import read_npz
 
     adapter = read_npz(file, file.stem)
@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
 
     with appearing(out) as written:
         # A folder's path says nothing on another machine, so only a hub id is recorded as the base.
-        write_peft(adapter, written, base_name=None if is_folder else args.base, base_sha256=weights_hash(base))
+        hub = None if is_folder else args.base
+        write_peft(adapter, written, base_name=hub, base_sha256=weights_hash(base), task=adapter_task(base))
     ranks = sorted({pair.rank for pair in adapter.modules.values()})
     if args.json:
         report = {"out": str(out), "modules": len(adapter.modules), "ranks": ranks, "parameters": adapter.parameters}

@@ -147,6 +147,7 @@ def _checked(folder: Path) -> Path:
 
 
 def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> None:
+    from emorl_core.prompts import PromptEncoder
     from emorl_core.tokenizer import HuggingFaceTokenizer
 
     faults: list[str] = report["faults"]
@@ -154,7 +155,10 @@ def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> None:
     tokenizer = _attempt(faults, "tokenizer", lambda: HuggingFaceTokenizer(folder))
     if tokenizer is None:
         return
-    around = len(tokenizer.encode_prompt("", *spec.around))
+    prompts = _attempt(faults, "chat", lambda: PromptEncoder(spec, tokenizer))
+    if prompts is None:
+        return
+    around = prompts.template_tokens
     report["tokenizer"] = {
         "entries": len(tokenizer),
         "prompt_template": spec.prompt_template,

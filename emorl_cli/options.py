@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emorl_core.types import COMBINE_MODES
+
 if TYPE_CHECKING:
     from emorl_core.types import Threads
 
@@ -70,6 +72,16 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
     named.add_argument("--profile", help="weights stored in the bundle; with neither, its default profile")
     parser.add_argument(
         "--no-normalize", dest="normalize", action="store_false", help="use the numbers as given; negative ones too"
+    )
+
+
+def add_combine_option(parser: argparse.ArgumentParser) -> None:
+    """`--combine`, how objectives meet."""
+    parser.add_argument(
+        "--combine",
+        default="hidden",
+        choices=COMBINE_MODES,
+        help="mix hidden states (default) or probabilities, or sum the adapters' weights into one model",
     )
 
 

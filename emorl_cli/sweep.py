@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from emorl_cli.options import (
     BUNDLE_HELP,
+    add_combine_option,
     add_device_options,
     add_example,
     add_sampling_options,
@@ -48,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-normalize", dest="normalize", action="store_false", help="use the numbers as given; negative ones too"
     )
     add_sampling_options(parser)
-    parser.add_argument(
-        "--combine", default="hidden", choices=("hidden", "probs"), help="what is mixed (default hidden)"
-    )
+    add_combine_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--slots", type=int, default=64, metavar="N", help="branches that run at once (default 64)")
     add_device_options(parser)
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             if fields[name] != default:
                 raise InvalidRequest(f"--line is for greedy texts; it takes no --{name.replace('_', '-')}", param=name)
         if args.combine != "hidden":
-            raise InvalidRequest("--line mixes hidden states; it takes no --combine probs", param="combine")
+            raise InvalidRequest(f"--line mixes hidden states; it takes no --combine {args.combine}", param="combine")
     prompt = utf_8(args.prompt, "the prompt")
     by_line = _read_weights(args.weights_file) if args.weights_file is not None else None
 

@@ -20,13 +20,14 @@ def write_peft(
     *,
     base_name: str | None = None,
     base_sha256: str | None = None,
+    task: str | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
     """Write a PEFT folder that `peft` and `read_peft` load. `folder` is created; files in it are replaced.
 
     Modules with another rank or scale than the most common one go into `rank_pattern` and `alpha_pattern`, keyed by
-    their full path. `base_name` and `base_sha256` (`files.weights_hash`) say which base it is for. `extra` goes into
-    adapter_config.json (a training run's `lora_dropout`, say).
+    their full path. `base_name` and `base_sha256` (`files.weights_hash`) say which base it is for, `task` is its
+    family's `adapter_task`; None: the adapter's own. `extra` goes into adapter_config.json (`lora_dropout`, say).
     """
     ranks = [pair.rank for pair in adapter.modules.values()]
     rank = max(set(ranks), key=ranks.count)
@@ -35,7 +36,7 @@ def write_peft(
     alpha = max(set(values), key=values.count)
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": ACTIVATED_TASK if adapter.invocation_tokens else "SEQ_2_SEQ_LM",
+        "task_type": task or adapter.task or (ACTIVATED_TASK if adapter.invocation_tokens else "SEQ_2_SEQ_LM"),
         "base_model_name_or_path": base_name or adapter.base_name,
         "r": rank,
         "lora_alpha": _plain_number(alpha),

@@ -81,6 +81,7 @@ class Adapter:
     base_name: str | None = None  # the base it says it was trained on
     base_sha256: str | None = None  # and the hash of that base's weights
     invocation_tokens: tuple[int, ...] | None = None  # activated LoRA: it acts from their last occurrence on
+    task: str | None = None  # PEFT's task type, as its family of bases has it
 
     @property
     def parameters(self) -> int:
@@ -106,7 +107,7 @@ def read_peft(folder: Path, name: str) -> Adapter:
         modules = _pairs(tensors, config, name)
     except Unreadable as error:
         raise _refused(name, error.reason) from None
-    return Adapter(name, modules, base_name, metadata.get(BASE_HASH), invocation)
+    return Adapter(name, modules, base_name, metadata.get(BASE_HASH), invocation, config.get("task_type"))
 
 
 def of_another_base(adapters: Sequence[Adapter], hub: str | None, base_sha256: str | None = None) -> Iterator[str]:

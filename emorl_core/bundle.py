@@ -57,6 +57,19 @@ class ObjectiveSpec(Strict):
     description: str = ""
 
 
+class ChatSpec(Strict):
+    """Prompts go through the chat template of the base's tokenizer."""
+
+    system: str | None = None  # the system message of chats that bring none
+
+    @field_validator("system")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("must be a text; leave it out for chats without a system message")
+        return value
+
+
 class ProfileSpec(Strict):
     """Named weights and where they came from (a search, a person), as plain JSON data."""
 
@@ -82,7 +95,8 @@ class BundleSpec(Strict):
     name: Name
     base: BaseRef
     prompt_template: str = PROMPT  # wraps every prompt; `{prompt}` stands for it
-    max_source_tokens: int = Field(default=512, ge=1)  # tokens of the wrapped prompt; longer ones are refused
+    chat: ChatSpec | None = None  # instead of `prompt_template`
+    max_source_tokens: int = Field(default=512, ge=1)  # tokens of the wrapped prompt or chat; longer ones are refused
     objectives: dict[Name, ObjectiveSpec]
     profiles: dict[Name, ProfileSpec] = Field(default_factory=dict)
     default_profile: str | None = None
@@ -96,6 +110,8 @@ class BundleSpec(Strict):
 
     @model_validator(mode="after")
     def _names(self) -> BundleSpec:
+        if self.chat is not None and self.prompt_template != PROMPT:
+            raise ValueError("give at most one of prompt_template and chat")
         if BASE in self.objectives:
             raise ValueError(f"objectives.{BASE}: the name is taken by the bare model, which is always there")
         for name, profile in self.profiles.items():
@@ -126,8 +142,9 @@ class BundleSpec(Strict):
     def check_template(self, tokens: int) -> None:
         """tokens: what the template takes by itself. Raises `BundleError` when it leaves none for a prompt."""
         if tokens >= self.max_source_tokens:
+            template = "prompt_template" if self.chat is None else "the chat template, with chat.system,"
             raise BundleError(
-                f"prompt_template takes {tokens} tokens by itself; max_source_tokens is {self.max_source_tokens}, "
+                f"{template} takes {tokens} tokens by itself; max_source_tokens is {self.max_source_tokens}, "
                 "which leaves none for a prompt",
                 param="max_source_tokens",
             )

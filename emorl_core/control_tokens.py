@@ -74,6 +74,9 @@ class _FastEncoder:
         return token in control or (token in self._bytes and len(text) > 1)
 
     def _encode_as_text(self, whole: str, of_template: list[Span]) -> list[int]:
+        return list(self._tokenizer.post_process(self._as_text(whole, of_template)).ids)
+
+    def _as_text(self, whole: str, of_template: list[Span]) -> Encoding:
         """All of `whole` as text but the control tokens of the template."""
         from tokenizers import Encoding
 
@@ -83,7 +86,38 @@ class _FastEncoder:
             parts += [self._text.encode(whole[at:a]), self._tokenizer.encode(whole[a:b], add_special_tokens=False)]
             at = b
         parts.append(self._text.encode(whole[at:]))
-        return list(self._tokenizer.post_process(Encoding.merge(parts, growing_offsets=True)).ids)
+        return Encoding.merge(parts, growing_offsets=True)
+
+
+class ChatEncoder(_FastEncoder):
+    """Encodes chats, rendered by a template that writes all control tokens itself, the first and the last included."""
+
+    def __init__(self, tokenizer: Tokenizer, special: set[int], unknown: int | None, template: str) -> None:
+        """template: its source; what it names counts as a control token, special or not (`<think>`, say)."""
+        super().__init__(tokenizer, special, unknown)
+        added = tokenizer.get_added_tokens_decoder().items()
+        self._control = self._special | {i for i, token in added if token.content in template}
+
+    def names(self, text: str) -> list[Span]:
+        """What of a client's text would be read as control tokens."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return [
+            (a, b)
+            for token, (a, b) in zip(encoding.ids, encoding.offsets, strict=True)
+            if a < b and self._is_forged(token, text[a:b].strip(), self._control)
+        ]
+
+    def encode_chat(self, whole: str, as_text: list[Span]) -> list[int]:
+        """whole: a rendered chat; as_text: the `names` in it that clients wrote."""
+        encoding = self._tokenizer.encode(whole, add_special_tokens=False)
+        if not as_text:
+            return list(encoding.ids)
+        of_template = [
+            (a, b)
+            for token, (a, b) in zip(encoding.ids, encoding.offsets, strict=True)
+            if token in self._added and not any(start < b and a < end for start, end in as_text)
+        ]
+        return list(self._as_text(whole, of_template).ids)
 
 
 def _text_tokenizer(tokenizer: Tokenizer, names: list[str]) -> Tokenizer:

@@ -51,7 +51,13 @@ class Ensemble(Requests):
         max_prompt_chars: int | None = None,
         threads: ThreadChoice | None = None,
     ) -> None:
-        super().__init__(spec, tokenizer, vocab_size=engine.facts.vocab_size, max_prompt_chars=max_prompt_chars)
+        super().__init__(
+            spec,
+            tokenizer,
+            vocab_size=engine.facts.vocab_size,
+            context=engine.facts.max_positions,
+            max_prompt_chars=max_prompt_chars,
+        )
         self.engine = engine
         self.bundle = bundle
         self.hashes = hashes
@@ -105,11 +111,10 @@ class Ensemble(Requests):
             use_huge_pages()
         if compile:
             model.compile_step()
-        bundle.spec.check_template(len(tokenizer.encode(bundle.spec.wrap(""))))
         engine = Engine(
             model, tokenizer.decode, bundle.spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes
         )
-        return cls(
+        ensemble = cls(
             bundle.spec,
             engine,
             tokenizer,
@@ -118,6 +123,8 @@ class Ensemble(Requests):
             max_prompt_chars=max_prompt_chars,
             threads=ThreadChoice.of(threads, target),
         )
+        bundle.spec.check_template(ensemble._prompts.template_tokens)
+        return ensemble
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
@@ -142,7 +149,7 @@ class Ensemble(Requests):
 
     @overload
     def generate(
-        self, prompt: str, weights: Weights | None = None, profile: str | None = None, **options: Any
+        self, prompt: str | None = None, weights: Weights | None = None, profile: str | None = None, **options: Any
     ) -> Completion: ...
 
     @overload
@@ -156,25 +163,25 @@ class Ensemble(Requests):
 
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         weights: Weights | Sequence[Weights] | None = None,
         profile: str | None = None,
         **options: Any,
     ) -> Completion | list[Completion]:
-        """Generate for one prompt, or for a list of prompts in one batch.
+        """Generate for one prompt or chat, or for a list of prompts in one batch.
 
         Args:
-            prompt: a text or a list of texts.
+            prompt: a text or a list of texts; none beside `messages`.
             weights: objective -> number; for a list of prompts one for all, or a list with one per prompt.
             profile: a profile's name instead of weights; with neither, the bundle's default profile.
-            options: `normalize`, `combine`, `attribution`, `top_logprobs` and the fields of `Sampling`
-                (`max_new_tokens`, `min_new_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `seed`,
-                `stop`).
+            options: `messages` (a chat, see `encode_chat`), `normalize`, `combine`, `attribution`, `top_logprobs` and
+                the fields of `Sampling` (`max_new_tokens`, `min_new_tokens`, `temperature`, `top_k`, `top_p`,
+                `repetition_penalty`, `seed`, `stop`).
 
         Raises:
             InvalidRequest and its kinds before anything runs; EngineError when a request fails while running.
         """
-        if isinstance(prompt, str):
+        if prompt is None or isinstance(prompt, str):
             if weights is not None and not isinstance(weights, Mapping):
                 raise InvalidRequest("weights is a list; allowed for one prompt: a mapping", param="weights")
             request = self.request(prompt, weights=weights, profile=profile, stream=False, **options)
@@ -192,7 +199,7 @@ class Ensemble(Requests):
         return self._driver.finish(requests)
 
     def stream(
-        self, prompt: str, weights: Weights | None = None, profile: str | None = None, **options: Any
+        self, prompt: str | None = None, weights: Weights | None = None, profile: str | None = None, **options: Any
     ) -> Iterator[TokenEvent]:
         """Generate token by token; the last event carries the `completion`. Same arguments and errors as `generate`.
 
@@ -265,5 +272,5 @@ class Ensemble(Requests):
 
         Raises EngineError when they do not work.
         """
-        ids = self.tokenizer.encode_prompt("Hello.", *self.spec.around)[: self.spec.max_source_tokens]
+        ids = self._prompts.ids("Hello.")[: self.spec.max_source_tokens]
         warm_up(self._driver, self.threads, ids, len(self.lanes), f"warm-up-{next(self._numbers)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from emorl_core.adapters import Adapter
-from emorl_core.bundle import BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec
+from emorl_core.bundle import PROMPT, BaseRef, BundleSpec, ChatSpec, ObjectiveSpec, ProfileSpec
 from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.models.fake import FakeModel, FakeTokenizer
@@ -16,6 +16,7 @@ def fake_ensemble(
     objectives: Sequence[str] = ("reflection", "empathy", "fluency"),
     *,
     encoder: bool = True,
+    chat: ChatSpec | None = None,
     slots: int = 8,
     mean_length: int = 12,
     step_delay_s: float = 0.0,
@@ -24,7 +25,8 @@ def fake_ensemble(
 ) -> Ensemble:
     """An `Ensemble` over `FakeModel`, with the profiles `balanced` (the default) and one per objective.
 
-    encoder: an encoder-decoder, or a decoder-only model; it is at `ensemble.engine.model`, with fault hooks.
+    encoder: an encoder-decoder, or a decoder-only model; it is at `ensemble.engine.model`, with fault hooks. chat: of
+    the bundle, which then has no prompt template.
     """
     model = FakeModel(encoder=encoder, mean_length=mean_length, step_delay_s=step_delay_s)
     tokenizer = FakeTokenizer()
@@ -33,7 +35,8 @@ def fake_ensemble(
     spec = BundleSpec(
         name="fake",
         base=BaseRef(path="base"),
-        prompt_template="{prompt} [SEP] ",
+        prompt_template="{prompt} [SEP] " if chat is None else PROMPT,
+        chat=chat,
         max_source_tokens=max_source_tokens,
         objectives={name: ObjectiveSpec(adapter=f"adapters/{name}", description=f"fake {name}") for name in objectives},
         profiles={"balanced": ProfileSpec(weights=dict.fromkeys(objectives, 1.0)), **only},

@@ -8,28 +8,39 @@ from dataclasses import replace
 from typing import Any
 
 from emorl_core.bundle import BundleSpec
+from emorl_core.chat import Message
+from emorl_core.combine_modes import check_combine
 from emorl_core.engine.intake import draw_seed
 from emorl_core.engine.segments import SegmentsRequest
 from emorl_core.engine.sweep import SweepPlan, sweep_vectors
 from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong, shown
 from emorl_core.prompts import PromptEncoder
 from emorl_core.tokenizer import Tokenizer
-from emorl_core.types import COMBINE_MODES, MAX_TOP_LOGPROBS, Combine, Request, Sampling, check_width
+from emorl_core.types import MAX_TOP_LOGPROBS, Combine, Request, Sampling, check_width
 from emorl_core.weights import ResolvedWeights, resolve
 
 Weights = Mapping[str, float]
+Messages = Sequence[Message | Mapping[str, Any]]
 
 
 class Requests:
     """Makes the requests of one bundle: names become vectors, prompts token ids. Safe to call from several threads."""
 
     def __init__(
-        self, spec: BundleSpec, tokenizer: Tokenizer, *, vocab_size: int, max_prompt_chars: int | None = None
+        self,
+        spec: BundleSpec,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        context: int | None = None,
+        max_prompt_chars: int | None = None,
     ) -> None:
-        """max_prompt_chars: see `PromptEncoder`."""
+        """context: tokens of prompt and reply together that the base takes, None: any; max_prompt_chars: see
+        `PromptEncoder`. Raises BundleError for a chat template that cannot be used."""
         self.spec = spec
         self.tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._context = context
         self._prompts = PromptEncoder(spec, tokenizer, max_prompt_chars)
         self._numbers = itertools.count(1)
 
@@ -52,11 +63,29 @@ class Requests:
         return self._prompts.max_chars
 
     def encode(self, prompt: str, *, field: str = "prompt") -> tuple[int, ...]:
-        """Wrap a prompt in the bundle's template and tokenise it. Names of control tokens in the prompt stay text.
+        """Wrap a prompt in the bundle's template and tokenise it; for a bundle with `chat` it is one user message.
+        Names of control tokens in the prompt stay text.
 
         field: what errors call the prompt. Raises PromptTooLong naming the limit.
         """
         return self._prompts.encode(prompt, field=field)
+
+    def encode_chat(self, messages: Messages, *, field: str = "messages") -> tuple[int, ...]:
+        """Put a chat through the base's chat template and tokenise it. Names of control tokens in it stay text.
+
+        messages: `role` (system, user, assistant) and `content` (text, or a list of text parts) each; field: what
+        errors call them. Raises InvalidRequest, and PromptTooLong naming the limit.
+        """
+        return self._prompts.encode_chat(messages, field=field)
+
+    def _check_context(self, ids: Sequence[int], sampling: Sampling, field: str) -> None:
+        context = self._context
+        if context is not None and len(ids) + sampling.max_new_tokens > context:
+            raise PromptTooLong(
+                f"{field} has {len(ids)} tokens and max_new_tokens is {shown(sampling.max_new_tokens)}; allowed: up to"
+                f" {context} together (the context of the base model)",
+                param=field,
+            )
 
     def _checked_ids(self, ids: Sequence[int], field: str) -> tuple[int, ...]:
         size, most = self._vocab_size, self.spec.max_source_tokens
@@ -84,8 +113,9 @@ class Requests:
 
     def request(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Messages | None = None,
         weights: Weights | None = None,
         profile: str | None = None,
         normalize: bool = True,
@@ -97,8 +127,8 @@ class Requests:
         field: str = "prompt",
         **sampling: Any,
     ) -> Request:
-        """Everything a caller may name -> a `Request` for the engine. A prompt of token ids is taken as it is, without
-        the template.
+        """Everything a caller may name -> a `Request` for the engine, of a prompt or of `messages` (`encode_chat`). A
+        prompt of token ids is taken as it is, without the template.
 
         field: what errors call the prompt; sampling: the fields of `Sampling`.
 
@@ -106,26 +136,23 @@ class Requests:
             InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
         """
         resolved = self.resolve(weights, profile, normalize=normalize)
-        if combine not in COMBINE_MODES:
-            raise InvalidRequest(f"combine is {combine!r}; allowed: {', '.join(COMBINE_MODES)}", param="combine")
-        if combine == "probs" and min(resolved.vector) < 0:
-            raise InvalidWeights(
-                "weights: negative ones cannot mix probabilities; use combine: hidden", param="weights"
-            )
-        if combine == "probs" and attribution:
-            raise InvalidRequest(
-                "attribution splits a mix of hidden states; it is not defined with combine: probs", param="attribution"
-            )
+        check_combine(combine, resolved.vector, attribution=attribution)
         if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
             raise InvalidRequest(
                 f"top_logprobs is {shown(top_logprobs)}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
             )
         settings = sampling_of(**sampling)
+        if (prompt is None) == (messages is None):
+            raise InvalidRequest("give exactly one of prompt and messages", param=field)
+        if messages is not None:
+            field, ids = "messages", self.encode_chat(messages)
+        else:
+            assert prompt is not None  # one of the two is there
+            ids = self.encode(prompt, field=field) if isinstance(prompt, str) else self._checked_ids(prompt, field)
+        self._check_context(ids, settings, field)
         return Request(
             request_id=request_id or f"local-{next(self._numbers)}",
-            prompt_ids=self.encode(prompt, field=field)
-            if isinstance(prompt, str)
-            else self._checked_ids(prompt, field),
+            prompt_ids=ids,
             weights=resolved.vector,
             sampling=settings,
             combine=combine,
@@ -163,6 +190,8 @@ class Requests:
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
         encoded = [self.encode(prompts)] if isinstance(prompts, str) else self._prompts.encode_all(prompts)
+        for i, ids in enumerate(encoded):
+            self._check_context(ids, settings, "prompt" if isinstance(prompts, str) else f"prompts.{i}")
         prefix = f"sweep{next(self._numbers)}"
         return SweepPlan(encoded, vectors, settings, combine=combine, only=only, prefix=prefix)
 
@@ -190,11 +219,14 @@ class Requests:
             self._named_end(name, weights, normalize)
             for name, weights in zip(names, (from_weights, to_weights), strict=True)
         )
+        settings = sampling_of(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=stop, seed=0)
+        ids = self.encode(prompt)
+        self._check_context(ids, settings, "prompt")
         return SegmentsRequest(
             request_id or f"local-{next(self._numbers)}",
-            self.encode(prompt),
+            ids,
             start,
-            sampling_of(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=stop, seed=0),
+            settings,
             stream=False,
             to=end,
             min_width=min_width,

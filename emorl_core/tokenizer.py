@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from emorl_core.chat import Chat, ChatTemplate
 from emorl_core.control_tokens import prompt_encoder
 from emorl_core.errors import BundleError
 from emorl_core.files import LFS_ADVICE, is_lfs_pointer
@@ -39,6 +40,9 @@ class Tokenizer(Protocol):
     def encode_prompt(self, prompt: str, before: str = "", after: str = "") -> list[int]:
         """A stranger's text between the parts of a template: control tokens can only come from those."""
 
+    def chat(self, system: str | None) -> Chat:
+        """system: of chats that bring none. Raises BundleError when there is no chat template that can be used."""
+
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def spell(self, token_id: int, *, first: bool) -> Spelling: ...
@@ -61,6 +65,9 @@ class HuggingFaceTokenizer:
 
     def encode_prompt(self, prompt: str, before: str = "", after: str = "") -> list[int]:
         return self._encoder.encode(before, prompt, after)
+
+    def chat(self, system: str | None) -> ChatTemplate:
+        return ChatTemplate(self._tokenizer, system=system)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from emorl_core.errors import EmorlError, InvalidRequest, shown
 
-Combine = Literal["hidden", "probs"]
-COMBINE_MODES: tuple[Combine, ...] = ("hidden", "probs")
+Combine = Literal["hidden", "probs", "weights"]  # see `emorl_core.combine_modes`
+COMBINE_MODES: tuple[Combine, ...] = get_args(Combine)
 Threads = int | Literal["auto"]  # that torch computes with; auto: chosen by measuring
 MAX_THREADS = 1024
 MAX_SEED = 2**63 - 1

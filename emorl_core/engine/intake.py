@@ -48,7 +48,7 @@ class Intake:
         self._check_weights(request.to)
         either = tuple(float(a != 0.0 or b != 0.0) for a, b in zip(request.weights, request.to, strict=True))
         (whole,) = members_of([replace(request, weights=either)], self._points, time.perf_counter())
-        span = Span(request, whole.arrived, whole.numbers, whole.lanes, whole.weights)
+        span = Span(request, whole.arrived, whole.lanes, whole.weights, whole.numbers)
         job = Job(most_slots=request.most_slots)
         return Branch(request.prompt_ids, [span], detokenizer, job, Segments(request))
 

@@ -91,6 +91,12 @@ class Segments:
 
     def __post_init__(self) -> None:
         sampling = self.request.sampling
+        if self.request.combine != "hidden":
+            raise InvalidRequest(
+                f"combine is {self.request.combine!r}; allowed for segments: hidden, since only mixed logits are "
+                "linear in the weights",
+                param="combine",
+            )
         if not sampling.greedy or sampling.repetition_penalty != 1.0:
             raise InvalidRequest("segments are exact for greedy decoding without a repetition penalty only")
 

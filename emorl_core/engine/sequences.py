@@ -4,7 +4,7 @@
      ├─ Branch ───── tokens that its members share: same prompt, same reply so far; takes one slot while it runs
      │   ├─ Member ─ one request: its weights over lanes
      │   ├─ Member
-     │   └─ lane rows, one for each lane that a member gives weight to; `Seats` knows their places in the cache
+     │   └─ lane rows, one for each lane that a member mixes; `Seats` knows their places in the cache
      └─ Branch ───── forked from the first when their members chose different tokens; both count on one Meter
          └─ Member
 
@@ -59,9 +59,9 @@ class Member:
 
     request: Request
     arrived: float
-    numbers: tuple[int, ...]  # of the named lanes that it gives weight to, in rising order
-    lanes: tuple[Lane, ...]  # the same as points
+    lanes: tuple[Lane, ...]  # whose hidden states it mixes
     weights: tuple[float, ...]  # one per lane of `lanes`
+    numbers: tuple[int, ...] = ()  # of the named lanes that these are, in rising order; none where it sums adapters
     logprobs: list[float] = field(default_factory=list)
     attributions: list[Attribution] = field(default_factory=list)
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
@@ -103,9 +103,8 @@ class Branch:
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
-        """Those that any member gives weight to, in the order of their numbers."""
-        named = {n: lane for member in self.members for n, lane in zip(member.numbers, member.lanes, strict=True)}
-        return tuple(dict.fromkeys(lane for _, lane in sorted(named.items(), key=lambda item: item[0])))
+        """Those that any member mixes."""
+        return tuple(dict.fromkeys(lane for member in self.members for lane in member.lanes))
 
     def fork(self, members: list[Member]) -> Branch:
         """A branch with the same past for `members`."""
@@ -125,10 +124,14 @@ class Branch:
 
 def members_of(requests: Sequence[Request], points: Sequence[Coefficients], arrived: float) -> list[Member]:
     """One per request; they share their prompt. points: the named lanes."""
-    lanes = [Lane(point, requests[0].prompt_ids) for point in points]
+    prompt_ids = requests[0].prompt_ids
+    lanes = [Lane(point, prompt_ids) for point in points]
     members = []
     for request in requests:
+        if request.combine == "weights":
+            members.append(Member(request, arrived, (Lane(request.weights[1:], prompt_ids),), (1.0,)))
+            continue
         used = [i for i, weight in enumerate(request.weights) if weight != 0.0]
         weights = tuple(request.weights[i] for i in used)
-        members.append(Member(request, arrived, tuple(used), tuple(lanes[i] for i in used), weights))
+        members.append(Member(request, arrived, tuple(lanes[i] for i in used), weights, tuple(used)))
     return members

@@ -11,8 +11,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from emorl_core.combine_modes import check_combine
 from emorl_core.errors import InvalidRequest, InvalidWeights, shown
-from emorl_core.types import COMBINE_MODES, Combine, Completion, FinishReason, Request, Sampling
+from emorl_core.types import Combine, Completion, FinishReason, Request, Sampling
 from emorl_core.weights import ResolvedWeights
 
 # Two vectors are one ray when their directions agree to this many decimals of the largest component.
@@ -89,20 +90,15 @@ class SweepPlan:
             raise InvalidRequest("prompts is empty; allowed: at least one text", param="prompts")
         if not vectors:
             raise InvalidRequest("weights is empty; allowed: at least one vector", param="weights")
-        if combine not in COMBINE_MODES:
-            raise InvalidRequest(f"combine is {combine!r}; allowed: {', '.join(COMBINE_MODES)}", param="combine")
         for i, each in enumerate(vectors):
-            if combine == "probs" and min(each.vector) < 0:
-                raise InvalidWeights(
-                    f"weights.{i}: negative ones cannot mix probabilities; use combine: hidden", param=f"weights.{i}"
-                )
+            check_combine(combine, each.vector, param=f"weights.{i}")
         _check_only(only, len(prompts), len(vectors))
         self.prompts = [tuple(prompt) for prompt in prompts]
         self.vectors = tuple(vectors)
         self.sampling = sampling
         self._combine = combine
         self._prefix = prefix
-        # Mixed probabilities do not scale like logits do: there only equal vectors are one.
+        # Only mixed logits scale with the weights: mixed any other way, none but equal vectors are one.
         rays = merge_rays([v.vector for v in vectors], greedy=sampling.greedy and combine == "hidden")
         self._same: list[dict[int, list[int]]] = [{} for _ in self.prompts]  # per prompt: the vectors of each request
         for p, same in enumerate(self._same):
@@ -171,6 +167,9 @@ class SweepPlan:
         return SweepResult(items, self.sampling.seed or 0, sum(self._cost), unshared)
 
     def _lanes(self, index: int) -> int:
+        """Lane rows that one vector takes by itself."""
+        if self._combine == "weights":
+            return 1
         return sum(weight != 0.0 for weight in self.vectors[index].vector)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from emorl_core.adapters import Adapter
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.cache.store import Store
+from emorl_core.chat import Message
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
@@ -59,6 +60,9 @@ class FakeTokenizer:
     def encode_prompt(self, prompt: str, before: str = "", after: str = "") -> list[int]:
         return self.encode(before + prompt + after)
 
+    def chat(self, system: str | None) -> FakeChat:
+        return FakeChat(self, system)
+
     def decode(self, ids: Sequence[int]) -> str:
         data = b"".join(
             bytes([i - _FIRST_BYTE]) if _FIRST_BYTE <= i < _FIRST_WORD else _WORDS[i - _FIRST_WORD].encode()
@@ -74,6 +78,19 @@ class FakeTokenizer:
         if token_id < _FIRST_WORD:
             return Spelling.of_bytes(bytes([token_id - _FIRST_BYTE]))
         return Spelling.of_bytes(_WORDS[token_id - _FIRST_WORD].encode())
+
+
+class FakeChat:
+    """A `Chat` that writes every role's name before what it says."""
+
+    def __init__(self, tokenizer: FakeTokenizer, system: str | None) -> None:
+        self._tokenizer, self._system = tokenizer, system
+
+    def encode(self, messages: Sequence[Message], *, field: str = "messages") -> list[int]:
+        del field  # it takes all messages
+        if messages[0].role != "system" and self._system is not None:
+            messages = [Message("system", self._system), *messages]
+        return self._tokenizer.encode(" ".join(f"{message.role}: {message.text}" for message in messages))
 
 
 class FakeModel:

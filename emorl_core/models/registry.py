@@ -28,6 +28,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
     raise UnsupportedModel("; ".join(reasons))
 
 
+def adapter_task(folder: Path) -> str:
+    """PEFT's task type of adapters for this checkpoint. Raises UnsupportedModel."""
+    return family_of(read_config(folder)).adapter_task
+
+
 def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype, training: bool = False) -> TrainableModel:
     """Load a checkpoint folder (safetensors only).
 

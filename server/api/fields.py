@@ -8,7 +8,7 @@ loop seconds.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -22,7 +22,7 @@ from pydantic import (
 
 from emorl_core.config import Strict
 from emorl_core.errors import InvalidRequest, shown
-from emorl_core.types import MAX_SEED, MIN_POSITIVE
+from emorl_core.types import MAX_SEED, MIN_POSITIVE, Combine
 from server.door.errors import UnknownField
 
 MAX_STOPS = 16
@@ -123,7 +123,9 @@ class LengthFields(Body):
 class SamplingFields(LengthFields):
     """Fields of requests that may sample: `POST /generate` and `POST /sweep`."""
 
-    combine: Literal["hidden", "probs"] = Field("hidden", description="Mix hidden states, or probabilities.")
+    combine: Combine = Field(
+        "hidden", description="Mix hidden states or probabilities, or sum the adapters (`weights`): one model's price."
+    )
     temperature: Temperature = Field(0.0, description="0 always takes the most likely token.")
     top_k: Int = Field(0, ge=0, description="Sample among the k most likely tokens; 0 is off.")
     top_p: TopP = Field(1.0, description="Sample among the most likely tokens of this mass; 1 is off.")

@@ -24,7 +24,7 @@ from emorl_core.config import Strict
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.snapshot import Hashes
-from emorl_core.types import Completion, FinishReason, Request
+from emorl_core.types import Combine, Completion, FinishReason, Request
 
 FORMAT: Literal["emorl-receipt/1"] = "emorl-receipt/1"
 _REMOVABLE = ("prompt", "text", "token_ids")
@@ -96,7 +96,7 @@ class Receipt(Strict):
     prompt_sha256: str
     weights: dict[str, float]
     profile: str | None
-    combine: Literal["hidden", "probs"]
+    combine: Combine
     sampling: ReceiptSampling
     text: str | None
     token_ids: list[int] | None

@@ -87,6 +87,7 @@ def test_ends_of_a_line_may_be_profiles_and_mixes(emorl, fake) -> None:
         ),
         (("--line", "reflection", "empathy", "--repetition-penalty", 2), "no --repetition-penalty"),
         (("--line", "reflection", "empathy", "--combine", "probs"), "--line mixes hidden states"),
+        (("--line", "reflection", "empathy", "--combine", "weights"), "it takes no --combine weights"),
         (("--weights-file", "missing.txt"), "missing.txt: cannot be read"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from emorl_core.errors import AdapterError, InvalidRequest
 from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.causal.reading import activation_start
+from emorl_core.models.registry import adapter_task
 from tests.core.causal_reference import SeparateModels, index_of, lockstep, named_lanes, opened
 from tests.core.test_causal_golden import loaded
 from tests.supported_models import tiny_causal, tiny_causal_adapter
@@ -184,3 +186,15 @@ def test_against_peft_what_we_write_is_still_activated(made: tuple[Path, list[Pa
     ours, theirs = (SeparateModels(base, [folder]) for folder in (tmp_path / "written", folders[0]))
     ids = torch.tensor([PROMPTS[0]])
     torch.testing.assert_close(ours.hidden_of(1, ids, ids.shape[1]), theirs.hidden_of(1, ids, ids.shape[1]))
+
+
+def test_a_written_adapter_keeps_its_task_or_takes_that_of_its_base(
+    made: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    """Plain LoRA of a decoder: PEFT wraps it as what it is."""
+    base, folders = made
+    plain = read_peft(folders[2], "plain")
+    for number, (adapter, task) in enumerate(((plain, None), (replace(plain, task=None), adapter_task(base)))):
+        write_peft(adapter, tmp_path / str(number), task=task)
+        written = json.loads((tmp_path / str(number) / "adapter_config.json").read_text(encoding="utf-8"))
+        assert written["task_type"] == "CAUSAL_LM"

@@ -138,7 +138,7 @@ def test_probability_mixing_is_another_combination(client: httpx.Client) -> None
         ({"prompt": "x", "top_p": 0}, "top_p", "greater than or equal to 0.00000001"),
         ({"prompt": "x", "seed": 2**63}, "seed", "less than or equal"),
         ({"prompt": "x", "stop": [""]}, "stop.0", "at least 1 character"),
-        ({"prompt": "x", "combine": "mean"}, "combine", "'hidden' or 'probs'"),
+        ({"prompt": "x", "combine": "mean"}, "combine", "'hidden', 'probs' or 'weights'"),
         ({"prompt": "x", "weights": {}}, "weights", "all are zero"),
         ({"prompt": "x", "weights": {"empaty": 1}}, "weights.empaty", "objectives: base, reflection, empathy, fluency"),
         ({"prompt": "x", "weights": {"empathy": -1}}, "weights.empathy", "normalize: false"),
@@ -147,6 +147,7 @@ def test_probability_mixing_is_another_combination(client: httpx.Client) -> None
         ({"prompt": "x", "profile": "nope"}, "profile", "profiles: balanced, reflection"),
         ({"prompt": "worry " * 200}, "prompt", "allowed: up to 128"),
         ({"prompt": "x", "combine": "probs", "attribution": True}, "attribution", "combine: probs"),
+        ({"prompt": "x", "combine": "weights", "attribution": True}, "attribution", "combine: weights"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

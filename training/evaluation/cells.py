@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emorl_core.errors import EmorlError
 from emorl_core.files import replacing
+from emorl_core.types import Combine
 from training.data.records import Record
 
 FORMAT: Literal["emorl-cell/1"] = "emorl-cell/1"
@@ -84,7 +85,7 @@ class Cell(_Part):
     status: Literal["done", "failed"]
     reason: str | None = None
     weights: Mapping[str, float] | None = None
-    combine: Literal["hidden", "probs"] = "hidden"
+    combine: Combine = "hidden"
     anchored: bool = False
     consumption: Consumption = Consumption()
     search: SearchCost | None = None

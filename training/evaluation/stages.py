@@ -78,6 +78,7 @@ def recipe_of(recipe: Recipe, stage: StageName, seed: int) -> Recipe:
 
 
 def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, run: Path, progress: Progress) -> None:
+    from emorl_core.models.registry import adapter_task
     from training.pipeline.workshop import Joint
 
     recipe = recipe_of(experiment.recipe, stage, seed)
@@ -100,7 +101,9 @@ def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, ru
         for objective in trainer.objectives:
             values = None if recipe.rl.keep == "last" else objective.best
             adapter = trainer.stacks.adapter(objective.lane, objective.name, objective.fresh, values)
-            write_peft(adapter, made / objective.name, base_name=recipe.base.hub)
+            write_peft(
+                adapter, made / objective.name, base_name=recipe.base.hub, task=adapter_task(experiment.workshop.base)
+            )
             about[objective.name] = {
                 "status": objective.status,
                 "reason": objective.reason,

@@ -13,6 +13,7 @@ import torch
 from emorl_core.adapter_writer import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
 from emorl_core.files import appearing, weights_hash
+from emorl_core.models.registry import adapter_task
 from training.config import RecipeError
 from training.pipeline.prepare import Data
 from training.recipe.recipe import Recipe
@@ -39,7 +40,7 @@ def write_bundle(
         folder.rmdir()
     served, other = ("last", "best") if recipe.rl.keep == "last" else ("best", "last")
     report = _report(recipe, trainer, data)
-    base_sha256 = weights_hash(base)
+    base_sha256, task = weights_hash(base), adapter_task(base)
     with appearing(folder, replace=overwrite) as bundle:
         for objective in trainer.objectives:
             for which, place in ((served, ADAPTERS_DIR), (other, f"{ADAPTERS_DIR}-{other}")):
@@ -52,6 +53,7 @@ def write_bundle(
                     bundle / place / objective.name,
                     base_name=recipe.base.hub,
                     base_sha256=base_sha256,
+                    task=task,
                     extra=extra,
                 )
         if recipe.base.hub is None:

@@ -24,7 +24,7 @@ class CompiledStep:
     """`T5.step` for one new token a lane row, compiled once for all sizes. Not for training."""
 
     def __init__(self, model: T5) -> None:
-        """Compiles, which takes the better part of a minute the first time and seconds when the compiler's cache on
+        """Compiles, which takes a minute or two the first time and seconds when the compiler's cache on
         disk knows the model.
 
         Raises:
@@ -86,11 +86,16 @@ class CompiledStep:
         cache, config = model.new_cache(), model.config
         for length in (3, 5, 2 * SIZE_STEP + 1):
             cache.insert(Memory(torch.zeros(2, config.num_decoder_layers, config.num_heads, length, config.d_kv)))
-        lanes = LaneIndex(torch.zeros(cache.count, len(model.adapters)))
+        adapters = len(model.adapters)
+        # Rows of one adapter each, then rows that sum several: each is compiled for itself (see `LaneIndex.used`), and
+        # the first request of a kind should not wait for that.
+        summed = [(torch.arange(adapters) < used).float() for used in sorted({min(1, adapters), adapters})]
         try:
             with torch._dynamo.config.patch(_SETTINGS), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's are about its own insides
-                self(torch.zeros(cache.count, 1, dtype=torch.int64), lanes, cache)
+                for coefficients in summed:
+                    lanes = LaneIndex(coefficients.expand(cache.count, -1))
+                    self(torch.zeros(cache.count, 1, dtype=torch.int64), lanes, cache)
                 if model.facts.dtype == torch.bfloat16:
                     weight = model.lm_head.weight
                     assert weight is not None
