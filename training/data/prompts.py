@@ -80,8 +80,11 @@ def fitted(encode: Encode, prompt: str, limit: int, *, field: str) -> Fitted:
     if len(ids) <= limit:
         return Fitted(ids, cut=False)
     ids = tuple(encode(""))
-    if len(ids) > limit:
-        raise RecipeError(f"{field} is {limit}; the template takes {len(ids)} tokens by itself", param=field)
+    if len(ids) >= limit:
+        raise RecipeError(
+            f"{field} is {limit}; the template takes {len(ids)} tokens by itself, which leaves none for a prompt",
+            param=field,
+        )
     fits, beyond = 0, len(prompt)  # characters
     while beyond - fits > 1:
         middle = (fits + beyond) // 2

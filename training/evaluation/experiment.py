@@ -12,9 +12,9 @@ from emorl_core.bundle import BASE_DIR
 from training.config import RecipeError
 from training.data.prompts import Prompt, encode_prompts
 from training.data.records import one_per_prompt
+from training.data.wording import template_or_chat
 from training.pipeline.prepare import load_data
 from training.pipeline.run import warm_start_progress
-from training.pipeline.wording import encoder_of
 from training.progress import Say
 from training.recipe.recipe import Recipe
 
@@ -82,7 +82,7 @@ def prepare(
         recipe, folder, data, processes, out / SHARED_DIR / BASE_DIR, progress=warm_start_progress(say)
     )
     held_out = one_per_prompt([*data.parts.get("test", ())])[: recipe.evaluation.test_prompts]
-    encode = encoder_of(recipe, workshop.tokenizer)
+    encode = template_or_chat(recipe.prompt_template, recipe.chat, workshop.tokenizer)
     test, _ = encode_prompts(held_out, encode, max_source_tokens=recipe.max_source_tokens)
     if len(test) < 2:
         raise RecipeError(f"data.splits.test holds {len(test)} prompts; allowed: from 2", param="data.splits")

@@ -16,7 +16,8 @@ from training.data.prompts import Prompt, encode_prompts
 from training.data.records import DataError, Record, RecordSet
 from training.data.sources import load_records
 from training.data.splits import check_disjoint, split_by_prompt
-from training.pipeline.wording import check_invoked, encoder_of, invocation_of
+from training.data.wording import template_or_chat
+from training.pipeline.invocation import check_invoked, invocation_of
 from training.recipe.recipe import Recipe
 
 # Keys that change nothing in what is trained.
@@ -116,7 +117,9 @@ class Encoded:
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt."""
-        return max(len(ids) for prompt in (*self.train, *self.validation) for ids in (prompt.source, prompt.gradient_source))
+        return max(
+            len(ids) for prompt in (*self.train, *self.validation) for ids in (prompt.source, prompt.gradient_source)
+        )
 
 
 def encode(recipe: Recipe, data: Data, tokenizer: Tokenizer, task: str) -> Encoded:
@@ -124,8 +127,8 @@ def encode(recipe: Recipe, data: Data, tokenizer: Tokenizer, task: str) -> Encod
 
     Raises `RecipeError` when a part is too small for the settings, or for adapters that cannot begin at the reply.
     """
-    encoder = encoder_of(recipe, tokenizer)
-    invocation = invocation_of(recipe, encoder, task)
+    encoder = template_or_chat(recipe.prompt_template, recipe.chat, tokenizer)
+    invocation = invocation_of(recipe, tokenizer, task)
     parts = []
     cut = 0
     for name in ("train", "validation"):

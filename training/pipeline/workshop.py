@@ -116,7 +116,10 @@ def task_of(
     fingerprint: dict[str, str],
     joint: Joint | None = None,
 ) -> Task:
-    """What a trainer needs to know of a recipe. Raises `RecipeError` for prompts that leave the base no room for a reply."""
+    """What a trainer needs to know of a recipe.
+
+    Raises `RecipeError` for prompts that leave the base no room for a reply.
+    """
     _check_room(recipe, encoded, model.facts.max_positions)
     if joint is not None:
         goals = {joint.name: Goal(scorers, joint.mix, recipe.lora, recipe.rl.learning_rate)}

@@ -16,6 +16,7 @@ from emorl_core.weights import BASE, resolve
 from training.config import RecipeError, Section, shown
 from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
+from training.data.wording import ChatSettings
 from training.recipe.evaluation import EvaluationSettings
 from training.recipe.overrides import apply_override
 from training.rl.settings import ComputeSettings, LoraSettings, Preset, RlSettings, with_preset
@@ -29,7 +30,7 @@ class WarmStart(Section):
     """Supervised training of the base before reinforcement: from exactly one of `hub`, `path` and `scratch`."""
 
     hub: str | None = None
-    """Hugging Face hub id of a sequence-to-sequence model."""
+    """Hugging Face hub id of a sequence-to-sequence or a decoder-only model."""
     revision: str | None = None
     """Branch, tag or commit of `hub`."""
     path: str | None = None
@@ -51,10 +52,10 @@ class WarmStart(Section):
         self.settings("{prompt}", 2)  # its own rules: one start, revision with hub
         return self
 
-    def settings(self, template: str, max_source_tokens: int) -> WarmStartSettings:
-        """For `training.warm_start.warm_start`, with the recipe's own template."""
+    def settings(self, template: str, max_source_tokens: int, chat: ChatSettings | None = None) -> WarmStartSettings:
+        """For `training.warm_start.warm_start`, with the recipe's own template or chat."""
         own = {name: getattr(self, name) for name in ("hub", "revision", "path", "scratch", "fit")}
-        return WarmStartSettings(prompt_template=template, max_source_tokens=max_source_tokens, **own)
+        return WarmStartSettings(prompt_template=template, chat=chat, max_source_tokens=max_source_tokens, **own)
 
 
 class BaseSettings(Section):
@@ -131,9 +132,11 @@ class Recipe(Section):
     base: BaseSettings
     """The frozen model."""
     prompt_template: str = "{prompt} [SEP] "
-    """Wraps every prompt; `{prompt}` stands for it."""
+    """Wraps every prompt; `{prompt}` stands for it. Not beside `chat`."""
+    chat: ChatSettings | None = None
+    """Instead of `prompt_template`: prompts go through the base's own chat template."""
     max_source_tokens: int = Field(128, ge=2)
-    """Tokens of the wrapped prompt; longer ones are cut in training and refused in serving."""
+    """Tokens of the wrapped prompt; a longer one's text is cut in training, and it is refused in serving."""
     data: DataSettings
     """Prompts."""
     objectives: dict[Name, ObjectiveSettings] = Field(min_length=1)
@@ -162,12 +165,25 @@ class Recipe(Section):
                 return {**values, "rl": with_preset(values["preset"], given)}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_template_beside_a_chat(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("chat") is not None:
+            return {"prompt_template": PROMPT, **values}
+        return values
+
     @field_validator("prompt_template")
     @classmethod
     def _template(cls, value: str) -> str:
         if value.count(PROMPT) != 1:
             raise ValueError(f"must contain {PROMPT} exactly once")
         return value
+
+    @model_validator(mode="after")
+    def _template_or_chat(self) -> Recipe:
+        if self.chat is not None and self.prompt_template != PROMPT:
+            raise ValueError("give at most one of prompt_template and chat")
+        return self
 
     @field_validator("objectives")
     @classmethod

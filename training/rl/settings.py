@@ -98,7 +98,7 @@ class RlSettings(Section):
     kl: KLSettings = KLSettings()
     """The pull towards the base."""
     train_on: Literal["sampled", "reencoded"] = "sampled"
-    """The ids that were sampled, or those that the tokenizer makes of the decoded text."""
+    """The ids that were sampled, or those that the tokenizer makes of the decoded text, and the end if one was."""
     train_end: bool = True
     """Whether the first end of sequence is part of the trained sequence, so that stopping is learned."""
     dropout_when_generating: bool = False

@@ -51,7 +51,8 @@ class Task:
         """The tokens of a reply that a gradient is taken of."""
         ids = sample.ids
         if self.rl.train_on == "reencoded":
-            ids = tuple(self.tokenizer.encode_prompt(sample.text))[: self.rl.max_new_tokens]
+            end = ids[-1:] if sample.ended else ()
+            ids = (*self.tokenizer.encode_reply(sample.text), *end)[: self.rl.max_new_tokens]
         if not self.rl.train_end and ids and ids[-1] in self.model.facts.eos_token_ids:
             ids = ids[:-1]
         return ids

@@ -1,29 +1,40 @@
-"""How a recipe puts its prompts to a base, and which tokens of a prompt an activated adapter begins at."""
+"""Which tokens of every prompt an activated adapter begins at: those behind which the reply begins."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 from emorl_core.adapters import ACTIVATED_TASK
-from emorl_core.bundle import split_template
 from emorl_core.tokenizer import Tokenizer
 from training.config import RecipeError
-from training.data.prompts import Encode, Prompt
+from training.data.prompts import Prompt
+from training.data.wording import template_or_chat
 from training.recipe.recipe import Recipe
 
 # Ends of prompts that a tokenizer may join with what follows them, each in its own way.
-_PROBES = ("a", "I can't.", "why?", "no!", "12", "so ", "two\nlines\n", "so,", "(so)", "say \"so\"", "é", "日本", "🙂", "a:")
+_PROBES = (
+    "a",
+    "I can't.",
+    "why?",
+    "no!",
+    "12",
+    "so ",
+    "two\nlines\n",
+    "so,",
+    "(so)",
+    'say "so"',
+    "é",
+    "日本",
+    "🙂",
+    "a:",
+)
 
 
-def encoder_of(recipe: Recipe, tokenizer: Tokenizer) -> Encode:
-    """Prompts of the recipe as ids, as a server of its bundle will encode them."""
-    before, after = split_template(recipe.prompt_template)
-    return partial(tokenizer.encode_prompt, before=before, after=after)
+def invocation_of(recipe: Recipe, tokenizer: Tokenizer, task: str) -> tuple[int, ...] | None:
+    """The tokens from which adapters act; None where they act everywhere.
 
-
-def invocation_of(recipe: Recipe, encode: Encode, task: str) -> tuple[int, ...] | None:
-    """The tokens from which adapters act: what every prompt ends with. None where they act everywhere.
+    In a chat they are what the chat template writes for the reply to begin behind (`<|im_start|>assistant`, say). Where
+    it writes nothing there, and in a template, they are all that every prompt ends with.
 
     task: PEFT's of the base's family. Raises `RecipeError` where an adapter cannot begin at the reply.
     """
@@ -31,7 +42,11 @@ def invocation_of(recipe: Recipe, encode: Encode, task: str) -> tuple[int, ...] 
         return None
     if task != ACTIVATED_TASK:
         raise _refused("the base reads prompts in an encoder, where no adapter can begin; allowed: all")
+    encode = template_or_chat(recipe.prompt_template, recipe.chat, tokenizer)
     tokens = _common_end([tuple(encode(probe)) for probe in _PROBES])
+    header = tuple(tokenizer.chat(recipe.chat.system).header()) if recipe.chat is not None else ()
+    if header and tokens[-len(header) :] == header:
+        return header
     if not tokens:
         raise _refused(
             "the template puts no token of its own behind the prompt, so there is none to begin at; "
