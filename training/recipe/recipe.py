@@ -13,7 +13,7 @@ from emorl_core.documents import read_yaml
 from emorl_core.errors import InvalidWeights
 from emorl_core.files import Missing, Unreadable, is_folder
 from emorl_core.weights import BASE, resolve
-from training.config import RecipeError, Section, shown
+from training.config import RecipeError, Section, is_default, shown
 from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
 from training.data.wording import ChatSettings
@@ -133,7 +133,7 @@ class Recipe(Section):
     """The frozen model."""
     prompt_template: str = "{prompt} [SEP] "
     """Wraps every prompt; `{prompt}` stands for it. Not beside `chat`."""
-    chat: ChatSettings | None = None
+    chat: ChatSettings | None = Field(None, exclude_if=is_default(None))
     """Instead of `prompt_template`: prompts go through the base's own chat template."""
     max_source_tokens: int = Field(128, ge=2)
     """Tokens of the wrapped prompt; a longer one's text is cut in training, and it is refused in serving."""

@@ -19,7 +19,7 @@ from emorl_core.models.family import Group, TrainableModel
 from training.rl import losses
 from training.rl.logprobs import group_of, reply_logprobs
 from training.rl.processes import Processes
-from training.rl.settings import RlSettings
+from training.rl.settings import SORTED_TOKENS, RlSettings
 from training.rl.stacks import Stacks
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -41,8 +41,6 @@ class TrainingGroup:
 
 Batch = Mapping[int, Sequence[TrainingGroup]]  # lane -> groups of this process's prompts
 Item = tuple[int, TrainingGroup]  # a lane and its group
-# Reply tokens of one pass over groups of like length, padding included: enough rows to fill a product.
-SORTED_TOKENS = 4096
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from training.config import Section
+from training.config import Section, is_default
 
 Advantage = Literal["mean", "leave_one_out", "group_standardised"]
 Transform = Literal["raw", "log", "standardised"]
@@ -15,6 +15,9 @@ Normalisation = Literal["sequence_sum", "sequence_mean", "token_mean"]
 KLKind = Literal["none", "k3_in_loss", "k1_in_reward"]
 StopRule = Literal["paper", "patience", "steps"]
 Preset = Literal["default", "paper"]
+
+# Reply tokens of one pass over groups of like length, padding included: enough rows to fill a product.
+SORTED_TOKENS = 4096
 
 
 class LoraSettings(Section):
@@ -28,7 +31,7 @@ class LoraSettings(Section):
     """Share of the adapter's inputs dropped while gradients are computed. The same for all objectives."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Linear layers by the last part of their name (`q`, `v`, `wo`, ...), or all of them. Never the head."""
-    act_on: Literal["all", "reply"] = "all"
+    act_on: Literal["all", "reply"] = Field("all", exclude_if=is_default("all"))
     """`all`: every token. `reply`: activated LoRA, which begins where the reply does, so that all objectives share one
     reading of the prompt; decoder-only bases only, and a higher rank is advised."""
 

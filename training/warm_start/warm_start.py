@@ -18,7 +18,7 @@ from emorl_core.bundle import PROMPT, hub_folder
 from emorl_core.errors import BundleError, UnsupportedModel
 from emorl_core.files import appearing
 from emorl_core.tokenizer import load_tokenizer
-from training.config import Section
+from training.config import Section, is_default
 from training.data.records import Record
 from training.data.wording import ChatSettings
 from training.progress import FitProgress
@@ -47,7 +47,7 @@ class WarmStartSettings(Section):
     """Shape of a new model, with its own tokenizer."""
     prompt_template: str = "{prompt} [SEP] "
     """Wraps every prompt; `{prompt}` stands for it. Its other words stay whole tokens of a new tokenizer."""
-    chat: ChatSettings | None = None
+    chat: ChatSettings | None = Field(None, exclude_if=is_default(None))
     """Instead of `prompt_template`: pairs are turns of a chat."""
     max_source_tokens: int = Field(128, ge=2)
     """Tokens of the wrapped prompt; a longer one's text is cut."""
