@@ -176,7 +176,7 @@ def _trainer(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=rows,  # type: ignore[arg-type]  # a list will do
+        train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model) if seq2seq else _padded,
         callbacks=[_watch(progress)],
     )
