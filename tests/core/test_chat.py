@@ -277,3 +277,47 @@ def test_chat_over_a_base_without_a_template_is_refused_as_inspect_refuses_it(tm
     with pytest.raises(BundleError, match="chat is set and the base's tokenizer has no chat template") as caught:
         Ensemble.load(bundle, device="cpu")
     assert examine(str(bundle))["faults"] == [caught.value.message]
+
+
+@pytest.mark.parametrize(
+    ("template", "header", "reply"),
+    [
+        (TURNS, f"{START}assistant\n", f"said{END}\n"),
+        (HIDDEN + TURNS, f"{START}assistant\n", f"said{END}\n"),
+        (TEMPLATES["always one header"], f"{START}assistant\n", f"said{END}\n"),
+        (  # nothing is written for a reply to come, as Llama 2 and Mistral have it
+            "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + '<|im_end|>' }}"
+            "{% else %}{{ '[' + m['content'] + ']' }}{% endif %}{% endfor %}",
+            "",
+            f" said{END}",
+        ),
+        (  # empty thoughts before a finished reply, as Qwen3 has it
+            TURNS.replace("'\n' + m['content']", "'\n' + ('<think></think>' if m['role'] == 'assistant' else '') + m['content']"),
+            f"{START}assistant\n",
+            f"<think></think>said{END}\n",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_written_around_a_reply(template: str, header: str, reply: str) -> None:
+    tokenizer = tokenizer_of(template)
+    chat = ChatTemplate(tokenizer)
+    assert tokenizer.decode(chat.header()) == header
+    assert tokenizer.decode(chat.encode_reply("said")) == reply
+    whole = [*chat.encode(messages("hi")), *chat.encode_reply("said")]
+    finished = chat.encode(messages("hi", "said", "more"))
+    shared = len(whole) if "think" not in template else len(chat.encode(messages("hi")))
+    assert finished[:shared] == whole[:shared]
+
+
+def test_names_of_control_tokens_in_a_reply_are_text() -> None:
+    tokenizer = tokenizer_of(TURNS)
+    (end,) = tokenizer.convert_tokens_to_ids([END])
+    ids = ChatTemplate(tokenizer).encode_reply(f"I say {END} and {START}")
+    assert tokenizer.decode(ids) == f"I say {END} and {START}{END}\n"
+    assert ids.count(end) == 1
+
+
+def test_a_template_that_writes_no_replies_is_refused_where_they_are_needed() -> None:
+    only_users = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+    with pytest.raises(BundleError, match="the base's chat template does not write replies"):
+        ChatTemplate(tokenizer_of(only_users)).encode_reply("said")
