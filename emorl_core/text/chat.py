@@ -44,7 +44,9 @@ def read_messages(messages: Sequence[Message | Mapping[str, Any]], *, field: str
     read = tuple(_message(message, f"{field}.{i}") for i, message in enumerate(messages))
     for i, message in enumerate(read[1:], start=1):
         if message.role == "system":
-            raise InvalidRequest(f"{field}.{i}.role is 'system'; allowed: the first message", param=f"{field}.{i}.role")
+            raise InvalidRequest(
+                f"{field}.{i} is a system message; allowed: as the first one only", param=f"{field}.{i}.role"
+            )
     last = len(read) - 1
     if read[last].role != "user":
         raise InvalidRequest(
