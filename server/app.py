@@ -16,7 +16,7 @@ from server.api import page as playground
 from server.api.openai import routes as openai
 from server.door.auth import AuthMiddleware, Cors, Keys
 from server.door.context import ContextMiddleware
-from server.door.document import document
+from server.door.document import document, make_router
 from server.door.findings import install_handlers
 from server.door.head import HeadMiddleware
 from server.door.hosts import HostMiddleware
@@ -60,6 +60,7 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
         version=__version__,
         description="N objectives for the price of one model, steered per request.",
         lifespan=lifespan,
+        openapi_url=None,  # `make_router` has it
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
@@ -98,6 +99,7 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
     app.include_router(operations.router)
     app.include_router(admin.router)
     app.include_router(playground.make_router(page))
+    app.include_router(make_router(app))
     app.openapi = document(app, settings.root_path)  # type: ignore[method-assign]  # FastAPI's own way to change it
     if settings.root_path:
         _check_prefix(settings.root_path, [*app.openapi()["paths"], *page])

@@ -21,6 +21,7 @@ from server.app import create_app
 from server.door.connections import Connections
 from server.door.listener import Listener, bind
 from server.door.protocol import guarded
+from server.serving.process import share_the_interpreter
 from server.serving.service import Service
 from server.serving.signals import hangups, hangups_held
 from server.settings import Settings, unknown_variables
@@ -135,6 +136,7 @@ def run(
     """
     for name in unknown_variables():
         logger.warning("%s is no setting of emorl; it is ignored", name)
+    share_the_interpreter()
     with hangups_held():
         app = create_app(settings, ensemble)
         service: Service = app.state.service

@@ -84,7 +84,7 @@ class Settings(BaseSettings):
         ge=1,
         description="Open connections; for more the longest idle are closed. Unset: 1000, or what fits.",
     )
-    backlog: int = Field(128, ge=1, le=4096, description="Connections that the kernel keeps until they are taken.")
+    backlog: int = Field(1024, ge=1, le=4096, description="Connections that the kernel keeps until they are taken.")
 
     # limits
     max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait beside those that run; else 429.")

@@ -123,6 +123,8 @@ class Engine:
         self._settle(touched, changed=touched)
 
     def _admit(self, events: list[Event]) -> None:
+        if (preempted := self.scheduler.preempt()) is not None:
+            self.runner.remove(preempted)
         admitted = self.scheduler.admit()
         if not admitted:
             return

@@ -39,17 +39,17 @@ class Intake:
             raise InvalidRequest("the prompt is empty after tokenising", param="prompt")
         detokenizer = Detokenizer(self._decode, first.sampling.stop)
         if isinstance(first, SegmentsRequest):
-            return self._segments(first, detokenizer)
+            return self._segments(first, detokenizer, job)
         members = members_of(requests, self._points, time.perf_counter())
         return Branch(first.prompt_ids, members, detokenizer, Job() if job is None else job)
 
-    def _segments(self, request: SegmentsRequest, detokenizer: Detokenizer) -> Branch:
+    def _segments(self, request: SegmentsRequest, detokenizer: Detokenizer, asked: Job | None) -> Branch:
         """One branch over the whole way; it forks where the chosen token changes."""
         self._check_weights(request.to)
         either = tuple(float(a != 0.0 or b != 0.0) for a, b in zip(request.weights, request.to, strict=True))
         (whole,) = members_of([replace(request, weights=either)], self._points, time.perf_counter())
         span = Span(request, whole.arrived, whole.lanes, whole.weights, whole.numbers)
-        job = Job(most_slots=request.most_slots)
+        job = Job(None if asked is None else asked.client, request.most_slots)
         return Branch(request.prompt_ids, [span], detokenizer, job, Segments(request))
 
     def _check_weights(self, weights: Sequence[float]) -> None:

@@ -8,17 +8,23 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from emorl_core.engine.sequences import Branch, Job, Member
 
+_LEAST_TOKENS = 16  # what feeding a preempted branch its tokens again costs is small beside this many steps
+
 
 class Scheduler:
-    """Up to `slots` running branches, shared out fairly between jobs.
+    """Up to `slots` running branches, shared out fairly between clients, and between the jobs of each.
 
-    A free slot goes to the waiting job with the fewest running branches; ties go to the job that has waited longest
-    since it arrived or last got a slot. Within a job forked branches go before new prompts (depth-first).
+    A free slot goes to the client with the fewest running branches, and of its waiting jobs to the one with the fewest;
+    ties go to the job that has waited longest since it arrived or last got a slot. Within a job forked branches go
+    before new prompts (depth-first).
 
-    So plain requests are served first come, first served, and a sweep uses slots that nobody else wants; running
-    branches are never preempted. No job starves: a job that got a slot queues behind the others, so one with k jobs
-    ahead waits for at most k + 1 slots to come free, and every branch frees its slot within `max_new_tokens` steps.
-    Waiting branches hold no tensors.
+    So a client's plain requests are served first come, first served, a sweep uses slots that nobody else wants, and a
+    client with many long requests cannot keep the others waiting for all of them. No job starves: a job that got a slot
+    queues behind the others, a client that got one has one more than before, and every branch frees its slot within
+    `max_new_tokens` steps. Waiting branches hold no tensors.
+
+    A branch that nobody streams is preempted, after `_LEAST_TOKENS` tokens in its slot, for a client or a job that has
+    at least two slots less than its own. Those tokens are fed again later, so it loses its turn and no result.
     """
 
     def __init__(self, slots: int) -> None:
@@ -26,6 +32,7 @@ class Scheduler:
         self.running: list[Branch] = []
         self._waiting: dict[Job, deque[Branch]] = {}  # in order of turn; includes jobs that have only running branches
         self._in_slots: Counter[Job] = Counter()  # running branches per job
+        self._of_client: Counter[str | None] = Counter()  # the same per client
         self._left: set[Job] = set()  # jobs that may have no branches left
         self._cancelled: set[str] = set()
 
@@ -91,11 +98,34 @@ class Scheduler:
             admitted.append(branch)
         return admitted
 
+    def preempt(self) -> Branch | None:
+        """Put a running branch back into its queue, if its slot belongs to a waiting job; at most one a step."""
+        needy = self._next_job()
+        if needy is None or len(self.running) < self.slots:
+            return None
+        owing = [branch for branch in self.running if self._owes(branch, needy)]
+        if not owing:
+            return None
+        branch = max(owing, key=lambda each: (*self._share(each.job), -len(each.tokens)))  # few are soon fed again
+        self.release([branch])
+        self.add_first([branch])
+        return branch
+
+    def _owes(self, branch: Branch, needy: Job) -> bool:
+        """Whether the branch holds a slot that the waiting job should have."""
+        level = 1 if branch.job.client == needy.client else 0  # between the jobs of a client, or between clients
+        much_more = self._share(branch.job)[level] - self._share(needy)[level] >= 2
+        ran = len(branch.tokens) - branch.tokens_before
+        streamed = any(member.request.stream for member in branch.members)
+        return much_more and ran >= _LEAST_TOKENS and not streamed
+
     def start(self, branch: Branch) -> None:
         """Put a branch that does not wait into a slot: a forked one, where `room_for` says so."""
         branch.job.started = True
+        branch.tokens_before = len(branch.tokens)
         self.running.append(branch)
         self._in_slots[branch.job] += 1
+        self._of_client[branch.job.client] += 1
         self._waiting[branch.job] = self._waiting.pop(branch.job, deque())  # behind the others now
 
     def room_for(self, branch: Branch) -> bool:
@@ -103,17 +133,20 @@ class Scheduler:
         if self._full(branch.job):
             return False
         free = self.slots - len(self.running)
-        own = self._in_slots[branch.job]
-        # Waiting jobs with fewer slots have priority; with equally many, those earlier in the queue.
-        before = own + 1
+        own, passed = self._share(branch.job), False
         for job, branches in self._waiting.items():
             if free <= 0:
                 break
             if job is branch.job:
-                before = own
-            elif branches and self._in_slots[job] < before and not self._full(job):
-                free -= 1
+                passed = True
+            elif branches and not self._full(job):
+                share = self._share(job)
+                free -= share < own or (share == own and not passed)
         return free > 0
+
+    def _share(self, job: Job) -> tuple[int, int]:
+        """What it has already: the less, the sooner it is served. Running branches of its client, and of itself."""
+        return self._of_client[job.client], self._in_slots[job]
 
     def _full(self, job: Job) -> bool:
         """Whether it holds as many slots as it may."""
@@ -125,6 +158,7 @@ class Scheduler:
         leaving = [branch for branch in self.running if id(branch) in gone]
         self.running = [branch for branch in self.running if id(branch) not in gone]
         self._in_slots.subtract(branch.job for branch in leaving)
+        self._of_client.subtract(branch.job.client for branch in leaving)
         self._left.update(branch.job for branch in leaving)
 
     def drop_siblings(self, branch: Branch) -> list[Branch]:
@@ -147,19 +181,20 @@ class Scheduler:
         self.running = []
         self._waiting.clear()
         self._in_slots.clear()
+        self._of_client.clear()
         self._left.clear()
         return dropped
 
     def _next_job(self) -> Job | None:
-        """The job that gets the next free slot. The scan ends at the first job without slots, so it visits at most
-        `slots` + 1 jobs that could take one."""
+        """The job that gets the next free slot. The scan ends at the first job that could have no less."""
         best: Job | None = None
         for job, branches in self._waiting.items():
             if not branches or self._full(job):
                 continue
-            if not self._in_slots[job]:
+            share = self._share(job)
+            if share == (0, 0):
                 return job
-            if best is None or self._in_slots[job] < self._in_slots[best]:
+            if best is None or share < self._share(best):
                 best = job
         return best
 

@@ -14,6 +14,7 @@ one member for each weight vector.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -36,8 +37,9 @@ class Meter:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Whose turn it is when a slot comes free is decided between jobs."""
+    """Whose turn it is when a slot comes free is decided between clients, and between the jobs of each."""
 
+    client: str | None = None  # who asked for it, where callers are told apart
     most_slots: int | None = None  # None: as many as are free
     started: bool = False  # one of its branches has run
 
@@ -100,11 +102,14 @@ class Branch:
     texts: list[str] = field(default_factory=list)  # text that each token released
     admitted: float = 0.0
     first_token: float = 0.0
+    tokens_before: int = 0  # it had when it last got a slot
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
-        """Those that any member mixes."""
-        return tuple(dict.fromkeys(lane for member in self.members for lane in member.lanes))
+        """Those that any member mixes: the named ones in the order of their numbers, then sums of adapters."""
+        number = {lane: n for member in self.members for n, lane in zip(member.numbers, member.lanes, strict=False)}
+        lanes = dict.fromkeys(lane for member in self.members for lane in member.lanes)
+        return tuple(sorted(lanes, key=lambda lane: number.get(lane, math.inf)))
 
     def fork(self, members: list[Member]) -> Branch:
         """A branch with the same past for `members`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.responses import Response
 
 from server.door.auth import OPEN_PATHS
 
@@ -31,6 +34,24 @@ def document(app: FastAPI, root_path: str = "") -> Callable[[], dict[str, Any]]:
         return app.openapi_schema
 
     return openapi
+
+
+def make_router(app: FastAPI) -> APIRouter:
+    """`GET /openapi.json`. The document is rendered once, off the event loop: it takes most of a second, and FastAPI's
+    own route would render it for every request."""
+    router = APIRouter()
+    rendering, rendered = asyncio.Lock(), b""
+
+    @router.get("/openapi.json", include_in_schema=False)
+    async def openapi_json() -> Response:
+        nonlocal rendered
+        async with rendering:
+            rendered = rendered or await asyncio.to_thread(
+                lambda: json.dumps(app.openapi(), ensure_ascii=False).encode()
+            )
+        return Response(rendered, media_type="application/json")
+
+    return router
 
 
 def _corrected(schema: dict[str, Any]) -> dict[str, Any]:

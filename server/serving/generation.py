@@ -44,7 +44,7 @@ class Generation:
         self.accepted = int(time.time())  # Unix time
         self.began = time.perf_counter()
         self.tokens = 0  # completion tokens seen, for the access log
-        self._channel = deployment.worker.submit(self.requests)
+        self._channel = deployment.worker.submit(self.requests, permit.key)
         self._channel.on_finished = permit.release  # the engine is done, even if the client still reads
         self._channel.count_in(unread)
         self._metrics = metrics

@@ -23,6 +23,7 @@ from emorl_core.errors import EmorlError, EngineError
 from emorl_core.types import Completion, Event, Failure, FinishReason, Request
 from server.door.errors import EngineRestarted, NotReady, QueueTimeout, ShuttingDown
 from server.serving.channel import Channel
+from server.serving.process import give_back_memory
 from server.watch.logs import where
 
 logger = logging.getLogger("emorl.worker")
@@ -30,11 +31,13 @@ logger = logging.getLogger("emorl.worker")
 _RESTARTS_IN_A_ROW = 3
 _RESTART_PAUSE_S = 0.05
 _POLL_S = 0.02
+_REST_S = 1.0  # without a request, until the heap is trimmed
 
 
 @dataclass(frozen=True, slots=True)
 class _Add:
     groups: tuple[tuple[Request, ...], ...]
+    client: str | None
     deadline: float  # time.monotonic() until which they may wait for a slot
 
 
@@ -116,11 +119,14 @@ class Worker:
         started = self._step_started
         return 0.0 if started is None else time.monotonic() - started
 
-    def submit(self, requests: Sequence[Request]) -> Channel:
-        """Hand requests to the engine; neighbours with the same prompt are one group, which shares common prefixes."""
+    def submit(self, requests: Sequence[Request], client: str | None = None) -> Channel:
+        """Hand requests to the engine; neighbours with the same prompt are one group, which shares common prefixes.
+
+        client: who asked; the engine shares its slots out between clients.
+        """
         channel = Channel(request.request_id for request in requests)
         groups = tuple(tuple(group) for _, group in groupby(requests, key=lambda request: request.prompt_ids))
-        command = _Add(groups, time.monotonic() + self._queue_timeout_s)
+        command = _Add(groups, client, time.monotonic() + self._queue_timeout_s)
         with self._lock:
             if not self._accepting:
                 raise NotReady("the engine has stopped")
@@ -214,12 +220,12 @@ class Worker:
     def _obey(self, *, wait: bool) -> bool:
         """Carry out every command that has come; with `wait`, wait for the first. False: stop."""
         try:
-            command = self._commands.get() if wait else self._commands.get_nowait()
+            command = self._next_command() if wait else self._commands.get_nowait()
             while True:
                 if isinstance(command, _Stop):
                     return False
                 if isinstance(command, _Add):
-                    job = Job()  # one HTTP request counts once, however many prompts and choices it has
+                    job = Job(command.client)  # one HTTP request counts once, however many prompts and choices it has
                     for group in command.groups:
                         self._add(group, job, command.deadline)
                 else:
@@ -228,6 +234,14 @@ class Worker:
                 command = self._commands.get_nowait()
         except Empty:
             return True
+
+    def _next_command(self) -> _Command:
+        """Wait for it. What is not needed while nothing is asked goes back to the system."""
+        try:
+            return self._commands.get(timeout=_REST_S)
+        except Empty:
+            give_back_memory()
+            return self._commands.get()
 
     def _add(self, group: Sequence[Request], job: Job, deadline: float) -> None:
         ids = [request.request_id for request in group]

@@ -184,3 +184,15 @@ def test_hash32_is_the_published_lowbias32() -> None:
     values = [0, 1, 2, 255, 2**31, 2**32 - 1, 123456789]
     assert hash32(torch.tensor(values)).tolist() == [lowbias32(value) for value in values]
     assert len(set(hash32(torch.arange(100_000)).tolist())) == 100_000
+
+
+def test_rows_of_one_seed_and_position_draw_with_the_same_noise() -> None:
+    """As a sweep's members do: each row chooses what it chooses alone."""
+    torch.manual_seed(5)
+    logits = torch.randn(6, 300)
+    rows = [
+        RowParameters(Sampling(temperature=1.0), seed, position, ())
+        for seed, position in [(1, 2)] * 4 + [(1, 3), (2, 2)]
+    ]
+    alone = [int(choose(logits[i : i + 1], rows[i : i + 1])) for i in range(len(rows))]
+    assert choose(logits, rows).tolist() == alone

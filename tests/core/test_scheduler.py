@@ -14,9 +14,11 @@ from emorl_core.text.detokenize import Detokenizer
 from emorl_core.types import Request
 
 
-def branch(*names: str, weights: tuple[float, ...] = (0.0, 1.0), job: Job | None = None) -> Branch:
+def branch(
+    *names: str, weights: tuple[float, ...] = (0.0, 1.0), job: Job | None = None, stream: bool = False
+) -> Branch:
     points = lane_points(len(weights) - 1)
-    members = members_of([Request(name, (1,), weights) for name in names], points, 0.0)
+    members = members_of([Request(name, (1,), weights, stream=stream) for name in names], points, 0.0)
     return Branch((1,), members, Detokenizer(lambda ids: "x" * len(ids)), job=job or Job())
 
 
@@ -90,6 +92,56 @@ def test_a_fork_runs_at_once_only_where_nobody_else_is_due() -> None:
     assert not scheduler.room_for(child)
     scheduler.admit()
     assert not scheduler.room_for(child), "no slot is left"
+
+
+def test_slots_are_shared_out_between_clients_before_their_jobs() -> None:
+    scheduler = Scheduler(4)
+    for number in range(8):
+        scheduler.add(branch(f"many {number}", job=Job("many")))
+    scheduler.admit()
+    for number in range(3):
+        scheduler.add(branch(f"few {number}", job=Job("few")))
+    freed: list[list[list[str]]] = []
+    for _ in range(3):
+        scheduler.release([next(each for each in scheduler.running if each.job.client == "many")])
+        freed.append(names(scheduler.admit()))
+    assert freed == [[["few 0"]], [["few 1"]], [["many 4"]]], "two each, and then the one that has waited longest"
+    child = branch("fork", job=scheduler.running[0].job)
+    scheduler.release([scheduler.running[0]])
+    assert scheduler.room_for(child) == (child.job.client == "few"), "a fork, too, waits for those who have less"
+
+
+def test_what_nobody_streams_gives_its_slot_to_who_has_much_less() -> None:
+    scheduler, sweep = Scheduler(3), Job()
+    first, second, third = (branch(f"sweep {number}", job=sweep) for number in range(3))
+    for each in (first, second, third):
+        scheduler.add(each)
+    scheduler.admit()
+    assert scheduler.preempt() is None, "nobody waits"
+    scheduler.add(branch("plain"))
+    scheduler.add(branch("plain 2"))
+    assert scheduler.preempt() is None, "it has only begun"
+    for each, tokens in ((first, 40), (second, 20), (third, 30)):
+        each.tokens = [1] * tokens
+    assert scheduler.preempt() is second, "its tokens are soonest fed again"
+    assert names(scheduler.admit()) == [["plain"]]
+    scheduler.add(branch("plain 3"))
+    assert scheduler.preempt() is third
+    assert names(scheduler.admit()) == [["plain 2"]]
+    assert scheduler.preempt() is None, "the sweep has only one more than who waits"
+    scheduler.release(scheduler.running[1:])
+    assert sorted(names(scheduler.admit())) == [["plain 3"], ["sweep 2"]], "the last one put back is the first again"
+    assert third.tokens_before == 30
+
+
+def test_a_stream_keeps_its_slot() -> None:
+    scheduler = Scheduler(2)
+    for number in range(2):
+        scheduler.add(branch(f"stream {number}", job=Job("a"), stream=True))
+    for each in scheduler.admit():
+        each.tokens = [1] * 100
+    scheduler.add(branch("plain", job=Job("b")))
+    assert scheduler.preempt() is None
 
 
 def test_a_job_keeps_its_place_while_it_runs() -> None:

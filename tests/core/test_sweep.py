@@ -319,6 +319,28 @@ def test_a_large_sweep_leaves_room_for_a_request_that_comes_later() -> None:
     assert plan.result().items == expected.items
 
 
+def test_a_sweep_of_long_texts_gives_slots_back_to_plain_requests_and_ends_the_same() -> None:
+    ensemble, steps = fake_ensemble(slots=3, mean_length=500), 60
+    options: dict[str, Any] = {"max_new_tokens": steps, "seed": 3}
+    expected = fake_ensemble(mean_length=500).sweep(PROMPTS[:2], resolution=8, **options)
+    plan = ensemble.sweep_plan(PROMPTS[:2], resolution=8, **options)
+    job = Job()
+    for group in plan.groups():
+        ensemble.engine.add_group(group, job)
+    step = 0
+    while ensemble.engine.has_work:
+        for event in ensemble.engine.step():
+            if isinstance(event, Completion) and event.request_id == "plain":
+                assert step < steps - 5, "before the first text of the sweep had ended"
+            elif isinstance(event, Completion):
+                plan.take(event)
+        step += 1
+        if step == 20:
+            assert ensemble.engine.stats.slots_used == 3
+            ensemble.engine.add(ensemble.request("i drink", request_id="plain", min_new_tokens=9, max_new_tokens=9))
+    assert plan.result().items == expected.items
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -210,6 +210,18 @@ async def test_a_method_that_is_none_is_not_logged_by_its_name(log_format: Liter
             assert (await client.request("ZEBRAFISH", "/generate")).status_code == 405
     assert "_OTHER" in log.getvalue()
     assert "ZEBRAFISH" not in log.getvalue()
+
+
+async def test_the_openapi_document_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many ask for it: rendering takes long, and without keys anybody may ask."""
+    rendered: list[dict[str, Any]] = []
+    async with in_process() as (client, _):
+        app = client._transport.app  # type: ignore[attr-defined]
+        render = app.openapi
+        monkeypatch.setattr(app, "openapi", lambda: rendered.append(render()) or rendered[-1])
+        answers = [await client.get("/openapi.json") for _ in range(3)]
+    assert len(rendered) == 1
+    assert all(answer.json() == rendered[0] for answer in answers)
 
 
 def test_the_openapi_document_is_served_from_here_alone(client: httpx.Client) -> None:

@@ -1,0 +1,22 @@
+"""What the process that serves does about latency and memory: switches between threads, the heap's rest."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# An engine step gives the interpreter's lock up at each of its hundreds of tensor operations, and a busy event loop
+# keeps it for this long each time: at Python's default of 5 ms a step beside a busy loop takes seconds.
+_SWITCH_S = 0.0001
+
+
+def share_the_interpreter() -> None:
+    """Make the threads of this process take turns often enough for each other's deadlines."""
+    sys.setswitchinterval(_SWITCH_S)
+
+
+def give_back_memory() -> None:
+    """Return the heap's unused pages to the system; glibc keeps them after a burst, and only it is asked."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
