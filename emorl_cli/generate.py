@@ -12,6 +12,7 @@ from emorl_cli.options import (
     BUNDLE_HELP,
     STDIN,
     STDIN_NAME,
+    add_chat_option,
     add_combine_option,
     add_device_options,
     add_example,
@@ -20,6 +21,7 @@ from emorl_cli.options import (
     add_weight_options,
     parse_weights,
     print_json,
+    read_chat,
     read_source,
     sampling_fields,
     use_threads,
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts-file", metavar="FILE", help="prompts, one per line, each answered on its line; - is standard input"
     )
+    add_chat_option(parser)
     add_weight_options(parser)
     add_sampling_options(parser)
     add_combine_option(parser)
@@ -52,14 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         'emorl generate my-bundle "I can\'t keep up at work." --weights reflection=0.7,empathy=0.3 --stream',
         "emorl generate my-bundle --prompts-file prompts.txt --profile balanced --json > answers.jsonl",
+        "emorl generate my-bundle --chat chat.json",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     from emorl_core.errors import InvalidRequest
 
-    if (args.prompt is None) == (args.prompts_file is None):
-        raise InvalidRequest("give either a prompt or --prompts-file", param="prompt")
+    if [args.prompt, args.prompts_file, args.chat].count(None) != 2:
+        raise InvalidRequest("give exactly one of a prompt, --prompts-file and --chat", param="prompt")
     source = args.prompts_file or (STDIN if args.prompt == STDIN else None)
     if args.stream and (source is not None or args.json):
         other = "--json" if args.json else "a file of prompts"
@@ -72,7 +76,13 @@ def run(args: argparse.Namespace) -> int:
         "attribution": args.attribution,
         **sampling_fields(args),
     }
-    lines = _read_lines(source) if source is not None else [utf_8(args.prompt, "the prompt")]
+    lines: list[str] = []
+    if source is not None:
+        lines = _read_lines(source)
+    elif args.prompt is not None:
+        fields["prompt"] = utf_8(args.prompt, "the prompt")
+    else:
+        fields["messages"] = read_chat(args.chat)
 
     from emorl_core.ensemble import Ensemble
 
@@ -80,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     ensemble = Ensemble.load(args.bundle, device=args.device, dtype=args.dtype, slots=args.slots)
     if source is not None:
         return _many(ensemble, lines, fields, as_json=args.json)
-    completion = _stream(ensemble, args.prompt, fields) if args.stream else ensemble.generate(args.prompt, **fields)
+    completion = _stream(ensemble, fields) if args.stream else ensemble.generate(**fields)
     if args.json:
         print_json(_answer(ensemble, completion))
         return 0
@@ -104,10 +114,10 @@ def _read_lines(source: str) -> list[str]:
     return lines
 
 
-def _stream(ensemble: Ensemble, prompt: str, fields: dict[str, Any]) -> Completion:
+def _stream(ensemble: Ensemble, fields: dict[str, Any]) -> Completion:
     """Print the text as it comes."""
     completion = None
-    for event in ensemble.stream(prompt, **fields):
+    for event in ensemble.stream(**fields):
         print(event.text, end="", flush=True)
         completion = event.completion
     print()

@@ -147,6 +147,36 @@ def parse_weights(text: str | None) -> dict[str, float] | None:
     return weights
 
 
+def add_chat_option(parser: argparse.ArgumentParser) -> None:
+    """`--chat`, a chat instead of a prompt."""
+    parser.add_argument(
+        "--chat",
+        metavar="FILE",
+        help="instead of a prompt: a chat, for a bundle with chat; a JSON list of messages with role and content; "
+        "- is standard input",
+    )
+
+
+def read_chat(source: str) -> list[Any]:
+    """The messages of `--chat`; `emorl_core.text.chat.read_messages` says whether they are some.
+
+    Raises:
+        InvalidRequest: no such file, or no JSON list.
+    """
+    from emorl_core.errors import InvalidRequest
+    from emorl_core.files.documents import parse_json
+    from emorl_core.files.reading import Unreadable
+
+    name = STDIN_NAME if source == STDIN else source
+    try:
+        messages = parse_json(read_source(source))
+    except Unreadable as error:
+        raise InvalidRequest(f"--chat: {name}: not JSON: it {error.reason}", param="chat") from None
+    if not isinstance(messages, list):
+        raise InvalidRequest(f"--chat: {name}: must be a JSON list of messages", param="chat")
+    return messages
+
+
 def read_source(source: str) -> str:
     """The text of a file, or of standard input for `-`, whatever encoding the terminal has.
 

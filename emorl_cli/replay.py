@@ -149,7 +149,9 @@ def _find(document: Any) -> list[Any]:
 
 def _prompt(receipt: Receipt, prompt_file: str | None) -> Prompt:
     """The prompt as it is in the file or in the receipt. Whether it is the right one is for `_examine` to say."""
-    from server.serving.receipt import hash_of
+    from pydantic import ValidationError
+
+    from server.serving.receipt import Said, hash_of
 
     if prompt_file is None:
         if receipt.prompt is None:
@@ -160,10 +162,12 @@ def _prompt(receipt: Receipt, prompt_file: str | None) -> Prompt:
     # An editor may have ended the last line, and every line in its own way.
     candidates: list[Prompt] = [text, text.removesuffix("\n").removesuffix("\r"), lf, lf.removesuffix("\n")]
     try:
-        ids = json.loads(text)
-        if isinstance(ids, list) and all(type(item) is int for item in ids):
-            candidates.append(ids)
-    except (json.JSONDecodeError, RecursionError):
+        found = json.loads(text)
+        if isinstance(found, list) and all(type(item) is int for item in found):
+            candidates.append(found)
+        elif isinstance(found, list):
+            candidates.append([Said.model_validate(item) for item in found])
+    except (json.JSONDecodeError, RecursionError, ValidationError):
         pass
     return next((each for each in candidates if hash_of(each) == receipt.prompt_sha256), candidates[1])
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from emorl_cli.options import (
     BUNDLE_HELP,
+    add_chat_option,
     add_combine_option,
     add_device_options,
     add_example,
@@ -16,6 +17,7 @@ from emorl_cli.options import (
     add_threads_option,
     parse_weights,
     print_json,
+    read_chat,
     sampling_fields,
     use_threads,
     utf_8,
@@ -33,7 +35,8 @@ LINE_FIELDS = ("max_new_tokens", "min_new_tokens", "stop")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help=BUNDLE_HELP)
-    parser.add_argument("prompt", help="the prompt")
+    parser.add_argument("prompt", nargs="?", help="the prompt")
+    add_chat_option(parser)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--resolution", type=int, metavar="R", help="every mix in steps of 1/R, e.g. 10")
     which.add_argument(
@@ -64,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from emorl_core.errors import InvalidRequest
 
+    if (args.prompt is None) == (args.chat is None):
+        raise InvalidRequest("give either a prompt or --chat", param="prompt")
     fields = sampling_fields(args)
     if args.line is not None:
         defaults = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": None}
@@ -72,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
                 raise InvalidRequest(f"--line is for greedy texts; it takes no --{name.replace('_', '-')}", param=name)
         if args.combine != "hidden":
             raise InvalidRequest(f"--line mixes hidden states; it takes no --combine {args.combine}", param="combine")
-    prompt = utf_8(args.prompt, "the prompt")
+    prompt = None if args.prompt is None else utf_8(args.prompt, "the prompt")
+    messages = None if args.chat is None else read_chat(args.chat)
     by_line = _read_weights(args.weights_file) if args.weights_file is not None else None
 
     from emorl_core.ensemble import Ensemble
@@ -82,7 +88,12 @@ def run(args: argparse.Namespace) -> int:
     if args.line is not None:
         start, end = (_end(ensemble, text) for text in args.line)
         line = ensemble.sweep_line(
-            prompt, start, end, normalize=args.normalize, **{name: fields[name] for name in LINE_FIELDS}
+            prompt,
+            start,
+            end,
+            messages=messages,
+            normalize=args.normalize,
+            **{name: fields[name] for name in LINE_FIELDS},
         )
         print_json(_line_document(line)) if args.json else _print_line(line)
         return 0
@@ -91,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     result = ensemble.sweep(
         prompt,
         None if by_line is None else list(by_line.values()),
+        messages=messages,
         resolution=args.resolution,
         normalize=args.normalize,
         combine=args.combine,

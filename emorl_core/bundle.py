@@ -267,7 +267,7 @@ def hub_folder(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download  # only where the hub is used
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.yaml", "*.model", "*.txt", "*.md"]
+    patterns = ["*.safetensors", "*.json", "*.yaml", "*.model", "*.txt", "*.md", "*.jinja"]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

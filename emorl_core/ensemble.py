@@ -22,7 +22,7 @@ from emorl_core.loading import load_bundle
 from emorl_core.machine.precision import pick_device, pick_dtype
 from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
-from emorl_core.requests import Requests, Weights
+from emorl_core.requests import Messages, Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import (
@@ -217,9 +217,10 @@ class Ensemble(Requests):
 
     def sweep(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str] | None = None,
         weights: Sequence[Weights] | None = None,
         *,
+        messages: Messages | None = None,
         resolution: int | None = None,
         normalize: bool = True,
         combine: Combine = "hidden",
@@ -230,7 +231,8 @@ class Ensemble(Requests):
         """Every prompt under every weight vector, sharing every common prefix.
 
         Args:
-            prompts: one text or several.
+            prompts: one text or several; none beside `messages`.
+            messages: one chat instead, see `encode_chat`.
             weights: the vectors; or give `resolution`, for the grid of steps 1 / resolution over all objectives.
             only: per prompt the indices of the vectors that it is swept with; none given: all.
             on_item: called as completions come, in the order they end.
@@ -241,16 +243,24 @@ class Ensemble(Requests):
             are given, or nothing is asked for. EngineError when a completion fails; the others are then cancelled.
         """
         plan = self.sweep_plan(
-            prompts, weights, resolution=resolution, normalize=normalize, combine=combine, only=only, **sampling
+            prompts,
+            weights,
+            messages=messages,
+            resolution=resolution,
+            normalize=normalize,
+            combine=combine,
+            only=only,
+            **sampling,
         )
         return self._driver.sweep(plan, on_item)
 
     def sweep_line(
         self,
-        prompt: str,
+        prompt: str | None,
         from_weights: Weights,
         to_weights: Weights,
         *,
+        messages: Messages | None = None,
         min_width: float = 1e-7,
         normalize: bool = True,
         max_new_tokens: int = 64,
@@ -259,12 +269,14 @@ class Ensemble(Requests):
     ) -> SegmentsResult:
         """All greedy texts under (1 - t) from + t to, 0 <= t <= 1, with the exact values of t where they change.
 
-        Intervals narrower than `min_width` are not divided further. Raises as `generate`.
+        prompt: a text, or None beside `messages`, a chat. Intervals narrower than `min_width` are not divided further.
+        Raises as `generate`.
         """
         request = self.segments_request(
             prompt,
             from_weights,
             to_weights,
+            messages=messages,
             min_width=min_width,
             normalize=normalize,
             max_new_tokens=max_new_tokens,

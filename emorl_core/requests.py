@@ -78,6 +78,27 @@ class Requests:
         """
         return self._prompts.encode_chat(messages, field=field)
 
+    def encode_raw(self, text: str, *, field: str = "prompt") -> tuple[int, ...]:
+        """Tokenise a text that stands for itself, without any template; a control token's name in it is that token.
+
+        Raises as `encode`.
+        """
+        return self._prompts.encode_raw(text, field=field)
+
+    def _ids(self, prompt: str | Sequence[int] | None, messages: Messages | None, field: str) -> tuple[int, ...]:
+        """Of exactly one of the two."""
+        if (prompt is None) == (messages is None):
+            raise InvalidRequest("give exactly one of prompt and messages", param=field)
+        if messages is not None:
+            return self.encode_chat(messages)
+        assert prompt is not None  # one of the two is there
+        return self.encode(prompt, field=field) if isinstance(prompt, str) else self._checked_ids(prompt, field)
+
+    def _fitted(self, ids: Sequence[int], sampling: Sampling) -> Sampling:
+        """With as many new tokens as the context leaves, if it leaves any."""
+        room = sampling.max_new_tokens if self._context is None else self._context - len(ids)
+        return replace(sampling, max_new_tokens=room) if 0 < room < sampling.max_new_tokens else sampling
+
     def _check_context(self, ids: Sequence[int], sampling: Sampling, field: str) -> None:
         context = self._context
         if context is not None and len(ids) + sampling.max_new_tokens > context:
@@ -125,12 +146,14 @@ class Requests:
         stream: bool = True,
         request_id: str | None = None,
         field: str = "prompt",
+        fit_context: bool = False,
         **sampling: Any,
     ) -> Request:
         """Everything a caller may name -> a `Request` for the engine, of a prompt or of `messages` (`encode_chat`). A
         prompt of token ids is taken as it is, without the template.
 
-        field: what errors call the prompt; sampling: the fields of `Sampling`.
+        field: what errors call the prompt; fit_context: ask for fewer new tokens where the base's context leaves no
+        more; sampling: the fields of `Sampling`.
 
         Raises:
             InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
@@ -142,14 +165,10 @@ class Requests:
                 f"top_logprobs is {shown(top_logprobs)}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
             )
         settings = sampling_of(**sampling)
-        if (prompt is None) == (messages is None):
-            raise InvalidRequest("give exactly one of prompt and messages", param=field)
-        if messages is not None:
-            field, ids = "messages", self.encode_chat(messages)
-        else:
-            assert prompt is not None  # one of the two is there
-            ids = self.encode(prompt, field=field) if isinstance(prompt, str) else self._checked_ids(prompt, field)
-        self._check_context(ids, settings, field)
+        ids = self._ids(prompt, messages, field)
+        if fit_context:
+            settings = self._fitted(ids, settings)
+        self._check_context(ids, settings, field if messages is None else "messages")
         return Request(
             request_id=request_id or f"local-{next(self._numbers)}",
             prompt_ids=ids,
@@ -164,9 +183,10 @@ class Requests:
 
     def sweep_plan(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str] | None = None,
         weights: Sequence[Weights] | None = None,
         *,
+        messages: Messages | None = None,
         resolution: int | None = None,
         normalize: bool = True,
         combine: Combine = "hidden",
@@ -183,24 +203,32 @@ class Requests:
             weights,
             resolution,
             lambda each: self.resolve(each, normalize=normalize),
-            prompts=1 if isinstance(prompts, str) else len(prompts),
+            prompts=1 if prompts is None or isinstance(prompts, str) else len(prompts),
             most=max_sweep,
         )
         settings = sampling_of(**sampling)
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
-        encoded = [self.encode(prompts)] if isinstance(prompts, str) else self._prompts.encode_all(prompts)
-        for i, ids in enumerate(encoded):
-            self._check_context(ids, settings, "prompt" if isinstance(prompts, str) else f"prompts.{i}")
+        if (prompts is None) == (messages is None):
+            raise InvalidRequest("give exactly one of prompts and messages", param="prompts")
+        if prompts is None or isinstance(prompts, str):
+            fields = ["prompt" if messages is None else "messages"]
+            encoded = [self._ids(prompts, messages, "prompt")]
+        else:
+            fields = [f"prompts.{i}" for i in range(len(prompts))]
+            encoded = self._prompts.encode_all(prompts)
+        for field, ids in zip(fields, encoded, strict=True):
+            self._check_context(ids, settings, field)
         prefix = f"sweep{next(self._numbers)}"
         return SweepPlan(encoded, vectors, settings, combine=combine, only=only, prefix=prefix)
 
     def segments_request(
         self,
-        prompt: str,
+        prompt: str | None,
         from_weights: Weights,
         to_weights: Weights,
         *,
+        messages: Messages | None = None,
         names: tuple[str, str] = ("from_weights", "to_weights"),
         min_width: float = 1e-7,
         normalize: bool = True,
@@ -220,8 +248,8 @@ class Requests:
             for name, weights in zip(names, (from_weights, to_weights), strict=True)
         )
         settings = sampling_of(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=stop, seed=0)
-        ids = self.encode(prompt)
-        self._check_context(ids, settings, "prompt")
+        ids = self._ids(prompt, messages, "prompt")
+        self._check_context(ids, settings, "prompt" if messages is None else "messages")
         return SegmentsRequest(
             request_id or f"local-{next(self._numbers)}",
             ids,

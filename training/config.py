@@ -6,7 +6,7 @@ Unknown keys and kinds are refused with the nearest known one.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, ValidationError, model_validator
@@ -37,6 +37,12 @@ class Section(Strict):
                         f"unknown key {cut(key)}{nearest(str(key), cls.model_fields)}; known keys: {known}"
                     )
         return values
+
+
+def is_default(value: object) -> Callable[[Any], bool]:
+    """For `exclude_if` of a key that came later: a recipe without it has the values, and the hash, that it always had,
+    so runs that were begun before go on."""
+    return lambda found: bool(found == value)
 
 
 class Spec(Section):

@@ -60,6 +60,9 @@ class FakeTokenizer:
     def encode_prompt(self, prompt: str, before: str = "", after: str = "") -> list[int]:
         return self.encode(before + prompt + after)
 
+    def encode_reply(self, text: str) -> list[int]:
+        return self.encode(text)[:-1]
+
     def chat(self, system: str | None) -> FakeChat:
         return FakeChat(self, system)
 
@@ -91,6 +94,9 @@ class FakeChat:
         if messages[0].role != "system" and self._system is not None:
             messages = [Message("system", self._system), *messages]
         return self._tokenizer.encode(" ".join(f"{message.role}: {message.text}" for message in messages))
+
+    def header(self) -> list[int]:
+        return []
 
 
 class FakeModel:

@@ -6,6 +6,7 @@ Letters: M lane rows, N adapters, q new tokens a row, T reply tokens, D hidden, 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,9 +113,17 @@ class LaneModel(Protocol):
 class TrainableModel(LaneModel, Protocol):
     """What training asks beyond that: whole replies under autograd."""
 
+    @property
+    def lanes_apart(self) -> bool:
+        """Whether nothing is lost when a prompt's lanes run in different passes, so that replies of like length can
+        run together."""
+
     def reply_hidden(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         """The state that each reply token is chosen from: last hidden states [M, T, D], and mask [M, T] of the tokens
         that are there. Rows are the replies, group by group; all groups have the same number of them."""
+
+    def keeping_prompts(self) -> AbstractContextManager[None]:
+        """Within it, `reply_hidden` remembers the prompts that no adapter acts on: they run once for all its calls."""
 
     def train(self, mode: bool = True) -> Any:
         """Turn dropout on or off, as `torch.nn.Module.train`."""

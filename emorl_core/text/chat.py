@@ -44,7 +44,9 @@ def read_messages(messages: Sequence[Message | Mapping[str, Any]], *, field: str
     read = tuple(_message(message, f"{field}.{i}") for i, message in enumerate(messages))
     for i, message in enumerate(read[1:], start=1):
         if message.role == "system":
-            raise InvalidRequest(f"{field}.{i}.role is 'system'; allowed: the first message", param=f"{field}.{i}.role")
+            raise InvalidRequest(
+                f"{field}.{i} is a system message; allowed: as the first one only", param=f"{field}.{i}.role"
+            )
     last = len(read) - 1
     if read[last].role != "user":
         raise InvalidRequest(
@@ -86,6 +88,9 @@ class Chat(Protocol):
     def encode(self, messages: Sequence[Message], *, field: str = "messages") -> list[int]:
         """Up to where the reply begins. Raises InvalidRequest for messages that cannot be put so."""
 
+    def header(self) -> list[int]:
+        """What is written at the end of a chat for the reply to begin behind, and nowhere else; may be nothing."""
+
 
 class ChatTemplate:
     """The `Chat` of a tokenizer that has a template. Safe to call from several threads."""
@@ -122,6 +127,29 @@ class ChatTemplate:
             messages = [Message("system", self._system), *messages]
         marked = [Message(message.role, self._marked(message.text)) for message in messages]
         return self._encoder.encode_chat(*_unmarked(self._whole(marked, field)))
+
+    def header(self) -> list[int]:
+        said = [Message("user", _USER)]
+        bare, begun = self._rendered(said, reply=False), self._rendered(said)
+        return self._encoder.encode_chat(begun[len(bare) :] if begun.startswith(bare) else "", [])
+
+    def encode_reply(self, text: str) -> list[int]:
+        """A reply as the template writes it into a chat, from where `encode` ends to what ends the turn and beyond.
+
+        Raises:
+            BundleError: the template does not write replies.
+        """
+        said, reply = Message("user", _USER), Message("assistant", _REPLY)
+        try:
+            begun, finished = self._rendered([said]), self._rendered([said, reply], reply=False)
+        except InvalidRequest as error:
+            raise BundleError(f"chat is set, but {error.message}", param="chat") from None
+        before, found, after = finished.rpartition(_REPLY)
+        if not found:
+            raise BundleError("chat is set, but the base's chat template does not write replies", param="chat")
+        # A template may put more before a finished reply than before one that is to come: empty thoughts, say.
+        lead = before.removeprefix(begun) if before.startswith(begun) else ""
+        return self._encoder.encode_chat(*_unmarked(lead + self._marked(text) + after))
 
     def _whole(self, messages: Sequence[Message], field: str) -> str:
         """Rendered, without a system prompt that nobody asked for."""

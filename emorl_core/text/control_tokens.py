@@ -19,9 +19,10 @@ Span = tuple[int, int]
 
 
 class PromptEncoder(Protocol):
-    """`encode` takes a prompt and the template's parts around it; the special tokens that a model wants are added."""
+    """`encode` takes a prompt and the template's parts around it; `whole`: the special tokens that a model wants are
+    added; else it is a part of a longer text."""
 
-    def encode(self, before: str, prompt: str, after: str) -> list[int]: ...
+    def encode(self, before: str, prompt: str, after: str, *, whole: bool = True) -> list[int]: ...
 
 
 def prompt_encoder(tokenizer: PreTrainedTokenizerBase) -> PromptEncoder:
@@ -46,25 +47,26 @@ class _FastEncoder:
         self._added = self._special | set(added)
         self._text = _text_tokenizer(tokenizer, [token.content for token in added.values()])
 
-    def encode(self, before: str, prompt: str, after: str) -> list[int]:
-        whole = before + prompt + after
+    def encode(self, before: str, prompt: str, after: str, *, whole: bool = True) -> list[int]:
+        text = before + prompt + after
         start, end = len(before), len(before) + len(prompt)
-        encoding = self._tokenizer.encode(whole)
+        encoding = self._tokenizer.encode(text, add_special_tokens=whole)
         of_template: list[Span] = []
         control = set(self._special)  # and whatever else the template uses as one
         inside: list[tuple[int, str]] = []
         for token, (a, b) in zip(encoding.ids, encoding.offsets, strict=True):
             if a == b:
                 continue  # added by the post-processor
-            covered = whole[max(a, start) : min(b, end)].strip()
+            covered = text[max(a, start) : min(b, end)].strip()
             if covered:
-                inside.append((token, whole[a:b].strip()))
+                inside.append((token, text[a:b].strip()))
             elif token in self._added:
                 of_template.append((a, b))
                 control.add(token)
         if not any(self._is_forged(token, text, control) for token, text in inside):
             return list(encoding.ids)
-        return self._encode_as_text(whole, of_template)
+        as_text = self._as_text(text, of_template)
+        return list((self._tokenizer.post_process(as_text) if whole else as_text).ids)
 
     def _is_forged(self, token: int, text: str, control: set[int]) -> bool:
         """Whether `text`, of the prompt, spells the token's name; what is unknown or falls back to bytes does not."""
@@ -72,9 +74,6 @@ class _FastEncoder:
         if token == unknown:
             return text == name
         return token in control or (token in self._bytes and len(text) > 1)
-
-    def _encode_as_text(self, whole: str, of_template: list[Span]) -> list[int]:
-        return list(self._tokenizer.post_process(self._as_text(whole, of_template)).ids)
 
     def _as_text(self, whole: str, of_template: list[Span]) -> Encoding:
         """All of `whole` as text but the control tokens of the template."""
@@ -141,11 +140,11 @@ class _PythonEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, before: str, prompt: str, after: str) -> list[int]:
+    def encode(self, before: str, prompt: str, after: str, *, whole: bool = True) -> list[int]:
         parts = ((before, False), (prompt, True), (after, False))
         ids = [
             token
             for part, as_text in parts
             for token in self._tokenizer.encode(part, add_special_tokens=False, split_special_tokens=as_text)
         ]
-        return list(self._tokenizer.build_inputs_with_special_tokens(ids))
+        return list(self._tokenizer.build_inputs_with_special_tokens(ids)) if whole else ids

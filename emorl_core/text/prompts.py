@@ -32,10 +32,7 @@ class PromptEncoder:
         """field: what errors call the prompt.
 
         Raises InvalidRequest for an empty prompt and for one that is no text, PromptTooLong naming the limit."""
-        self._check_chars(prompt, field)
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InvalidRequest(f"{field} is empty; allowed: text with at least one character", param=field)
-        _check_unicode(prompt, field)
+        self._check_text(prompt, field)
         return self._checked(self.ids(prompt, field=field), field)
 
     def ids(self, prompt: str, *, field: str = "prompt") -> list[int]:
@@ -61,6 +58,11 @@ class PromptEncoder:
             _check_unicode(message.text, f"{field}.{i}.content")
         return self._checked(self._chat.encode(read, field=field), field)
 
+    def encode_raw(self, text: str, *, field: str = "prompt") -> tuple[int, ...]:
+        """Without any template, and with control tokens where their names stand. Raises as `encode`."""
+        self._check_text(text, field)
+        return self._checked(self._tokenizer.encode(text), field)
+
     @property
     def template_tokens(self) -> int:
         """What the template takes by itself."""
@@ -83,6 +85,12 @@ class PromptEncoder:
         for i, prompt in enumerate(prompts):
             self._check_chars(prompt, f"prompts.{i}")
         return [self.encode(prompt, field=f"prompts.{i}") for i, prompt in enumerate(prompts)]
+
+    def _check_text(self, prompt: str, field: str) -> None:
+        self._check_chars(prompt, field)
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InvalidRequest(f"{field} is empty; allowed: text with at least one character", param=field)
+        _check_unicode(prompt, field)
 
     def _check_chars(self, prompt: str, field: str) -> None:
         if isinstance(prompt, str):

@@ -40,6 +40,9 @@ class Tokenizer(Protocol):
     def encode_prompt(self, prompt: str, before: str = "", after: str = "") -> list[int]:
         """A stranger's text between the parts of a template: control tokens can only come from those."""
 
+    def encode_reply(self, text: str) -> list[int]:
+        """A text that goes on where a prompt ends: no special token is added, and names of control tokens are text."""
+
     def chat(self, system: str | None) -> Chat:
         """system: of chats that bring none. Raises BundleError when there is no chat template that can be used."""
 
@@ -65,6 +68,9 @@ class HuggingFaceTokenizer:
 
     def encode_prompt(self, prompt: str, before: str = "", after: str = "") -> list[int]:
         return self._encoder.encode(before, prompt, after)
+
+    def encode_reply(self, text: str) -> list[int]:
+        return self._encoder.encode("", text, "", whole=False)
 
     def chat(self, system: str | None) -> ChatTemplate:
         return ChatTemplate(self._tokenizer, system=system)

@@ -40,6 +40,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     service = service_of(request)
     request_id = f"gen-{secrets.token_hex(12)}"
     limit = service.settings.max_new_tokens
+    sent = body.chat or body.prompt or ""  # one of the two is there
     generation = await service.accept(request, lambda e: [body.to_core(e, request_id, max_new_tokens=limit)])
     identity = generation.deployment.identity if body.receipt else None
 
@@ -47,7 +48,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
         ensemble = generation.deployment.ensemble
         content = answer(completion, ensemble.name, ensemble.lanes)
         if identity is not None:
-            receipt = make_receipt(ensemble, identity, body.prompt, generation.requests[0], completion)
+            receipt = make_receipt(ensemble, identity, sent, generation.requests[0], completion)
             content["receipt"] = receipt.model_dump(mode="json")
         return content
 

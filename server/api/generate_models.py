@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from emorl_core.ensemble import Ensemble
 from emorl_core.types import Attribution, Completion, Request
 from emorl_core.weights import named
-from server.api.fields import SamplingFields, Text, Weights
+from server.api.asked import PromptFields
+from server.api.fields import SamplingFields, Weights
 from server.serving.receipt import Receipt
 
 
-class GenerateRequest(SamplingFields):
+class GenerateRequest(PromptFields, SamplingFields):
     """`POST /generate`. `weights` and `profile` exclude each other; with neither, the bundle's default profile."""
 
     model_config = ConfigDict(
@@ -27,7 +28,6 @@ class GenerateRequest(SamplingFields):
         }
     )
 
-    prompt: Text = Field(description="What the client said; the bundle's template is put around it.")
     weights: Weights | None = Field(None, description="Objective -> number; names not listed weigh 0.")
     profile: str | None = Field(None, description="Named weights of the bundle, instead of `weights`.")
     stream: bool = Field(False, description="Answer with server-sent events.")
@@ -38,6 +38,7 @@ class GenerateRequest(SamplingFields):
         """Raises `InvalidRequest` and its kinds. `max_new_tokens`: the server's limit."""
         return ensemble.request(
             self.prompt,
+            messages=self.chat,
             weights=self.weights,
             profile=self.profile,
             attribution=self.attribution,

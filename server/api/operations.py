@@ -51,6 +51,7 @@ async def info(request: Request) -> Response:
             "format": spec.format,
             "architecture": ensemble.engine.model.facts.architecture,
             "prompt_template": spec.prompt_template,
+            "chat": None if spec.chat is None else spec.chat.model_dump(),
             "objectives": list(ensemble.lanes),
             "profiles": list(spec.profiles),
             "default_profile": spec.default_profile,

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from emorl_core.bundle import ChatSpec
 from server.api.fields import example
 from server.serving.receipt import Identity
 
@@ -65,6 +66,7 @@ class Info(BaseModel):
         format="emorl-bundle/1",
         architecture="t5",
         prompt_template="{prompt} [SEP] ",
+        chat=None,
         objectives=["base", "reflection", "empathy"],
         profiles=["balanced"],
         default_profile="balanced",
@@ -98,6 +100,7 @@ class Info(BaseModel):
     format: str
     architecture: str
     prompt_template: str
+    chat: ChatSpec | None
     objectives: list[str]
     profiles: list[str]
     default_profile: str | None

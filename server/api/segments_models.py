@@ -11,13 +11,14 @@ from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest
 from emorl_core.ensemble import Ensemble
 from emorl_core.types import MIN_WIDTH, Interval
 from emorl_core.weights import named
-from server.api.fields import Int, LengthFields, Text, Weights
+from server.api.asked import PromptFields
+from server.api.fields import Int, LengthFields, Weights
 
 # Most intervals of one request that run at once: more would slow down every other request's steps.
 _SLOTS = 4
 
 
-class SegmentsBody(LengthFields):
+class SegmentsBody(PromptFields, LengthFields):
     """`POST /sweep/line`: every greedy text on the line w(t) = (1 - t) * from + t * to, and the exact t at which it
     changes."""
 
@@ -36,7 +37,6 @@ class SegmentsBody(LengthFields):
         }
     )
 
-    prompt: Text = Field(description="What the client said; the bundle's template is put around it.")
     start: Weights = Field(alias="from", description="Weights at t = 0; names not listed weigh 0.")
     end: Weights = Field(alias="to", description="Weights at t = 1.")
     normalize: bool = Field(True, description="Scale both ends to sum 1. Negative weights need false.")
@@ -52,6 +52,7 @@ class SegmentsBody(LengthFields):
             self.prompt,
             self.start,
             self.end,
+            messages=self.chat,
             names=("from", "to"),
             min_width=self.min_width,
             request_id=request_id,

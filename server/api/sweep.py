@@ -48,7 +48,7 @@ async def sweep(body: SweepRequest, request: Request) -> Response:
         return body.plan(ensemble, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep)
 
     # Each prompt takes one place of the queue; the branches they fork into use only free slots.
-    rows = min(len(body.prompts), service.admission.slots)
+    rows = min(body.count, service.admission.slots)
     generation, plan = await service.accept_built(request, build, _requests_of, rows)
     dialect = SweepDialect(f"sweep-{secrets.token_hex(12)}", generation.deployment.ensemble.name, plan)
     if body.stream:

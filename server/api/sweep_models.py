@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, texts_of
 from emorl_core.ensemble import Ensemble
-from server.api.fields import FirstFault, Int, SamplingFields, Seed, Texts, Weights
+from server.api.asked import PromptsFields
+from server.api.fields import FirstFault, Int, SamplingFields, Seed, Weights
 
 Vectors = Annotated[list[Weights], FirstFault(), Field(min_length=1)]
 
 
-class SweepRequest(SamplingFields):
+class SweepRequest(PromptsFields, SamplingFields):
     """`POST /sweep`: every prompt under every weight vector. Give exactly one of `weights` and `resolution`."""
 
     model_config = ConfigDict(
@@ -26,7 +27,6 @@ class SweepRequest(SamplingFields):
         }
     )
 
-    prompts: Texts = Field(description="What the clients said; the bundle's template is put around each.")
     weights: Vectors | None = Field(None, description="The weight vectors.")
     resolution: Int | None = Field(None, ge=1, description="Instead: every vector of steps 1 / resolution, sum 1.")
     seed: Seed | None = Field(None, description="One for all completions. Null: one is drawn.")
@@ -37,6 +37,7 @@ class SweepRequest(SamplingFields):
         return ensemble.sweep_plan(
             self.prompts,
             self.weights,
+            messages=self.chat,
             resolution=self.resolution,
             max_sweep=max_sweep,
             **self.options(max_new_tokens=max_new_tokens),

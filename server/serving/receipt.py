@@ -19,17 +19,27 @@ from typing import Any, Literal
 import torch
 
 from emorl_core import __version__
-from emorl_core.bundle import BundleSpec
+from emorl_core.bundle import BundleSpec, ChatSpec
 from emorl_core.config import Strict
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.snapshot import Hashes
+from emorl_core.text.chat import Message, Role
 from emorl_core.types import Combine, Completion, FinishReason, Request
 
 FORMAT: Literal["emorl-receipt/1"] = "emorl-receipt/1"
 _REMOVABLE = ("prompt", "text", "token_ids")
 
-Prompt = str | list[int]
+
+class Said(Strict):
+    """A message of a chat."""
+
+    role: Role
+    content: str
+
+
+Prompt = str | list[int] | list[Said]
+Sent = str | Sequence[int] | Sequence[Message]  # the same, as requests have it
 
 
 class Identity(Strict):
@@ -37,7 +47,7 @@ class Identity(Strict):
     hashed, as for a model that is no bundle.
 
     `source`: the hub id that the bundle came from, null for a folder. `bundle_yaml` also changes with what made no
-    difference to this text, a new profile for example; `prompt_template` is the part of it that does.
+    difference to this text, a new profile for example; `prompt_template` and `chat` are the parts of it that do.
     """
 
     bundle: str
@@ -46,6 +56,7 @@ class Identity(Strict):
     bundle_yaml: str | None
     base: str | None
     adapters: dict[str, str]
+    chat: ChatSpec | None = None
 
     @classmethod
     def of(cls, spec: BundleSpec, hashes: Hashes | None, source: str | None = None) -> Identity:
@@ -56,6 +67,7 @@ class Identity(Strict):
             bundle_yaml=None if hashes is None else hashes.bundle_yaml,
             base=None if hashes is None else hashes.base,
             adapters={} if hashes is None else hashes.adapters,
+            chat=spec.chat,
         )
 
     def mismatches(self, now: Identity, weights: dict[str, float]) -> list[str]:
@@ -63,6 +75,8 @@ class Identity(Strict):
         found = []
         if now.prompt_template != self.prompt_template:
             found.append("the prompt template is another one")
+        if now.chat != self.chat:
+            found.append("chat, in bundle.yaml, is another one")
         if now.base != self.base:
             found.append("the base model is another one")
         for name in sorted(name for name, weight in weights.items() if weight and name in self.adapters):
@@ -85,7 +99,8 @@ class ReceiptSampling(Strict):
 
 
 class Receipt(Strict):
-    """`prompt`: the text without the template, or token ids where those were sent. `weights`: every lane's number as
+    """`prompt`: the text without the template, or the chat or token ids where those were sent; `raw`: there was no
+    template. `weights`: every lane's number as
     the engine used it, so they are given back with `normalize: false`. `sha256`: over all the rest but the three
     fields that may be set to null, two of which have hashes of their own. It shows damage; it is no signature."""
 
@@ -108,11 +123,12 @@ class Receipt(Strict):
     compiled: bool
     versions: dict[str, str]
     sha256: str
+    raw: bool = False
 
     def damage(self) -> list[str]:
         """What does not fit together in this receipt, one line each."""
         found = []
-        if self.sha256 != _seal(self.model_dump(mode="json")):
+        if self.sha256 != _seal(self):
             found.append("a field of the receipt was changed after it was written (sha256 does not fit)")
         if self.prompt is not None and hash_of(self.prompt) != self.prompt_sha256:
             found.append("the prompt of the receipt was changed after it was written (prompt_sha256 does not fit)")
@@ -122,20 +138,33 @@ class Receipt(Strict):
 
 
 def hash_of(content: Prompt) -> str:
-    """SHA-256 of a text's UTF-8, or of token ids as JSON without spaces."""
-    text = content if isinstance(content, str) else json.dumps(content, separators=(",", ":"))
+    """SHA-256 of a text's UTF-8, or of token ids or messages as JSON without spaces."""
+    if isinstance(content, str):
+        text = content
+    else:
+        plain = [each.model_dump() if isinstance(each, Said) else each for each in content]
+        text = json.dumps(plain, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _seal(fields: dict[str, Any]) -> str:
-    kept = {name: value for name, value in fields.items() if name not in (*_REMOVABLE, "sha256")}
+def _seal(receipt: Receipt) -> str:
+    """Fields with a default came later, and are left out where they have it: so the receipts from before stay whole."""
+    fields = receipt.model_dump(mode="json", exclude_defaults=True, exclude={*_REMOVABLE, "sha256"})
+    kept = {**fields, "format": receipt.format}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def make_receipt(
-    ensemble: Ensemble, identity: Identity, prompt: str | Sequence[int], request: Request, completion: Completion
+    ensemble: Ensemble,
+    identity: Identity,
+    prompt: Sent,
+    request: Request,
+    completion: Completion,
+    *,
+    raw: bool = False,
 ) -> Receipt:
-    sent = prompt if isinstance(prompt, str) else list(prompt)
+    """raw: the prompt is a text without a template (`Ensemble.encode_raw`)."""
+    sent = _as_kept(prompt)
     tokens = list(completion.token_ids)
     sampling = {**dataclasses.asdict(request.sampling), "seed": completion.seed, "stop": list(request.sampling.stop)}
     unsealed = Receipt(
@@ -157,8 +186,16 @@ def make_receipt(
         compiled=ensemble.compiled,
         versions=versions(ensemble.device),
         sha256="",
+        raw=raw,
     )
-    return unsealed.model_copy(update={"sha256": _seal(unsealed.model_dump(mode="json"))})
+    return unsealed.model_copy(update={"sha256": _seal(unsealed)})
+
+
+def _as_kept(prompt: Sent) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    messages = [Said(role=each.role, content=each.text) for each in prompt if isinstance(each, Message)]
+    return messages or [each for each in prompt if isinstance(each, int)]
 
 
 def replay_request(ensemble: Ensemble, receipt: Receipt, prompt: Prompt) -> Request:
@@ -173,15 +210,22 @@ def replay_request(ensemble: Ensemble, receipt: Receipt, prompt: Prompt) -> Requ
         raise InvalidRequest(
             f"the receipt has objectives that this bundle lacks: {', '.join(sorted(missing))}", param="weights"
         )
-    request = ensemble.request(
-        prompt if isinstance(prompt, str) else ".",  # token ids are put in below; they had no template
+    return ensemble.request(
+        **_as_asked(ensemble, prompt, raw=receipt.raw),
         weights=weights,
         normalize=False,
         combine=receipt.combine,
         stream=False,
         **receipt.sampling.model_dump(),
     )
-    return request if isinstance(prompt, str) else dataclasses.replace(request, prompt_ids=tuple(prompt))
+
+
+def _as_asked(ensemble: Ensemble, prompt: Prompt, *, raw: bool) -> dict[str, Any]:
+    """A kept prompt as `Ensemble.request` takes it."""
+    if isinstance(prompt, str):
+        return {"prompt": ensemble.encode_raw(prompt) if raw else prompt}
+    messages = [Message(each.role, each.content) for each in prompt if isinstance(each, Said)]
+    return {"messages": messages} if messages else {"prompt": prompt}
 
 
 def surroundings(ensemble: Ensemble, receipt: Receipt) -> list[str]:

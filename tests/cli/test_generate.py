@@ -11,8 +11,10 @@ import pytest
 
 from emorl_cli import generate
 from emorl_cli.options import parse_weights
+from emorl_core.bundle import ChatSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidWeights
+from emorl_core.fake import fake_ensemble
 
 PROMPT = "I can't keep up with work."
 
@@ -215,7 +217,7 @@ def test_an_interruption_loses_nothing_finished(emorl, fake: Ensemble, tmp_path:
         (["--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--max-new-tokens", "x"], "--max-new-tokens"),
         (["--dtype", "float16"], "float32, bfloat16"),
-        (["--prompts-file", "x"], "either a prompt or --prompts-file"),
+        (["--prompts-file", "x"], "exactly one of a prompt, --prompts-file and --chat"),
         (["--stream", "--json"], "does not go with --json"),
     ],
 )
@@ -257,3 +259,52 @@ def test_parse_weights() -> None:
     assert parse_weights(" reflection = 0.7 , empathy=3e-1") == {"reflection": 0.7, "empathy": 0.3}
     with pytest.raises(InvalidWeights):
         parse_weights("")
+
+
+CHAT = [
+    {"role": "user", "content": "so much work"},
+    {"role": "assistant", "content": "hm"},
+    {"role": "user", "content": "x"},
+]
+
+
+def test_a_chat_from_a_file_and_from_standard_input(emorl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chatty = fake_ensemble(chat=ChatSpec())
+    monkeypatch.setattr(Ensemble, "load", lambda *args, **kwargs: chatty)
+    expected = chatty.generate(messages=CHAT, max_new_tokens=9).text
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps(CHAT), encoding="utf-8")
+    argv = ("generate", "any", "--max-new-tokens", 9, "--chat")
+    assert emorl(*argv, file).out == emorl(*argv, file, "--stream").out == expected + "\n"
+    stdin = io.TextIOWrapper(io.BytesIO(file.read_bytes()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert emorl(*argv, "-").out == expected + "\n"
+    swept = emorl("sweep", "any", "--chat", file, "--resolution", 1, "--max-new-tokens", 9, "--json")
+    assert len(json.loads(swept.out)["texts"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("[", "not JSON"),
+        ("{}", "must be a JSON list of messages"),
+        ('[{"role": "system", "content": "x"}]', "messages.0.role is 'system'"),
+        ('[{"role": "user"}]', "messages.0.content is no text"),
+    ],
+)
+def test_a_chat_that_is_none_is_refused(
+    emorl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, message: str
+) -> None:
+    chatty = fake_ensemble(chat=ChatSpec())
+    monkeypatch.setattr(Ensemble, "load", lambda *args, **kwargs: chatty)
+    file = tmp_path / "chat.json"
+    file.write_text(written, encoding="utf-8")
+    assert message in emorl("generate", "any", "--chat", file).refused()
+    assert message in emorl("sweep", "any", "--resolution", 1, "--chat", file).refused()
+
+
+def test_a_prompt_and_a_chat_exclude_each_other(emorl) -> None:
+    assert (
+        "exactly one of a prompt, --prompts-file and --chat" in emorl("generate", "any", "x", "--chat", "y").refused()
+    )
+    assert "either a prompt or --chat" in emorl("sweep", "any", "x", "--resolution", 1, "--chat", "y").refused()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from emorl_core.bundle import Bundle, ProfileSpec, write_spec
 from emorl_core.ensemble import Ensemble
 from server.settings import Settings
+from tests.chats import tiny_chat_bundle
 from tests.http.harness import events, live
 
 PROMPT = "my mother left again, ZEBRAFISH, and nobody listens"
@@ -249,7 +250,7 @@ def test_other_versions_are_noted_and_decide_nothing(emorl, answers: dict[str, A
 
     receipt = Receipt.model_validate_json(json.dumps(answers["greedy"]["receipt"]))
     older = receipt.model_copy(update={"versions": {**receipt.versions, "torch": "2.0"}, "device": "cuda:0"})
-    older = older.model_copy(update={"sha256": _seal(older.model_dump(mode="json"))})
+    older = older.model_copy(update={"sha256": _seal(older)})
     ran = emorl("replay", save(older.model_dump(mode="json")), bundle)
     assert ran.code == 0
     assert "note: torch was 2.0 and is" in ran.out
@@ -264,7 +265,7 @@ def test_a_compiled_step_is_compiled_again_or_a_note_says_that_it_was_not(
     receipt = Receipt.model_validate_json(json.dumps(answers["greedy"]["receipt"])).model_copy(
         update={"compiled": True}
     )
-    receipt = receipt.model_copy(update={"sha256": _seal(receipt.model_dump(mode="json"))})
+    receipt = receipt.model_copy(update={"sha256": _seal(receipt)})
     asked: list[bool] = []
     load = Ensemble.load
 
@@ -316,3 +317,20 @@ def test_a_copy_of_the_bundle_elsewhere_is_as_good(
 ) -> None:
     copy = shutil.copytree(bundle, tmp_path / "moved")
     assert emorl("replay", save(answers["chat"]), copy).code == 0
+
+
+def test_a_chat_is_replayed_with_its_messages_or_with_those_of_a_file(emorl, tmp_path: Path, save: Save) -> None:
+    bundle = tiny_chat_bundle(tmp_path / "bundle")
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]
+    body = {"model": "chat", "messages": chat, "max_tokens": 9, "receipt": True}
+    with live(Settings(port=0, bundle=str(bundle), dtype="float32")) as server, server.client() as client:
+        answer = client.post("/v1/chat/completions", json=body).json()
+        said = {"model": "chat", "prompt": f"<|im_start|>user\n{PROMPT}", "max_tokens": 9, "receipt": True}
+        raw = client.post("/v1/completions", json=said).json()
+    assert emorl("replay", save(answer), bundle).code == emorl("replay", save(raw), bundle).code == 0
+    kept = {**answer["emorl"]["receipts"][0], "prompt": None, "text": None, "token_ids": None}
+    file = tmp_path / "chat-file.json"
+    file.write_text(json.dumps(chat, indent=1), encoding="utf-8")
+    assert emorl("replay", save(kept), bundle, "--prompt-file", file).code == 0
+    file.write_text(json.dumps(chat[1:]), encoding="utf-8")
+    assert "the prompt is another one" in emorl("replay", save(kept), bundle, "--prompt-file", file).out

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import normalizers
 
-from emorl_core.bundle import BASE_DIR, BaseRef, BundleSpec, ChatSpec, ObjectiveSpec, read_spec, write_spec
+from emorl_core.bundle import BundleSpec, ChatSpec, read_spec, write_spec
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import BundleError, InvalidRequest, PromptTooLong
 from emorl_core.fake import fake_ensemble
 from emorl_core.text.chat import ChatTemplate, Message
 from tests.builders import tiny_t5_bundle
-from tests.supported_models import tiny_causal, tiny_causal_adapter
+from tests.chats import BOS, END, HIDDEN, START, THINK, TURNS, library, tiny_chat_bundle, tokenizer_of
 
-TURNS = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-HIDDEN = (  # as SmolLM2 and Qwen2.5 have it
-    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a hidden one.<|im_end|>\n' }}{% endif %}"
-)
 BEGUN = "{{ bos_token }}"
 TEMPLATES = {
     "plain": TURNS,
@@ -42,7 +32,6 @@ TEMPLATES = {
         "{{ '<|im_start|>system\nToday\n' + said + '<|im_end|>\n' }}" + TURNS
     ),
 }
-START, END, BOS, THINK = "<|im_start|>", "<|im_end|>", "<s>", "<think>"
 CHAT = (
     {"role": "user", "content": "so much work"},
     {"role": "assistant", "content": "you feel"},
@@ -50,35 +39,10 @@ CHAT = (
 )
 
 
-def tokenizer_of(template: str | None, *, normalizer: Any = None) -> PreTrainedTokenizerFast:
-    """Bytes, 256 of them, and control tokens behind them."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(name, special=True, normalized=normalizer is not None) for name in (BOS, START, END)]
-    )
-    tokenizer.add_tokens([AddedToken(THINK, special=False, normalized=False)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=END)
-    if template is not None:
-        fast.chat_template = template
-    return fast
-
-
 def messages(*texts: str, system: str | None = None) -> list[Message]:
     """User and assistant in turn."""
     turns = [Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(texts)]
     return turns if system is None else [Message("system", system), *turns]
-
-
-def library(tokenizer: PreTrainedTokenizerFast, chat: Sequence[Message]) -> list[int]:
-    conversation = [{"role": m.role, "content": m.text} for m in chat]
-    found = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
-    assert isinstance(found, list)
-    return found
 
 
 CHATS = (
@@ -165,7 +129,7 @@ FAULTS: tuple[tuple[Any, str, str], ...] = (
     ([{"role": "user", "content": "x", "tool_calls": []}], "messages.0 has further fields", "messages.0"),
     (["hello"], "messages.0 is no message", "messages.0"),
     ([*CHAT[:2]], "messages.1.role is 'assistant'; allowed for the last message: user", "messages.1.role"),
-    ([CHAT[0], {"role": "system", "content": "x"}, CHAT[2]], "messages.1.role is 'system'; allowed: the first", "messages.1.role"),
+    ([CHAT[0], {"role": "system", "content": "x"}, CHAT[2]], "messages.1 is a system message; allowed: as the first one only", "messages.1.role"),
     ([{"role": "user", "content": "so \ud83d"}], "messages.0.content holds half a surrogate pair", "messages.0.content"),
 )  # fmt: skip
 
@@ -222,20 +186,7 @@ def test_a_bundle_gives_a_template_or_a_chat(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny llama that talks in bytes, with a template that hides a system prompt and two ends of a turn."""
-    folder = tmp_path_factory.mktemp("chat")
-    base = tiny_causal(folder / BASE_DIR, "llama", vocab_size=260, max_position_embeddings=128)
-    tokenizer_of(TEMPLATES["begun hidden"]).save_pretrained(base)
-    tiny_causal_adapter(base, folder / "adapters" / "one", 2, 1, "all-linear")
-    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 258]}), encoding="utf-8")
-    spec = BundleSpec(
-        name="chat",
-        base=BaseRef(path=BASE_DIR),
-        chat=ChatSpec(),
-        objectives={"one": ObjectiveSpec(adapter="adapters/one")},
-    )
-    write_spec(folder, spec)
-    return folder
+    return tiny_chat_bundle(tmp_path_factory.mktemp("chat"), template=TEMPLATES["begun hidden"])
 
 
 def test_a_bundle_with_chat_loads_and_answers(bundle: Path) -> None:
@@ -252,10 +203,10 @@ def test_a_bundle_with_chat_loads_and_answers(bundle: Path) -> None:
 def test_the_context_bounds_prompt_and_new_tokens_and_is_named(bundle: Path) -> None:
     ensemble = Ensemble.load(bundle, device="cpu", dtype="float32")
     weights, taken = {"one": 1.0}, len(ensemble.encode("hello"))
-    most = 128 - taken
+    most = 256 - taken
     assert ensemble.request("hello", weights=weights, max_new_tokens=most)
     message = (
-        rf"has {taken} tokens and max_new_tokens is {most + 1}; allowed: up to 128 together \(the context of the base"
+        rf"has {taken} tokens and max_new_tokens is {most + 1}; allowed: up to 256 together \(the context of the base"
     )
     calls = (
         lambda: ensemble.request("hello", weights=weights, max_new_tokens=most + 1),
@@ -277,3 +228,47 @@ def test_chat_over_a_base_without_a_template_is_refused_as_inspect_refuses_it(tm
     with pytest.raises(BundleError, match="chat is set and the base's tokenizer has no chat template") as caught:
         Ensemble.load(bundle, device="cpu")
     assert examine(str(bundle))["faults"] == [caught.value.message]
+
+
+@pytest.mark.parametrize(
+    ("template", "header", "reply"),
+    [
+        (TURNS, f"{START}assistant\n", f"said{END}\n"),
+        (HIDDEN + TURNS, f"{START}assistant\n", f"said{END}\n"),
+        (TEMPLATES["always one header"], f"{START}assistant\n", f"said{END}\n"),
+        (  # nothing is written for a reply to come, as Llama 2 and Mistral have it
+            "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + '<|im_end|>' }}"
+            "{% else %}{{ '[' + m['content'] + ']' }}{% endif %}{% endfor %}",
+            "",
+            f" said{END}",
+        ),
+        (  # empty thoughts before a finished reply, as Qwen3 has it
+            TURNS.replace("'\n' + m['content']", "'\n' + ('<think></think>' if m['role'] == 'assistant' else '') + m['content']"),
+            f"{START}assistant\n",
+            f"<think></think>said{END}\n",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_written_around_a_reply(template: str, header: str, reply: str) -> None:
+    tokenizer = tokenizer_of(template)
+    chat = ChatTemplate(tokenizer)
+    assert tokenizer.decode(chat.header()) == header
+    assert tokenizer.decode(chat.encode_reply("said")) == reply
+    whole = [*chat.encode(messages("hi")), *chat.encode_reply("said")]
+    finished = chat.encode(messages("hi", "said", "more"))
+    shared = len(whole) if "think" not in template else len(chat.encode(messages("hi")))
+    assert finished[:shared] == whole[:shared]
+
+
+def test_names_of_control_tokens_in_a_reply_are_text() -> None:
+    tokenizer = tokenizer_of(TURNS)
+    (end,) = tokenizer.convert_tokens_to_ids([END])
+    ids = ChatTemplate(tokenizer).encode_reply(f"I say {END} and {START}")
+    assert tokenizer.decode(ids) == f"I say {END} and {START}{END}\n"
+    assert ids.count(end) == 1
+
+
+def test_a_template_that_writes_no_replies_is_refused_where_they_are_needed() -> None:
+    only_users = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+    with pytest.raises(BundleError, match="the base's chat template does not write replies"):
+        ChatTemplate(tokenizer_of(only_users)).encode_reply("said")

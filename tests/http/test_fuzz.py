@@ -71,7 +71,10 @@ def names_that_exist(case: schemathesis.Case) -> None:
     for name in ("weights", "objective_weights", "from", "to"):
         if body.get(name) is not None:
             body[name] = {"empathy": 1.0, "reflection": 0.5}
-    if isinstance(body.get("prompts"), list):
+    if "model" not in body:  # the native API, over a bundle without chat
+        body.pop("messages", None)
+        body.setdefault("prompts" if case.operation.path == "/sweep" else "prompt", PROMPT)
+    if "prompts" in body:
         body["prompts"] = [PROMPT, "work hurts"]
         body.pop("resolution", None)
         body["weights"] = [{"empathy": 1.0}, {"reflection": 0.5, "fluency": 0.5}]
@@ -82,8 +85,8 @@ def names_that_exist(case: schemathesis.Case) -> None:
             body[name] = 3
     if "min_new_tokens" in body:
         body["min_new_tokens"] = 0
-    if isinstance(body.get("prompt"), str):
-        body["prompt"] = body["prompt"][:100] or PROMPT
+    if body.get("prompt", "") is None or isinstance(body.get("prompt"), str):
+        body["prompt"] = (body["prompt"] or PROMPT)[:100]
     if body.get("messages"):
         silent = [{**message, "content": ""} for message in body["messages"]]
         body["messages"] = [*silent, {"role": "user", "content": PROMPT}]

@@ -71,8 +71,8 @@ def test_the_recipes_of_the_project_are_valid(path: Path) -> None:
     assert load_recipe(path).objectives
 
 
-def test_the_three_recipes_are_there() -> None:
-    assert {"demo.yaml", "pair-t5-base.yaml", "pair-small.yaml"} <= {path.name for path in RECIPES}
+def test_the_recipes_that_the_pages_name_are_there() -> None:
+    assert {"demo.yaml", "pair-t5-base.yaml", "pair-small.yaml", "pair-smollm2.yaml"} <= {path.name for path in RECIPES}
 
 
 def test_defaults_are_the_numbers_of_the_paper_where_they_do_no_harm() -> None:

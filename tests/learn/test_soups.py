@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from emorl_core.adapters.adapter import Adapter, LoraPair, read_peft
 from emorl_core.adapters.writer import write_peft
+from emorl_core.errors import AdapterError
 from training.evaluation.soups import soup
 
 MODULES = {"encoder.block.0.q": (12, 8), "decoder.block.1.wo": (6, 20), "decoder.block.0.v": (9, 9)}  # [out, in]
@@ -57,3 +59,16 @@ def test_a_soup_survives_a_peft_folder(tmp_path: Path) -> None:
     again = read_peft(tmp_path, "soup")
     for module, pair in made.modules.items():
         torch.testing.assert_close(again.modules[module].delta(), pair.delta(), rtol=0, atol=1e-6)
+
+
+def test_a_soup_of_activated_adapters_is_activated() -> None:
+    pair = LoraPair(torch.ones(2, 3), torch.ones(4, 2), 1.0)
+    one, two, other = (
+        Adapter(name, {"q": pair}, invocation_tokens=tokens, task="CAUSAL_LM")
+        for name, tokens in (("one", (7, 8)), ("two", (7, 8)), ("other", (8,)))
+    )
+    made = soup("soup", [one, two], {"one": 0.5, "two": 0.5})
+    assert (made.invocation_tokens, made.task) == ((7, 8), "CAUSAL_LM")
+    for first, second in ((one, other), (one, replace(two, invocation_tokens=None))):
+        with pytest.raises(AdapterError, match="soup: the adapters begin to act at different tokens"):
+            soup("soup", [first, second], {first.name: 0.5, second.name: 0.5})

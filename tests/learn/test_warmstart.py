@@ -22,7 +22,8 @@ from tests.modes import closed_files
 from training.data.records import Record
 from training.data.synthetic.grammar import generate
 from training.progress import FitProgress
-from training.warm_start.fit import FitError, FitSettings, last_checkpoint, plan_order
+from training.warm_start.errors import FitError
+from training.warm_start.fit import FitSettings, last_checkpoint, plan_order
 from training.warm_start.scratch_t5 import ScratchSettings, new_model
 from training.warm_start.tokenizer import train_tokenizer
 from training.warm_start.warm_start import WarmStartSettings, warm_start

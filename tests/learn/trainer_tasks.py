@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from emorl_core.models.registry import load_model
+from emorl_core.models.registry import adapter_task, load_model
 from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from tests.builders import tiny_t5
 from training.data.prompts import encode_prompts
 from training.data.records import Record
+from training.data.wording import template_or_chat
+from training.pipeline.invocation import invocation_of
 from training.pipeline.prepare import Encoded
 from training.pipeline.workshop import Joint, task_of
 from training.recipe.recipe import Recipe, parse_recipe
@@ -87,8 +89,7 @@ def tiny_task(
     device = torch.device("cpu")
     prompts, _ = encode_prompts(
         [Record(text, where=f"prompts.jsonl:{line}") for line, text in enumerate(TEXTS, start=1)],
-        tokenizer,
-        template=recipe.prompt_template,
+        template_or_chat(recipe.prompt_template, recipe.chat, tokenizer),
         max_source_tokens=recipe.max_source_tokens,
         gradient_source_tokens=recipe.rl.gradient_source_tokens,
     )
@@ -96,7 +97,7 @@ def tiny_task(
         recipe,
         load_model(base, device=device, dtype=torch.float32, training=True),
         tokenizer,
-        Encoded(prompts, prompts[:4], cut=0),
+        Encoded(prompts, prompts[:4], 0, invocation_of(recipe, tokenizer, adapter_task(base))),
         dict(scorers or {name: letter_scorer(WANTED[name], name) for name in recipe.objectives}),
         {"recipe": "tiny"},
         joint,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from emorl_core.bundle import split_template
-from emorl_core.text.tokenizer import Tokenizer
+from training.config import RecipeError
 from training.data.records import Record
+
+Encode = Callable[[str], Sequence[int]]  # a prompt -> its ids, in a template or a chat
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +31,31 @@ class Prompt:
 
 def encode_prompts(
     records: Sequence[Record],
-    tokenizer: Tokenizer,
+    encode: Encode,
     *,
-    template: str,
     max_source_tokens: int,
     gradient_source_tokens: int | None = None,
 ) -> tuple[tuple[Prompt, ...], int]:
-    """One `Prompt` per distinct prompt text, in order of first appearance, and how many were cut to the limit."""
-    around = split_template(template)
+    """One `Prompt` per distinct prompt text, in order of first appearance, and how many were cut to the limit.
+
+    Raises `RecipeError` for a limit that the template alone exceeds.
+    """
     prompts: dict[str, Prompt] = {}
     cut = 0
     for record in records:
         if record.prompt in prompts:
             continue
-        ids = tuple(tokenizer.encode_prompt(record.prompt, *around))
-        cut += len(ids) > max_source_tokens
-        source = cut_source(ids, max_source_tokens)
+        source = fitted(encode, record.prompt, max_source_tokens, field="max_source_tokens")
+        learned_from = source
+        if gradient_source_tokens is not None:
+            field = "rl.gradient_source_tokens"
+            learned_from = fitted(encode, record.prompt, gradient_source_tokens, field=field)
+        cut += source.cut
         prompts[record.prompt] = Prompt(
             len(prompts),
             record.prompt,
-            source,
-            source if gradient_source_tokens is None else cut_source(ids, gradient_source_tokens),
+            source.ids,
+            learned_from.ids,
             record.references,
             record.where,
             record.extras,
@@ -58,6 +63,34 @@ def encode_prompts(
     return tuple(prompts.values()), cut
 
 
-def cut_source(ids: tuple[int, ...], limit: int) -> tuple[int, ...]:
-    """At most `limit` ids; the last one, the tokenizer's end of sequence, stays."""
-    return ids if len(ids) <= limit else (*ids[: limit - 1], ids[-1])
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A prompt's ids, and whether its text was cut for them."""
+
+    ids: tuple[int, ...]
+    cut: bool
+
+
+def fitted(encode: Encode, prompt: str, limit: int, *, field: str) -> Fitted:
+    """The prompt in its template with at most `limit` ids: the end of a longer text is left out, the template stays.
+
+    Raises `RecipeError`, naming `field`, for a limit that the template alone exceeds.
+    """
+    ids = tuple(encode(prompt))
+    if len(ids) <= limit:
+        return Fitted(ids, cut=False)
+    ids = tuple(encode(""))
+    if len(ids) >= limit:
+        raise RecipeError(
+            f"{field} is {limit}; the template takes {len(ids)} tokens by itself, which leaves none for a prompt",
+            param=field,
+        )
+    fits, beyond = 0, len(prompt)  # characters
+    while beyond - fits > 1:
+        middle = (fits + beyond) // 2
+        tried = tuple(encode(prompt[:middle]))
+        if len(tried) <= limit:
+            fits, ids = middle, tried
+        else:
+            beyond = middle
+    return Fitted(ids, cut=True)

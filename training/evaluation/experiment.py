@@ -12,6 +12,7 @@ from emorl_core.bundle import BASE_DIR
 from training.config import RecipeError
 from training.data.prompts import Prompt, encode_prompts
 from training.data.records import one_per_prompt
+from training.data.wording import template_or_chat
 from training.pipeline.prepare import load_data
 from training.pipeline.run import warm_start_progress
 from training.progress import Say
@@ -81,9 +82,8 @@ def prepare(
         recipe, folder, data, processes, out / SHARED_DIR / BASE_DIR, progress=warm_start_progress(say)
     )
     held_out = one_per_prompt([*data.parts.get("test", ())])[: recipe.evaluation.test_prompts]
-    test, _ = encode_prompts(
-        held_out, workshop.tokenizer, template=recipe.prompt_template, max_source_tokens=recipe.max_source_tokens
-    )
+    encode = template_or_chat(recipe.prompt_template, recipe.chat, workshop.tokenizer)
+    test, _ = encode_prompts(held_out, encode, max_source_tokens=recipe.max_source_tokens)
     if len(test) < 2:
         raise RecipeError(f"data.splits.test holds {len(test)} prompts; allowed: from 2", param="data.splits")
     search = workshop.encoded.validation[:search_prompts]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from emorl_core.adapters.adapter import Adapter, LoraPair
+from emorl_core.errors import AdapterError
 
 
 def soup(name: str, adapters: Sequence[Adapter], weights: Mapping[str, float]) -> Adapter:
@@ -16,7 +17,12 @@ def soup(name: str, adapters: Sequence[Adapter], weights: Mapping[str, float]) -
 
     An average of the factors themselves, sum w A and sum w B, would be another matrix: it has cross terms B_i A_j.
     Modules that an adapter leaves alone get nothing from it.
+
+    Raises AdapterError for adapters that begin to act at different tokens: one adapter cannot.
     """
+    first = adapters[0]
+    if any(adapter.invocation_tokens != first.invocation_tokens for adapter in adapters):
+        raise AdapterError(f"{name}: the adapters begin to act at different tokens, so no single one is their sum")
     modules: dict[str, list[tuple[float, LoraPair]]] = {}
     for adapter in adapters:
         for module, pair in adapter.modules.items():
@@ -31,4 +37,6 @@ def soup(name: str, adapters: Sequence[Adapter], weights: Mapping[str, float]) -
             )
             for module, parts in modules.items()
         },
+        invocation_tokens=first.invocation_tokens,
+        task=first.task,
     )

@@ -62,7 +62,7 @@ def _stage(recipe: Recipe, folder: Path, data: Data) -> tuple[WarmStartSettings,
     start = recipe.base.warm_start
     if start is None:
         raise RecipeError("base: the recipe has no warm_start", param="base.warm_start")
-    settings = start.settings(recipe.prompt_template, recipe.max_source_tokens)
+    settings = start.settings(recipe.prompt_template, recipe.max_source_tokens, recipe.chat)
     if settings.fit.seed == 0:  # not given: the run's own; numpy, which transformers seeds, takes 32 bits
         fit = settings.fit.model_copy(update={"seed": derive(recipe.seed, "warm start") % 2**32})
         settings = settings.model_copy(update={"fit": fit})

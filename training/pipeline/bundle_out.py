@@ -23,7 +23,13 @@ from training.rl.trainer import Trainer
 
 REPORT_FILE = "training.json"
 REPORT_FORMAT = "emorl-training-report/1"
-_BASE_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # of a checkpoint and its tokenizer; no pickles
+_BASE_FILES = (
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+)  # of a checkpoint and its tokenizer; no pickles
 _PACKAGES = ("emorl", "torch", "transformers", "accelerate", "safetensors")
 
 
@@ -80,6 +86,7 @@ def _spec(recipe: Recipe, trainer: Trainer) -> BundleSpec:
         name=recipe.name,
         base=BaseRef(path=BASE_DIR) if hub is None else BaseRef(hub=hub, revision=recipe.base.revision),
         prompt_template=recipe.prompt_template,
+        chat=None if recipe.chat is None else recipe.chat.spec(),
         max_source_tokens=recipe.max_source_tokens,
         objectives={
             name: ObjectiveSpec(adapter=f"{ADAPTERS_DIR}/{name}", description=recipe.objectives[name].description)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.recipe.recipe import BaseSettings, Recipe, WarmStart
-from training.rl.settings import LoraSettings
+from training.rl.settings import SORTED_TOKENS, LoraSettings
 
 if TYPE_CHECKING:
     from emorl_core.models.shape import Shape
@@ -21,8 +21,10 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     A base that is not here (a hub id without a network) is a line in the plan, not an error. Raises `DataError`,
     `RecipeError`.
     """
+    from emorl_core.adapters.adapter import ACTIVATED_TASK
     from emorl_core.errors import BundleError
     from emorl_core.models.config import read_config
+    from emorl_core.models.registry import adapter_task
     from emorl_core.text.tokenizer import HuggingFaceTokenizer
     from training.pipeline.base import base_folder, warm_start_records
     from training.pipeline.prepare import encode, load_data
@@ -48,7 +50,7 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if start is not None:
         records = warm_start_records(start, folder, data, recipe.data.split_by)
         plan["warm_start"] = {"records": len(records), "steps": start.fit.steps, "batch_size": start.fit.batch_size}
-    longest = recipe.max_source_tokens
+    longest, task = recipe.max_source_tokens, None
     try:
         if start is not None and start.scratch is not None:
             shape = _shape_of({"model_type": "t5", **start.scratch.sizes()})
@@ -56,14 +58,15 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
             where = recipe if start is None else _without_warm_start(recipe, start)
             base = base_folder(where, folder)
             shape = _shape_of(read_config(base))
-            encoded = encode(recipe, data, HuggingFaceTokenizer(base))
+            task = adapter_task(base)
+            encoded = encode(recipe, data, HuggingFaceTokenizer(base), task)
             plan["data"]["cut_prompts"] = encoded.cut
             longest = max(len(prompt.gradient_source) for prompt in encoded.train)
     except BundleError as error:
         return {**plan, "base": {"missing": error.message}}
     adapters = {name: _adapter_parameters(shape, recipe.lora_of(name)) for name in names}
     plan["parameters"] = {"base": shape.base_parameters(), "adapters": adapters}
-    plan["memory_bytes"] = memory(recipe, shape, sum(adapters.values()), longest)
+    plan["memory_bytes"] = memory(recipe, shape, sum(adapters.values()), longest, by_length=task == ACTIVATED_TASK)
     return plan
 
 
@@ -72,15 +75,22 @@ def _without_warm_start(recipe: Recipe, start: WarmStart) -> Recipe:
     return recipe.model_copy(update={"base": BaseSettings(hub=start.hub, revision=start.revision, path=start.path)})
 
 
-def memory(recipe: Recipe, shape: Shape, adapter_parameters: int, source_tokens: int) -> dict[str, int]:
-    """Estimated bytes at the fullest moment, every reply at its limit. Scorers' own models are not in it."""
+def memory(
+    recipe: Recipe, shape: Shape, adapter_parameters: int, source_tokens: int, *, by_length: bool = False
+) -> dict[str, int]:
+    """Estimated bytes at the fullest moment, every reply at its limit. Scorers' own models are not in it.
+
+    by_length: replies are sorted into passes of `SORTED_TOKENS`, unless the recipe says how many prompts run at once.
+    """
     rl, count = recipe.rl, len(recipe.objectives)
     prompts = min(recipe.compute.prompts_per_forward or rl.prompts_per_step, rl.prompts_per_step)
     encoder_rows = prompts * count
+    if by_length and recipe.compute.prompts_per_forward is None:
+        encoder_rows = min(encoder_rows, max(1, SORTED_TOKENS // (rl.samples_per_prompt * rl.max_new_tokens)))
     decoder_rows = encoder_rows * rl.samples_per_prompt
     ranks = sum(recipe.lora_of(name).rank for name in recipe.objectives)
     prompt, reply = shape.prompt, shape.reply
-    encoder = encoder_rows * source_tokens * prompt.kept(ranks)
+    encoder = encoder_rows * source_tokens * prompt.kept(ranks) if recipe.lora.act_on == "all" else 0
     decoder = decoder_rows * rl.max_new_tokens * reply.kept(ranks)
     cross = decoder_rows * source_tokens * prompt.trained_keys_and_values
     replies = min(recipe.compute.rollout_slots, rl.prompts_per_step * rl.samples_per_prompt * count)

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from emorl_core.files.hashes import folder_hash
+from emorl_core.text.tokenizer import Tokenizer
 from training.config import RecipeError
 from training.data.prompts import Prompt, encode_prompts
 from training.data.records import DataError, Record, RecordSet
 from training.data.sources import load_records
 from training.data.splits import check_disjoint, split_by_prompt
+from training.data.wording import template_or_chat
+from training.pipeline.invocation import check_invoked, invocation_of
 from training.recipe.recipe import Recipe
 
 # Keys that change nothing in what is trained.
@@ -103,30 +106,45 @@ def fingerprint(recipe: Recipe, data: Data, base: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Prompts of the two parts that a run uses, and how many were longer than the limit."""
+    """Prompts of the two parts that a run uses, and how many were longer than the limit. `invocation`: the tokens of
+    each from which adapters act, where they do not act everywhere."""
 
     train: tuple[Prompt, ...]
     validation: tuple[Prompt, ...]
     cut: int
+    invocation: tuple[int, ...] | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(
+            len(ids) for prompt in (*self.train, *self.validation) for ids in (prompt.source, prompt.gradient_source)
+        )
 
 
-def encode(recipe: Recipe, data: Data, tokenizer: Any) -> Encoded:
-    """Tokenise what the run uses. Raises `RecipeError` when a part is too small for the settings."""
+def encode(recipe: Recipe, data: Data, tokenizer: Tokenizer, task: str) -> Encoded:
+    """Tokenise what the run uses. task: PEFT's of the base's family.
+
+    Raises `RecipeError` when a part is too small for the settings, or for adapters that cannot begin at the reply.
+    """
+    encoder = template_or_chat(recipe.prompt_template, recipe.chat, tokenizer)
+    invocation = invocation_of(recipe, tokenizer, task)
     parts = []
     cut = 0
     for name in ("train", "validation"):
         prompts, longer = encode_prompts(
             data.parts[name],
-            tokenizer,
-            template=recipe.prompt_template,
+            encoder,
             max_source_tokens=recipe.max_source_tokens,
             gradient_source_tokens=recipe.rl.gradient_source_tokens,
         )
         parts.append(prompts)
         cut += longer
     train, validation = parts
+    if invocation is not None:
+        check_invoked(invocation, (*train, *validation))
     if len(validation) < 2:
         raise RecipeError(
             f"data.splits.validation holds {len(validation)} prompts; allowed: from 2", param="data.splits"
         )
-    return Encoded(train, validation[: recipe.rl.validation_prompts], cut)
+    return Encoded(train, validation[: recipe.rl.validation_prompts], cut, invocation)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from emorl_core.models.registry import load_model
+from emorl_core.models.registry import adapter_task, load_model
 from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from training.config import RecipeError
 from training.pipeline.base import base_folder, run_warm_start, warm_started
@@ -102,7 +102,7 @@ def open_workshop(
     }
     base = _base(recipe, folder, data, processes, made, progress, say)
     tokenizer = HuggingFaceTokenizer(base)
-    encoded = encode(recipe, data, tokenizer)
+    encoded = encode(recipe, data, tokenizer, adapter_task(base))
     say(f"{len(encoded.train)} training and {len(encoded.validation)} validation prompts, {encoded.cut} cut")
     return Workshop(recipe, folder, data, processes, base, tokenizer, encoded, scorers)
 
@@ -116,7 +116,11 @@ def task_of(
     fingerprint: dict[str, str],
     joint: Joint | None = None,
 ) -> Task:
-    """What a trainer needs to know of a recipe."""
+    """What a trainer needs to know of a recipe.
+
+    Raises `RecipeError` for prompts that leave the base no room for a reply.
+    """
+    _check_room(recipe, encoded, model.facts.max_positions)
     if joint is not None:
         goals = {joint.name: Goal(scorers, joint.mix, recipe.lora, recipe.rl.learning_rate)}
     else:
@@ -135,8 +139,19 @@ def task_of(
         recipe.rl,
         recipe.compute,
         recipe.lora.dropout,
+        encoded.invocation,
         joint=joint is not None,
     )
+
+
+def _check_room(recipe: Recipe, encoded: Encoded, positions: int | None) -> None:
+    most = encoded.longest + recipe.rl.max_new_tokens
+    if positions is not None and most > positions:
+        raise RecipeError(
+            f"the longest prompt has {encoded.longest} tokens and rl.max_new_tokens is {recipe.rl.max_new_tokens}, "
+            f"{most} in all; the base has {positions} positions; lower max_source_tokens or rl.max_new_tokens",
+            param="rl.max_new_tokens",
+        )
 
 
 def _base(

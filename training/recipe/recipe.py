@@ -8,15 +8,16 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from emorl_core.bundle import Name, Template
+from emorl_core.bundle import PROMPT, Name, Template
 from emorl_core.config import key_of, reason_of
 from emorl_core.errors import InvalidWeights, cut
 from emorl_core.files.documents import read_yaml
 from emorl_core.files.reading import Missing, Unreadable, is_folder
 from emorl_core.weights import BASE, resolve
-from training.config import RecipeError, Section
+from training.config import RecipeError, Section, is_default
 from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
+from training.data.wording import ChatSettings
 from training.recipe.evaluation import EvaluationSettings
 from training.recipe.overrides import apply_override
 from training.rl.settings import ComputeSettings, LoraSettings, Preset, RlSettings, with_preset
@@ -30,7 +31,7 @@ class WarmStart(Section):
     """Supervised training of the base before reinforcement: from exactly one of `hub`, `path` and `scratch`."""
 
     hub: str | None = None
-    """Hugging Face hub id of a sequence-to-sequence model."""
+    """Hugging Face hub id of a sequence-to-sequence or a decoder-only model."""
     revision: str | None = None
     """Branch, tag or commit of `hub`."""
     path: str | None = None
@@ -52,10 +53,10 @@ class WarmStart(Section):
         self.settings("{prompt}", 2)  # its own rules: one start, revision with hub
         return self
 
-    def settings(self, template: str, max_source_tokens: int) -> WarmStartSettings:
-        """For `training.warm_start.warm_start`, with the recipe's own template."""
+    def settings(self, template: str, max_source_tokens: int, chat: ChatSettings | None = None) -> WarmStartSettings:
+        """For `training.warm_start.warm_start`, with the recipe's own template or chat."""
         own = {name: getattr(self, name) for name in ("hub", "revision", "path", "scratch", "fit")}
-        return WarmStartSettings(prompt_template=template, max_source_tokens=max_source_tokens, **own)
+        return WarmStartSettings(prompt_template=template, chat=chat, max_source_tokens=max_source_tokens, **own)
 
 
 class BaseSettings(Section):
@@ -132,9 +133,11 @@ class Recipe(Section):
     base: BaseSettings
     """The frozen model."""
     prompt_template: Template = "{prompt} [SEP] "
-    """Wraps every prompt; `{prompt}` stands for it."""
+    """Wraps every prompt; `{prompt}` stands for it. Not beside `chat`."""
+    chat: ChatSettings | None = Field(None, exclude_if=is_default(None))
+    """Instead of `prompt_template`: prompts go through the base's own chat template."""
     max_source_tokens: int = Field(128, ge=2)
-    """Tokens of the wrapped prompt; longer ones are cut in training and refused in serving."""
+    """Tokens of the wrapped prompt; a longer one's text is cut in training, and it is refused in serving."""
     data: DataSettings
     """Prompts."""
     objectives: dict[Name, ObjectiveSettings] = Field(min_length=1)
@@ -162,6 +165,19 @@ class Recipe(Section):
             if isinstance(given, Mapping):
                 return {**values, "rl": with_preset(values["preset"], given)}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_template_beside_a_chat(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("chat") is not None:
+            return {"prompt_template": PROMPT, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _template_or_chat(self) -> Recipe:
+        if self.chat is not None and self.prompt_template != PROMPT:
+            raise ValueError("give at most one of prompt_template and chat")
+        return self
 
     @field_validator("objectives")
     @classmethod

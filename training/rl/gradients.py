@@ -1,13 +1,13 @@
 """The gradients of one step, for all objectives in one forward and one backward pass.
 
 Objectives share no trainable parameter, so the gradient of the sum of their losses is each one's own gradient. Letters:
-C prompts of a forward pass, N objectives in the batch, k replies, M = C * N * k rows, T tokens.
+G groups of a forward pass (a prompt's replies in one lane), k replies of each, M = G * k rows, T tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
@@ -19,7 +19,7 @@ from emorl_core.models.family import Group, TrainableModel
 from training.rl import losses
 from training.rl.logprobs import group_of, reply_logprobs
 from training.rl.processes import Processes
-from training.rl.settings import RlSettings
+from training.rl.settings import SORTED_TOKENS, RlSettings
 from training.rl.stacks import Stacks
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -33,8 +33,14 @@ class TrainingGroup:
     replies: tuple[tuple[int, ...], ...]
     rewards: tuple[float, ...]
 
+    @property
+    def tokens(self) -> int:
+        """Of the replies."""
+        return sum(map(len, self.replies))
+
 
 Batch = Mapping[int, Sequence[TrainingGroup]]  # lane -> groups of this process's prompts
+Item = tuple[int, TrainingGroup]  # a lane and its group
 
 
 @dataclass(slots=True)
@@ -74,7 +80,8 @@ class Lockstep:
         prompts_per_forward: int | None = None,
         autocast: Autocast = nullcontext,
     ) -> None:
-        """prompts_per_forward: gradient accumulation; None runs all prompts at once."""
+        """prompts_per_forward: gradient accumulation; None runs all prompts at once, or, where replies are sorted by
+        length, as many as make `SORTED_TOKENS`."""
         self._model, self._settings, self._autocast = model, settings, autocast
         self._per_forward = prompts_per_forward
         for _, layer in model.linears():
@@ -88,32 +95,37 @@ class Lockstep:
         """
         measures = {lane: Measures() for lane in batch}
         broken: set[int] = set()
-        prompts = len(next(iter(batch.values()))) if batch else 0
-        size = self._per_forward or max(prompts, 1)
-        for first in range(0, prompts, size):
-            while sound := [lane for lane in batch if lane not in broken]:
-                part = {lane: batch[lane][first : first + size] for lane in sound}
-                found = self._forward_backward(part, totals)
-                if isinstance(found, set):
-                    broken |= found  # again, without them: their rows must not reach the others' gradients
-                    continue
-                for lane, measured in found.items():
-                    measures[lane].add(measured)
-                break
+        with self._model.keeping_prompts():
+            for part in self._parts(batch):
+                while sound := [item for item in part if item[0] not in broken]:
+                    found = self._forward_backward(sound, totals)
+                    if isinstance(found, set):
+                        broken |= found  # again, without them: their rows must not reach the others' gradients
+                        continue
+                    for lane, measured in found.items():
+                        measures[lane].add(measured)
+                    break
         return measures, broken
 
-    def _forward_backward(self, part: Batch, totals: Mapping[int, Totals]) -> dict[int, Measures] | set[int]:
+    def _parts(self, batch: Batch) -> Iterator[Sequence[Item]]:
+        """What runs together: neighbouring prompts with all their lanes, or groups of like length."""
+        prompts = max(map(len, batch.values()), default=0)
+        items = [(lane, batch[lane][i]) for i in range(prompts) for lane in batch]
+        size = (self._per_forward or prompts) * len(batch)
+        if self._model.lanes_apart:  # the longest first: memory that does for them does for all
+            items.sort(key=lambda item: item[1].tokens, reverse=True)
+        first = 0
+        while first < len(items):
+            if self._model.lanes_apart and self._per_forward is None:
+                size = max(1, SORTED_TOKENS // max(1, items[first][1].tokens))
+            yield items[first : first + size]
+            first += size
+
+    def _forward_backward(self, part: Sequence[Item], totals: Mapping[int, Totals]) -> dict[int, Measures] | set[int]:
         """Measures by lane, or the lanes at fault, in which case nothing was added to any gradient."""
-        lanes = list(part)
-        count = len(part[lanes[0]])
-        groups = [
-            group_of(self._model, part[lane][i].source, lane, part[lane][i].replies)
-            for i in range(count)
-            for lane in lanes
-        ]
-        rewards = torch.tensor(
-            [part[lane][i].rewards for i in range(count) for lane in lanes], device=self._model.facts.device
-        )  # [C * N, k]
+        groups = [group_of(self._model, group.source, lane, group.replies) for lane, group in part]
+        rewards = torch.tensor([group.rewards for _, group in part], device=self._model.facts.device)  # [G, k]
+        lanes = list(dict.fromkeys(lane for lane, _ in part))
         reference = self._reference(groups, len(lanes))  # [M, T]
         self._model.train()
         with self._autocast():
@@ -126,7 +138,7 @@ class Lockstep:
         advantage = losses.advantages(rewards, self._settings.advantage).flatten()  # [M]
 
         k = rewards.shape[1]
-        lane_of_row = [lane for _ in range(count) for lane in lanes for _ in range(k)]
+        lane_of_row = [lane for lane, _ in part for _ in range(k)]
         total: Tensor | None = None
         measures: dict[int, Measures] = {}
         broken = set()
@@ -156,18 +168,18 @@ class Lockstep:
 
     @torch.no_grad()
     def _reference(self, groups: Sequence[Group], lanes: int) -> Tensor:
-        """[M, T] log p of the same replies under the base: a prompt's replies of all lanes are one group."""
-        shared = [
-            group_of(
-                self._model,
-                groups[i].lane.prompt_ids,
-                BASE_LANE,
-                tuple(reply for group in groups[i : i + lanes] for reply in group.replies),
-            )
-            for i in range(0, len(groups), lanes)
-        ]
+        """[M, T] log p of the same replies under the base. Without `lanes_apart`, a prompt's `lanes` groups are
+        neighbours."""
+        bare = [group_of(self._model, group.lane.prompt_ids, BASE_LANE, group.replies) for group in groups]
+        if not self._model.lanes_apart:
+            # A prompt's replies of all lanes are one group.
+            bare = [_merged(bare[first : first + lanes]) for first in range(0, len(bare), lanes)]
         with self._autocast():
-            return reply_logprobs(self._model, shared)[0]
+            return reply_logprobs(self._model, bare)[0]
+
+
+def _merged(groups: Sequence[Group]) -> Group:
+    return Group(groups[0].lane, tuple(reply for group in groups for reply in group.replies))
 
 
 @dataclass(frozen=True, slots=True)

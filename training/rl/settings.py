@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from training.config import Section
+from training.config import Section, is_default
 
 Advantage = Literal["mean", "leave_one_out", "group_standardised"]
 Transform = Literal["raw", "log", "standardised"]
@@ -15,6 +15,9 @@ Normalisation = Literal["sequence_sum", "sequence_mean", "token_mean"]
 KLKind = Literal["none", "k3_in_loss", "k1_in_reward"]
 StopRule = Literal["paper", "patience", "steps"]
 Preset = Literal["default", "paper"]
+
+# Reply tokens of one pass over groups of like length, padding included: enough rows to fill a product.
+SORTED_TOKENS = 4096
 
 
 class LoraSettings(Section):
@@ -28,6 +31,9 @@ class LoraSettings(Section):
     """Share of the adapter's inputs dropped while gradients are computed. The same for all objectives."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Linear layers by the last part of their name (`q`, `v`, `wo`, ...), or all of them. Never the head."""
+    act_on: Literal["all", "reply"] = Field("all", exclude_if=is_default("all"))
+    """`all`: every token. `reply`: activated LoRA, which begins where the reply does, so that all objectives share one
+    reading of the prompt; decoder-only bases only, and a higher rank is advised."""
 
 
 class KLSettings(Section):
@@ -95,7 +101,7 @@ class RlSettings(Section):
     kl: KLSettings = KLSettings()
     """The pull towards the base."""
     train_on: Literal["sampled", "reencoded"] = "sampled"
-    """The ids that were sampled, or those that the tokenizer makes of the decoded text."""
+    """The ids that were sampled, or those that the tokenizer makes of the decoded text, and the end if one was."""
     train_end: bool = True
     """Whether the first end of sequence is part of the trained sequence, so that stopping is learned."""
     dropout_when_generating: bool = False
@@ -128,7 +134,8 @@ class ComputeSettings(Section):
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the gradient pass; parameters stay float32."""
     prompts_per_forward: int | None = Field(None, ge=1)
-    """Prompts of one forward and backward pass (gradient accumulation); null: all of a step at once."""
+    """Prompts of one forward and backward pass (gradient accumulation); null: all of a step at once, or, for a
+    decoder-only base, whose replies are sorted by length, as many as make about 4,096 reply tokens."""
     rollout_slots: int = Field(256, ge=1)
     """Replies sampled at once."""
     checkpoint_every: int = Field(8, ge=1)

@@ -20,9 +20,11 @@ from training.rl.settings import LoraSettings
 from training.seeds import derive
 
 
-def fresh_adapter(model: TrainableModel, name: str, settings: LoraSettings, seed: int) -> Adapter:
+def fresh_adapter(
+    model: TrainableModel, name: str, settings: LoraSettings, seed: int, invocation: tuple[int, ...] | None = None
+) -> Adapter:
     """An adapter that changes nothing yet: A as PEFT draws it (Kaiming uniform with a = sqrt 5, so uniform within
-    1 / sqrt(in)), B zero.
+    1 / sqrt(in)), B zero. invocation: the tokens from which it is to act; None: it acts everywhere.
 
     Raises `RecipeError` for a target that no layer of the base has.
     """
@@ -44,7 +46,7 @@ def fresh_adapter(model: TrainableModel, name: str, settings: LoraSettings, seed
             modules[module] = LoraPair(
                 a, torch.zeros(layer.out_features, settings.rank), settings.alpha / settings.rank
             )
-    return Adapter(name, modules)
+    return Adapter(name, modules, invocation_tokens=invocation)
 
 
 class Stacks:

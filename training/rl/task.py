@@ -30,7 +30,8 @@ class Goal:
 class Task:
     """`goals`: by the adapter's name. `fingerprint` names the recipe and the data: a run resumes only what it began.
 
-    joint: one adapter has several scorers, so the log tells each one's score and weight.
+    invocation: the tokens of the prompt from which adapters act; None: they act everywhere. joint: one adapter has
+    several scorers, so the log tells each one's score and weight.
     """
 
     goals: Mapping[str, Goal]
@@ -43,13 +44,15 @@ class Task:
     rl: RlSettings
     compute: ComputeSettings
     dropout: float  # of all adapters
+    invocation: tuple[int, ...] | None = None
     joint: bool = False
 
     def trained_ids(self, sample: Sample) -> tuple[int, ...]:
         """The tokens of a reply that a gradient is taken of."""
         ids = sample.ids
         if self.rl.train_on == "reencoded":
-            ids = tuple(self.tokenizer.encode_prompt(sample.text))[: self.rl.max_new_tokens]
+            end = ids[-1:] if sample.ended else ()
+            ids = (*self.tokenizer.encode_reply(sample.text), *end)[: self.rl.max_new_tokens]
         if not self.rl.train_end and ids and ids[-1] in self.model.facts.eos_token_ids:
             ids = ids[:-1]
         return ids

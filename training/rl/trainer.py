@@ -42,7 +42,7 @@ class Trainer:
         self.task, self.settings, self.folder = task, task.rl, folder
         self._processes = processes
         model, settings = task.model, task.rl
-        fresh = [fresh_adapter(model, name, goal.lora, task.seed) for name, goal in task.goals.items()]
+        fresh = [fresh_adapter(model, name, goal.lora, task.seed, task.invocation) for name, goal in task.goals.items()]
         model.attach(fresh, training=True)
         model.train(False)
         self.stacks = Stacks(model)

@@ -1,4 +1,4 @@
-"""Supervised fitting of a sequence-to-sequence model on (source, target) pairs, by transformers' own trainer.
+"""Supervised fitting of a model, with an encoder or without, on prompts and replies, by transformers' own trainer.
 
 The order of the examples is planned before the first step from the seed alone, in batches of like length; a resumed run
 goes on at the same example with the same optimiser and random state, so on CPU it ends with the same bits.
@@ -19,24 +19,20 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from emorl_core.errors import EmorlError
 from emorl_core.files.writing import follow_umask
-from emorl_core.text.control_tokens import prompt_encoder
 from training.config import Section
 from training.progress import FitProgress, quiet_transformers
 from training.seeds import derive
+from training.warm_start.errors import FitError
+from training.warm_start.examples import NO_LABEL, Example
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Row = dict[str, list[int]]  # of a batch, by the names of the model's arguments
 _NEIGHBOURS = 50  # batches that are sorted by length together
 _STATE = "trainer_state.json"  # transformers writes it last into a checkpoint
-
-
-class FitError(EmorlError):
-    """Supervised training that cannot start or go on; one line that names the field or the step."""
-
-    code = "invalid_fit"
 
 
 class FitSettings(Section):
@@ -72,48 +68,39 @@ class Fitted:
 
     losses: tuple[float, ...]  # mean cross-entropy (nats per token) over each stretch of steps, first to last
     resumed_at: int  # steps that a checkpoint had done already
-    cut_sources: int  # sources longer than max_source_tokens
-    cut_targets: int
 
 
 def fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str]],
+    examples: Sequence[Example],
     settings: FitSettings,
     *,
-    around: tuple[str, str],
     work: Path,
-    max_source_tokens: int,
     device: str = "auto",
     progress: FitProgress | None = None,
 ) -> Fitted:
     """Train `model` in place. `work` holds the checkpoints; one that a killed run left there is continued.
 
-    pairs: (prompt, reply). around: what the template puts before and after a prompt; they are encoded as a server
-    encodes them. device: `auto` (CUDA when there is one) or `cpu`. The model is left in eval mode and the process's
-    random state as it was.
+    device: `auto` (CUDA when there is one) or `cpu`. The model is left in eval mode and the process's random state as
+    it was.
 
     Raises `FitError`: a loss that is not finite.
     """
-    before, after = around
-    encoder = prompt_encoder(tokenizer)
-    sources, cut_sources = _cut([encoder.encode(before, prompt, after) for prompt, _ in pairs], max_source_tokens)
-    targets, cut_targets = _cut([encoder.encode("", reply, "") for _, reply in pairs], settings.max_target_tokens)
-    lengths = [(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
+    lengths = [(len(example.ids), len(example.labels)) for example in examples]
     order = plan_order(lengths, settings.steps, settings.batch_size, settings.seed)
-    examples = [
-        {"input_ids": sources[index], "attention_mask": [1] * len(sources[index]), "labels": targets[index]}
-        for index in order
+    rows = [
+        {"input_ids": each.ids, "attention_mask": [1] * len(each.ids), "labels": each.labels}
+        for each in (examples[index] for index in order)
     ]
     with quiet(), _own_randomness():
-        trainer = _trainer(model, tokenizer, examples, settings, work, device, progress)
+        trainer = _trainer(model, tokenizer, rows, settings, work, device, progress)
         checkpoint = last_checkpoint(work)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     model.eval()
     resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    return Fitted(losses, resumed_at, cut_sources, cut_targets)
+    return Fitted(losses, resumed_at)
 
 
 def plan_order(lengths: Sequence[tuple[int, int]], steps: int, batch_size: int, seed: int) -> list[int]:
@@ -148,27 +135,19 @@ def last_checkpoint(work: Path) -> Path | None:
     return None
 
 
-def _cut(whole: list[list[int]], limit: int) -> tuple[list[list[int]], int]:
-    """At most `limit` ids each, and how many were longer."""
-    cut = [index for index, ids in enumerate(whole) if len(ids) > limit]
-    for index in cut:
-        whole[index] = [*whole[index][: limit - 1], whole[index][-1]]  # the end of sequence stays
-    return whole, len(cut)
-
-
 def _trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: list[dict[str, list[int]]],
+    rows: list[Row],
     settings: FitSettings,
     work: Path,
     device: str,
     progress: FitProgress | None,
 ) -> Any:
-    from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    arguments = Seq2SeqTrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
@@ -192,15 +171,29 @@ def _trainer(
         log_level="error",
         report_to="none",
     )
-    trainer = Seq2SeqTrainer(
+    # The library's makes a decoder's inputs; it needs a padding token, which decoder-only models often lack.
+    seq2seq = model.config.is_encoder_decoder
+    trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=examples,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        train_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model) if seq2seq else _padded,
         callbacks=[_watch(progress)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _padded(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """A batch of sequences, padded on the right."""
+    import torch
+
+    longest = max(len(row["input_ids"]) for row in rows)
+    filling = {"input_ids": 0, "attention_mask": 0, "labels": NO_LABEL}
+    return {
+        name: torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in rows])
+        for name, value in filling.items()
+    }
 
 
 def _watch(progress: FitProgress | None) -> Any:

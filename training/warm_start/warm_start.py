@@ -10,18 +10,21 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from emorl_core.bundle import PROMPT, Template, split_template
-from emorl_core.errors import BundleError, one_line
+from emorl_core.bundle import PROMPT, Template, hub_folder
+from emorl_core.errors import BundleError, UnsupportedModel, one_line
 from emorl_core.files.writing import appearing
 from emorl_core.text.tokenizer import load_tokenizer
-from training.config import Section
+from training.config import Section, is_default
 from training.data.records import Record
+from training.data.wording import ChatSettings
 from training.progress import FitProgress
-from training.warm_start.fit import FitError, FitSettings, fit, quiet
+from training.warm_start.errors import FitError
+from training.warm_start.examples import make_examples, wording_of
+from training.warm_start.fit import FitSettings, fit, quiet
 from training.warm_start.scratch_t5 import ScratchSettings, new_model
 from training.warm_start.tokenizer import train_tokenizer
 
@@ -35,7 +38,7 @@ class WarmStartSettings(Section):
     """What to start from and how to fit it: exactly one of `hub`, `path` and `scratch`."""
 
     hub: str | None = None
-    """Hugging Face hub id of a sequence-to-sequence model, such as `google-t5/t5-small`."""
+    """Hugging Face hub id of a base, such as `google-t5/t5-small` or `HuggingFaceTB/SmolLM2-135M-Instruct`."""
     revision: str | None = None
     """Branch, tag or commit of `hub`."""
     path: str | None = None
@@ -44,8 +47,10 @@ class WarmStartSettings(Section):
     """Shape of a new model, with its own tokenizer."""
     prompt_template: Template = "{prompt} [SEP] "
     """Wraps every prompt; `{prompt}` stands for it. Its other words stay whole tokens of a new tokenizer."""
+    chat: ChatSettings | None = Field(None, exclude_if=is_default(None))
+    """Instead of `prompt_template`: pairs are turns of a chat."""
     max_source_tokens: int = Field(128, ge=2)
-    """Tokens of the wrapped prompt; longer ones are cut."""
+    """Tokens of the wrapped prompt; a longer one's text is cut."""
     fit: FitSettings = FitSettings()
     """The fitting."""
 
@@ -74,7 +79,7 @@ def warm_start(
     one starts anew. Nothing appears at `out` before all of it is done. `base`: where a relative `path` starts.
 
     Raises `FitError`: `out` exists, a record without a reply, a checkpoint that cannot be loaded, a loss that is not
-    finite.
+    finite. `BundleError`: a chat without a chat template. `RecipeError`: a template beyond `max_source_tokens`.
     """
     check_target(out, overwrite)
     pairs = wrapped_pairs(records, settings.prompt_template)
@@ -82,16 +87,20 @@ def warm_start(
     model, tokenizer = _start(settings, records, base)
     work = partial_folder(out, fingerprint)
     unwrapped = [(record.prompt, reply) for record, (_, reply) in zip(records, pairs, strict=True)]
-    fitted = fit(
-        model, tokenizer, unwrapped, settings.fit, around=split_template(settings.prompt_template), work=work,
-        max_source_tokens=settings.max_source_tokens, device=device, progress=progress,
-    )  # fmt: skip
+    found = make_examples(
+        model,
+        wording_of(model, tokenizer, settings.prompt_template, settings.chat),
+        unwrapped,
+        max_source_tokens=settings.max_source_tokens,
+        max_target_tokens=settings.fit.max_target_tokens,
+    )
+    fitted = fit(model, tokenizer, found.examples, settings.fit, work=work, device=device, progress=progress)
     receipt = {
         "settings": settings.model_dump(mode="json", exclude={"path"}),
         "pairs": len(pairs),
         "fingerprint": fingerprint,
         "parameters": model.num_parameters(),
-        "cut": {"sources": fitted.cut_sources, "targets": fitted.cut_targets},
+        "cut": {"sources": found.cut_sources, "targets": found.cut_targets},
         "losses": [round(loss, 4) for loss in fitted.losses],
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
@@ -140,42 +149,48 @@ def partial_folder(out: Path, fingerprint: str) -> Path:
     return work
 
 
-def load_checkpoint(where: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence-to-sequence model in float32 and its tokenizer, from a folder or a hub id; safetensors only.
+def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a folder that will serve later, in float32, and its tokenizer; safetensors only.
 
     Raises `FitError` with the reason in one line.
     """
     import torch
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     from emorl_core.models.config import read_config, refuse_quantised
+    from emorl_core.models.registry import family_of
     from training.scorers.base import quiet_loading
 
-    options: dict[str, Any] = {"revision": revision} if revision is not None else {}
-    folder = Path(where)
     try:
+        config = read_config(folder)
+        refuse_quantised(config)
+        task = family_of(config).adapter_task
         with quiet_loading():
-            if folder.is_dir():
-                refuse_quantised(read_config(folder))
-                tokenizer = load_tokenizer(folder)
-            else:
-                tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
-            model = AutoModelForSeq2SeqLM.from_pretrained(
-                where, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options
-            )
-    except BundleError as error:
+            tokenizer = load_tokenizer(folder)
+            kind = AutoModelForSeq2SeqLM if task == "SEQ_2_SEQ_LM" else AutoModelForCausalLM
+            model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    except (BundleError, UnsupportedModel) as error:
         raise FitError(f"base {error.message}", param="base") from None
     except (OSError, ValueError, KeyError) as error:
         raise FitError(f"base {folder.name!r} cannot be loaded: {one_line(error)}", param="base") from None
     return model, tokenizer
 
 
+def _folder(settings: WarmStartSettings, base: Path | None) -> Path:
+    """Of the checkpoint to start from. Raises `FitError`, `BundleError`."""
+    if settings.hub is not None:
+        return hub_folder(settings.hub, settings.revision)
+    folder = (base or Path()) / str(settings.path)
+    if not folder.is_dir():
+        raise FitError(f"base {folder.name!r} cannot be loaded: there is no such folder", param="base")
+    return folder
+
+
 def _start(
     settings: WarmStartSettings, records: Sequence[Record], base: Path | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if settings.scratch is None:
-        where = settings.hub or str((base or Path()) / str(settings.path))
-        return load_checkpoint(where, settings.revision)
+        return load_checkpoint(_folder(settings, base))
     tokenizer = tokenizer_for(records, settings.scratch, settings.prompt_template, settings.max_source_tokens)
     return new_model(settings.scratch, tokenizer, settings.fit.seed), tokenizer
 

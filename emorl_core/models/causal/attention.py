@@ -80,24 +80,25 @@ class CachedPass:
 
 
 class RepliesPass:
-    """Several replies a row behind that row's prompt, side by side: each sees the prompt and itself.
+    """Rows of several replies behind a prompt: what all replies of a row begin with, then one reply after the other.
 
-    Letters: R replies a row, U tokens each; the row's new tokens are T = R * U.
+    Letters: P prompt tokens, T new tokens a row.
     """
 
-    def __init__(self, prompts: Layers, lengths: Tensor, replies: int, tokens: int, dtype: torch.dtype) -> None:
-        """prompts: [M, K, P, d] padded on the right; lengths: [M] of the prompts."""
+    def __init__(self, prompts: Layers, lengths: Tensor, segments: Tensor, at: Tensor, dtype: torch.dtype) -> None:
+        """prompts: [M, K, P, d] padded on the right; lengths: [M] of the prompts.
+
+        segments: [M, T] 0 for what replies have in common, a number of its own for each reply; a token sees the common
+        part and its own reply. at: [M, T] place of each token behind its prompt.
+        """
         self._prompts = prompts
-        device = lengths.device
-        places = torch.arange(replies * tokens, device=device)
-        reply, at = places // tokens, places % tokens
         self.positions = lengths.unsqueeze(1) + at  # [M, T]
-        longest = prompts[0][0].shape[2]
-        prompt = torch.arange(longest, device=device)
+        prompt = torch.arange(prompts[0][0].shape[2], device=lengths.device)
         to_prompt = self.positions.unsqueeze(2) - prompt  # [M, T, P]
         to_prompt = to_prompt.masked_fill((prompt >= lengths.unsqueeze(1)).unsqueeze(1), -1)
-        among = (at.unsqueeze(1) - at).masked_fill(reply.unsqueeze(1) != reply, -1)  # [T, T]
-        self._distance = torch.cat([to_prompt, among.expand(len(lengths), -1, -1)], dim=2).unsqueeze(1)
+        seen = (segments.unsqueeze(1) == 0) | (segments.unsqueeze(1) == segments.unsqueeze(2))
+        among = (at.unsqueeze(2) - at.unsqueeze(1)).masked_fill(~seen, -1)  # [M, T, T]
+        self._distance = torch.cat([to_prompt, among], dim=2).unsqueeze(1)
         self._masks = Masks(dtype)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ adapters.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from emorl_core.models.causal import replies
 from emorl_core.models.causal.attention import KEYWORD, CachedPass, Layers, Pass, WholePass
 from emorl_core.models.causal.head import Head
 from emorl_core.models.causal.linears import LaneLayer, Rows
-from emorl_core.models.causal.reading import Reading, read
+from emorl_core.models.causal.reading import Reading, read, read_beside
 from emorl_core.models.family import Facts, Group
 from emorl_core.models.stacking import stack_adapters
 
@@ -34,6 +35,7 @@ class CausalModel(nn.Module):
     """See `TrainableModel` for the methods that the engine and training use."""
 
     compiled = False
+    lanes_apart = True
 
     def __init__(
         self, decoder: nn.Module, head: Head, layers: Sequence[LaneLayer], rows: Rows, facts: Facts, *, head_name: str
@@ -48,6 +50,7 @@ class CausalModel(nn.Module):
         self._routed: frozenset[str] = frozenset()  # layers that see a part of the tokens only, so take no adapter
         self._cache_shape = (0, 0, 0)  # L, K, d
         self._invocations: tuple[tuple[int, ...] | None, ...] = ()
+        self._kept: replies.KeptPrompts | None = None
 
     # -- adapters ------------------------------------------------------------------------------------------------
 
@@ -106,6 +109,10 @@ class CausalModel(nn.Module):
     def reading(self, lane: Lane) -> Reading:
         """How the attached adapters read a lane's prompt."""
         return read(lane, self._invocations)
+
+    def reading_beside(self, lane: Lane) -> Reading:
+        """The same for training, where the base's lane runs beside theirs."""
+        return read_beside(lane, self._invocations)
 
     def acting(self, lane: Lane) -> Coefficients:
         return self.reading(lane).acting
@@ -206,7 +213,15 @@ class CausalModel(nn.Module):
     # -- training and loading ------------------------------------------------------------------------------------
 
     def reply_hidden(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
-        return replies.reply_hidden(self, groups)
+        return replies.reply_hidden(self, groups, {} if self._kept is None else self._kept)
+
+    @contextmanager
+    def keeping_prompts(self) -> Iterator[None]:
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
 
     def probe(self, tokens: Sequence[int]) -> None:
         """Run one short sequence to learn what only a forward pass shows: the cache's shape, and which layers are

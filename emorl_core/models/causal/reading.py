@@ -64,6 +64,17 @@ def read(lane: Lane, invocations: Invocations) -> Reading:
     return Reading(prompt[:cut], spans, prompt[cut:], _acting(point, starts, len(prompt)))
 
 
+def read_beside(lane: Lane, invocations: Invocations) -> Reading:
+    """As `read`, but a lane in which nothing acts is cut where the attached activated adapters begin, so that it shares
+    their prompt."""
+    found, prompt = read(lane, invocations), lane.prompt_ids
+    if any(found.acting) or not found.untouched:
+        return found
+    starts = [activation_start(prompt, invocation) for invocation in invocations if invocation is not None]
+    cut = min([start for start in starts if start is not None], default=len(found.prefix))
+    return Reading(prompt[:cut], ((0, found.acting),) if cut else (), prompt[cut:], found.acting)
+
+
 def activation_start(prompt: Sequence[int], invocation: Sequence[int]) -> int | None:
     """Where the last occurrence of `invocation` in the prompt begins; None when there is none."""
     size, wanted = len(invocation), tuple(invocation)

@@ -1,14 +1,16 @@
 """Hidden states of whole replies, under autograd: what training asks of a decoder-only model.
 
 A prompt runs once for all replies to it. Where no adapter acts on it (activated LoRA, or the base's lane) it runs
-without gradients, and once for all lanes too.
+without gradients, and once for all lanes too. The replies to a prompt stand in one row, so that short ones are not
+padded to the length of long ones.
 
-Letters: G groups, k replies a group, M = G * k, T reply tokens, U tokens of a reply's row, D hidden.
+Letters: G groups, M replies, T reply tokens, U tokens of a row, D hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,6 +23,9 @@ from emorl_core.models.causal.attention import Layers, Pass, RepliesPass
 from emorl_core.models.causal.reading import Reading
 from emorl_core.models.family import Facts, Group
 
+KeptPrompts = dict[Hashable, Layers]  # by prefix, keys and values by layer [K, P, d]
+_PADDING = -1  # a segment that is no reply's
+
 
 class Readable(Protocol):
     """The parts of a `CausalModel` that this file uses."""
@@ -31,7 +36,7 @@ class Readable(Protocol):
     @property
     def adapters(self) -> tuple[str, ...]: ...
 
-    def reading(self, lane: Lane) -> Reading: ...
+    def reading_beside(self, lane: Lane) -> Reading: ...
 
     def whole(self, readings: Sequence[Reading]) -> Layers: ...
 
@@ -40,57 +45,92 @@ class Readable(Protocol):
     def refuse_beyond(self, tokens: int) -> None: ...
 
 
-def reply_hidden(model: Readable, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One group: the tokens that are fed, what `RepliesPass` asks of each, and for each reply the places of the tokens
+    whose hidden states choose its tokens."""
+
+    ids: list[int]
+    segments: list[int]
+    at: list[int]
+    choosing: list[list[int]]
+
+    @classmethod
+    def of(cls, first: Sequence[int], replies: Sequence[Sequence[int]]) -> _Row:
+        row = cls([*first], [0] * len(first), [*range(len(first))], [])
+        for number, reply in enumerate(replies, start=1):
+            fed, begin = reply[:-1], len(row.ids)
+            row.choosing.append([len(first) - 1, *range(begin, begin + len(fed))][: len(reply)])
+            row.ids.extend(fed)
+            row.segments.extend([number] * len(fed))
+            row.at.extend(range(len(first), len(first) + len(fed)))
+        return row
+
+
+def reply_hidden(model: Readable, groups: Sequence[Group], kept: KeptPrompts) -> tuple[Tensor, Tensor]:
     """The last hidden state that chooses each reply token: [M, T, D], and the mask [M, T] of real tokens.
 
-    All groups have the same number of replies. Gradients reach the adapters, through the prompt as well where they act
-    on it. Hidden states on padding are meaningless.
+    Gradients reach the adapters, through the prompt as well where they act on it. Hidden states on padding are
+    meaningless. kept: prompts that were read by the bare base before; those that are read now join them.
     """
-    device, each = model.facts.device, len(groups[0].replies)
-    readings = [model.reading(group.lane) for group in groups]
-    sizes = [len(reply) for group in groups for reply in group.replies]
+    device = model.facts.device
+    readings = [model.reading_beside(group.lane) for group in groups]
     model.refuse_beyond(max(len(g.lane.prompt_ids) + len(reply) - 1 for g in groups for reply in g.replies))
-    longest = max(1, *sizes)
-    width = max(len(reading.first) for reading in readings) - 1 + longest  # U
-    rows = [
-        [*reading.first, *reply[:-1]]
-        for group, reading in zip(groups, readings, strict=True)
-        for reply in group.replies
-    ]
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device).view(len(groups), each * width)
-    lengths = torch.tensor([len(reading.prefix) for reading in readings], device=device)
-    seen = RepliesPass(_prompts(model, readings), lengths, each, width, model.facts.dtype)
-    # A row that is shorter than the widest may have padding beyond the model's last position.
-    limit = model.facts.max_positions
-    positions = seen.positions if limit is None else seen.positions.clamp(max=limit - 1)
+    rows = [_Row.of(reading.first, group.replies) for reading, group in zip(readings, groups, strict=True)]
+    ids = _padded([row.ids for row in rows], 0, device)  # [G, U]
+    width = ids.shape[1]
+    seen = RepliesPass(
+        _prompts(model, readings, kept),
+        torch.tensor([len(reading.prefix) for reading in readings], device=device),
+        _padded([row.segments for row in rows], _PADDING, device),
+        _padded([row.at for row in rows], 0, device),
+        model.facts.dtype,
+    )
     lanes = LaneIndex.of([reading.acting for reading in readings], len(model.adapters), device)
-    hidden = model.run(ids, positions, lanes.repeat(each * width), seen).view(len(rows), width, -1)
-    begins = torch.tensor([len(reading.first) - 1 for reading in readings], device=device).repeat_interleave(each)
-    places = begins.unsqueeze(1) + torch.arange(longest, device=device)  # [M, T]
-    found = hidden.gather(1, places.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
-    return found, torch.arange(longest, device=device) < torch.tensor(sizes, device=device).unsqueeze(1)
+    hidden = model.run(ids, seen.positions, lanes.repeat(width), seen)  # [G, U, D]
+    places = [[i * width + place for place in own] for i, row in enumerate(rows) for own in row.choosing]
+    longest = max(1, *(len(own) for own in places))
+    found = hidden.flatten(0, 1)[_padded(places, 0, device, least=longest)]
+    sizes = torch.tensor([len(own) for own in places], device=device)
+    return found, torch.arange(longest, device=device) < sizes.unsqueeze(1)
 
 
-def _prompts(model: Readable, readings: Sequence[Reading]) -> Layers:
+def _padded(rows: Sequence[Sequence[int]], filling: int, device: torch.device, *, least: int = 0) -> Tensor:
+    """[rows, longest or `least`]"""
+    longest = max(least, *(len(row) for row in rows))
+    return torch.tensor([[*row, *[filling] * (longest - len(row))] for row in rows], device=device)
+
+
+def _prompts(model: Readable, readings: Sequence[Reading], kept: KeptPrompts) -> Layers:
     """Keys and values of every group's prompt, [G, K, P, d] by layer, each distinct one computed once."""
     distinct = {(reading.prefix, reading.spans): reading for reading in readings}
-    untouched = [reading for reading in distinct.values() if reading.untouched]
+    untouched = [reading for reading in distinct.values() if reading.untouched and reading.prefix not in kept]
     adapted = [reading for reading in distinct.values() if not reading.untouched]
-    parts: list[Layers] = []
     if untouched:
         with torch.no_grad():
-            parts.append(model.whole(untouched))
-    if adapted:
-        parts.append(model.whole(adapted))
-    place = {(reading.prefix, reading.spans): i for i, reading in enumerate([*untouched, *adapted])}
-    rows = torch.tensor([place[reading.prefix, reading.spans] for reading in readings], device=model.facts.device)
+            kept.update(zip((reading.prefix for reading in untouched), _each(model, untouched), strict=True))
+    own = dict(zip(((reading.prefix, reading.spans) for reading in adapted), _each(model, adapted), strict=True))
+    found = [kept[key[0]] if reading.untouched else own[key] for key, reading in distinct.items()]
+    number = {key: i for i, key in enumerate(distinct)}
+    rows = torch.tensor([number[reading.prefix, reading.spans] for reading in readings], device=model.facts.device)
     return [
-        (_joined([keys for keys, _ in layer])[rows], _joined([values for _, values in layer])[rows])
-        for layer in zip(*parts, strict=True)
+        (_joined([k for k, _ in layer])[rows], _joined([v for _, v in layer])[rows])
+        for layer in zip(*found, strict=True)
     ]
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """[G, K, P, d] of several batches, one after the other, padded to the longest."""
-    longest = max(part.shape[2] for part in parts)
-    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[2])) for part in parts])
+def _each(model: Readable, readings: Sequence[Reading]) -> list[Layers]:
+    """Keys and values of each prefix alone, [K, P, d] by layer."""
+    if not readings:
+        return []
+    layers = model.whole(readings)
+    return [
+        [(keys[i, :, : len(reading.prefix)], values[i, :, : len(reading.prefix)]) for keys, values in layers]
+        for i, reading in enumerate(readings)
+    ]
+
+
+def _joined(prompts: Sequence[Tensor]) -> Tensor:
+    """[K, P, d] of several prompts -> [prompts, K, P, d], padded to the longest."""
+    longest = max(prompt.shape[1] for prompt in prompts)
+    return torch.stack([F.pad(prompt, (0, 0, 0, longest - prompt.shape[1])) for prompt in prompts])

@@ -9,6 +9,7 @@ are not scaled (T5 folds the scale into its weights).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -46,6 +47,8 @@ class FastStep(Protocol):
 
 class T5(nn.Module):
     """See `emorl_core.models.family.TrainableModel`."""
+
+    lanes_apart = False  # the base's lane encodes a prompt once for the replies of all lanes in a pass
 
     def __init__(
         self,
@@ -224,6 +227,9 @@ class T5(nn.Module):
         lengths = [len(lane.prompt_ids) for lane in lanes]
         rows = index.each(len(groups[0].replies))
         return self.decode(torch.cat([start, ids[:, :-1]], dim=1), cross, lengths, rows), mask
+
+    def keeping_prompts(self) -> AbstractContextManager[None]:
+        return nullcontext()  # adapters act on the encoder
 
     def _index(self, lanes: Sequence[Lane]) -> LaneIndex:
         return LaneIndex.of([lane.coefficients for lane in lanes], len(self.adapters), self.facts.device)

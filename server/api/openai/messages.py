@@ -1,4 +1,4 @@
-"""The messages of a chat, as OpenAI's clients send them, and what a bundle without a chat template can answer."""
+"""The messages of a chat, as OpenAI's clients send them, and what a bundle without chat can answer of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field, Tag, ValidationInfo, field_validator, model_validato
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from emorl_core.errors import InvalidRequest
+from emorl_core.text import chat
 from server.api.fields import Body, FirstFault, Text
 from server.api.openai.fields import Empty, Null, Off, one_of, text_or_list
 
@@ -65,8 +66,15 @@ class Message(Body):
         return self.content or ""
 
 
+def chat_of(messages: Sequence[Message]) -> list[chat.Message]:
+    """For a bundle with chat. What OpenAI's newer models call `developer` is the system message."""
+    return [
+        chat.Message("system" if message.role == "developer" else message.role, message.text) for message in messages
+    ]
+
+
 def single_statement(messages: Sequence[Message]) -> tuple[str, str]:
-    """The one user message that a bundle without a chat template can answer: its field, and its text.
+    """The one user message that a bundle without chat can answer: its field, and its text.
 
     Raises `InvalidRequest` naming the first message that would be left out of the answer.
     """

@@ -115,7 +115,8 @@ Prompt = Annotated[
 
 
 class CompletionRequest(OpenAIRequest):
-    """`POST /v1/completions`. A text gets the bundle's prompt template; token ids are taken as they are."""
+    """`POST /v1/completions`. A text gets the bundle's prompt template, or none for a bundle with chat; token ids are
+    taken as they are."""
 
     model_config = example(model="counselor-demo:balanced", prompt="I can't keep up at work.", max_tokens=48)
 
@@ -149,8 +150,9 @@ class CompletionRequest(OpenAIRequest):
 class ChatRequest(OpenAIRequest):
     """`POST /v1/chat/completions`.
 
-    The models of this server answer one statement: the user message, in the bundle's prompt template. Messages that
-    would not reach the model (system messages, earlier turns) are refused.
+    A bundle with chat answers the whole chat, in the chat template of its base; its own system message is for chats
+    without one. Any other bundle answers one user message, in its prompt template; messages that would not reach the
+    model (system messages, earlier turns) are then refused.
     """
 
     model_config = example(
@@ -160,9 +162,9 @@ class ChatRequest(OpenAIRequest):
     )
 
     messages: Annotated[list[Message], FirstFault()] = Field(
-        min_length=1, description="One user message; others may only be empty."
+        min_length=1, description="The chat. For a bundle without chat: one user message; others may only be empty."
     )
-    max_tokens: Int | None = Field(None, ge=1, description="Default: the server's limit.")
+    max_tokens: Int | None = Field(None, ge=1, description="Default: the server's limit, or what the context leaves.")
     max_completion_tokens: Int | None = Field(None, ge=1, description="The newer name of max_tokens.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the tokens.")
     top_logprobs: Int | None = Field(

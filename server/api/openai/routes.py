@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
+from emorl_core.text.chat import Message
 from emorl_core.types import Completion
 from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
@@ -23,14 +24,14 @@ from server.api.openai.answers import (
     chat_completion,
     text_completion,
 )
-from server.api.openai.messages import single_statement
+from server.api.openai.messages import chat_of, single_statement
 from server.api.openai.objects import ChatCompletion, Model, ModelList, TextCompletion
 from server.api.openai.requests import ChatRequest, CompletionRequest, OpenAIRequest
 from server.door.errors import UnknownModel
 from server.serving import sse
 from server.serving.deployment import Deployment
 from server.serving.generation import Generation
-from server.serving.receipt import Receipt, make_receipt
+from server.serving.receipt import Receipt, Sent, make_receipt
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -72,7 +73,7 @@ async def model(model: str, request: Request) -> Response:
 
 @router.post("/completions", response_model=TextCompletion, responses={200: _TEXT_STREAM, **_ERRORS})
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Complete one or several prompts."""
+    """Complete one or several prompts; for a bundle with chat they are texts that stand for themselves."""
     prompts, n = body.prompts, body.choices
     _check_rows(request, len(prompts) * n)
     limit = _limit(request, "max_tokens", body.max_tokens or _DEFAULT_MAX_TOKENS)
@@ -85,7 +86,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         ]
 
     sent = [prompt for _, prompt in prompts for _ in range(n)]
-    generation, head = await _accept(request, body, build, "cmpl", sent)
+    generation, head = await _accept(request, body, build, "cmpl", len(sent), lambda _: sent)
     echoes = [_echo(head.ensemble, prompt) if body.echo else "" for prompt in sent]
     with_logprobs = body.logprobs is not None
     if body.stream:
@@ -96,19 +97,22 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 
 @router.post("/chat/completions", response_model=ChatCompletion, responses={200: _CHAT_STREAM, **_ERRORS})
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
-    """Answer a user message, in the bundle's prompt template."""
-    prompt = single_statement(body.messages)
+    """Answer a chat; for a bundle without chat, one user message, in the bundle's prompt template."""
     _check_rows(request, body.choices)
     name, asked = body.limit
     limit = _limit(request, name, asked or service_of(request).settings.max_new_tokens)
 
     def build(ensemble: Ensemble, request_id: str) -> list[EngineRequest]:
-        tops = body.top_logprobs or 0
+        tops, said = body.top_logprobs or 0, _said(ensemble, body)
         return [
-            _engine_request(ensemble, body, prompt, f"{request_id}-{i}", limit, i, tops) for i in range(body.choices)
+            _engine_request(ensemble, body, said, f"{request_id}-{i}", limit, i, tops, fit_context=asked is None)
+            for i in range(body.choices)
         ]
 
-    generation, head = await _accept(request, body, build, "chatcmpl", [prompt[1]] * body.choices)
+    def sent(ensemble: Ensemble) -> list[Sent]:
+        return [_said(ensemble, body)[1]] * body.choices
+
+    generation, head = await _accept(request, body, build, "chatcmpl", body.choices, sent)
     if body.stream:
         dialect = ChatDialect(head, body.choices, body.include_usage, bool(body.logprobs))
         return await sse.stream(generation, dialect, service_of(request).settings)
@@ -152,36 +156,53 @@ def _limit(request: Request, name: str, asked: int) -> int:
 
 
 async def _accept(
-    request: Request, body: OpenAIRequest, build: Builder, kind: str, prompts: Sequence[str | list[int]]
+    request: Request,
+    body: OpenAIRequest,
+    build: Builder,
+    kind: str,
+    rows: int,
+    sent: Callable[[Ensemble], Sequence[Sent]],
 ) -> tuple[Generation, Head]:
-    """prompts: one per choice."""
-    service, rows = service_of(request), len(prompts)
+    """sent: the prompt of each choice, for receipts."""
+    service = service_of(request)
     answer_id = f"{kind}-{secrets.token_hex(12)}"
     generation = await service.accept(request, lambda ensemble: build(ensemble, answer_id), rows)
     ids = {each.request_id: index for index, each in enumerate(generation.requests)}
     ensemble = generation.deployment.ensemble
     identity = generation.deployment.identity if body.receipt else None
 
+    prompts = sent(ensemble)
+    raw = kind == "cmpl" and ensemble.spec.chat is not None
+
     def receipt_of(index: int, completion: Completion) -> Receipt:
         assert identity is not None
-        return make_receipt(ensemble, identity, prompts[index], generation.requests[index], completion)
+        prompt, engine_request = prompts[index], generation.requests[index]
+        return make_receipt(ensemble, identity, prompt, engine_request, completion, raw=raw and isinstance(prompt, str))
 
     makes_receipts = None if identity is None else receipt_of
     return generation, Head(answer_id, body.model, generation.accepted, ids, ensemble, makes_receipts)
 
 
+Located = tuple[str, str | list[int] | list[Message]]  # a prompt with the field that it is in
+
+
+def _said(ensemble: Ensemble, body: ChatRequest) -> Located:
+    """The whole chat for a bundle with chat, or one user message. Raises `InvalidRequest`."""
+    return single_statement(body.messages) if ensemble.spec.chat is None else ("messages", chat_of(body.messages))
+
+
 def _engine_request(
     ensemble: Ensemble,
     body: OpenAIRequest,
-    located: tuple[str, str | list[int]],
+    located: Located,
     request_id: str,
     max_new_tokens: int,
     choice: int,
     top_logprobs: int,
+    *,
+    fit_context: bool = False,
 ) -> EngineRequest:
-    """located: a prompt with the field that it is in. Raises `InvalidRequest` and its kinds, by the field names of this
-    API."""
-    place, prompt = located
+    """Raises `InvalidRequest` and its kinds, by the field names of this API."""
     profile = profile_of(ensemble, body.model)
     if profile is not None and (body.profile is not None or body.objective_weights is not None):
         field = "profile" if body.profile is not None else "objective_weights"
@@ -190,20 +211,31 @@ def _engine_request(
         )
     try:
         return ensemble.request(
-            prompt,
+            **_keywords(ensemble, body, located),
             weights=body.objective_weights,
             profile=body.profile if profile is None else profile,
             normalize=body.normalize,
             top_logprobs=top_logprobs,
             stream=bool(body.stream),
             request_id=request_id,
-            field=place,
+            field=located[0],
+            fit_context=fit_context,
             **body.sampling(max_new_tokens, choice),
         )
     except InvalidRequest as error:
         for here, there in body.names.items():
             error = error.renamed(here, there)
         raise error from None
+
+
+def _keywords(ensemble: Ensemble, body: OpenAIRequest, located: Located) -> dict[str, Any]:
+    """A prompt as `Ensemble.request` takes it."""
+    place, prompt = located
+    if isinstance(body, ChatRequest):
+        return {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
+    if isinstance(prompt, str) and ensemble.spec.chat is not None:
+        return {"prompt": ensemble.encode_raw(prompt, field=place)}
+    return {"prompt": prompt}
 
 
 def _echo(ensemble: Ensemble, prompt: str | Sequence[int]) -> str:

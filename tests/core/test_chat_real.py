@@ -1,0 +1,74 @@
+"""SmolLM2-135M-Instruct behind a bundle with chat: against `transformers.generate`, and by the unchanged client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from emorl_core.bundle import BASE_DIR, BaseRef, BundleSpec, ChatSpec, write_spec
+from emorl_core.ensemble import Ensemble
+from server.settings import Settings
+from tests.core.test_causal_real import CHATS, TOKENS
+from tests.http.harness import live
+
+pytestmark = [pytest.mark.slow, pytest.mark.real_model]
+SYSTEM = "You are helpful."
+
+
+def real_bundle(folder: Path, base: Path, **fields: Any) -> Path:
+    (folder / BASE_DIR).symlink_to(base, target_is_directory=True)
+    spec: dict[str, Any] = {
+        "name": "real",
+        "base": BaseRef(path=BASE_DIR),
+        "chat": ChatSpec(system=SYSTEM),
+        "objectives": {},
+    }
+    write_spec(folder, BundleSpec.model_validate({**spec, **fields}))
+    return folder
+
+
+def test_against_hf_generate_twenty_chats_through_the_front_door(real_model: Path, tmp_path: Path) -> None:
+    ensemble = Ensemble.load(real_bundle(tmp_path, real_model), device="cpu", dtype="float32")
+    found = ensemble.generate(list(CHATS), weights={"base": 1.0}, max_new_tokens=TOKENS)
+    tokenizer = AutoTokenizer.from_pretrained(real_model)
+    library = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32)
+    ends = list(ensemble.engine.facts.eos_token_ids)
+    settings = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, pad_token_id=0, eos_token_id=ends)
+    for chat, completion in zip(CHATS, found, strict=True):
+        ids = tokenizer.apply_chat_template(
+            [{"role": "system", "content": SYSTEM}, {"role": "user", "content": chat}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=False,
+        )
+        out = library.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        assert list(completion.token_ids) == out[0, ids.shape[1] :].tolist()
+        assert completion.text == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+
+
+def test_three_turns_by_the_unchanged_client(real_model: Path, tmp_path: Path) -> None:
+    ensemble = Ensemble.load(real_bundle(tmp_path, real_model), device="cpu", dtype="float32")
+    history: list[Any] = []
+    extra = {"objective_weights": {"base": 1.0}}
+    with (
+        live(Settings(port=0), ensemble) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as ai,
+    ):
+        for said in ("My name is Ada. Say hello.", "What is the capital of France?", "What is my name?"):
+            history.append({"role": "user", "content": said})
+            answer = ai.chat.completions.create(
+                model="real", messages=history, temperature=0, max_tokens=TOKENS, extra_body=extra
+            )
+            text = answer.choices[0].message.content
+            assert text
+            history.append({"role": "assistant", "content": text})
+    assert "Paris" in history[3]["content"]
+    again = Ensemble.load(tmp_path, device="cpu", dtype="float32")
+    for turn in (1, 3, 5):
+        alone = again.generate(messages=history[:turn], weights={"base": 1.0}, max_new_tokens=TOKENS)
+        assert alone.text == history[turn]["content"]

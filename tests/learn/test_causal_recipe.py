@@ -1,0 +1,243 @@
+"""A recipe with a decoder-only base from end to end: train, search, evaluate, serve; killed and resumed; warm-started."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from emorl_cli.main import main
+from emorl_core.adapters.adapter import read_peft
+from emorl_core.bundle import Bundle
+from emorl_core.ensemble import Ensemble
+from emorl_core.text.tokenizer import HuggingFaceTokenizer
+from tests.builders import outdated_peft
+from tests.learn.causal_tasks import START, SYSTEM, tiny_chat_base, write_causal_recipe
+from tests.learn.test_resume import same_run, start
+from tests.learn.trainer_tasks import NAMES, TEXTS
+from training.evaluation.methods import method_names
+from training.pipeline.plan import make_plan
+from training.pipeline.prepare import encode, load_data
+from training.pipeline.run import Places, train
+from training.recipe.recipe import load_recipe
+from training.rl import checkpoint
+
+ROOT = Path(__file__).parents[2]
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
+RL = {"max_new_tokens": 8, "stop": {"rule": "steps", "max_steps": 3}, "learning_rate": 2e-2}
+EVALUATION = {"test_prompts": 3, "search_prompts": 2, "search_levels": 1}
+SPLITS = {
+    "sources": [{"kind": "jsonl", "path": "prompts.jsonl"}],
+    "splits": {"train": 0.6, "validation": 0.2, "test": 0.2},
+}
+
+
+def trained_in(folder: Path, act_on: str, **values: Any) -> Path:
+    """The folder of a recipe, and `out` beside it."""
+    recipe = write_causal_recipe(
+        folder, lora={**LORA, "act_on": act_on}, rl=RL, evaluation=EVALUATION, data=SPLITS, **values
+    )
+    assert main(["train", str(recipe), "--out", str(folder / "out")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module", params=["all", "reply"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_in(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_the_bundle_holds_peft_adapters_of_its_kind(trained: Path) -> None:
+    bundle = Bundle.open(trained / "out")
+    assert bundle.spec.chat is not None
+    assert (bundle.spec.chat.system, bundle.spec.prompt_template) == (SYSTEM, "{prompt}")
+    activated = "reply" in trained.name
+    for place in ("adapters", "adapters-last"):
+        for name in NAMES:
+            config = json.loads((trained / "out" / place / name / "adapter_config.json").read_text())
+            assert (config["task_type"], config["peft_type"], config["lora_dropout"]) == ("CAUSAL_LM", "LORA", 0.1)
+            assert ("alora_invocation_tokens" in config) == activated
+    ensemble = Ensemble.load(trained / "out", device="cpu", dtype="float32")
+    if activated:
+        begins = read_peft(trained / "out" / "adapters" / "empathy", "empathy").invocation_tokens
+        assert begins is not None
+        assert ensemble.encode("i feel sad")[-len(begins) :] == begins
+        assert ensemble.tokenizer.encode(f"{START}assistant\n") == list(begins)
+
+
+def test_against_peft_a_served_objective_says_what_its_adapter_says(trained: Path) -> None:
+    """Prompts as the bundle renders them, greedy, through PEFT's own generate."""
+    ensemble = Ensemble.load(trained / "out", device="cpu", dtype="float32")
+    base = AutoModelForCausalLM.from_pretrained(trained / "out" / "base").eval()
+    (end,) = ensemble.engine.model.facts.eos_token_ids
+    settings = GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=end)
+    with outdated_peft():
+        model = PeftModel.from_pretrained(base, trained / "out" / "adapters" / "empathy").eval()
+    for text in TEXTS[:4]:
+        ids = torch.tensor([ensemble.encode(text)])
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        expected = ensemble.tokenizer.decode(out[0, ids.shape[1] :].tolist())
+        assert ensemble.generate(text, weights={"empathy": 1.0}, max_new_tokens=8).text == expected
+
+
+def test_search_stores_a_profile(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(trained / "out")
+    recipe = str(trained / "recipe.yaml")
+    options = [
+        "--recipe",
+        recipe,
+        "--levels",
+        "1",
+        "--search-prompts",
+        "2",
+        "--max-new-tokens",
+        "6",
+        "--no-plots",
+        "--device",
+        "cpu",
+    ]
+    assert main(["search", out, "--profile", "found", "--out", str(trained / "search"), *options]) == 0, (
+        capsys.readouterr()
+    )
+    assert set(Bundle.open(out).spec.profiles["found"].weights) <= {"base", *NAMES}
+
+
+def test_evaluate_compares_all_methods(trained: Path) -> None:
+    """Model soups of activated adapters are activated too."""
+    recipe, out = trained / "recipe.yaml", trained / "evaluation"
+    assert main(["evaluate", str(recipe), "--out", str(out), "--no-plots"]) == 0
+    cells = {path.parent.parent.name: json.loads(path.read_text()) for path in out.glob("cells/*/*/cell.json")}
+    assert set(cells) == set(method_names(load_recipe(recipe)))
+    assert {cell["status"] for cell in cells.values()} == {"done"}
+
+
+@pytest.mark.slow
+def test_a_process_serves_it(trained: Path) -> None:
+    command = [sys.executable, "-m", "emorl_cli", "serve", str(trained / "out"), "--port", "0", "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("serving on http://127.0.0.1:"), process.communicate()
+            body = {"prompt": "i feel sad", "weights": {"empathy": 1}, "max_new_tokens": 4}
+            request = urllib.request.Request(
+                line.split()[-1] + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.loads(answer.read())["usage"]["completion_tokens"] <= 4
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def test_a_dry_run_tells_sizes(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["train", str(trained / "recipe.yaml"), "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    served = Ensemble.load(trained / "out", device="cpu", dtype="float32").parameter_bytes()
+    assert sum(plan["parameters"]["adapters"].values()) * 4 == served["adapters"]
+    assert plan["parameters"]["base"] * 4 == pytest.approx(served["base"], rel=0.02)
+    assert plan["memory_bytes"]["total"] > served["base"]
+
+
+@pytest.mark.slow
+def test_resuming_after_kill_9_gives_the_parameters_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    steps = {"stop": {"rule": "steps", "max_steps": 7}, "validate_every": 3}
+    compute = {"device": "cpu", "checkpoint_every": 2}
+    path = write_causal_recipe(tmp_path, lora={**LORA, "act_on": "reply"}, rl=steps, compute=compute)
+    whole, killed = Places(tmp_path / "whole"), Places(tmp_path / "killed")
+    train(load_recipe(path), tmp_path, whole)
+    process = start(path, killed.bundle)
+    log = killed.run / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and '"event": "step", "step": 5' in log.read_text(encoding="utf-8"):
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors.decode()[-500:]
+    saved = checkpoint.latest(killed.run)
+    assert saved is not None
+    assert 4 <= saved.step < 7
+    train(load_recipe(path), tmp_path, killed, resume=True)
+    same_run(whole.bundle, killed.bundle)
+
+
+def test_a_warm_started_base_is_trained_on_replies_first(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{text} {n}", "response": f"you say {text}"} for n in range(3) for text in TEXTS]
+    source = {"kind": "jsonl", "path": "prompts.jsonl", "response": "response"}
+    start = {"path": "base", "fit": {"steps": 2, "batch_size": 4}}
+    recipe = write_causal_recipe(tmp_path, rows, base={"warm_start": start}, data={"sources": [source]}, rl=RL)
+    common = ["--set", "rl.stop.max_steps=1"]
+    assert main(["warm-start", str(recipe), "--out", str(tmp_path / "made"), *common]) == 0
+    assert main(["train", str(recipe), "--out", str(tmp_path / "out"), *common]) == 0
+    made, served = (tmp_path / name / "model.safetensors" for name in ("made", "out/base"))
+    assert made.read_bytes() == served.read_bytes()
+    assert made.read_bytes() != (tmp_path / "base" / "model.safetensors").read_bytes()
+    assert Ensemble.load(tmp_path / "out", device="cpu").generate("i feel sad", max_new_tokens=4).completion_tokens <= 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["lora.targets=[q, v]"], "the base has no layer 'q'; it has down_proj, gate_proj"),
+        (["lora.act_on=prompt"], "lora.act_on"),
+        (["chat=null", "lora.act_on=reply"], "the template puts no token of its own behind the prompt"),
+        (["max_source_tokens=20"], "max_source_tokens is 20; the template takes"),
+        (["rl.max_new_tokens=300"], "the base has 256 positions"),
+        (["prompt_template='{prompt} so'"], "give at most one of prompt_template and chat"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    trained: Path, capsys: pytest.CaptureFixture[str], changed: list[str], said: str
+) -> None:
+    capsys.readouterr()
+    sets = [part for each in changed for part in ("--set", each)]
+    assert main(["train", str(trained / "recipe.yaml"), "--out", str(trained / "refused"), *sets]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("emorl: error:")]
+    assert said in line
+    assert not (trained / "refused").exists()
+
+
+def test_the_projects_own_recipe_plans(tmp_path: Path) -> None:
+    """On a tiny base with a chat template, and replies of our own for its data."""
+    tiny_chat_base(tmp_path / "base", max_position_embeddings=512)
+    rows = [{"prompt": f"{text} {n}", "response": f"you say {text}"} for n in range(9) for text in TEXTS]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = load_recipe(
+        ROOT / "recipes" / "pair-smollm2.yaml",
+        [
+            "base.warm_start.hub=null",
+            "base.warm_start.path=base",
+            "data.sources=[{kind: jsonl, path: pairs.jsonl, response: response}]",
+        ],
+    )
+    plan = make_plan(recipe, tmp_path)
+    assert plan["warm_start"]["steps"] == 200
+    assert plan["data"]["cut_prompts"] == 0
+    assert set(plan["parameters"]["adapters"]) == {"reflection", "empathy", "fluency"}
+    assert recipe.lora.act_on == "reply"
+    prompts = encode(recipe, load_data(recipe, tmp_path), HuggingFaceTokenizer(tmp_path / "base"), "CAUSAL_LM")
+    assert prompts.invocation is not None
+
+
+def test_the_plan_counts_a_prompt_that_no_adapter_acts_on_less(tmp_path: Path) -> None:
+    recipe = write_causal_recipe(tmp_path)
+    whole, reply = (
+        make_plan(load_recipe(recipe, [f"lora.act_on={act_on}"]), tmp_path)["memory_bytes"]
+        for act_on in ("all", "reply")
+    )
+    assert reply["gradient_pass"] < whole["gradient_pass"]
+    assert reply["rollout"] == whole["rollout"]
+    parts = make_plan(load_recipe(recipe, ["compute.prompts_per_forward=1"]), tmp_path)["memory_bytes"]
+    assert parts["gradient_pass"] < whole["gradient_pass"]

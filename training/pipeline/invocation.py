@@ -1,0 +1,79 @@
+"""Which tokens of every prompt an activated adapter begins at: those behind which the reply begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from emorl_core.adapters.adapter import ACTIVATED_TASK
+from emorl_core.text.tokenizer import Tokenizer
+from training.config import RecipeError
+from training.data.prompts import Prompt
+from training.data.wording import template_or_chat
+from training.recipe.recipe import Recipe
+
+# Ends of prompts that a tokenizer may join with what follows them, each in its own way.
+_PROBES = (
+    "a",
+    "I can't.",
+    "why?",
+    "no!",
+    "12",
+    "so ",
+    "two\nlines\n",
+    "so,",
+    "(so)",
+    'say "so"',
+    "é",
+    "日本",
+    "🙂",
+    "a:",
+)
+
+
+def invocation_of(recipe: Recipe, tokenizer: Tokenizer, task: str) -> tuple[int, ...] | None:
+    """The tokens from which adapters act; None where they act everywhere.
+
+    In a chat they are what the chat template writes for the reply to begin behind (`<|im_start|>assistant`, say). Where
+    it writes nothing there, and in a template, they are all that every prompt ends with.
+
+    task: PEFT's of the base's family. Raises `RecipeError` where an adapter cannot begin at the reply.
+    """
+    if recipe.lora.act_on == "all":
+        return None
+    if task != ACTIVATED_TASK:
+        raise _refused("the base reads prompts in an encoder, where no adapter can begin; allowed: all")
+    encode = template_or_chat(recipe.prompt_template, recipe.chat, tokenizer)
+    tokens = _common_end([tuple(encode(probe)) for probe in _PROBES])
+    header = tuple(tokenizer.chat(recipe.chat.system).header()) if recipe.chat is not None else ()
+    if header and tokens[-len(header) :] == header:
+        return header
+    if not tokens:
+        raise _refused(
+            "the template puts no token of its own behind the prompt, so there is none to begin at; "
+            "allowed: all, or a template that ends in words, such as '{prompt}\\nReply:', or a chat"
+        )
+    return tokens
+
+
+def check_invoked(invocation: tuple[int, ...], prompts: Iterable[Prompt]) -> None:
+    """Raises `RecipeError` for a prompt whose end the tokenizer joins with the template, so that the adapters would not
+    act in the reply to it."""
+    for prompt in prompts:
+        for ids in (prompt.source, prompt.gradient_source):
+            if ids[-len(invocation) :] != invocation:
+                raise _refused(
+                    f"the tokenizer joins the end of a prompt ({prompt.where or f'prompt {prompt.index}'}) with the "
+                    "template; allowed: all, or a template that begins a new line or a control token after the prompt"
+                )
+
+
+def _refused(reason: str) -> RecipeError:
+    return RecipeError(f"lora.act_on is 'reply', but {reason}", param="lora.act_on")
+
+
+def _common_end(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The longest end that all have."""
+    first, size = sequences[0], 0
+    while size < min(map(len, sequences)) and len({ids[len(ids) - size - 1] for ids in sequences}) == 1:
+        size += 1
+    return first[len(first) - size :]
