@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
             settings[name] = getattr(args, name)
     settings["freeze_embeddings"] = not args.train_embeddings
 
+    from training.scorers.learned.report import figure
     from training.scorers.learned.train import check_target, train_scorer
 
     config = parse_fields(ScorerTraining, settings, where="train-scorer", error=ScorerError)
@@ -87,23 +88,19 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from emorl_cli.progress import Progress
+    from emorl_cli.progress import Stages
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    progress: Progress | None = None
-
-    def step(done: int, total: int, _loss: float) -> None:
-        nonlocal progress
-        if progress is None:
-            progress = Progress("steps", total).__enter__()
-        progress.reach(done)
-
-    try:
-        trained = train_scorer(config, data, args.out, resume=args.resume, overwrite=args.overwrite, progress=step)
-    finally:
-        if progress is not None:
-            progress.__exit__(None, None, None)
+    with Stages() as stages:
+        trained = train_scorer(
+            config,
+            data,
+            args.out,
+            resume=args.resume,
+            overwrite=args.overwrite,
+            progress=lambda done, total, loss: stages("steps", done, total),
+        )
     if args.json:
         print_json(trained.report)
         return 0
@@ -111,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     kept = f"kept is epoch {trained.report['epoch_kept']}, the best on the validation prompts"
     print(f"{args.out}: written after {epochs}; {kept}; on the test prompts:")
     for name, value in sorted(trained.report["test"].items()):
-        print(f"  {name}: {_shown(value)}")
+        print(f"  {name}: {figure(value)}")
     return 0
 
 
@@ -124,9 +121,3 @@ def _source(kind: str, path: str, args: argparse.Namespace) -> dict[str, Any]:
     if kind == "hub":
         return source | {"id": path} | columns
     return source | {"path": path, "view": "graded"}
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_shown, value))
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Drives an engine from the caller's own thread: the one loop that `Ensemble`, training and the benchmarks stand on."""
+"""Drives an engine from the caller's own thread: the one loop under `Ensemble`, training and the benchmarks."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Driver:
         They join the batch at the first `next`; leaving the loop early cancels those that have not ended.
 
         Args:
-            job: as which they count, as one, when slots are shared out.
-            at_once: a group is asked for only while fewer requests than this are in the engine; None: all at once.
+            job: they count as this one job when slots are shared out.
+            at_once: the next group is taken only while fewer requests than this are in the engine; None: all at once.
         """
         inbox: deque[Event] = deque()
         waiting = iter(groups)
@@ -59,7 +59,7 @@ class Driver:
     def ends(
         self, groups: Iterable[Sequence[Request]], job: Job | None = None, *, at_once: int | None = None
     ) -> Generator[Completion | Failure]:
-        """The last event of each request, first come first; arguments as in `events`."""
+        """The last event of each request, in the order they end; arguments as in `events`."""
         with closing(self.events(groups, job, at_once=at_once)) as events:
             yield from (event for event in events if isinstance(event, (Completion, Failure)))
 

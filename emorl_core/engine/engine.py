@@ -130,7 +130,7 @@ class Engine:
             return
         try:
             self.runner.admit(admitted)
-        except Exception as fault:  # noqa: BLE001 - whatever it is, it must not reach the other requests
+        except Exception as fault:  # noqa: BLE001 - no fault of one request may reach the others
             self._note(fault)
             # One prompt of several may be at fault: each is retried individually, in rows of its own.
             for branch in admitted:
@@ -152,14 +152,14 @@ class Engine:
             return self._run_apart(events)
 
     def _note(self, fault: Exception) -> None:
-        """Count the fault: if requests succeed when retried individually, it costs only time and must be visible."""
+        """Count the fault: requests that succeed when retried individually cost only time, and that must be visible."""
         self.faults += 1
         self.last_fault = fault
 
     def _run_apart(self, events: list[Event]) -> list[Outcome]:
         """A step failed: retry every branch individually, so that only the one at fault fails.
 
-        Nobody holds lane rows afterwards; the survivors go to the front of the queue and are fed their tokens again.
+        No branch has lane rows afterwards; the survivors go to the front of the queue and are fed their tokens again.
         """
         outcomes: list[Outcome] = []
         for branch in list(self.scheduler.running):
@@ -203,7 +203,7 @@ class Engine:
         by_token: dict[int, list[tuple[Member, Choice]]] = {}
         for member, choice in choices:
             by_token.setdefault(choice.token_id, []).append((member, choice))
-        # The branch itself goes to a group that goes on, so that the others can copy its lane rows.
+        # The branch itself goes to a group that continues, so that the others can copy its lane rows.
         groups = sorted(by_token.items(), key=lambda item: item[0] in self._eos)
         branches = [branch, *(branch.fork([member for member, _ in group]) for _, group in groups[1:])]
         branch.members = [member for member, _ in groups[0][1]]
@@ -242,11 +242,10 @@ class Engine:
         *,
         changed: Sequence[Branch],
     ) -> None:
-        """Free what finished, give forked branches the slots that are theirs, drop lanes that nobody needs on branches
-        whose members have changed.
+        """Free finished branches, give forked ones their slots, and drop lane rows that no member needs any more.
 
-        Forked branches without a slot wait before the others of their job; those that lost their lane rows to a fault
-        elsewhere, before everybody.
+        Forked branches without a slot are queued ahead of the others of their job; those that lost their lane rows to
+        another branch's fault, ahead of all.
         """
         gone = [branch for branch in branches if not branch.members or not self.runner.holds(branch)]
         self.scheduler.release(gone)

@@ -54,7 +54,7 @@ class Reporter:
         return events if completion is None else [*events, completion]
 
     def cancelled(self, branch: Branch, member: Member) -> list[Event]:
-        """A member has been taken out; of a request with several branches, the first says so."""
+        """A member has been cancelled; a request with several branches reports it once."""
         if not isinstance(member, Span):
             return [self._completion(branch, member, FinishReason.CANCELLED)]
         segments = _segments(branch)
@@ -64,7 +64,7 @@ class Reporter:
         return [self._segments_completion(branch, member, FinishReason.CANCELLED)]
 
     def failed(self, branch: Branch, member: Member, error: Exception) -> list[Event]:
-        """A member has failed; with it, of a request with several branches, the whole request."""
+        """A member has failed; a request with several branches fails as a whole, and reports it once."""
         if branch.chooser is not None:
             if branch.chooser.over:
                 return []

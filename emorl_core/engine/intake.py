@@ -44,7 +44,7 @@ class Intake:
         return Branch(first.prompt_ids, members, detokenizer, Job() if job is None else job)
 
     def _segments(self, request: SegmentsRequest, detokenizer: Detokenizer, asked: Job | None) -> Branch:
-        """One branch over the whole way; it forks where the chosen token changes."""
+        """One branch from one weight vector to the other; it forks where the chosen token changes."""
         self._check_weights(request.to)
         either = tuple(float(a != 0.0 or b != 0.0) for a, b in zip(request.weights, request.to, strict=True))
         (whole,) = members_of([replace(request, weights=either)], self._points, time.perf_counter())

@@ -78,7 +78,7 @@ class Runner:
         self.seats.fork(source, child)
 
     def narrow(self, branch: Branch) -> None:
-        """The branch has lost members: drop lane rows that none of the others gives weight to."""
+        """The branch has lost members: drop lane rows that none of the others mixes."""
         self._layout = None
         for lane in set(self.seats.of(branch)) - set(branch.lanes):
             self.seats.remove(branch, lane)
@@ -135,7 +135,8 @@ class Runner:
             return [made[token, sound] for token, sound in pairs]
         logprobs = torch.log_softmax(logits, dim=-1)
         chosen = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
-        # One copy from the device for all of it: each would wait for the device. float64 holds every token id exactly.
+        # One copy from the device for everything: each copy would synchronise with it. float64 holds every token id
+        # exactly.
         told = torch.stack([ids.double(), finite.double(), chosen.double()], dim=1).tolist()  # [Q, 3]
         attributions = self._attributions(logits, ids, lanes, layout, part)
         most = max(member.request.top_logprobs for _, member in members)
@@ -236,8 +237,9 @@ class Runner:
 
     @torch.inference_mode()
     def _feed(self, branch: Branch) -> None:
-        """Feed what comes before a branch's next step, in a cache of its own, then adopt it: the tokens that prefill
-        left out and those of the reply, all but the last, which the step feeds. Rows with as many go together."""
+        """Feed what comes before a branch's next step into a temporary cache, then adopt its rows: the tokens that
+        prefill left out, and those of the reply but the last, which the step feeds. Rows with equally many are fed
+        together."""
         by_number: dict[int, list[tuple[int, Lane, list[int]]]] = {}
         for lane, place in self.seats.of(branch).items():
             tokens = [*self.model.first_tokens(lane), *branch.tokens][:-1]

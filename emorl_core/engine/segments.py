@@ -1,6 +1,6 @@
 """Two weight vectors, every text between them, exactly and without a grid.
 
-On the way w(t) = (1 - t) a + t b each logit is linear in t, for a given prefix of tokens. So the chosen token changes
+Along w(t) = (1 - t) a + t b each logit is linear in t, for a given prefix of tokens. So the chosen token changes
 only where two lines cross: the upper envelope of V lines gives all of them, each segment of the envelope is a prefix
 one token longer on a smaller interval, and the recursion ends with the texts. In the engine an interval is a branch
 with one member, and this chooser.
@@ -20,8 +20,8 @@ from emorl_core.errors import EmorlError, InvalidRequest, NonFinite
 from emorl_core.models.family import LaneModel
 from emorl_core.types import Completion, Interval, Request
 
-# A crossing computed from the two ends differs from the place where the mixed float32 logits really change their
-# largest by rounding. The place is looked for within this distance of it.
+# By rounding, a crossing computed from the two ends differs from the t where the argmax of the mixed float32 logits
+# really changes. That t is searched for within this distance.
 _SEARCH = 1e-4
 _PROBES = 15
 _FINEST = 1e-15  # narrower than this, hardly any float64 values of t are left to try
@@ -86,7 +86,7 @@ class Segments:
 
     request: SegmentsRequest
     over: bool = False
-    ended: list[Interval] = field(default_factory=list)  # in the order they got there; neighbours may become one
+    ended: list[Interval] = field(default_factory=list)  # in the order they finished; neighbours may be merged
     going: int = 1  # branches that are not at their end
 
     def __post_init__(self) -> None:
@@ -168,7 +168,7 @@ class _Envelope:
             earliest = float(crossing.min())
             if earliest >= span.end:
                 break
-            # Several lines may cross in one point: the steepest of them is on top behind it.
+            # Several lines may cross in one point: beyond it the steepest of them is on top.
             at_once = crossing <= earliest
             follower = int(torch.where(at_once, slope, float("-inf")).argmax())
             tokens.append(follower)
@@ -199,7 +199,7 @@ class _Envelope:
     def _refined(self, crossing: float, before: int, after: int) -> float:
         """The t near `crossing` where the mixed logits of `after` really overtake those of `before`.
 
-        Each round looks at `_PROBES` places at once: a head product costs nearly the same for one row as for a few.
+        Each round probes `_PROBES` values at once: a head product costs nearly the same for one row as for a few.
         """
         low, high = max(self._span.start, crossing - _SEARCH), min(self._span.end, crossing + _SEARCH)
         while high - low > self._min_width:

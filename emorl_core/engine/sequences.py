@@ -57,7 +57,7 @@ class Choice:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One request on a branch, with what differs between members of the same tokens."""
+    """One request on a branch: what differs between members that share their tokens."""
 
     request: Request
     arrived: float
@@ -85,7 +85,7 @@ class Chooser(Protocol):
         tokens. May be called again for the same tokens, so it changes nothing."""
 
     def split(self, branches: int) -> EmorlError | None:
-        """A branch has become this many. Returns what the request must end with, if it is too many."""
+        """A branch has forked into this many. Returns the error to end the request with, if these are too many."""
 
 
 @dataclass(slots=True, eq=False)

@@ -67,8 +67,8 @@ def texts_of(items: Iterable[SweepItem]) -> dict[str, list[int]]:
 class SweepPlan:
     """The requests of a sweep, and the items that their completions make.
 
-    Give every group to `Engine.add_group`, then every Completion of theirs to `take`. Vectors that give the same text
-    for sure (see `merge_rays`) are one request.
+    Give every group to `Engine.add_group`, then every Completion of theirs to `take`. Vectors that must give the same
+    text (see `merge_rays`) are one request.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class SweepPlan:
         self.sampling = sampling
         self._combine = combine
         self._prefix = prefix
-        # Only mixed logits scale with the weights: mixed any other way, none but equal vectors are one.
+        # Only mixed logits scale with the weights; combined in any other way, only equal vectors are merged.
         rays = merge_rays([v.vector for v in vectors], greedy=sampling.greedy and combine == "hidden")
         self._same: list[dict[int, list[int]]] = [{} for _ in self.prompts]  # per prompt: the vectors of each request
         for p, same in enumerate(self._same):

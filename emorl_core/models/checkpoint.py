@@ -20,7 +20,7 @@ _INDEX_SUFFIX = ".safetensors.index.json"
 _INDEX = f"model{_INDEX_SUFFIX}"
 # safetensors' names of the number formats that a plain checkpoint is stored in.
 _FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# How the quantisation libraries name what stands beside a packed matrix.
+# What quantisation libraries call the tensors beside a packed matrix.
 _QUANTISED = re.compile(r"scale|zero|absmax|SCB|g_idx|quant|packed")
 
 
@@ -75,7 +75,7 @@ class Checkpoint:
         return tensor.to(device=self._device, dtype=self._dtype, copy=True)
 
     def refuse_unread(self, harmless: Collection[str]) -> None:
-        """Refuse tensors that no one asked for: a model that leaves them out is not the one that was saved.
+        """Refuse tensors that were never read: without them the model is not the one that was saved.
 
         Raises:
             UnsupportedModel: one is left that is not among the `harmless`.
@@ -99,7 +99,7 @@ def _weights_file(folder: Path, config: Mapping[str, Any]) -> Path:
         return folder / named
     single, index = folder / _SINGLE, folder / _INDEX
     if index.is_file():
-        _weight_map(index)  # one that makes no sense is a broken copy, also where it does not count
+        _weight_map(index)  # a broken index means a broken copy, even where the single file is used
     if single.is_file() or index.is_file():
         return single if single.is_file() else index
     other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))

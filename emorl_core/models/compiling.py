@@ -1,4 +1,4 @@
-"""What a decoding step needs to be run as a whole, by a compiler or a CUDA graph: linear layers as functions of
+"""What it takes to run a decoding step as a whole, by a compiler or a CUDA graph: linear layers as functions of
 tensors, and `torch.compile` for the functions of one model."""
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from emorl_core.lanes.linear import LaneLinear
 
 CONSTANT = "parameters"  # the argument of a compiled function that is the same in every call
 
-# A compiler cannot look into oneDNN's blocked layout, so a product with such a matrix is an operation of its own, and
-# names the matrix by a number, the smallest that is free: that is what lets the compiler's cache on disk recognise the
-# same model in another process, and in this one after a reload or two.
+# The compiler cannot see into oneDNN's blocked layout, so the product with such a matrix is a custom operator that
+# refers to the matrix by a number. It is the smallest free one, so that the compiler's cache on disk recognises the
+# same model in another process, and in this one after a reload.
 _matrices: WeakValueDictionary[int, FrozenMatrix] = WeakValueDictionary()
 _library = torch.library.Library("emorl", "DEF")
 _library.define("packed_product(Tensor x, int matrix, int columns) -> Tensor")
@@ -46,7 +46,7 @@ torch.library.register_fake("emorl::packed_product", _packed_product_shape, lib=
 
 @dataclass(frozen=True, slots=True)
 class StepLinear:
-    """What a step function has to know of a `LaneLinear`; its tensors are taken from a list of parameters in order."""
+    """What a step function needs to know about a `LaneLinear`; its tensors come from a list of parameters, in order."""
 
     matrix: int | None  # None: the matrix is not packed, and is among the parameters
     columns: int  # of the whole product: projections, then what the adapters' first factors give
@@ -81,7 +81,7 @@ class StepLinear:
         straight = y[:, :wide].view(-1, self.projections, self.out).float()
         if not self.adapters:
             return straight
-        # Each row takes its own adapters' second factors: with few rows nothing is gained from one product for all.
+        # Each row gathers its own adapters' second factors: with few rows one product for all is no faster.
         low = y[:, wide:].view(-1, self.projections, self.adapters, self.rank)
         own = used.view(-1, 1, used.shape[1], 1).expand(-1, self.projections, -1, self.rank)
         low = low.gather(2, own).float() * coefficients.view(-1, 1, coefficients.shape[1], 1)  # [M, P, K, R]
@@ -108,11 +108,11 @@ def check_compiler() -> None:
 
 
 def compile_for_one_model(function: Callable[..., Tensor], *, dynamic: bool) -> Callable[..., Tensor]:
-    """`torch.compile` for one model, which asks before a call only what can differ from call to call: the sizes.
+    """`torch.compile` for one model, guarded only by what can differ from call to call: the sizes.
 
-    By default it also makes sure of every number, function and parameter that the code names, 1,200 of them for
-    T5-base, which took 3 % of a step. They are one model's and never change; so that no two models share what is
-    compiled, each gets code of its own. That also lets a process load any number of models.
+    By default it also guards every number, function and parameter that the code names, 1,200 of them for T5-base, which
+    took 3 % of a step. Those of one model never change, so each model gets a code object of its own and no two models
+    share compiled code. That also lets a process load any number of models.
     """
     code = function.__code__.replace()
     own = FunctionType(code, function.__globals__, None, function.__defaults__, function.__closure__)
@@ -125,6 +125,6 @@ def compile_for_one_model(function: Callable[..., Tensor], *, dynamic: bool) -> 
         return [not guard.is_global and root(guard.name) not in constant for guard in guards]
 
     made: Callable[..., Tensor] = torch.compile(own, dynamic=dynamic, fullgraph=True, options={"guard_filter_fn": ask})
-    # What was compiled lies with the code and refers to it, in a circle that Python cannot see.
+    # Compiled code is stored with the code object and refers back to it: a cycle that Python's collector cannot see.
     weakref.finalize(made, torch._dynamo.eval_frame.remove_from_cache, code)
     return made

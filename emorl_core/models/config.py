@@ -22,7 +22,7 @@ _QUANTISED = (
     "load_in_8bit",
     "load_in_4bit",
 )
-_METHODS = ("quant_method", "quant_algo", "format", "quant_type", "mode")  # where those say which way
+_METHODS = ("quant_method", "quant_algo", "format", "quant_type", "mode")  # where those name the method
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:

@@ -121,7 +121,7 @@ class FakeModel:
         self.poisoned: set[tuple[int, ...]] = set()
         vocabulary = self.facts.vocab_size
         self._head = _uniform(torch.arange(vocabulary * _HIDDEN).view(vocabulary, _HIDDEN)).float() * 3.0
-        self._head[:, 0] = 0.0  # the first hidden number speaks for the end of sequence alone
+        self._head[:, 0] = 0.0  # the first hidden dimension is for the end of sequence alone
         self._head[_EOS] = 0.0
         self._head[_EOS, 0] = 1.0
         self._head[_PAD, 1] = -8.0
@@ -139,7 +139,7 @@ class FakeModel:
         return False
 
     def compile_step(self) -> None:
-        """Nothing here takes long enough."""
+        """There is nothing to compile."""
 
     # An entry of a store: keys hold (token id, whether prefill read it), values the lane's code; exact in float64.
 
@@ -187,7 +187,7 @@ class FakeModel:
         hidden = torch.empty(rows, new, _HIDDEN)
         span = torch.arange(own_keys.shape[1])
         codes_read = torch.stack([code for _, code in prompts]).unsqueeze(1)
-        # What a row says depends on every entry that it finds: of its prompt, of its reply, and on the lane of each.
+        # A row's hidden state depends on every entry of its prompt and reply in the cache, and on the lane of each.
         history = hash32(own_keys * 0x01000193 + span * 0x9E3779 + (own_values - codes_read) * 0x51ED27)
         seeds = torch.stack([_digest(prompt) ^ (code * 0x51ED27) for prompt, code in prompts])
         for q in range(new):
@@ -226,7 +226,7 @@ class FakeModel:
 
 
 def _code(coefficients: Coefficients) -> int:
-    """The lane's number, or for a mix of adapters a number that is nobody else's."""
+    """The lane's number; a mix of adapters has a number of its own."""
     used = [i for i, value in enumerate(coefficients) if value]
     if not used:
         return 0

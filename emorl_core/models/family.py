@@ -45,7 +45,7 @@ class Group:
 class LaneModel(Protocol):
     """A base model with stacked adapters, ending at last hidden states.
 
-    A row's way: `prefill` reads the prompt and leaves a `Memory`, which is inserted into a cache; the `first_tokens`
+    A row's life: `prefill` reads the prompt and leaves a `Memory`, which is inserted into a cache; the `first_tokens`
     are fed with `step`; the hidden state of the last one chooses the first token of the reply, and so on.
     """
 
@@ -130,7 +130,7 @@ class TrainableModel(LaneModel, Protocol):
 
 
 class Family(Protocol):
-    """Architectures that one piece of code runs; knows `config.json` only, until it loads."""
+    """Architectures that share one implementation; reads only `config.json` until it loads."""
 
     name: str
     adapter_task: str  # PEFT's task type

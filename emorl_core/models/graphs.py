@@ -1,4 +1,4 @@
-"""CUDA graphs: recorded once a shape, then replayed with one launch instead of thousands."""
+"""CUDA graphs: recorded once per shape, then replayed with one launch instead of thousands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from emorl_core.cache.store import SIZE_STEP
 
-# Records what a function does and returns what does it again, result included.
+# Records a function and returns a callable that replays it, result included.
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 _WARM_UPS = 3  # before a capture, as torch asks for
@@ -26,7 +26,7 @@ def graph_rows(rows: int) -> int:
 
 def graph_tokens(tokens: int, capacity: int) -> int:
     """The next power of two times SIZE_STEP, at most the capacity's (one token of a cache is never read)."""
-    # A power of two reads twice the tokens at worst, and a text of any length meets one graph a doubling. Multiples of
+    # A power of two reads twice the tokens at worst, and a growing text needs one graph per doubling. Multiples of
     # SIZE_STEP would read less, but capture 32 graphs on the way to 512 tokens, for every number of rows and sources;
     # the whole capacity would need one graph, but one long text would then make every short one read as much.
     steps = -(-tokens // SIZE_STEP)
@@ -34,8 +34,8 @@ def graph_tokens(tokens: int, capacity: int) -> int:
 
 
 class CudaCapture:
-    """Captures CUDA graphs into one memory pool: they run one after the other, so they can share all that is not a
-    result, and a result need last only until the next graph runs."""
+    """Captures CUDA graphs into one memory pool: they run one after the other, so they share all memory but that of
+    results, and a result is good until the next graph runs."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -53,7 +53,7 @@ class CudaCapture:
                 for _ in range(_WARM_UPS):
                     function()
             current.wait_stream(self._stream)
-            # What other threads do meanwhile, such as scorers on the same device, is none of this capture's concern.
+            # Other threads, such as scorers, may use the device meanwhile without invalidating the capture.
             with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 result = function()
         self._graphs.add(graph)

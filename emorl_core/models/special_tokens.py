@@ -26,7 +26,7 @@ class SpecialTokens:
         """From `generation_config.json`; what it leaves out or sets to null, from `config` (config.json).
 
         Raises:
-            UnsupportedModel: an id that is none of the vocabulary, or no end of sequence. A text would never end.
+            UnsupportedModel: an id outside the vocabulary, or no end of sequence, so that no text would end.
         """
         entries = _Entries(folder, config)
         pad = entries.one("pad_token_id")
@@ -35,7 +35,7 @@ class SpecialTokens:
 
 
 class _Entries:
-    """Both files as one, in transformers' order."""
+    """Both files as one; `generation_config.json` wins, as in transformers."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self._rows = whole_number(config, "vocab_size")
@@ -44,7 +44,7 @@ class _Entries:
             self._sources = {_GENERATION: read_config(folder, _GENERATION), _CONFIG: config}
 
     def _find(self, key: str) -> tuple[str, Any]:
-        """(file, value) of the first that has more than null to say."""
+        """(file, value) of the first file whose value is not null."""
         for file, values in self._sources.items():
             if values.get(key) is not None:
                 return file, values[key]

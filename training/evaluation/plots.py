@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from training.evaluation.results import JUDGES, MEAN, OBJECTIVES, columns_of
-from training.search.plots import check_installed, save_all
+from training.search.plots import check_installed, figure_of, save_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,10 +38,7 @@ def draw_all(folder: Path, found: Mapping[str, Any]) -> list[Path]:
 def reward_against_consumption(methods: Mapping[str, Any]) -> Figure:
     """Mean reward over the prompts that training took; the bars up and down are intervals over prompts, thin and across
     the spread over seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = figure_of(1, 7.2, 4.6)
     alike = [own["consumption"]["prompts"]["mean"] for own in methods.values()]
     for number, (name, own) in enumerate(methods.items()):
         mean, used = own[OBJECTIVES][MEAN], own["consumption"]["prompts"]
@@ -71,10 +68,7 @@ def reward_against_consumption(methods: Mapping[str, Any]) -> Figure:
 
 def bars(methods: Mapping[str, Any], group: str, columns: Sequence[str], label: str) -> Figure:
     """One group of bars per column, one bar per method, with intervals over prompts."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(6.4, 1.9 * len(columns)), 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = figure_of(1, max(6.4, 1.9 * len(columns)), 4.2)
     width = 0.84 / len(methods)
     for number, (name, own) in enumerate(methods.items()):
         estimates = [own[group][column] for column in columns]
@@ -102,8 +96,6 @@ def bars(methods: Mapping[str, Any], group: str, columns: Sequence[str], label: 
 def training_curves(curves: Mapping[str, Any]) -> Figure:
     """Validation score over prompts consumed, one panel per curve's name, one line per method and seed. Methods that
     share a training show it once."""
-    from matplotlib.figure import Figure
-
     panels: dict[str, dict[str, list[Any]]] = {}
     drawn: set[str] = set()
     for method, seeds in curves.items():
@@ -113,14 +105,9 @@ def training_curves(curves: Mapping[str, Any]) -> Figure:
                 if points and same not in drawn:
                     drawn.add(same)
                     panels.setdefault(name, {}).setdefault(method, []).append(points)
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.9 * rows), layout="constrained")
-    grid: Any = figure.subplots(rows, columns, squeeze=False)
-    for unused in grid.flat[len(panels) :]:
-        unused.remove()
+    figure, places = figure_of(len(panels), 3.6, 2.9, abreast=2)
     colour_of = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(curves)}
-    for axes, (name, methods) in zip(grid.flat, panels.items(), strict=False):
+    for axes, (name, methods) in zip(places, panels.items(), strict=True):
         for method, lines in methods.items():
             for number, points in enumerate(lines):
                 x, y = [point["prompts"] for point in points], [point["score"] for point in points]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from emorl_core.errors import EmorlError
 from training.config import Spec
+from training.progress import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -153,15 +154,6 @@ def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
 def quiet_loading() -> Iterator[None]:
     """Load a model without moving torch's random state and without a loading report on the terminal."""
     import torch
-    from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    with quiet_transformers(), torch.random.fork_rng():
+        yield

@@ -67,7 +67,7 @@ def triangle(found: Found, objectives: Sequence[str]) -> Figure:
     """Three objectives: every direction that was looked at, by its place between the corners, coloured by its score."""
     scores = {_normal(point): score for point, score in found.scores.items() if any(point)}
     places = [_place(point) for point in scores]
-    figure, (axes,) = _figure(1, 6.4, 5.6)
+    figure, (axes,) = figure_of(1, 6.4, 5.6)
     x, y = [place[0] for place in places], [place[1] for place in places]
     values = list(scores.values())
     if len(values) > 3 and max(values) > min(values):
@@ -93,7 +93,7 @@ def trade_offs(found: Found, tables: Mapping[Point, ScoreTable]) -> Figure:
     """Mean score against mean score, for every pair of scorers, with the Pareto front of the pair."""
     names = next(iter(tables.values())).names
     pairs = list(itertools.combinations(names, 2))
-    figure, panels = _figure(len(pairs), 4.2, 3.8)
+    figure, panels = figure_of(len(pairs), 4.2, 3.8)
     points = list(tables)
     for axes, (first, second) in zip(panels, pairs, strict=True):
         means = [(tables[point].means[first], tables[point].means[second]) for point in points]
@@ -111,7 +111,7 @@ def trade_offs(found: Found, tables: Mapping[Point, ScoreTable]) -> Figure:
 
 def best_so_far(found: Found) -> Figure:
     """The best score after every evaluation, in the order they came; dotted lines where a level begins."""
-    figure, (axes,) = _figure(1, 6.4, 3.6)
+    figure, (axes,) = figure_of(1, 6.4, 3.6)
     scores = list(found.scores.values())
     count = range(1, len(scores) + 1)
     axes.scatter(count, scores, s=10, color="0.7", label="evaluation")
@@ -139,10 +139,11 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front[::-1]
 
 
-def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def figure_of(panels: int, width: float, height: float, *, abreast: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, each of `width` by `height` inches, at most `abreast` beside each other."""
     from matplotlib.figure import Figure
 
-    columns = min(panels, 3)
+    columns = min(panels, abreast)
     rows = math.ceil(panels / columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     grid: Any = figure.subplots(rows, columns, squeeze=False)

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from emorl_core.files.writing import follow_umask
 from training.config import Section
-from training.progress import FitProgress
+from training.progress import FitProgress, quiet_transformers
 from training.seeds import derive
 from training.warm_start.errors import FitError
 from training.warm_start.examples import NO_LABEL, Example
@@ -226,19 +226,9 @@ def _watch(progress: FitProgress | None) -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """The trainer's and accelerate's remarks are for their own developers; ours go through `progress`."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    with quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class Pass(Protocol):
 
 
 class WholePass:
-    """Sequences from their first token on, padded on the right: a real token never sees the padding behind it.
+    """Whole sequences, padded on the right: a real token never sees the padding behind it.
 
     Keeps every layer's keys and values.
     """

@@ -14,7 +14,8 @@ from emorl_core.errors import UnsupportedModel
 class Head:
     """logits = cap(scale * (W h + b)).
 
-    Lanes are mixed before it, so the bias counts once whatever the weights add up to, and a cap bends the mixed logits.
+    Lanes are mixed before it, so the bias counts once whatever the weights add up to, and the cap applies to the mixed
+    logits.
     Attribution and `rows` are about W h alone: the margin between two tokens before the cap, without their biases.
     """
 

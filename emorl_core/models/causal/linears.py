@@ -15,11 +15,11 @@ class Rows:
 
     def __init__(self) -> None:
         self.tokens = 0  # M lane rows times q tokens
-        self.index: LaneIndex | None = None  # of these, with spare ones behind or not; None: the bare base
-        self.routed: set[str] = set()  # layers that were given other tokens than those
+        self.index: LaneIndex | None = None  # of these, maybe with spare ones behind them; None: the bare base
+        self.routed: set[str] = set()  # layers that were called with another number of tokens
 
     def set(self, index: LaneIndex | None, tokens: int) -> None:
-        """`tokens` tokens in all are next."""
+        """Before a pass over `tokens` tokens in all."""
         self.index, self.tokens = index, tokens
 
 
@@ -43,7 +43,7 @@ class LaneLayer(nn.Module):
         flat = x.reshape(-1, x.shape[-1])
         index = self._rows.index
         if flat.shape[0] != self._rows.tokens:
-            # A routed expert, say. Nobody could tell which lane a row belongs to, so this layer takes no adapter.
+            # A routed expert, for example: which lane a row belongs to is unknown, so this layer takes no adapter.
             if self.linear.lora_b is not None:
                 raise RuntimeError(f"{self.name} has adapters and was given a part of the tokens only")
             self._rows.routed.add(self.name)
@@ -57,8 +57,8 @@ class LaneLayer(nn.Module):
 def replace_linears(model: nn.Module, decoder: nn.Module, rows: Rows) -> list[LaneLayer]:
     """Put a `LaneLayer` in place of every `nn.Linear` and GPT-2 `Conv1D` within `decoder`, a part of `model`.
 
-    Each keeps the name that it has in `model`, which is what PEFT calls it. A layer that stands in several places stays
-    one. Subclasses of `nn.Linear` compute something else and are left alone.
+    Each keeps the name that it has in `model`, which is what PEFT calls it. A layer that is shared stays shared.
+    Subclasses of `nn.Linear` compute something else and are left alone.
     """
     made: dict[int, LaneLayer] = {}
     inside = {id(module) for module in decoder.modules()}

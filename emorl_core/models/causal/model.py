@@ -83,7 +83,7 @@ class CausalModel(nn.Module):
             )
 
     def train(self, mode: bool = True) -> CausalModel:
-        """The adapters' own dropout alone: the base runs as it serves, without any."""
+        """Only the adapters' dropout: the base runs as in serving, without any."""
         super().train(mode)
         for module in self.decoder.modules():
             if not isinstance(module, LaneLinear):
@@ -169,7 +169,7 @@ class CausalModel(nn.Module):
             own = reading.by_token()
             points += own + [bare] * (longest - len(own))
         if self.facts.device.type == "cpu" and not torch.is_grad_enabled():
-            points += [bare] * (round_rows(len(points)) - len(points))  # as `LaneIndex.repeat` does, and why
+            points += [bare] * (round_rows(len(points)) - len(points))  # for the reason in `LaneIndex.repeat`
         return LaneIndex.of(points, len(self.adapters), self.facts.device)
 
     # -- decoding ------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class CausalModel(nn.Module):
     def run(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: Pass) -> Tensor:
         """tokens, positions [M, q] -> last hidden states [M, q, D], through the library's decoder.
 
-        lanes: of the M * q tokens, row after row, with spare ones behind or not; None: the bare base.
+        lanes: of the M * q tokens, row after row, maybe with spare ones behind them; None: the bare base.
         """
         self._rows.set(lanes, tokens.numel())
         out = self.decoder(input_ids=tokens, position_ids=positions, use_cache=False, **{KEYWORD: seen})
@@ -224,7 +224,8 @@ class CausalModel(nn.Module):
             self._kept = None
 
     def probe(self, tokens: Sequence[int]) -> None:
-        """Run one short sequence to learn what only a pass shows: the shape of the cache, and layers that are routed.
+        """Run one short sequence to learn what only a forward pass shows: the cache's shape, and which layers are
+        routed.
 
         Raises:
             UnsupportedModel: keys and values whose shapes the cache does not hold.

@@ -3,7 +3,7 @@
 Activated LoRA (Greenewald et al. 2025, arXiv 2504.12397) acts from its invocation tokens on, so before them keys and
 values are those of a lane without it, and lanes share them. The rule is PEFT's: the last occurrence in the prompt
 counts, the invocation tokens themselves are adapted, and for a prompt without them the adapter does nothing, not in
-the reply either. What the reply says changes nothing.
+the reply either. Invocation tokens in the reply change nothing.
 """
 
 from __future__ import annotations

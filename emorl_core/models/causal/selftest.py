@@ -1,7 +1,8 @@
 """The test that every base passes when it is loaded: ragged rows through lanes against the library's own eager code.
 
-It catches what no flag tells: a layer that keeps a state, a mask of another kind, a head with a constant nobody knew.
-Windows are shortened for the test, so that short rows reach across them.
+It catches what no flag in the config shows: a layer that keeps a state, another kind of mask, an unknown constant in
+the head.
+Sliding windows are shortened for the test, so that short rows exceed them.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ def expected(model: nn.Module, prompts: list[list[int]], device: torch.device) -
 
 
 def compare(kind: str, wanted: Tensor, found: Tensor, dtype: torch.dtype) -> None:
-    """Refuse a base whose lanes say something else than the library.
+    """Refuse a base whose lanes disagree with the library.
 
     Raises:
         UnsupportedModel
     """
-    # What all logits of a token have in common is nothing to a softmax, and in real models it is most of their size.
+    # A constant that all logits of a token share does not change the softmax, and in real models it is most of their
+    # size.
     wanted, found = (logits - logits.mean(dim=-1, keepdim=True) for logits in (wanted, found))
     error = float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
     if not error <= _TOLERANCE[dtype]:  # NaN is refused too

@@ -16,7 +16,7 @@ from emorl_core.models.shape import LinearShape, Shape, TokenCost
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """Raises UnsupportedModel for a config that the library makes no model of."""
+    """Raises UnsupportedModel for a config that the library cannot make a model of."""
     parsed = admission.parsed(config)
     try:
         with torch.device("meta"):

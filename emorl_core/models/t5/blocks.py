@@ -79,8 +79,8 @@ class T5Block(nn.Module):
 def embedding_and_head(config: T5Config, checkpoint: Checkpoint) -> tuple[FrozenMatrix, FrozenMatrix]:
     """The embedding that encoder and decoder share, and the head: the same matrix, or one of its own.
 
-    transformers ties all of `_TIED`: one that is stored stands for those that are not, and copies that differ stay
-    apart. Two embeddings cannot run here.
+    transformers ties all of `_TIED`: a stored one stands in for those that are missing, and copies that differ stay
+    separate. Encoder and decoder with different embeddings are refused.
     """
     shape = (config.vocab_size, config.d_model)
     first, *copies = [name for name in _TIED if name in checkpoint] or _TIED[:1]

@@ -48,7 +48,7 @@ class CompiledStep:
         model, count = self._model, cache.count
         cache.reserve(1)
         if self._lanes is not lanes:
-            # A size of 1 is a case of its own to the compiler, so a single row gets company.
+            # The compiler specialises on a size of 1, so a single row is padded to two.
             self._lanes, self._rows = lanes, StepRows(lanes, cache, max(2, count))
         x = F.embedding(tokens[:, 0], model.embedding.weight)  # type: ignore[arg-type]
         lengths = torch.tensor(cache.lengths)
@@ -59,7 +59,7 @@ class CompiledStep:
         ].float()  # [M, H, T]
         assert cache.cross is not None
         own, cross = cache.own.layers, cache.cross.layers
-        if not self._compiled:  # what never changes is said once, to the compiler
+        if not self._compiled:  # the compiler is told once which sizes never change
             for tensor in (x, bias, self._rows.used, self._rows.coefficients):
                 torch._dynamo.mark_static(tensor, 1)
             for layer in (*own, *cross):
@@ -77,7 +77,7 @@ class CompiledStep:
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
-        """Compile, in sizes that say which of them are one and the same.
+        """Compile with example sizes that show which of them are the same.
 
         The compiler gives equal sizes one symbol. The layers' caches should share theirs (or it takes minutes); rows,
         tokens, source tokens and the capacities must not: so here they are 3, 16, 48 and 4, 33, 65.
@@ -92,7 +92,7 @@ class CompiledStep:
         summed = [(torch.arange(adapters) < used).float() for used in sorted({min(1, adapters), adapters})]
         try:
             with torch._dynamo.config.patch(_SETTINGS), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's are about its own insides
+                warnings.simplefilter("ignore")  # torch's warnings are about its internals
                 for coefficients in summed:
                     lanes = LaneIndex(coefficients.expand(cache.count, -1))
                     self(torch.zeros(cache.count, 1, dtype=torch.int64), lanes, cache)

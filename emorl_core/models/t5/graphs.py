@@ -1,4 +1,4 @@
-"""The decoding step on CUDA as graphs: recorded once a shape, then replayed with one launch instead of thousands.
+"""The decoding step on CUDA as graphs: recorded once per shape, then replayed with one launch instead of thousands.
 
 A graph reads and writes fixed addresses. So every shape, a bucket, has static input buffers that each call copies its
 values into, and its graph belongs to the tensors that one cache has now: it is dropped when they are replaced.
@@ -61,7 +61,7 @@ class GraphedStep:
         if bucket.met and bucket.replay is None:
             layers = tuple(own), tuple(cross)  # the cache's own lists change when it grows
             bucket.replay = self._capture(lambda: self._run(bucket, *layers))
-        # A shape that is met once, as by a cache for feeding one row again, is not worth a capture.
+        # A shape that is seen once, as when one row is fed again, is not worth a capture.
         hidden = self._run(bucket, own, cross) if bucket.replay is None else bucket.replay()
         bucket.met = True
         cache.advance(1)
@@ -71,7 +71,7 @@ class GraphedStep:
         """A GPU's own product is as fast."""
 
     def _run(self, bucket: _Bucket, own: Sequence[Tensor], cross: Sequence[Tensor]) -> Tensor:
-        """What is captured: static buffers -> [rows, D]. Any number of runs on the same values write the same."""
+        """What is captured: static buffers -> [rows, D]. Idempotent: runs on the same values write the same."""
         x = F.embedding(bucket.tokens, self._embedding)
         distances = bucket.positions.unsqueeze(1) - bucket.span  # [rows, T], from 1
         bias = F.embedding(distances.clamp(min=0), bucket.bias).transpose(1, 2)  # [rows, H, T]
@@ -104,7 +104,7 @@ class GraphedStep:
         return bucket
 
     def _warm_up(self) -> None:
-        """Capture one graph, so that a device that cannot says so now."""
+        """Capture one graph, so that a device that cannot do it is found out now."""
         model, config = self._model, self._model.config
         cache = model.new_cache()
         shape = (2, config.num_decoder_layers, config.num_heads, 1, config.d_kv)
@@ -149,11 +149,11 @@ class _Bucket:
         return all(known() is tensor for known, tensor in zip(self._tensors, _flat(cache), strict=True))
 
     def fill(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> None:
-        """Copy a step's values in. Spare rows get the first row's, but keep whatever token they have: any will do."""
+        """Copy a step's values in. Spare rows repeat the first row, but for the token, where any will do."""
         count, rows = cache.count, self.tokens.shape[0]
         self.tokens[:count].copy_(tokens[:, 0], non_blocking=True)
         lengths = cache.lengths + cache.lengths[:1] * (rows - count)
-        # Pinned memory of its own every time: torch does not give it away before the copy is done.
+        # A new pinned buffer every time: torch does not reuse one before its copy is done.
         positions = torch.tensor(lengths, pin_memory=self.positions.is_cuda)
         self.positions.copy_(positions, non_blocking=True)
         assert cache.cross is not None

@@ -1,4 +1,5 @@
-"""T5 (Raffel et al. 2020): v1.0 with ReLU and a tied, scaled head; v1.1, FLAN-T5, mT5 with gated GELU and an own one.
+"""T5 (Raffel et al. 2020): v1.0 with ReLU and a tied, scaled head; v1.1, FLAN-T5, mT5 with gated GELU and a head of
+their own.
 
 Letters: E encoder sequences (one per prompt and lane), M lane rows being decoded, S source tokens, T target tokens so
 far, q new tokens, D hidden, H heads, L decoder layers. Everything is float32 or bfloat16 as loaded; attention scores
@@ -126,7 +127,7 @@ class T5(nn.Module):
             raise UnsupportedModel(
                 f"compile is on and the device is {device}; allowed: {', '.join(self._fast_steps)}", param="compile"
             )
-        self._compiles = True  # before the step makes a cache to try itself on
+        self._compiles = True  # before the compiled step makes a cache for its trial run
         try:
             self._fast = self._fast_steps[device.type](self)
         except UnsupportedModel:
@@ -288,7 +289,7 @@ class T5(nn.Module):
             assert isinstance(block, T5Block)
             q, k, v = block.project(x, index, rows)
             x = block.attended(x, attention(q, k, v, mask), index)
-            # No order among target tokens here: the replies to one source are one long run of queries.
+            # Cross-attention has no order among target tokens: the replies to one source are one long run of queries.
             x = block.cross_attend(x, cross[0, i], cross[1, i], source_mask, index, cross.shape[2])
             x = block.feed_forward(x, index)
         return self._norm(x, self.decoder_norm).view(rows, size, -1)

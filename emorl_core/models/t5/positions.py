@@ -1,4 +1,4 @@
-"""T5's relative positions: a bias a head, by the bucket that the distance of key and query falls into."""
+"""T5's relative positions: a bias per head, by the bucket of the distance between key and query."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def position_bucket(relative: Tensor, bidirectional: bool, buckets: int, max_dis
     else:
         distance = (-relative).clamp(min=0)
     exact = buckets // 2
-    # float32 like the reference: a border computed in another precision would move a bucket.
+    # float32 like the reference: in another precision the boundary of a bucket would move.
     growth = torch.log(distance.float().clamp(min=1) / exact) / math.log(max_distance / exact) * (buckets - exact)
     large = (exact + growth.long()).clamp(max=buckets - 1)
     return offset + torch.where(distance < exact, distance, large)

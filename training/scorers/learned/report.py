@@ -134,7 +134,7 @@ def predictions(raw: Sequence[Sequence[float]], calibration: Calibration) -> lis
 def write_card(folder: Path, report: dict[str, Any]) -> None:
     """`README.md` as the hub expects it: front matter, what it is, figures, limits."""
     test = report["test"]
-    rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in sorted(test.items()))
+    rows = "\n".join(f"| {name} | {figure(value)} |" for name, value in sorted(test.items()))
     loss = {
         "margin": "margin ranking over the replies of a prompt, with replies of other prompts as lowest level",
         "classes": "cross-entropy over the levels with balanced class weights",
@@ -187,7 +187,8 @@ def _argmax(row: Sequence[float]) -> int:
     return max(range(len(row)), key=lambda index: row[index])
 
 
-def _shown(value: object) -> str:
+def figure(value: object) -> str:
+    """A figure of the test part, or several, as people read them."""
     if isinstance(value, float):
         return f"{value:.4f}"
-    return ", ".join(_shown(item) for item in value) if isinstance(value, list) else str(value)
+    return ", ".join(figure(item) for item in value) if isinstance(value, list) else str(value)
