@@ -3,10 +3,10 @@
     python -m benchmarks.siege --bundle my-bundle
     python -m benchmarks.siege --seconds 10 --json
 
-It starts `emorl serve` with 1,024 descriptors and two API keys, lets `benchmarks.attackers` have it with one of them for
-ten seconds, runs ten streams with the other, first alone and then beside the attackers, and ends the server in the
-middle of a last siege. Without
-`--bundle` a tiny random one is made. Exit code 1: something that must hold did not. The last line is JSON.
+It starts `emorl serve` with 1,024 descriptors and two API keys and lets `benchmarks.attackers` have it with one of them
+for ten seconds. Ten streams run with the other, first alone and then beside the attackers, and the server is ended in
+the middle of a last siege. Without `--bundle` a tiny random one is made. Exit code 1: something that must hold did not.
+The last line is JSON.
 """
 
 from __future__ import annotations
