@@ -20,6 +20,7 @@ from emorl_core.errors import InvalidRequest
 from emorl_core.lanes.huge_pages import use_huge_pages
 from emorl_core.loading import load_bundle
 from emorl_core.precision import pick_device, pick_dtype
+from emorl_core.prompts import Encoded
 from emorl_core.requests import Messages, Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
 from emorl_core.threads import ThreadChoice, check_threads
@@ -31,6 +32,7 @@ from emorl_core.types import (
     TokenEvent,
 )
 from emorl_core.warm_up import warm_up
+from emorl_core.weights import BASE
 
 
 class Ensemble(Requests):
@@ -123,7 +125,7 @@ class Ensemble(Requests):
             max_prompt_chars=max_prompt_chars,
             threads=ThreadChoice.of(threads, target),
         )
-        bundle.spec.check_template(ensemble._prompts.template_tokens)
+        ensemble._prompts.check()
         return ensemble
 
     # -- what it is ----------------------------------------------------------------------------------------------
@@ -284,5 +286,7 @@ class Ensemble(Requests):
 
         Raises EngineError when they do not work.
         """
-        ids = self._prompts.ids("Hello.")[: self.spec.max_source_tokens]
-        warm_up(self._driver, self.threads, ids, len(self.lanes), f"warm-up-{next(self._numbers)}")
+        most = self.spec.max_source_tokens
+        read = {name: tuple(self._prompts.ids("Hello.", name)[:most]) for name in self.lanes}
+        prompt = Encoded(read[BASE], tuple(read.values()))
+        warm_up(self._driver, self.threads, prompt, f"warm-up-{next(self._numbers)}")

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from emorl_core.adapter_writer import write_peft
 from emorl_core.adapters import read_peft
+from emorl_core.bundle import ObjectiveSpec, PromptSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.files import weights_hash
+from tests.chats import tiny_chat_bundle
 
 
 def edit_spec(bundle: Path, **changes: object) -> None:
@@ -236,3 +238,27 @@ def test_serve_check_says_the_same(emorl, bundle: Path, own_bundle: Path) -> Non
     ran = emorl("serve", own_bundle, "--check")
     assert ran.code == 2
     assert "objectives.reflection.adapter" in ran.err
+
+
+def test_objectives_that_are_sentences_are_shown_with_them(emorl, tmp_path: Path) -> None:
+    objectives = {
+        "one": ObjectiveSpec(adapter="adapters/one", prompt=PromptSpec(system="Be brief.")),
+        "warm": ObjectiveSpec(prompt=PromptSpec(system="Answer warmly."), description="kind"),
+    }
+    bundle = tiny_chat_bundle(tmp_path, objectives=objectives, profiles={}, default_profile=None)
+    ran = emorl("inspect", bundle)
+    assert ran.code == 0, ran.err
+    assert "system 'Answer warmly.': kind" in ran.out
+    assert "parameters; system 'Be brief.'" in ran.out
+    assert "chat template (" in ran.out
+    report = json.loads(emorl("inspect", bundle, "--json").out)
+    assert report["valid"]
+    assert report["objectives"]["warm"] == {
+        "adapter": None,
+        "prompt": {"system": "Answer warmly."},
+        "description": "kind",
+    }
+    edit_spec(bundle, max_source_tokens=40)
+    ran = emorl("inspect", bundle)
+    assert ran.code != 0
+    assert "the prompt of objective 'warm' takes" in ran.out + ran.err
