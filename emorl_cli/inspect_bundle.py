@@ -102,12 +102,18 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
     read: list[Adapter] = []
     fitting: list[Adapter] = []
     for name, objective in spec.objectives.items():
+        report["objectives"][name] = {
+            "adapter": objective.adapter,
+            "prompt": None if objective.prompt is None else objective.prompt.model_dump(exclude_none=True),
+            "description": objective.description,
+        }
+        if objective.adapter is None:
+            continue
         adapter = _attempt(
             faults,
             f"adapter {name!r}",
             lambda name=name: read_peft(bundle.adapter_folder(name), name),  # type: ignore[misc]
         )
-        report["objectives"][name] = {"adapter": objective.adapter, "description": objective.description}
         if adapter is None:
             continue
         read.append(adapter)
@@ -128,7 +134,7 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
     if folder is not None and any(adapter.base_sha256 for adapter in read):  # it takes a reading of the whole base
         base_hash = _attempt(faults, "base", lambda: weights_hash(folder))
     report["warnings"] += of_another_base(read, spec.base.hub, base_hash)
-    if model is not None and len(fitting) == len(spec.objectives):
+    if model is not None and len(fitting) == len(spec.adapted):
         model.attach(fitting)
         sizes = model.parameter_bytes()
         report["parameter_bytes"] = {
@@ -158,14 +164,14 @@ def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> None:
     prompts = _attempt(faults, "chat", lambda: PromptEncoder(spec, tokenizer))
     if prompts is None:
         return
-    around = prompts.template_tokens
     report["tokenizer"] = {
         "entries": len(tokenizer),
         "prompt_template": spec.prompt_template,
-        "template_tokens": around,
+        "chat": None if spec.chat is None else spec.chat.model_dump(),
+        "template_tokens": _attempt(faults, "prompt_template", prompts.template_tokens),
         "max_source_tokens": spec.max_source_tokens,
     }
-    _attempt(faults, "prompt_template", lambda: spec.check_template(around))
+    _attempt(faults, "prompt_template", prompts.check)
 
 
 def _examine_profiles(bundle: Bundle, report: Report) -> None:
@@ -201,7 +207,7 @@ def render(report: Report) -> str:
         )
     if tokenizer := report.get("tokenizer"):
         lines.append(
-            f"tokenizer   {tokenizer['entries']:,} entries; template {tokenizer['prompt_template']!r} "
+            f"tokenizer   {tokenizer['entries']:,} entries; {_template(tokenizer)} "
             f"({tokenizer['template_tokens']} tokens); prompts up to {tokenizer['max_source_tokens']} tokens with it"
         )
     for title, entries, describe in (
@@ -226,11 +232,21 @@ def render(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _template(tokenizer: Report) -> str:
+    if tokenizer["chat"] is None:
+        return f"template {tokenizer['prompt_template']!r}"
+    system = tokenizer["chat"]["system"]
+    return "chat template" + ("" if system is None else f" with system {system!r}")
+
+
 def _objective(entry: Report) -> str:
-    if "modules" not in entry:
-        return f"{entry['adapter']}: not readable"
-    ranks = "/".join(map(str, entry["ranks"]))
-    text = f"rank {ranks}, {entry['modules']} modules, {entry['parameters']:,} parameters"
+    parts = [f"{kind} {told!r}" for kind, told in (entry["prompt"] or {}).items()]
+    if entry["adapter"] is not None:
+        if "modules" not in entry:
+            return f"{entry['adapter']}: not readable"
+        ranks = "/".join(map(str, entry["ranks"]))
+        parts.insert(0, f"rank {ranks}, {entry['modules']} modules, {entry['parameters']:,} parameters")
+    text = "; ".join(parts)
     return f"{text}: {entry['description']}" if entry["description"] else text
 
 

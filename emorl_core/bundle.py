@@ -60,11 +60,37 @@ class BaseRef(Strict):
         return self
 
 
-class ObjectiveSpec(Strict):
-    """One objective: the folder of its adapter, relative to the bundle, and a sentence for people."""
+class PromptSpec(Strict):
+    """What an objective's lane is told: in a bundle with `chat` a system message, in any other a template."""
 
-    adapter: str
+    system: str | None = None
+    template: Template | None = None
+
+    @field_validator("system")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        return _said(value, "must be a text")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> PromptSpec:
+        if (self.system is None) == (self.template is None):
+            raise ValueError("give exactly one of system and template")
+        return self
+
+
+class ObjectiveSpec(Strict):
+    """One objective: the folder of its adapter, relative to the bundle, or a prompt of its own, or both; and a sentence
+    for people."""
+
+    adapter: str | None = None
+    prompt: PromptSpec | None = None
     description: str = ""
+
+    @model_validator(mode="after")
+    def _is_something(self) -> ObjectiveSpec:
+        if self.adapter is None and self.prompt is None:
+            raise ValueError("give adapter, prompt or both")
+        return self
 
 
 class ChatSpec(Strict):
@@ -75,9 +101,7 @@ class ChatSpec(Strict):
     @field_validator("system")
     @classmethod
     def _says_something(cls, value: str | None) -> str | None:
-        if value is not None and not value.strip():
-            raise ValueError("must be a text; leave it out for chats without a system message")
-        return value
+        return _said(value, "must be a text; leave it out for chats without a system message")
 
 
 class ProfileSpec(Strict):
@@ -117,6 +141,10 @@ class BundleSpec(Strict):
             raise ValueError("give at most one of prompt_template and chat")
         if BASE in self.objectives:
             raise ValueError(f"objectives.{BASE}: the name is taken by the bare model, which is always there")
+        for name, prompt in self.prompts.items():
+            if (prompt.system is None) != (self.chat is None):
+                fits = "template, for a bundle without chat" if self.chat is None else "system, for a bundle with chat"
+                raise ValueError(f"objectives.{name}.prompt: must be {fits}")
         for name, profile in self.profiles.items():
             try:
                 resolve(self.lanes, profile.weights)
@@ -133,6 +161,16 @@ class BundleSpec(Strict):
         return (BASE, *self.objectives)
 
     @property
+    def prompts(self) -> dict[str, PromptSpec]:
+        """Of the objectives that have one of their own."""
+        return {name: each.prompt for name, each in self.objectives.items() if each.prompt is not None}
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The objectives that have an adapter."""
+        return tuple(name for name, each in self.objectives.items() if each.adapter is not None)
+
+    @property
     def around(self) -> tuple[str, str]:
         """What the template puts before and after a prompt."""
         return split_template(self.prompt_template)
@@ -142,10 +180,13 @@ class BundleSpec(Strict):
         before, after = self.around
         return before + prompt + after
 
-    def check_template(self, tokens: int) -> None:
-        """tokens: what the template takes by itself. Raises `BundleError` when it leaves none for a prompt."""
+    def check_template(self, tokens: int, objective: str | None = None) -> None:
+        """tokens: what the template takes by itself, or what the prompt of an objective does. Raises `BundleError` when
+        it leaves none for a prompt."""
         if tokens >= self.max_source_tokens:
             template = "prompt_template" if self.chat is None else "the chat template, with chat.system,"
+            if objective is not None:
+                template = f"the prompt of objective {objective!r}"
             raise BundleError(
                 f"{template} takes {tokens} tokens by itself; max_source_tokens is {self.max_source_tokens}, "
                 "which leaves none for a prompt",
@@ -182,7 +223,10 @@ class Bundle:
         return hub_folder(ref.hub, ref.revision)
 
     def adapter_folder(self, objective: str) -> Path:
-        return self._inside(self.spec.objectives[objective].adapter, f"objectives.{objective}.adapter")
+        """Of an objective that has an adapter."""
+        adapter = self.spec.objectives[objective].adapter
+        assert adapter is not None  # one of `BundleSpec.adapted`
+        return self._inside(adapter, f"objectives.{objective}.adapter")
 
     def _inside(self, relative: str, key: str) -> Path:
         path = self.folder / relative
@@ -195,6 +239,12 @@ class Bundle:
                 f"{BUNDLE_FILE}: {key} is {cut(relative)}; there is no such folder in the bundle", param=key
             )
         return path
+
+
+def _said(value: str | None, otherwise: str) -> str | None:
+    if value is not None and not value.strip():
+        raise ValueError(otherwise)
+    return value
 
 
 def split_template(template: str) -> tuple[str, str]:

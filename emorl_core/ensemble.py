@@ -24,6 +24,7 @@ from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
 from emorl_core.requests import Messages, Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
+from emorl_core.text.prompts import Encoded
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import (
     Combine,
@@ -33,6 +34,7 @@ from emorl_core.types import (
     Threads,
     TokenEvent,
 )
+from emorl_core.weights import BASE
 
 
 class Ensemble(Requests):
@@ -125,7 +127,7 @@ class Ensemble(Requests):
             max_prompt_chars=max_prompt_chars,
             threads=ThreadChoice.of(threads, target),
         )
-        bundle.spec.check_template(ensemble._prompts.template_tokens)
+        ensemble._prompts.check()
         return ensemble
 
     # -- what it is ----------------------------------------------------------------------------------------------
@@ -291,5 +293,7 @@ class Ensemble(Requests):
 
         Raises EngineError when they do not work.
         """
-        ids = self._prompts.ids("Hello.")[: self.spec.max_source_tokens]
-        warm_up(self._driver, self.threads, ids, len(self.lanes), f"warm-up-{next(self._numbers)}")
+        most = self.spec.max_source_tokens
+        read = {name: tuple(self._prompts.ids("Hello.", name)[:most]) for name in self.lanes}
+        prompt = Encoded(read[BASE], tuple(read.values()))
+        warm_up(self._driver, self.threads, prompt, f"warm-up-{next(self._numbers)}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from emorl_core.adapters.adapter import Adapter
-from emorl_core.bundle import PROMPT, BaseRef, BundleSpec, ChatSpec, ObjectiveSpec, ProfileSpec
+from emorl_core.bundle import PROMPT, BaseRef, BundleSpec, ChatSpec, ObjectiveSpec, ProfileSpec, PromptSpec
 from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.models.fake import FakeModel, FakeTokenizer
-from emorl_core.weights import BASE
 
 
 def fake_ensemble(
@@ -17,6 +16,7 @@ def fake_ensemble(
     *,
     encoder: bool = True,
     chat: ChatSpec | None = None,
+    prompts: Mapping[str, PromptSpec] | None = None,
     slots: int = 8,
     mean_length: int = 12,
     step_delay_s: float = 0.0,
@@ -25,22 +25,33 @@ def fake_ensemble(
 ) -> Ensemble:
     """An `Ensemble` over `FakeModel`, with the profiles `balanced` (the default) and one per objective.
 
+    objectives: those with an adapter; prompts: by objective, of these or of more that have no adapter.
+
     encoder: an encoder-decoder, or a decoder-only model; it is at `ensemble.engine.model`, with fault hooks. chat: of
     the bundle, which then has no prompt template.
     """
     model = FakeModel(encoder=encoder, mean_length=mean_length, step_delay_s=step_delay_s)
     tokenizer = FakeTokenizer()
     model.attach([Adapter(name, {}) for name in objectives])
-    only = {name: ProfileSpec(weights={name: 1.0}) for name in objectives}
+    prompts = prompts or {}
+    names = tuple(dict.fromkeys((*objectives, *prompts)))
+    only = {name: ProfileSpec(weights={name: 1.0}) for name in names}
     spec = BundleSpec(
         name="fake",
         base=BaseRef(path="base"),
         prompt_template="{prompt} [SEP] " if chat is None else PROMPT,
         chat=chat,
         max_source_tokens=max_source_tokens,
-        objectives={name: ObjectiveSpec(adapter=f"adapters/{name}", description=f"fake {name}") for name in objectives},
-        profiles={"balanced": ProfileSpec(weights=dict.fromkeys(objectives, 1.0)), **only},
+        objectives={
+            name: ObjectiveSpec(
+                adapter=f"adapters/{name}" if name in objectives else None,
+                prompt=prompts.get(name),
+                description=f"fake {name}",
+            )
+            for name in names
+        },
+        profiles={"balanced": ProfileSpec(weights=dict.fromkeys(names, 1.0)), **only},
         default_profile="balanced",
     )
-    engine = Engine(model, tokenizer.decode, (BASE, *objectives), slots=slots, prefill_cache_bytes=prefill_cache_bytes)
+    engine = Engine(model, tokenizer.decode, spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes)
     return Ensemble(spec, engine, tokenizer)

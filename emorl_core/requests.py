@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from emorl_core.bundle import BundleSpec
 from emorl_core.combine_modes import check_combine
@@ -14,7 +14,7 @@ from emorl_core.engine.segments import SegmentsRequest
 from emorl_core.engine.sweep import SweepPlan, sweep_vectors
 from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong, shown
 from emorl_core.text.chat import Message
-from emorl_core.text.prompts import PromptEncoder
+from emorl_core.text.prompts import Encoded, PromptEncoder, Said
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import MAX_TOP_LOGPROBS, Combine, Request, Sampling, check_width
 from emorl_core.weights import ResolvedWeights, resolve
@@ -68,7 +68,7 @@ class Requests:
 
         field: what errors call the prompt. Raises PromptTooLong naming the limit.
         """
-        return self._prompts.encode(prompt, field=field)
+        return self._prompts.encode(self._prompts.read(prompt, field=field), field=field)
 
     def encode_chat(self, messages: Messages, *, field: str = "messages") -> tuple[int, ...]:
         """Put a chat through the base's chat template and tokenise it. Names of control tokens in it stay text.
@@ -76,7 +76,7 @@ class Requests:
         messages: `role` (system, user, assistant) and `content` (text, or a list of text parts) each; field: what
         errors call them. Raises InvalidRequest, and PromptTooLong naming the limit.
         """
-        return self._prompts.encode_chat(messages, field=field)
+        return self._prompts.encode(self._prompts.read_chat(messages, field=field), field=field)
 
     def encode_raw(self, text: str, *, field: str = "prompt") -> tuple[int, ...]:
         """Tokenise a text that stands for itself, without any template; a control token's name in it is that token.
@@ -85,25 +85,52 @@ class Requests:
         """
         return self._prompts.encode_raw(text, field=field)
 
-    def _ids(self, prompt: str | Sequence[int] | None, messages: Messages | None, field: str) -> tuple[int, ...]:
-        """Of exactly one of the two."""
+    def _asked(
+        self, prompt: str | Sequence[int] | None, messages: Messages | None, field: str
+    ) -> tuple[str, Said | Sequence[int]]:
+        """Exactly one of the two, read, and the field that it is in."""
         if (prompt is None) == (messages is None):
             raise InvalidRequest("give exactly one of prompt and messages", param=field)
         if messages is not None:
-            return self.encode_chat(messages)
+            return "messages", self._prompts.read_chat(messages)
         assert prompt is not None  # one of the two is there
-        return self.encode(prompt, field=field) if isinstance(prompt, str) else self._checked_ids(prompt, field)
+        return field, self._prompts.read(prompt, field=field) if isinstance(prompt, str) else prompt
 
-    def _fitted(self, ids: Sequence[int], sampling: Sampling) -> Sampling:
+    def _encoded(
+        self, asked: Said | Sequence[int], vectors: Iterable[Sequence[float]], combine: Combine, field: str
+    ) -> Encoded:
+        """As the lanes with weight in any of the vectors read it."""
+        lanes = {i for vector in vectors for i, weight in enumerate(vector) if weight}
+        own = self._prompts.prompted(lanes)
+        if own and combine == "weights":
+            raise InvalidRequest(
+                f"combine is 'weights', which sums adapters under one prompt, and objective {own[0]!r} has a prompt of"
+                " its own; allowed with it: hidden, probs",
+                param="combine",
+            )
+        if isinstance(asked, str) or (asked and isinstance(asked[0], Message)):
+            said = cast("Said", asked)
+            return Encoded(
+                self._prompts.encode(said, field=field), self._prompts.lane_prompts(said, lanes, field=field)
+            )
+        if own:
+            raise InvalidRequest(
+                f"{field} is read as it is, and objective {own[0]!r} has a prompt of its own, which would be left out;"
+                " allowed: text in the bundle's template, or no weight for that objective",
+                param=field,
+            )
+        return Encoded(self._checked_ids(cast("Sequence[int]", asked), field))
+
+    def _fitted(self, encoded: Encoded, sampling: Sampling) -> Sampling:
         """With as many new tokens as the context leaves, if it leaves any."""
-        room = sampling.max_new_tokens if self._context is None else self._context - len(ids)
+        room = sampling.max_new_tokens if self._context is None else self._context - encoded.longest
         return replace(sampling, max_new_tokens=room) if 0 < room < sampling.max_new_tokens else sampling
 
-    def _check_context(self, ids: Sequence[int], sampling: Sampling, field: str) -> None:
-        context = self._context
-        if context is not None and len(ids) + sampling.max_new_tokens > context:
+    def _check_context(self, encoded: Encoded, sampling: Sampling, field: str) -> None:
+        context, tokens = self._context, encoded.longest
+        if context is not None and tokens + sampling.max_new_tokens > context:
             raise PromptTooLong(
-                f"{field} has {len(ids)} tokens and max_new_tokens is {shown(sampling.max_new_tokens)}; allowed: up to"
+                f"{field} has {tokens} tokens and max_new_tokens is {shown(sampling.max_new_tokens)}; allowed: up to"
                 f" {context} together (the context of the base model)",
                 param=field,
             )
@@ -165,13 +192,14 @@ class Requests:
                 f"top_logprobs is {shown(top_logprobs)}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
             )
         settings = sampling_of(**sampling)
-        ids = self._ids(prompt, messages, field)
+        field, asked = self._asked(prompt, messages, field)
+        encoded = self._encoded(asked, [resolved.vector], combine, field)
         if fit_context:
-            settings = self._fitted(ids, settings)
-        self._check_context(ids, settings, field if messages is None else "messages")
+            settings = self._fitted(encoded, settings)
+        self._check_context(encoded, settings, field)
         return Request(
             request_id=request_id or f"local-{next(self._numbers)}",
-            prompt_ids=ids,
+            prompt_ids=encoded.ids,
             weights=resolved.vector,
             sampling=settings,
             combine=combine,
@@ -179,6 +207,7 @@ class Requests:
             top_logprobs=top_logprobs,
             profile=resolved.profile,
             stream=stream,
+            lane_prompts=encoded.of_lanes,
         )
 
     def sweep_plan(
@@ -212,15 +241,22 @@ class Requests:
         if (prompts is None) == (messages is None):
             raise InvalidRequest("give exactly one of prompts and messages", param="prompts")
         if prompts is None or isinstance(prompts, str):
-            fields = ["prompt" if messages is None else "messages"]
-            encoded = [self._ids(prompts, messages, "prompt")]
+            asked = [self._asked(prompts, messages, "prompt")]
         else:
-            fields = [f"prompts.{i}" for i in range(len(prompts))]
-            encoded = self._prompts.encode_all(prompts)
-        for field, ids in zip(fields, encoded, strict=True):
-            self._check_context(ids, settings, field)
-        prefix = f"sweep{next(self._numbers)}"
-        return SweepPlan(encoded, vectors, settings, combine=combine, only=only, prefix=prefix)
+            asked = [(f"prompts.{i}", said) for i, said in enumerate(self._prompts.read_all(prompts))]
+        every = [each.vector for each in vectors]
+        encoded = [self._encoded(said, every, combine, field) for field, said in asked]
+        for (field, _), each in zip(asked, encoded, strict=True):
+            self._check_context(each, settings, field)
+        return SweepPlan(
+            [each.ids for each in encoded],
+            vectors,
+            settings,
+            combine=combine,
+            only=only,
+            prefix=f"sweep{next(self._numbers)}",
+            lane_prompts=[each.of_lanes for each in encoded],
+        )
 
     def segments_request(
         self,
@@ -248,14 +284,16 @@ class Requests:
             for name, weights in zip(names, (from_weights, to_weights), strict=True)
         )
         settings = sampling_of(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=stop, seed=0)
-        ids = self._ids(prompt, messages, "prompt")
-        self._check_context(ids, settings, "prompt" if messages is None else "messages")
+        field, asked = self._asked(prompt, messages, "prompt")
+        encoded = self._encoded(asked, [start, end], "hidden", field)
+        self._check_context(encoded, settings, field)
         return SegmentsRequest(
             request_id or f"local-{next(self._numbers)}",
-            ids,
+            encoded.ids,
             start,
             settings,
             stream=False,
+            lane_prompts=encoded.of_lanes,
             to=end,
             min_width=min_width,
             **limits,

@@ -62,7 +62,7 @@ class Snapshot:
                 inside = Bundle(held, self.bundle.spec)
                 from_hub = self.bundle.spec.base.hub is not None
                 self.base = self._hold(self.bundle.base_folder()) if from_hub else inside.base_folder()
-                self.adapters = {name: inside.adapter_folder(name) for name in self.bundle.spec.objectives}
+                self.adapters = {name: inside.adapter_folder(name) for name in self.bundle.spec.adapted}
                 self._stamps = self._settled()
                 if read_spec_bytes(held / BUNDLE_FILE) != data:
                     raise Changed(f"{folder / BUNDLE_FILE}: was changed while the bundle was opened; open it again")

@@ -11,6 +11,8 @@ from emorl_core.errors import EmorlError, InvalidRequest, shown
 
 Combine = Literal["hidden", "probs", "weights"]  # see `emorl_core.combine_modes`
 COMBINE_MODES: tuple[Combine, ...] = get_args(Combine)
+# Token ids per lane for objectives that have prompts of their own, empty for the other lanes; (): none has one.
+LanePrompts = tuple[tuple[int, ...], ...]
 Threads = int | Literal["auto"]  # that torch computes with; auto: chosen by measuring
 MAX_THREADS = 1024
 MAX_SEED = 2**63 - 1
@@ -115,7 +117,8 @@ class Sampling:
 class Request:
     """One completion to make, already tokenised and with its weights resolved.
 
-    `weights` has one number per lane, in the engine's lane order (lane 0 is `base`).
+    `weights` has one number per lane, in the engine's lane order (lane 0 is `base`). `prompt_ids` is what `base` reads,
+    and every lane for which `lane_prompts` has no tokens of its own.
     """
 
     request_id: str
@@ -129,6 +132,11 @@ class Request:
     stream: bool = True  # False: no TokenEvent, only the Completion (a sweep makes thousands)
     logprobs: bool = True  # False, and no stream: the Completion has none, and they are not computed
     tag: Any = None  # the caller's own, echoed in the request's events
+    lane_prompts: LanePrompts = ()
+
+    def prompt_of(self, lane: int) -> tuple[int, ...]:
+        """What a lane reads before its reply."""
+        return self.lane_prompts[lane] or self.prompt_ids if self.lane_prompts else self.prompt_ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from emorl_core.engine.scheduler import Scheduler
 from emorl_core.engine.sequences import Branch, Choice, Job, Member
 from emorl_core.engine.stats import EngineStats
 from emorl_core.errors import EmorlError, InvalidRequest
+from emorl_core.lanes.lane import named_points
 from emorl_core.models.family import Facts, LaneModel
 from emorl_core.text.detokenize import Decode
 from emorl_core.types import Event, FinishReason, Request
@@ -33,13 +34,16 @@ class Engine:
         slots: int = 16,
         prefill_cache_bytes: int = 256 * 2**20,
     ) -> None:
-        """decode: token ids -> text, special tokens left out; lanes: names, `base` first; slots: branches at once."""
+        """decode: token ids -> text, special tokens left out; lanes: names, `base` first and every adapter of the model
+        among them; slots: branches at once."""
         if slots < 1:
             raise InvalidRequest(f"slots is {slots}; allowed: a whole number from 1", param="slots")
         self.lanes = tuple(lanes)
+        if missing := set(model.adapters) - set(self.lanes):
+            raise InvalidRequest(f"lanes lacks {', '.join(sorted(missing))}, adapters of the model", param="lanes")
         self.runner = Runner(model, prefill_cache_bytes=prefill_cache_bytes)
         self.scheduler = Scheduler(slots)
-        self._intake = Intake(len(self.lanes), decode)
+        self._intake = Intake(named_points(self.lanes, model.adapters), decode)
         self._report = Reporter(self.lanes)
         self._eos = frozenset(model.facts.eos_token_ids)
         self._batch_rows = 0

@@ -10,7 +10,7 @@ from dataclasses import replace
 from emorl_core.engine.segments import Segments, SegmentsRequest, Span
 from emorl_core.engine.sequences import Branch, Job, members_of
 from emorl_core.errors import InvalidRequest
-from emorl_core.lanes.lane import lane_points
+from emorl_core.lanes.lane import Coefficients
 from emorl_core.text.detokenize import Decode, Detokenizer
 from emorl_core.types import Request
 
@@ -21,9 +21,9 @@ _DRAWN_SEEDS = 2**53
 class Intake:
     """Checks what comes in and gives it seeds, lanes and a detokenizer."""
 
-    def __init__(self, lanes: int, decode: Decode) -> None:
-        """lanes: named ones, `base` included."""
-        self._points = lane_points(lanes - 1)
+    def __init__(self, points: Sequence[Coefficients], decode: Decode) -> None:
+        """points: the named lanes, `base` first."""
+        self._points = points
         self._decode = decode
 
     def branch(self, requests: Sequence[Request], job: Job | None = None) -> Branch:
@@ -32,8 +32,10 @@ class Intake:
         requests = [request if request.sampling.seed is not None else _seeded(request, drawn) for request in requests]
         first = requests[0]
         for request in requests:
-            if request.prompt_ids != first.prompt_ids or _shape(request) != _shape(first):
+            if _shape(request) != _shape(first):
                 raise InvalidRequest("requests of one group must share prompt, stop strings and token limits")
+            if request.lane_prompts and len(request.lane_prompts) != len(self._points):
+                raise InvalidRequest(f"lane_prompts has {len(request.lane_prompts)}; allowed: one per lane, or none")
             self._check_weights(request.weights)
         if not first.prompt_ids:
             raise InvalidRequest("the prompt is empty after tokenising", param="prompt")
@@ -70,4 +72,4 @@ def _seeded(request: Request, seed: int) -> Request:
 
 
 def _shape(request: Request) -> tuple[object, ...]:
-    return (request.sampling.stop, request.sampling.max_new_tokens)
+    return (request.prompt_ids, request.sampling.stop, request.sampling.max_new_tokens)

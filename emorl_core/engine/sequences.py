@@ -106,10 +106,10 @@ class Branch:
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
-        """Those that any member mixes: the named ones in the order of their numbers, then sums of adapters."""
-        number = {lane: n for member in self.members for n, lane in zip(member.numbers, member.lanes, strict=False)}
-        lanes = dict.fromkeys(lane for member in self.members for lane in member.lanes)
-        return tuple(sorted(lanes, key=lambda lane: number.get(lane, math.inf)))
+        """Those that any member mixes, in the order of their numbers; sums of adapters last."""
+        numbers = {lane: n for each in self.members for n, lane in zip(each.numbers, each.lanes, strict=False)}
+        mixed = dict.fromkeys(lane for member in self.members for lane in member.lanes)
+        return tuple(sorted(mixed, key=lambda lane: numbers.get(lane, math.inf)))
 
     def fork(self, members: list[Member]) -> Branch:
         """A branch with the same past for `members`."""
@@ -130,11 +130,17 @@ class Branch:
 def members_of(requests: Sequence[Request], points: Sequence[Coefficients], arrived: float) -> list[Member]:
     """One per request; they share their prompt. points: the named lanes."""
     prompt_ids = requests[0].prompt_ids
-    lanes = [Lane(point, prompt_ids) for point in points]
-    members = []
+    members: list[Member] = []
+    lanes: list[Lane] = []
     for request in requests:
+        if not members or request.lane_prompts is not members[-1].request.lane_prompts:
+            lanes = [Lane(point, request.prompt_of(i)) for i, point in enumerate(points)]
         if request.combine == "weights":
-            members.append(Member(request, arrived, (Lane(request.weights[1:], prompt_ids),), (1.0,)))
+            summed = tuple(
+                sum(weight * point[k] for weight, point in zip(request.weights, points, strict=True))
+                for k in range(len(points[0]))
+            )
+            members.append(Member(request, arrived, (Lane(summed, prompt_ids),), (1.0,)))
             continue
         used = [i for i, weight in enumerate(request.weights) if weight != 0.0]
         weights = tuple(request.weights[i] for i in used)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from emorl_core.combine_modes import check_combine
 from emorl_core.errors import InvalidRequest, InvalidWeights, shown
-from emorl_core.types import Combine, Completion, FinishReason, Request, Sampling
+from emorl_core.types import Combine, Completion, FinishReason, LanePrompts, Request, Sampling
 from emorl_core.weights import ResolvedWeights
 
 # Two vectors are one ray when their directions agree to this many decimals of the largest component.
@@ -80,9 +80,10 @@ class SweepPlan:
         combine: Combine = "hidden",
         only: Sequence[Collection[int]] | None = None,
         prefix: str = "sweep",
+        lane_prompts: Sequence[LanePrompts] | None = None,
     ) -> None:
-        """prompts: token ids each; sampling: with its seed set; only: per prompt the indices of the vectors it is swept
-        with, None: all; prefix: of the request ids.
+        """prompts: token ids each; lane_prompts: see `Request`, one each; sampling: with its seed set; only: per prompt
+        the indices of the vectors it is swept with, None: all; prefix: of the request ids.
 
         Raises InvalidRequest or InvalidWeights: nothing to do, or vectors that cannot be mixed in this way.
         """
@@ -94,6 +95,7 @@ class SweepPlan:
             check_combine(combine, each.vector, param=f"weights.{i}")
         _check_only(only, len(prompts), len(vectors))
         self.prompts = [tuple(prompt) for prompt in prompts]
+        self._lane_prompts = [()] * len(self.prompts) if lane_prompts is None else list(lane_prompts)
         self.vectors = tuple(vectors)
         self.sampling = sampling
         self._combine = combine
@@ -131,6 +133,7 @@ class SweepPlan:
                     stream=False,
                     logprobs=False,
                     tag=(p, v),
+                    lane_prompts=self._lane_prompts[p],
                 )
                 for v in self._same[p]
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 Coefficients = tuple[float, ...]  # one number per stacked adapter
@@ -24,6 +25,11 @@ class Lane:
 
     def __hash__(self) -> int:
         return self._hash
+
+
+def named_points(lanes: Sequence[str], adapters: Sequence[str]) -> tuple[Coefficients, ...]:
+    """The named lanes as points over the stacked adapters: those without an adapter are the base."""
+    return tuple(tuple(float(adapter == lane) for adapter in adapters) for lane in lanes)
 
 
 def lane_points(adapters: int) -> tuple[Coefficients, ...]:

@@ -21,8 +21,13 @@ router = APIRouter(tags=["operations"])
 async def objectives(request: Request) -> Response:
     """The qualities that can be weighted."""
     spec = service_of(request).deployment().ensemble.spec
-    listed = [{"name": BASE, "description": "the model without any adapter", "adapter": False}]
-    listed += [{"name": n, "description": o.description, "adapter": True} for n, o in spec.objectives.items()]
+    listed: list[dict[str, Any]] = [
+        {"name": BASE, "description": "the model without any adapter", "adapter": False, "prompt": None}
+    ]
+    for name, objective in spec.objectives.items():
+        told = None if objective.prompt is None else objective.prompt.model_dump()
+        has_adapter = objective.adapter is not None
+        listed.append({"name": name, "description": objective.description, "adapter": has_adapter, "prompt": told})
     return json_response({"objectives": listed})
 
 

@@ -6,24 +6,26 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from emorl_core.bundle import ChatSpec
+from emorl_core.bundle import ChatSpec, PromptSpec
 from server.api.fields import example
 from server.serving.receipt import Identity
 
 
 class Objective(BaseModel):
-    """`adapter` is false for `base`, the bare model, which can be weighted like any other."""
+    """`adapter` is false for `base`, the bare model, which can be weighted like any other, and for an objective that is
+    a prompt alone. `prompt`: what its lane is told."""
 
     name: str
     description: str
     adapter: bool
+    prompt: PromptSpec | None
 
 
 class Objectives(BaseModel):
     model_config = example(
         objectives=[
-            {"name": "base", "description": "the model without any adapter", "adapter": False},
-            {"name": "reflection", "description": "gives the client's meaning back", "adapter": True},
+            {"name": "base", "description": "the model without any adapter", "adapter": False, "prompt": None},
+            {"name": "reflection", "description": "gives the client's meaning back", "adapter": True, "prompt": None},
         ]
     )
 

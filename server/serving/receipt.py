@@ -17,9 +17,10 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
 from emorl_core import __version__
-from emorl_core.bundle import BundleSpec, ChatSpec
+from emorl_core.bundle import BundleSpec, ChatSpec, PromptSpec
 from emorl_core.config import Strict
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
@@ -47,7 +48,8 @@ class Identity(Strict):
     hashed, as for a model that is no bundle.
 
     `source`: the hub id that the bundle came from, null for a folder. `bundle_yaml` also changes with what made no
-    difference to this text, a new profile for example; `prompt_template` and `chat` are the parts of it that do.
+    difference to this text, a new profile for example; `prompt_template`, `chat` and the `prompts` of objectives are
+    the parts of it that do.
     """
 
     bundle: str
@@ -57,6 +59,7 @@ class Identity(Strict):
     base: str | None
     adapters: dict[str, str]
     chat: ChatSpec | None = None
+    prompts: dict[str, PromptSpec] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: BundleSpec, hashes: Hashes | None, source: str | None = None) -> Identity:
@@ -68,6 +71,7 @@ class Identity(Strict):
             base=None if hashes is None else hashes.base,
             adapters={} if hashes is None else hashes.adapters,
             chat=spec.chat,
+            prompts=spec.prompts,
         )
 
     def mismatches(self, now: Identity, weights: dict[str, float]) -> list[str]:
@@ -84,6 +88,9 @@ class Identity(Strict):
                 found.append(f"the bundle has no objective {name} any more")
             elif now.adapters[name] != self.adapters[name]:
                 found.append(f"the adapter of {name} is another one")
+        for name in sorted(name for name, weight in weights.items() if weight):
+            if now.prompts.get(name) != self.prompts.get(name):
+                found.append(f"the prompt of {name} is another one")
         return found
 
 

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from emorl_core.adapters.adapter import read_peft
 from emorl_core.adapters.writer import write_peft
+from emorl_core.bundle import ObjectiveSpec, PromptSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.files.hashes import weights_hash
+from tests.chats import tiny_chat_bundle
 from tests.supported_models import tiny_causal
 
 
@@ -246,3 +248,27 @@ def test_the_sizes_of_a_base_are_those_of_its_family(emorl, own_bundle: Path) ->
     report = json.loads(emorl("inspect", own_bundle, "--json").out)
     assert {"hidden_size", "num_hidden_layers", "vocab_size"} <= set(report["base"])
     assert f"hidden_size {report['base']['hidden_size']}" in emorl("inspect", own_bundle).out
+
+
+def test_objectives_that_are_sentences_are_shown_with_them(emorl, tmp_path: Path) -> None:
+    objectives = {
+        "one": ObjectiveSpec(adapter="adapters/one", prompt=PromptSpec(system="Be brief.")),
+        "warm": ObjectiveSpec(prompt=PromptSpec(system="Answer warmly."), description="kind"),
+    }
+    bundle = tiny_chat_bundle(tmp_path, objectives=objectives, profiles={}, default_profile=None)
+    ran = emorl("inspect", bundle)
+    assert ran.code == 0, ran.err
+    assert "system 'Answer warmly.': kind" in ran.out
+    assert "parameters; system 'Be brief.'" in ran.out
+    assert "chat template (" in ran.out
+    report = json.loads(emorl("inspect", bundle, "--json").out)
+    assert report["valid"]
+    assert report["objectives"]["warm"] == {
+        "adapter": None,
+        "prompt": {"system": "Answer warmly."},
+        "description": "kind",
+    }
+    edit_spec(bundle, max_source_tokens=40)
+    ran = emorl("inspect", bundle)
+    assert ran.code != 0
+    assert "the prompt of objective 'warm' takes" in ran.out + ran.err

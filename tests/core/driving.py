@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emorl_core.bundle import PromptSpec
 from emorl_core.cache.kv import Memory
 from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
@@ -105,6 +106,14 @@ PROMPTS = (
     "you feel tired of it, I hope things will get better",
     "nobody listens to me at home and I want to change but I do not know how to start",
 )
+
+
+# An objective with an adapter that has a prompt of its own too, and two that are prompts alone; ends and lengths differ.
+SENTENCES = {
+    "empathy": PromptSpec(template="so much {prompt} hurts [SEP] "),
+    "warm": PromptSpec(template="{prompt} tired"),
+    "cold": PromptSpec(template="you feel {prompt} [SEP] "),
+}
 
 
 def mixed_requests(ensemble: Ensemble, count: int, seed: int, *, longest: int = 24) -> list[Request]:

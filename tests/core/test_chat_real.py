@@ -72,3 +72,41 @@ def test_three_turns_by_the_unchanged_client(real_model: Path, tmp_path: Path) -
     for turn in (1, 3, 5):
         alone = again.generate(messages=history[:turn], weights={"base": 1.0}, max_new_tokens=TOKENS)
         assert alone.text == history[turn]["content"]
+
+
+SENTENCES = {
+    "warm": "You are a warm friend. Comfort the person and show that you care.",
+    "short": "Answer with one short question and nothing else.",
+    "pirate": "You are a pirate. Talk like a pirate, with arr and matey.",
+}
+STATEMENTS = (
+    "I can't keep up at work.",
+    "My mother left again.",
+    "I feel tired all the time.",
+    "Nobody listens to me.",
+    "I want to stop smoking.",
+    "I lost my job today.",
+    "I am afraid of flying.",
+    "My friend does not talk to me any more.",
+    "I can't sleep at night.",
+    "I passed my exam!",
+    "My dog is sick.",
+    "I moved to a new city.",
+    "I drink too much.",
+    "My boss shouts at me.",
+    "I miss my sister.",
+    "I have no money left.",
+    "I want to change my life.",
+    "My son will not do his homework.",
+    "I had a fight with my husband.",
+    "I am bored at home.",
+)
+
+
+def test_three_sentences_steer_an_untrained_model(real_model: Path, tmp_path: Path) -> None:
+    objectives = {name: {"prompt": {"system": sentence}} for name, sentence in SENTENCES.items()}
+    ensemble = Ensemble.load(real_bundle(tmp_path, real_model, objectives=objectives), device="cpu", dtype="float32")
+    vectors = [{name: 1.0} for name in SENTENCES]
+    swept = ensemble.sweep(list(STATEMENTS), vectors, max_new_tokens=TOKENS)
+    distinct = [len(swept.distinct(i)) for i in range(len(STATEMENTS))]
+    assert sum(count == 3 for count in distinct) >= 15, distinct

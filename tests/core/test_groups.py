@@ -13,17 +13,18 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Completion, FinishReason, Request, Sampling
-from tests.core.driving import alone, completions, drain, said, token_events
+from tests.core.driving import SENTENCES, alone, completions, drain, said, token_events
 
 pytestmark = pytest.mark.both_shapes
 
 Make = Callable[[int], Ensemble]
 
 
-@pytest.fixture(params=["fake", "fake decoder-only", "tiny T5"])
+@pytest.fixture(params=["fake", "fake decoder-only", "prompted", "prompted decoder-only", "tiny T5"])
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param != "tiny T5":
-        return lambda slots: fake_ensemble(slots=slots, encoder=request.param == "fake")
+        prompts = SENTENCES if "prompted" in request.param else {}
+        return lambda slots: fake_ensemble(slots=slots, encoder="decoder" not in request.param, prompts=prompts)
     folder: Path = request.getfixturevalue("plain_bundle")
     return lambda slots: Ensemble.load(folder, device="cpu", dtype="float32", slots=slots)
 

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from emorl_core.bundle import ChatSpec, read_spec
+from emorl_core.bundle import ChatSpec, PromptSpec, read_spec
 from emorl_core.engine.driver import Driver
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
@@ -257,3 +257,43 @@ def test_a_receipt_from_before_there_were_chats_is_whole() -> None:
     receipt = Receipt.model_validate_json(json.dumps(written))
     assert receipt.damage() == []
     assert receipt.model_copy(update={"dtype": "bfloat16"}).damage()
+
+
+async def test_objectives_from_a_sentence_over_http() -> None:
+    prompts = {"warm": PromptSpec(system="Answer warmly.")}
+    ensemble = fake_ensemble(("one",), chat=ChatSpec(), prompts=prompts)
+    again = fake_ensemble(("one",), chat=ChatSpec(), prompts=prompts)
+    async with in_process(ensemble=ensemble) as (client, service):
+        listed = (await client.get("/objectives")).json()["objectives"]
+        assert [(each["name"], each["adapter"], each["prompt"]) for each in listed] == [
+            ("base", False, None),
+            ("one", True, None),
+            ("warm", False, {"system": "Answer warmly.", "template": None}),
+        ]
+        body = {"messages": HISTORY, "weights": {"warm": 1.5, "base": -0.5}, "normalize": False, "receipt": True}
+        answer = (await client.post("/generate", json={**body, "attribution": True, "temperature": 0.7})).json()
+        receipt = Receipt.model_validate_json(json.dumps(answer["receipt"]))
+        assert receipt.prompt is not None
+        assert receipt.damage() == []
+        (done,) = Driver(again.engine).finish([replay_request(again, receipt, receipt.prompt)])
+        assert done.text == answer["text"]
+        other = fake_ensemble(("one",), chat=ChatSpec(), prompts={"warm": PromptSpec(system="Answer coldly.")})
+        now = Identity.of(other.spec, None)
+        assert receipt.identity.mismatches(now, receipt.weights) == ["the prompt of warm is another one"]
+        assert receipt.identity.mismatches(now, {"one": 1.0}) == []
+        chat = {
+            "model": "fake",
+            "messages": HISTORY,
+            "objective_weights": {"warm": 1.0},
+            "temperature": 0,
+            "max_tokens": 9,
+        }
+        told = (await client.post(CHAT_ROUTE, json=chat)).json()["choices"][0]["message"]["content"]
+        assert told == again.generate(messages=HISTORY, weights={"warm": 1.0}, max_new_tokens=9).text
+        raw = {"model": "fake", "prompt": "so much", "objective_weights": {"warm": 1.0}}
+        error = error_of(await client.post(RAW_ROUTE, json=raw))
+        assert error["param"] == "prompt"
+        assert "objective 'warm' has a prompt of its own" in error["message"]
+        summed = {"prompt": "hi", "weights": {"warm": 1.0}, "combine": "weights"}
+        assert error_of(await client.post("/generate", json=summed))["param"] == "combine"
+        assert service.unready() is None

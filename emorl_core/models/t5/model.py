@@ -8,7 +8,7 @@ are not scaled (T5 folds the scale into its weights).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -64,6 +64,7 @@ class T5(nn.Module):
         self.config, self.facts = config, facts
         self.start_token_id = start_token_id
         self.adapters: tuple[str, ...] = ()
+        self._reading: tuple[bool, ...] = ()  # which of them change how a prompt is read
         self._fast_steps = fast_steps
         self.embedding, self.lm_head = embedding_and_head(config, checkpoint)
         self.head_scale = config.d_model**-0.5 if config.scaled_head else 1.0
@@ -99,6 +100,7 @@ class T5(nn.Module):
         self._fast, self._compiles = None, False
         stack_adapters(self.linears(), adapters, training=training)
         self.adapters = tuple(adapter.name for adapter in adapters)
+        self._reading = tuple(any(map(_reads, adapter.modules)) for adapter in adapters)
 
     def parameter_bytes(self) -> dict[str, int]:
         base = self.embedding.nbytes + (self.lm_head.nbytes if self.lm_head is not self.embedding else 0)
@@ -145,8 +147,10 @@ class T5(nn.Module):
         own, cross = (Store(layers, heads, d_kv, dtype=dtype, device=device) for _ in range(2))
         return KVCache(own, cross)
 
-    def prefill_key(self, lane: Lane) -> Lane:
-        return lane
+    def prefill_key(self, lane: Lane) -> Hashable:
+        """Adapters that change nothing before the decoder's own layers leave one reading of the prompt for all."""
+        own = zip(lane.coefficients, self._reading, strict=True)
+        return lane.prompt_ids, tuple(coefficient if reads else 0.0 for coefficient, reads in own)
 
     def first_tokens(self, lane: Lane) -> tuple[int, ...]:  # noqa: ARG002
         return (self.start_token_id,)
@@ -298,6 +302,11 @@ class T5(nn.Module):
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (self.config.d_model,), weight, self.config.epsilon)
+
+
+def _reads(module: str) -> bool:
+    """Whether a layer is used when a prompt is read: the encoder's, and the keys and values that the decoder asks."""
+    return module.startswith("encoder.") or module.endswith(("EncDecAttention.k", "EncDecAttention.v"))
 
 
 def _plain(matrix: FrozenMatrix) -> Tensor:
