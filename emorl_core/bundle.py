@@ -40,8 +40,15 @@ def _with_one_prompt(template: str) -> str:
     return template
 
 
+def _of_words(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must be a text; leave it out for chats without a system message")
+    return text
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Template = Annotated[str, AfterValidator(_with_one_prompt)]
+SystemMessage = Annotated[str, AfterValidator(_of_words)]
 
 
 class BaseRef(Strict):
@@ -70,14 +77,7 @@ class ObjectiveSpec(Strict):
 class ChatSpec(Strict):
     """Prompts go through the chat template of the base's tokenizer."""
 
-    system: str | None = None  # the system message of chats that bring none
-
-    @field_validator("system")
-    @classmethod
-    def _says_something(cls, value: str | None) -> str | None:
-        if value is not None and not value.strip():
-            raise ValueError("must be a text; leave it out for chats without a system message")
-        return value
+    system: SystemMessage | None = None  # the system message of chats that bring none
 
 
 class ProfileSpec(Strict):
