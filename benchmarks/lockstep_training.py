@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,37 +31,21 @@ import torch
 from torch import Tensor
 
 from benchmarks.make_bundle import SHAPES, VOCABULARY, t5_config
-from emorl_core.models.registry import load_model
-from emorl_core.text.spelling import Spelling
-from training.data.prompts import Prompt
-from training.pipeline.prepare import Encoded
-from training.pipeline.workshop import task_of
-from training.recipe.recipe import parse_recipe
+from benchmarks.training_sides import (
+    ALPHA,
+    CLIP,
+    DROPOUT,
+    KL,
+    NAMES,
+    RANK,
+    RATE,
+    Ours,
+    device_of,
+    score,
+    spread,
+    wait,
+)
 from training.rl import losses
-from training.rl.processes import Processes
-from training.rl.trainer import Trainer
-from training.scorers import checked
-
-NAMES = ("reflection", "empathy", "fluency")
-RANK, ALPHA, DROPOUT, KL, RATE, CLIP = 8, 32, 0.05, 0.05, 1e-4, 2.0
-
-
-class Ids:
-    """A tokenizer for random ids: the scorer reads them as words."""
-
-    def encode(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(map(str, ids))
-
-    def spell(self, token_id: int, *, first: bool) -> Spelling:
-        return Spelling.of_bytes(f"{'' if first else ' '}{token_id}".encode())
-
-
-def score(prompts: list[str], completions: list[str]) -> list[float]:  # noqa: ARG001
-    """Share of even ids: cheap, and no objective's reward is constant."""
-    return [sum(int(word) % 2 == 0 for word in text.split()) / max(len(text.split()), 1) for text in completions]
 
 
 def write_base(folder: Path, shape: str) -> None:
@@ -75,54 +59,6 @@ def write_base(folder: Path, shape: str) -> None:
     model.save_pretrained(folder)
 
 
-class Ours:
-    """The trainer itself, one step at a time."""
-
-    def __init__(self, folder: Path, args: argparse.Namespace, prompts: Tensor) -> None:
-        recipe = parse_recipe(
-            {
-                "name": "benchmark",
-                "base": {"path": "base"},
-                "data": {"sources": [{"kind": "jsonl", "path": "none"}]},
-                "objectives": {name: {"scorer": "lexical_fluency"} for name in NAMES},
-                "lora": {"rank": RANK, "alpha": ALPHA, "dropout": DROPOUT},
-                "rl": {
-                    "prompts_per_step": args.prompts,
-                    "samples_per_prompt": args.samples,
-                    "max_new_tokens": args.new,
-                    "learning_rate": RATE,
-                    "validate_every": 10**6,
-                    "stop": {"rule": "steps", "max_steps": 10**6},
-                },
-                "compute": {"device": args.device, "checkpoint_every": 10**6},
-            }
-        )
-        processes = Processes(device=args.device)
-        model = load_model(folder / "base", device=processes.device, dtype=torch.float32, training=True)
-        rows = [Prompt(i, "", tuple(row), tuple(row)) for i, row in enumerate(prompts.tolist())]
-        encoded = Encoded(tuple(rows), tuple(rows), cut=0)
-        task = task_of(recipe, model, Ids(), encoded, {n: checked(_named(n)) for n in NAMES}, {})  # type: ignore[arg-type]
-        self._told: list[Any] = []
-        self.trainer = Trainer(task, processes, folder / "run", self._told.append)
-        self.trainer.folder.mkdir(parents=True)
-        self._steps = self.trainer.steps()
-        for objective in self.trainer.objectives:
-            objective.best = self.trainer.stacks.values(objective.lane)
-
-    def step(self) -> dict[str, float]:
-        begun = time.perf_counter()
-        next(self._steps)
-        _wait()
-        seconds = self._told[-1]["seconds"]
-        lengths = {name: own["tokens"] for name, own in self._told[-1]["objectives"].items()}
-        return {
-            "total": time.perf_counter() - begun,
-            "rollout": seconds["rollout"],
-            "gradient": seconds["learning"],
-            "tokens": statistics.fmean(lengths.values()),
-        }
-
-
 class Peer:
     """One objective alone: its own Hugging Face model with a PEFT adapter, its own loop."""
 
@@ -130,7 +66,7 @@ class Peer:
         from peft import LoraConfig, get_peft_model
         from transformers import T5ForConditionalGeneration
 
-        base = T5ForConditionalGeneration.from_pretrained(folder / "base").to(_device(args.device))
+        base = T5ForConditionalGeneration.from_pretrained(folder / "base").to(device_of(args.device))
         config = LoraConfig(
             r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules="all-linear", task_type="SEQ_2_SEQ_LM"
         )
@@ -138,13 +74,13 @@ class Peer:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=RATE)
         self.trained, self.args, self.tuned = trained, args, tuned
-        self.prompts = prompts.to(_device(args.device))
+        self.prompts = prompts.to(device_of(args.device))
         self.mask = torch.ones_like(self.prompts)
 
     def step(self) -> dict[str, float]:
         begun = time.perf_counter()
         replies = self._sample()
-        _wait()
+        wait()
         sampled = time.perf_counter()
         k = self.args.samples
         texts = [" ".join(map(str, row)) for row in replies.tolist()]
@@ -162,7 +98,7 @@ class Peer:
         torch.nn.utils.clip_grad_norm_(self.trained, CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        _wait()
+        wait()
         ended = time.perf_counter()
         return {
             "total": ended - begun,
@@ -215,27 +151,6 @@ class Peers:
         each = [loop.step() for loop in self.loops]
         whole = {key: sum(one[key] for one in each) for key in ("total", "rollout", "gradient")}
         return {**whole, "tokens": statistics.fmean(one["tokens"] for one in each)}
-
-
-def _named(name: str) -> Callable[..., list[float]]:
-    def scorer(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:  # noqa: ARG001
-        return score(prompts, completions)
-
-    scorer.__name__ = name
-    return scorer
-
-
-def _device(name: str) -> str:
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def main() -> None:

@@ -69,8 +69,7 @@ class Runner:
         memories = self._memories({key: lane for _, lane, key in wanted})
         for branch, lane, key in wanted:
             self.seats.insert(branch, lane, memories[key])
-        for branch in branches:
-            self._feed(branch)
+        self._feed(branches)
 
     def fork(self, source: Branch, child: Branch) -> None:
         """Give `child`, which shares `source`'s tokens, copies of the lane rows that its members need."""
@@ -236,24 +235,29 @@ class Runner:
         return found
 
     @torch.inference_mode()
-    def _feed(self, branch: Branch) -> None:
-        """Feed what comes before a branch's next step into a temporary cache, then adopt its rows: the tokens that
-        prefill left out, and those of the reply but the last, which the step feeds. Rows with equally many are fed
-        together."""
-        by_number: dict[int, list[tuple[int, Lane, list[int]]]] = {}
-        for lane, place in self.seats.of(branch).items():
-            tokens = [*self.model.first_tokens(lane), *branch.tokens][:-1]
-            by_number.setdefault(len(tokens), []).append((place, lane, tokens))
+    def _feed(self, branches: Sequence[Branch]) -> None:
+        """Feed what comes before these branches' next step, in a temporary cache, then adopt its rows.
+
+        That is the tokens that prefill left out, and those of the reply but the last, which the step feeds. Rows with
+        equally many are fed together.
+        """
+        by_number: dict[int, list[tuple[Branch, int, Lane, list[int]]]] = {}
+        for branch in branches:
+            for lane, place in self.seats.of(branch).items():
+                tokens = [*self.model.first_tokens(lane), *branch.tokens][:-1]
+                by_number.setdefault(len(tokens), []).append((branch, place, lane, tokens))
         for number, rows in by_number.items():
             if not number:
                 continue
-            device, places = self.model.facts.device, [place for place, _, _ in rows]
+            device, places = self.model.facts.device, [place for _, place, _, _ in rows]
             cache = self.seats.cache.take(places)
-            index = LaneIndex.of([self.model.acting(lane) for _, lane, _ in rows], len(self.model.adapters), device)
-            self.model.step(torch.tensor([tokens for _, _, tokens in rows], device=device), index, cache)
+            points = [self.model.acting(lane) for _, _, lane, _ in rows]
+            index = LaneIndex.of(points, len(self.model.adapters), device)
+            self.model.step(torch.tensor([tokens for _, _, _, tokens in rows], device=device), index, cache)
             self.seats.cache.give_back(places, cache)
             self.lane_row_steps += number * len(rows)
-            branch.meter.lane_row_steps += number * len(rows)
+            for branch, _, _, _ in rows:
+                branch.meter.lane_row_steps += number
 
 
 def _choice(

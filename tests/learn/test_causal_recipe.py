@@ -241,3 +241,27 @@ def test_the_plan_counts_a_prompt_that_no_adapter_acts_on_less(tmp_path: Path) -
     assert reply["rollout"] == whole["rollout"]
     parts = make_plan(load_recipe(recipe, ["compute.prompts_per_forward=1"]), tmp_path)["memory_bytes"]
     assert parts["gradient_pass"] < whole["gradient_pass"]
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("scratch: {vocab_size: 700, d_model: 16, d_ff: 16, heads: 2}", "the base reads prompts in an encoder"),
+        ("path: base", "the template puts no token of its own behind the prompt"),
+    ],
+)
+def test_adapters_that_could_not_begin_are_refused_before_a_base_is_fitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], start: str, said: str
+) -> None:
+    rows = [{"prompt": f"{text} {n}", "response": f"you say {text}"} for n in range(3) for text in TEXTS]
+    source = {"kind": "jsonl", "path": "prompts.jsonl", "response": "response"}
+    recipe = write_causal_recipe(
+        tmp_path, rows, data={"sources": [source]}, lora={**LORA, "act_on": "reply"}, prompt_template="Client: {prompt}"
+    )
+    options = ["--out", str(tmp_path / "out"), "--set", f"base={{warm_start: {{{start}, fit: {{steps: 1}}}}}}"]
+    for more in ([], ["--dry-run"]):
+        capsys.readouterr()
+        assert main(["train", str(recipe), *options, *more]) == 2
+        assert f"lora.act_on is 'reply', but {said}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.run" / "base").exists()

@@ -69,6 +69,7 @@ def prepare(
     Raises:
         RecipeError, DataError, ScorerError, FitError, BundleError: one line each.
     """
+    from training.pipeline.invocation import check_invoked
     from training.pipeline.workshop import open_workshop
     from training.rl.processes import Processes
 
@@ -86,6 +87,8 @@ def prepare(
     test, _ = encode_prompts(held_out, encode, max_source_tokens=recipe.max_source_tokens)
     if len(test) < 2:
         raise RecipeError(f"data.splits.test holds {len(test)} prompts; allowed: from 2", param="data.splits")
+    if workshop.encoded.invocation is not None:
+        check_invoked(workshop.encoded.invocation, test)
     search = workshop.encoded.validation[:search_prompts]
     return Experiment(workshop, out, test, search, levels)
 

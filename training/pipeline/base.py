@@ -12,7 +12,7 @@ from training.data.sources import load_records
 from training.data.splits import prompt_key
 from training.pipeline.prepare import Data
 from training.progress import FitProgress
-from training.recipe.recipe import Recipe, WarmStart
+from training.recipe.recipe import BaseSettings, Recipe, WarmStart
 from training.seeds import derive
 from training.warm_start.warm_start import RECEIPT, WarmStartSettings, fingerprint_of, warm_start, wrapped_pairs
 
@@ -32,6 +32,18 @@ def base_folder(recipe: Recipe, folder: Path) -> Path:
     if not found.is_dir():
         raise RecipeError(f"base.path is {base.path!r}; there is no such folder", param="base.path")
     return found
+
+
+def start_folder(recipe: Recipe, folder: Path) -> Path | None:
+    """The checkpoint folder of the base or, where that is warm-started, of what the warm start begins with, whose
+    tokenizer and shape are the base's. None for a base from scratch. Raises as `base_folder`."""
+    start = recipe.base.warm_start
+    if start is None:
+        return base_folder(recipe, folder)
+    if start.scratch is not None:
+        return None
+    found = BaseSettings(hub=start.hub, revision=start.revision, path=start.path)
+    return base_folder(recipe.model_copy(update={"base": found}), folder)
 
 
 def run_warm_start(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from emorl_core.adapters.adapter import ACTIVATED_TASK
-from emorl_core.text.tokenizer import Tokenizer
+from emorl_core.models.registry import adapter_task
+from emorl_core.models.t5.family import T5Family
+from emorl_core.text.tokenizer import HuggingFaceTokenizer, Tokenizer
 from training.config import RecipeError
 from training.data.prompts import Prompt
 from training.data.wording import template_or_chat
@@ -40,8 +43,7 @@ def invocation_of(recipe: Recipe, tokenizer: Tokenizer, task: str) -> tuple[int,
     """
     if recipe.lora.act_on == "all":
         return None
-    if task != ACTIVATED_TASK:
-        raise _refused("the base reads prompts in an encoder, where no adapter can begin; allowed: all")
+    _check_task(task)
     encode = template_or_chat(recipe.prompt_template, recipe.chat, tokenizer)
     tokens = _common_end([tuple(encode(probe)) for probe in _PROBES])
     header = tuple(tokenizer.chat(recipe.chat.system).header()) if recipe.chat is not None else ()
@@ -53,6 +55,22 @@ def invocation_of(recipe: Recipe, tokenizer: Tokenizer, task: str) -> tuple[int,
             "allowed: all, or a template that ends in words, such as '{prompt}\\nReply:', or a chat"
         )
     return tokens
+
+
+def check_start(recipe: Recipe, start: Path | None) -> None:
+    """Raises like `invocation_of`, before a warm start is run.
+
+    start: the checkpoint that it begins with, whose tokenizer and family the base will have; None: a T5 from scratch.
+    """
+    if start is None and recipe.lora.act_on == "reply":
+        _check_task(T5Family.adapter_task)
+    elif start is not None:
+        invocation_of(recipe, HuggingFaceTokenizer(start), adapter_task(start))
+
+
+def _check_task(task: str) -> None:
+    if task != ACTIVATED_TASK:
+        raise _refused("the base reads prompts in an encoder, where no adapter can begin; allowed: all")
 
 
 def check_invoked(invocation: tuple[int, ...], prompts: Iterable[Prompt]) -> None:

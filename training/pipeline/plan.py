@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.recipe.recipe import BaseSettings, Recipe, WarmStart
+from training.recipe.recipe import Recipe
 from training.rl.settings import SORTED_TOKENS, LoraSettings
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     from emorl_core.models.config import read_config
     from emorl_core.models.registry import adapter_task
     from emorl_core.text.tokenizer import HuggingFaceTokenizer
-    from training.pipeline.base import base_folder, warm_start_records
+    from training.pipeline.base import start_folder, warm_start_records
+    from training.pipeline.invocation import check_start
     from training.pipeline.prepare import encode, load_data
 
     data = load_data(recipe, folder)
@@ -52,11 +53,13 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
         plan["warm_start"] = {"records": len(records), "steps": start.fit.steps, "batch_size": start.fit.batch_size}
     longest, task = recipe.max_source_tokens, None
     try:
-        if start is not None and start.scratch is not None:
+        base = start_folder(recipe, folder)
+        if base is None:
+            assert start is not None  # a base from scratch is warm-started
+            assert start.scratch is not None
+            check_start(recipe, None)
             shape = _shape_of({"model_type": "t5", **start.scratch.sizes()})
         else:
-            where = recipe if start is None else _without_warm_start(recipe, start)
-            base = base_folder(where, folder)
             shape = _shape_of(read_config(base))
             task = adapter_task(base)
             encoded = encode(recipe, data, HuggingFaceTokenizer(base), task)
@@ -68,11 +71,6 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     plan["parameters"] = {"base": shape.base_parameters(), "adapters": adapters}
     plan["memory_bytes"] = memory(recipe, shape, sum(adapters.values()), longest, by_length=task == ACTIVATED_TASK)
     return plan
-
-
-def _without_warm_start(recipe: Recipe, start: WarmStart) -> Recipe:
-    """With the model that the warm start begins with as the base: it has the same shape."""
-    return recipe.model_copy(update={"base": BaseSettings(hub=start.hub, revision=start.revision, path=start.path)})
 
 
 def memory(

@@ -14,7 +14,8 @@ import torch
 from emorl_core.models.registry import adapter_task, load_model
 from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from training.config import RecipeError
-from training.pipeline.base import base_folder, run_warm_start, warm_started
+from training.pipeline.base import base_folder, run_warm_start, start_folder, warm_started
+from training.pipeline.invocation import check_start
 from training.pipeline.prepare import Data, Encoded, encode, fingerprint
 from training.progress import FitProgress, Say
 from training.recipe.recipe import Recipe
@@ -94,12 +95,15 @@ def open_workshop(
     Raises:
         RecipeError, DataError, ScorerError, FitError, BundleError: one line each.
     """
-    # First: a scorer that cannot be built is refused before a base is fitted.
+    # First: a scorer that cannot be built is refused before a base is fitted, and a base whose adapters cannot begin at
+    # the reply.
     context = Context(recipe.compute.scorer_device, folder, data.parts["train"])
     scorers = {
         name: build_scorer(objective.scorer, context, where=f"objectives.{name}.scorer")
         for name, objective in recipe.objectives.items()
     }
+    if recipe.base.warm_start is not None and recipe.lora.act_on == "reply":
+        check_start(recipe, start_folder(recipe, folder))
     base = _base(recipe, folder, data, processes, made, progress, say)
     tokenizer = HuggingFaceTokenizer(base)
     encoded = encode(recipe, data, tokenizer, adapter_task(base))

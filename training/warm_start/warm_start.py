@@ -158,7 +158,7 @@ def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
             kind = AutoModelForSeq2SeqLM if task == "SEQ_2_SEQ_LM" else AutoModelForCausalLM
             model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     except (BundleError, UnsupportedModel) as error:
-        raise FitError(f"base {error.message}", param="base") from None
+        raise FitError(f"base: {error.message}", param="base") from None
     except (OSError, ValueError, KeyError) as error:
         raise FitError(f"base {folder.name!r} cannot be loaded: {one_line(error)}", param="base") from None
     return model, tokenizer
