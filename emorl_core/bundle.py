@@ -40,8 +40,15 @@ def _with_one_prompt(template: str) -> str:
     return template
 
 
+def _of_words(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must be a text; leave it out for chats without a system message")
+    return text
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Template = Annotated[str, AfterValidator(_with_one_prompt)]
+SystemMessage = Annotated[str, AfterValidator(_of_words)]
 
 
 class BaseRef(Strict):
@@ -63,13 +70,8 @@ class BaseRef(Strict):
 class PromptSpec(Strict):
     """What an objective's lane is told: in a bundle with `chat` a system message, in any other a template."""
 
-    system: str | None = None
+    system: SystemMessage | None = None
     template: Template | None = None
-
-    @field_validator("system")
-    @classmethod
-    def _says_something(cls, value: str | None) -> str | None:
-        return _said(value, "must be a text")
 
     @model_validator(mode="after")
     def _one_of(self) -> PromptSpec:
@@ -96,12 +98,7 @@ class ObjectiveSpec(Strict):
 class ChatSpec(Strict):
     """Prompts go through the chat template of the base's tokenizer."""
 
-    system: str | None = None  # the system message of chats that bring none
-
-    @field_validator("system")
-    @classmethod
-    def _says_something(cls, value: str | None) -> str | None:
-        return _said(value, "must be a text; leave it out for chats without a system message")
+    system: SystemMessage | None = None  # the system message of chats that bring none
 
 
 class ProfileSpec(Strict):
@@ -239,12 +236,6 @@ class Bundle:
                 f"{BUNDLE_FILE}: {key} is {cut(relative)}; there is no such folder in the bundle", param=key
             )
         return path
-
-
-def _said(value: str | None, otherwise: str) -> str | None:
-    if value is not None and not value.strip():
-        raise ValueError(otherwise)
-    return value
 
 
 def split_template(template: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, ValidationError, model_validator
 
@@ -43,6 +43,27 @@ def is_default(value: object) -> Callable[[Any], bool]:
     """For `exclude_if` of a key that came later: a recipe without it has the values, and the hash, that it always had,
     so runs that were begun before go on."""
     return lambda found: bool(found == value)
+
+
+class Start(Section):
+    """Where a model comes from: exactly one of `hub`, `path` and the field that `other` names."""
+
+    other: ClassVar[str]
+
+    hub: str | None = None
+    """Hugging Face hub id, such as `google-t5/t5-base` or `HuggingFaceTB/SmolLM2-135M-Instruct`."""
+    revision: str | None = None
+    """Branch, tag or commit of `hub`."""
+    path: str | None = None
+    """Checkpoint folder; relative paths start at the recipe's folder."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Start:
+        if sum(getattr(self, name) is not None for name in ("hub", "path", self.other)) != 1:
+            raise ValueError(f"give exactly one of hub, path and {self.other}")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision goes with hub")
+        return self
 
 
 class Spec(Section):

@@ -50,6 +50,11 @@ class ErrorBody(BaseModel):
 GENERATION_ERRORS = (400, 401, 408, 413, 415, 421, 422, 429, 431, 500, 503)
 
 
+def streamed(example: str) -> dict[str, Any]:
+    """Of a route that can answer with server-sent events."""
+    return {"content": {"text/event-stream": {"example": example}}}
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route."""
     documented: dict[int | str, dict[str, Any]] = {}

@@ -9,12 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from emorl_core.errors import EmorlError
 from emorl_core.types import Completion, Event, TokenEvent
 from server.api.answers import json_response, service_of
-from server.api.documented import GENERATION_ERRORS, errors
+from server.api.documented import GENERATION_ERRORS, errors, streamed
+from server.api.events import TypedEvents
 from server.api.generate_models import GenerateRequest, GenerateResponse, answer, attribution_of, finite
-from server.door.errors import error_object
 from server.serving import sse
 from server.serving.receipt import make_receipt
 
@@ -30,10 +29,7 @@ _STREAM_EXAMPLE = (
 @router.post(
     "/generate",
     response_model=GenerateResponse,
-    responses={
-        200: {"content": {"text/event-stream": {"example": _STREAM_EXAMPLE}}},
-        **errors(*GENERATION_ERRORS),
-    },
+    responses={200: streamed(_STREAM_EXAMPLE), **errors(*GENERATION_ERRORS)},
 )
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """Generate one text, steered by weights or a profile; with `stream: true` token by token."""
@@ -59,16 +55,13 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     return json_response(finished(completion))
 
 
-class NativeDialect:
+class NativeDialect(TypedEvents):
     """`{"type": "token", …}` for every token, one last `{"type": "done", …the answer…}`, or `{"type": "error", …}`."""
 
     def __init__(self, lanes: Sequence[str], finished: Callable[[Completion], dict[str, Any]]) -> None:
         self._lanes = lanes
         self._finished = finished  # completion -> the answer
         self._done: Completion | None = None
-
-    def begin(self) -> bytes:
-        return b""
 
     def event(self, event: Event) -> bytes:
         if isinstance(event, Completion):
@@ -86,9 +79,6 @@ class NativeDialect:
             payload["attribution"] = attribution_of(event.attribution, self._lanes)
         return sse.data(payload)
 
-    def failed(self, error: EmorlError) -> bytes:
-        return sse.data({"type": "error", "error": error_object(error)})
-
-    def end(self) -> bytes:
+    def answer(self) -> dict[str, Any]:
         assert self._done is not None
-        return sse.data({"type": "done", **self._finished(self._done)})
+        return self._finished(self._done)

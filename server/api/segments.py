@@ -11,12 +11,11 @@ from starlette.responses import Response
 
 from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest
 from emorl_core.ensemble import Ensemble
-from emorl_core.errors import EmorlError
 from emorl_core.types import Completion, IntervalFound
 from server.api.answers import json_response, service_of
-from server.api.documented import GENERATION_ERRORS, errors
+from server.api.documented import GENERATION_ERRORS, errors, streamed
+from server.api.events import TypedEvents
 from server.api.segments_models import SegmentsBody, SegmentsResponse, segment_text, segments_answer
-from server.door.errors import error_object
 from server.serving import sse
 
 router = APIRouter(tags=["native"])
@@ -31,10 +30,7 @@ _STREAM_EXAMPLE = (
 @router.post(
     "/sweep/line",
     response_model=SegmentsResponse,
-    responses={
-        200: {"content": {"text/event-stream": {"example": _STREAM_EXAMPLE}}},
-        **errors(*GENERATION_ERRORS),
-    },
+    responses={200: streamed(_STREAM_EXAMPLE), **errors(*GENERATION_ERRORS)},
 )
 async def sweep_line(body: SegmentsBody, request: Request) -> Response:
     """Every greedy text between two weight vectors and the exact places where it changes."""
@@ -56,10 +52,11 @@ async def sweep_line(body: SegmentsBody, request: Request) -> Response:
     if body.stream:
         return await sse.stream(generation, dialect, settings)
     (completion,) = await generation.finish()
-    return json_response(dialect.answer(completion))
+    dialect.event(completion)
+    return json_response(dialect.answer())
 
 
-class SegmentsDialect:
+class SegmentsDialect(TypedEvents):
     """`{"type": "interval", …}` for every interval as it is found, one last `{"type": "done", …the answer…}`."""
 
     def __init__(self, request: SegmentsRequest, model: str, lanes: Sequence[str]) -> None:
@@ -68,22 +65,12 @@ class SegmentsDialect:
         self._lanes = lanes
         self._done: Completion | None = None
 
-    def answer(self, completion: Completion) -> dict[str, Any]:
-        assert isinstance(completion, SegmentsCompletion)
-        return segments_answer(self._model, self._lanes, self._request, completion)
-
-    def begin(self) -> bytes:
-        return b""
+    def answer(self) -> dict[str, Any]:
+        assert isinstance(self._done, SegmentsCompletion)
+        return segments_answer(self._model, self._lanes, self._request, self._done)
 
     def event(self, event: IntervalFound | Completion) -> bytes:
         if isinstance(event, IntervalFound):
             return sse.data({"type": "interval", **segment_text(event.interval)})
         self._done = event
         return b""
-
-    def failed(self, error: EmorlError) -> bytes:
-        return sse.data({"type": "error", "error": error_object(error)})
-
-    def end(self) -> bytes:
-        assert self._done is not None
-        return sse.data({"type": "done", **self.answer(self._done)})

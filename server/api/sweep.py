@@ -12,13 +12,12 @@ from starlette.responses import Response
 
 from emorl_core.engine.sweep import SweepItem, SweepPlan
 from emorl_core.ensemble import Ensemble
-from emorl_core.errors import EmorlError
 from emorl_core.types import Completion, Event
 from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
-from server.api.documented import GENERATION_ERRORS, errors
+from server.api.documented import GENERATION_ERRORS, errors, streamed
+from server.api.events import TypedEvents
 from server.api.sweep_models import SweepRequest, SweepResponse, sweep_answer, sweep_item
-from server.door.errors import error_object
 from server.serving import sse
 
 router = APIRouter(tags=["native"])
@@ -34,10 +33,7 @@ _STREAM_EXAMPLE = (
 @router.post(
     "/sweep",
     response_model=SweepResponse,
-    responses={
-        200: {"content": {"text/event-stream": {"example": _STREAM_EXAMPLE}}},
-        **errors(*GENERATION_ERRORS),
-    },
+    responses={200: streamed(_STREAM_EXAMPLE), **errors(*GENERATION_ERRORS)},
 )
 async def sweep(body: SweepRequest, request: Request) -> Response:
     """Every prompt under every weight vector; with `stream: true` each result as it finishes."""
@@ -67,7 +63,7 @@ def _requests_of(plan: SweepPlan) -> list[EngineRequest]:
     return [each for group in plan.groups() for each in group]
 
 
-class SweepDialect:
+class SweepDialect(TypedEvents):
     """`{"type": "item", …}` for every prompt and vector as it finishes, one last `{"type": "done", …the answer…}`."""
 
     def __init__(self, sweep_id: str, model: str, plan: SweepPlan) -> None:
@@ -82,15 +78,6 @@ class SweepDialect:
         """Once every completion has been taken."""
         return sweep_answer(self._id, self._model, self._plan, self._plan.result())
 
-    def begin(self) -> bytes:
-        return b""
-
     def event(self, event: Event) -> bytes:
         assert isinstance(event, Completion)  # the requests of a sweep stream no tokens
         return b"".join(sse.data(sweep_item(item, self._plan)) for item in self.take(event))
-
-    def failed(self, error: EmorlError) -> bytes:
-        return sse.data({"type": "error", "error": error_object(error)})
-
-    def end(self) -> bytes:
-        return sse.data({"type": "done", **self.answer()})

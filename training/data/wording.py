@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pydantic import field_validator
-
-from emorl_core.bundle import ChatSpec, split_template
+from emorl_core.bundle import ChatSpec, SystemMessage, split_template
 from emorl_core.text.chat import Chat, Message
 from emorl_core.text.tokenizer import Tokenizer
 from training.config import Section
@@ -16,15 +14,8 @@ from training.data.prompts import Encode
 class ChatSettings(Section):
     """Prompts as chats, through the chat template of the base's tokenizer: the prompt is the user's message."""
 
-    system: str | None = None
+    system: SystemMessage | None = None
     """The system message before every prompt; null: none."""
-
-    @field_validator("system")
-    @classmethod
-    def _says_something(cls, value: str | None) -> str | None:
-        if value is not None and not value.strip():
-            raise ValueError("must be a text; leave it out for chats without a system message")
-        return value
 
     def spec(self) -> ChatSpec:
         """As a bundle has it."""

@@ -27,7 +27,7 @@ TRIALS = 200  # of TPE, which takes over where a grid would be too large
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenWeights:
     """`evaluations`: points that were generated for and scored."""
 
     point: Point
@@ -52,7 +52,7 @@ def choose(
     *,
     cube: bool = False,
     progress: Progress = lambda stage, done, total: None,
-) -> Choice:
+) -> ChosenWeights:
     """Search. `log` keeps every evaluation, so that a search which was killed goes on.
 
     Args:
@@ -89,7 +89,7 @@ def choose(
         found = search_tpe(objectives, TRIALS, evaluate)
     progress("searching weights", 1, 1)
     count = len(found.scores)
-    return Choice(found.best, found.best_score, count, count * len(experiment.search), kept.seconds)
+    return ChosenWeights(found.best, found.best_score, count, count * len(experiment.search), kept.seconds)
 
 
 class _TimedLog(EvaluationLog):

@@ -14,7 +14,7 @@ from emorl_core.errors import InvalidWeights, cut
 from emorl_core.files.documents import read_yaml
 from emorl_core.files.reading import Missing, Unreadable, is_folder
 from emorl_core.weights import BASE, resolve
-from training.config import RecipeError, Section, is_default
+from training.config import RecipeError, Section, Start, is_default
 from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
 from training.data.wording import ChatSettings
@@ -27,15 +27,11 @@ from training.warm_start.scratch_t5 import ScratchSettings
 from training.warm_start.warm_start import WarmStartSettings
 
 
-class WarmStart(Section):
+class WarmStart(Start):
     """Supervised training of the base before reinforcement: from exactly one of `hub`, `path` and `scratch`."""
 
-    hub: str | None = None
-    """Hugging Face hub id of a sequence-to-sequence or a decoder-only model."""
-    revision: str | None = None
-    """Branch, tag or commit of `hub`."""
-    path: str | None = None
-    """Checkpoint folder; relative paths start at the recipe's folder."""
+    other = "scratch"
+
     scratch: ScratchSettings | None = None
     """Shape of a new model, with a tokenizer trained on the data."""
     sources: tuple[Any, ...] = ()
@@ -48,36 +44,19 @@ class WarmStart(Section):
     def _kinds(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         return _known_sources(value, "base.warm_start.sources")
 
-    @model_validator(mode="after")
-    def _one_of(self) -> WarmStart:
-        self.settings("{prompt}", 2)  # its own rules: one start, revision with hub
-        return self
-
     def settings(self, template: str, max_source_tokens: int, chat: ChatSettings | None = None) -> WarmStartSettings:
         """For `training.warm_start.warm_start`, with the recipe's own template or chat."""
         own = {name: getattr(self, name) for name in ("hub", "revision", "path", "scratch", "fit")}
         return WarmStartSettings(prompt_template=template, chat=chat, max_source_tokens=max_source_tokens, **own)
 
 
-class BaseSettings(Section):
+class BaseSettings(Start):
     """The model that stays frozen: exactly one of `hub`, `path` and `warm_start`."""
 
-    hub: str | None = None
-    """Hugging Face hub id, such as `google-t5/t5-base`."""
-    revision: str | None = None
-    """Branch, tag or commit of `hub`."""
-    path: str | None = None
-    """Checkpoint folder; relative paths start at the recipe's folder."""
+    other = "warm_start"
+
     warm_start: WarmStart | None = None
     """A model that is trained on replies first; `emorl warm-start` runs that stage alone."""
-
-    @model_validator(mode="after")
-    def _one_of(self) -> BaseSettings:
-        if sum(start is not None for start in (self.hub, self.path, self.warm_start)) != 1:
-            raise ValueError("give exactly one of hub, path and warm_start")
-        if self.revision is not None and self.hub is None:
-            raise ValueError("revision goes with hub")
-        return self
 
 
 class DataSettings(Section):

@@ -24,9 +24,6 @@ class Interval:
     low: float
     high: float
 
-    def as_dict(self) -> dict[str, float]:
-        return {"estimate": self.estimate, "low": self.low, "high": self.high}
-
 
 def resamples(size: int, *, count: int = RESAMPLES, seed: int = 0) -> Indices:
     """[count, size] indices below `size`, drawn with repetition. Use the same ones for everything that is compared:

@@ -12,13 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from emorl_core.bundle import PROMPT, Template, hub_folder
 from emorl_core.errors import BundleError, UnsupportedModel, one_line
 from emorl_core.files.writing import appearing
 from emorl_core.text.tokenizer import load_tokenizer
-from training.config import Section, is_default
+from training.config import Section, Start, is_default
 from training.data.records import Record
 from training.data.wording import ChatSettings
 from training.progress import FitProgress
@@ -34,15 +34,11 @@ if TYPE_CHECKING:
 RECEIPT = "warm_start.json"
 
 
-class WarmStartSettings(Section):
+class WarmStartSettings(Start):
     """What to start from and how to fit it: exactly one of `hub`, `path` and `scratch`."""
 
-    hub: str | None = None
-    """Hugging Face hub id of a base, such as `google-t5/t5-small` or `HuggingFaceTB/SmolLM2-135M-Instruct`."""
-    revision: str | None = None
-    """Branch, tag or commit of `hub`."""
-    path: str | None = None
-    """Checkpoint folder; relative paths start at the recipe's folder."""
+    other = "scratch"
+
     scratch: ScratchSettings | None = None
     """Shape of a new model, with its own tokenizer."""
     prompt_template: Template = "{prompt} [SEP] "
@@ -53,14 +49,6 @@ class WarmStartSettings(Section):
     """Tokens of the wrapped prompt; a longer one's text is cut."""
     fit: FitSettings = FitSettings()
     """The fitting."""
-
-    @model_validator(mode="after")
-    def _one_of(self) -> WarmStartSettings:
-        if sum(start is not None for start in (self.hub, self.path, self.scratch)) != 1:
-            raise ValueError("give exactly one of hub, path and scratch")
-        if self.revision is not None and self.hub is None:
-            raise ValueError("revision goes with hub")
-        return self
 
 
 def warm_start(

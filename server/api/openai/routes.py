@@ -15,7 +15,7 @@ from emorl_core.text.chat import Message
 from emorl_core.types import Completion
 from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
-from server.api.documented import errors
+from server.api.documented import errors, streamed
 from server.api.fields import check_limit
 from server.api.openai.answers import (
     ChatDialect,
@@ -41,7 +41,7 @@ Builder = Callable[[Ensemble, str], list[EngineRequest]]
 
 
 def _stream(chunk: str) -> dict[str, Any]:
-    return {"content": {"text/event-stream": {"example": f"data: {chunk}\n\ndata: [DONE]\n\n"}}}
+    return streamed(f"data: {chunk}\n\ndata: [DONE]\n\n")
 
 
 _TEXT_STREAM = _stream(

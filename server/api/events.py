@@ -1,0 +1,27 @@
+"""The events of the native API's streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emorl_core.errors import EmorlError
+from server.door.errors import error_object
+from server.serving import sse
+
+
+class TypedEvents:
+    """What these dialects share: nothing before the first event, and a last one, `{"type": "done", …the answer…}` or
+    `{"type": "error", …}`."""
+
+    def answer(self) -> dict[str, Any]:
+        """The whole answer, once every completion has been taken."""
+        raise NotImplementedError
+
+    def begin(self) -> bytes:
+        return b""
+
+    def failed(self, error: EmorlError) -> bytes:
+        return sse.data({"type": "error", "error": error_object(error)})
+
+    def end(self) -> bytes:
+        return sse.data({"type": "done", **self.answer()})
