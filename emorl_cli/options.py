@@ -85,6 +85,12 @@ def add_combine_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_SAMPLING = (
+    "max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "min_p", "no_repeat_ngram_size", "seed",
+)  # fmt: skip
+
+
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """The fields of `emorl_core.types.Sampling`; their ranges are checked there."""
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many (default 64)")
@@ -95,14 +101,48 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest; 0 is off")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample within this mass; 1.0 is off")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1.0 is off")
+    parser.add_argument(
+        "--presence-penalty",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="taken from logits of tokens that came; 0 is off",
+    )
+    parser.add_argument(
+        "--frequency-penalty", type=float, default=0.0, metavar="X", help="taken for each time they came; 0 is off"
+    )
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, metavar="P", help="drop tokens below this part of the likeliest; 0 is off"
+    )
+    parser.add_argument(
+        "--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no run of N tokens comes twice; 0 is off"
+    )
+    parser.add_argument("--logit-bias", metavar="ID=X,…", help="numbers added to the logits of token ids")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text (default: drawn)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
 
 
 def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The sampling options as the keywords of `Ensemble.request`."""
-    names = ("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
-    return {**{name: getattr(args, name) for name in names}, "stop": tuple(utf_8(text, "--stop") for text in args.stop)}
+    return {
+        **{name: getattr(args, name) for name in _SAMPLING},
+        "logit_bias": _bias(args.logit_bias),
+        "stop": tuple(utf_8(text, "--stop") for text in args.stop),
+    }
+
+
+def _bias(text: str | None) -> dict[str, float]:
+    """`50=-100,7=2.5` -> {"50": -100.0, "7": 2.5}."""
+    from emorl_core.errors import InvalidRequest
+
+    bias: dict[str, float] = {}
+    for item in text.split(",") if text else ():
+        token, _, number = item.partition("=")
+        try:
+            bias[token.strip()] = float(number)
+        except ValueError:
+            raise InvalidRequest(f"--logit-bias: {item!r} is no ID=NUMBER", param="logit_bias") from None
+    return bias
 
 
 def utf_8(text: str, what: str) -> str:

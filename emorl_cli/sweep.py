@@ -66,13 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from emorl_core.errors import InvalidRequest
+    from emorl_core.types import Sampling
 
     if (args.prompt is None) == (args.chat is None):
         raise InvalidRequest("give either a prompt or --chat", param="prompt")
     fields = sampling_fields(args)
     if args.line is not None:
-        defaults = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": None}
-        for name, default in defaults.items():
+        plain = Sampling()
+        for name in sorted(set(fields) - {*LINE_FIELDS}):
+            default = {} if name == "logit_bias" else getattr(plain, name)
             if fields[name] != default:
                 raise InvalidRequest(f"--line is for greedy texts; it takes no --{name.replace('_', '-')}", param=name)
         if args.combine != "hidden":

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 import torch
 
+from emorl_core.asked import Messages
 from emorl_core.bundle import Bundle, BundleSpec
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
@@ -22,7 +23,7 @@ from emorl_core.loading import load_bundle
 from emorl_core.machine.precision import pick_device, pick_dtype
 from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
-from emorl_core.requests import Messages, Requests, Weights
+from emorl_core.requests import Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
 from emorl_core.text.prompts import Encoded
 from emorl_core.text.tokenizer import Tokenizer
@@ -180,7 +181,8 @@ class Ensemble(Requests):
             profile: a profile's name instead of weights; with neither, the bundle's default profile.
             options: `messages` (a chat, see `encode_chat`), `normalize`, `combine`, `attribution`, `top_logprobs` and
                 the fields of `Sampling` (`max_new_tokens`, `min_new_tokens`, `temperature`, `top_k`, `top_p`,
-                `repetition_penalty`, `seed`, `stop`).
+                `repetition_penalty`, `presence_penalty`, `frequency_penalty`, `min_p`, `no_repeat_ngram_size`, `seed`,
+                `stop`; `logit_bias` as a mapping from token id).
 
         Raises:
             InvalidRequest and its kinds before anything runs; EngineError when a request fails while running.

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
+from emorl_core.asked import Messages, Reader
 from emorl_core.bundle import BundleSpec
 from emorl_core.combine_modes import check_combine
 from emorl_core.engine.intake import draw_seed
 from emorl_core.engine.segments import SegmentsRequest
 from emorl_core.engine.sweep import SweepPlan, sweep_vectors
-from emorl_core.errors import InvalidRequest, InvalidWeights, PromptTooLong, shown
-from emorl_core.text.chat import Message
-from emorl_core.text.prompts import Encoded, PromptEncoder, Said
+from emorl_core.errors import InvalidRequest, InvalidWeights, shown
+from emorl_core.text.prompts import PromptEncoder
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import MAX_TOP_LOGPROBS, Combine, Request, Sampling, check_width
 from emorl_core.weights import ResolvedWeights, resolve
 
 Weights = Mapping[str, float]
-Messages = Sequence[Message | Mapping[str, Any]]
 
 
 class Requests:
@@ -40,8 +39,8 @@ class Requests:
         self.spec = spec
         self.tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._context = context
         self._prompts = PromptEncoder(spec, tokenizer, max_prompt_chars)
+        self._reader = Reader(self._prompts, vocab_size=vocab_size, most=spec.max_source_tokens, context=context)
         self._numbers = itertools.count(1)
 
     @property
@@ -85,66 +84,15 @@ class Requests:
         """
         return self._prompts.encode_raw(text, field=field)
 
-    def _asked(
-        self, prompt: str | Sequence[int] | None, messages: Messages | None, field: str
-    ) -> tuple[str, Said | Sequence[int]]:
-        """Exactly one of the two, read, and the field that it is in."""
-        if (prompt is None) == (messages is None):
-            raise InvalidRequest("give exactly one of prompt and messages", param=field)
-        if messages is not None:
-            return "messages", self._prompts.read_chat(messages)
-        assert prompt is not None  # one of the two is there
-        return field, self._prompts.read(prompt, field=field) if isinstance(prompt, str) else prompt
-
-    def _encoded(
-        self, asked: Said | Sequence[int], vectors: Iterable[Sequence[float]], combine: Combine, field: str
-    ) -> Encoded:
-        """As the lanes with weight in any of the vectors read it."""
-        lanes = {i for vector in vectors for i, weight in enumerate(vector) if weight}
-        own = self._prompts.prompted(lanes)
-        if own and combine == "weights":
+    def _sampling(self, **fields: Any) -> Sampling:
+        """As `sampling_of`, with a bias for tokens of this vocabulary."""
+        settings = sampling_of(**fields)
+        last = settings.logit_bias[-1][0] if settings.logit_bias else 0
+        if last >= self._vocab_size:
             raise InvalidRequest(
-                f"combine is 'weights', which sums adapters under one prompt, and objective {own[0]!r} has a prompt of"
-                " its own; allowed with it: hidden, probs",
-                param="combine",
+                f"logit_bias has the token id {shown(last)}; allowed: 0 to {self._vocab_size - 1}", param="logit_bias"
             )
-        if isinstance(asked, str) or (asked and isinstance(asked[0], Message)):
-            said = cast("Said", asked)
-            return Encoded(
-                self._prompts.encode(said, field=field), self._prompts.lane_prompts(said, lanes, field=field)
-            )
-        if own:
-            raise InvalidRequest(
-                f"{field} is read as it is, and objective {own[0]!r} has a prompt of its own, which would be left out;"
-                " allowed: text in the bundle's template, or no weight for that objective",
-                param=field,
-            )
-        return Encoded(self._checked_ids(cast("Sequence[int]", asked), field))
-
-    def _fitted(self, encoded: Encoded, sampling: Sampling) -> Sampling:
-        """With as many new tokens as the context leaves, if it leaves any."""
-        room = sampling.max_new_tokens if self._context is None else self._context - encoded.longest
-        return replace(sampling, max_new_tokens=room) if 0 < room < sampling.max_new_tokens else sampling
-
-    def _check_context(self, encoded: Encoded, sampling: Sampling, field: str) -> None:
-        context, tokens = self._context, encoded.longest
-        if context is not None and tokens + sampling.max_new_tokens > context:
-            raise PromptTooLong(
-                f"{field} has {tokens} tokens and max_new_tokens is {shown(sampling.max_new_tokens)}; allowed: up to"
-                f" {context} together (the context of the base model)",
-                param=field,
-            )
-
-    def _checked_ids(self, ids: Sequence[int], field: str) -> tuple[int, ...]:
-        size, most = self._vocab_size, self.spec.max_source_tokens
-        for token in ids:
-            if not 0 <= token < size:
-                raise InvalidRequest(f"{field} has the token id {token}; allowed: 0 to {size - 1}", param=field)
-        if not 0 < len(ids) <= most:
-            raise PromptTooLong(
-                f"{field} has {len(ids)} tokens; allowed: 1 to {most} (max_source_tokens of the bundle)", param=field
-            )
-        return tuple(ids)
+        return settings
 
     def resolve(
         self, weights: Weights | None = None, profile: str | None = None, *, normalize: bool = True
@@ -191,12 +139,12 @@ class Requests:
             raise InvalidRequest(
                 f"top_logprobs is {shown(top_logprobs)}; allowed: 0 to {MAX_TOP_LOGPROBS}", param="top_logprobs"
             )
-        settings = sampling_of(**sampling)
-        field, asked = self._asked(prompt, messages, field)
-        encoded = self._encoded(asked, [resolved.vector], combine, field)
+        settings = self._sampling(**sampling)
+        asked = self._reader.read(prompt, messages, field)
+        encoded = self._reader.encode(asked, [resolved.vector], combine)
         if fit_context:
-            settings = self._fitted(encoded, settings)
-        self._check_context(encoded, settings, field)
+            settings = self._reader.fitted(encoded, settings)
+        self._reader.check_context(encoded, settings, asked[0])
         return Request(
             request_id=request_id or f"local-{next(self._numbers)}",
             prompt_ids=encoded.ids,
@@ -235,19 +183,19 @@ class Requests:
             prompts=1 if prompts is None or isinstance(prompts, str) else len(prompts),
             most=max_sweep,
         )
-        settings = sampling_of(**sampling)
+        settings = self._sampling(**sampling)
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
         if (prompts is None) == (messages is None):
             raise InvalidRequest("give exactly one of prompts and messages", param="prompts")
         if prompts is None or isinstance(prompts, str):
-            asked = [self._asked(prompts, messages, "prompt")]
+            asked = [self._reader.read(prompts, messages, "prompt")]
         else:
             asked = [(f"prompts.{i}", said) for i, said in enumerate(self._prompts.read_all(prompts))]
         every = [each.vector for each in vectors]
-        encoded = [self._encoded(said, every, combine, field) for field, said in asked]
+        encoded = [self._reader.encode(each, every, combine) for each in asked]
         for (field, _), each in zip(asked, encoded, strict=True):
-            self._check_context(each, settings, field)
+            self._reader.check_context(each, settings, field)
         return SweepPlan(
             [each.ids for each in encoded],
             vectors,
@@ -284,9 +232,9 @@ class Requests:
             for name, weights in zip(names, (from_weights, to_weights), strict=True)
         )
         settings = sampling_of(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=stop, seed=0)
-        field, asked = self._asked(prompt, messages, "prompt")
-        encoded = self._encoded(asked, [start, end], "hidden", field)
-        self._check_context(encoded, settings, field)
+        asked = self._reader.read(prompt, messages, "prompt")
+        encoded = self._reader.encode(asked, [start, end], "hidden")
+        self._reader.check_context(encoded, settings, asked[0])
         return SegmentsRequest(
             request_id or f"local-{next(self._numbers)}",
             encoded.ids,
@@ -308,6 +256,17 @@ class Requests:
             raise InvalidWeights(f"{name}: {error.message}", param=param) from None
 
 
-def sampling_of(*, stop: str | Sequence[str] = (), **fields: Any) -> Sampling:
-    """The keywords of `generate` and `sweep` -> `Sampling`; one stop string may stand alone."""
-    return Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop), **fields)
+def sampling_of(
+    *,
+    stop: str | Sequence[str] = (),
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None = None,
+    **fields: Any,
+) -> Sampling:
+    """The keywords of `generate` and `sweep` -> `Sampling`; one stop string may stand alone, and token ids may be
+    written as text."""
+    bias = []
+    for token, value in (logit_bias or {}).items():
+        if not str(token).isdecimal():
+            raise InvalidRequest(f"logit_bias has the key {shown(token)}; allowed: token ids", param="logit_bias")
+        bias.append((int(token), value))
+    return Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop), logit_bias=tuple(sorted(bias)), **fields)

@@ -6,6 +6,8 @@ on the batch, or on how many draws came before. Sampling is the Gumbel-max trick
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,34 +22,66 @@ _MASK32 = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class RowParameters:
-    """What one row needs besides its logits. `seen`: the tokens so far, the decoder's start token included (as in
-    Hugging Face's repetition penalty); `position`: index of the token to choose."""
+    """What one row needs besides its logits. `position`: index of the token to choose; `seen`: the tokens so far, those
+    before the reply included that count (as in Hugging Face's processors); the last `position` of them are the reply's.
+    """
 
     sampling: Sampling
     seed: int
     position: int
     seen: Sequence[int]
 
+    @property
+    def reply(self) -> Sequence[int]:
+        return self.seen[len(self.seen) - self.position :]
+
 
 def constrain(logits: Tensor, rows: Sequence[RowParameters], eos_token_ids: Sequence[int]) -> Tensor:
-    """Apply repetition penalty and min_new_tokens. Returns `logits` itself when no row asks for either, else a copy.
+    """Apply what changes logits before the temperature. Returns `logits` itself when no row asks for any, else a copy.
+
+    In the order of vLLM and transformers: bias, repetition penalty, frequency and presence penalty, runs that may not
+    repeat, min_new_tokens.
 
     Args:
         logits: [B, V] float32.
     """
-    penalised = [i for i, row in enumerate(rows) if row.sampling.repetition_penalty != 1.0]
+    changed = [i for i, row in enumerate(rows) if row.sampling.looks_back or row.sampling.logit_bias]
     held = [i for i, row in enumerate(rows) if row.position < row.sampling.min_new_tokens]
-    if not penalised and not held:
+    if not changed and not held:
         return logits
     logits = logits.clone()
-    for i in penalised:
-        seen = torch.tensor(sorted(set(rows[i].seen)), device=logits.device)
-        penalty = rows[i].sampling.repetition_penalty
-        scores = logits[i, seen]
-        logits[i, seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    for i in changed:
+        _constrain(logits[i], rows[i])
     if held:
         logits[torch.tensor(held, device=logits.device).unsqueeze(1), list(eos_token_ids)] = float("-inf")
     return logits
+
+
+def _constrain(scores: Tensor, row: RowParameters) -> None:
+    """One row's logits [V], in place."""
+    settings, device = row.sampling, scores.device
+    if settings.logit_bias:
+        tokens, bias = zip(*settings.logit_bias, strict=True)
+        scores[torch.tensor(tokens, device=device)] += torch.tensor(bias, device=device)
+    if settings.repetition_penalty != 1.0 and row.seen:
+        seen = torch.tensor(sorted(set(row.seen)), device=device)
+        own, penalty = scores[seen], settings.repetition_penalty
+        scores[seen] = torch.where(own < 0, own * penalty, own / penalty)
+    if (settings.presence_penalty or settings.frequency_penalty) and row.reply:
+        counts = Counter(row.reply)
+        taken = [settings.presence_penalty + settings.frequency_penalty * count for count in counts.values()]
+        scores[torch.tensor(list(counts), device=device)] -= torch.tensor(taken, device=device)
+    banned = _ends_of_known_runs(row.seen, settings.no_repeat_ngram_size)
+    if banned:
+        scores[torch.tensor(sorted(banned), device=device)] = float("-inf")
+
+
+def _ends_of_known_runs(seen: Sequence[int], size: int) -> set[int]:
+    """The tokens that would make the last `size` tokens a run that is there already; none for size 0."""
+    if not 0 < size <= len(seen):
+        return set()
+    beginning = tuple(seen[len(seen) - size + 1 :])
+    return {seen[end] for end in range(size - 1, len(seen)) if tuple(seen[end - size + 1 : end]) == beginning}
 
 
 def choose(logits: Tensor, rows: Sequence[RowParameters]) -> Tensor:
@@ -75,6 +109,10 @@ def _draw(logits: Tensor, rows: Sequence[RowParameters]) -> Tensor:
     if filtered:
         index = torch.tensor(filtered, device=device)
         scaled[index] = _filter(scaled[index], [rows[i].sampling for i in filtered])
+    floors = [math.log(row.sampling.min_p) if row.sampling.min_p else -math.inf for row in rows]
+    if any(row.sampling.min_p for row in rows):
+        floor = scaled.amax(dim=-1, keepdim=True) + torch.tensor(floors, device=device).unsqueeze(1)
+        scaled = scaled.masked_fill(scaled < floor, float("-inf"))
     # A sweep's members draw with one seed at one position: they share their noise.
     keys = [noise_key(row.seed, row.position) for row in rows]
     distinct = {key: i for i, key in enumerate(dict.fromkeys(keys))}

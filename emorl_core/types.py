@@ -20,6 +20,7 @@ MAX_TOP_LOGPROBS = 20
 # The smallest temperature (but 0), top_p and repetition penalty. They are used in float32, where 1e-46 is 0; logits are
 # divided by up to two of them and stay finite, given the bounds on weights.
 MIN_POSITIVE = 1e-8
+MAX_BIAS = 100.0
 MIN_WIDTH = 1e-9  # of an interval between two weight vectors; float32 weights do not tell closer ones apart
 
 
@@ -63,6 +64,12 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0  # CTRL (Keskar et al. 2019): logits of tokens already produced are divided by it
+    # Subtracted from the logits of tokens of the reply: once, and per occurrence (OpenAI's definition).
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_p: float = 0.0  # drop tokens less likely than this part of the likeliest (Nguyen et al. 2024); 0 is off
+    no_repeat_ngram_size: int = 0  # no run of so many tokens comes twice; 0 is off
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit; ids rise
     seed: int | None = None  # None: one is drawn when the request is accepted, and reported
     stop: tuple[str, ...] = ()  # never part of the text
 
@@ -95,6 +102,19 @@ class Sampling:
             self.repetition_penalty,
             f"a number from {MIN_POSITIVE:g} to 100; 1.0 is off",
         )
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _check(_within(value, -2.0, 2.0), name, value, "a number from -2 to 2; 0 is off")
+        _check(_within(self.min_p, 0.0, 1.0), "min_p", self.min_p, "a number from 0 (off) to 1")
+        _check(
+            _is_int(self.no_repeat_ngram_size) and self.no_repeat_ngram_size >= 0,
+            "no_repeat_ngram_size",
+            self.no_repeat_ngram_size,
+            "a whole number from 0 (off)",
+        )
+        for token, bias in self.logit_bias:
+            _check(_is_int(token) and token >= 0, "logit_bias", token, "token ids")
+            _check(_within(bias, -MAX_BIAS, MAX_BIAS), f"logit_bias.{token}", bias, "a number from -100 to 100")
         _check(
             self.seed is None or (_is_int(self.seed) and 0 <= self.seed <= MAX_SEED),
             "seed",
@@ -111,6 +131,17 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the tokens so far change which token is chosen next."""
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1.0)
+        return any(penalties) or self.no_repeat_ngram_size > 0
+
+    @property
+    def adds(self) -> bool:
+        """Whether something is added to logits, which is more or less beside logits of another scale."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
 @dataclass(frozen=True, slots=True)

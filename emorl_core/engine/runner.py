@@ -162,7 +162,7 @@ class Runner:
         return rows
 
     def _seen(self, branch: Branch, member: Member) -> Sequence[int]:
-        if member.request.sampling.repetition_penalty == 1.0:
+        if not member.request.sampling.looks_back:
             return ()
         return (*self.model.already_said(member.request.prompt_ids), *branch.tokens)
 

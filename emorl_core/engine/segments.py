@@ -97,8 +97,8 @@ class Segments:
                 "linear in the weights",
                 param="combine",
             )
-        if not sampling.greedy or sampling.repetition_penalty != 1.0:
-            raise InvalidRequest("segments are exact for greedy decoding without a repetition penalty only")
+        if not sampling.greedy or sampling.looks_back or sampling.logit_bias:
+            raise InvalidRequest("segments are exact for greedy decoding without penalties or bias only")
 
     def intervals(self) -> tuple[Interval, ...]:
         """What was found, in rising order; neighbours with the same tokens are one."""

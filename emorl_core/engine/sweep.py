@@ -100,8 +100,10 @@ class SweepPlan:
         self.sampling = sampling
         self._combine = combine
         self._prefix = prefix
-        # Only mixed logits scale with the weights; combined in any other way, only equal vectors are merged.
-        rays = merge_rays([v.vector for v in vectors], greedy=sampling.greedy and combine == "hidden")
+        # Only mixed logits scale with the weights, and what is added to them does not: combined in any other way, or
+        # with a penalty that is subtracted, only equal vectors are merged.
+        scales = sampling.greedy and combine == "hidden" and not sampling.adds
+        rays = merge_rays([v.vector for v in vectors], greedy=scales)
         self._same: list[dict[int, list[int]]] = [{} for _ in self.prompts]  # per prompt: the vectors of each request
         for p, same in enumerate(self._same):
             for i in range(len(self.vectors)) if only is None else sorted(set(only[p])):

@@ -22,7 +22,7 @@ from pydantic import (
 
 from emorl_core.config import Strict
 from emorl_core.errors import InvalidRequest, shown
-from emorl_core.types import MAX_SEED, MIN_POSITIVE, Combine
+from emorl_core.types import MAX_BIAS, MAX_SEED, MIN_POSITIVE, Combine
 from server.door.errors import UnknownField
 
 MAX_STOPS = 16
@@ -81,6 +81,13 @@ TopP = Annotated[float, Field(ge=MIN_POSITIVE, le=1.0)]
 Penalty = Annotated[float, Field(ge=MIN_POSITIVE, le=100.0)]
 
 
+Subtracted = Annotated[float, Field(ge=-2.0, le=2.0)]
+MinP = Annotated[float, Field(ge=0.0, le=1.0)]
+TokenId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]  # as JSON writes a key
+Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
+LogitBias = Annotated[dict[TokenId, Bias], Field(max_length=MAX_NAMES), BeforeValidator(_few)]
+
+
 def example(**fields: Any) -> ConfigDict:
     """What a model's `model_config` is to show one example in the OpenAPI document."""
     return ConfigDict(json_schema_extra={"examples": [fields]})
@@ -130,4 +137,9 @@ class SamplingFields(LengthFields):
     top_k: Int = Field(0, ge=0, description="Sample among the k most likely tokens; 0 is off.")
     top_p: TopP = Field(1.0, description="Sample among the most likely tokens of this mass; 1 is off.")
     repetition_penalty: Penalty = Field(1.0, description="Above 1: tokens used already count less.")
+    presence_penalty: Subtracted = Field(0.0, description="Taken from the logits of tokens that the reply has.")
+    frequency_penalty: Subtracted = Field(0.0, description="Taken from them once for each time they came.")
+    min_p: MinP = Field(0.0, description="Sample among tokens this part as likely as the likeliest or more; 0 is off.")
+    no_repeat_ngram_size: Int = Field(0, ge=0, description="No run of so many tokens comes twice; 0 is off.")
+    logit_bias: LogitBias = Field(default_factory=dict, description="Token id -> number added to its logit.")
     seed: Seed | None = Field(None, description="Null: one is drawn and reported.")

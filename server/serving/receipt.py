@@ -103,6 +103,11 @@ class ReceiptSampling(Strict):
     repetition_penalty: float
     seed: int
     stop: list[str]
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_p: float = 0.0
+    no_repeat_ngram_size: int = 0
+    logit_bias: dict[str, float] = Field(default_factory=dict)
 
 
 class Receipt(Strict):
@@ -173,7 +178,12 @@ def make_receipt(
     """raw: the prompt is a text without a template (`Ensemble.encode_raw`)."""
     sent = _as_kept(prompt)
     tokens = list(completion.token_ids)
-    sampling = {**dataclasses.asdict(request.sampling), "seed": completion.seed, "stop": list(request.sampling.stop)}
+    sampling = {
+        **dataclasses.asdict(request.sampling),
+        "seed": completion.seed,
+        "stop": list(request.sampling.stop),
+        "logit_bias": {str(token): bias for token, bias in request.sampling.logit_bias},
+    }
     unsealed = Receipt(
         id=completion.request_id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

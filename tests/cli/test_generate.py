@@ -308,3 +308,16 @@ def test_a_prompt_and_a_chat_exclude_each_other(emorl) -> None:
         "exactly one of a prompt, --prompts-file and --chat" in emorl("generate", "any", "x", "--chat", "y").refused()
     )
     assert "either a prompt or --chat" in emorl("sweep", "any", "x", "--resolution", 1, "--chat", "y").refused()
+
+
+def test_the_ways_to_choose_tokens_are_options(emorl, fake: Ensemble) -> None:
+    argv = ("--presence-penalty", 0.5, "--frequency-penalty", 0.2, "--min-p", 0.02, "--no-repeat-ngram-size", 3)
+    ran = emorl("generate", "any", PROMPT, "--temperature", 1, "--seed", 3, "--logit-bias", "270=3,271=-100", *argv)
+    options = {"presence_penalty": 0.5, "frequency_penalty": 0.2, "min_p": 0.02, "no_repeat_ngram_size": 3}
+    bias = {270: 3.0, 271: -100.0}
+    expected = fake.generate(PROMPT, temperature=1.0, seed=3, logit_bias=bias, **options)
+    assert ran.out == expected.text + "\n"
+    for wrong in ("5", "5=x", "x=1", "5=1000", "=1"):
+        assert "logit" in emorl("generate", "any", PROMPT, "--logit-bias", wrong).refused()
+    refused = emorl("sweep", "any", PROMPT, "--line", "empathy", "base", "--logit-bias", "5=1").refused()
+    assert "--line is for greedy texts; it takes no --logit-bias" in refused

@@ -131,6 +131,9 @@ def mixed_requests(ensemble: Ensemble, count: int, seed: int, *, longest: int = 
                 {"temperature": 1.0, "top_k": draw.randint(1, 40)},
                 {"temperature": 0.8, "top_p": draw.uniform(0.3, 0.95)},
                 {"temperature": 1.0, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.2},
+                {"presence_penalty": draw.uniform(-1, 2), "frequency_penalty": draw.uniform(-1, 2)},
+                {"no_repeat_ngram_size": draw.randint(1, 3), "logit_bias": {draw.randint(3, 40): draw.uniform(-9, 9)}},
+                {"temperature": 1.2, "min_p": draw.uniform(0.0, 0.3), "frequency_penalty": 0.5},
             ]
         )
         if draw.random() < 0.3:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TopPLogitsWarper,
+)
 
+from emorl_core.ensemble import Ensemble
+from emorl_core.errors import InvalidRequest
+from emorl_core.fake import fake_ensemble
 from emorl_core.sampling import RowParameters, choose, constrain, gumbel, hash32, noise_key
-from emorl_core.types import Sampling
+from emorl_core.types import Request, Sampling
+from tests.core.driving import alone, run, said
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, -3.0, 1.5, -0.5])
 
@@ -196,3 +206,125 @@ def test_rows_of_one_seed_and_position_draw_with_the_same_noise() -> None:
     ]
     alone = [int(choose(logits[i : i + 1], rows[i : i + 1])) for i in range(len(rows))]
     assert choose(logits, rows).tolist() == alone
+
+
+@pytest.mark.parametrize("p", [0.02, 0.1, 0.4, 1.0])
+def test_against_hf_min_p_draws_among_the_tokens_that_the_library_keeps(p: float) -> None:
+    kept = MinPLogitsWarper(p)(torch.zeros(1, 1, dtype=torch.int64), LOGITS.clone().unsqueeze(0))[0]
+    observed = counts(LOGITS, 4_000, min_p=p)
+    assert [bool(each) for each in observed] == [math.isfinite(each) for each in kept.tolist()]
+    if p < 1.0:
+        probabilities = kept.softmax(-1)
+        kinds = probabilities > 0
+        assert chi_square(observed[kinds], probabilities[kinds]) < LIMIT
+
+
+def test_min_p_is_of_the_tempered_distribution_and_goes_with_the_other_filters() -> None:
+    hot = LOGITS / 3.0
+    kept = set((hot.softmax(-1) >= 0.3 * hot.softmax(-1).max()).nonzero().flatten().tolist())
+    assert {i for i, n in enumerate(counts(LOGITS, 3_000, temperature=3.0, min_p=0.3)) if n} == kept
+    both = {i for i, n in enumerate(counts(LOGITS, 3_000, temperature=3.0, min_p=0.3, top_k=2)) if n}
+    assert both == kept & set(LOGITS.topk(2).indices.tolist())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
+def test_against_hf_runs_that_may_not_repeat(size: int) -> None:
+    draw = torch.Generator().manual_seed(size)
+    for length in (1, 2, 4, 8, 30):
+        seen = torch.randint(0, 4, (1, length), generator=draw)
+        expected = NoRepeatNGramLogitsProcessor(size)(seen, LOGITS.clone().unsqueeze(0))
+        found = constrain(LOGITS.unsqueeze(0), [row(seen=seen[0].tolist(), no_repeat_ngram_size=size)], (7,))
+        assert torch.equal(found, expected)
+
+
+def test_presence_and_frequency_are_taken_from_the_replys_tokens_as_openai_defines_it() -> None:
+    """mu[j] - c[j] * frequency - float(c[j] > 0) * presence, with c counted in the reply."""
+    prompt, reply = [0, 0, 3], [1, 4, 4, 4, 6]
+    for presence, frequency in ((0.7, 0.0), (0.0, 0.3), (-1.5, 2.0), (2.0, -2.0)):
+        expected = LOGITS.clone()
+        for token in range(len(LOGITS)):
+            count = reply.count(token)
+            expected[token] -= frequency * count + presence * (count > 0)
+        options = {"presence_penalty": presence, "frequency_penalty": frequency}
+        found = constrain(LOGITS.unsqueeze(0), [row(position=5, seen=[*prompt, *reply], **options)], (7,))
+        assert torch.allclose(found[0], expected)
+        nothing = constrain(LOGITS.unsqueeze(0), [row(position=0, seen=prompt, **options)], (7,))
+        assert torch.equal(nothing[0], LOGITS)
+
+
+def test_a_bias_is_added_before_the_repetition_penalty_and_never_lets_the_end_come_early() -> None:
+    options: dict[str, Any] = {"logit_bias": ((1, -4.0), (7, 100.0)), "repetition_penalty": 2.0, "min_new_tokens": 3}
+    (found,) = constrain(LOGITS.unsqueeze(0), [row(position=2, seen=[1, 2], **options)], (7,))
+    assert found[1] == (1.0 - 4.0) * 2.0
+    assert found[7] == -math.inf
+    (found,) = constrain(LOGITS.unsqueeze(0), [row(position=3, seen=[1, 2, 5], **options)], (7,))
+    assert found[7] == LOGITS[7] + 100.0
+    assert int(choose(found.unsqueeze(0), [row(temperature=0.0)])) == 7
+
+
+CONSTRAINED: tuple[dict[str, Any], ...] = (
+    {"presence_penalty": 1.0, "frequency_penalty": 0.5},
+    {"logit_bias": {40: 5.0, 300: -100.0}, "temperature": 0.0},
+    {"min_p": 0.2},
+    {"no_repeat_ngram_size": 2, "temperature": 0.0},
+    {"frequency_penalty": 1.5, "min_p": 0.05, "no_repeat_ngram_size": 3, "logit_bias": {"41": 2.0}, "top_k": 30},
+)
+
+
+@pytest.mark.both_shapes
+def test_every_way_to_choose_gives_alone_what_it_gives_in_company() -> None:
+    def requests(ensemble: Ensemble) -> list[Request]:
+        return [
+            ensemble.request("so much on my mind", max_new_tokens=14, seed=i, **{"temperature": 1.2, **options})
+            for i, options in enumerate((*CONSTRAINED, {}, *CONSTRAINED))
+        ]
+
+    company = run(fake_ensemble(slots=16).engine, requests(fake_ensemble()))
+    expected = alone(fake_ensemble(slots=1), requests(fake_ensemble()))
+    assert [said(each) for each in company] == [said(each) for each in expected]
+    pairs = [tuple(done.token_ids[i : i + 2]) for done in company[3:4] for i in range(len(done.token_ids) - 1)]
+    assert len(pairs) == len(set(pairs))
+
+
+@pytest.mark.both_shapes
+@pytest.mark.parametrize("options", CONSTRAINED, ids=str)
+def test_a_sweep_gives_what_separate_calls_give_though_rays_have_other_scales(options: dict[str, Any]) -> None:
+    """What is subtracted from logits weighs less beside larger ones, so greedy multiples are no one request then."""
+    vectors = [{"empathy": size * a, "reflection": size} for size in (0.1, 1.0, 10.0) for a in (0.3, 1.0, 3.0)]
+    ensemble, settings = fake_ensemble(), {"max_new_tokens": 12, "seed": 4, "normalize": False, **options}
+    for more in ({"temperature": 0.0}, {"temperature": 0.9}):
+        swept = ensemble.sweep("so much on my mind", vectors, **{**settings, **more})
+        texts = [ensemble.generate("so much on my mind", weights=each, **{**settings, **more}).text for each in vectors]
+        assert [item.text for item in swept.items] == texts
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("presence_penalty", 2.1, "presence_penalty"),
+        ("frequency_penalty", float("nan"), "frequency_penalty"),
+        ("min_p", 1.5, "min_p"),
+        ("min_p", True, "min_p"),
+        ("no_repeat_ngram_size", -1, "no_repeat_ngram_size"),
+        ("no_repeat_ngram_size", 1.5, "no_repeat_ngram_size"),
+        ("logit_bias", {5: 101.0}, "logit_bias.5"),
+        ("logit_bias", {5: "x"}, "logit_bias.5"),
+        ("logit_bias", {"five": 1.0}, "logit_bias"),
+        ("logit_bias", {-1: 1.0}, "logit_bias"),
+        ("logit_bias", {10**6: 1.0}, "logit_bias"),
+    ],
+)
+def test_what_is_out_of_range_is_named(field: str, value: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        fake_ensemble().request("hi", **{field: value})
+    assert caught.value.param == param
+    assert "allowed" in caught.value.message
+
+
+@pytest.mark.parametrize("options", [CONSTRAINED[0], CONSTRAINED[3], {"logit_bias": {5: 1.0}}], ids=str)
+def test_segments_take_none_of_it(options: dict[str, Any]) -> None:
+    ensemble = fake_ensemble()
+    settings = ensemble.request("hi", **{**options, "temperature": 0.0}).sampling
+    request = replace(ensemble.segments_request("hi", {"empathy": 1.0}, {"base": 1.0}), sampling=settings)
+    with pytest.raises(InvalidRequest, match="without penalties or bias"):
+        ensemble.engine.add(request)

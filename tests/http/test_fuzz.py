@@ -83,6 +83,8 @@ def names_that_exist(case: schemathesis.Case) -> None:
     for name in ("max_new_tokens", "max_tokens", "max_completion_tokens"):
         if body.get(name) is not None:
             body[name] = 3
+    if body.get("logit_bias"):
+        body["logit_bias"] = {str(i): value for i, value in enumerate(body["logit_bias"].values())}
     if "min_new_tokens" in body:
         body["min_new_tokens"] = 0
     if body.get("prompt", "") is None or isinstance(body.get("prompt"), str):

@@ -171,9 +171,6 @@ def test_stop_strings_are_never_part_of_the_text(ai: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", 1),
-        ("logit_bias", {"5": 10}),
         ("tools", [{"type": "function"}]),
         ("response_format", {"type": "json_object"}),
         ("reasoning_effort", "high"),

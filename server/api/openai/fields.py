@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 class Off:
     """Annotates a field that is not implemented: it may have one of `values`, which change nothing, and no other.
 
-    Clients send many such fields with the value that changes nothing (`"n": 1`, `"logit_bias": null`).
+    Clients send many such fields with the value that changes nothing (`"n": 1`, `"store": false`).
     """
 
     def __init__(self, *values: Any) -> None:
@@ -33,7 +33,6 @@ class Off:
 
 Null = Annotated[Any, Off(None)]
 Empty = Annotated[Any, Off(None, [])]
-Zero = Annotated[Any, Off(None, 0)]
 
 
 def one_of(shape: Callable[[Any], str | None], allowed: str) -> Discriminator:

@@ -12,9 +12,12 @@ from server.api.fields import (
     Body,
     FirstFault,
     Int,
+    LogitBias,
+    MinP,
     Penalty,
     Seed,
     StopString,
+    Subtracted,
     Temperature,
     Text,
     Texts,
@@ -22,7 +25,7 @@ from server.api.fields import (
     Weights,
     example,
 )
-from server.api.openai.fields import Empty, Null, Off, Zero, one_of, text_or_list
+from server.api.openai.fields import Empty, Null, Off, one_of, text_or_list
 from server.api.openai.messages import Message
 
 Stop = Annotated[
@@ -45,6 +48,9 @@ class OpenAIRequest(Body):
     model: Text = Field(description="The bundle's name, or bundle:profile.")
     temperature: Temperature | None = Field(None, description="Default 1; 0 is greedy.")
     top_p: TopP | None = Field(None, description="Default 1.")
+    presence_penalty: Subtracted | None = Field(None, description="Taken from logits of tokens that came; default 0.")
+    frequency_penalty: Subtracted | None = Field(None, description="Taken from them for each time; default 0.")
+    logit_bias: LogitBias | None = Field(None, description="Token id -> number added to its logit.")
     n: Int | None = Field(None, ge=1, le=128, description="Completions per prompt; the server's limit is in /info.")
     seed: Seed | None = Field(None, description="Choice i uses seed + i; null: drawn and reported.")
     stop: Stop | None = Field(None, description="Up to 4 texts that end a completion; never part of it.")
@@ -56,12 +62,11 @@ class OpenAIRequest(Body):
     normalize: bool = Field(True, description="Scale the weights to sum 1. Not in OpenAI's API.")
     top_k: Int = Field(0, ge=0, description="0 is off. Not in OpenAI's API.")
     repetition_penalty: Penalty = Field(1.0, description="1 is off. Not in OpenAI's API.")
+    min_p: MinP = Field(0.0, description="0 is off. Not in OpenAI's API.")
+    no_repeat_ngram_size: Int = Field(0, ge=0, description="0 is off. Not in OpenAI's API.")
     receipt: bool = Field(False, description="Give a receipt per choice in `emorl`. Not in OpenAI's API.")
 
-    frequency_penalty: Zero = None
-    logit_bias: Annotated[Any, Off(None, {})] = None
     metadata: Annotated[Any, Off(None, {})] = None
-    presence_penalty: Zero = None
     service_tier: Annotated[Any, Off(None, "auto", "default")] = None
     store: Annotated[Any, Off(None, False)] = None
 
@@ -88,6 +93,11 @@ class OpenAIRequest(Body):
             "top_p": 1.0 if self.top_p is None else self.top_p,
             "top_k": self.top_k,
             "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty or 0.0,
+            "frequency_penalty": self.frequency_penalty or 0.0,
+            "min_p": self.min_p,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            "logit_bias": self.logit_bias,
             "seed": None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1),
             "stop": tuple(stop),
         }
