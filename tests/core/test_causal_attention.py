@@ -90,21 +90,24 @@ def test_new_tokens_of_ragged_rows(new: int, options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "plain")
 def test_replies_see_their_prompt_and_themselves(options: dict[str, Any]) -> None:
-    lengths, replies, tokens = (6, 0, 2), 2, 4
+    """And what all replies of a row begin with."""
+    lengths, begun, replies, tokens = (6, 0, 2), 2, 2, 4
+    total = begun + replies * tokens
     prompt_keys, prompt_values = drawn(3, SHARED, 6, 4), drawn(3, SHARED, 6, 5)
-    query, keys, values = (drawn(3, heads, replies * tokens, i) for i, heads in enumerate((HEADS, SHARED, SHARED)))
-    seen = RepliesPass([(prompt_keys, prompt_values)], torch.tensor(lengths), replies, tokens, torch.float64)
+    query, keys, values = (drawn(3, heads, total, i) for i, heads in enumerate((HEADS, SHARED, SHARED)))
+    segments = torch.tensor([[0] * begun + [1] * tokens + [2] * tokens]).expand(3, -1)
+    at = torch.tensor([[*range(begun), *[*range(begun, begun + tokens)] * replies]]).expand(3, -1)
+    seen = RepliesPass([(prompt_keys, prompt_values)], torch.tensor(lengths), segments, at, torch.float64)
     found, _ = lane_attention(layer, query, keys, values, None, lane_pass=seen, **options)
     for row, length in enumerate(lengths):
         for reply in range(replies):
-            own = slice(reply * tokens, (reply + 1) * tokens)
-            all_keys = torch.cat([prompt_keys[row, :, :length], keys[row, :, own]], 1)
-            all_values = torch.cat([prompt_values[row, :, :length], values[row, :, own]], 1)
-            at = list(range(length, length + tokens))
-            assert seen.positions[row, own].tolist() == at
-            torch.testing.assert_close(
-                found[row, own], by_definition(query[row, :, own], all_keys, all_values, at, options)
-            )
+            own = [*range(begun), *range(begun + reply * tokens, begun + (reply + 1) * tokens)]
+            all_keys = torch.cat([prompt_keys[row, :, :length], keys[row][:, own]], 1)
+            all_values = torch.cat([prompt_values[row, :, :length], values[row][:, own]], 1)
+            places = list(range(length, length + begun + tokens))
+            assert seen.positions[row, own].tolist() == places
+            expected = by_definition(query[row][:, own], all_keys, all_values, places, options)
+            torch.testing.assert_close(found[row, own], expected)
 
 
 @pytest.mark.parametrize("options", [{"is_causal": False}, {"lane_pass": None}])
