@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("emorl_cli.generate", "answer one prompt, or a file of prompts"),
     "sweep": ("emorl_cli.sweep", "one prompt under many weights: the distinct texts and the weights that give them"),
     "replay": ("emorl_cli.replay", "make the text of a receipt again and say whether it is the same"),
+    "new": ("emorl_cli.new", "make a bundle of a base and adapters, or sentences, and inspect it"),
     "inspect": ("emorl_cli.inspect_bundle", "explain a bundle and validate it in full"),
     "train": ("emorl_cli.train", "train every objective of a recipe and write a bundle"),
     "warm-start": ("emorl_cli.warm_start", "train a recipe's base on replies, before any reinforcement"),
