@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "search": ("emorl_cli.search", "find the weights that score best and store them as a profile"),
     "evaluate": ("emorl_cli.evaluate", "compare training methods on the same prompts, as one table"),
     "bench": ("emorl_cli.bench", "speed beside what a user would run instead, in one run"),
+    "bake": ("emorl_cli.bake", "write a mix of a bundle's adapters as one PEFT adapter"),
     "import-npz": ("emorl_cli.import_npz", "turn a published .npz adapter into a PEFT folder"),
 }
 

@@ -158,7 +158,7 @@ def read_objectives(options: Sequence[str]) -> dict[str, Given]:
 
 
 def _base_folder(args: argparse.Namespace, is_local: bool) -> Path:
-    """Raises `BundleError` for what holds no model of a known family, and for an option that asks for the other kind."""
+    """Raises `BundleError` for what holds no model of a known family, and for an option of the other kind."""
     from emorl_core.bundle import hub_folder
     from emorl_core.errors import BundleError, cut
     from emorl_core.files.reading import check_folder
