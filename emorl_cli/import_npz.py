@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from emorl_cli.options import add_example, print_json
+from emorl_cli.options import add_example, check_new, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,12 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from emorl_core.errors import AdapterError
-
     file: Path = args.file
     out: Path = args.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AdapterError(f"--out {out}: already holds something; name a new or an empty folder")
+    check_new(out)
 
     import torch
 

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("emorl_cli.generate", "answer one prompt, or a file of prompts"),
     "sweep": ("emorl_cli.sweep", "one prompt under many weights: the distinct texts and the weights that give them"),
     "replay": ("emorl_cli.replay", "make the text of a receipt again and say whether it is the same"),
+    "new": ("emorl_cli.new", "make a bundle of a base and adapters, or sentences, and inspect it"),
     "inspect": ("emorl_cli.inspect_bundle", "explain a bundle and validate it in full"),
     "train": ("emorl_cli.train", "train every objective of a recipe and write a bundle"),
     "warm-start": ("emorl_cli.warm_start", "train a recipe's base on replies, before any reinforcement"),
@@ -33,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "search": ("emorl_cli.search", "find the weights that score best and store them as a profile"),
     "evaluate": ("emorl_cli.evaluate", "compare training methods on the same prompts, as one table"),
     "bench": ("emorl_cli.bench", "speed beside what a user would run instead, in one run"),
+    "bake": ("emorl_cli.bake", "write a mix of a bundle's adapters as one PEFT adapter"),
     "import-npz": ("emorl_cli.import_npz", "turn a published .npz adapter into a PEFT folder"),
 }
 

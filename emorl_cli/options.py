@@ -24,6 +24,14 @@ def add_example(parser: argparse.ArgumentParser, *commands: str) -> None:
     parser.epilog = "\n".join([title, *(f"  {command}" for command in commands)])
 
 
+def check_new(out: Path) -> None:
+    """Raises InvalidRequest where `--out` holds something already: nothing is overwritten."""
+    from emorl_core.errors import InvalidRequest
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InvalidRequest(f"--out {out}: already holds something; name a new or an empty folder", param="out")
+
+
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """`--device`, `--dtype`: where and in which precision the model runs."""
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda or cuda:N")

@@ -32,6 +32,8 @@ PROMPT = "{prompt}"
 FIRST_LINE = '# A bundle of emorl. It is whole when it ends with the line "# end of bundle".'
 LAST_LINE = "# end of bundle"
 _MOST_ORIGIN = 2**16  # bytes of a profile's origin as JSON
+# What is read of a checkpoint or an adapter, by name: weights as safetensors, JSON, YAML and tokenizer files.
+FILE_PATTERNS = ("*.safetensors", "*.json", "*.yaml", "*.model", "*.txt", "*.md", "*.jinja")
 
 
 def _with_one_prompt(template: str) -> str:
@@ -308,8 +310,7 @@ def hub_folder(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download  # only where the hub is used
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.yaml", "*.model", "*.txt", "*.md", "*.jinja"]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILE_PATTERNS)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BundleError(f"hub id {name!r}: cannot be fetched: {one_line(error)}") from None

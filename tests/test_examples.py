@@ -98,40 +98,6 @@ def test_the_commands_of_the_guides(guide: str, folder: Path, tmp_path: Path) ->
         assert spec.prompt_template == "{prompt} [SEP] "
 
 
-def test_own_adapters_never_overwrite(folder: Path) -> None:
-    with pytest.raises(SystemExit, match=r"--out my-bundle exists; name a new folder"):
-        Reader(folder).script(
-            "examples/own_adapters.py", "--base", "my-base", "--out", "my-bundle", "--adapter", "a=adapters/empathy"
-        )
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["--adapter", "empathy"], "allowed is NAME=FOLDER, every name once"),
-        (["--adapter", "a=adapters/empathy", "--adapter", "a=adapters/empathy"], "every name once"),
-        (["--adapter", "base=adapters/empathy"], "objectives.base: the name is taken by the bare model"),
-        (["--adapter", "a b=adapters/empathy"], "objectives.a b: String should match pattern"),
-        (["--adapter", "a=adapters/none"], "adapter 'a': a has no adapter_config.json"),
-        (["--adapter", "a=adapters"], "adapter 'a': a has no adapter_config.json"),
-        (["--prompt-template", "{client}"], "prompt_template: must contain {prompt} exactly once"),
-        (["--max-source-tokens", "0"], "max_source_tokens: Input should be greater than or equal to 1"),
-        (["--max-source-tokens", "1"], "prompt_template takes 1 tokens by itself; max_source_tokens is 1"),
-        (["--base", "adapters/empathy"], "config.json"),
-        (["--out", "new bundle"], "name: String should match pattern"),
-    ],
-)
-def test_own_adapters_leave_no_bundle_that_cannot_serve(options: list[str], says: str, folder: Path) -> None:
-    argv = ["--base", "my-base", "--out", "new"]
-    argv += ([] if "--adapter" in options else ["--adapter", "a=adapters/empathy"]) + options
-    before = sorted(folder.iterdir())
-    with pytest.raises(SystemExit) as caught:
-        Reader(folder).script("examples/own_adapters.py", *argv)
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert sorted(folder.iterdir()) == before
-
-
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda path: path.stem)
 def test_python_in_guides_and_explanations(page: Path, folder: Path) -> None:
     reader = Reader(folder)
@@ -145,4 +111,4 @@ def test_every_example_is_on_the_examples_page_and_run_here() -> None:
     for path in EXAMPLES.iterdir():
         if path.name != "__pycache__":
             assert f"../../examples/{path.name}" in page, path.name
-            assert path.name in here or path.name in (GUIDES / "own-adapters.md").read_text(encoding="utf-8"), path.name
+            assert path.name in here, path.name

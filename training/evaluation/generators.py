@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 
 from emorl_core.adapters.adapter import Adapter
+from emorl_core.adapters.sums import weighted_sum
 from emorl_core.engine.sweep import SweepItem, SweepResult
 from emorl_core.types import Combine
 from emorl_core.weights import ResolvedWeights, resolve
 from training.data.prompts import Prompt
 from training.evaluation.answers import Answers
-from training.evaluation.soups import soup
 from training.search.spaces import Point
 
 SOUPS_AT_ONCE = 8  # lanes of one model in a search; their factors lie side by side in memory
@@ -67,4 +67,4 @@ class SoupGenerator(_Distinct):
         return SweepResult(tuple(items), 0, steps, unshared)
 
     def soup(self, name: str, point: Point) -> Adapter:
-        return soup(name, self._adapters, dict(zip((each.name for each in self._adapters), point, strict=True)))
+        return weighted_sum(name, self._adapters, point)

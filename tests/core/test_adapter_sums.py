@@ -1,4 +1,4 @@
-"""Soups are the exact weighted sum of the adapters' updates, whatever their ranks, scales and modules."""
+"""A weighted sum of adapters is exact, whatever their ranks, scales and modules."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from emorl_core.adapters.adapter import Adapter, LoraPair, read_peft
+from emorl_core.adapters.sums import weighted_sum
 from emorl_core.adapters.writer import write_peft
 from emorl_core.errors import AdapterError
-from training.evaluation.soups import soup
 
 MODULES = {"encoder.block.0.q": (12, 8), "decoder.block.1.wo": (6, 20), "decoder.block.0.v": (9, 9)}  # [out, in]
 
@@ -30,10 +30,11 @@ ADAPTERS = [adapter("reflection", 2, 1), adapter("empathy", 8, 2, tuple(MODULES)
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (-0.5, 2.0, 1.0)])
-def test_a_soups_update_is_the_weighted_sum_of_the_updates(weights: tuple[float, float, float]) -> None:
+def test_the_update_of_a_sum_is_the_weighted_sum_of_the_updates(weights: tuple[float, float, float]) -> None:
     named = dict(zip((each.name for each in ADAPTERS), weights, strict=True))
-    made = soup("soup", ADAPTERS, named)
+    made = weighted_sum("sum", ADAPTERS, weights)
     assert set(made.modules) == set(MODULES)
+    assert {pair.rank for pair in made.modules.values()} == {2 + 8 + 3}
     for module in MODULES:
         expected = sum(
             named[each.name] * pair.scale * (pair.b.double() @ pair.a.double())
@@ -43,8 +44,8 @@ def test_a_soups_update_is_the_weighted_sum_of_the_updates(weights: tuple[float,
         torch.testing.assert_close(made.modules[module].delta().double(), expected, rtol=0, atol=1e-5)
 
 
-def test_averaging_the_factors_is_not_a_soup() -> None:
-    """What PEFT's `linear` combination does: its cross terms are larger than the soup itself."""
+def test_averaging_the_factors_is_another_matrix() -> None:
+    """What PEFT's `linear` combination does: its cross terms are larger than the sum itself."""
     pairs = [ADAPTERS[i].modules["encoder.block.0.q"] for i in (0, 0)]
     other = adapter("other", 2, 9).modules["encoder.block.0.q"]
     pairs[1] = LoraPair(other.a, other.b, pairs[0].scale)
@@ -53,22 +54,22 @@ def test_averaging_the_factors_is_not_a_soup() -> None:
     assert torch.linalg.norm(averaged.delta() - exact) > 0.5 * torch.linalg.norm(exact)
 
 
-def test_a_soup_survives_a_peft_folder(tmp_path: Path) -> None:
-    made = soup("soup", ADAPTERS, {"reflection": 0.2, "empathy": 0.5, "fluency": 0.3})
+def test_a_sum_survives_a_peft_folder(tmp_path: Path) -> None:
+    made = weighted_sum("sum", ADAPTERS, (0.2, 0.5, 0.3))
     write_peft(made, tmp_path)
-    again = read_peft(tmp_path, "soup")
+    again = read_peft(tmp_path, "sum")
     for module, pair in made.modules.items():
         torch.testing.assert_close(again.modules[module].delta(), pair.delta(), rtol=0, atol=1e-6)
 
 
-def test_a_soup_of_activated_adapters_is_activated() -> None:
+def test_a_sum_of_activated_adapters_is_activated() -> None:
     pair = LoraPair(torch.ones(2, 3), torch.ones(4, 2), 1.0)
     one, two, other = (
         Adapter(name, {"q": pair}, invocation_tokens=tokens, task="CAUSAL_LM")
         for name, tokens in (("one", (7, 8)), ("two", (7, 8)), ("other", (8,)))
     )
-    made = soup("soup", [one, two], {"one": 0.5, "two": 0.5})
+    made = weighted_sum("sum", [one, two], (0.5, 0.5))
     assert (made.invocation_tokens, made.task) == ((7, 8), "CAUSAL_LM")
     for first, second in ((one, other), (one, replace(two, invocation_tokens=None))):
-        with pytest.raises(AdapterError, match="soup: the adapters begin to act at different tokens"):
-            soup("soup", [first, second], {first.name: 0.5, second.name: 0.5})
+        with pytest.raises(AdapterError, match="allowed in one sum: adapters that begin to act at the same tokens"):
+            weighted_sum("sum", [first, second], (0.5, 0.5))

@@ -1,0 +1,261 @@
+"""`emorl new`: a base and objectives -> a bundle that was inspected, or nothing at all."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emorl_cli.options import add_example, check_new, print_json
+
+if TYPE_CHECKING:
+    from emorl_core.bundle import BundleSpec, ChatSpec
+
+PROFILE = "even"
+CHAT_TOKENS = 4096  # of prompts in a chat bundle: whole histories come in
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_PATH = re.compile(r"[\w.~/\\:+-]+")  # of such a text it is never assumed that it is a sentence
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="bundle", help="the folder to write; must not exist or be empty")
+    parser.add_argument(
+        "--base",
+        required=True,
+        help="a checkpoint folder, which is copied into the bundle, or a hub id, which is named",
+    )
+    parser.add_argument("--revision", help="of the base's hub id: a branch, tag or commit")
+    parser.add_argument("--link", action="store_true", help="base/ is a link to the base's folder instead of a copy")
+    parser.add_argument(
+        "--objective",
+        action="append",
+        required=True,
+        metavar="NAME=WHAT",
+        help="a PEFT LoRA folder or its hub id, which is copied, or a sentence; may be repeated, and a name twice: "
+        "adapter and sentence",
+    )
+    told = parser.add_argument_group("prompts")
+    told.add_argument(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="through the base's chat template (default: where it has one, without --prompt-template)",
+    )
+    told.add_argument("--system", metavar="TEXT", help="the system message of chats that bring none")
+    told.add_argument("--prompt-template", metavar="TEXT", help="instead of a chat: what stands around {prompt}")
+    told.add_argument(
+        "--max-source-tokens",
+        type=int,
+        metavar="N",
+        help=f"the most of a prompt with all around it (default 512; {CHAT_TOKENS} in a chat)",
+    )
+    parser.add_argument("--name", help="the model's name in answers (default: that of the folder)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="precision to inspect in (default float32)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report of emorl inspect as JSON")
+    add_example(
+        parser,
+        "emorl new my-bundle --base google-t5/t5-base --objective reflection=adapters/reflection"
+        " --objective empathy=adapters/empathy",
+        'emorl new my-assistant --base HuggingFaceTB/SmolLM2-1.7B-Instruct --objective warm="Answer warmly."'
+        ' --objective brief="Answer in one sentence."',
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from emorl_cli.inspect_bundle import render
+
+    out: Path = args.out
+    check_new(out)
+    report = write(out, args)
+    command = f"emorl serve {shlex.quote(str(out))}"
+    if args.json:
+        print_json({**report, "serve": command})
+    else:
+        print(f"{render(report)}\n\n{command}")
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What `--objective` said of one name: the folder of an adapter, a sentence, or both."""
+
+    adapter: Path | None = None
+    sentence: str | None = None
+
+
+def write(out: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The report of the bundle in `out`, which is there as a whole when this returns.
+
+    Raises:
+        BundleError, InvalidRequest: what would be written is no bundle that serves.
+    """
+    from emorl_core.bundle import BASE_DIR, write_spec
+    from emorl_core.errors import BundleError
+    from emorl_core.files.reading import is_folder
+    from emorl_core.files.writing import appearing
+
+    given = read_objectives(args.objective)
+    is_local = is_folder(Path(args.base))
+    spec = _spec(out, args, given, _base_folder(args, is_local), is_local)
+    with appearing(out) as folder:
+        for name, each in given.items():
+            if each.adapter is not None:
+                _copy_adapter(each.adapter, folder / str(spec.objectives[name].adapter))
+        if is_local and args.link:
+            (folder / BASE_DIR).symlink_to(Path(args.base).resolve())
+        elif is_local:
+            _copy_base(Path(args.base), folder / BASE_DIR)
+        write_spec(folder, spec)
+        report = _examined(folder, out, args.dtype)
+        if report["faults"]:
+            raise BundleError("; ".join(report["faults"]))
+    return report
+
+
+def read_objectives(options: Sequence[str]) -> dict[str, Given]:
+    """`NAME=WHAT`, each: a folder that is there is an adapter, then what looks like a hub id is; of the rest, what has
+    a space or a sign that no path has is a sentence.
+
+    Raises:
+        BundleError: a part that is none of these, an adapter that cannot be read, or a name with two of a kind.
+    """
+    from emorl_core.adapters.adapter import read_peft
+    from emorl_core.bundle import hub_folder
+    from emorl_core.errors import BundleError, cut
+    from emorl_core.files.reading import is_folder
+
+    given: dict[str, Given] = {}
+    for option in options:
+        name, equals, what = (part.strip() for part in option.partition("="))
+        if not (name and equals and what):
+            raise BundleError(f"--objective {cut(option)}: allowed: NAME=ADAPTER_FOLDER, NAME=HUB_ID, NAME=SENTENCE")
+        before = given.get(name, Given())
+        path = Path(what).expanduser()
+        local = is_folder(path)
+        if local or _HUB_ID.fullmatch(what):
+            if before.adapter is not None:
+                raise BundleError(f"--objective {name}: has two adapters; allowed: one, and a sentence")
+            folder = path if local else hub_folder(what)
+            read_peft(folder, name)  # before anything is copied
+            given[name] = Given(folder, before.sentence)
+        elif _PATH.fullmatch(what) or what.startswith(("/", "./", "../", "~/")):
+            raise BundleError(
+                f"--objective {name}: {cut(what)} is no folder; allowed: a PEFT LoRA folder, a hub id (owner/name), "
+                "or a sentence of several words"
+            )
+        else:
+            if before.sentence is not None:
+                raise BundleError(f"--objective {name}: has two sentences; allowed: one, and an adapter")
+            given[name] = Given(before.adapter, what)
+    return given
+
+
+def _base_folder(args: argparse.Namespace, is_local: bool) -> Path:
+    """Raises `BundleError` for what holds no model of a known family, and for an option of the other kind."""
+    from emorl_core.bundle import hub_folder
+    from emorl_core.errors import BundleError, cut
+    from emorl_core.files.reading import check_folder
+    from emorl_core.models.config import read_config
+    from emorl_core.models.registry import family_of
+
+    if is_local and args.revision is not None:
+        raise BundleError(f"--revision goes with a hub id; --base {cut(args.base)} is a folder")
+    if args.link and not is_local:
+        raise BundleError(f"--link goes with a folder; --base {cut(args.base)} is none")
+    folder = Path(args.base) if is_local else hub_folder(args.base, args.revision)
+    check_folder(folder)
+    family_of(read_config(folder))
+    return folder
+
+
+def _spec(
+    out: Path, args: argparse.Namespace, given: dict[str, Given], base_folder: Path, is_local: bool
+) -> BundleSpec:
+    from pydantic import ValidationError
+
+    from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BundleSpec
+    from emorl_core.config import explain
+    from emorl_core.errors import BundleError
+
+    chat = _chat(args, base_folder)
+    kind = "template" if chat is None else "system"
+    values: dict[str, Any] = {
+        "name": args.name or out.resolve().name,
+        "base": {"path": BASE_DIR} if is_local else {"hub": args.base, "revision": args.revision},
+        "chat": chat,
+        "objectives": {
+            name: {
+                "adapter": None if each.adapter is None else f"{ADAPTERS_DIR}/{name}",
+                "prompt": None if each.sentence is None else {kind: each.sentence},
+            }
+            for name, each in given.items()
+        },
+        "profiles": {PROFILE: {"weights": dict.fromkeys(given, 1.0), "origin": {"by": "emorl new"}}},
+        "default_profile": PROFILE,
+    }
+    if args.prompt_template is not None:
+        values["prompt_template"] = args.prompt_template
+    if args.max_source_tokens is not None or chat is not None:
+        values["max_source_tokens"] = CHAT_TOKENS if args.max_source_tokens is None else args.max_source_tokens
+    try:
+        return BundleSpec.model_validate(values)
+    except ValidationError as error:
+        raise BundleError(explain(error)) from None
+
+
+def _chat(args: argparse.Namespace, base_folder: Path) -> ChatSpec | None:
+    """Asked for, or taken for granted of a base that has a chat template. Raises `BundleError`."""
+    from pydantic import ValidationError
+
+    from emorl_core.bundle import ChatSpec
+    from emorl_core.config import explain
+    from emorl_core.errors import BundleError
+    from emorl_core.text.tokenizer import load_tokenizer
+
+    if args.prompt_template is not None and (args.chat or args.system is not None):
+        raise BundleError(f"--prompt-template and {'--chat' if args.chat else '--system'} exclude each other")
+    if args.system is not None and args.chat is False:
+        raise BundleError("--system and --no-chat exclude each other")
+    wanted = args.chat or args.system is not None
+    if args.chat is None and args.prompt_template is None and not wanted:
+        wanted = bool(load_tokenizer(base_folder).chat_template)
+    try:
+        return ChatSpec(system=args.system) if wanted else None
+    except ValidationError as error:
+        raise BundleError(f"--system: {explain(error)}") from None
+
+
+def _copy_adapter(source: Path, target: Path) -> None:
+    """The two files that are read; checkpoints of an optimiser need not travel."""
+    from emorl_core.adapters.adapter import CONFIG_FILE, WEIGHTS_FILE
+
+    target.mkdir(parents=True)
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        shutil.copyfile(source / file, target / file)
+
+
+def _copy_base(source: Path, target: Path) -> None:
+    from emorl_core.bundle import FILE_PATTERNS
+
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in FILE_PATTERNS):
+            shutil.copyfile(path, target / path.name)
+
+
+def _examined(folder: Path, out: Path, dtype: str) -> dict[str, Any]:
+    """What `emorl inspect` says, by the name that the folder is going to have."""
+    from emorl_cli.inspect_bundle import examine
+
+    report = examine(str(folder), dtype=dtype)
+    own = {
+        key: [line.replace(str(folder), str(out)) for line in report[key]] for key in ("faults", "warnings", "notes")
+    }
+    return {**report, **own, "bundle": str(out)}
