@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("emorl_cli.evaluate", "compare training methods on the same prompts, as one table"),
     "bench": ("emorl_cli.bench", "speed beside what a user would run instead, in one run"),
     "bake": ("emorl_cli.bake", "write a mix of a bundle's adapters as one PEFT adapter"),
+    "import-gguf": ("emorl_cli.import_gguf", "turn a GGUF file into a base folder with tokenizer and chat template"),
     "import-npz": ("emorl_cli.import_npz", "turn a published .npz adapter into a PEFT folder"),
 }
 

@@ -17,11 +17,13 @@ from pydantic import BaseModel
 from emorl_cli.main import VERBS, Parser
 from emorl_core.errors import EmorlError
 from emorl_core.fake import fake_ensemble
+from emorl_core.models.causal.gguf import ARCHITECTURES as ARCHITECTURES_OF_GGUF
 from server.api.fields import Body
 from server.app import create_app
 from server.door.admission import MAX_RETRY_AFTER_S
 from server.door.errors import QueueFull, rule_for
 from server.settings import Settings
+from tests.supported_models import ARCHITECTURES
 from training.config import Section
 from training.data.sources import SOURCES
 from training.recipe.recipe import Recipe
@@ -285,12 +287,28 @@ def _errors(above: type[EmorlError]) -> Iterator[type[EmorlError]]:
         yield from _errors(error)
 
 
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def decoders() -> Iterator[str]:
+    """The architectures of the golden tests."""
+    yield "| model | `model_type` | layers that adapters may change | |\n|---|---|---|---|"
+    for row in ARCHITECTURES:
+        layers = ", ".join(f"`{name}`" for name in row.linears)
+        yield f"| {row.title} | `{row.name}` | {layers} | {row.note} |"
+
+
+def gguf() -> Iterator[str]:
+    yield ", ".join(f"`{name}`" for name in ARCHITECTURES_OF_GGUF)
+
+
 # --- putting them in -------------------------------------------------------------------------------------------------
 
 TABLES: Mapping[str, Mapping[str, Callable[[], Iterator[str]]]] = {
     "cli.md": {"commands": commands},
     "recipe.md": {"recipe": recipe, "sources": lambda: kinds(SOURCES), "scorers": lambda: kinds(SCORERS)},
     "http.md": {"requests": requests, "errors": errors},
+    "supported-models.md": {"decoders": decoders, "gguf": gguf},
 }
 
 

@@ -23,9 +23,11 @@ from emorl_cli.main import VERBS
 from emorl_core.adapters.adapter import read_peft
 from server.settings import Settings
 from tests.builders import tiny_t5
+from tests.cli.gguf_files import tokens_of, write_gguf
 from tests.documents import ROOT, SMALL_BASE, SMALL_RL, Reader, blocks, demo_like, lines, options
 from tests.http.harness import Live, live
 from tests.learn import scorer_models
+from tests.supported_models import tiny_causal
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS: list[str] = re.findall(r"^\| `(emorl [^`]+)` \|", README, flags=re.MULTILINE)
@@ -91,6 +93,12 @@ def _adapter_as_published(bundle: Path, folder: Path) -> None:
     tiny_t5(folder / "google-t5" / "t5-base")  # a folder of that name wins over the hub
 
 
+def _model_as_gguf(bundle: Path, folder: Path) -> None:
+    pytest.importorskip("gguf", reason="no package gguf (the extra gguf)")
+    base = tiny_causal(folder / "base", "llama", vocab_size=len(tokens_of("llama")), attention_bias=False)
+    write_gguf(folder / "model.gguf", base, "llama")
+
+
 def _graded_pairs(bundle: Path, folder: Path) -> None:
     scorer_models.encoder(folder / "my-encoder")
     with open(folder / "pair.csv", "w", encoding="utf-8", newline="") as file:
@@ -108,11 +116,12 @@ def _answer_with_receipt(bundle: Path, folder: Path) -> None:
 
 
 WHAT_IT_NEEDS: dict[str, Callable[[Path, Path], None]] = {
+    "import-gguf": _model_as_gguf,
     "import-npz": _adapter_as_published,
     "train-scorer": _graded_pairs,
     "replay": _answer_with_receipt,
 }
-WRITES = {"train", "warm-start", "train-scorer", "import-npz"}  # their --out must be new
+WRITES = {"train", "warm-start", "train-scorer", "import-gguf", "import-npz"}  # their --out must be new
 
 
 @pytest.fixture

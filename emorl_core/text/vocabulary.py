@@ -55,7 +55,8 @@ def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         if not is_of_library(error):
             raise
         raise BundleError(f"{folder}: the tokenizer cannot encode every text: {one_line(error)}") from None
-    end = around[-1] if around else tokenizer.eos_token_id
+    behind = [i for i in around if i != tokenizer.bos_token_id]  # decoder-only models put a start before every text
+    end = behind[-1] if behind else tokenizer.eos_token_id
     if end not in ends:
         raise BundleError(
             f"{folder}: the tokenizer ends a text with {'no token' if end is None else f'token {end}'} and the base"

@@ -18,9 +18,11 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 from emorl_core.bundle import BASE_DIR, BUNDLE_FILE
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import BundleError
-from emorl_core.text.tokenizer import HuggingFaceTokenizer
+from emorl_core.text.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from tests.builders import tiny_t5
+from tests.chats import BOS, tokenizer_of
 from tests.core.bases import LFS_POINTER, edit_config, edit_json
+from tests.supported_models import tiny_causal
 
 FAST, SETTINGS, SPIECE = "tokenizer.json", "tokenizer_config.json", "spiece.model"
 WORDS = (
@@ -286,3 +288,15 @@ def test_a_bundle_with_spiece_model_alone_serves(spiece: bytes, bundle: Path, ba
     (base / SPIECE).write_bytes(spiece)
     ensemble = Ensemble.load(bundle, device="cpu", dtype="float32")
     assert ensemble.generate("you feel tired.", max_new_tokens=5).token_ids
+
+
+def test_a_start_before_every_text_is_no_end(tmp_path: Path) -> None:
+    """As Llama, Mistral and Gemma have it."""
+    base = tiny_causal(tmp_path, "llama", vocab_size=260, eos_token_id=258)
+    tokenizer = tokenizer_of(None)
+    start = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, start)]
+    )
+    tokenizer.save_pretrained(base)
+    assert load_tokenizer(base).encode("") == [start]
