@@ -164,7 +164,7 @@ class _Loader(yaml.SafeLoader):
             return [self.plain(item) for item in node.value]
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
             return self._scalar(node)
-        raise _fault(f"the tag {node.tag.replace(_TAG, '!!')} is for no plain data", node)
+        raise _fault(f"the tag {node.tag.replace(_TAG, '!!')[:60]} is for no plain data", node)
 
     def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
         own: dict[str, Any] = {}

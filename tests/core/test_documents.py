@@ -70,6 +70,7 @@ def bomb(first: str, each: str) -> str:
         ("x: !!map [1]", "the tag !!map is for no plain data"),
         ("x: !!python/object/apply:os.getcwd []", "the tag !!python/object/apply:os.getcwd is for no plain data"),
         ("x: !unknown y", "the tag !unknown is for no plain data"),
+        (f"x: !{'u' * 5000} y", f"the tag !{'u' * 59} is for no plain data"),
         ("a: [", "cannot be read as YAML"),
         ("a: \x00", "cannot be read as YAML"),
     ],
