@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import add_example, add_threads_option, print_json, use_threads
+from emorl_cli.options import add_example, add_threads_option, print_json, use_threads, whole
 
 if TYPE_CHECKING:
     from training.evaluation.run import RunCell
@@ -137,7 +137,7 @@ def _wanted(args: argparse.Namespace, known: Sequence[str], plots: bool) -> Any:
                 f"--methods: {name[:40]!r} is unknown{nearest(name, known)}; known: {', '.join(known)}", param="methods"
             )
     try:
-        seeds = tuple(int(text) for text in args.seeds.split(","))
+        seeds = tuple(whole(text) for text in args.seeds.split(","))
     except ValueError:
         raise EvaluationError(
             f"--seeds is {args.seeds[:40]!r}; allowed: whole numbers with commas, as in 1,2,3", param="seeds"

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from emorl_cli.options import number, whole
 from server.serving.signals import stand_by
 
 # verb -> (module, what it does). The order is the order of `emorl --help`.
@@ -52,6 +53,8 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,  # an abbreviation of today is another flag tomorrow
         )
+        self.register("type", int, whole)
+        self.register("type", float, number)
 
     def error(self, message: str) -> NoReturn:
         complain(f"{message}; see {self.prog} --help")

@@ -145,11 +145,15 @@ def _bias(text: str | None) -> dict[str, float]:
 
     bias: dict[str, float] = {}
     for item in text.split(",") if text else ():
-        token, _, number = item.partition("=")
+        token, _, amount = (piece.strip() for piece in item.partition("="))
         try:
-            bias[token.strip()] = float(number)
+            key = str(whole(token))
+            value = number(amount)
         except ValueError:
-            raise InvalidRequest(f"--logit-bias: {item!r} is no ID=NUMBER", param="logit_bias") from None
+            raise InvalidRequest(f"--logit-bias: {item[:40]!r} is no ID=NUMBER", param="logit_bias") from None
+        if key in bias:
+            raise InvalidRequest(f"--logit-bias: {key} is given twice", param="logit_bias")
+        bias[key] = value
     return bias
 
 
@@ -169,6 +173,23 @@ def utf_8(text: str, what: str) -> str:
     return text
 
 
+def whole(text: str) -> int:
+    """A whole number, as every option takes it. Raises ValueError."""
+    _check_plain(text)
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A number, as every option takes it. Raises ValueError."""
+    _check_plain(text)
+    return float(text)
+
+
+def _check_plain(text: str) -> None:
+    if "_" in text or not text.isascii():  # Python takes 1_0 for ten, and the digits of every script
+        raise ValueError(f"{text!r} is not in plain digits")
+
+
 def parse_weights(text: str | None) -> dict[str, float] | None:
     """`reflection=0.7,empathy=0.3` -> {"reflection": 0.7, "empathy": 0.3}.
 
@@ -181,9 +202,9 @@ def parse_weights(text: str | None) -> dict[str, float] | None:
         return None
     weights: dict[str, float] = {}
     for part in text.split(","):
-        name, _, number = (piece.strip() for piece in part.partition("="))
+        name, _, amount = (piece.strip() for piece in part.partition("="))
         try:
-            value = float(number)
+            value = number(amount)
         except ValueError:
             raise InvalidWeights(
                 f"--weights: {part[:40]!r} is not NAME=NUMBER; write for example reflection=0.7,empathy=0.3",

@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from emorl_core.errors import cut
+
+
+def check_numbers(given: object, taken: object, place: str = "") -> None:
+    """What a model was made of, and the model: pydantic takes `"1_0"` for 10 and true for 1.
+
+    Raises:
+        ValueError: such a value became a number; one line that names it.
+    """
+    if type(taken) in (int, float):
+        if isinstance(given, bool):
+            raise ValueError(f"{place} is {str(given).lower()}; allowed: a number")
+        if isinstance(given, str) and "_" in given:
+            raise ValueError(f"{place} is {cut(given)}; allowed: a number without _ between its digits")
+    elif isinstance(given, dict):
+        parts = taken if isinstance(taken, dict) else getattr(taken, "__dict__", {})
+        for key, value in given.items():
+            check_numbers(value, parts.get(key), f"{place}.{key}" if place else str(key))
+    elif isinstance(given, list) and isinstance(taken, (list, tuple)):
+        for number, (value, part) in enumerate(zip(given, taken, strict=False)):
+            check_numbers(value, part, f"{place}.{number}")
 
 
 class Strict(BaseModel):
     """Frozen; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _plain_numbers(cls, data: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        model = validate(data)
+        if not cls.model_config.get("strict"):
+            check_numbers(data, model)
+        return model
 
 
 def explain(error: ValidationError) -> str:

@@ -10,9 +10,17 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -22,7 +30,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as PydanticSettingsError
 
-from emorl_core.config import explain
+from emorl_core.config import check_numbers, explain
 from emorl_core.errors import EmorlError, one_line
 from emorl_core.files.documents import read_yaml
 from emorl_core.files.reading import Missing, Unreadable
@@ -161,6 +169,13 @@ class Settings(BaseSettings):
     log_flush_s: float = Field(2.0, ge=0, description="At the end, longest wait for the log's reader.")
 
     tracing: bool = Field(False, description="Send OpenTelemetry traces, as the OTEL_... variables say.")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _plain_numbers(cls, data: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        settings = validate(data)
+        check_numbers(data, settings)
+        return settings
 
     @field_validator("root_path")
     @classmethod

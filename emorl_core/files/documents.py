@@ -26,6 +26,8 @@ _LARGEST = 2**64  # whole numbers are smaller; so are all seeds
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float", "str")}
 _MERGE = f"{_TAG}merge"
+# Numbers of YAML 1.1 that mean another number or a text elsewhere: 1_000, 1:30 (sixty times), 010 (eight).
+_TWO_WAYS = re.compile(r".*[_:].*|[-+]?0[0-9]+")
 _TOO_DEEP = "is nested too deeply"
 
 
@@ -162,7 +164,7 @@ class _Loader(yaml.SafeLoader):
             return [self.plain(item) for item in node.value]
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
             return self._scalar(node)
-        raise _fault(f"the tag {node.tag.replace(_TAG, '!!')} is for no plain data", node)
+        raise _fault(f"the tag {node.tag.replace(_TAG, '!!')[:60]} is for no plain data", node)
 
     def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
         own: dict[str, Any] = {}
@@ -209,6 +211,10 @@ class _Loader(yaml.SafeLoader):
             raise _fault(f"a whole number of {len(node.value)} digits; allowed: below 2^64", node)
         if isinstance(value, float) and math.isinf(value) and "inf" not in node.value.lower():
             raise _fault(f"the number {cut(node.value)} is too large; allowed: up to 1.8e308", node)
+        if type(value) in (int, float) and _TWO_WAYS.fullmatch(node.value):
+            raise _fault(
+                f"{cut(node.value)} would be read as {value}; write a number in plain digits, a text in quotes", node
+            )
         return value
 
 

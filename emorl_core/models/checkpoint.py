@@ -16,6 +16,7 @@ from emorl_core.errors import UnsupportedModel, cut
 from emorl_core.files.reading import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
 
 _SINGLE = "model.safetensors"
+_LONGEST_NAME = 255  # of a file, on every usual file system
 _INDEX_SUFFIX = ".safetensors.index.json"
 _INDEX = f"model{_INDEX_SUFFIX}"
 # safetensors' names of the number formats that a plain checkpoint is stored in.
@@ -124,7 +125,8 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _is_file_name(value: object) -> bool:
     """A checkpoint may come from a stranger: it names files of its own folder only."""
-    return isinstance(value, str) and value not in ("", "..") and Path(value).name == value and "\0" not in value
+    sound = isinstance(value, str) and value not in ("", "..") and "\0" not in value
+    return sound and len(value) <= _LONGEST_NAME and Path(value).name == value
 
 
 def _opened(path: Path):  # type: ignore[no-untyped-def]  # safetensors ships no type for its handle

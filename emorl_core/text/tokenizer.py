@@ -115,12 +115,14 @@ def _reason(folder: Path, error: BaseException) -> str:
 
     for name in _FILES:
         path = folder / name
-        if path.suffix != ".json" or not path.is_file():
+        if path.suffix != ".json" or not (path.is_file() or path.is_dir()):
             continue
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as broken:
             return f"{name} cannot be read as JSON: {one_line(broken)}"
+        if not isinstance(content, dict):
+            return f"{name} must be a JSON object"
     if (folder / _FAST).is_file():
         try:
             Tokenizer.from_file(str(folder / _FAST))

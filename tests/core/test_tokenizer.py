@@ -123,6 +123,29 @@ def test_a_folder_without_a_tokenizer_is_refused_in_one_line(content: str | None
     assert len(caught.value.message) < 400
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("tokenizer.json", None, "cannot be read as JSON: [Errno 21] Is a directory"),
+        ("tokenizer.json", "[]", "must be a JSON object"),
+        ("tokenizer_config.json", "[]", "must be a JSON object"),
+        ("tokenizer_config.json", "5", "must be a JSON object"),
+    ],
+)
+def test_the_file_at_fault_is_named(
+    name: str, content: str | None, why: str, plain_bundle: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(plain_bundle / BASE_DIR, tmp_path / "base"))
+    (base / name).unlink()
+    if content is None:
+        (base / name).mkdir()
+    else:
+        (base / name).write_text(content)
+    with pytest.raises(BundleError) as caught:
+        HuggingFaceTokenizer(base)
+    assert caught.value.message.startswith(f"{base}: the tokenizer cannot be loaded: {name} {why}")
+
+
 @pytest.mark.parametrize("text", ["so much", "café 🙂 !", "two  spaces", "", " "])
 def test_the_fake_tokenizer_returns_any_text(text: str) -> None:
     tokenizer = FakeTokenizer()

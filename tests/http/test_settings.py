@@ -28,6 +28,9 @@ def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytes
         ({"prot": 1}, "unknown key 'prot'"),
         ({"dtype": "float16"}, "'bfloat16'"),
         ({"config": "nowhere.yaml"}, "'nowhere.yaml'; there is no such file"),
+        ({"port": "8_000"}, "port is '8_000'; allowed: a number without _ between its digits"),
+        ({"drain_timeout_s": "1_0.5"}, "drain_timeout_s is '1_0.5'; allowed: a number without _"),
+        ({"slots": True}, "slots is true; allowed: a number"),
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_it(flags: dict[str, object], says: str) -> None:
