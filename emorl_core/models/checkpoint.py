@@ -125,8 +125,9 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _is_file_name(value: object) -> bool:
     """A checkpoint may come from a stranger: it names files of its own folder only."""
-    sound = isinstance(value, str) and value not in ("", "..") and "\0" not in value
-    return sound and len(value) <= _LONGEST_NAME and Path(value).name == value
+    if not isinstance(value, str) or value in ("", "..") or "\0" in value:
+        return False
+    return len(value) <= _LONGEST_NAME and Path(value).name == value
 
 
 def _opened(path: Path):  # type: ignore[no-untyped-def]  # safetensors ships no type for its handle
