@@ -22,6 +22,7 @@ def fake_ensemble(
     step_delay_s: float = 0.0,
     max_source_tokens: int = 128,
     prefill_cache_bytes: int = 2**20,
+    prefill_tokens: int | None = None,
 ) -> Ensemble:
     """An `Ensemble` over `FakeModel`, with the profiles `balanced` (the default) and one per objective.
 
@@ -42,5 +43,12 @@ def fake_ensemble(
         profiles={"balanced": ProfileSpec(weights=dict.fromkeys(objectives, 1.0)), **only},
         default_profile="balanced",
     )
-    engine = Engine(model, tokenizer.decode, (BASE, *objectives), slots=slots, prefill_cache_bytes=prefill_cache_bytes)
+    engine = Engine(
+        model,
+        tokenizer.decode,
+        (BASE, *objectives),
+        slots=slots,
+        prefill_cache_bytes=prefill_cache_bytes,
+        prefill_tokens=prefill_tokens,
+    )
     return Ensemble(spec, engine, tokenizer)

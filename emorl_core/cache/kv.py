@@ -23,6 +23,11 @@ class Memory:
     kv: Tensor
 
     @property
+    def length(self) -> int:
+        """S."""
+        return self.kv.shape[3]
+
+    @property
     def nbytes(self) -> int:
         return self.kv.numel() * self.kv.element_size()
 
@@ -62,12 +67,17 @@ class KVCache:
         for store in self.stores:
             store.clear()
 
-    def insert(self, memory: Memory) -> int:
-        """Add a lane row that has read its prompt and nothing else; returns its place."""
+    def insert(self, memory: Memory | None) -> int:
+        """Add a lane row that has read this and nothing else; returns its place. None: it has read nothing."""
+        kv = None if memory is None else memory.kv
         if self.cross is not None:
-            self.cross.add(memory.kv)
+            self.cross.add(kv)
             return self.own.add()
-        return self.own.add(memory.kv)
+        return self.own.add(kv)
+
+    def memory(self, place: int, first: int, last: int) -> Memory:
+        """A copy of tokens first .. last - 1 of what row `place` has read, as prefill would have left them."""
+        return Memory((self.own if self.cross is None else self.cross).row(place, first, last))
 
     def fork(self, source: int) -> int:
         """Add a copy of row `source`, tokens included; returns its place."""

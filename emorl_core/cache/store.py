@@ -83,9 +83,10 @@ class Store:
             self._wipe(slice(self.count, None))
         self._changed()
 
-    def row(self, place: int) -> Tensor:
-        """A copy of what row `place` holds: [2, L, K, T, head_size]."""
-        return torch.stack([layer[:, place, :, : self.lengths[place]] for layer in self.layers], dim=1)
+    def row(self, place: int, first: int = 0, last: int | None = None) -> Tensor:
+        """A copy of what row `place` holds: [2, L, K, T, head_size]; or of its tokens first .. last - 1 alone."""
+        last = self.lengths[place] if last is None else last
+        return torch.stack([layer[:, place, :, first:last] for layer in self.layers], dim=1)
 
     def extend(self, place: int, other: Store, row: int) -> None:
         """Copy the tokens that `row` of another store has beyond those of row `place`, which it began with."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from emorl_core.engine.events import Reporter
 from emorl_core.engine.intake import Intake
 from emorl_core.engine.runner import Outcome, Runner
-from emorl_core.engine.scheduler import Scheduler
+from emorl_core.engine.scheduler import Scheduler, requests_of
 from emorl_core.engine.sequences import Branch, Choice, Job, Member
 from emorl_core.engine.stats import EngineStats
 from emorl_core.errors import EmorlError, InvalidRequest
@@ -32,12 +32,18 @@ class Engine:
         *,
         slots: int = 16,
         prefill_cache_bytes: int = 256 * 2**20,
+        prefill_tokens: int | None = None,
     ) -> None:
-        """decode: token ids -> text, special tokens left out; lanes: names, `base` first; slots: branches at once."""
+        """decode: token ids -> text, special tokens left out; lanes: names, `base` first; slots: branches at once;
+        prefill_tokens: of prompts, read in one step; None: all there are."""
         if slots < 1:
             raise InvalidRequest(f"slots is {slots}; allowed: a whole number from 1", param="slots")
+        if prefill_tokens is not None and prefill_tokens < 1:
+            raise InvalidRequest(
+                f"prefill_tokens is {prefill_tokens}; allowed: a whole number from 1", param="prefill_tokens"
+            )
         self.lanes = tuple(lanes)
-        self.runner = Runner(model, prefill_cache_bytes=prefill_cache_bytes)
+        self.runner = Runner(model, prefill_cache_bytes=prefill_cache_bytes, prefill_tokens=prefill_tokens)
         self.scheduler = Scheduler(slots)
         self._intake = Intake(len(self.lanes), decode)
         self._report = Reporter(self.lanes)
@@ -70,8 +76,10 @@ class Engine:
             lanes_running=runner.lanes_running,
             batch_rows=self._batch_rows,
             lane_row_steps=runner.lane_row_steps,
-            prefill_hits=runner.prefill_cache.hits,
-            prefill_misses=runner.prefill_cache.misses,
+            prefill_hits=runner.reader.hits,
+            prefill_misses=runner.reader.misses,
+            prefill_tokens_found=runner.reader.tokens_found,
+            prefill_tokens_computed=runner.reader.tokens_computed,
             prefill_cache_bytes=runner.prefill_cache.nbytes,
             faults=self.faults,
         )
@@ -96,12 +104,14 @@ class Engine:
         self.scheduler.cancel(request_id)
 
     def step(self) -> list[Event]:
-        """One token for every running request. Returns what happened, in order."""
+        """One token for every running request whose prompt is read, and some tokens more of those that are not. Returns
+        what happened, in order."""
         events: list[Event] = []
         self._take_cancelled(events)
-        self._admit(events)
-        self._batch_rows = self.scheduler.running_requests
-        if self.scheduler.running:
+        self._admit()
+        self._read(events)
+        self._batch_rows = requests_of(self.runner.seats.branches)
+        if len(self.runner.seats):
             self._postprocess(self._run(events), events)
         return events
 
@@ -122,23 +132,21 @@ class Engine:
                 touched.append(branch)
         self._settle(touched, changed=touched)
 
-    def _admit(self, events: list[Event]) -> None:
+    def _admit(self) -> None:
         if (preempted := self.scheduler.preempt()) is not None:
-            self.runner.remove(preempted)
-        admitted = self.scheduler.admit()
-        if not admitted:
-            return
+            self.runner.remove(preempted, keep=True)
+        self.runner.admit(self.scheduler.admit())
+
+    def _read(self, events: list[Event]) -> None:
         try:
-            self.runner.admit(admitted)
+            self.runner.read()
         except Exception as fault:  # noqa: BLE001 - whatever it is, it must not reach the other requests
             self._note(fault)
-            # One prompt of several may be at fault: each is retried individually, in rows of its own.
-            for branch in admitted:
-                self.runner.remove(branch, poisoned=True)
-            for branch in admitted:
+            # One prompt of several may be at fault: each is retried individually.
+            for branch in self.runner.reader.branches:
                 try:
                     if branch.members:  # not dropped with another branch of its request
-                        self.runner.admit([branch])
+                        self.runner.read(branch)
                 except Exception as error:  # noqa: BLE001
                     self._fail(branch, error, events)
 
@@ -159,19 +167,20 @@ class Engine:
     def _run_apart(self, events: list[Event]) -> list[Outcome]:
         """A step failed: retry every branch individually, so that only the one at fault fails.
 
-        Nobody holds lane rows afterwards; the survivors go to the front of the queue and are fed their tokens again.
+        Nobody holds lane rows afterwards; the survivors go to the front of the queue and read their tokens again.
         """
         outcomes: list[Outcome] = []
-        for branch in list(self.scheduler.running):
+        for branch in self.runner.seats.branches:
             if not branch.members:  # dropped with another branch of its request
                 continue
-            self.runner.reset()
+            self.runner.vacate()
             try:
                 self.runner.admit([branch])
+                self.runner.read(branch, whole=True)
                 outcomes += self.runner.step()
             except Exception as error:  # noqa: BLE001
                 self._fail(branch, error, events)
-        self.runner.reset()
+        self.runner.vacate()
         return outcomes
 
     # -- postprocess ---------------------------------------------------------------------------------------------
@@ -259,7 +268,7 @@ class Engine:
             else:
                 waiting.append(child)
         for branch in gone:
-            self.runner.remove(branch)
+            self.runner.remove(branch, keep=branch.alone)
         for branch in changed:
             if self.runner.holds(branch):
                 self.runner.narrow(branch)

@@ -212,14 +212,14 @@ class Scheduler:
     def waiting_requests(self) -> int:
         # A request with a chooser counts as running as soon as one of its branches runs.
         running = {id(branch.chooser) for branch in self.running}
-        return _requests(branch for branch in self.waiting if id(branch.chooser) not in running or not branch.chooser)
+        return requests_of(branch for branch in self.waiting if id(branch.chooser) not in running or not branch.chooser)
 
     @property
     def running_requests(self) -> int:
-        return _requests(self.running)
+        return requests_of(self.running)
 
 
-def _requests(branches: Iterable[Branch]) -> int:
+def requests_of(branches: Iterable[Branch]) -> int:
     """Number of requests: one per member; a request with a chooser counts once for all its branches."""
     branches = list(branches)
     choosers = {id(branch.chooser) for branch in branches if branch.chooser is not None}

@@ -18,6 +18,7 @@ from emorl_core.models.causal.load import load
 from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.config import read_config
 from tests.core.causal_reference import SeparateModels, index_of, named_lanes
+from tests.core.driving import read_whole
 from tests.core.test_causal_golden import CPU, PROMPTS, adapters_of, loaded
 from tests.supported_models import BY_NAME, tiny_causal
 
@@ -128,8 +129,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def steps(model: CausalModel, lanes: list[Lane], fed: Tensor, sizes: list[int]) -> Tensor:
     """Hidden states [M, T, D] of tokens [M, T] fed in pieces of these sizes."""
     cache = model.new_cache()
-    for memory in model.prefill(lanes):
-        cache.insert(memory)
+    for lane in lanes:
+        cache.insert(read_whole(model, [lane])[0] if len(lane.prompt_ids) > 1 else None)
     index = index_of(model, lanes)
     return torch.cat([model.step(piece, index, cache) for piece in fed.split(sizes, dim=1)], dim=1)
 
@@ -160,9 +161,9 @@ def test_a_prompt_fed_in_pieces_is_a_prompt_prefilled(model: CausalModel) -> Non
 
 def test_a_neighbour_does_not_change_a_prefill(model: CausalModel) -> None:
     lanes = lanes_of(model, PROMPTS, [3, 1, 2])
-    for lane, memory in zip(lanes, model.prefill(lanes), strict=True):
-        (alone,) = model.prefill([lane])
-        assert memory.kv.shape[3] == len(lane.prompt_ids) - 1
+    for lane, memory in zip(lanes, read_whole(model, lanes), strict=True):
+        (alone,) = read_whole(model, [lane])
+        assert memory.length == len(lane.prompt_ids) - 1
         torch.testing.assert_close(alone.kv, memory.kv, atol=1e-4, rtol=1e-4)
 
 

@@ -79,6 +79,24 @@ class CachedPass:
         return self._masks.within(self._distance, window)
 
 
+class ContinuedPass:
+    """New tokens behind keys and values that each row has already. Keeps every layer's new ones."""
+
+    def __init__(self, pasts: Layers, lengths: Tensor, tokens: int, dtype: torch.dtype) -> None:
+        """pasts: [M, K, P, d] padded on the right; lengths: [M] of those; tokens: new ones a row."""
+        at = torch.arange(tokens, device=lengths.device).expand(len(lengths), -1)
+        self._seen = RepliesPass(pasts, lengths, torch.zeros_like(at), at, dtype)
+        self.positions = self._seen.positions  # [M, T]
+        self.kept: Layers = []
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.kept.append((keys, values))
+        return self._seen.extend(layer, keys, values)
+
+    def mask(self, window: int | None, *, explicit: bool) -> Tensor:
+        return self._seen.mask(window, explicit=explicit)
+
+
 class RepliesPass:
     """Rows of several replies behind a prompt: what all replies of a row begin with, then one reply after the other.
 

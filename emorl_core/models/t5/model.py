@@ -24,7 +24,7 @@ from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.checkpoint import Checkpoint
-from emorl_core.models.family import Facts, Group
+from emorl_core.models.family import Facts, Group, Passage, Piece
 from emorl_core.models.stacking import stack_adapters
 from emorl_core.models.t5.blocks import T5Block, attention, embedding_and_head, fused
 from emorl_core.models.t5.config import T5Config
@@ -63,6 +63,9 @@ class T5(nn.Module):
         self.config, self.facts = config, facts
         self.start_token_id = start_token_id
         self.adapters: tuple[str, ...] = ()
+        # Whether each adapter touches the encoder, and whether it touches that or the keys and values made of it.
+        self._encoded_by: tuple[bool, ...] = ()
+        self._read_by: tuple[bool, ...] = ()
         self._fast_steps = fast_steps
         self.embedding, self.lm_head = embedding_and_head(config, checkpoint)
         self.head_scale = config.d_model**-0.5 if config.scaled_head else 1.0
@@ -98,6 +101,12 @@ class T5(nn.Module):
         self._fast, self._compiles = None, False
         stack_adapters(self.linears(), adapters, training=training)
         self.adapters = tuple(adapter.name for adapter in adapters)
+        crossing = {name for names, layer in self.linears() if layer is self.cross_kv for name in names}
+        self._encoded_by = tuple(any(name.startswith("encoder.") for name in each.modules) for each in adapters)
+        self._read_by = tuple(
+            encodes or not crossing.isdisjoint(each.modules)
+            for encodes, each in zip(self._encoded_by, adapters, strict=True)
+        )
 
     def parameter_bytes(self) -> dict[str, int]:
         base = self.embedding.nbytes + (self.lm_head.nbytes if self.lm_head is not self.embedding else 0)
@@ -144,11 +153,12 @@ class T5(nn.Module):
         own, cross = (Store(layers, heads, d_kv, dtype=dtype, device=device) for _ in range(2))
         return KVCache(own, cross)
 
-    def prefill_key(self, lane: Lane) -> Lane:
-        return lane
+    def passage(self, lane: Lane, reply: Sequence[int]) -> Passage:  # noqa: ARG002 - the decoder's
+        """The lane without the adapters that its memory does not depend on."""
+        return Passage((Lane(_only(lane.coefficients, self._read_by), lane.prompt_ids),), len(lane.prompt_ids))
 
-    def first_tokens(self, lane: Lane) -> tuple[int, ...]:  # noqa: ARG002
-        return (self.start_token_id,)
+    def unread(self, lane: Lane, reply: Sequence[int]) -> tuple[int, ...]:  # noqa: ARG002
+        return (self.start_token_id, *reply)
 
     def acting(self, lane: Lane) -> Coefficients:
         return lane.coefficients
@@ -157,7 +167,8 @@ class T5(nn.Module):
         return (self.start_token_id,)
 
     @torch.inference_mode()
-    def prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
+    def prefill(self, pieces: Sequence[Piece]) -> list[Memory]:
+        lanes = [lane for piece in pieces for lane in piece.passage.labels if isinstance(lane, Lane)]  # one label each
         memories: list[Memory] = []
         start = 0
         while start < len(lanes):
@@ -172,8 +183,11 @@ class T5(nn.Module):
         return memories
 
     def _prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
-        index = self._index(lanes)
-        kv = self.cross(self._encoded(lanes, index), index)  # [2, L, E, H, S, d_kv]
+        # Lanes whose encoder no adapter touches share one pass through it.
+        encoded = [Lane(_only(lane.coefficients, self._encoded_by), lane.prompt_ids) for lane in lanes]
+        distinct = {lane: i for i, lane in enumerate(dict.fromkeys(encoded))}
+        states = self._encoded(list(distinct), self._index(list(distinct)))
+        kv = self.cross(states[[distinct[lane] for lane in encoded]], self._index(lanes))  # [2, L, E, H, S, d_kv]
         return [Memory(kv[:, :, i, :, : len(lane.prompt_ids)].clone()) for i, lane in enumerate(lanes)]
 
     @torch.inference_mode()
@@ -297,6 +311,10 @@ class T5(nn.Module):
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (self.config.d_model,), weight, self.config.epsilon)
+
+
+def _only(coefficients: Coefficients, of: Sequence[bool]) -> Coefficients:
+    return tuple(value if wanted else 0.0 for value, wanted in zip(coefficients, of, strict=True))
 
 
 def _plain(matrix: FrozenMatrix) -> Tensor:
