@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from emorl_core.cache.store import Store
 from emorl_core.lanes.lane import Lane
-from emorl_core.models.causal.attention import CachedPass, RepliesPass, WholePass, lane_attention
+from emorl_core.models.causal.attention import CachedPass, ContinuedPass, RepliesPass, WholePass, lane_attention
 from emorl_core.models.causal.load import load
 from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.config import read_config
@@ -94,7 +94,9 @@ def test_replies_see_their_prompt_and_themselves(options: dict[str, Any]) -> Non
     lengths, replies, tokens = (6, 0, 2), 2, 4
     prompt_keys, prompt_values = drawn(3, SHARED, 6, 4), drawn(3, SHARED, 6, 5)
     query, keys, values = (drawn(3, heads, replies * tokens, i) for i, heads in enumerate((HEADS, SHARED, SHARED)))
-    seen = RepliesPass([(prompt_keys, prompt_values)], torch.tensor(lengths), replies, tokens, torch.float64)
+    segments = torch.arange(1, replies + 1).repeat_interleave(tokens).expand(3, -1)
+    places = torch.arange(tokens).repeat(replies).expand(3, -1)
+    seen = RepliesPass([(prompt_keys, prompt_values)], torch.tensor(lengths), segments, places, torch.float64)
     found, _ = lane_attention(layer, query, keys, values, None, lane_pass=seen, **options)
     for row, length in enumerate(lengths):
         for reply in range(replies):
@@ -106,6 +108,22 @@ def test_replies_see_their_prompt_and_themselves(options: dict[str, Any]) -> Non
             torch.testing.assert_close(
                 found[row, own], by_definition(query[row, :, own], all_keys, all_values, at, options)
             )
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "plain")
+def test_what_goes_on_sees_what_was_there_and_itself(options: dict[str, Any]) -> None:
+    lengths, tokens = (6, 0, 2), 5
+    past_keys, past_values = drawn(3, SHARED, 6, 4), drawn(3, SHARED, 6, 5)
+    query, keys, values = (drawn(3, heads, tokens, i) for i, heads in enumerate((HEADS, SHARED, SHARED)))
+    seen = ContinuedPass([(past_keys, past_values)], torch.tensor(lengths), tokens, torch.float64)
+    found, _ = lane_attention(layer, query, keys, values, None, lane_pass=seen, **options)
+    for row, length in enumerate(lengths):
+        all_keys = torch.cat([past_keys[row, :, :length], keys[row]], 1)
+        all_values = torch.cat([past_values[row, :, :length], values[row]], 1)
+        at = list(range(length, length + tokens))
+        assert seen.positions[row].tolist() == at
+        torch.testing.assert_close(found[row], by_definition(query[row], all_keys, all_values, at, options))
+    assert seen.kept[0][0] is keys
 
 
 @pytest.mark.parametrize("options", [{"is_causal": False}, {"lane_pass": None}])
