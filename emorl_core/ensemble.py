@@ -76,6 +76,7 @@ class Ensemble(Requests):
         slots: int = 16,
         prefill_cache_bytes: int = 256 * 2**20,
         prefill_tokens: int | None = None,
+        kv_cache_bytes: int | None = None,
         compile: bool = False,  # noqa: A002 - the name that torch and its users have for it
         revision: str | None = None,
         hashed: bool = False,
@@ -93,6 +94,8 @@ class Ensemble(Requests):
                 off.
             prefill_tokens: of prompts, read in one step, so that a long one does not hold up those that run; None: all
                 there are, which is fastest for all together.
+            kv_cache_bytes: bound on the keys and values of what runs; what does not fit waits, what never fits is
+                refused; None: no bound but `slots`.
             compile: compile the decoding step: 1.4 to 2 times as fast on a CPU (docs/performance.md), for a minute of
                 loading the first time and some ten seconds later. On a CPU it needs a C++ compiler; on CUDA it records
                 CUDA graphs instead.
@@ -124,6 +127,7 @@ class Ensemble(Requests):
             slots=slots,
             prefill_cache_bytes=prefill_cache_bytes,
             prefill_tokens=prefill_tokens,
+            kv_cache_bytes=kv_cache_bytes,
         )
         ensemble = cls(
             bundle.spec,

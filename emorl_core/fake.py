@@ -23,6 +23,7 @@ def fake_ensemble(
     max_source_tokens: int = 128,
     prefill_cache_bytes: int = 2**20,
     prefill_tokens: int | None = None,
+    kv_cache_bytes: int | None = None,
 ) -> Ensemble:
     """An `Ensemble` over `FakeModel`, with the profiles `balanced` (the default) and one per objective.
 
@@ -50,5 +51,6 @@ def fake_ensemble(
         slots=slots,
         prefill_cache_bytes=prefill_cache_bytes,
         prefill_tokens=prefill_tokens,
+        kv_cache_bytes=kv_cache_bytes,
     )
     return Ensemble(spec, engine, tokenizer)

@@ -75,6 +75,12 @@ class Settings(BaseSettings):
         description="Tokens of prompts read in one step, over all lanes, so that a long prompt does not hold up running"
         " streams; an encoder reads a prompt at once.",
     )
+    kv_cache_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Memory for the keys and values of running requests: what does not fit waits, what never can is"
+        " refused (422). Unset: no bound but slots.",
+    )
     threads: ThreadCount = Field(
         "auto",
         description="Threads to compute with on a CPU: a number, or auto: the fastest number, measured at the start and"

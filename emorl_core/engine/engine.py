@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from emorl_core.engine.events import Reporter
 from emorl_core.engine.intake import Intake
+from emorl_core.engine.room import Room
 from emorl_core.engine.runner import Outcome, Runner
 from emorl_core.engine.scheduler import Scheduler, requests_of
 from emorl_core.engine.sequences import Branch, Choice, Job, Member
@@ -33,9 +34,11 @@ class Engine:
         slots: int = 16,
         prefill_cache_bytes: int = 256 * 2**20,
         prefill_tokens: int | None = None,
+        kv_cache_bytes: int | None = None,
     ) -> None:
         """decode: token ids -> text, special tokens left out; lanes: names, `base` first; slots: branches at once;
-        prefill_tokens: of prompts, read in one step; None: all there are."""
+        prefill_tokens: of prompts, read in one step; None: all there are; kv_cache_bytes: bound on the keys and values
+        of running branches; None: none."""
         if slots < 1:
             raise InvalidRequest(f"slots is {slots}; allowed: a whole number from 1", param="slots")
         if prefill_tokens is not None and prefill_tokens < 1:
@@ -44,7 +47,8 @@ class Engine:
             )
         self.lanes = tuple(lanes)
         self.runner = Runner(model, prefill_cache_bytes=prefill_cache_bytes, prefill_tokens=prefill_tokens)
-        self.scheduler = Scheduler(slots)
+        self._room = Room(self.runner.seats, kv_cache_bytes)
+        self.scheduler = Scheduler(slots, self._room.fits)
         self._intake = Intake(len(self.lanes), decode)
         self._report = Reporter(self.lanes)
         self._eos = frozenset(model.facts.eos_token_ids)
@@ -81,6 +85,7 @@ class Engine:
             prefill_tokens_found=runner.reader.tokens_found,
             prefill_tokens_computed=runner.reader.tokens_computed,
             prefill_cache_bytes=runner.prefill_cache.nbytes,
+            kv_cache_bytes=runner.seats.cache.nbytes,
             faults=self.faults,
         )
 
@@ -95,9 +100,12 @@ class Engine:
         when slots are shared out.
 
         Raises:
-            InvalidRequest: the requests do not belong together, the prompt is empty, or the weights do not fit.
+            InvalidRequest: the requests do not belong together, the prompt is empty, the weights do not fit, or there
+                will never be memory for them.
         """
-        self.scheduler.add(self._intake.branch(requests, job))
+        branch = self._intake.branch(requests, job)
+        self._room.check(branch)
+        self.scheduler.add(branch)
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step, queued or running; unknown ids are ignored."""
@@ -260,6 +268,10 @@ class Engine:
         gone = [branch for branch in branches if not branch.members or not self.runner.holds(branch)]
         self.scheduler.release(gone)
         lost = [branch for branch in gone if branch.members]
+        copied = {parent for parent, _ in forked}
+        for branch in gone:
+            if branch not in copied:
+                self.runner.remove(branch, keep=branch.alone)
         waiting = []
         for parent, child in forked:
             if self.runner.holds(parent) and self.scheduler.room_for(child):
@@ -267,8 +279,8 @@ class Engine:
                 self.scheduler.start(child)
             else:
                 waiting.append(child)
-        for branch in gone:
-            self.runner.remove(branch, keep=branch.alone)
+        for branch in copied.intersection(gone):
+            self.runner.remove(branch)
         for branch in changed:
             if self.runner.holds(branch):
                 self.runner.narrow(branch)

@@ -21,4 +21,5 @@ class EngineStats:
     prefill_tokens_found: int  # tokens of lanes of prompts that were known, or read for several lanes at once
     prefill_tokens_computed: int
     prefill_cache_bytes: int
+    kv_cache_bytes: int  # of running branches, capacity included
     faults: int  # prefills and steps that failed and were retried individually

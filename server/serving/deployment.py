@@ -117,6 +117,7 @@ def load(settings: Settings) -> Ensemble:
         slots=settings.slots,
         prefill_cache_bytes=settings.prefill_cache_bytes,
         prefill_tokens=settings.prefill_tokens,
+        kv_cache_bytes=settings.kv_cache_bytes,
         compile=settings.compile,
         hashed=True,
         max_prompt_chars=settings.max_prompt_chars,

@@ -25,6 +25,7 @@ from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.family import Facts, Group, Passage, Piece
+from emorl_core.models.graphs import graph_rows
 from emorl_core.models.stacking import stack_adapters
 from emorl_core.models.t5.blocks import T5Block, attention, embedding_and_head, fused
 from emorl_core.models.t5.config import T5Config
@@ -151,7 +152,7 @@ class T5(nn.Module):
         dtype = torch.float32 if device.type == "cpu" and not self._compiles else self.facts.dtype
         layers, heads, d_kv = self.config.num_decoder_layers, self.config.num_heads, self.config.d_kv
         own, cross = (Store(layers, heads, d_kv, dtype=dtype, device=device) for _ in range(2))
-        return KVCache(own, cross)
+        return KVCache(own, cross, rows_for=graph_rows if self._compiles and device.type == "cuda" else int)
 
     def passage(self, lane: Lane, reply: Sequence[int]) -> Passage:  # noqa: ARG002 - the decoder's
         """The lane without the adapters that its memory does not depend on."""
