@@ -5,6 +5,7 @@ Letters: L layers, M rows in use, K key-value heads (fewer than the query heads 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -217,9 +218,14 @@ class Store:
 
     def _zeros(self, rows: int, tokens: int) -> Tensor:
         _, heads, head_size = self._shape
+        shape = (2, rows, heads, tokens, head_size)
         # Growth can happen within inference mode; a tensor born there could not be changed outside of it.
         with torch.inference_mode(False):
-            return torch.zeros(2, rows, heads, tokens, head_size, dtype=self.dtype, device=self.device)
+            if self.device.type != "cpu":
+                return torch.zeros(shape, dtype=self.dtype, device=self.device)
+            # numpy leaves it to the system to fill pages with zeros when they are first touched: one long row makes
+            # room in all rows, and what the short ones never use takes neither time nor memory.
+            return torch.from_numpy(np.zeros((*shape[:-1], head_size * self.dtype.itemsize), np.uint8)).view(self.dtype)
 
     def empty_like(self) -> Store:
         """A store of the same shapes without rows."""

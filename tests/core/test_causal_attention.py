@@ -70,19 +70,24 @@ def test_whole_sequences(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "plain")
 @pytest.mark.parametrize("new", [1, 3])
-def test_new_tokens_of_ragged_rows(new: int, options: dict[str, Any]) -> None:
-    """Rows of very different lengths, one empty, one across several blocks of any kernel."""
-    lengths = (1100, 0, 5)
+@pytest.mark.parametrize(
+    ("lengths", "runs"),
+    [((1100, 0, 5), 2), ((3, 40, 0, 700, 1100), 3), ((5, 0, 40), 0), ((900, 3, 900, 3, 900, 3), 0)],
+    ids=["long first", "long last", "alike", "too many runs"],
+)
+def test_new_tokens_of_ragged_rows(new: int, lengths: tuple[int, ...], runs: int, options: dict[str, Any]) -> None:
+    """Rows of very different lengths, one empty, one across several blocks of any kernel; short ones do not read as far
+    as long ones."""
     cache = Store(1, SHARED, SIZE, dtype=torch.float64, device=CPU)
     past = [drawn(2, SHARED, length, 7 + length) for length in lengths]
     for memory in past:
         cache.add(memory.unsqueeze(1))
     cache.reserve(new)
-    query, keys, values = drawn(3, HEADS, new, 1), drawn(3, SHARED, new, 2), drawn(3, SHARED, new, 3)
+    query, keys, values = (drawn(len(lengths), heads, new, i) for i, heads in ((1, HEADS), (2, SHARED), (3, SHARED)))
     positions = torch.tensor(lengths).unsqueeze(1) + torch.arange(new)
-    found, _ = lane_attention(
-        layer, query, keys, values, None, lane_pass=CachedPass(cache, positions, torch.float64), **options
-    )
+    seen = CachedPass(cache, positions, torch.float64)
+    assert len(seen.runs) == runs
+    found, _ = lane_attention(layer, query, keys, values, None, lane_pass=seen, **options)
     for row, memory in enumerate(past):
         all_keys, all_values = torch.cat([memory[0], keys[row]], 1), torch.cat([memory[1], values[row]], 1)
         expected = by_definition(query[row], all_keys, all_values, positions[row].tolist(), options)
