@@ -78,6 +78,8 @@ class Ensemble(Requests):
         dtype: str = "auto",
         slots: int = 16,
         prefill_cache_bytes: int = 256 * 2**20,
+        prefill_tokens: int | None = None,
+        kv_cache_bytes: int | None = None,
         compile: bool = False,  # noqa: A002 - the name that torch and its users have for it
         revision: str | None = None,
         hashed: bool = False,
@@ -91,7 +93,12 @@ class Ensemble(Requests):
             device: `auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:1`.
             dtype: `auto` (bfloat16 where the device does it well), `float32`, `bfloat16`.
             slots: sequences that run at once.
-            prefill_cache_bytes: bound on remembered prompts, so that other weights skip the encoder; 0 is off.
+            prefill_cache_bytes: bound on what is kept of prompts and replies, so that no beginning is read twice; 0 is
+                off.
+            prefill_tokens: of prompts, read in one step, so that a long one does not hold up those that run; None: all
+                there are, which is fastest for all together.
+            kv_cache_bytes: bound on the keys and values of what runs; what does not fit waits, what never fits is
+                refused; None: no bound but `slots`.
             compile: compile the decoding step: 1.4 to 2 times as fast on a CPU (docs/performance.md), for a minute of
                 loading the first time and some ten seconds later. On a CPU it needs a C++ compiler; on CUDA it records
                 CUDA graphs instead.
@@ -117,7 +124,13 @@ class Ensemble(Requests):
         if compile:
             model.compile_step()
         engine = Engine(
-            model, tokenizer.decode, bundle.spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes
+            model,
+            tokenizer.decode,
+            bundle.spec.lanes,
+            slots=slots,
+            prefill_cache_bytes=prefill_cache_bytes,
+            prefill_tokens=prefill_tokens,
+            kv_cache_bytes=kv_cache_bytes,
         )
         ensemble = cls(
             bundle.spec,

@@ -22,6 +22,8 @@ def fake_ensemble(
     step_delay_s: float = 0.0,
     max_source_tokens: int = 128,
     prefill_cache_bytes: int = 2**20,
+    prefill_tokens: int | None = None,
+    kv_cache_bytes: int | None = None,
 ) -> Ensemble:
     """An `Ensemble` over `FakeModel`, with the profiles `balanced` (the default) and one per objective.
 
@@ -53,5 +55,13 @@ def fake_ensemble(
         profiles={"balanced": ProfileSpec(weights=dict.fromkeys(names, 1.0)), **only},
         default_profile="balanced",
     )
-    engine = Engine(model, tokenizer.decode, spec.lanes, slots=slots, prefill_cache_bytes=prefill_cache_bytes)
+    engine = Engine(
+        model,
+        tokenizer.decode,
+        spec.lanes,
+        slots=slots,
+        prefill_cache_bytes=prefill_cache_bytes,
+        prefill_tokens=prefill_tokens,
+        kv_cache_bytes=kv_cache_bytes,
+    )
     return Ensemble(spec, engine, tokenizer)

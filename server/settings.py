@@ -72,7 +72,22 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the model.")
     slots: int = Field(16, ge=1, le=4096, description="Sequences that run at once.")
     prefill_cache_bytes: int = Field(
-        256 * 2**20, ge=0, description="Memory for prompts already encoded: other weights skip the encoder; 0 is off."
+        256 * 2**20,
+        ge=0,
+        description="Memory for prompts and replies that were read: what a prompt begins with is not computed again;"
+        " 0 is off.",
+    )
+    prefill_tokens: int = Field(
+        128,
+        ge=1,
+        description="Tokens of prompts read in one step, over all lanes, so that a long prompt does not hold up running"
+        " streams; an encoder reads a prompt at once.",
+    )
+    kv_cache_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Memory for the keys and values of running requests: what does not fit waits, what never can is"
+        " refused (422). Unset: no bound but slots.",
     )
     threads: ThreadCount = Field(
         "auto",

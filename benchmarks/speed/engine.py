@@ -10,6 +10,7 @@ from benchmarks.speed.workload import Setup, Times, Work, check_length
 from emorl_core.engine.driver import Driver
 from emorl_core.ensemble import Ensemble
 from emorl_core.lanes.lane import Lane, lane_points
+from emorl_core.models.family import Piece
 from emorl_core.types import Failure, Request, Sampling, TokenEvent
 
 
@@ -52,8 +53,9 @@ class Emorl:
         model = self._ensemble.engine.model
         _, *points = lane_points(self._objectives)
         lanes = [Lane(point, tuple(prompt)) for prompt in work.prompts() for point in points]
+        pieces = [Piece.whole(model.passage(lane, ())) for lane in lanes]
         start = time.perf_counter()
-        model.prefill(lanes)
+        model.prefill(pieces)
         if model.facts.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start

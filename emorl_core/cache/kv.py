@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from emorl_core.cache.store import Store
+from emorl_core.cache.store import Store, least
 
 # An empty cache on a CPU keeps up to this many bytes for the next rows and is freed beyond that: capacity is rows times
 # tokens, so one batch of many rows and one long sequence would otherwise multiply. On a GPU nothing is freed, since
@@ -23,6 +23,11 @@ class Memory:
     kv: Tensor
 
     @property
+    def length(self) -> int:
+        """S."""
+        return self.kv.shape[3]
+
+    @property
     def nbytes(self) -> int:
         return self.kv.numel() * self.kv.element_size()
 
@@ -35,8 +40,12 @@ class KVCache:
     that a row of a decoder-only model starts with its prompt.
     """
 
-    def __init__(self, own: Store, cross: Store | None = None) -> None:
+    def __init__(
+        self, own: Store, cross: Store | None = None, *, rows_for: Callable[[int], int] = lambda rows: rows
+    ) -> None:
+        """rows_for: lane rows -> rows that steps of so many use, spare ones included."""
         self.own, self.cross = own, cross
+        self._rows_for = rows_for
 
     @property
     def stores(self) -> tuple[Store, ...]:
@@ -57,17 +66,42 @@ class KVCache:
         """Bytes held, capacity included."""
         return sum(store.nbytes for store in self.stores)
 
+    def bytes_of(self, rows: int, prompt: int, reply: int) -> int:
+        """Bytes that so many lane rows take at most, with prompts and replies of up to so many tokens."""
+        sizes = zip(self.stores, self._tokens(prompt, reply), strict=True)
+        return sum(store.bytes_of(self._rows_for(rows), tokens) for store, tokens in sizes)
+
+    def bound(self, rows: int, prompt: int, reply: int, most_bytes: int) -> None:
+        """From now on there are no more lane rows than these, whose `bytes_of` is within `most_bytes`: grow no further,
+        and give back what others left."""
+        total = 0
+        for store, tokens in zip(self.stores, self._tokens(prompt, reply), strict=True):
+            store.most = least(self._rows_for(rows), tokens)
+            total += max(store.nbytes, store.bytes_of(self._rows_for(rows), tokens))
+        if total > most_bytes:
+            for store in self.stores:
+                store.shrink()
+
+    def _tokens(self, prompt: int, reply: int) -> tuple[int, ...]:
+        """What each store holds of a row, at most."""
+        return (prompt + reply,) if self.cross is None else (reply, prompt)
+
     def clear(self) -> None:
         """Drop all rows and give their memory back."""
         for store in self.stores:
             store.clear()
 
-    def insert(self, memory: Memory) -> int:
-        """Add a lane row that has read its prompt and nothing else; returns its place."""
+    def insert(self, memory: Memory | None) -> int:
+        """Add a lane row that has read this and nothing else; returns its place. None: it has read nothing."""
+        kv = None if memory is None else memory.kv
         if self.cross is not None:
-            self.cross.add(memory.kv)
+            self.cross.add(kv)
             return self.own.add()
-        return self.own.add(memory.kv)
+        return self.own.add(kv)
+
+    def memory(self, place: int, first: int, last: int) -> Memory:
+        """A copy of tokens first .. last - 1 of what row `place` has read, as prefill would have left them."""
+        return Memory((self.own if self.cross is None else self.cross).row(place, first, last))
 
     def fork(self, source: int) -> int:
         """Add a copy of row `source`, tokens included; returns its place."""

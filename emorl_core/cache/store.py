@@ -5,6 +5,7 @@ Letters: L layers, M rows in use, K key-value heads (fewer than the query heads 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,8 @@ class Store:
 
     def __init__(self, layers: int, kv_heads: int, head_size: int, *, dtype: torch.dtype, device: torch.device) -> None:
         self._shape = (layers, kv_heads, head_size)
+        # Rows and tokens beyond which doubling does not go; None: no bound. What is really needed is always made.
+        self.most: tuple[int, int] | None = None
         self.dtype, self.device = dtype, device
         self._rows: Tensor | None = None
         self._padding_mask: Tensor | None = None
@@ -83,9 +86,10 @@ class Store:
             self._wipe(slice(self.count, None))
         self._changed()
 
-    def row(self, place: int) -> Tensor:
-        """A copy of what row `place` holds: [2, L, K, T, head_size]."""
-        return torch.stack([layer[:, place, :, : self.lengths[place]] for layer in self.layers], dim=1)
+    def row(self, place: int, first: int = 0, last: int | None = None) -> Tensor:
+        """A copy of what row `place` holds: [2, L, K, T, head_size]; or of its tokens first .. last - 1 alone."""
+        last = self.lengths[place] if last is None else last
+        return torch.stack([layer[:, place, :, first:last] for layer in self.layers], dim=1)
 
     def extend(self, place: int, other: Store, row: int) -> None:
         """Copy the tokens that `row` of another store has beyond those of row `place`, which it began with."""
@@ -100,17 +104,23 @@ class Store:
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` more in every row."""
-        self._reserve_tokens(max(self.lengths, default=0) + tokens)
+        self._make_room(0, max(self.lengths, default=0) + tokens)
 
     def reserve_rows(self, rows: int) -> None:
         """Make room for `rows` rows in all, for steps that are rounded up to more rows than `count`. The spare rows
         hold nothing; what is written there need only be finite."""
-        held = self.layers[0].shape[1]
-        grown = held
-        while grown < rows:
-            grown *= 2
-        if grown > held:
-            self._grow(grown, self.capacity)
+        self._make_room(rows, 0)
+
+    def bytes_of(self, rows: int, tokens: int) -> int:
+        """Bytes of a store that never holds more than so many rows of so many tokens; see `least`."""
+        layers, heads, size = self._shape
+        rows, tokens = least(rows, tokens)
+        return 2 * layers * heads * size * self.dtype.itemsize * rows * tokens
+
+    def shrink(self) -> None:
+        """Give back what is beyond `most`."""
+        if self.most is not None:
+            self._resize(*(min(held, most) for held, most in zip(self._held, self.most, strict=True)))
 
     def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Store new entries. keys, values [M, q, K, head_size]; positions [M, q], where each row's length begins.
@@ -166,16 +176,35 @@ class Store:
         return mask.masked_fill(padding, float("-inf"))[:, None, None, :]
 
     def _new_row(self, length: int) -> int:
-        self.reserve_rows(self.count + 1)
-        self._reserve_tokens(length)
+        self._make_room(self.count + 1, length)
         self.lengths.append(length)
         self._changed()
         return self.count - 1
 
-    def _reserve_tokens(self, tokens: int) -> None:
-        needed = round_size(tokens)
-        if needed > self.capacity:
-            self._grow(self.layers[0].shape[1], _capacity(needed, self.capacity))
+    @property
+    def _held(self) -> tuple[int, int]:
+        """Rows and tokens that there is room for."""
+        return self.layers[0].shape[1], self.capacity
+
+    def _make_room(self, rows: int, tokens: int) -> None:
+        """At least for so many rows, and so many tokens in each."""
+        held_rows, held_tokens = self._held
+        grown_rows, grown_tokens = held_rows, _capacity(round_size(tokens), held_tokens)
+        while grown_rows < rows:
+            grown_rows *= 2
+        if (grown_rows, grown_tokens) == (held_rows, held_tokens):
+            return
+        if self.most is not None:
+            grown_rows, grown_tokens = max(rows, min(grown_rows, self.most[0])), min(grown_tokens, self.most[1])
+        self._resize(grown_rows, max(grown_tokens, round_size(tokens)))
+
+    def _resize(self, rows: int, tokens: int) -> None:
+        """To so many rows and tokens, or to as many as are in use."""
+        rows, tokens = max(rows, self.count), max(tokens, round_size(max(self.lengths, default=0)))
+        for i, old in enumerate(self.layers):  # one by one: no more than a layer is there twice
+            self.layers[i] = self._zeros(rows, tokens)
+            kept = min(tokens, old.shape[3])
+            self.layers[i][:, : self.count, :, :kept] = old[:, : self.count, :, :kept]
 
     def _copy(self, source: int, place: int) -> None:
         length = self.lengths[source]
@@ -187,21 +216,26 @@ class Store:
         for layer in self.layers:
             layer[:, rows].zero_()
 
-    def _grow(self, rows: int, tokens: int) -> None:
-        for i, old in enumerate(self.layers):
-            self.layers[i] = self._zeros(rows, tokens)
-            self.layers[i][:, : self.count, :, : old.shape[3]] = old[:, : self.count]
-
     def _zeros(self, rows: int, tokens: int) -> Tensor:
         _, heads, head_size = self._shape
+        shape = (2, rows, heads, tokens, head_size)
         # Growth can happen within inference mode; a tensor born there could not be changed outside of it.
         with torch.inference_mode(False):
-            return torch.zeros(2, rows, heads, tokens, head_size, dtype=self.dtype, device=self.device)
+            if self.device.type != "cpu":
+                return torch.zeros(shape, dtype=self.dtype, device=self.device)
+            # numpy leaves it to the system to fill pages with zeros when they are first touched: one long row makes
+            # room in all rows, and what the short ones never use takes neither time nor memory.
+            return torch.from_numpy(np.zeros((*shape[:-1], head_size * self.dtype.itemsize), np.uint8)).view(self.dtype)
 
     def empty_like(self) -> Store:
         """A store of the same shapes without rows."""
         layers, heads, head_size = self._shape
         return Store(layers, heads, head_size, dtype=self.dtype, device=self.device)
+
+
+def least(rows: int, tokens: int) -> tuple[int, int]:
+    """The smallest capacity for so many rows and tokens."""
+    return max(rows, _ROWS), max(round_size(tokens) + 1, _TOKENS)
 
 
 def round_size(tokens: int) -> int:

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 
 from emorl_core.engine.events import Reporter
 from emorl_core.engine.intake import Intake
+from emorl_core.engine.room import Room
 from emorl_core.engine.runner import Outcome, Runner
-from emorl_core.engine.scheduler import Scheduler
+from emorl_core.engine.scheduler import Scheduler, requests_of
 from emorl_core.engine.sequences import Branch, Choice, Job, Member
 from emorl_core.engine.stats import EngineStats
 from emorl_core.errors import EmorlError, InvalidRequest
@@ -33,16 +34,24 @@ class Engine:
         *,
         slots: int = 16,
         prefill_cache_bytes: int = 256 * 2**20,
+        prefill_tokens: int | None = None,
+        kv_cache_bytes: int | None = None,
     ) -> None:
         """decode: token ids -> text, special tokens left out; lanes: names, `base` first and every adapter of the model
-        among them; slots: branches at once."""
+        among them; slots: branches at once; prefill_tokens: of prompts, read in one step; None: all there are;
+        kv_cache_bytes: bound on the keys and values of running branches; None: none."""
         if slots < 1:
             raise InvalidRequest(f"slots is {slots}; allowed: a whole number from 1", param="slots")
+        if prefill_tokens is not None and prefill_tokens < 1:
+            raise InvalidRequest(
+                f"prefill_tokens is {prefill_tokens}; allowed: a whole number from 1", param="prefill_tokens"
+            )
         self.lanes = tuple(lanes)
         if missing := set(model.adapters) - set(self.lanes):
             raise InvalidRequest(f"lanes lacks {', '.join(sorted(missing))}, adapters of the model", param="lanes")
-        self.runner = Runner(model, prefill_cache_bytes=prefill_cache_bytes)
-        self.scheduler = Scheduler(slots)
+        self.runner = Runner(model, prefill_cache_bytes=prefill_cache_bytes, prefill_tokens=prefill_tokens)
+        self._room = Room(self.runner.seats, kv_cache_bytes)
+        self.scheduler = Scheduler(slots, self._room.fits)
         self._intake = Intake(named_points(self.lanes, model.adapters), decode)
         self._report = Reporter(self.lanes)
         self._eos = frozenset(model.facts.eos_token_ids)
@@ -74,9 +83,12 @@ class Engine:
             lanes_running=runner.lanes_running,
             batch_rows=self._batch_rows,
             lane_row_steps=runner.lane_row_steps,
-            prefill_hits=runner.prefill_cache.hits,
-            prefill_misses=runner.prefill_cache.misses,
+            prefill_hits=runner.reader.hits,
+            prefill_misses=runner.reader.misses,
+            prefill_tokens_found=runner.reader.tokens_found,
+            prefill_tokens_computed=runner.reader.tokens_computed,
             prefill_cache_bytes=runner.prefill_cache.nbytes,
+            kv_cache_bytes=runner.seats.cache.nbytes,
             faults=self.faults,
         )
 
@@ -91,21 +103,26 @@ class Engine:
         when slots are shared out.
 
         Raises:
-            InvalidRequest: the requests do not belong together, the prompt is empty, or the weights do not fit.
+            InvalidRequest: the requests do not belong together, the prompt is empty, the weights do not fit, or there
+                will never be memory for them.
         """
-        self.scheduler.add(self._intake.branch(requests, job))
+        branch = self._intake.branch(requests, job)
+        self._room.check(branch)
+        self.scheduler.add(branch)
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step, queued or running; unknown ids are ignored."""
         self.scheduler.cancel(request_id)
 
     def step(self) -> list[Event]:
-        """One token for every running request. Returns what happened, in order."""
+        """One token for every running request whose prompt is read, and some tokens more of those that are not. Returns
+        what happened, in order."""
         events: list[Event] = []
         self._take_cancelled(events)
-        self._admit(events)
-        self._batch_rows = self.scheduler.running_requests
-        if self.scheduler.running:
+        self._admit()
+        self._read(events)
+        self._batch_rows = requests_of(self.runner.seats.branches)
+        if len(self.runner.seats):
             self._postprocess(self._run(events), events)
         return events
 
@@ -126,23 +143,21 @@ class Engine:
                 touched.append(branch)
         self._settle(touched, changed=touched)
 
-    def _admit(self, events: list[Event]) -> None:
+    def _admit(self) -> None:
         if (preempted := self.scheduler.preempt()) is not None:
-            self.runner.remove(preempted)
-        admitted = self.scheduler.admit()
-        if not admitted:
-            return
+            self.runner.remove(preempted, keep=True)
+        self.runner.admit(self.scheduler.admit())
+
+    def _read(self, events: list[Event]) -> None:
         try:
-            self.runner.admit(admitted)
+            self.runner.read()
         except Exception as fault:  # noqa: BLE001 - no fault of one request may reach the others
             self._note(fault)
-            # One prompt of several may be at fault: each is retried individually, in rows of its own.
-            for branch in admitted:
-                self.runner.remove(branch, poisoned=True)
-            for branch in admitted:
+            # One prompt of several may be at fault: each is retried individually.
+            for branch in self.runner.reader.branches:
                 try:
                     if branch.members:  # not dropped with another branch of its request
-                        self.runner.admit([branch])
+                        self.runner.read(branch)
                 except Exception as error:  # noqa: BLE001
                     self._fail(branch, error, events)
 
@@ -163,19 +178,20 @@ class Engine:
     def _run_apart(self, events: list[Event]) -> list[Outcome]:
         """A step failed: retry every branch individually, so that only the one at fault fails.
 
-        No branch has lane rows afterwards; the survivors go to the front of the queue and are fed their tokens again.
+        No branch has lane rows afterwards; the survivors go to the front of the queue and read their tokens again.
         """
         outcomes: list[Outcome] = []
-        for branch in list(self.scheduler.running):
+        for branch in self.runner.seats.branches:
             if not branch.members:  # dropped with another branch of its request
                 continue
-            self.runner.reset()
+            self.runner.vacate()
             try:
                 self.runner.admit([branch])
+                self.runner.read(branch, whole=True)
                 outcomes += self.runner.step()
             except Exception as error:  # noqa: BLE001
                 self._fail(branch, error, events)
-        self.runner.reset()
+        self.runner.vacate()
         return outcomes
 
     # -- postprocess ---------------------------------------------------------------------------------------------
@@ -254,6 +270,10 @@ class Engine:
         gone = [branch for branch in branches if not branch.members or not self.runner.holds(branch)]
         self.scheduler.release(gone)
         lost = [branch for branch in gone if branch.members]
+        copied = {parent for parent, _ in forked}
+        for branch in gone:
+            if branch not in copied:
+                self.runner.remove(branch, keep=branch.alone)
         waiting = []
         for parent, child in forked:
             if self.runner.holds(parent) and self.scheduler.room_for(child):
@@ -261,7 +281,7 @@ class Engine:
                 self.scheduler.start(child)
             else:
                 waiting.append(child)
-        for branch in gone:
+        for branch in copied.intersection(gone):
             self.runner.remove(branch)
         for branch in changed:
             if self.runner.holds(branch):

@@ -43,7 +43,8 @@ class Intake:
         if isinstance(first, SegmentsRequest):
             return self._segments(first, detokenizer, job)
         members = members_of(requests, self._points, time.perf_counter())
-        return Branch(first.prompt_ids, members, detokenizer, Job() if job is None else job)
+        job = Job() if job is None else job
+        return Branch(first.prompt_ids, members, detokenizer, job, alone=len(requests) == 1)
 
     def _segments(self, request: SegmentsRequest, detokenizer: Detokenizer, asked: Job | None) -> Branch:
         """One branch from one weight vector to the other; it forks where the chosen token changes."""

@@ -1,20 +1,21 @@
 """The tensors of one step: lanes -> mix -> head -> sample.
 
-The runner keeps a set of branches on the device. `admit` prefills them, `step` chooses one token for every member of
-every branch, `fork` copies a branch's lane rows, `remove` frees them.
+The runner keeps a set of branches on the device. `admit` takes them, `read` reads what their lanes have to read and
+then gives them lane rows, `step` chooses one token for every member of every branch that has them, `fork` copies a
+branch's lane rows, `remove` frees them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from emorl_core import combine, sampling
-from emorl_core.cache.kv import Memory
 from emorl_core.cache.prefix import PrefillCache
+from emorl_core.engine.reader import Reader
 from emorl_core.engine.seats import Seats
 from emorl_core.engine.sequences import Branch, Choice, Member
 from emorl_core.errors import NonFinite
@@ -43,10 +44,11 @@ class _Layout:
 class Runner:
     """Owns the key-value cache of one model. Single-threaded, like everything above it."""
 
-    def __init__(self, model: LaneModel, *, prefill_cache_bytes: int) -> None:
+    def __init__(self, model: LaneModel, *, prefill_cache_bytes: int, prefill_tokens: int | None) -> None:
         self.model = model
         self.seats = Seats(model.new_cache())
         self.prefill_cache = PrefillCache(prefill_cache_bytes)
+        self.reader = Reader(model, self.prefill_cache, prefill_tokens)
         self.lane_row_steps = 0  # lane rows computed, one token each: the unit of cost
         self._layout: _Layout | None = None
 
@@ -56,20 +58,37 @@ class Runner:
         return len({lane.coefficients for _, lane in self.seats.owners})
 
     def holds(self, branch: Branch) -> bool:
-        """Whether the branch has lane rows."""
-        return branch in self.seats
+        """Whether the branch has lane rows, or is read for them."""
+        return branch in self.seats or branch in self.reader
 
     def admit(self, branches: Sequence[Branch]) -> None:
-        """Prefill these branches (or find their prompts in the cache) and give them lane rows.
+        """Take these branches, to be read.
 
-        A branch that has tokens already (it waited after a fork, or a step failed beside it) is fed them again.
+        One that has tokens already (it waited after a fork, or a step failed beside it) has to read them again.
         """
+        for branch in branches:
+            self.reader.add(branch)
+
+    def read(self, only: Branch | None = None, *, whole: bool = False) -> None:
+        """Read on for the branches without lane rows, or for this one, and give lane rows to those that have read all;
+        see `Reader.read`."""
+        self._seat(self.reader.read(only, whole=whole))
+
+    def _seat(self, branches: Sequence[Branch]) -> None:
+        if not branches:
+            return
         self._layout = None
-        wanted = [(branch, lane, self.model.prefill_key(lane)) for branch in branches for lane in branch.lanes]
-        memories = self._memories({key: lane for _, lane, key in wanted})
-        for branch, lane, key in wanted:
-            self.seats.insert(branch, lane, memories[key])
-        self._feed(branches)
+        try:
+            for branch in branches:
+                for lane, memory in self.reader.memories(branch).items():
+                    self.seats.insert(branch, lane, memory)
+            self._feed(branches)
+        except BaseException:
+            for branch in branches:
+                self.seats.leave(branch, wipe=True)
+            raise
+        for branch in branches:
+            self.reader.remove(branch)
 
     def fork(self, source: Branch, child: Branch) -> None:
         """Give `child`, which shares `source`'s tokens, copies of the lane rows that its members need."""
@@ -78,22 +97,44 @@ class Runner:
 
     def narrow(self, branch: Branch) -> None:
         """The branch has lost members: drop lane rows that none of the others mixes."""
+        if branch in self.reader:
+            self.reader.keep_lanes(branch, branch.lanes)
+            return
         self._layout = None
         for lane in set(self.seats.of(branch)) - set(branch.lanes):
             self.seats.remove(branch, lane)
 
-    def remove(self, branch: Branch, *, poisoned: bool = False) -> None:
-        """Free a branch's lane rows. `poisoned`: its values are not finite and must not be reused."""
+    def remove(self, branch: Branch, *, poisoned: bool = False, keep: bool = False) -> None:
+        """Free a branch's lane rows.
+
+        poisoned: its values may not be finite and must not be reused. keep: what they have read and written may be read
+        again, so the prefill cache gets it.
+        """
         self._layout = None
-        if poisoned:
-            for lane in self.seats.of(branch):
-                self.prefill_cache.discard(self.model.prefill_key(lane))
+        self.reader.remove(branch, poisoned=poisoned)
+        for lane, place in self.seats.of(branch).items():
+            if poisoned:
+                self.prefill_cache.discard(self.model.passage(lane, branch.tokens).labels)
+            elif keep:
+                self._keep(branch, lane, place)
         self.seats.leave(branch, wipe=poisoned)
+
+    def _keep(self, branch: Branch, lane: Lane, place: int) -> None:
+        passage = self.model.passage(lane, branch.tokens)
+        known = self.prefill_cache.known(passage.labels)
+        if known < len(passage.labels):
+            first, last = known * passage.width, len(passage.labels) * passage.width
+            self.prefill_cache.put(passage.labels, self.seats.cache.memory(place, first, last), known)
+
+    def vacate(self) -> None:
+        """Take the lane rows of all branches; what is being read goes on."""
+        self._layout = None
+        self.seats.clear()
 
     def reset(self) -> None:
         """Forget every branch."""
-        self._layout = None
-        self.seats.clear()
+        self.vacate()
+        self.reader.clear()
 
     @torch.inference_mode()
     def step(self) -> list[Outcome]:
@@ -213,38 +254,23 @@ class Runner:
         most = max((len(row) for row in rows), default=0)
         return _Layout(
             lanes=LaneIndex.of([self.model.acting(lane) for _, lane in owners], len(self.model.adapters), device),
-            owners=[(branch, self.model.first_tokens(lane)[-1]) for branch, lane in owners],
+            owners=[(branch, self.model.unread(lane, ())[-1]) for branch, lane in owners],
             members=members,
             lane_rows=torch.tensor([row + row[:1] * (most - len(row)) for row in rows], device=device),
             weights=torch.tensor([row + [0.0] * (most - len(row)) for row in weights], device=device),
         )
 
-    def _memories(self, wanted: dict[Hashable, Lane]) -> dict[Hashable, Memory]:
-        found: dict[Hashable, Memory] = {}
-        missing: dict[Hashable, Lane] = {}
-        for key, lane in wanted.items():
-            memory = self.prefill_cache.get(key)
-            if memory is None:
-                missing[key] = lane
-            else:
-                found[key] = memory
-        if missing:
-            for key, memory in zip(missing, self.model.prefill(list(missing.values())), strict=True):
-                self.prefill_cache.put(key, memory)
-                found[key] = memory
-        return found
-
     @torch.inference_mode()
     def _feed(self, branches: Sequence[Branch]) -> None:
         """Feed what comes before these branches' next step, in a temporary cache, then adopt its rows.
 
-        That is the tokens that prefill left out, and those of the reply but the last, which the step feeds. Rows with
-        equally many are fed together.
+        That is what their lanes have not read, but for the last token, which the step feeds. Rows with equally many are
+        fed together.
         """
-        by_number: dict[int, list[tuple[Branch, int, Lane, list[int]]]] = {}
+        by_number: dict[int, list[tuple[Branch, int, Lane, tuple[int, ...]]]] = {}
         for branch in branches:
             for lane, place in self.seats.of(branch).items():
-                tokens = [*self.model.first_tokens(lane), *branch.tokens][:-1]
+                tokens = self.model.unread(lane, branch.tokens)[:-1]
                 by_number.setdefault(len(tokens), []).append((branch, place, lane, tokens))
         for number, rows in by_number.items():
             if not number:

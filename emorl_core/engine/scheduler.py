@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from emorl_core.engine.sequences import Branch, Job, Member
 
@@ -23,12 +23,16 @@ class Scheduler:
     queues behind the others, a client that got one has one more than before, and every branch frees its slot within
     `max_new_tokens` steps. Waiting branches hold no tensors.
 
+    A branch that does not fit beside those that run waits for some of them to end, and nobody goes before it.
+
     A branch that nobody streams is preempted, after `_LEAST_TOKENS` tokens in its slot, for a client or a job that has
     at least two slots less than its own. Those tokens are fed again later, so it loses its turn and no result.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, fits: Callable[[Sequence[Branch]], bool] = lambda _: True) -> None:
+        """fits: whether there is memory for these branches to run together; each fits alone."""
         self.slots = slots
+        self._fits = fits
         self.running: list[Branch] = []
         self._waiting: dict[Job, deque[Branch]] = {}  # in order of turn; includes jobs that have only running branches
         self._in_slots: Counter[Job] = Counter()  # running branches per job
@@ -92,6 +96,8 @@ class Scheduler:
         admitted: list[Branch] = []
         now = time.perf_counter()
         while len(self.running) < self.slots and (job := self._next_job()) is not None:
+            if not self._fits([*self.running, self._waiting[job][0]]):
+                break
             branch = self._waiting[job].popleft()
             branch.admitted = branch.admitted or now
             self.start(branch)
@@ -101,7 +107,9 @@ class Scheduler:
     def preempt(self) -> Branch | None:
         """Put a running branch back into its queue, if its slot belongs to a waiting job; at most one a step."""
         needy = self._next_job()
-        if needy is None or len(self.running) < self.slots:
+        if needy is None:
+            return None
+        if len(self.running) < self.slots and self._fits([*self.running, self._waiting[needy][0]]):
             return None
         owing = [branch for branch in self.running if self._owes(branch, needy)]
         if not owing:
@@ -129,8 +137,13 @@ class Scheduler:
         self._waiting[branch.job] = self._waiting.pop(branch.job, deque())  # behind the others now
 
     def room_for(self, branch: Branch) -> bool:
-        """Whether a forked branch may run at once: a slot stays free after every waiting job with priority got one."""
+        """Whether a forked branch may run at once: a slot stays free after every waiting job with priority got one, and
+        it fits beside the next of them."""
         if self._full(branch.job):
+            return False
+        needy = self._next_job()
+        first = [] if needy is None or needy is branch.job else [self._waiting[needy][0]]
+        if not self._fits([*self.running, *first, branch]):
             return False
         free = self.slots - len(self.running)
         own, passed = self._share(branch.job), False
@@ -212,14 +225,14 @@ class Scheduler:
     def waiting_requests(self) -> int:
         # A request with a chooser counts as running as soon as one of its branches runs.
         running = {id(branch.chooser) for branch in self.running}
-        return _requests(branch for branch in self.waiting if id(branch.chooser) not in running or not branch.chooser)
+        return requests_of(branch for branch in self.waiting if id(branch.chooser) not in running or not branch.chooser)
 
     @property
     def running_requests(self) -> int:
-        return _requests(self.running)
+        return requests_of(self.running)
 
 
-def _requests(branches: Iterable[Branch]) -> int:
+def requests_of(branches: Iterable[Branch]) -> int:
     """Number of requests: one per member; a request with a chooser counts once for all its branches."""
     branches = list(branches)
     choosers = {id(branch.chooser) for branch in branches if branch.chooser is not None}

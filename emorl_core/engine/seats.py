@@ -31,7 +31,7 @@ class Seats:
         """The branch's lanes and their places; empty for a branch without lane rows."""
         return self._places.get(branch, {})
 
-    def insert(self, branch: Branch, lane: Lane, memory: Memory) -> None:
+    def insert(self, branch: Branch, lane: Lane, memory: Memory | None) -> None:
         self._seat(branch, lane, self.cache.insert(memory))
 
     def fork(self, source: Branch, child: Branch) -> None:

@@ -16,7 +16,10 @@ class EngineStats:
     lanes_running: int  # distinct lanes
     batch_rows: int  # requests that the last step chose a token for
     lane_row_steps: int  # lane rows computed since the start, one token each
-    prefill_hits: int
+    prefill_hits: int  # lanes of prompts that were known to their ends
     prefill_misses: int
+    prefill_tokens_found: int  # tokens of lanes of prompts that were known, or read for several lanes at once
+    prefill_tokens_computed: int
     prefill_cache_bytes: int
+    kv_cache_bytes: int  # of running branches, capacity included
     faults: int  # prefills and steps that failed and were retried individually

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from emorl_core.cache.store import Store
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
-from emorl_core.models.family import Facts
+from emorl_core.models.family import Facts, Passage, Piece
 from emorl_core.sampling import hash32
 from emorl_core.text.chat import Message
 from emorl_core.text.spelling import Spelling
@@ -141,28 +142,30 @@ class FakeModel:
     def compile_step(self) -> None:
         """There is nothing to compile."""
 
-    # An entry of a store: keys hold (token id, whether prefill read it), values the lane's code; exact in float64.
+    # An entry of a store: keys hold the token id, values the lane's code; exact in float64.
 
     def new_cache(self) -> KVCache:
         own, cross = (Store(1, 1, 2, dtype=torch.float64, device=self.facts.device) for _ in range(2))
         return KVCache(own, cross if self.encoder else None)
 
-    def prefill_key(self, lane: Lane) -> Lane:
-        return lane
+    def passage(self, lane: Lane, reply: Sequence[int]) -> Passage:
+        if self.encoder:
+            return Passage((lane,), len(lane.prompt_ids))
+        return Passage(tuple((token, lane.coefficients) for token in (*lane.prompt_ids, *reply)[:-1]))
 
-    def prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
+    def prefill(self, pieces: Sequence[Piece]) -> list[Memory]:
+        read = [_read(piece.passage) for piece in pieces]
         if self.on_prefill is not None:
-            self.on_prefill([lane.prompt_ids for lane in lanes])
-        return [self._memory(lane) for lane in lanes]
+            # The last token of a prompt is its end of sequence, which a decoder reads when the prompt is through.
+            self.on_prefill([tuple(_prompt([token for token, _ in tokens])) for tokens in read])
+        width = [piece.passage.width for piece in pieces]
+        return [
+            _memory(tokens[piece.start * each : piece.stop * each])
+            for tokens, piece, each in zip(read, pieces, width, strict=True)
+        ]
 
-    def _memory(self, lane: Lane) -> Memory:
-        ids = lane.prompt_ids if self.encoder else lane.prompt_ids[:-1]
-        keys = torch.tensor([[number, 1] for number in ids], dtype=torch.float64).view(-1, 2)
-        values = torch.full_like(keys, _code(lane.coefficients))
-        return Memory(torch.stack([keys, values])[:, None, None])
-
-    def first_tokens(self, lane: Lane) -> tuple[int, ...]:
-        return (_PAD,) if self.encoder else lane.prompt_ids[-1:]
+    def unread(self, lane: Lane, reply: Sequence[int]) -> tuple[int, ...]:
+        return (_PAD, *reply) if self.encoder else (*lane.prompt_ids, *reply)[-1:]
 
     def acting(self, lane: Lane) -> Coefficients:
         return lane.coefficients
@@ -175,21 +178,21 @@ class FakeModel:
         cache.reserve(new)
         positions = torch.tensor(cache.lengths).unsqueeze(1) + torch.arange(new)
         codes = torch.tensor([_code(tuple(row)) for row in lanes.coefficients.tolist()], dtype=torch.float64)
-        keys = torch.stack([tokens.double(), torch.zeros(rows, new, dtype=torch.float64)], dim=-1)
+        keys = tokens.double().unsqueeze(-1).expand(rows, new, 2)
         values = codes.view(-1, 1, 1).expand(rows, new, 2)
         cache.own.write(0, keys.unsqueeze(2), values.unsqueeze(2), positions)
         prompts, read = self._prompts(cache, new)
         if self.on_step is not None:
-            self.on_step([tuple(prompt.tolist()) for prompt, _ in prompts])
+            self.on_step([tuple(ids.tolist()) for ids, _ in prompts])
         if self.step_delay_s:
             time.sleep(self.step_delay_s)
         own_keys, own_values = (part[:, 0, :, 0].long() for part in cache.own.read(0, max(cache.lengths) + new))
         hidden = torch.empty(rows, new, _HIDDEN)
         span = torch.arange(own_keys.shape[1])
-        codes_read = torch.stack([code for _, code in prompts]).unsqueeze(1)
+        codes_read = torch.stack([codes[0] for _, codes in prompts]).unsqueeze(1)
         # A row's hidden state depends on every entry of its prompt and reply in the cache, and on the lane of each.
         history = hash32(own_keys * 0x01000193 + span * 0x9E3779 + (own_values - codes_read) * 0x51ED27)
-        seeds = torch.stack([_digest(prompt) ^ (code * 0x51ED27) for prompt, code in prompts])
+        seeds = torch.stack([_digest(ids, codes - codes[0]) ^ (codes[0] * 0x51ED27) for ids, codes in prompts])
         for q in range(new):
             known = (span >= read.unsqueeze(1)) & (span <= positions[:, q : q + 1])
             state = hash32(((history * known).sum(1) & _MASK32) ^ seeds)
@@ -204,16 +207,16 @@ class FakeModel:
         return hidden
 
     def _prompts(self, cache: KVCache, new: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """Each row's prompt and the lane it was read in, as the cache has them, and the entries of `own` they take."""
+        """Each row's prompt and the lanes it was read in, as the cache has them, and the entries of `own` before the
+        one that the first token of the reply is chosen from."""
         if cache.cross is not None:
             ids, codes = (part[:, 0, :, 0].long() for part in cache.cross.read(0))
-            found = [(row[:n], code[0]) for row, code, n in zip(ids, codes, cache.cross.lengths, strict=True)]
+            found = [(row[:n], code[:n]) for row, code, n in zip(ids, codes, cache.cross.lengths, strict=True)]
             return found, torch.zeros(cache.count, dtype=torch.int64)
-        keys, values = (part[:, 0].long() for part in cache.own.read(0, max(cache.lengths) + new))
-        read = torch.stack([row[:length, 1].sum() for row, length in zip(keys, cache.lengths, strict=True)])
-        # The last token of the prompt was, or is now, the first to be fed.
-        found = [(row[: n + 1, 0], code[0, 0]) for row, code, n in zip(keys, values, read.tolist(), strict=True)]
-        return found, read
+        ids, codes = (part[:, 0, :, 0].long() for part in cache.own.read(0, max(cache.lengths) + new))
+        prompts = [_prompt(row[: n + new].tolist()) for row, n in zip(ids, cache.lengths, strict=True)]
+        found = [(row[: len(own)], code[: len(own)]) for row, code, own in zip(ids, codes, prompts, strict=True)]
+        return found, torch.tensor([len(own) - 1 for own in prompts])
 
     def head(self, hidden: Tensor) -> Tensor:
         return hidden.float() @ self._head.t()
@@ -233,8 +236,28 @@ def _code(coefficients: Coefficients) -> int:
     return used[0] + 1 if len(used) == 1 and coefficients[used[0]] == 1.0 else hash(coefficients) & _MASK32
 
 
-def _digest(ids: Tensor) -> Tensor:
-    return hash32((hash32(ids + torch.arange(len(ids)) * 0x85EBCA)).sum() & _MASK32)
+def _read(passage: Passage) -> list[tuple[int, Coefficients]]:
+    """What a passage has prefill read: each token and where."""
+    labels: list[Any] = list(passage.labels)
+    if labels and isinstance(labels[0], Lane):
+        return [(token, labels[0].coefficients) for token in labels[0].prompt_ids]
+    return labels
+
+
+def _memory(tokens: Sequence[tuple[int, Coefficients]]) -> Memory:
+    keys, values = ([token for token, _ in tokens], [_code(point) for _, point in tokens])
+    both = torch.tensor([keys, values], dtype=torch.float64)[:, None, None, :, None]
+    return Memory(both.expand(-1, -1, -1, -1, 2).clone())
+
+
+def _prompt(tokens: Sequence[int]) -> Sequence[int]:
+    """What a row has read up to the last end of sequence: no reply has one before its own end."""
+    return tokens[: len(tokens) - tokens[::-1].index(_EOS)] if _EOS in tokens else [*tokens, _EOS]
+
+
+def _digest(ids: Tensor, codes: Tensor) -> Tensor:
+    span = torch.arange(len(ids))
+    return hash32((hash32(ids + span * 0x85EBCA + codes * 0x51ED27)).sum() & _MASK32)
 
 
 def _uniform(x: Tensor) -> Tensor:

@@ -35,6 +35,33 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class Passage:
+    """What a lane row reads before tokens are fed to it. Passages that begin with equal labels leave equal keys and
+    values there, so that what they have in common is read once.
+
+    A decoder-only model has one label a token, and can stop after any of them. An encoder reads all tokens at once:
+    one label.
+    """
+
+    labels: tuple[Hashable, ...]
+    width: int = 1  # tokens a label
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Labels start .. stop - 1 of a passage, to be read behind the memory of those before; None when there are none."""
+
+    passage: Passage
+    start: int
+    stop: int
+    past: Memory | None = None
+
+    @classmethod
+    def whole(cls, passage: Passage) -> Piece:
+        return cls(passage, 0, len(passage.labels))
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """k replies to one prompt in one lane, as training feeds them; no start token."""
 
@@ -45,8 +72,8 @@ class Group:
 class LaneModel(Protocol):
     """A base model with stacked adapters, ending at last hidden states.
 
-    A row's life: `prefill` reads the prompt and leaves a `Memory`, which is inserted into a cache; the `first_tokens`
-    are fed with `step`; the hidden state of the last one chooses the first token of the reply, and so on.
+    A row's life: `prefill` reads its `passage`, at once or in pieces, and leaves a `Memory`, which is inserted into a
+    cache; what is `unread` is fed with `step`; the hidden state of its last token chooses the next one, and so on.
     """
 
     @property
@@ -74,18 +101,18 @@ class LaneModel(Protocol):
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
-    def prefill_key(self, lane: Lane) -> Hashable:
-        """Lanes with the same key share one prefill."""
+    def passage(self, lane: Lane, reply: Sequence[int]) -> Passage:
+        """What `prefill` reads for a lane row that has its prompt and these tokens of the reply; may be empty."""
 
-    def prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
-        """Read the prompts, each in its lane, and return what decoding needs of each."""
+    def prefill(self, pieces: Sequence[Piece]) -> list[Memory]:
+        """Read these pieces, each by itself, and return what each adds to the memory of its passage."""
 
-    def first_tokens(self, lane: Lane) -> tuple[int, ...]:
-        """What is still to be fed when `prefill` is done, one token at least: the decoder's start token, or the part of
-        the prompt that `prefill` left out."""
+    def unread(self, lane: Lane, reply: Sequence[int]) -> tuple[int, ...]:
+        """What is still to be fed when the passage has been read, one token at least: the decoder's start token and the
+        reply, or the last token of all. The last of these is fed by the next step."""
 
     def acting(self, lane: Lane) -> Coefficients:
-        """What acts on the first tokens and on the reply: the lane's coefficients, without those of adapters that wait
+        """What acts on the unread tokens and on the reply: the lane's coefficients, without those of adapters that wait
         for tokens which its prompt does not have."""
 
     def already_said(self, prompt_ids: Sequence[int]) -> Sequence[int]:

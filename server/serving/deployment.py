@@ -80,15 +80,15 @@ class Deployment:
 
 def _observer(metrics: Metrics, threads: ThreadChoice) -> Callable[[EngineStats, float], None]:
     """Observe one step, on the engine's thread."""
-    rows = misses = 0
+    rows = computed = 0
 
     def note(stats: EngineStats, took_s: float) -> None:
-        nonlocal rows, misses
+        nonlocal rows, computed
         metrics.batch_rows.observe(stats.batch_rows)
         # A step with a prefill in it says nothing about how long decoding steps take.
-        plain = stats.prefill_misses == misses
+        plain = stats.prefill_tokens_computed == computed
         threads.observe(took_s, stats.lane_row_steps - rows if plain else 0)
-        rows, misses = stats.lane_row_steps, stats.prefill_misses
+        rows, computed = stats.lane_row_steps, stats.prefill_tokens_computed
 
     return note
 
@@ -116,6 +116,8 @@ def load(settings: Settings) -> Ensemble:
         dtype=settings.dtype,
         slots=settings.slots,
         prefill_cache_bytes=settings.prefill_cache_bytes,
+        prefill_tokens=settings.prefill_tokens,
+        kv_cache_bytes=settings.kv_cache_bytes,
         compile=settings.compile,
         hashed=True,
         max_prompt_chars=settings.max_prompt_chars,

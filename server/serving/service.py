@@ -164,7 +164,12 @@ class Service:
         await old.stop()
         stats = old.worker.stats
         self._past.update(
-            hits=stats.prefill_hits, misses=stats.prefill_misses, restarts=old.worker.restarts, faults=stats.faults
+            hits=stats.prefill_hits,
+            misses=stats.prefill_misses,
+            tokens_found=stats.prefill_tokens_found,
+            tokens_computed=stats.prefill_tokens_computed,
+            restarts=old.worker.restarts,
+            faults=stats.faults,
         )
 
     def drain(self) -> None:
@@ -313,6 +318,8 @@ class Service:
             slots_used=stats.slots_used,
             prefill_hits=stats.prefill_hits + self._past["hits"],
             prefill_misses=stats.prefill_misses + self._past["misses"],
+            prefill_tokens_found=stats.prefill_tokens_found + self._past["tokens_found"],
+            prefill_tokens_computed=stats.prefill_tokens_computed + self._past["tokens_computed"],
             restarts=worker.restarts + self._past["restarts"],
             faults=stats.faults + self._past["faults"],
             info={"version": __version__, "bundle": ensemble.name, "device": ensemble.device, "dtype": ensemble.dtype},

@@ -40,6 +40,8 @@ class EngineReading:
     slots_used: int = 0
     prefill_hits: int = 0
     prefill_misses: int = 0
+    prefill_tokens_found: int = 0
+    prefill_tokens_computed: int = 0
     restarts: int = 0
     faults: int = 0
     permits: int = 0
@@ -66,8 +68,12 @@ class _EngineCollector(Collector):
         yield _gauge("emorl_lanes_running", "Distinct lanes that the last step ran.", now.lanes_running)
         yield _gauge("emorl_kv_slots", "Sequences that can run at once.", now.slots)
         yield _gauge("emorl_kv_slots_used", "Sequences that run.", now.slots_used)
-        yield _counter("emorl_prefill_cache_hits", "Prompt encodings found in the cache, per lane.", now.prefill_hits)
-        yield _counter("emorl_prefill_cache_misses", "Prompt encodings computed, per lane.", now.prefill_misses)
+        yield _counter("emorl_prefill_cache_hits", "Prompts found whole in the cache, per lane.", now.prefill_hits)
+        yield _counter("emorl_prefill_cache_misses", "Prompts computed, or their ends, per lane.", now.prefill_misses)
+        found = "Tokens of prompts that were read before, per lane."
+        yield _counter("emorl_prefill_tokens_found", found, now.prefill_tokens_found)
+        computed = "Tokens of prompts computed, per lane; the last one of a decoder's prompt is none of them."
+        yield _counter("emorl_prefill_tokens_computed", computed, now.prefill_tokens_computed)
         yield _counter("emorl_engine_restarts", "Times the engine's thread was started again.", now.restarts)
         text = (
             "Steps that failed and were run again request by request; each costs time, and the one at fault its answer."

@@ -22,6 +22,7 @@ from emorl_core.cache.kv import KVCache
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal.model import CausalModel
+from emorl_core.models.family import Piece
 from tests.builders import outdated_peft
 
 
@@ -92,15 +93,11 @@ def index_of(model: CausalModel, lanes: Sequence[Lane]) -> LaneIndex:
 def opened(model: CausalModel, lanes: Sequence[Lane]) -> tuple[KVCache, list[int]]:
     """A cache of these rows, all of their prompts read but the last token, which is returned."""
     cache, last = model.new_cache(), []
-    for place, (lane, memory) in enumerate(zip(lanes, model.prefill(lanes), strict=True)):
+    for place, lane in enumerate(lanes):
+        passage = model.passage(lane, ())
+        memory = model.prefill([Piece.whole(passage)])[0] if passage.labels else None
         assert cache.insert(memory) == place
-        *owed, final = model.first_tokens(lane)
-        last.append(final)
-        if owed:  # an activated adapter's own part of the prompt
-            alone = model.new_cache()
-            alone.insert(memory)
-            model.step(torch.tensor([owed], device=model.facts.device), index_of(model, [lane]), alone)
-            cache.own.extend(place, alone.own, 0)
+        last += model.unread(lane, ())
     return cache, last
 
 

@@ -15,7 +15,7 @@ from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Lane, lane_points
-from emorl_core.models.family import LaneModel
+from emorl_core.models.family import LaneModel, Piece
 from emorl_core.types import Completion, Event, Failure, Request, TokenEvent
 
 Steps = Callable[[int], None]
@@ -24,7 +24,27 @@ Steps = Callable[[int], None]
 def prefilled(model: LaneModel, prompts: Sequence[Sequence[int]], lanes: Sequence[int]) -> list[Memory]:
     """Prompt i read in the lane of this number, 0 for the base."""
     points = lane_points(len(model.adapters))
-    return model.prefill([Lane(points[lane], tuple(prompt)) for prompt, lane in zip(prompts, lanes, strict=True)])
+    return read_whole(model, [Lane(points[i], tuple(prompt)) for prompt, i in zip(prompts, lanes, strict=True)])
+
+
+def read_whole(model: LaneModel, lanes: Sequence[Lane]) -> list[Memory]:
+    """What each lane reads of its prompt, at once."""
+    return model.prefill([Piece.whole(model.passage(lane, ())) for lane in lanes])
+
+
+def poison(model: LaneModel, prompt_ids: Sequence[int]) -> None:
+    """From now on, what an encoder makes of this prompt is not a number."""
+    prefill = model.prefill
+
+    def broken(pieces: Sequence[Piece]) -> list[Memory]:
+        lanes = [piece.passage.labels[0] for piece in pieces]
+        return [
+            Memory(torch.full_like(memory.kv, float("nan"))) if lane.prompt_ids == tuple(prompt_ids) else memory
+            for lane, memory in zip(lanes, prefill(pieces), strict=True)
+            if isinstance(lane, Lane)
+        ]
+
+    model.prefill = broken  # type: ignore[method-assign]
 
 
 def rows_of(model: LaneModel, lanes: Sequence[int] | Tensor) -> LaneIndex:

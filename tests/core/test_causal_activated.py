@@ -13,12 +13,14 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from emorl_core.adapters.adapter import read_peft
 from emorl_core.adapters.writer import write_peft
+from emorl_core.cache.prefix import common
 from emorl_core.errors import AdapterError, InvalidRequest
 from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.causal.reading import activation_start
 from emorl_core.models.registry import adapter_task
 from tests.core.causal_reference import SeparateModels, index_of, lockstep, named_lanes, opened
+from tests.core.driving import read_whole
 from tests.core.test_causal_golden import loaded
 from tests.supported_models import tiny_causal, tiny_causal_adapter
 
@@ -82,21 +84,22 @@ def test_against_peft_generate(made: tuple[Path, list[Path]], model: CausalModel
 def test_lanes_share_the_prompt_up_to_the_invocation(model: CausalModel) -> None:
     prompt = (5, 9, 71, 8, 33, 60)
     bare, one, two, plain = named_lanes(model, prompt)
-    assert [model.first_tokens(lane) for lane in (bare, one, two, plain)] == [(60,), (33, 60), (60,), (60,)]
-    assert model.prefill_key(two) == model.prefill_key(bare)
-    assert len({model.prefill_key(lane) for lane in (bare, one, plain)}) == 3
+    passages = {lane: model.passage(lane, ()).labels for lane in (bare, one, two, plain)}
+    assert [model.unread(lane, ()) for lane in (bare, one, two, plain)] == [(60,)] * 4
+    assert {len(passage) for passage in passages.values()} == {5}
+    assert [common(passages[bare], passages[lane]) for lane in (bare, one, two, plain)] == [5, 4, 5, 0]
     assert model.reading(one).untouched
     assert model.reading(two).untouched
     assert not model.reading(plain).untouched
     same_turn = Lane((0.5, 0.0, 0.0), prompt), Lane((-2.0, 0.0, 0.0), prompt)
-    assert {model.prefill_key(lane) for lane in same_turn} == {model.prefill_key(one)}
+    assert {common(model.passage(lane, ()).labels, passages[one]) for lane in same_turn} == {4}
 
 
 def test_an_adapter_that_is_never_invoked_is_the_base(model: CausalModel) -> None:
     bare, one, two, plain = named_lanes(model, (5, 9, 71))
     assert model.acting(one) == model.acting(two) == bare.coefficients
     assert model.acting(plain) == plain.coefficients
-    assert model.prefill_key(one) == model.prefill_key(two) == model.prefill_key(bare)
+    assert model.passage(one, (7, 8)) == model.passage(two, (7, 8)) == model.passage(bare, (7, 8))
     assert model.acting(Lane((0.5, 0.25, 2.0), (5, 60, 71))) == (0.0, 0.25, 2.0)
 
 
@@ -138,7 +141,7 @@ def adding(updates: list[tuple[int, torch.Tensor]], tokens: int) -> Callable[...
 
 def test_an_empty_prompt_is_refused(model: CausalModel) -> None:
     with pytest.raises(InvalidRequest, match="the prompt is empty; allowed: one token at least"):
-        model.prefill(named_lanes(model, ()))
+        read_whole(model, named_lanes(model, ()))
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from emorl_core.cache.store import Store
 from emorl_core.lanes.lane import Lane
-from emorl_core.models.causal.attention import CachedPass, RepliesPass, WholePass, lane_attention
+from emorl_core.models.causal.attention import CachedPass, ContinuedPass, RepliesPass, WholePass, lane_attention
 from emorl_core.models.causal.load import load
 from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.config import read_config
 from tests.core.causal_reference import SeparateModels, index_of, named_lanes
+from tests.core.driving import read_whole
 from tests.core.test_causal_golden import CPU, PROMPTS, adapters_of, loaded
 from tests.supported_models import BY_NAME, tiny_causal
 
@@ -69,19 +70,24 @@ def test_whole_sequences(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "plain")
 @pytest.mark.parametrize("new", [1, 3])
-def test_new_tokens_of_ragged_rows(new: int, options: dict[str, Any]) -> None:
-    """Rows of very different lengths, one empty, one across several blocks of any kernel."""
-    lengths = (1100, 0, 5)
+@pytest.mark.parametrize(
+    ("lengths", "runs"),
+    [((1100, 0, 5), 2), ((3, 40, 0, 700, 1100), 3), ((5, 0, 40), 0), ((900, 3, 900, 3, 900, 3), 0)],
+    ids=["long first", "long last", "alike", "too many runs"],
+)
+def test_new_tokens_of_ragged_rows(new: int, lengths: tuple[int, ...], runs: int, options: dict[str, Any]) -> None:
+    """Rows of very different lengths, one empty, one across several blocks of any kernel; short ones do not read as far
+    as long ones."""
     cache = Store(1, SHARED, SIZE, dtype=torch.float64, device=CPU)
     past = [drawn(2, SHARED, length, 7 + length) for length in lengths]
     for memory in past:
         cache.add(memory.unsqueeze(1))
     cache.reserve(new)
-    query, keys, values = drawn(3, HEADS, new, 1), drawn(3, SHARED, new, 2), drawn(3, SHARED, new, 3)
+    query, keys, values = (drawn(len(lengths), heads, new, i) for i, heads in ((1, HEADS), (2, SHARED), (3, SHARED)))
     positions = torch.tensor(lengths).unsqueeze(1) + torch.arange(new)
-    found, _ = lane_attention(
-        layer, query, keys, values, None, lane_pass=CachedPass(cache, positions, torch.float64), **options
-    )
+    seen = CachedPass(cache, positions, torch.float64)
+    assert len(seen.runs) == runs
+    found, _ = lane_attention(layer, query, keys, values, None, lane_pass=seen, **options)
     for row, memory in enumerate(past):
         all_keys, all_values = torch.cat([memory[0], keys[row]], 1), torch.cat([memory[1], values[row]], 1)
         expected = by_definition(query[row], all_keys, all_values, positions[row].tolist(), options)
@@ -110,6 +116,22 @@ def test_replies_see_their_prompt_and_themselves(options: dict[str, Any]) -> Non
             torch.testing.assert_close(found[row, own], expected)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "plain")
+def test_what_goes_on_sees_what_was_there_and_itself(options: dict[str, Any]) -> None:
+    lengths, tokens = (6, 0, 2), 5
+    past_keys, past_values = drawn(3, SHARED, 6, 4), drawn(3, SHARED, 6, 5)
+    query, keys, values = (drawn(3, heads, tokens, i) for i, heads in enumerate((HEADS, SHARED, SHARED)))
+    seen = ContinuedPass([(past_keys, past_values)], torch.tensor(lengths), tokens, torch.float64)
+    found, _ = lane_attention(layer, query, keys, values, None, lane_pass=seen, **options)
+    for row, length in enumerate(lengths):
+        all_keys = torch.cat([past_keys[row, :, :length], keys[row]], 1)
+        all_values = torch.cat([past_values[row, :, :length], values[row]], 1)
+        at = list(range(length, length + tokens))
+        assert seen.positions[row].tolist() == at
+        torch.testing.assert_close(found[row], by_definition(query[row], all_keys, all_values, at, options))
+    assert seen.kept[0][0] is keys
+
+
 @pytest.mark.parametrize("options", [{"is_causal": False}, {"lane_pass": None}])
 def test_a_module_that_attends_otherwise_is_an_error(options: dict[str, Any]) -> None:
     query, keys, values = drawn(1, HEADS, 2, 1), drawn(1, SHARED, 2, 2), drawn(1, SHARED, 2, 3)
@@ -131,8 +153,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def steps(model: CausalModel, lanes: list[Lane], fed: Tensor, sizes: list[int]) -> Tensor:
     """Hidden states [M, T, D] of tokens [M, T] fed in pieces of these sizes."""
     cache = model.new_cache()
-    for memory in model.prefill(lanes):
-        cache.insert(memory)
+    for lane in lanes:
+        cache.insert(read_whole(model, [lane])[0] if len(lane.prompt_ids) > 1 else None)
     index = index_of(model, lanes)
     return torch.cat([model.step(piece, index, cache) for piece in fed.split(sizes, dim=1)], dim=1)
 
@@ -163,9 +185,9 @@ def test_a_prompt_fed_in_pieces_is_a_prompt_prefilled(model: CausalModel) -> Non
 
 def test_a_neighbour_does_not_change_a_prefill(model: CausalModel) -> None:
     lanes = lanes_of(model, PROMPTS, [3, 1, 2])
-    for lane, memory in zip(lanes, model.prefill(lanes), strict=True):
-        (alone,) = model.prefill([lane])
-        assert memory.kv.shape[3] == len(lane.prompt_ids) - 1
+    for lane, memory in zip(lanes, read_whole(model, lanes), strict=True):
+        (alone,) = read_whole(model, [lane])
+        assert memory.length == len(lane.prompt_ids) - 1
         torch.testing.assert_close(alone.kv, memory.kv, atol=1e-4, rtol=1e-4)
 
 

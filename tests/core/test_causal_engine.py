@@ -10,8 +10,6 @@ import torch
 
 from emorl_core.adapters.adapter import read_peft
 from emorl_core.engine.engine import Engine
-from emorl_core.models.causal.model import CausalModel
-from emorl_core.models.causal.reading import Reading
 from emorl_core.models.config import read_config
 from emorl_core.models.registry import family_of, load_model
 from emorl_core.types import Request, Sampling
@@ -23,10 +21,10 @@ from tests.supported_models import ARCHITECTURES, BY_NAME, Architecture, tiny_ca
 NAMES = ("base", "one", "two", "three")
 
 
-def engine_of(base: Path, adapters: list[Path]) -> Engine:
+def engine_of(base: Path, adapters: list[Path], **options: int | None) -> Engine:
     model = load_model(base, device=CPU, dtype=torch.float32)
     model.attach([read_peft(folder, folder.name) for folder in adapters])
-    return Engine(model, lambda ids: " ".join(map(str, ids)), NAMES[: len(adapters) + 1])
+    return Engine(model, lambda ids: " ".join(map(str, ids)), NAMES[: len(adapters) + 1], **options)
 
 
 def requests_of(prompts: Sequence[tuple[int, ...]]) -> list[Request]:
@@ -54,7 +52,7 @@ def test_against_hf_peft_through_the_engine(name: str, tmp_path: Path) -> None:
     assert run(engine, requests[3:4])[0].token_ids == done[3].token_ids
 
 
-def test_activated_lanes_read_a_prompt_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activated_lanes_read_a_prompt_once(tmp_path: Path) -> None:
     """Three adapters and the base, one prefill of the prompt's tokens; tokens are still those of PEFT's models."""
     base = tiny_causal(tmp_path / "base", "qwen2")
     adapters = [
@@ -62,20 +60,12 @@ def test_activated_lanes_read_a_prompt_once(tmp_path: Path, monkeypatch: pytest.
         for i, name in enumerate(NAMES[1:])
     ]
     prompts = ((5, 9, 71, 8, 14, 33, 60), (5, 9, 71), (33, 60))
-    read: list[int] = []
-    whole = CausalModel.whole
-
-    def counted(model: CausalModel, readings: Sequence[Reading]) -> object:
-        read.extend(len(reading.prefix) for reading in readings)
-        return whole(model, readings)
-
-    monkeypatch.setattr(CausalModel, "whole", counted)
     engine = engine_of(base, adapters)
-    read.clear()  # the self-test's
     done = run(engine, requests_of(prompts))
     assert [completion.token_ids for completion in done] == expected_of(SeparateModels(base, adapters), prompts)
-    # Up to the invocation for adapters, up to the last token for the base and where nothing is invoked.
-    assert sorted(read) == [0, 1, 2, 5, 6]
+    # The first prompt up to its invocation, and that once for each lane; nothing is new in the second but its last
+    # token, which the first step feeds; the invocation at the beginning of the third is the only adapted one.
+    assert engine.stats.prefill_tokens_computed == (5 + 4) + 0 + 4
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)

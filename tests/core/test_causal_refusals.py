@@ -20,6 +20,7 @@ from emorl_core.models.causal.load import load
 from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.config import read_config
 from tests.core.causal_reference import SeparateModels, lockstep
+from tests.core.driving import read_whole
 from tests.core.test_causal_golden import CPU, loaded
 from tests.supported_models import tiny_causal, tiny_causal_adapter
 
@@ -204,7 +205,7 @@ def test_rope_that_follows_the_longest_row_stops_at_its_original_length(
     with pytest.raises(PromptTooLong, match=f"a sequence of {limit + 1} tokens; the base has {limit} positions"):
         lockstep(model, [short, tuple(range(3, limit))], mix, 5)
     with pytest.raises(PromptTooLong):
-        model.prefill([Lane((), tuple(range(3, limit + 5)))])
+        read_whole(model, [Lane((), tuple(range(3, limit + 5)))])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,27 @@ def test_three_turns_by_the_unchanged_client(real_model: Path, tmp_path: Path) -
     for turn in (1, 3, 5):
         alone = again.generate(messages=history[:turn], weights={"base": 1.0}, max_new_tokens=TOKENS)
         assert alone.text == history[turn]["content"]
+
+
+def test_a_turn_computes_only_what_is_new_in_it(real_model: Path, tmp_path: Path) -> None:
+    """By the engine's counters: all but the last token are read, the last one is fed; the reply that the turn before
+    ended with is known up to the token that ended it."""
+    ensemble = Ensemble.load(real_bundle(tmp_path, real_model), device="cpu", dtype="float32")
+    history: list[dict[str, str]] = []
+    known: tuple[int, ...] = ()
+    for said in ("My name is Ada. Say hello.", "What is the capital of France?", "What is my name?"):
+        history.append({"role": "user", "content": said})
+        request = ensemble.request(messages=history, weights={"base": 1.0}, max_new_tokens=TOKENS)
+        before = ensemble.engine.stats
+        done = ensemble.generate(messages=history, weights={"base": 1.0}, max_new_tokens=TOKENS)
+        after = ensemble.engine.stats
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(known, request.prompt_ids[:-1], strict=False))
+        begun = len(list(same))
+        assert begun >= len(known) - 1, "the chat template writes what was said before once more"
+        assert after.prefill_tokens_found - before.prefill_tokens_found == begun
+        assert after.prefill_tokens_computed - before.prefill_tokens_computed == len(request.prompt_ids) - 1 - begun
+        known = (*request.prompt_ids, *done.token_ids)[:-1]
+        history.append({"role": "assistant", "content": done.text})
 
 
 SENTENCES = {

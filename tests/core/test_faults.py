@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from emorl_core.cache.kv import KVCache, Memory
+from emorl_core.cache.kv import KVCache
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError, EngineError, NonFinite, OutOfMemory
 from emorl_core.fake import fake_ensemble
 from emorl_core.lanes.index import LaneIndex
-from emorl_core.lanes.lane import Lane
 from emorl_core.models.fake import FakeModel
 from emorl_core.types import Completion, Event, Failure, Request
-from tests.core.driving import alone, completions, drain, failures, mixed_requests, run, said
+from tests.core.driving import alone, completions, drain, failures, mixed_requests, poison, run, said
 
 pytestmark = pytest.mark.both_shapes
 
@@ -181,15 +180,7 @@ def test_nan_keys_left_in_a_slot_do_not_reach_whoever_gets_it(plain_bundle: Path
     ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32", slots=3)
     sound, bad = batch(ensemble)
     model = ensemble.engine.model
-    prefill = model.prefill
-
-    def broken(lanes: Sequence[Lane]) -> list[Memory]:
-        return [
-            Memory(torch.full_like(memory.kv, float("nan"))) if lane.prompt_ids == bad[0].prompt_ids else memory
-            for lane, memory in zip(lanes, prefill(lanes), strict=True)
-        ]
-
-    model.prefill = broken  # type: ignore[method-assign]
+    poison(model, bad[0].prompt_ids)
     events = together(ensemble, sound, bad)
     assert set(failures(events)) == {request.request_id for request in bad}
     expected = alone(Ensemble.load(plain_bundle, device="cpu", dtype="float32"), sound)

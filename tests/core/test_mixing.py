@@ -23,7 +23,7 @@ WEIGHTS = {"base": 0.5, "reflection": 1.25, "empathy": 0.25, "fluency": 2.0}
 
 def start(model: LaneModel) -> int:
     """What T5's decoder is fed first."""
-    (token,) = model.first_tokens(Lane((0.0,) * len(model.adapters), (1,)))
+    (token,) = model.unread(Lane((0.0,) * len(model.adapters), (1,)), ())
     return token
 
 

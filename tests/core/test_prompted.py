@@ -25,6 +25,7 @@ from emorl_core.bundle import (
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import BundleError, InvalidRequest, PromptTooLong
 from emorl_core.fake import fake_ensemble
+from emorl_core.models.family import Passage
 from emorl_core.text.chat import Message
 from emorl_core.types import FinishReason
 from tests.builders import outdated_peft, tiny_t5_bundle
@@ -214,7 +215,9 @@ def test_a_lane_whose_prompt_breaks_fails_those_that_use_it_alone(encoder: bool)
     assert set(completions(events)) == {fine.request_id}
 
 
-def test_lanes_with_the_same_prompt_and_nothing_that_touches_it_share_one_prefill(tmp_path: Path) -> None:
+def test_lanes_with_the_same_prompt_and_nothing_that_touches_it_share_one_prefill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a llama `base` and a sentence's lane read different prompts, two objectives with one sentence the same; in a T5
     an adapter of the decoder's own layers leaves the prompt as it is."""
     chatty = tiny_chat_bundle(
@@ -235,15 +238,11 @@ def test_lanes_with_the_same_prompt_and_nothing_that_touches_it_share_one_prefil
     done = ensemble.generate(PROMPT, weights=weights, max_new_tokens=8)
     assert ensemble.engine.stats.prefill_misses == 2
     apart = load(t5)
-    key = type(apart.engine.model).prefill_key
-    try:
-        type(apart.engine.model).prefill_key = lambda self, lane: lane  # type: ignore[method-assign]
-        assert said(
-            run(apart.engine, [apart.request(PROMPT, weights=weights, max_new_tokens=8, seed=done.seed)])[0]
-        ) == said(done)
-        assert apart.engine.stats.prefill_misses == 4
-    finally:
-        type(apart.engine.model).prefill_key = key  # type: ignore[method-assign]
+    whole = lambda _, lane, reply: Passage((lane,), len(lane.prompt_ids))  # noqa: E731
+    monkeypatch.setattr(type(apart.engine.model), "passage", whole)
+    request = apart.request(PROMPT, weights=weights, max_new_tokens=8, seed=done.seed)
+    assert said(run(apart.engine, [request])[0]) == said(done)
+    assert apart.engine.stats.prefill_misses == 4
 
 
 def test_a_sentence_takes_the_place_of_the_bundles_system_message_and_follows_a_clients() -> None:

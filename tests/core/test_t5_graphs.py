@@ -6,7 +6,7 @@ Everything but CUDA's own part runs here; tests/gpu/test_graphs.py has that.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.cache.store import Store
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import NonFinite, UnsupportedModel
-from emorl_core.lanes.lane import Lane
 from emorl_core.models.graphs import graph_rows, graph_tokens
 from emorl_core.models.t5.graphs import GraphedStep
 from emorl_core.models.t5.model import T5
@@ -32,6 +31,7 @@ from tests.core.driving import (
     failures,
     joining,
     mixed_requests,
+    poison,
     prefilled,
     rows_of,
     run,
@@ -326,15 +326,7 @@ def test_nan_in_one_request_fails_that_request_alone(plain_bundle: Path) -> None
         sound = mixed_requests(ensemble, 12, seed=21)
         bad = ensemble.request("this one is broken", seed=1, max_new_tokens=9, request_id="bad")
         model = model_of(ensemble)
-        prefill = model.prefill
-
-        def broken(lanes: Sequence[Lane]) -> list[Memory]:
-            return [
-                Memory(torch.full_like(memory.kv, float("nan"))) if lane.prompt_ids == bad.prompt_ids else memory  # noqa: B023
-                for lane, memory in zip(lanes, prefill(lanes), strict=True)  # noqa: B023
-            ]
-
-        model.prefill = broken  # type: ignore[method-assign]
+        poison(model, bad.prompt_ids)
         for request in [bad, *sound] if first else [*sound[:2], bad, *sound[2:]]:
             ensemble.engine.add(request)
         events = drain(ensemble.engine)

@@ -4,7 +4,6 @@ needs no GPU."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emorl_core.cache.kv import Memory
 from emorl_core.ensemble import Ensemble
-from emorl_core.lanes.lane import Lane
 from emorl_core.models.graphs import CudaCapture
 from emorl_core.models.t5.graphs import GraphedStep
 from emorl_core.models.t5.model import T5
@@ -26,6 +23,7 @@ from tests.core.driving import (
     failures,
     joining,
     mixed_requests,
+    poison,
     prefilled,
     rows_of,
     run,
@@ -128,15 +126,7 @@ def test_nan_in_one_request_fails_that_request_alone(bundle: Path) -> None:
     sound = mixed_requests(plain, 12, seed=21)
     bad = graphed.request("this one is broken", seed=1, max_new_tokens=9, request_id="bad")
     model = model_of(graphed)
-    prefill = model.prefill
-
-    def broken(lanes: Sequence[Lane]) -> list[Memory]:
-        return [
-            Memory(torch.full_like(memory.kv, float("nan"))) if lane.prompt_ids == bad.prompt_ids else memory
-            for lane, memory in zip(lanes, prefill(lanes), strict=True)
-        ]
-
-    model.prefill = broken  # type: ignore[method-assign]
+    poison(model, bad.prompt_ids)
     for request in [*sound[:2], bad, *sound[2:]]:
         graphed.engine.add(request)
     events = drain(graphed.engine)

@@ -150,18 +150,21 @@ def test_a_rollout_reads_each_prompt_once_too(folder: Path) -> None:
     trainer = stepped(folder, "rollout", 0, lora=lora("reply"))
     header = trainer.task.invocation
     assert header is not None
-    prefills: list[int] = []
+    read: list[tuple[Any, ...]] = []  # for each token that is computed, the labels up to it
     model: Any = trainer.task.model
     prefill = model.prefill
 
-    def counting(lanes: Any) -> Any:
-        prefills.append(len(lanes))
-        return prefill(lanes)
+    def counting(pieces: Any) -> Any:
+        read.extend(each.passage.labels[: i + 1] for each in pieces for i in range(each.start, each.stop))
+        return prefill(pieces)
 
     model.prefill = counting
     next(trainer.steps())
     assert trainer.batch is not None
-    assert prefills == [len({prompt.source for prompt in trainer.batch.prompts})]
+    assert len(read) == len(set(read)), "what prompts and lanes begin with is computed once"
+    shared = {prompt.source[: len(prompt.source) - len(header)] for prompt in trainer.batch.prompts}
+    untouched = {labels for labels in read if not any(labels[-1][1])}
+    assert {tuple(token for token, _ in labels) for labels in untouched} >= shared
 
 
 def gradients_of(trainer: Trainer, **options: Any) -> list[Tensor]:

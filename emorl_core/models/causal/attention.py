@@ -9,6 +9,7 @@ head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,10 @@ from emorl_core.cache.store import Store, round_size
 
 NAME = "emorl_lanes"  # not registered for masks: the library then makes none
 KEYWORD = "lane_pass"  # any keyword given to a model arrives in its attention function
+# Rows of a cache are read in up to so many runs, each as far as its own longest row: every run is an attention of its
+# own in every layer. Rows below this size are all alike.
+_MOST_RUNS = 4
+_SHORT = 255
 
 
 Layers = list[tuple[Tensor, Tensor]]  # by layer, keys and values [M, K, S, d]
@@ -66,7 +71,9 @@ class CachedPass:
     def __init__(self, cache: Store, positions: Tensor, dtype: torch.dtype) -> None:
         """positions: [M, T] of the new tokens."""
         self._cache, self._positions = cache, positions
-        self._total = round_size(max(cache.lengths) + positions.shape[1])
+        sizes = [round_size(length + positions.shape[1]) for length in cache.lengths]
+        self._total = max(sizes)
+        self.runs = _runs(sizes)
         keys = torch.arange(self._total, device=positions.device)
         self._distance = (positions.unsqueeze(2) - keys).unsqueeze(1)  # [M, 1, T, S]
         self._masks = Masks(dtype)
@@ -77,6 +84,41 @@ class CachedPass:
 
     def mask(self, window: int | None, *, explicit: bool) -> Tensor:  # noqa: ARG002
         return self._masks.within(self._distance, window)
+
+
+def _runs(sizes: Sequence[int]) -> list[tuple[slice, int]]:
+    """Neighbours whose sizes are not far apart, and what the largest of them has: short rows do not read as many keys
+    as the longest row of the batch. Empty when that would save little."""
+    runs: list[tuple[slice, int]] = []
+    for row, size in enumerate(sizes):
+        if runs and _class(size) == _class(runs[-1][1]):
+            runs[-1] = slice(runs[-1][0].start, row + 1), max(runs[-1][1], size)
+        else:
+            runs.append((slice(row, row + 1), size))
+    read = sum((rows.stop - rows.start) * size for rows, size in runs)
+    return runs if 1 < len(runs) <= _MOST_RUNS and 2 * read <= len(sizes) * max(sizes) else []
+
+
+def _class(size: int) -> int:
+    return max(size - 1, _SHORT).bit_length()
+
+
+class ContinuedPass:
+    """New tokens behind keys and values that each row has already. Keeps every layer's new ones."""
+
+    def __init__(self, pasts: Layers, lengths: Tensor, tokens: int, dtype: torch.dtype) -> None:
+        """pasts: [M, K, P, d] padded on the right; lengths: [M] of those; tokens: new ones a row."""
+        at = torch.arange(tokens, device=lengths.device).expand(len(lengths), -1)
+        self._seen = RepliesPass(pasts, lengths, torch.zeros_like(at), at, dtype)
+        self.positions = self._seen.positions  # [M, T]
+        self.kept: Layers = []
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.kept.append((keys, values))
+        return self._seen.extend(layer, keys, values)
+
+    def mask(self, window: int | None, *, explicit: bool) -> Tensor:
+        return self._seen.mask(window, explicit=explicit)
 
 
 class RepliesPass:
@@ -166,10 +208,20 @@ def lane_attention(
     packed = query.reshape(rows, shared, groups * new, -1)
     if groups > 1 and new > 1:
         mask = mask.repeat(1, 1, groups, 1)
-    if not explicit:
-        mixed = F.scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=scale)
+    sinks = _as_columns(s_aux, shared, groups, new)
+
+    def mix(some: slice, size: int, mask: Tensor) -> Tensor:
+        parts = packed[some], keys[some, :, :size], values[some, :, :size], mask[..., :size]
+        if explicit:
+            return _explicit(*parts, scale, softcap, sinks)
+        q, k, v, own = parts
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=own, scale=scale)
+
+    runs = lane_pass.runs if isinstance(lane_pass, CachedPass) else []
+    if runs:
+        mixed = torch.cat([mix(some, size, mask[some]) for some, size in runs])
     else:
-        mixed = _explicit(packed, keys, values, mask, scale, softcap, _as_columns(s_aux, rows, shared, groups, new))
+        mixed = mix(slice(None), keys.shape[2], mask)
     return mixed.reshape(rows, heads, new, -1).transpose(1, 2), None
 
 
@@ -188,17 +240,17 @@ def _explicit(
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores + mask
     if sinks is not None:
-        scores = torch.cat([scores, sinks.to(scores.dtype)], dim=-1)
+        scores = torch.cat([scores, sinks.to(scores.dtype).expand(len(scores), -1, -1, -1)], dim=-1)
     shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
     return torch.matmul(shares if sinks is None else shares[..., :-1], values)
 
 
-def _as_columns(sinks: Tensor | None, rows: int, shared: int, groups: int, new: int) -> Tensor | None:
-    """[H] -> [M, K, G * T, 1]."""
+def _as_columns(sinks: Tensor | None, shared: int, groups: int, new: int) -> Tensor | None:
+    """[H] -> [1, K, G * T, 1]."""
     if sinks is None:
         return None
     by_group = sinks.view(1, shared, groups, 1, 1)
-    return by_group.expand(rows, shared, groups, new, 1).reshape(rows, shared, groups * new, 1)
+    return by_group.expand(1, shared, groups, new, 1).reshape(1, shared, groups * new, 1)
 
 
 AttentionInterface.register(NAME, lane_attention)

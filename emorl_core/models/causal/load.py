@@ -18,7 +18,7 @@ from emorl_core.models.causal.head import Head
 from emorl_core.models.causal.linears import Rows, pack, replace_linears
 from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.config import read_config
-from emorl_core.models.family import Facts
+from emorl_core.models.family import Facts, Piece
 
 _GENERATION = "generation_config.json"
 
@@ -73,7 +73,8 @@ def _found(model: CausalModel, prompts: list[list[int]]) -> Tensor:
     """What the self-test compares [2, STEPS, V]: a ragged prefill and cached steps through lanes."""
     bare = LaneIndex.of([() for _ in prompts], 0, model.facts.device)
     cache = model.new_cache()
-    for memory in model.prefill([Lane((), tuple(prompt[: 1 - selftest.STEPS])) for prompt in prompts]):
+    lanes = [Lane((), tuple(prompt[: 1 - selftest.STEPS])) for prompt in prompts]
+    for memory in model.prefill([Piece.whole(model.passage(lane, ())) for lane in lanes]):
         cache.insert(memory)
     logits = []
     for place in range(-selftest.STEPS, 0):

@@ -6,7 +6,7 @@ adapters.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,12 +23,10 @@ from emorl_core.models.causal import replies
 from emorl_core.models.causal.attention import KEYWORD, CachedPass, Layers, Pass, WholePass
 from emorl_core.models.causal.head import Head
 from emorl_core.models.causal.linears import LaneLayer, Rows
+from emorl_core.models.causal.prompts import prefill
 from emorl_core.models.causal.reading import Reading, read, read_beside
-from emorl_core.models.family import Facts, Group
+from emorl_core.models.family import Facts, Group, Passage, Piece
 from emorl_core.models.stacking import stack_adapters
-
-# Tokens of one padded batch of prompts: enough to fill a product, small enough to bound its activations.
-_PREFILL_TOKENS = 4096
 
 
 class CausalModel(nn.Module):
@@ -117,34 +115,21 @@ class CausalModel(nn.Module):
     def acting(self, lane: Lane) -> Coefficients:
         return self.reading(lane).acting
 
-    def prefill_key(self, lane: Lane) -> Hashable:
+    def passage(self, lane: Lane, reply: Sequence[int]) -> Passage:
+        """Every token but the last, each with what acts on it."""
         found = self.reading(lane)
-        return found.prefix, found.spans
+        tokens = (*lane.prompt_ids, *reply)[:-1]
+        points = [*found.by_token(), *[found.acting] * (len(tokens) - len(found.prefix))]
+        return Passage(tuple(zip(tokens, points, strict=True)))
 
-    def first_tokens(self, lane: Lane) -> tuple[int, ...]:
-        return self.reading(lane).first
+    def unread(self, lane: Lane, reply: Sequence[int]) -> tuple[int, ...]:
+        return (*lane.prompt_ids, *reply)[-1:]
 
     def already_said(self, prompt_ids: Sequence[int]) -> Sequence[int]:
         return prompt_ids
 
-    @torch.inference_mode()
-    def prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
-        """Keys and values of each prompt without its `first_tokens`."""
-        readings = [self.reading(lane) for lane in lanes]
-        memories: list[Memory] = []
-        start = 0
-        while start < len(readings):
-            end, longest = start, 0
-            while end < len(readings):
-                longest = max(longest, len(readings[end].prefix))
-                if end > start and longest * (end + 1 - start) > _PREFILL_TOKENS:
-                    break
-                end += 1
-            layers = self.whole(readings[start:end])
-            kv = torch.stack([torch.stack([keys, values]) for keys, values in layers], dim=1)  # [2, L, M, K, S, d]
-            memories += [Memory(kv[:, :, i, :, : len(r.prefix)].clone()) for i, r in enumerate(readings[start:end])]
-            start = end
-        return memories
+    def prefill(self, pieces: Sequence[Piece]) -> list[Memory]:
+        return prefill(self, pieces)
 
     def whole(self, readings: Sequence[Reading]) -> Layers:
         """Run prefixes from their beginning, with gradients when they are on. Keys and values by layer, [M, K, S, d]
@@ -158,16 +143,16 @@ class CausalModel(nn.Module):
         padded = [[*reading.prefix, *[0] * (longest - len(reading.prefix))] for reading in readings]
         positions = torch.arange(longest, device=device).expand(len(readings), -1)
         seen = WholePass(longest, dtype=dtype, device=device)
-        self.run(torch.tensor(padded, device=device), positions, self._by_token(readings, longest), seen)
+        lanes = self.by_token([reading.by_token() for reading in readings], longest)
+        self.run(torch.tensor(padded, device=device), positions, lanes, seen)
         return seen.kept
 
-    def _by_token(self, readings: Sequence[Reading], longest: int) -> LaneIndex:
-        """The lanes of every token of padded prefixes, one prefix after the other."""
+    def by_token(self, rows: Sequence[Sequence[Coefficients]], longest: int) -> LaneIndex:
+        """The lanes of every token of padded rows, one row after the other."""
         bare = (0.0,) * len(self.adapters)
-        points = []
-        for reading in readings:
-            own = reading.by_token()
-            points += own + [bare] * (longest - len(own))
+        points: list[Coefficients] = []
+        for row in rows:
+            points += [*row, *[bare] * (longest - len(row))]
         if self.facts.device.type == "cpu" and not torch.is_grad_enabled():
             points += [bare] * (round_rows(len(points)) - len(points))  # for the reason in `LaneIndex.repeat`
         return LaneIndex.of(points, len(self.adapters), self.facts.device)

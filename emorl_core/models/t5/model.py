@@ -8,7 +8,7 @@ are not scaled (T5 folds the scale into its weights).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -25,7 +25,8 @@ from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.checkpoint import Checkpoint
-from emorl_core.models.family import Facts, Group
+from emorl_core.models.family import Facts, Group, Passage, Piece
+from emorl_core.models.graphs import graph_rows
 from emorl_core.models.stacking import stack_adapters
 from emorl_core.models.t5.blocks import T5Block, attention, embedding_and_head, fused
 from emorl_core.models.t5.config import T5Config
@@ -64,7 +65,8 @@ class T5(nn.Module):
         self.config, self.facts = config, facts
         self.start_token_id = start_token_id
         self.adapters: tuple[str, ...] = ()
-        self._reading: tuple[bool, ...] = ()  # which of them change how a prompt is read
+        self._encoding: tuple[bool, ...] = ()  # which of them change what the encoder makes of a prompt
+        self._reading: tuple[bool, ...] = ()  # which change that, or the keys and values made of it
         self._fast_steps = fast_steps
         self.embedding, self.lm_head = embedding_and_head(config, checkpoint)
         self.head_scale = config.d_model**-0.5 if config.scaled_head else 1.0
@@ -100,6 +102,7 @@ class T5(nn.Module):
         self._fast, self._compiles = None, False
         stack_adapters(self.linears(), adapters, training=training)
         self.adapters = tuple(adapter.name for adapter in adapters)
+        self._encoding = tuple(any(map(_encodes, adapter.modules)) for adapter in adapters)
         self._reading = tuple(any(map(_reads, adapter.modules)) for adapter in adapters)
 
     def parameter_bytes(self) -> dict[str, int]:
@@ -145,15 +148,14 @@ class T5(nn.Module):
         dtype = torch.float32 if device.type == "cpu" and not self._compiles else self.facts.dtype
         layers, heads, d_kv = self.config.num_decoder_layers, self.config.num_heads, self.config.d_kv
         own, cross = (Store(layers, heads, d_kv, dtype=dtype, device=device) for _ in range(2))
-        return KVCache(own, cross)
+        return KVCache(own, cross, rows_for=graph_rows if self._compiles and device.type == "cuda" else int)
 
-    def prefill_key(self, lane: Lane) -> Hashable:
+    def passage(self, lane: Lane, reply: Sequence[int]) -> Passage:  # noqa: ARG002 - the decoder's
         """Adapters that change nothing before the decoder's own layers leave one reading of the prompt for all."""
-        own = zip(lane.coefficients, self._reading, strict=True)
-        return lane.prompt_ids, tuple(coefficient if reads else 0.0 for coefficient, reads in own)
+        return Passage((Lane(_only(lane.coefficients, self._reading), lane.prompt_ids),), len(lane.prompt_ids))
 
-    def first_tokens(self, lane: Lane) -> tuple[int, ...]:  # noqa: ARG002
-        return (self.start_token_id,)
+    def unread(self, lane: Lane, reply: Sequence[int]) -> tuple[int, ...]:  # noqa: ARG002
+        return (self.start_token_id, *reply)
 
     def acting(self, lane: Lane) -> Coefficients:
         return lane.coefficients
@@ -162,7 +164,8 @@ class T5(nn.Module):
         return (self.start_token_id,)
 
     @torch.inference_mode()
-    def prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
+    def prefill(self, pieces: Sequence[Piece]) -> list[Memory]:
+        lanes = [lane for piece in pieces for lane in piece.passage.labels if isinstance(lane, Lane)]  # one label each
         memories: list[Memory] = []
         start = 0
         while start < len(lanes):
@@ -177,8 +180,11 @@ class T5(nn.Module):
         return memories
 
     def _prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
-        index = self._index(lanes)
-        kv = self.cross(self._encoded(lanes, index), index)  # [2, L, E, H, S, d_kv]
+        # Lanes whose encoder no adapter touches share one pass through it.
+        encoded = [Lane(_only(lane.coefficients, self._encoding), lane.prompt_ids) for lane in lanes]
+        distinct = {lane: i for i, lane in enumerate(dict.fromkeys(encoded))}
+        states = self._encoded(list(distinct), self._index(list(distinct)))
+        kv = self.cross(states[[distinct[lane] for lane in encoded]], self._index(lanes))  # [2, L, E, H, S, d_kv]
         return [Memory(kv[:, :, i, :, : len(lane.prompt_ids)].clone()) for i, lane in enumerate(lanes)]
 
     @torch.inference_mode()
@@ -304,9 +310,17 @@ class T5(nn.Module):
         return F.rms_norm(x, (self.config.d_model,), weight, self.config.epsilon)
 
 
+def _encodes(module: str) -> bool:
+    return module.startswith("encoder.")
+
+
 def _reads(module: str) -> bool:
     """Whether a layer is used when a prompt is read: the encoder's, and the keys and values that the decoder asks."""
-    return module.startswith("encoder.") or module.endswith(("EncDecAttention.k", "EncDecAttention.v"))
+    return _encodes(module) or module.endswith(("EncDecAttention.k", "EncDecAttention.v"))
+
+
+def _only(coefficients: Coefficients, of: Sequence[bool]) -> Coefficients:
+    return tuple(value if wanted else 0.0 for value, wanted in zip(coefficients, of, strict=True))
 
 
 def _plain(matrix: FrozenMatrix) -> Tensor:

@@ -1,0 +1,162 @@
+"""What a long prompt costs those that run, and what sparing them costs it: 4,000 tokens join eight streams.
+
+    python -m benchmarks.long_prompt --shape 135m
+
+Reads it in pieces of several sizes (`prefill_tokens`) and prints, for each, the streams' median gap before it came, the
+99th percentile of their gaps until its first token, the two's ratio, and the time to its first token. Random weights:
+the shapes are those of real models, the texts are noise. Run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from emorl_core.adapters.adapter import Adapter, LoraPair
+from emorl_core.engine.engine import Engine
+from emorl_core.models.family import TrainableModel
+from emorl_core.models.registry import load_model
+from emorl_core.types import Failure, Request, Sampling, TokenEvent
+
+# hidden, intermediate, layers, heads, key-value heads, vocabulary: SmolLM2-135M, and one of no published model.
+SHAPES = {"tiny": (64, 128, 4, 4, 2, 512), "135m": (576, 1536, 30, 9, 3, 49152)}
+_TARGET = 5.0  # the gaps' 99th percentile beside their median
+_RANK = 8
+_BEFORE = 24  # tokens that each stream gets before the long prompt comes
+_END = 1  # the end of sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run. Seconds."""
+
+    median_s: float
+    p99_s: float
+    first_token_s: float
+
+    @property
+    def ratio(self) -> float:
+        return self.p99_s / self.median_s
+
+
+def random_model(shape: str, folder: Path, objectives: int, dtype: torch.dtype) -> TrainableModel:
+    """A Llama of this shape with random weights, and adapters on q and v."""
+    hidden, inner, layers, heads, shared, vocabulary = SHAPES[shape]
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=shared,
+        vocab_size=vocabulary,
+        max_position_embeddings=16384,
+        tie_word_embeddings=True,
+        bos_token_id=2,
+        eos_token_id=_END,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    model = load_model(folder, device=torch.device("cpu"), dtype=dtype)
+    shapes = {names[0]: (linear.in_features, linear.out_features) for names, linear in model.linears()}
+    model.attach(
+        [
+            Adapter(
+                f"objective-{i}",
+                {
+                    name: LoraPair(torch.randn(_RANK, into) * into**-0.5, torch.randn(out, _RANK) * 0.02, 1.0)
+                    for name, (into, out) in shapes.items()
+                    if name.endswith(("q_proj", "v_proj"))
+                },
+            )
+            for i in range(objectives)
+        ]
+    )
+    return model
+
+
+def measure(model: TrainableModel, budget: int | None, *, streams: int, prompt: int, seed: int) -> Measured:
+    """`streams` run, then a prompt of so many tokens joins them; ends with its first token."""
+    draw = random.Random(seed)
+    lanes = ("base", *model.adapters)
+    engine = Engine(model, lambda ids: "", lanes, slots=streams + 1, prefill_cache_bytes=0, prefill_tokens=budget)
+    weights = (0.0, *(1.0 / len(model.adapters) for _ in model.adapters))
+
+    def request(name: str, tokens: int, new: int) -> Request:
+        ids = tuple(draw.randrange(3, model.facts.vocab_size) for _ in range(tokens))
+        return Request(name, ids, weights, Sampling(max_new_tokens=new, min_new_tokens=new))
+
+    for number in range(streams):
+        engine.add(request(f"stream {number}", 24, 8000))
+    stamps: dict[str, list[float]] = {}
+
+    def step() -> None:
+        events = engine.step()
+        now = time.perf_counter()
+        for event in events:
+            if isinstance(event, Failure):
+                raise event.error
+            if isinstance(event, TokenEvent):
+                stamps.setdefault(event.request_id, []).append(now)
+
+    while len(stamps) < streams or min(map(len, stamps.values())) < _BEFORE:
+        step()
+    joined = time.perf_counter()
+    engine.add(request("long", prompt, 1))
+    while "long" not in stamps:
+        step()
+    first = stamps.pop("long")[0] - joined
+    before = [b - a for each in stamps.values() for a, b in _gaps(each) if b <= joined]
+    during = sorted(b - a for each in stamps.values() for a, b in _gaps(each) if b > joined)
+    return Measured(statistics.median(before), during[min(len(during) - 1, int(0.99 * len(during)))], first)
+
+
+def _gaps(stamps: list[float]) -> list[tuple[float, float]]:
+    return list(pairwise(stamps[4:]))  # the first ones warm up
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--objectives", type=int, default=3, help="lanes of every request (default 3)")
+    parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=4000, help="tokens of the long prompt (default 4000)")
+    parser.add_argument(
+        "--budgets", default="32,64,128,256,512,0", help="prefill_tokens, comma-separated; 0: all at once"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each; the median is printed (default 1)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        model = random_model(options.shape, Path(folder), options.objectives, getattr(torch, options.dtype))
+    sizes: dict[str, Any] = {"streams": options.streams, "prompt": options.prompt}
+    print(
+        f"{options.shape}, {options.dtype}, {options.streams} streams and a prompt of {options.prompt} tokens in"
+        f" {options.objectives} lanes each, {torch.get_num_threads()} threads"
+    )
+    print("| prefill_tokens | median gap ms | p99 gap ms | ratio | first token s |\n|---|---|---|---|---|")
+    for budget in map(int, options.budgets.split(",")):
+        runs = [measure(model, budget or None, seed=seed, **sizes) for seed in range(options.rounds)]
+        run = sorted(runs, key=lambda each: each.ratio)[len(runs) // 2]
+        mark = "" if run.ratio < _TARGET else f" (not under {_TARGET:g})"
+        print(
+            f"| {budget or 'all'} | {run.median_s * 1e3:.1f} | {run.p99_s * 1e3:.1f} | {run.ratio:.1f}{mark}"
+            f" | {run.first_token_s:.2f} |",
+            flush=True,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
