@@ -190,7 +190,7 @@ def test_pieces_and_steps_that_fail_now_and_then_cost_nobody_a_token() -> None:
     def hook(prompts: list[tuple[int, ...]]) -> None:
         nonlocal calls
         calls += 1
-        if calls % 7 == 5 and len(prompts) > 1:
+        if calls % 7 == 5 and len(set(prompts)) > 1:  # not where one is retried individually
             raise RuntimeError
 
     model_of(ensemble).on_prefill = model_of(ensemble).on_step = hook
