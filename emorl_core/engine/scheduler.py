@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from emorl_core.engine.sequences import Branch, Job, Member
 
+# Beside streams. A member costs a row of logits a step, however many share its branch's lane rows.
+_MEMBERS_A_SLOT = 4
 _LEAST_TOKENS = 16  # what feeding a preempted branch its tokens again costs is small beside this many steps
 
 
@@ -24,6 +26,9 @@ class Scheduler:
     `max_new_tokens` steps. Waiting branches hold no tensors.
 
     A branch that does not fit beside those that run waits for some of them to end, and nobody goes before it.
+
+    Beside streams, sweeps run with a few members for each slot, or one branch at a time where that has more: the rest
+    waits.
 
     A branch that nobody streams is preempted, after `_LEAST_TOKENS` tokens in its slot, for a client or a job that has
     at least two slots less than its own. Those tokens are fed again later, so it loses its turn and no result.
@@ -199,10 +204,18 @@ class Scheduler:
         return dropped
 
     def _next_job(self) -> Job | None:
-        """The job that gets the next free slot. The scan ends at the first job that could have no less."""
+        """The job that gets the next free slot, as the class says. The next sweep that must wait holds up other sweeps,
+        so that small ones do not keep it waiting, but no plain request."""
+        best = self._poorest(lambda _: True)
+        if best is not None and self._crowds(self._waiting[best][0]):
+            return self._poorest(lambda branch: len(branch.members) == 1)
+        return best
+
+    def _poorest(self, may: Callable[[Branch], bool]) -> Job | None:
+        """The scan ends at the first job that could have no less."""
         best: Job | None = None
         for job, branches in self._waiting.items():
-            if not branches or self._full(job):
+            if not branches or self._full(job) or not may(branches[0]):
                 continue
             share = self._share(job)
             if share == (0, 0):
@@ -210,6 +223,13 @@ class Scheduler:
             if best is None or share < self._share(best):
                 best = job
         return best
+
+    def _crowds(self, branch: Branch) -> bool:
+        """Whether the branch's members, beside those of the sweeps that run, would make streams wait for each step."""
+        crowd = sum(len(each.members) for each in self.running if len(each.members) > 1)
+        if len(branch.members) == 1 or not crowd or crowd + len(branch.members) <= _MEMBERS_A_SLOT * self.slots:
+            return False
+        return any(member.request.stream for each in self.running for member in each.members)
 
     def _forget_jobs(self) -> None:
         """Remove jobs without branches. Called late, since branches forked from one that left may still be added and

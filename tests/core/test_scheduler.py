@@ -134,6 +134,26 @@ def test_what_nobody_streams_gives_its_slot_to_who_has_much_less() -> None:
     assert third.tokens_before == 30
 
 
+def test_beside_streams_sweeps_run_with_few_members() -> None:
+    scheduler, sweep, other = Scheduler(8), Job(), Job()
+    crowd = [str(number) for number in range(20)]
+    for job in (sweep, sweep, other):
+        scheduler.add(branch(*crowd, job=job))
+    assert len(scheduler.admit()) == 3, "nobody streams"
+    scheduler, sweep, other = Scheduler(8), Job(), Job()
+    scheduler.add(branch("stream", stream=True))
+    for job in (sweep, sweep, other):
+        scheduler.add(branch(*crowd, job=job))
+    assert names(scheduler.admit()) == [["stream"], crowd], "a second crowd is more than 4 a slot"
+    scheduler.add(branch("a", "b", job=Job()))
+    scheduler.add(branch("plain"))
+    assert names(scheduler.admit()) == [["plain"]], "the small sweep does not pass the one whose turn it is"
+    scheduler.release([each for each in scheduler.running if each.job is sweep])
+    assert [each.job for each in scheduler.admit()] == [other]
+    scheduler.release([each for each in scheduler.running if each.job is other])
+    assert sorted(names(scheduler.admit())) == [crowd, ["a", "b"]], "22 are no more than 4 a slot"
+
+
 def test_a_stream_keeps_its_slot() -> None:
     scheduler = Scheduler(2)
     for number in range(2):
