@@ -15,8 +15,13 @@ from pathlib import Path
 
 import pytest
 
-_REQUIRED = {mark.strip() for mark in os.environ.get("EMORL_CI_REQUIRE", "").split(",") if mark.strip()}
-_REAL_MODEL = os.environ.get("EMORL_REAL_MODEL")
+# The workers of pytest-xdist import this file again, in the environment that is left below: what is asked of the tests
+# themselves is kept for them under names that are no settings.
+for _name in ("CI_REQUIRE", "REAL_MODEL"):
+    if (_value := os.environ.get(f"EMORL_{_name}")) is not None:
+        os.environ[f"TESTS_{_name}"] = _value
+_REQUIRED = {mark.strip() for mark in os.environ.get("TESTS_CI_REQUIRE", "").split(",") if mark.strip()}
+_REAL_MODEL = os.environ.get("TESTS_REAL_MODEL")
 for _name in [name for name in os.environ if name.startswith("EMORL_")]:
     del os.environ[_name]  # also for subprocesses: a setting in someone's shell must not change what is tested
 os.environ["HF_HUB_OFFLINE"] = "1"
