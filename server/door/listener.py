@@ -20,6 +20,9 @@ logger = logging.getLogger("emorl.server")
 
 _AT_ONCE = 32  # connections taken in one turn of the event loop, and at most an eighth of those there may be
 _RETRY_S = 0.5
+# Of the system's, for one connection, which is doubled: more than one answer, and not all that a client that never reads
+# may ask for.
+_SEND_BUFFER = 128 * 1024
 _TELL_EVERY_S = 60.0
 
 
@@ -105,6 +108,7 @@ class Listener:
         clients.remove(client)
         try:
             client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             await asyncio.get_running_loop().connect_accepted_socket(self._make_protocol, client)
         except Exception as error:  # noqa: BLE001  one connection less, and the others go on
             client.close()

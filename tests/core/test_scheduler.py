@@ -154,6 +154,36 @@ def test_beside_streams_sweeps_run_with_few_members() -> None:
     assert sorted(names(scheduler.admit())) == [crowd, ["a", "b"]], "22 are no more than 4 a slot"
 
 
+def test_beside_the_streams_of_others_a_sweep_is_split() -> None:
+    scheduler, sweep = Scheduler(8), Job("b")
+    scheduler.add(branch("stream", job=Job("a"), stream=True))
+    crowd = [str(number) for number in range(20)]
+    scheduler.add(branch(*crowd, job=sweep))
+    scheduler.add(branch("plain", job=Job("b")))
+    assert names(scheduler.admit()) == [["stream"], crowd[:8], ["plain"]], "one member a slot"
+    assert names(scheduler.waiting) == [crowd[8:]]
+    scheduler.release([each for each in scheduler.running if each.job is sweep])
+    assert names(scheduler.admit()) == [crowd[8:16]]
+    scheduler.release([each for each in scheduler.running if each.job.client == "a"])
+    assert names(scheduler.admit()) == [crowd[16:]], "nobody streams any more"
+
+
+def test_a_sweep_that_began_before_the_streams_of_others_is_split() -> None:
+    scheduler, sweep = Scheduler(8), Job("b")
+    crowd = [str(number) for number in range(20)]
+    scheduler.add(branch(*crowd, job=sweep))
+    (whole,) = scheduler.admit()
+    scheduler.add(branch("own", job=Job("b"), stream=True))
+    scheduler.admit()
+    assert scheduler.preempt() is None, "its own client's stream"
+    scheduler.add(branch("stream", job=Job("a"), stream=True))
+    scheduler.admit()
+    assert scheduler.preempt() is whole
+    assert scheduler.preempt() is None
+    assert names(scheduler.admit()) == [crowd[:8]]
+    assert scheduler.preempt() is None, "one member a slot is not too many"
+
+
 def test_a_stream_keeps_its_slot() -> None:
     scheduler = Scheduler(2)
     for number in range(2):

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
-from emorl_core.types import Completion, Event, Failure, TokenEvent
+from emorl_core.types import Completion, Event, Failure, FinishReason, TokenEvent
 from server.door.errors import EngineRestarted, NotReady, ShuttingDown
 from server.serving.deployment import emptied
 from server.serving.worker import Worker
@@ -23,8 +24,8 @@ from tests.http.test_disconnect import LONG, call
 
 
 @asynccontextmanager
-async def working(ensemble: Ensemble) -> AsyncIterator[Worker]:
-    worker = Worker(ensemble.engine, warm_up=ensemble.warm_up, rebuild=lambda: emptied(ensemble.engine))
+async def working(ensemble: Ensemble, **options: Any) -> AsyncIterator[Worker]:
+    worker = Worker(ensemble.engine, warm_up=ensemble.warm_up, rebuild=lambda: emptied(ensemble.engine), **options)
     worker.start()
     await asyncio.wait_for(worker.settled(), 10)
     try:
@@ -61,6 +62,28 @@ async def test_a_request_the_engine_refuses_fails_alone() -> None:
         assert isinstance(failure[-1], Failure)
         assert isinstance((await drained(good))[-1], Completion)
         assert worker.restarts == 0
+
+
+async def test_many_prompts_reach_the_engine_a_few_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.serving.worker._GROUPS_A_STEP", 2)
+    ensemble = fake_ensemble()
+    added: list[str] = []
+    steps: list[int] = []  # groups added before each
+    add_group, step = ensemble.engine.add_group, ensemble.engine.step
+    orphans: list[Completion] = []
+    async with working(ensemble, on_orphan=orphans.append) as worker:
+        monkeypatch.setattr(
+            ensemble.engine, "add_group", lambda group, job: (added.append(group[0].request_id), add_group(group, job))
+        )
+        monkeypatch.setattr(ensemble.engine, "step", lambda: (steps.append(len(added)), step())[1])
+        seen = await drained(worker.submit([ensemble.request(f"{PROMPT} {number}") for number in range(10)]))
+        assert sorted(event.request_id for event in seen if isinstance(event, Completion)) == sorted(added)
+        assert [later - earlier for earlier, later in pairwise([0, *steps[:5]])] == [2] * 5
+        unwanted = [ensemble.request(f"{PROMPT} {number}") for number in range(10)]
+        worker.submit(unwanted)
+        worker.cancel([request.request_id for request in unwanted])
+        await until(lambda: len(orphans) == len(unwanted), "every cancelled request has ended")
+    assert {orphan.finish_reason for orphan in orphans} == {FinishReason.CANCELLED}
 
 
 async def drained(channel: object) -> list[Event]:
