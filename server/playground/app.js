@@ -6,7 +6,7 @@ import { createCompare, createDraftActions } from "./compare.js";
 import { byId } from "./dom.js";
 import { createDraft } from "./draft.js";
 import { createKeyForm } from "./key.js";
-import { mixColour } from "./lanes.js";
+import { mixStrip } from "./lanes.js";
 import { createPace } from "./pace.js";
 import { profileWeights, steer } from "./point.js";
 import { bundleSystem, NEUTRAL } from "./request.js";
@@ -122,7 +122,7 @@ store.watch(["draft"], ({ draft }) => {
   trouble.clear("server");
 });
 store.watch(["weights", "objectives"], ({ axes, weights, objectives }) => {
-  document.documentElement.style.setProperty("--mix", axes.length ? mixColour(axes, weights, objectives) : "var(--line)");
+  document.documentElement.style.setProperty("--mix", mixStrip(axes, weights, objectives));
 });
 store.watch(["weights", "profile", "prompt", "turns", "system", "options"], ({ model }) => model !== null && writer.wish());
 connect();

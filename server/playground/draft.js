@@ -6,6 +6,7 @@ import { createTooltip } from "./tooltip.js";
 
 const PRINTS = /[\p{L}\p{N}\p{P}\p{S}]/u;
 const ENDED = { stop: "ended by itself", length: "cut at the most tokens allowed", cancelled: "cancelled" };
+const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 const STATES = {
   known: () => "",
   waiting: () => "",
@@ -14,7 +15,7 @@ const STATES = {
   broken: ({ tokens }) => (tokens.length ? "The text above is not whole." : ""),
   done: ({ answer, repeats }) => {
     const { completion_tokens: count } = answer.usage;
-    const facts = `${count} ${count === 1 ? "token" : "tokens"}, ${ENDED[answer.finish_reason]}, ${Math.round(answer.timing.total_ms)} ms.`;
+    const facts = `${count} ${count === 1 ? "token" : "tokens"}, ${ENDED[answer.finish_reason]}, ${duration(answer.timing.total_ms)}.`;
     return repeats ? `The same text as at the weights before. ${facts}` : facts;
   },
 };

@@ -53,7 +53,7 @@ export function createTurns(store) {
     seen.add(turn);
     return h("li", { class: `turn ${turn.role}${isNew ? " new" : ""}` },
       h("span", { class: "speaker" }, SPEAKERS[turn.role]),
-      h("div", {}, h("p", { class: "turn-text" }, turn.text), h("div", { class: "row turn-tools" }, origin(turn), edit, back)));
+      h("div", { class: "said" }, h("p", { class: "turn-text" }, turn.text), h("div", { class: "row turn-tools" }, origin(turn), edit, back)));
   }
 
   /** Which weights wrote a turn, and whether a person changed it since. */
