@@ -45,8 +45,12 @@ class Desk:
         return self.page.locator("#trouble")
 
     def generated(self, prompt: str, **fields: Any) -> dict[str, Any]:
+        """What the server answers to the same prompt without the page."""
+        return self.answered(prompt=prompt, **fields)
+
+    def answered(self, **body: Any) -> dict[str, Any]:
         """What the server answers to the same request without the page."""
-        answer = httpx.post(f"{self.url}/generate", json={"prompt": prompt, **fields}, timeout=30)
+        answer = httpx.post(f"{self.url}/generate", json=body, timeout=30)
         assert answer.status_code == 200, answer.text
         result: dict[str, Any] = answer.json()
         return result
