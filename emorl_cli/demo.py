@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emorl_cli.main import FAILED, complain
-from emorl_cli.options import add_example
-from emorl_cli.progress import Stages
+from emorl_cli.console.exits import FAILED, complain
+from emorl_cli.console.options import add_example
+from emorl_cli.console.progress import Stages
 
 if TYPE_CHECKING:
     from emorl_core.bundle import BundleSpec

@@ -11,7 +11,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import BUNDLE_HELP, STDIN, STDIN_NAME, add_example, print_json, read_source
+from emorl_cli.console.options import BUNDLE_HELP, add_example
+from emorl_cli.console.printing import print_json
+from emorl_cli.console.reading import STDIN, STDIN_NAME, read_source
 
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble

@@ -103,12 +103,12 @@ class Scheduler:
             branch.members = [each for each in branch.members if each.request.request_id not in self._cancelled]
         return gone
 
-    def admit(self) -> list[Branch]:
-        """Move waiting branches into the free slots."""
+    def admit(self, job: Job | None) -> list[Branch]:
+        """Move waiting branches into the free slots; the first is of this job (`next_job`)."""
         self._forget_jobs()
         admitted: list[Branch] = []
         now = time.perf_counter()
-        while len(self.running) < self.slots and (job := self._next_job()) is not None:
+        while job is not None and len(self.running) < self.slots:
             if not self._fits([*self.running, self._waiting[job][0]]):
                 break
             branch = self._waiting[job].popleft()
@@ -116,16 +116,16 @@ class Scheduler:
             branch.admitted = branch.admitted or now
             self.start(branch)
             admitted.append(branch)
+            job = self.next_job()
         return admitted
 
-    def preempt(self) -> Branch | None:
-        """Put a running branch back into its queue, if its slot belongs to a waiting job, or if it began before the
-        streams of others and has too many members beside them; at most one a step."""
+    def preempt(self, needy: Job | None) -> Branch | None:
+        """Put a running branch back into its queue, if its slot belongs to this waiting job (`next_job`), or if it
+        began before the streams of others and has too many members beside them."""
         if (crowd := self._crowd_beside_others()) is not None:
             self.release([crowd])
             self.add_first([crowd])
             return crowd
-        needy = self._next_job()
         if needy is None:
             return None
         if len(self.running) < self.slots and self._fits([*self.running, self._waiting[needy][0]]):
@@ -160,7 +160,7 @@ class Scheduler:
         it fits beside the next of them."""
         if self._full(branch.job):
             return False
-        needy = self._next_job()
+        needy = self.next_job()
         first = [] if needy is None or needy is branch.job else [self._waiting[needy][0]]
         if not self._fits([*self.running, *first, branch]):
             return False
@@ -217,7 +217,7 @@ class Scheduler:
         self._left.clear()
         return dropped
 
-    def _next_job(self) -> Job | None:
+    def next_job(self) -> Job | None:
         """The job that gets the next free slot, as the class says. The next sweep that must wait holds up other sweeps,
         so that small ones do not keep it waiting, but no plain request."""
         best = self._poorest(lambda _: True)

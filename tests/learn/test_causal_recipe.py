@@ -13,23 +13,25 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from emorl_cli.main import main
 from emorl_core.adapters.adapter import read_peft
-from emorl_core.bundle import Bundle
+from emorl_core.bundle import Bundle, ChatSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from tests.builders import outdated_peft
-from tests.learn.causal_tasks import START, SYSTEM, tiny_chat_base, write_causal_recipe
+from tests.learn.causal_tasks import START, SYSTEM, TURNS, tiny_chat_base, write_causal_recipe
 from tests.learn.test_resume import same_run, start
 from tests.learn.trainer_tasks import NAMES, TEXTS
 from training.evaluation.methods import method_names
+from training.pipeline.base import worded
 from training.pipeline.plan import make_plan
 from training.pipeline.prepare import encode, load_data
 from training.pipeline.run import Places, train
-from training.recipe.recipe import load_recipe
+from training.recipe.recipe import load_recipe, parse_recipe
 from training.rl import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -265,3 +267,49 @@ def test_adapters_that_could_not_begin_are_refused_before_a_base_is_fitted(
         assert f"lora.act_on is 'reply', but {said}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.run" / "base").exists()
+
+
+WORDINGS: list[
+    tuple[dict[str, Any], bool, str, dict[str, Any] | None]
+] = [  # of the recipe; has the base a chat template
+    ({}, True, "{prompt}", {"system": None}),
+    ({}, False, "{prompt}", None),
+    ({"chat": None}, True, "{prompt}", None),
+    ({"chat": {"system": SYSTEM}}, True, "{prompt}", {"system": SYSTEM}),
+    ({"prompt_template": "{prompt} =>"}, True, "{prompt} =>", None),
+]
+
+
+@pytest.mark.parametrize(("given", "has_template", "template", "chat"), WORDINGS)
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_recipe_that_does_not_say_how_prompts_are_put_gets_no_template_of_t5(
+    given: dict[str, Any], has_template: bool, template: str, chat: dict[str, Any] | None, warm: bool, tmp_path: Path
+) -> None:
+    tiny_chat_base(tmp_path / "base", template=TURNS if has_template else None)
+    path = write_causal_recipe(tmp_path)
+    raw = yaml.safe_load(path.read_text())
+    del raw["prompt_template"], raw["chat"]
+    raw |= given
+    if warm:
+        raw["base"] = {"warm_start": {"path": "base", "fit": {"steps": 1}}}
+    found = worded(parse_recipe(raw), tmp_path)
+    assert (found.prompt_template, None if found.chat is None else found.chat.model_dump()) == (template, chat)
+    assert worded(found, tmp_path) == found
+    assert worded(parse_recipe(found.model_dump(mode="json")), tmp_path) == found, "as training.json has it"
+
+
+def test_what_was_trained_without_a_word_on_prompts_is_asked_through_the_chat_template(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_causal_recipe(tmp_path, lora=LORA, rl=RL)
+    raw = yaml.safe_load(path.read_text())
+    del raw["prompt_template"], raw["chat"]
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    assert main(["train", str(path), "--dry-run"]) == 0
+    assert "prompts go through the base's chat template" in capsys.readouterr().out
+    assert main(["train", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert "prompts go through the base's chat template" in capsys.readouterr().err
+    ensemble = Ensemble.load(tmp_path / "out", device="cpu")
+    assert (ensemble.spec.chat, ensemble.spec.prompt_template) == (ChatSpec(), "{prompt}")
+    trained_on = json.loads((tmp_path / "out" / "training.json").read_text())["recipe"]
+    assert (trained_on["prompt_template"], trained_on["chat"]) == ("{prompt}", {"system": None})

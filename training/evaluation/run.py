@@ -239,7 +239,8 @@ def judge(
         "name": recipe.name,
         "preset": recipe.preset,
         **_about(recipe, folder, data),
-        "recipe_values": recipe.model_dump(mode="json"),
+        # How prompts are put to a base is the base's matter where the recipe does not say it.
+        "recipe_values": recipe.model_dump(mode="json", exclude=None if recipe.words_prompts else {"prompt_template"}),
         "environment": _environment(),
     }
     found = results(cells, about=about, prompts=len(records), reference=reference)

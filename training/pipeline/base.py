@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from emorl_core.bundle import hub_folder
+from emorl_core.adapters.adapter import ACTIVATED_TASK
+from emorl_core.bundle import PROMPT, hub_folder
+from emorl_core.models.registry import adapter_task
+from emorl_core.text.tokenizer import load_tokenizer
 from training.config import RecipeError
 from training.data.records import Record
 from training.data.sources import load_records
 from training.data.splits import prompt_key
+from training.data.wording import ChatSettings
 from training.pipeline.prepare import Data
 from training.progress import FitProgress
 from training.recipe.recipe import BaseSettings, Recipe, WarmStart
@@ -46,6 +50,26 @@ def start_folder(recipe: Recipe, folder: Path) -> Path | None:
     return base_folder(recipe.model_copy(update={"base": found}), folder)
 
 
+def worded(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with how prompts are put to its base. Where it gives neither `prompt_template` nor `chat`, a
+    decoder-only base is asked through its own chat template, and plainly where it has none or `chat` is null.
+
+    Raises as `base_folder`, and BundleError for files of the base that cannot be read.
+    """
+    start = None if recipe.words_prompts else start_folder(recipe, folder)
+    if start is None or adapter_task(start) != ACTIVATED_TASK:
+        return recipe
+    in_chat = "chat" not in recipe.model_fields_set and bool(load_tokenizer(start).chat_template)
+    return recipe.model_copy(update={"prompt_template": PROMPT, "chat": ChatSettings() if in_chat else None})
+
+
+def how_prompts_go(recipe: Recipe) -> str:
+    """For people."""
+    if recipe.chat is not None:
+        return "go through the base's chat template"
+    return f"go into the template {recipe.prompt_template!r}"
+
+
 def run_warm_start(
     recipe: Recipe, folder: Path, data: Data, out: Path, *, overwrite: bool = False, progress: FitProgress | None = None
 ) -> Path:
@@ -74,6 +98,7 @@ def _stage(recipe: Recipe, folder: Path, data: Data) -> tuple[WarmStartSettings,
     start = recipe.base.warm_start
     if start is None:
         raise RecipeError("base: the recipe has no warm_start", param="base.warm_start")
+    recipe = worded(recipe, folder)
     settings = start.settings(recipe.prompt_template, recipe.max_source_tokens, recipe.chat)
     if settings.fit.seed == 0:  # not given: the run's own; numpy, which transformers seeds, takes 32 bits
         fit = settings.fit.model_copy(update={"seed": derive(recipe.seed, "warm start") % 2**32})

@@ -26,7 +26,7 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     from emorl_core.models.config import read_config
     from emorl_core.models.registry import adapter_task
     from emorl_core.text.tokenizer import HuggingFaceTokenizer
-    from training.pipeline.base import start_folder, warm_start_records
+    from training.pipeline.base import how_prompts_go, start_folder, warm_start_records, worded
     from training.pipeline.invocation import check_start
     from training.pipeline.prepare import encode, load_data
 
@@ -53,6 +53,8 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
         plan["warm_start"] = {"records": len(records), "steps": start.fit.steps, "batch_size": start.fit.batch_size}
     longest, task = recipe.max_source_tokens, None
     try:
+        recipe = worded(recipe, folder)
+        plan["prompts"] = how_prompts_go(recipe)
         base = start_folder(recipe, folder)
         if base is None:
             assert start is not None  # a base from scratch is warm-started

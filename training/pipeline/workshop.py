@@ -14,7 +14,7 @@ import torch
 from emorl_core.models.registry import adapter_task, load_model
 from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from training.config import RecipeError
-from training.pipeline.base import base_folder, run_warm_start, start_folder, warm_started
+from training.pipeline.base import base_folder, how_prompts_go, run_warm_start, start_folder, warm_started, worded
 from training.pipeline.invocation import check_start
 from training.pipeline.prepare import Data, Encoded, encode, fingerprint
 from training.progress import FitProgress, Say
@@ -102,6 +102,8 @@ def open_workshop(
         name: build_scorer(objective.scorer, context, where=f"objectives.{name}.scorer")
         for name, objective in recipe.objectives.items()
     }
+    recipe = worded(recipe, folder)
+    say(f"prompts {how_prompts_go(recipe)}")
     if recipe.base.warm_start is not None and recipe.lora.act_on == "reply":
         check_start(recipe, start_folder(recipe, folder))
     base = _base(recipe, folder, data, processes, made, progress, say)

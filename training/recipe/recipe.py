@@ -112,7 +112,8 @@ class Recipe(Section):
     base: BaseSettings
     """The frozen model."""
     prompt_template: Template = "{prompt} [SEP] "
-    """Wraps every prompt; `{prompt}` stands for it. Not beside `chat`."""
+    """Wraps every prompt; `{prompt}` stands for it. Not beside `chat`. With neither given, a decoder-only base gets its
+    chat template, or the plain prompt where it has none."""
     chat: ChatSettings | None = Field(None, exclude_if=is_default(None))
     """Instead of `prompt_template`: prompts go through the base's own chat template."""
     max_source_tokens: int = Field(128, ge=2)
@@ -151,6 +152,11 @@ class Recipe(Section):
         if isinstance(values, Mapping) and values.get("chat") is not None:
             return {"prompt_template": PROMPT, **values}
         return values
+
+    @property
+    def words_prompts(self) -> bool:
+        """Whether it says itself how prompts are put to the base (see `training.pipeline.base.worded`)."""
+        return self.chat is not None or "prompt_template" in self.model_fields_set
 
     @model_validator(mode="after")
     def _template_or_chat(self) -> Recipe:

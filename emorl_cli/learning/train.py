@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emorl_cli.options import add_example, add_threads_option, print_json, use_threads
+from emorl_cli.console.options import add_example, add_threads_option, use_threads
+from emorl_cli.console.printing import print_json
 
 PLAIN_EVERY_S = 5.0  # seconds between progress lines
 
@@ -125,6 +126,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         lines.append(f"warm start: {warm['steps']} steps of {warm['batch_size']} on {warm['records']} records")
     if "missing" in plan.get("base", {}):
         return [*lines, f"base: not here, so no parameters and memory: {plan['base']['missing']}"]
+    lines.append(f"prompts {plan['prompts']}")
     parameters = plan["parameters"]
     lines.append(f"parameters: base {parameters['base']:,}, frozen")
     lines += [f"  {name}: {count:,} trained" for name, count in parameters["adapters"].items()]

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import add_example, add_threads_option, print_json, use_threads, whole
+from emorl_cli.console.options import add_example, add_threads_option, use_threads
+from emorl_cli.console.printing import print_json
+from emorl_cli.console.reading import whole
 
 if TYPE_CHECKING:
     from training.evaluation.run import RunCell
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
-    from emorl_cli.progress import Stages
+    from emorl_cli.console.progress import Stages
     from training.evaluation.run import judge, run_cells
     from training.progress import Progress
 

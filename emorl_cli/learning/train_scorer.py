@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from emorl_cli.options import add_example, print_json
+from emorl_cli.console.options import add_example
+from emorl_cli.console.printing import print_json
 
 DEFAULT_LOSS = {"pair": "margin"}  # every other kind of data: classes
 COLUMNS = ("prompt", "response", "level")
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from emorl_cli.progress import Stages
+    from emorl_cli.console.progress import Stages
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
