@@ -110,7 +110,8 @@ def test_the_commands_of_the_guides(guide: str, folder: Path, tmp_path: Path) ->
 def test_python_in_guides_and_explanations(page: Path, folder: Path) -> None:
     reader = Reader(folder)
     for block in blocks(page.read_text(encoding="utf-8"), "python"):
-        reader.python(block)
+        assert "assert " in block or "print(" in block, "it shows nothing"
+        assert bool(reader.python(block).strip()) == ("print(" in block)
 
 
 def test_every_example_is_on_the_examples_page_and_run_here() -> None:

@@ -30,8 +30,8 @@ class Scheduler:
     A branch that does not fit beside those that run waits for some of them to end, and nobody goes before it.
 
     Beside streams, sweeps run with a few members for each slot, and the rest waits: at the cost of more steps, since
-    what is split off a branch runs its lanes again. A branch beside its own client's streams is not split; one that began
-    before the streams of others is preempted, and split when it goes on.
+    what is split off a branch runs its lanes again. A branch beside its own client's streams is not split; one that
+    began before the streams of others is preempted, and split when it goes on.
 
     A branch that nobody streams is preempted, after `_LEAST_TOKENS` tokens in its slot, for a client or a job that has
     at least two slots less than its own. Those tokens are fed again later, so it loses its turn and no result.

@@ -20,7 +20,7 @@ class Desk:
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
-    def wait_done(self, timeout_s: float = 20) -> None:
+    def wait_done(self, timeout_s: float = 60) -> None:
         """Until a draft is whole and nothing more is asked for."""
         from playwright.sync_api import expect
 
@@ -50,7 +50,7 @@ class Desk:
 
     def answered(self, **body: Any) -> dict[str, Any]:
         """What the server answers to the same request without the page."""
-        answer = httpx.post(f"{self.url}/generate", json=body, timeout=30)
+        answer = httpx.post(f"{self.url}/generate", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
         result: dict[str, Any] = answer.json()
         return result

@@ -27,7 +27,7 @@ from tests.http.test_disconnect import LONG, call
 async def working(ensemble: Ensemble, **options: Any) -> AsyncIterator[Worker]:
     worker = Worker(ensemble.engine, warm_up=ensemble.warm_up, rebuild=lambda: emptied(ensemble.engine), **options)
     worker.start()
-    await asyncio.wait_for(worker.settled(), 10)
+    await asyncio.wait_for(worker.settled(), 60)
     try:
         yield worker
     finally:
@@ -38,7 +38,7 @@ async def everything(worker: Worker, ensemble: Ensemble, **options: object) -> l
     channel = worker.submit([ensemble.request(PROMPT, **options)])  # type: ignore[arg-type]
     seen: list[Event] = []
     while not channel.finished or channel:
-        assert await channel.wait(10)
+        assert await channel.wait(60)
         seen += channel.take()
     return seen
 
@@ -92,7 +92,7 @@ async def drained(channel: object) -> list[Event]:
     assert isinstance(channel, Channel)
     seen: list[Event] = []
     while not channel.finished or channel:
-        assert await channel.wait(10)
+        assert await channel.wait(60)
         seen += channel.take()
     return seen
 
@@ -133,7 +133,7 @@ async def test_a_warm_up_that_fails_from_the_start_is_reported_at_once() -> None
     model_of(ensemble).on_prefill = _raise
     worker = Worker(ensemble.engine, warm_up=ensemble.warm_up, rebuild=lambda: emptied(ensemble.engine))
     worker.start()
-    await asyncio.wait_for(worker.settled(), 10)
+    await asyncio.wait_for(worker.settled(), 60)
     assert worker.failure is not None
     assert not worker.ready
     with pytest.raises(NotReady):
@@ -185,7 +185,7 @@ async def test_a_step_that_hangs_is_seen_from_outside() -> None:
 
 
 def assert_set(event: threading.Event) -> None:
-    assert event.wait(10)
+    assert event.wait(60)
 
 
 @pytest.fixture

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +17,11 @@ from emorl_core.adapters.adapter import read_peft
 from emorl_core.bundle import Bundle, ChatSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.text.tokenizer import HuggingFaceTokenizer
+from server.settings import load_settings
 from tests.builders import outdated_peft
+from tests.http.harness import live
 from tests.learn.causal_tasks import START, SYSTEM, TURNS, tiny_chat_base, write_causal_recipe
-from tests.learn.test_resume import same_run, start
+from tests.learn.test_resume import kill_after_step, same_run
 from tests.learn.trainer_tasks import NAMES, TEXTS
 from training.evaluation.methods import method_names
 from training.pipeline.base import worded
@@ -122,23 +119,11 @@ def test_evaluate_compares_all_methods(trained: Path) -> None:
     assert {cell["status"] for cell in cells.values()} == {"done"}
 
 
-@pytest.mark.slow
-def test_a_process_serves_it(trained: Path) -> None:
-    command = [sys.executable, "-m", "emorl_cli", "serve", str(trained / "out"), "--port", "0", "--threads", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("serving on http://127.0.0.1:"), process.communicate()
-            body = {"prompt": "i feel sad", "weights": {"empathy": 1}, "max_new_tokens": 4}
-            request = urllib.request.Request(
-                line.split()[-1] + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                assert json.loads(answer.read())["usage"]["completion_tokens"] <= 4
-        finally:
-            process.terminate()
-            process.communicate(timeout=60)
+def test_it_is_served(trained: Path) -> None:
+    settings = load_settings(port=0, bundle=str(trained / "out"), threads="1")
+    with live(settings) as server, server.client() as client:
+        body = {"prompt": "i feel sad", "weights": {"empathy": 1}, "max_new_tokens": 4}
+        assert client.post("/generate", json=body).json()["usage"]["completion_tokens"] <= 4
 
 
 def test_a_dry_run_tells_sizes(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,16 +143,7 @@ def test_resuming_after_kill_9_gives_the_parameters_of_an_uninterrupted_run(tmp_
     path = write_causal_recipe(tmp_path, lora={**LORA, "act_on": "reply"}, rl=steps, compute=compute)
     whole, killed = Places(tmp_path / "whole"), Places(tmp_path / "killed")
     train(load_recipe(path), tmp_path, whole)
-    process = start(path, killed.bundle)
-    log = killed.run / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if log.exists() and '"event": "step", "step": 5' in log.read_text(encoding="utf-8"):
-            break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors.decode()[-500:]
+    kill_after_step(5, path, killed)
     saved = checkpoint.latest(killed.run)
     assert saved is not None
     assert 4 <= saved.step < 7

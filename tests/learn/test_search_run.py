@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Any
 import pytest
 
 from emorl_core.fake import fake_ensemble
-from tests.learn.killed_search import RECORDS, Letters, fingerprint, inputs_of, run
+from tests.apart import exit_code
+from tests.learn.killed_search import RECORDS, Letters, fingerprint, inputs_of, killed, run
 from training.search import tpe as search_tpe
 from training.search.grid import SearchError
 from training.search.run import EVALUATIONS_FILE, HELD_OUT_FILE, REPORT_FILE, Outcome, SearchSettings, run_search
@@ -32,13 +31,7 @@ def without_work(report: dict[str, Any]) -> dict[str, Any]:
 def test_a_search_killed_in_the_middle_goes_on_and_finds_the_same(tmp_path: Path) -> None:
     """kill -9 while level 2 of 3 is scored; nothing that was evaluated is evaluated again."""
     whole = run(tmp_path / "whole", Letters("aeo"))
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.learn.killed_search", str(tmp_path / "killed"), "2"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert exit_code(killed, tmp_path / "killed", 2, tmp_path / "told") == -signal.SIGKILL
     logged = (tmp_path / "killed" / EVALUATIONS_FILE).read_text().splitlines()[1:]
     assert len(logged) == 20, "the rays of level 1 are on disk, those of level 2 are not"
     assert not (tmp_path / "killed" / REPORT_FILE).exists()
@@ -57,7 +50,7 @@ def test_a_search_killed_in_the_middle_goes_on_and_finds_the_same(tmp_path: Path
     ]
     assert len(points) == len(set(points)) == whole.report["evaluations"]["rays"]
     assert sum(swept[:-1]) <= len(points) - 20, "the last sweep is the held-out one"
-    before = set(killed.stdout.split())
+    before = set((tmp_path / "told").read_text().split())
     assert before
     assert not before & {fingerprint(prompt, text) for prompt, text in scorer.scored}, "a text was scored twice"
 

@@ -95,7 +95,11 @@ def test_consumption_counts_prompts_samples_and_tokens(tmp_path: Path) -> None:
         used = objective.consumption
         assert (used.prompts, used.samples, used.validation_samples) == (16, 48, 8)
         assert 48 <= used.tokens <= 48 * 8
-        assert 0 < used.own_seconds < used.seconds
+        seconds = [record["seconds"] for record in records(trainer) if record["step"] and "seconds" in record]
+        assert used.seconds == pytest.approx(
+            sum(sum(own.values()) if isinstance(own, dict) else own for own in seconds)
+        )
+        assert used.own_seconds == pytest.approx(used.seconds / len(NAMES))
 
 
 def test_the_same_seed_gives_the_same_adapters_and_another_seed_others(tmp_path: Path) -> None:

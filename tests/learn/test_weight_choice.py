@@ -83,4 +83,6 @@ def test_a_log_of_scores_alone_is_gone_on_with(tmp_path: Path) -> None:
     assert choice.point == (0.25, 0.75)
     assert not set(generator.asked) & set(points)
     assert choice.evaluations == len(points) + len(generator.asked)
-    assert choice.seconds > 2.0 * len(points)
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()[1:]]
+    assert [line["seconds"] for line in logged[: len(points)]] == [2.0] * len(points)
+    assert choice.seconds == pytest.approx(sum(line["seconds"] for line in logged))
