@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("emorl_cli.train", "train every objective of a recipe and write a bundle"),
     "warm-start": ("emorl_cli.warm_start", "train a recipe's base on replies, before any reinforcement"),
     "train-scorer": ("emorl_cli.train_scorer", "train a scorer from graded pairs and measure it on unseen prompts"),
+    "examine-scorer": ("emorl_cli.examine_scorer", "say whether a scorer can be fooled, and by which sentence"),
     "search": ("emorl_cli.search", "find the weights that score best and store them as a profile"),
     "evaluate": ("emorl_cli.evaluate", "compare training methods on the same prompts, as one table"),
     "bench": ("emorl_cli.bench", "speed beside what a user would run instead, in one run"),
