@@ -1,0 +1,35 @@
+"""Said before a training starts: which rewards one sentence for everybody would please better than the data's replies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from training.data.records import Record
+from training.progress import Say
+from training.scorers import Checked, ScorerError
+from training.scorers.asking import ask_rounded
+from training.scorers.exam.examine import Asking, ExamSettings, best_constant
+
+SEARCH = ExamSettings(candidates=120, prompts=12)  # short: it is part of every start
+
+
+def warn_of_constants(scorers: Mapping[str, Checked], train: Sequence[Record], say: Say) -> None:
+    """One line for each scorer that likes a constant better than human replies, with the sentence. Says nothing about
+    data without replies, nor about a scorer that cannot be asked: training itself reports that."""
+    human = [record for record in train if record.response is not None]
+    if not human:
+        return
+    for name, scorer in scorers.items():
+        try:
+            constant = best_constant(Asking(scorer), human, SEARCH)
+            some = human[:: max(1, len(human) // SEARCH.prompts)][: SEARCH.prompts]
+            scores = ask_rounded(scorer, some, [str(record.response) for record in some])
+        except ScorerError:
+            continue
+        mean = math.fsum(scores) / len(scores)
+        if constant.mean > mean:
+            say(
+                f"warning: {name}: one sentence for everybody scores {constant.mean:.3f}, the data's replies {mean:.3f}; "
+                f"training may find it: {constant.text}"
+            )
