@@ -33,9 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="the folder to write; must not exist or be empty")
     parser.add_argument(
         "--loss",
-        choices=("pairwise", "margin", "classes"),
+        choices=("pairwise", "margin", "classes", "fluency"),
         help="pairwise: human replies over everything that should score lower, which makes a judge; margin: rank the "
-        "replies of a prompt (default for pair); classes: predict the level (otherwise)",
+        "replies of a prompt (default for pair); classes: predict the level (otherwise); fluency: how much likelihoods "
+        "under a causal language model, given as --encoder, count",
     )
     add_column_options(parser)
     parser.add_argument("--epochs", type=int, help="passes over the training part (default 3)")
@@ -80,13 +81,14 @@ def run(args: argparse.Namespace) -> int:
             settings[name] = getattr(args, name)
     settings["freeze_embeddings"] = not args.train_embeddings
 
-    from training.scorers.exam.report import text_lines
-    from training.scorers.learned.report import figure
+    from training.scorers.learned.fluency import train_fluency
     from training.scorers.learned.train import check_target, train_scorer
 
     config = parse_fields(ScorerTraining, settings, where="train-scorer", error=ScorerError)
     check_target(args.out, resume=args.resume, overwrite=args.overwrite)  # before minutes are spent on reading
-    data, *also = load_sets(args.data, args, "needed")
+    if config.loss == "fluency" and args.resume:
+        raise InvalidRequest("--resume: fluency is fitted in one go; start again with --overwrite", param="resume")
+    data, *also = load_sets(args.data, args, "where there are some" if config.loss == "fluency" else "needed")
     replies = load_sets(args.replies, args, "none")
     if not args.json:
         print("\n".join(each.summary() for each in (data, *also, *replies)))
@@ -98,6 +100,18 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     with Stages() as stages:
+        if config.loss == "fluency":
+            return _tell(
+                args,
+                train_fluency(
+                    config,
+                    [data, *also, *replies],
+                    args.out,
+                    overwrite=args.overwrite,
+                    progress=lambda done, total, loss: stages("replies read", done, total),
+                ).report,
+                "written",
+            )
         trained = train_scorer(
             config,
             data,
@@ -108,13 +122,20 @@ def run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             progress=lambda done, total, loss: stages("steps", done, total),
         )
-    if args.json:
-        print_json(trained.report)
-        return 0
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     kept = f"kept is epoch {trained.report['epoch_kept']}, the best on the validation prompts"
-    print(f"{args.out}: written after {epochs}; {kept}; on the test prompts:")
-    for name, value in sorted(trained.report["test"].items()):
+    return _tell(args, trained.report, f"written after {epochs}; {kept}")
+
+
+def _tell(args: argparse.Namespace, report: dict[str, Any], what: str) -> int:
+    from training.scorers.exam.report import text_lines
+    from training.scorers.learned.report import figure
+
+    if args.json:
+        print_json(report)
+        return 0
+    print(f"{args.out}: {what}; on the test part:")
+    for name, value in sorted(report["test"].items()):
         print(f"  {name}: {figure(value)}")
-    print("\n".join(["exam:", *(f"  {line}" for line in text_lines(trained.report["exam"]))]))
+    print("\n".join(["exam:", *(f"  {line}" for line in text_lines(report["exam"]))]))
     return 0

@@ -15,6 +15,7 @@ from training.scorers.coherence import CoherenceConfig
 from training.scorers.cross_encoder import CrossEncoderConfig
 from training.scorers.diversity import DiversityConfig
 from training.scorers.edit_rate import EditRateConfig
+from training.scorers.fluency import FluencyConfig
 from training.scorers.guards import LengthConfig, RepetitionConfig
 from training.scorers.lexical.scorers import LexicalEmpathyConfig, LexicalFluencyConfig, LexicalReflectionConfig
 from training.scorers.perplexity import PerplexityConfig
@@ -37,6 +38,7 @@ __all__ = [
 SCORERS: dict[str, type[ScorerConfig]] = {
     "cross_encoder": CrossEncoderConfig,
     "perplexity": PerplexityConfig,
+    "fluency": FluencyConfig,
     "coherence": CoherenceConfig,
     "specificity": SpecificityConfig,
     "diversity": DiversityConfig,

@@ -12,9 +12,9 @@ from training.config import Spec
 class ScorerTraining(Spec):
     """How a scorer is trained."""
 
-    encoder: str  # a folder or hub id of any Hugging Face encoder
+    encoder: str  # a folder or hub id of any Hugging Face encoder; of a causal language model for `fluency`
     revision: str | None = None  # of a hub id
-    loss: Literal["pairwise", "margin", "classes"]
+    loss: Literal["pairwise", "margin", "classes", "fluency"]
     epochs: int = Field(3, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
