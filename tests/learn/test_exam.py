@@ -18,6 +18,7 @@ from training.scorers.exam.nearest import nearest
 from training.scorers.exam.pairs import CONSTANT, MATCHED, NEAR, OWN
 from training.scorers.exam.report import markdown_lines, text_lines
 
+CLIENTS = 9  # in the test part of `graded`
 THINGS = "work boss sleep drink doctor mother home school money dog garden car river piano letter window".split()
 
 
@@ -69,7 +70,7 @@ def test_who_knows_it_all_passes_everything() -> None:
     for name in (CONSTANT, OWN, NEAR, "high over medium", "medium over low", "own over negated", "own over repeated"):
         assert rows[name]["value"] == 1.0, name
         assert (rows[name]["low"], rows[name]["high"]) == (1.0, 1.0)
-    assert rows["high over medium"]["count"] == rows["high over medium"]["clusters"] == 10, "a fifth of 48 clients"
+    assert rows["high over medium"]["count"] == rows["high over medium"]["clusters"] == CLIENTS, "a fifth of 48 clients"
     (constant,) = rows["all"]["constants"]
     assert constant["human"] == 1.0
     assert constant["mean"] == 0.5, "the medium reply is the same for everybody"
@@ -138,7 +139,7 @@ def test_a_scorer_that_breaks_its_contract_is_named() -> None:
 def test_the_table_names_rows_data_and_what_is_left_out_and_keeps_texts_to_itself() -> None:
     exam = examine(scorer_of(ideal), [parts_of(graded(), 0)])
     page = "\n".join(markdown_lines(exam.as_dict(texts=True)))
-    assert "| high over medium | graded | accuracy | 1.00 [1.00, 1.00] | 1.00 | 10 (10) |" in page
+    assert f"| high over medium | graded | accuracy | 1.00 [1.00, 1.00] | 1.00 | {CLIENTS} ({CLIENTS}) |" in page
     assert "left out: levels told apart (needs levels across prompts" in page
     assert "You worry." not in page
     assert "You worry." in "\n".join(text_lines(exam.as_dict(texts=True)))
@@ -171,11 +172,8 @@ def test_candidates_are_replies_their_sentences_and_stock_phrases() -> None:
     records = [Record("p", "You are very tired today. So it goes."), Record("q"), Record("r", "You are here with me.")]
     found = candidates_of(records, most=10, seed=0, stock=["It is hard for you."])
     assert found[0] == "It is hard for you."
-    assert set(found[1:]) == {
-        "You are very tired today. So it goes.",
-        "You are very tired today.",
-        "You are here with me.",
-    } | ({"So it goes."} if len("So it goes.".split()) >= 4 else set())
+    replies = {"You are very tired today. So it goes.", "You are here with me."}
+    assert set(found[1:]) == {*replies, "You are very tired today."}, "but no sentence of three words"
     assert len(candidates_of(records, most=2, seed=0, stock=[])) == 2
 
 
@@ -220,4 +218,4 @@ def test_a_short_exam_asks_less() -> None:
         return 0.5
 
     examine(scorer_of(rule), [parts_of(graded(), 0)], ExamSettings(replies=2, graded=6, candidates=5, prompts=2))
-    assert 0 < len(asked) < 100
+    assert 0 < len(asked) < 150

@@ -31,6 +31,7 @@ def slowly(reader: LikelihoodReader, prompt: str, reply: str) -> tuple[float, fl
     """One text, one pass, token by token."""
     words = reader.tokenizer(reply, add_special_tokens=False)["input_ids"]
     context = [reader.tokenizer.bos_token_id, *reader.tokenizer(f"{prompt}\n", add_special_tokens=False)["input_ids"]]
+    context = context[-(reader.max_length - reader.max_length // 2 - 1) :]  # the base of this test has 64 positions
     ids = torch.tensor([[*context, *words, reader.tokenizer.eos_token_id]])
     with torch.inference_mode():
         logs = reader.model(input_ids=ids).logits[0].log_softmax(-1)

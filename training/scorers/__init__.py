@@ -12,6 +12,7 @@ from training.config import parse_spec
 from training.scorers.base import Checked, Context, Scorer, ScorerConfig, ScorerError, checked
 from training.scorers.callable import CallableConfig
 from training.scorers.coherence import CoherenceConfig
+from training.scorers.contrast import ContrastConfig
 from training.scorers.cross_encoder import CrossEncoderConfig
 from training.scorers.diversity import DiversityConfig
 from training.scorers.edit_rate import EditRateConfig
@@ -47,6 +48,7 @@ SCORERS: dict[str, type[ScorerConfig]] = {
     "repetition": RepetitionConfig,
     "callable": CallableConfig,
     "product": ProductConfig,
+    "contrast": ContrastConfig,
     "lexical_reflection": LexicalReflectionConfig,
     "lexical_empathy": LexicalEmpathyConfig,
     "lexical_fluency": LexicalFluencyConfig,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 RESAMPLES = 1000
+_THRESHOLDS = 80  # tried for each class
 TAILS = (0.025, 0.975)
 
 
@@ -67,9 +69,10 @@ def rank_correlation(scores: Sequence[float], others: Sequence[float], clusters:
 
 
 def best_thresholds(scores: Sequence[float], truth: Sequence[int], classes: int) -> list[float]:
-    """The classes - 1 rising thresholds on the scores whose classes have the best macro-F1, tried at 40 quantiles and
-    bettered one at a time."""
-    grid = sorted(set(np.quantile(np.array(scores), np.linspace(0.01, 0.99, 40)).tolist()))
+    """The classes - 1 rising thresholds on the scores whose classes have the best macro-F1, bettered one at a time."""
+    distinct = sorted(set(scores))
+    between = [(low + high) / 2 for low, high in pairwise(distinct)] or distinct
+    grid = between[:: math.ceil(len(between) / _THRESHOLDS)]
     found = [grid[(number + 1) * len(grid) // (classes + 1)] for number in range(classes - 1)]
 
     def quality(thresholds: Sequence[float]) -> float:
