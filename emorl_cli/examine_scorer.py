@@ -85,5 +85,3 @@ def scorer_spec(text: str) -> Any:
     if text not in SCORERS and Path(text).is_dir():
         return {"kind": "cross_encoder", "model": text}
     return text
-
-

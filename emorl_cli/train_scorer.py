@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_example(
         parser,
         "emorl train-scorer pair:pair.csv --encoder sentence-transformers/all-MiniLM-L6-v2 --out scorers/reflection",
-        "emorl train-scorer pair:pair.csv annomi:annomi-full.csv --loss pairwise --encoder my-encoder --out scorers/judge",
+        "emorl train-scorer pair:pair.csv annomi:annomi.csv --loss pairwise --encoder my-encoder --out scorers/judge",
     )
 
 

@@ -33,7 +33,9 @@ def run(*words: str) -> int:
 GRADED = ("--data", "jsonl:graded.jsonl", "--level-column", "level")
 
 
-def test_it_prints_the_table_the_constant_and_what_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_the_table_the_constant_and_what_is_left_out(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("lexical_reflection", *GRADED, *SHORT) == 0
     said = capsys.readouterr().out
     assert said.startswith("lexical_reflection\nrow ")

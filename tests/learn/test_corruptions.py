@@ -77,7 +77,9 @@ def test_a_reply_is_cut_repeated_copied_and_shuffled() -> None:
         assert spoilt(name, "Too short.") is None
 
 
-@pytest.mark.parametrize(("name", "phrases"), [("with blame", BLAME), ("advice appended", ADVICE), ("flattery", FLATTERY)])
+@pytest.mark.parametrize(
+    ("name", "phrases"), [("with blame", BLAME), ("advice appended", ADVICE), ("flattery", FLATTERY)]
+)
 def test_phrases_of_the_exam_are_never_trained_with(name: str, phrases: object) -> None:
     assert not set(phrases.trained) & set(phrases.held_out)  # type: ignore[attr-defined]
     for held_out in (True, False):

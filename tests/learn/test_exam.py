@@ -103,7 +103,9 @@ def dialogues() -> RecordSet:
         reflects = number % 2 == 0
         reply = f"So you miss item{number} now." if reflects else f"What about the item{number} then?"
         extras = {DIALOGUE: f"d {number // 2}"}
-        records.append(Record(f"I lost my item{number} again.", reply, float(reflects), where=f"d:{number}", extras=extras))
+        records.append(
+            Record(f"I lost my item{number} again.", reply, float(reflects), where=f"d:{number}", extras=extras)
+        )
     return RecordSet("dialogues", tuple(records), 60)
 
 

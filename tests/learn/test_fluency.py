@@ -64,7 +64,9 @@ def test_what_is_likely_everywhere_counts_less_and_too_likely_is_suspect() -> No
     stammer = [Likelihood(-0.3, -1.3, -1.8, -0.5) for _ in human]
     garbled = [Likelihood(-6.0, -7.0, -7.5, -0.5) for _ in human]
     cut = [Likelihood(-2.0, -3.0, -3.5, -7.0) for _ in human]
-    weights = fit_weights([(own, worse) for kind in (stock, stammer, garbled, cut) for own, worse in zip(human, kind, strict=True)])
+    weights = fit_weights(
+        [(own, worse) for kind in (stock, stammer, garbled, cut) for own, worse in zip(human, kind, strict=True)]
+    )
     good = weights.score(human[3])
     for spoilt in (stock, stammer, garbled, cut):
         assert weights.score(spoilt[0]) < 0.5 < good
@@ -75,7 +77,11 @@ def test_it_is_fitted_examined_and_used_from_its_folder(tmp_path: Path) -> None:
     config = ScorerTraining(encoder=str(base), loss="fluency", device="cpu")
     told: list[tuple[int, int]] = []
     trained = train_fluency(
-        config, [graded()], tmp_path / "fluency", exam=SHORT, progress=lambda done, total, loss: told.append((done, total))
+        config,
+        [graded()],
+        tmp_path / "fluency",
+        exam=SHORT,
+        progress=lambda done, total, loss: told.append((done, total)),
     )
     assert told[-1][0] == told[-1][1] > 0
     assert {row["data"] for row in trained.report["exam"]["rows"]} == {"graded"}

@@ -23,7 +23,9 @@ from training.scorers.learned.settings import ScorerTraining
 from training.scorers.learned.train import Trained, train_scorer
 
 SHORT = ExamSettings(replies=4, graded=20, candidates=10, prompts=4)
-REPLIES = RecordSet("replies", tuple(Record(f"I miss my cat{n}.", f"You miss your cat{n} so much.") for n in range(20)), 20)
+REPLIES = RecordSet(
+    "replies", tuple(Record(f"I miss my cat{n}.", f"You miss your cat{n} so much.") for n in range(20)), 20
+)
 
 
 def lessons(graded_sets: Sequence[RecordSet], replies: Sequence[RecordSet] = (), **changes: Any) -> PairLessons:
@@ -120,7 +122,10 @@ def test_the_constant_that_fools_the_model_is_found_and_becomes_a_negative() -> 
 
 
 def test_the_loss_is_the_logistic_one_over_pairs_within_and_between_prompts() -> None:
-    one, other = Unit({("p", "a"): 0, ("p", "b"): 1}, [(0, 1, 2.0)], 0, {0: 1.0}), Unit({("q", "c"): 0}, [], 0, {0: 0.0})
+    one, other = (
+        Unit({("p", "a"): 0, ("p", "b"): 1}, [(0, 1, 2.0)], 0, {0: 1.0}),
+        Unit({("q", "c"): 0}, [], 0, {0: 0.0}),
+    )
     logits = torch.tensor([[1.0], [0.5], [-1.0]])
     expected = (2.0 * torch.nn.functional.softplus(torch.tensor(-0.5)) + torch.nn.functional.softplus(torch.tensor(-2.0))) / 3  # fmt: skip
     assert lessons([graded()]).loss(logits, [one, other]).item() == pytest.approx(expected.item())
@@ -130,7 +135,9 @@ def test_the_loss_is_the_logistic_one_over_pairs_within_and_between_prompts() ->
 
 
 def test_length_matched_pairs_count_more() -> None:
-    record = [Record("p", reply, level) for reply, level in (("one two three", 2.0), ("four five six", 1.0), ("x", 0.0))]
+    record = [
+        Record("p", reply, level) for reply, level in (("one two three", 2.0), ("four five six", 1.0), ("x", 0.0))
+    ]
     material = Material("m", tuple(record * 1), (0.0, 1.0, 2.0))
     (unit,) = units(PairLessons([material], [], seed=0, batch_size=39, prompts_per_epoch=1))
     texts = list(unit.texts)
@@ -149,7 +156,9 @@ def encoder(tmp_path: Path) -> Path:
 def train(encoder: Path, out: Path, **options: Any) -> Trained:
     values = {"encoder": str(encoder), "loss": "pairwise", "epochs": 3, "learning_rate": 3e-3, "max_length": 48}
     values |= {"prompts_per_epoch": 8, "freeze_embeddings": False, "device": "cpu"}
-    return train_scorer(ScorerTraining(**values), graded(), out, also=[dialogues()], replies=[REPLIES], exam=SHORT, **options)
+    return train_scorer(
+        ScorerTraining(**values), graded(), out, also=[dialogues()], replies=[REPLIES], exam=SHORT, **options
+    )
 
 
 class PulledPlug(Exception):

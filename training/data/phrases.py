@@ -100,7 +100,7 @@ FLATTERY = Phrases(
     ),
 )
 
-# What a reply may be that answers nobody; the first is what fooled the rewards of the first comparison (docs/results.md).
+# What a reply may be that answers nobody. The first fooled the rewards of the first comparison (docs/results.md).
 STOCK = (
     "You are feeling overwhelmed by all of this, and it makes sense that you want things to change even though it is "
     "hard.",

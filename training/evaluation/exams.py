@@ -20,8 +20,8 @@ SETTINGS = ExamSettings(replies=60, graded=300, candidates=150, prompts=12)  # s
 
 
 def exams(out: Path, data: Data, scorers: Scorers) -> dict[str, dict[str, Any]]:
-    """Scorer -> `Exam.as_dict`, without texts, or {"failed": why}; empty where a part of the data has no replies. Kept in
-    `out` and taken again as long as scorer and data are the same."""
+    """Scorer -> `Exam.as_dict`, without texts, or {"failed": why}; empty where a part of the data has no replies. Kept
+    in `out` and taken again as long as scorer and data are the same."""
     parts = {
         part: Material("the recipe's data", best_replies(data.parts.get(part, ())))
         for part in ("train", "validation", "test")

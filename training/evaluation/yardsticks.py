@@ -101,7 +101,6 @@ def found_constant(out: Path, data: Data, scorers: Scorers) -> str:
     return best.text
 
 
-
 def _reply(number: int, record: Record, text: str) -> Reply:
     sha256 = prompt_sha256(record.prompt)
     return Reply(index=number, prompt_sha256=sha256, text=text, tokens=len(words(text)), finish_reason="stop")

@@ -1,4 +1,4 @@
-"""Said before a training starts: which rewards one sentence for everybody would please better than the data's replies."""
+"""Said before a training starts: which rewards like one sentence for everybody better than the data's replies."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def warn_of_constants(scorers: Mapping[str, Checked], train: Sequence[Record], s
         mean = math.fsum(scores) / len(scores)
         if constant.mean > mean:
             say(
-                f"warning: {name}: one sentence for everybody scores {constant.mean:.3f}, the data's replies {mean:.3f}; "
-                f"training may find it: {constant.text}"
+                f"warning: {name}: one sentence for everybody scores {constant.mean:.3f}, the data's replies "
+                f"{mean:.3f}; training may find it: {constant.text}"
             )

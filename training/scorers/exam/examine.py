@@ -119,9 +119,7 @@ class Asking:
         return [self._known[key] for key in keys]
 
 
-def examine(
-    scorer: Checked, sets: Sequence[Mapping[str, Material]], settings: ExamSettings | None = None
-) -> Exam:
+def examine(scorer: Checked, sets: Sequence[Mapping[str, Material]], settings: ExamSettings | None = None) -> Exam:
     """Search constants on the training parts, set thresholds on the validation parts, ask on the test parts.
 
     Args:
@@ -157,8 +155,8 @@ def examine(
 def best_constant(
     score: Asking, records: Sequence[Record], settings: ExamSettings, *, good: Sequence[int] | None = None
 ) -> Constant:
-    """The sentence that scores best as a reply to the clients of `records`, searched among their replies and the held-out
-    stock phrases. good: indices of the records whose clients are asked; None: all."""
+    """The sentence that scores best as a reply to the clients of `records`, searched among their replies and the
+    held-out stock phrases. good: indices of the records whose clients are asked; None: all."""
     candidates = candidates_of(records, most=settings.candidates, seed=settings.seed)
     places = range(len(records)) if good is None else good
     step = max(1, len(places) // settings.prompts)

@@ -68,9 +68,7 @@ class Material:
     def near(self) -> dict[int, list[int]]:
         """For each record of `above_lowest` those of other clients whose prompts are most alike, the nearest first."""
         own = self.above_lowest
-        found = nearest(
-            [self.records[at].prompt for at in own], [self.clusters[at] for at in own], count=_NEIGHBOURS
-        )
+        found = nearest([self.records[at].prompt for at in own], [self.clusters[at] for at in own], count=_NEIGHBOURS)
         return {at: [own[other] for other in others] for at, others in zip(own, found, strict=True)}
 
     def like_in_length(self, to: int, others: Sequence[int]) -> int:

@@ -69,7 +69,11 @@ def ranked_pairs(material: Material) -> list[Pair]:
         for high in own:
             for low in own:
                 better, worse = material.records[high], material.records[low]
-                if better.level is None or worse.level is None or not _follow(material.scale, worse.level, better.level):
+                if (
+                    better.level is None
+                    or worse.level is None
+                    or not _follow(material.scale, worse.level, better.level)
+                ):
                     continue
                 row = _between(material.scale, better.level, worse.level)
                 pair = Pair(row, material.clusters[high], better, str(better.response), str(worse.response), better)

@@ -109,7 +109,10 @@ class PairCourse:
         pairs = self._pairs_of("test")
         scores = [calibration.apply([z]) for gap in _gaps(run, pairs) for z in gap]
         targets = [target for _ in pairs for target in (1.0, 0.0)]
-        won = [0.5 * (1 + (better > worse) - (better < worse)) for better, worse in zip(scores[::2], scores[1::2], strict=True)]
+        won = [
+            0.5 * (1 + (better > worse) - (better < worse))
+            for better, worse in zip(scores[::2], scores[1::2], strict=True)
+        ]
         return {
             "pairs_won": math.fsum(won) / len(won),
             "pairs": len(pairs),
@@ -146,9 +149,7 @@ def _between_pairs(material: Material, seed: int) -> list[Pair]:
         lower = [record for record in material.records if (record.level or 0.0) < (own.level or 0.0)]
         if lower:
             other = draw.choice(lower)
-            made.append(
-                Pair(_BETWEEN, material.clusters[at], own, str(own.response), str(other.response), other)
-            )
+            made.append(Pair(_BETWEEN, material.clusters[at], own, str(own.response), str(other.response), other))
     return made
 
 

@@ -60,9 +60,7 @@ def train_fluency(
         "data": [{"name": each.name, "sha256": each.sha256, "records": len(each)} for each in sets],
         "pairs": len(pairs),
         "test": {"weight_of_" + name: value for name, value in weights.weights.items()},
-        "exam": examine(
-            checked(_AsFitted(reader, weights)), parts, replace(exam or EXAM, seed=config.seed)
-        ).as_dict(),
+        "exam": examine(checked(_AsFitted(reader, weights)), parts, replace(exam or EXAM, seed=config.seed)).as_dict(),
     }
     with appearing(out, replace=True) as finished:
         text = json.dumps(weights.model_dump(mode="json"), indent=2) + "\n"

@@ -35,8 +35,8 @@ TEXTS = 13  # about so many of them for each prompt
 
 @dataclass
 class Unit:
-    """The texts of one prompt: (prompt, reply), and (better, worse, weight) by their places. `levels`: place -> level of
-    those that may be compared with other prompts' of the set `number`."""
+    """The texts of one prompt: (prompt, reply), and (better, worse, weight) by their places. `levels`: place -> level,
+    of those that may be compared with other prompts' of the set `number`."""
 
     texts: dict[tuple[str, str], int] = field(default_factory=dict)
     pairs: list[tuple[int, int, float]] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Unit:
 
 
 class PairLessons:
-    """`graded`: sets whose levels are learnt. `replies`: sets of which only the good replies are taken, as a human's."""
+    """`graded`: sets whose levels are learnt. `replies`: sets of which only the good replies are taken, as humans'."""
 
     def __init__(
         self,
@@ -205,9 +205,7 @@ class PairLessons:
     def _between(self, material: Material, at: int, unit: Unit, draw: random.Random) -> None:
         """One reply against lower ones of other prompts, alike in length."""
         own = material.records[at]
-        lower = [
-            other for other, record in enumerate(material.records) if (record.level or 0.0) < (own.level or 0.0)
-        ]
+        lower = [other for other, record in enumerate(material.records) if (record.level or 0.0) < (own.level or 0.0)]
         for _ in range(_LOWEST):
             if lower:
                 other = material.like_in_length(at, draw.sample(lower, min(_DRAWS, len(lower))))

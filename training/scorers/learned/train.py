@@ -158,7 +158,9 @@ def _check_levels(config: ScorerTraining, sets: Sequence[Mapping[str, Material]]
             for record in material.records:
                 graded[prompt_key(record.prompt) if config.loss == "margin" else ""].add(record.level)
             if not any(len(levels) > 1 for levels in graded.values()):
-                where = "no prompt has replies of two levels" if config.loss == "margin" else "all replies have one level"
+                where = (
+                    "no prompt has replies of two levels" if config.loss == "margin" else "all replies have one level"
+                )
                 raise DataError(f"the {part} part has {len(material.records)} pairs, but {where}", param="data")
     levels = list(sets[0]["train"].scale)
     if config.loss == "classes":
