@@ -1,7 +1,8 @@
 """A scorer whose liking for a reply under other clients' prompts counts against the reply.
 
 Score = s(prompt, reply) · (1 - mean of s(other prompt, reply)), over prompts of the training part that are drawn for
-each pair. Whatever s is, a sentence that it likes equally under every prompt gets at most 1/4, so no constant can win much.
+each pair. Whatever s is, a sentence that it likes equally under every prompt gets at most 1/4, so no constant can win
+much.
 """
 
 from __future__ import annotations

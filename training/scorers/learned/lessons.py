@@ -1,4 +1,4 @@
-"""What a scorer is taught in an epoch: batches of prompts with replies, and the loss of what the model makes of them."""
+"""What a scorer is taught in an epoch: batches of prompts with replies, and the loss of what the model makes of it."""
 
 from __future__ import annotations
 
