@@ -18,11 +18,11 @@ judge() { # name, then what `emorl train-scorer` takes
     shift
     if [ -d "$OUT/$name" ]; then return; fi
     emorl train-scorer "$@" --on-bad-row skip --loss pairwise --encoder "$ENCODER" --out "$OUT/$name" \
-        --batch-size 39 --max-length 96 --freeze-layers 1 --seed 0 --threads 1
+        --batch-size 36 --max-length 80 --freeze-layers 2 --learning-rate 1.5e-4 --seed 0 --threads 1
 }
 
 # Rewards.
-judge reflection "$PAIR" "$ANNOMI" --epochs 6 --prompts-per-epoch 150
-judge empathy "$REACTIONS" --replies "$PAIR" --epochs 6 --prompts-per-epoch 150
+judge reflection "$PAIR" "$ANNOMI" --epochs 3 --prompts-per-epoch 108
+judge empathy "$REACTIONS" --replies "$PAIR" --epochs 3 --prompts-per-epoch 108
 # Judges of reports: other data than the rewards'.
-judge listening "$ESCONV" --epochs 6 --prompts-per-epoch 150
+judge listening "$ESCONV" --epochs 3 --prompts-per-epoch 108

@@ -19,7 +19,7 @@ from training.scorers.learned.pairwise import PairLessons
 from training.scorers.learned.report import Evaluation, calibrate, evaluate
 from training.scorers.learned.settings import ScorerTraining
 
-_REPLIES, _RANKED = 24, 150  # of each validation set: good replies that are asked about, pairs of its own levels
+_REPLIES, _RANKED = 12, 40  # of each validation set: good replies that are asked about, pairs of its own levels
 _CONSTANTS = 4  # of those that an epoch's search found, that its quality is measured with
 _BETWEEN = "levels of different prompts"
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 FINALISTS = 16  # constants that a search adds
 _LOWEST = 2  # replies of the lowest level taken from a prompt
-_SPOILT, _FIXED = 3, 2  # replies spoilt by rules, and constants, for each prompt
+_SPOILT, _FIXED = 2, 2  # replies spoilt by rules, and constants, for each prompt
 _DRAWS = 4  # replies drawn at random, of which the one alike in length is taken
 _MATCHED_WEIGHT, _CONSTANT_WEIGHT = 2.0, 1.5
 _MINED_SHARE = 0.7  # of the constants, once there are some that were found
-_SEARCH_CANDIDATES, _SEARCH_PROMPTS = 240, 20
-TEXTS = 13  # about so many of them for each prompt
+_SEARCH_CANDIDATES, _SEARCH_PROMPTS = 120, 12
+TEXTS = 12  # about so many of them for each prompt
 
 
 @dataclass

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_CLASSES = 20
+# Part of every training; `emorl examine-scorer` asks more.
+EXAM = ExamSettings(replies=20, graded=120, candidates=60, prompts=6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def train_scorer(
             run.save(partial, fingerprint)
     model.load_state_dict(run.best)
     calibration = course.calibration(run)
-    exam = replace(exam or ExamSettings(), seed=config.seed)
+    exam = replace(exam or EXAM, seed=config.seed)
     report = {
         "loss": config.loss,
         "encoder": shown(config.encoder),
