@@ -139,7 +139,8 @@ class _Said:
 
     def written(self, changed: dict[int, tuple[int, str]]) -> str:
         """The text with words replaced: first word -> (the one behind the last, what stands there instead)."""
-        parts, end = [], 0
+        parts: list[str] = []
+        end = 0
         for first in sorted(changed):
             last, new = changed[first]
             start = self.found[first].start()
