@@ -36,6 +36,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "emorl_cli.learning.train_scorer",
         "train a scorer from graded pairs and measure it on unseen prompts",
     ),
+    "examine-scorer": (
+        "emorl_cli.learning.examine_scorer",
+        "say whether a scorer can be fooled, and by which sentence",
+    ),
     "search": ("emorl_cli.learning.search", "find the weights that score best and store them as a profile"),
     "evaluate": ("emorl_cli.learning.evaluate", "compare training methods on the same prompts, as one table"),
     "bench": ("emorl_cli.bench", "speed beside what a user would run instead, in one run"),

@@ -36,6 +36,7 @@ SMALLER = {
     "train": options(*SMALL_BASE, *SMALL_RL),
     "warm-start": options(*SMALL_BASE),
     "train-scorer": " --epochs 1 --max-length 32",
+    "examine-scorer": " --replies 2 --graded 8 --candidates 3 --prompts 1 --threads 1",
     "search": " --levels 1 --search-prompts 2 --held-out-most 2 --max-new-tokens 4 --no-plots",
     "evaluate": " --methods base --no-plots" + options(*SMALL_BASE, *SMALL_RL, "evaluation.test_prompts=2"),
     "bench": " --case memory --shape t5-tiny --peers none --rounds 1 --threads 1",
@@ -125,6 +126,7 @@ WHAT_IT_NEEDS: dict[str, Callable[[Path, Path], None]] = {
     "import-gguf": _model_as_gguf,
     "import-npz": _adapter_as_published,
     "train-scorer": _graded_pairs,
+    "examine-scorer": _graded_pairs,
     "replay": _answer_with_receipt,
 }
 WRITES = {"train", "warm-start", "train-scorer", "import-gguf", "import-npz"}  # their --out must be new

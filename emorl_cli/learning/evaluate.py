@@ -191,7 +191,7 @@ def result_lines(found: Mapping[str, Any]) -> list[str]:
     """One line per method."""
     from training.evaluation.report import shown
 
-    width = max(map(len, found["methods"]))
+    width = max(map(len, [*found["methods"], *found["yardsticks"]]))
     lines = [f"mean reward on {found['test_prompts']} held-out prompts, 95 % interval over prompts ± spread over seeds"]
     for name, own in found["methods"].items():
         if not own["seeds"]:
@@ -200,6 +200,9 @@ def result_lines(found: Mapping[str, Any]) -> list[str]:
         judged = f"  judges {own['judges']['mean']['mean']:.3f}" if own["judges"] else ""
         prompts = own["consumption"]["prompts"]["mean"]
         lines.append(f"  {name:{width}}  {shown(own['objectives']['mean'])}{judged}  {prompts:,.0f} training prompts")
+    for name, own in found["yardsticks"].items():
+        judged = f"  judges {own['judges']['mean']['mean']:.3f}" if own.get("judges") else ""
+        lines.append(f"  {name:{width}}  {'failed' if 'failed' in own else shown(own['objectives']['mean']) + judged}")
     return lines
 
 

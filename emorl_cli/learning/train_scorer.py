@@ -8,34 +8,42 @@ from typing import Any
 
 from emorl_cli.console.options import add_example
 from emorl_cli.console.printing import print_json
+from emorl_cli.learning.graded_data import KINDS_HELP, add_column_options, kind_of, load_sets
 
 DEFAULT_LOSS = {"pair": "margin"}  # every other kind of data: classes
-COLUMNS = ("prompt", "response", "level")
 # Options whose default is the configuration's own.
 OPTIONAL = (
-    *("revision", "epochs", "learning_rate", "batch_size", "max_length", "margin", "mismatched", "calibration"),
-    *("freeze_layers", "seed", "device"),
+    *("revision", "epochs", "learning_rate", "batch_size", "prompts_per_epoch", "max_length", "margin"),
+    *("mismatched", "calibration", "freeze_layers", "seed", "device"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "data", metavar="KIND:PATH", help="graded pairs of pair, epitome, annomi, esconv, jsonl, csv, hub"
+        "data", metavar="KIND:PATH", nargs="+", help=f"graded replies, of {KINDS_HELP}; several for pairwise"
+    )
+    parser.add_argument(
+        "--replies",
+        metavar="KIND:PATH",
+        action="append",
+        default=[],
+        help="more human replies, whose levels are not learnt; may be repeated (pairwise)",
     )
     parser.add_argument("--encoder", required=True, help="any Hugging Face encoder: a folder or a hub id")
     parser.add_argument("--revision", help="of a hub id: a branch, tag or commit")
     parser.add_argument("--out", required=True, type=Path, help="the folder to write; must not exist or be empty")
     parser.add_argument(
         "--loss",
-        choices=("margin", "classes"),
-        help="margin: rank the replies of a prompt (default for pair); classes: predict the level (otherwise)",
+        choices=("pairwise", "margin", "classes", "fluency"),
+        help="pairwise: human replies over everything that should score lower, which makes a judge; margin: rank the "
+        "replies of a prompt (default for pair); classes: predict the level (otherwise); fluency: how much likelihoods "
+        "under a causal language model, given as --encoder, count",
     )
-    for column in COLUMNS:
-        parser.add_argument(f"--{column}-column", default=column, help=f"jsonl, csv, hub: default {column}")
-    parser.add_argument("--on-bad-row", choices=("refuse", "skip"), default="refuse", help="default refuse")
+    add_column_options(parser)
     parser.add_argument("--epochs", type=int, help="passes over the training part (default 3)")
     parser.add_argument("--learning-rate", type=float, help="peak, after warming up (default 1e-4)")
     parser.add_argument("--batch-size", type=int, help="pairs a step (default 32)")
+    parser.add_argument("--prompts-per-epoch", type=int, help="visited in an epoch (default 160; pairwise)")
     parser.add_argument("--max-length", type=int, help="tokens of prompt and reply together (default 128)")
     parser.add_argument("--margin", type=float, help="logits per level between ranked replies (default 1)")
     parser.add_argument(
@@ -53,21 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_example(
         parser,
         "emorl train-scorer pair:pair.csv --encoder sentence-transformers/all-MiniLM-L6-v2 --out scorers/reflection",
-        "emorl train-scorer epitome:data/emotional-reactions-reddit.csv --encoder my-encoder --out scorers/empathy",
+        "emorl train-scorer pair:pair.csv annomi:annomi.csv --loss pairwise --encoder my-encoder --out scorers/judge",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     from emorl_core.errors import InvalidRequest
     from training.config import parse_fields
-    from training.data.records import DataError
-    from training.data.sources import load_records
     from training.scorers.base import ScorerError
     from training.scorers.learned.settings import ScorerTraining
 
-    kind, colon, path = args.data.partition(":")
-    if not colon or not path:
-        raise DataError(f"data {args.data!r} is not KIND:PATH; write for example pair:data/pair.csv", param="data")
+    kind = kind_of(args.data[0])
     if args.threads is not None and args.threads < 1:
         raise InvalidRequest(f"--threads is {args.threads}; allowed: a whole number from 1", param="threads")
     if args.resume and args.overwrite:
@@ -78,14 +82,17 @@ def run(args: argparse.Namespace) -> int:
             settings[name] = getattr(args, name)
     settings["freeze_embeddings"] = not args.train_embeddings
 
-    from training.scorers.learned.report import figure
+    from training.scorers.learned.fluency import train_fluency
     from training.scorers.learned.train import check_target, train_scorer
 
     config = parse_fields(ScorerTraining, settings, where="train-scorer", error=ScorerError)
     check_target(args.out, resume=args.resume, overwrite=args.overwrite)  # before minutes are spent on reading
-    data = load_records(_source(kind, path, args))
+    if config.loss == "fluency" and args.resume:
+        raise InvalidRequest("--resume: fluency is fitted in one go; start again with --overwrite", param="resume")
+    data, *also = load_sets(args.data, args, "where there are some" if config.loss == "fluency" else "needed")
+    replies = load_sets(args.replies, args, "none")
     if not args.json:
-        print(data.summary())
+        print("\n".join(each.summary() for each in (data, *also, *replies)))
 
     import torch
 
@@ -94,31 +101,42 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     with Stages() as stages:
+        if config.loss == "fluency":
+            return _tell(
+                args,
+                train_fluency(
+                    config,
+                    [data, *also, *replies],
+                    args.out,
+                    overwrite=args.overwrite,
+                    progress=lambda done, total, loss: stages("replies read", done, total),
+                ).report,
+                "written",
+            )
         trained = train_scorer(
             config,
             data,
             args.out,
+            also=also,
+            replies=replies,
             resume=args.resume,
             overwrite=args.overwrite,
             progress=lambda done, total, loss: stages("steps", done, total),
         )
-    if args.json:
-        print_json(trained.report)
-        return 0
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     kept = f"kept is epoch {trained.report['epoch_kept']}, the best on the validation prompts"
-    print(f"{args.out}: written after {epochs}; {kept}; on the test prompts:")
-    for name, value in sorted(trained.report["test"].items()):
+    return _tell(args, trained.report, f"written after {epochs}; {kept}")
+
+
+def _tell(args: argparse.Namespace, report: dict[str, Any], what: str) -> int:
+    from training.scorers.exam.report import text_lines
+    from training.scorers.learned.report import figure
+
+    if args.json:
+        print_json(report)
+        return 0
+    print(f"{args.out}: {what}; on the test part:")
+    for name, value in sorted(report["test"].items()):
         print(f"  {name}: {figure(value)}")
+    print("\n".join(["exam:", *(f"  {line}" for line in text_lines(report["exam"]))]))
     return 0
-
-
-def _source(kind: str, path: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The data source as a recipe would write it."""
-    source: dict[str, Any] = {"kind": kind, "on_bad_row": args.on_bad_row}
-    columns = {column: getattr(args, f"{column}_column") for column in COLUMNS}
-    if kind in ("jsonl", "csv"):
-        return source | {"path": path} | columns
-    if kind == "hub":
-        return source | {"id": path} | columns
-    return source | {"path": path, "view": "graded"}

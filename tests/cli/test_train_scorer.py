@@ -80,7 +80,7 @@ def test_json_is_one_document_on_stdout(folder: Path, capsys: pytest.CaptureFixt
     assert run("jsonl:broken.jsonl", *GRADED[1:], "--out", "new", "--on-bad-row", "skip", "--json", *QUICK) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["loss"] == "classes"
-    assert report["data"]["skipped"] == 1
+    assert report["data"][0]["skipped"] == 1
     assert report["seed"] == 3
 
 

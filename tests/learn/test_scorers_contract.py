@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from tests.learn import scorer_models
+from training.data.records import Record
 from training.scorers import SCORERS, Context, Scorer, ScorerError, build_scorer, checked, parse_scorer
 from training.scorers.base import name_of
 
@@ -43,15 +45,27 @@ def specs(folder: Path) -> dict[str, dict[str, Any]]:
             "model": str(scorer_models.classifier(folder / "nli", ["entailment", "neutral", "contradiction"]))
         },
         "specificity": {"model": str(scorer_models.encoder(folder / "encoder"))},
+        "fluency": {"model": str(scorer_models.causal(folder / "base")), "weights": str(fluency_weights(folder))},
+        "contrast": {"of": "diversity"},
         "callable": {"path": "tests.learn.own_scorers:share_of_letters"},
         "product": {"of": ["length", {"kind": "repetition", "ngram": 2}]},
     }
 
 
+def fluency_weights(folder: Path) -> Path:
+    weights = {"below": 0.1, "above": 0.1, "over_free": 0.3, "over_others": 0.3, "end": 0.1}
+    (folder / "fluency.json").write_text(json.dumps({"centre": -3.0, "weights": weights, "intercept": 0.5}))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
     special = specs(tmp_path_factory.mktemp("models"))
-    return {kind: build_scorer({"kind": kind, **special.get(kind, {})}, Context(device="cpu")) for kind in SCORERS}
+    made = {}
+    for kind in SCORERS:
+        corpus = [Record(prompt) for prompt in PROMPTS if prompt] if kind == "contrast" else []
+        made[kind] = build_scorer({"kind": kind, **special.get(kind, {})}, Context(device="cpu", corpus=corpus))
+    return made
 
 
 @pytest.mark.parametrize("kind", SCORERS)
@@ -90,7 +104,7 @@ def test_an_empty_reply_never_beats_all_others(scorers: dict[str, Scorer], kind:
     assert score == 0.0
 
 
-@pytest.mark.parametrize("kind", ["cross_encoder", "perplexity", "coherence", "specificity"])
+@pytest.mark.parametrize("kind", ["cross_encoder", "perplexity", "fluency", "coherence", "specificity"])
 def test_building_and_calling_leave_the_random_state_alone(tmp_path: Path, kind: str) -> None:
     """A resumed run must see the numbers that the uninterrupted one saw."""
     spec = {"kind": kind, **specs(tmp_path)[kind]}
@@ -204,7 +218,7 @@ def test_every_scorer_and_its_settings_are_in_the_docs() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["cross_encoder", "perplexity", "coherence", "specificity"])
+@pytest.mark.parametrize("kind", ["cross_encoder", "perplexity", "fluency", "coherence", "specificity"])
 def test_a_gpu_gives_the_scores_of_the_cpu(tmp_path: Path, kind: str) -> None:
     spec = {"kind": kind, **specs(tmp_path)[kind]}
     cpu = build_scorer(spec, Context(device="cpu"))(PROMPTS, COMPLETIONS)

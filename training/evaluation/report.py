@@ -9,6 +9,8 @@ from typing import Any
 
 from training.evaluation.results import JUDGES, MEAN, OBJECTIVES, TEXT, columns_of, failures
 from training.evaluation.scores import MEASURES
+from training.evaluation.yardsticks import ABOUT
+from training.scorers.exam.report import markdown_lines
 
 CSV_HEADER = ("method", "seed", "group", "column", "value", "low", "high", "spread")
 ALL_SEEDS = "all"
@@ -27,6 +29,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     if failed := failures(found):
         parts.append("## Failed\n\n" + "\n".join(f"- {name}, seed {seed}: {why}" for name, seed, why in failed))
     parts.append("## Rewards: the scorers that the adapters were trained on\n\n" + _scores(found, OBJECTIVES))
+    parts.append("\n".join(f"- *{name}*: {ABOUT[name]}" for name in found["yardsticks"]))
     if columns_of(found, JUDGES):
         parts.append("## Judges: scorers that nothing was trained on\n\n" + _scores(found, JUDGES))
     notes = "\n".join(f"- `{name}`: {note}" for name, note in MEASURES.items())
@@ -36,6 +39,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         parts.append("## Weights\n\n" + weighted)
     if reference is not None:
         parts.append(f"## {reference} against the others\n\n" + _comparisons(found))
+    for name, exam in found["exams"].items():
+        lines = [f"It failed: {exam['failed']}"] if "failed" in exam else markdown_lines(exam)
+        parts.append("\n".join([f"## Exam of {name}", "", *lines]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -59,9 +65,15 @@ def _scores(found: Mapping[str, Any], group: str) -> str:
         if not own["seeds"]:
             rows.append([name, "0", *["failed"] * len(ordered)])
             continue
-        digits = {"words": 1}
-        rows.append([name, _seeds(own), *(shown(own[group][column], digits.get(column, 3)) for column in ordered)])
+        rows.append([name, _seeds(own), *(shown(own[group][column], _digits(column)) for column in ordered)])
+    for name, own in found["yardsticks"].items():
+        shown_as = [shown(own[group][column], _digits(column)) for column in ordered] if group in own else None
+        rows.append([f"*{name}*", "–", *(shown_as or ["failed"] * len(ordered))])
     return table(["method", "seeds", *ordered], rows)
+
+
+def _digits(column: str) -> int:
+    return 1 if column == "words" else 3
 
 
 def _seeds(own: Mapping[str, Any]) -> str:
@@ -153,6 +165,10 @@ def csv_text(found: Mapping[str, Any]) -> str:
             for column, value in own.get(group, {}).items():
                 if isinstance(value, Mapping):
                     writer.writerows(_lines(name, group, column, value))
+    for name, own in found["yardsticks"].items():
+        for group in (OBJECTIVES, JUDGES, TEXT):
+            for column, value in own.get(group, {}).items():
+                writer.writerow(next(_lines(name, group, column, value)))
     return stream.getvalue()
 
 

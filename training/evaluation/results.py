@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ def results(
     about: Mapping[str, Any],
     prompts: int,
     reference: str | None,
+    yardsticks: Mapping[str, Scored] = MappingProxyType({}),
     bootstrap_seed: int = 0,
 ) -> dict[str, Any]:
     """JSON values.
@@ -57,6 +59,7 @@ def results(
         cells: method -> seed -> scored cell, in the order of the table.
         about: where it comes from (recipe, hashes, versions), put in as it is.
         reference: the method that the others are tested against; None: no tests.
+        yardsticks: name -> what stands beside the methods in the tables and is tested against none.
     """
     draws = resamples(prompts, seed=bootstrap_seed)
     methods = {name: _method(by_seed, draws) for name, by_seed in cells.items()}
@@ -78,6 +81,7 @@ def results(
             "bootstrap_seed": bootstrap_seed,
         },
         "methods": methods,
+        "yardsticks": {name: _yardstick(own, draws) for name, own in yardsticks.items()},
         "comparisons": [comparison.as_dict() for comparison in made],
     }
 
@@ -122,6 +126,14 @@ def _method(by_seed: Mapping[int, Scored], draws: Indices) -> dict[str, Any]:
         "ms_per_token": _across(cell_of, "inference", "ms_per_token"),
     }
     return entry
+
+
+def _yardstick(own: Scored, draws: Indices) -> dict[str, Any]:
+    """Its columns, as a method's; a failed one says why."""
+    entry = _method({own.cell.seed: own}, draws)
+    if not own.scores:
+        return {"failed": own.cell.reason}
+    return {group: entry[group] for group in own.scores}
 
 
 def _across(cells: Mapping[int, Cell], part: str, key: str) -> dict[str, Any]:

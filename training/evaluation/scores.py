@@ -115,6 +115,7 @@ def scores_of(
     if missing:
         marks = {name: scorers.marks[name] for name in kept}
         content = {"format": FORMAT, "replies": answered, "marks": marks, "scores": kept}
+        path.parent.mkdir(parents=True, exist_ok=True)  # what no method answered has no cell
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return {name: np.array(kept[name], dtype=np.float64) for name in scorers.all}

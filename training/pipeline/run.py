@@ -60,6 +60,7 @@ def train(
     Raises:
         RecipeError, DataError, ScorerError, BundleError and its kinds: one line each, before anything is trained.
     """
+    from training.pipeline.fooled import warn_of_constants
     from training.pipeline.prepare import load_data
     from training.pipeline.workshop import open_workshop
     from training.rl.tracking import check_trackers
@@ -79,6 +80,7 @@ def train(
     workshop = open_workshop(
         recipe, folder, data, processes, places.run / BASE_DIR, progress=warm_start_progress(say), say=say
     )
+    warn_of_constants(workshop.scorers, data.parts["train"], say)
     trainer = workshop.trainer(places.run, report)
     processes.start_trackers("emorl", {"name": recipe.name, "preset": recipe.preset, "seed": recipe.seed})
     trainer.run(resume=resume)

@@ -12,9 +12,11 @@ from training.config import parse_spec
 from training.scorers.base import Checked, Context, Scorer, ScorerConfig, ScorerError, checked
 from training.scorers.callable import CallableConfig
 from training.scorers.coherence import CoherenceConfig
+from training.scorers.contrast import ContrastConfig
 from training.scorers.cross_encoder import CrossEncoderConfig
 from training.scorers.diversity import DiversityConfig
 from training.scorers.edit_rate import EditRateConfig
+from training.scorers.fluency import FluencyConfig
 from training.scorers.guards import LengthConfig, RepetitionConfig
 from training.scorers.lexical.scorers import LexicalEmpathyConfig, LexicalFluencyConfig, LexicalReflectionConfig
 from training.scorers.perplexity import PerplexityConfig
@@ -37,6 +39,7 @@ __all__ = [
 SCORERS: dict[str, type[ScorerConfig]] = {
     "cross_encoder": CrossEncoderConfig,
     "perplexity": PerplexityConfig,
+    "fluency": FluencyConfig,
     "coherence": CoherenceConfig,
     "specificity": SpecificityConfig,
     "diversity": DiversityConfig,
@@ -45,6 +48,7 @@ SCORERS: dict[str, type[ScorerConfig]] = {
     "repetition": RepetitionConfig,
     "callable": CallableConfig,
     "product": ProductConfig,
+    "contrast": ContrastConfig,
     "lexical_reflection": LexicalReflectionConfig,
     "lexical_empathy": LexicalEmpathyConfig,
     "lexical_fluency": LexicalFluencyConfig,

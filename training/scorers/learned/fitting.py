@@ -1,4 +1,4 @@
-"""A cross-encoder while it is trained: epochs over graded pairs, the best one kept, and a state to go on from.
+"""A cross-encoder while it is trained: epochs of lessons, the best one kept, and a state to go on from.
 
 Everything random comes from (seed, epoch), so an epoch can be resumed without its predecessors' random state.
 """
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from emorl_core.files.writing import replacing
 from training.progress import FitProgress
 from training.scorers.base import ScorerError
-from training.scorers.cross_encoder import encode_pairs
-from training.scorers.learned.batches import Example, derived_seed, margin_loss, plan_epoch
-from training.scorers.learned.report import Evaluation
+from training.scorers.cross_encoder import encode_pairs, raw_outputs
+from training.scorers.learned.batches import derived_seed
+from training.scorers.learned.lessons import Lessons
 from training.scorers.learned.settings import ScorerTraining
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 STATE_FILE = "state.pt"
 WARM_UP = 0.1  # share of the steps over which the learning rate rises; it falls to zero over the rest
 MAX_GRADIENT_NORM = 1.0
+EVALUATION_BATCH = 32
 
 
 class Fitting:
@@ -36,14 +37,12 @@ class Fitting:
         config: ScorerTraining,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[Example],
-        levels: list[float],
+        lessons: Lessons,
     ) -> None:
         import torch
 
-        self.config, self.model, self.tokenizer, self.levels = config, model, tokenizer, levels
-        self.examples = examples
-        self.steps = len(self._plan(0))
+        self.config, self.model, self.tokenizer, self.lessons = config, model, tokenizer, lessons
+        self.steps = len(lessons.plan(0))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
@@ -51,10 +50,6 @@ class Fitting:
         self.qualities: list[float] = []
         self.kept = 0  # the epoch that `best` comes from
         self.best: dict[str, torch.Tensor] = {}
-        counts = [sum(example.level == level for example in self.examples) for level in levels]
-        self.class_weights = torch.tensor(
-            [len(self.examples) / (len(levels) * count) for count in counts], device=model.device
-        )
 
     def epoch(self, epoch: int, progress: FitProgress | None) -> None:
         """One pass over the training part."""
@@ -62,8 +57,7 @@ class Fitting:
 
         torch.manual_seed(derived_seed(self.config.seed, epoch, "dropout"))
         self.model.train()
-        plan = self._plan(epoch)
-        for step, batch in enumerate(plan, start=1):
+        for step, batch in enumerate(self.lessons.plan(epoch), start=1):
             loss = self._loss(batch)
             if not math.isfinite(value := loss.item()):
                 raise ScorerError(
@@ -81,9 +75,16 @@ class Fitting:
         self.done = epoch + 1
         self.model.eval()
 
-    def raw(self, part: Evaluation) -> list[list[float]]:
-        """The model's outputs on an evaluation part."""
-        return part.raw(self.model, self.tokenizer, self.config.max_length)
+    def raw(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
+        """The model's outputs as it is now, one row per pair."""
+        return raw_outputs(
+            self.model,
+            self.tokenizer,
+            prompts,
+            responses,
+            max_length=self.config.max_length,
+            batch_size=EVALUATION_BATCH,
+        )
 
     def keep_if_best(self, quality: float) -> None:
         # `>=`: of equals the later one has seen more.
@@ -102,6 +103,7 @@ class Fitting:
             "qualities": self.qualities,
             "kept": self.kept,
             "best": self.best,
+            "lessons": self.lessons.state(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -122,31 +124,14 @@ class Fitting:
         self.schedule.load_state_dict(state["schedule"])
         self.done, self.qualities, self.kept = state["done"], state["qualities"], state["kept"]
         self.best = {name: tensor.cpu() for name, tensor in state["best"].items()}
+        self.lessons.restore(state["lessons"])
 
     def _rate(self, step: int) -> float:
         total = self.config.epochs * self.steps
         rising = max(1.0, WARM_UP * total)
         return min((step + 1) / rising, max(0.0, (total - step) / max(1.0, total - rising)))
 
-    def _plan(self, epoch: int) -> list[list[Example]]:
-        config = self.config
-        mismatched = config.mismatched if config.loss == "margin" else None
-        return plan_epoch(self.examples, config.seed, epoch, batch_size=config.batch_size, mismatched=mismatched)
-
-    def _loss(self, batch: list[Example]) -> torch.Tensor:
-        import torch
-
-        pairs = encode_pairs(
-            self.tokenizer,
-            [example.prompt for example in batch],
-            [example.response for example in batch],
-            self.config.max_length,
-        )
+    def _loss(self, batch: list[Any]) -> torch.Tensor:
+        pairs = encode_pairs(self.tokenizer, *self.lessons.texts(batch), self.config.max_length)
         padded = self.tokenizer.pad(pairs, return_tensors="pt").to(self.model.device)
-        logits = self.model(**padded).logits  # [batch, 1 or levels]
-        levels = torch.tensor([example.level for example in batch], device=logits.device)
-        if self.config.loss == "classes":
-            truth = (levels[:, None] == torch.tensor(self.levels, device=levels.device)).int().argmax(dim=1)
-            return torch.nn.functional.cross_entropy(logits, truth, weight=self.class_weights)
-        groups = torch.tensor([example.group for example in batch], device=logits.device)
-        return margin_loss(logits[:, 0], levels, groups, self.config.margin)
+        return self.lessons.loss(self.model(**padded).logits, batch)

@@ -7,18 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from training.data.records import Record
 from training.data.splits import prompt_key
 from training.scorers.calibration import Calibration, Temperature, fit_isotonic, fit_platt, fit_temperature, sigmoid
-from training.scorers.cross_encoder import raw_outputs
+from training.scorers.exam.report import markdown_lines
 from training.scorers.learned.metrics import brier, expected_calibration_error, macro_f1, ranking_accuracy
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-EVALUATION_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +59,6 @@ class Evaluation:
     @property
     def classes(self) -> list[int]:
         return [self.scale.index(level) for level in self.levels]
-
-    def raw(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[list[float]]:
-        return raw_outputs(
-            model, tokenizer, self.prompts, self.responses, max_length=max_length, batch_size=EVALUATION_BATCH
-        )
 
     def quality(self, raw: Sequence[Sequence[float]]) -> float:
         """What decides between epochs: ranking accuracy, mismatched replies included, or macro-F1."""
@@ -136,33 +126,45 @@ def write_card(folder: Path, report: dict[str, Any]) -> None:
     test = report["test"]
     rows = "\n".join(f"| {name} | {figure(value)} |" for name, value in sorted(test.items()))
     loss = {
+        "pairwise": "pairs (Bradley-Terry): human replies over lower levels, replies spoilt by rules, replies to other "
+        "clients, and constants found by search",
         "margin": "margin ranking over the replies of a prompt, with replies of other prompts as lowest level",
         "classes": "cross-entropy over the levels with balanced class weights",
     }[report["loss"]]
     parts = ", ".join(
         f"{part} {report['prompts'][part]} prompts / {report['pairs'][part]} pairs" for part in report["prompts"]
     )
+    sources = "\n".join(
+        f"- Data: {each['name']}, {each['records']} {'graded pairs' if each['graded'] else 'human replies'}, "
+        f"{each['skipped']} malformed rows skipped, sha256 `{each['sha256']}`."
+        for each in report["data"]
+    )
+    exam = "\n".join(markdown_lines(report["exam"]))
     text = f"""---
 library_name: transformers
 pipeline_tag: text-classification
 tags: [emorl-scorer, cross-encoder]
 ---
-# Scorer trained from {report["data"]["name"]}
+# Scorer trained from {", ".join(each["name"] for each in report["data"])}
 
 Reads a client's prompt and a reply, and answers with one number in [0, 1], calibrated by `calibration.json`.
 Use it in a recipe as `{{kind: cross_encoder, model: THIS_FOLDER}}`.
 
 - Encoder: `{report["encoder"]}`; loss: {loss}.
-- Data: {report["data"]["records"]} graded pairs, {report["data"]["skipped"]} malformed rows skipped, sha256
-  `{report["data"]["sha256"]}`. Split by prompt with seed {report["seed"]}: {parts}.
+{sources}
+- Split by dialogue or prompt with seed {report["seed"]}: {parts}.
 - Epoch {report["epoch_kept"]} of {len(report["validation_by_epoch"])} was kept by the validation part, which also
   fitted the calibration.
 
-## On the test prompts, which it never saw
+## On the test part, whose clients it never saw
 
 | figure | value |
 |---|---|
 {rows}
+
+## Exam
+
+{exam}
 
 ## Limits
 

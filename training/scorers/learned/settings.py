@@ -12,13 +12,14 @@ from training.config import Spec
 class ScorerTraining(Spec):
     """How a scorer is trained."""
 
-    encoder: str  # a folder or hub id of any Hugging Face encoder
+    encoder: str  # a folder or hub id of any Hugging Face encoder; of a causal language model for `fluency`
     revision: str | None = None  # of a hub id
-    loss: Literal["margin", "classes"]
+    loss: Literal["pairwise", "margin", "classes", "fluency"]
     epochs: int = Field(3, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    batch_size: int = Field(32, ge=2)  # pairs a step; `margin` keeps the replies of a prompt together
+    batch_size: int = Field(32, ge=2)  # pairs of prompt and reply a step; those of one prompt stay together
+    prompts_per_epoch: int = Field(160, ge=1)  # visited in an epoch, as many of each data set (`pairwise`)
     max_length: int = Field(128, ge=16)  # tokens of prompt and reply together
     margin: float = Field(1.0, gt=0)  # logits per level
     mismatched: int = Field(2, ge=0)  # replies of other prompts added to each prompt as lowest level (`margin`)

@@ -1,6 +1,8 @@
-"""Train a cross-encoder scorer from graded pairs, and report how good it is on prompts that it never saw.
+"""Train a cross-encoder scorer, and report how good it is on clients that it never saw.
 
-Two losses:
+Three losses:
+- `pairwise`: human replies against everything that should score lower (`training.scorers.learned.pairwise`), mean of
+  -log σ(score gap). One logit, Platt-calibrated. What a judge is trained with.
 - `margin`: replies of the same prompt, ranked: mean of max(0, margin · (level gap) − (score gap)) over its pairs. One
   logit, Platt- or isotonic-calibrated. To every prompt come `mismatched` top-level replies of *other* prompts as lowest
   level: without them a model can rank by style alone, and a policy trained on it need not listen to the client.
@@ -13,26 +15,31 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorl_core.files.writing import appearing
 from training.data.records import DataError, RecordSet
-from training.data.splits import FRACTIONS, Splits, prompt_key, split_by_prompt
+from training.data.splits import prompt_key
 from training.progress import FitProgress
-from training.scorers.base import ScorerError, pick_device, quiet_loading
+from training.scorers.base import ScorerError, checked, pick_device, quiet_loading
 from training.scorers.calibration import Calibration, write_calibration
 from training.scorers.cross_encoder import load_pretrained, local_or_hub, pick_max_length, shown
-from training.scorers.learned.batches import examples_of
+from training.scorers.exam.examine import ExamSettings, examine
+from training.scorers.exam.material import Material, parts_of
+from training.scorers.learned.courses import Course, GradedCourse, PairCourse
 from training.scorers.learned.fitting import STATE_FILE, Fitting
-from training.scorers.learned.report import Evaluation, calibrate, evaluate, write_card
+from training.scorers.learned.report import write_card
 from training.scorers.learned.settings import ScorerTraining
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_CLASSES = 20
+# Part of every training; `emorl examine-scorer` asks more.
+EXAM = ExamSettings(replies=20, graded=120, candidates=60, prompts=6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +55,21 @@ def train_scorer(
     data: RecordSet,
     out: Path,
     *,
+    also: Sequence[RecordSet] = (),
+    replies: Sequence[RecordSet] = (),
     resume: bool = False,
     overwrite: bool = False,
     progress: FitProgress | None = None,
     base: Path | None = None,
+    exam: ExamSettings | None = None,
 ) -> Trained:
-    """Split by prompt, train, keep the epoch that is best on the validation part, calibrate there, report on the test
-    part, write `out`. Nothing appears at `out` before all of it is done.
+    """Split by dialogue or prompt, train, keep the epoch that is best on the validation part, calibrate there, examine
+    on the test part, write `out`. Nothing appears at `out` before all of it is done.
+
+    Args:
+        also: more graded sets, each with levels of its own (`pairwise`).
+        replies: sets of which only the human replies are taken (`pairwise`).
+        exam: how long the exam is; its seed is the training's.
 
     The state after each epoch lies in `.<out>.partial`; `resume` continues from there to the same bits (CPU, same
     number of threads). Raises `ScorerError` or `DataError` before anything is written.
@@ -62,62 +77,96 @@ def train_scorer(
     import torch
 
     check_target(out, resume=resume, overwrite=overwrite)
+    if config.loss != "pairwise" and (also or replies):
+        raise ScorerError(f"loss {config.loss} takes one data set; pairwise takes several", param="data")
     partial = _partial(out)
-    splits = split_by_prompt(data.records, config.seed, FRACTIONS)
-    levels = _check_levels(config, splits)
+    sets = [data, *also, *replies]
+    parts = [parts_of(each, config.seed) for each in sets]
+    levels = _check_levels(config, parts[: 1 + len(also)])
     device = pick_device(config.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model, tokenizer = _load_encoder(config, levels, base)
         model.to(device)
-        run = Fitting(config, model, tokenizer, examples_of(splits["train"]), levels)
-        fingerprint = {"config": config.model_dump(mode="json"), "data": data.sha256, "records": len(data)}
+        course = _course(config, parts, levels, 1 + len(also))
+        run = Fitting(config, model, tokenizer, course.lessons)
+        fingerprint = {
+            "config": config.model_dump(mode="json"),
+            "data": [[each.sha256, len(each)] for each in sets],
+            "graded": 1 + len(also),
+        }
         if overwrite and not resume:
             shutil.rmtree(partial, ignore_errors=True)
         if resume:
             run.restore(partial / STATE_FILE, fingerprint)
-        validation = Evaluation.of(splits["validation"], levels, config.loss, config.mismatched)
         for epoch in range(run.done, config.epochs):
             run.epoch(epoch, progress)
-            run.keep_if_best(validation.quality(run.raw(validation)))
+            run.keep_if_best(course.after_epoch(run, epoch))
             run.save(partial, fingerprint)
     model.load_state_dict(run.best)
-    calibration = calibrate(validation, run.raw(validation), config.calibration)
-    test = Evaluation.of(splits["test"], levels, config.loss, config.mismatched)
+    calibration = course.calibration(run)
+    exam = replace(exam or EXAM, seed=config.seed)
     report = {
         "loss": config.loss,
         "encoder": shown(config.encoder),
         "seed": config.seed,
         "levels": levels,
-        "data": {"name": data.name, "sha256": data.sha256, "records": len(data), "skipped": data.skipped},
-        "prompts": {part: len({prompt_key(record.prompt) for record in records}) for part, records in splits.items()},
-        "pairs": {part: len(records) for part, records in splits.items()},
+        "data": [
+            {"name": each.name, "sha256": each.sha256, "records": len(each), "skipped": each.skipped, "graded": graded}
+            for each, graded in zip(sets, [True] * (1 + len(also)) + [False] * len(replies), strict=True)
+        ],
+        "prompts": {part: sum(len(own[part].by_prompt) for own in parts) for part in parts[0]},
+        "pairs": {part: sum(len(own[part].records) for own in parts) for part in parts[0]},
         "validation_by_epoch": run.qualities,
+        "searches": course.lessons.searches,
         "epoch_kept": run.kept + 1,
-        "test": evaluate(test, run.raw(test), calibration),
+        "test": course.figures(run, calibration),
+        "exam": examine(checked(_AsTrained(run, calibration)), parts, exam).as_dict(),
         "settings": config.model_dump(mode="json", exclude={"encoder", "device"}),
     }
     _write(run, calibration, report, partial, out)
     return Trained(out, report)
 
 
-def _check_levels(config: ScorerTraining, splits: Splits) -> list[float]:
-    """The levels, lowest first. Raises `DataError` when the data cannot train or judge a scorer."""
-    for part, records in splits.items():
-        for record in records:
-            if record.response is None or record.level is None:
-                lack = "response" if record.response is None else "level"
-                where = record.where or "a record"
-                raise DataError(f"{where}: no {lack}; a scorer is trained from graded pairs", param="data")
-        graded = defaultdict(set)
-        for record in records:
-            graded[prompt_key(record.prompt) if config.loss == "margin" else ""].add(record.level)
-        if not any(len(levels) > 1 for levels in graded.values()):
-            where = "no prompt has replies of two levels" if config.loss == "margin" else "all replies have one level"
-            raise DataError(f"the {part} part has {len(records)} pairs, but {where}", param="data")
-    levels = sorted({float(record.level or 0.0) for records in splits.values() for record in records})
+class _AsTrained:
+    """The scorer that the folder will be."""
+
+    __name__ = "cross_encoder"
+
+    def __init__(self, run: Fitting, calibration: Calibration) -> None:
+        self._run, self._calibration = run, calibration
+
+    def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:  # noqa: ARG002
+        return [self._calibration.apply(row) for row in self._run.raw(prompts, completions)]
+
+
+def _course(
+    config: ScorerTraining, parts: Sequence[Mapping[str, Material]], levels: list[float], graded: int
+) -> Course:
+    if config.loss == "pairwise":
+        return PairCourse(config, parts[:graded], parts[graded:])
+    return GradedCourse(config, parts[0], levels)
+
+
+def _check_levels(config: ScorerTraining, sets: Sequence[Mapping[str, Material]]) -> list[float]:
+    """The first set's levels, lowest first. Raises `DataError` when the data cannot train or judge a scorer."""
+    for parts in sets:
+        for part, material in parts.items():
+            for record in material.records:
+                if record.level is None:
+                    where = record.where or "a record"
+                    raise DataError(f"{where}: no level; a scorer is trained from graded pairs", param="data")
+            graded = defaultdict(set)
+            for record in material.records:
+                graded[prompt_key(record.prompt) if config.loss == "margin" else ""].add(record.level)
+            if not any(len(levels) > 1 for levels in graded.values()):
+                where = (
+                    "no prompt has replies of two levels" if config.loss == "margin" else "all replies have one level"
+                )
+                raise DataError(f"the {part} part has {len(material.records)} pairs, but {where}", param="data")
+    levels = list(sets[0]["train"].scale)
     if config.loss == "classes":
-        missing = set(levels) - {record.level for record in splits["train"]}
+        missing = set(levels) - {record.level for record in sets[0]["train"].records}
         if missing or len(levels) > MOST_CLASSES:
             why = f"level {min(missing):g} is not in the train part" if missing else f"{len(levels)} distinct levels"
             raise DataError(
@@ -132,7 +181,7 @@ def _load_encoder(
     """The encoder with a new head. Raises `ScorerError` when anything but the head is missing."""
     from transformers import AutoModelForSequenceClassification
 
-    outputs = 1 if config.loss == "margin" else len(levels)
+    outputs = len(levels) if config.loss == "classes" else 1
     names = {0: "quality"} if outputs == 1 else {index: f"level {level:g}" for index, level in enumerate(levels)}
     where = local_or_hub(config.encoder, base)
     model, tokenizer, missing = load_pretrained(
