@@ -14,6 +14,7 @@ from typing import Literal
 from emorl_core.errors import EmorlError
 
 OnBadRow = Literal["refuse", "skip"]
+DIALOGUE = "dialogue"  # the extra column that names the dialogue a record is from
 SHOWN_PROBLEMS = 5  # how many skipped rows a record set quotes by file and line
 
 

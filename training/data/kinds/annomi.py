@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from training.data.records import Record, Tally, clean, one_per_prompt
+from training.data.records import DIALOGUE, Record, Tally, clean, one_per_prompt
 from training.data.rows import FileSource, csv_table, need_columns
 
 COLUMNS = (
@@ -40,6 +40,7 @@ class Utterance:
     where: str
     quality: str
     topic: str
+    dialogue: str
     reflections: list[bool] = field(default_factory=list)
     subtypes: Counter[str] = field(default_factory=Counter)
     behaviours: Counter[str] = field(default_factory=Counter)
@@ -51,7 +52,13 @@ class Utterance:
     def extras(self) -> dict[str, str]:
         subtype = self.subtypes.most_common(1)[0][0] if self.is_reflection and self.subtypes else "none"
         behaviour = self.behaviours.most_common(1)[0][0] if self.behaviours else "none"
-        return {"topic": self.topic, "mi_quality": self.quality, "reflection": subtype, "behaviour": behaviour}
+        return {
+            "topic": self.topic,
+            "mi_quality": self.quality,
+            "reflection": subtype,
+            "behaviour": behaviour,
+            DIALOGUE: self.dialogue,
+        }
 
 
 class AnnomiSource(FileSource):
@@ -83,7 +90,7 @@ class AnnomiSource(FileSource):
             if len(client.text.split()) < self.min_prompt_words:
                 tally.counts["prompts too short"] += 1
             elif self.view == "prompts":
-                yield Record(client.text, where=client.where, extras={"topic": client.topic})
+                yield Record(client.text, where=client.where, extras={"topic": client.topic, DIALOGUE: client.dialogue})
             elif len(reply.text.split()) < self.min_response_words:
                 tally.counts["replies too short"] += 1
             else:
@@ -107,13 +114,15 @@ def _dialogues(text: str, name: str, tally: Tally) -> list[dict[int, Utterance]]
         if not spoken:
             tally.malformed(where, "utterance_text is empty")
             continue
-        dialogue = dialogues.setdefault(row["transcript_id"].strip(), {})
+        transcript = row["transcript_id"].strip()
+        dialogue = dialogues.setdefault(transcript, {})
         known = dialogue.get(int(number))
         if known is not None and (known.text, known.speaker) != (spoken, speaker):
             tally.malformed(where, f"utterance {number} differs from {known.where}")
             continue
         if known is None:
-            known = Utterance(speaker, spoken, where, row["mi_quality"].strip(), clean(row["topic"]))
+            quality, topic = row["mi_quality"].strip(), clean(row["topic"])
+            known = Utterance(speaker, spoken, where, quality, topic, f"{name} {transcript}")
             dialogue[int(number)] = known
         else:
             tally.counts["repeated annotations"] += 1

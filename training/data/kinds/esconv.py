@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from training.data.records import Record, Tally, clean, one_per_prompt
+from training.data.records import DIALOGUE, Record, Tally, clean, one_per_prompt
 from training.data.rows import FileSource, json_list, jsonl_rows
 
 STRATEGIES = (
@@ -58,6 +58,7 @@ class EsconvSource(FileSource):
                 continue
             situation, turns = parsed
             extras = {key: clean(str(item[key])) for key in ("emotion_type", "problem_type") if item.get(key)}
+            extras[DIALOGUE] = where
             if self.view != "prompts":
                 records += self._records(turns, where, extras, tally)
             elif situation:
