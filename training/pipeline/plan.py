@@ -46,7 +46,8 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
             "most_prompts": rl.stop.max_steps * rl.prompts_per_step,
         },
     }
-    plan["steps"]["steps_per_pass"] = round(plan["data"]["parts"]["train"]["prompts"] / rl.prompts_per_step, 2)
+    of_a_pass = plan["data"]["parts"]["train"]["prompts"] / rl.prompts_per_step
+    plan["steps"]["steps_per_pass"] = int(of_a_pass) if rl.drop_last else round(of_a_pass, 2)
     start = recipe.base.warm_start
     if start is not None:
         records = warm_start_records(start, folder, data, recipe.data.split_by)
