@@ -122,7 +122,13 @@ def test_lanes_and_memory_are_what_a_method_uses(experiment: Experiment) -> None
     one = cell(experiment, "single:empathy").memory.adapters
     assert one > 0
     joint = len(ADAPTERS)  # as many trained parameters as the single adapters have together
-    for method, adapters in (("base", 0), ("single:empathy", 1), ("uniform", joint), ("dynaopt", joint), ("soups", joint)):
+    for method, adapters in (
+        ("base", 0),
+        ("single:empathy", 1),
+        ("uniform", joint),
+        ("dynaopt", joint),
+        ("soups", joint),
+    ):
         found = cell(experiment, method)
         assert found.inference.lane_row_steps == found.inference.tokens, method
         assert found.memory.adapters == adapters * one, method
@@ -303,7 +309,9 @@ def test_every_search_runs_as_many_evaluations(experiment: Experiment) -> None:
         assert most - experiment.levels < cost.evaluations <= most, method
 
 
-def test_raw_soups_add_the_updates_up_whatever_the_weights_sum_to(experiment: Experiment, judge: SeparateModels) -> None:
+def test_raw_soups_add_the_updates_up_whatever_the_weights_sum_to(
+    experiment: Experiment, judge: SeparateModels
+) -> None:
     weights = dict(cell(experiment, "soups-raw").weights or {})
     assert all(0 <= weight <= 1 for weight in weights.values())
     answers = Answers(experiment)

@@ -115,7 +115,9 @@ def test_a_dialogue_in_two_parts_is_refused_by_its_rows() -> None:
         "train": (Record("A secret.", where="a:1", extras={DIALOGUE: "x"}),),
         "test": (Record("Another secret.", where="a:9", extras={DIALOGUE: "x"}),),
     }
-    with pytest.raises(DataError, match=r"1 records share their prompt or dialogue .*: a:9 in 'test' and a:1 in 'train'"):
+    with pytest.raises(
+        DataError, match=r"1 records share their prompt or dialogue .*: a:9 in 'test' and a:1 in 'train'"
+    ):
         check_disjoint(parts)
 
 

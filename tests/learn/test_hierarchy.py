@@ -13,7 +13,7 @@ SEEDS, PROMPTS = 5, 120
 SIMULATIONS = 1000
 # Standard deviations of a difference's parts: training, dialogue, prompt, single reply.
 NULLS = {
-    "training above all": (0.03, 0.0, 0.0, 0.15),
+    "training above all": (0.06, 0.0, 0.0, 0.15),
     "training and prompts": (0.02, 0.05, 0.15, 0.15),
     "prompts above all": (0.0, 0.1, 0.2, 0.1),
     "replies above all": (0.0, 0.0, 0.0, 0.3),

@@ -46,9 +46,9 @@ def logprobs(logits: Tensor) -> Tensor:
     return torch.stack([torch.stack([*row, *[table.new_zeros(())] * (LONGEST - len(row))]) for row in rows])
 
 
-POLICY = parameters(1).requires_grad_(True)
+POLICY = parameters(107).requires_grad_(True)
 with torch.no_grad():
-    BASE = logprobs(parameters(2))
+    BASE = logprobs(parameters(207))
 
 
 def gradient(loss: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def other_way_round() -> Tensor:
             )
             for prefix in PREFIXES
         }
-    table, base = torch.log_softmax(POLICY, dim=1), torch.log_softmax(parameters(2), dim=1)
+    table, base = torch.log_softmax(POLICY, dim=1), torch.log_softmax(parameters(207), dim=1)
     return gradient(
         torch.stack(
             [reached[prefix] * (base[i].exp() * (base[i] - table[i])).sum() for i, prefix in enumerate(PREFIXES)]

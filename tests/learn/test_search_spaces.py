@@ -68,7 +68,7 @@ def test_the_next_level_knows_the_points_that_scored_its_cell(objectives: int) -
     assert covered == grid - {centre}, "every point of a level but its middle speaks for some part"
 
 
-.mark.parametrize("objectives", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4, 5, 6])
 def test_every_level_looks_at_its_middle(objectives: int) -> None:
     space = Simplex(objectives)
     assert (1 / objectives,) * objectives in space.grid(space.whole), "equal weights can be chosen"

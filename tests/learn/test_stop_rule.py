@@ -8,6 +8,7 @@ is below 0.015, a flag goes up that never comes down; the flag is looked at betw
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,10 @@ from random import Random
 
 import pytest
 
-from emorl_core.errors import EmorlError
 from tests.learn.trainer_tasks import letter_scorer, tiny_recipe, tiny_trainer
+from training.config import RecipeError
+from training.pipeline.plan import make_plan
+from training.pipeline.prepare import check_passes, load_data
 from training.recipe.recipe import parse_recipe
 from training.rl.settings import RlSettings, with_preset
 from training.rl.stopping import StopState, ask, reason_to_stop, record
@@ -100,10 +103,19 @@ def test_passes_with_dropped_ends_are_shuffles_of_whole_steps() -> None:
     assert Order(10, 4, seed=3, drop_last=True).step(3) == taken[3]
 
 
-def test_passes_without_a_whole_step_are_refused() -> None:
-    with pytest.raises(EmorlError, match="rl.drop_last: 10 training prompts fill no step of 16") as refused:
+def test_passes_without_a_whole_step_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="10 prompts fill no step of 16"):
         Order(10, 16, seed=0, drop_last=True)
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"prompt {i}"}) for i in range(15)))
+    recipe = tiny_recipe(rl={"prompts_per_step": 16, "drop_last": True})
+    data = load_data(recipe, tmp_path)
+    said = "rl.drop_last is true and 12 training prompts fill no step of 16"
+    with pytest.raises(RecipeError, match=said) as refused:
+        check_passes(recipe, data)
     assert refused.value.param == "rl.drop_last"
+    with pytest.raises(RecipeError, match=said):
+        make_plan(recipe, tmp_path)
+    check_passes(tiny_recipe(rl={"prompts_per_step": 16}), data)
 
 
 def test_the_trainer_stops_at_the_end_of_the_pass(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Which records belong together: those of one dialogue, and those with one prompt. Parts and intervals are by cluster."""
+"""Which records belong together: those of one dialogue, and those with one prompt. Parts and intervals are by
+cluster."""
 
 from __future__ import annotations
 
@@ -27,9 +28,7 @@ def clusters_of(records: Sequence[Record]) -> list[str]:
     return [find(name) for name in own]
 
 
-def split_by_cluster(
-    records: Iterable[Record], seed: int, fractions: Mapping[str, float] = SCORER_FRACTIONS
-) -> Splits:
+def split_by_cluster(records: Iterable[Record], seed: int, fractions: Mapping[str, float] = SCORER_FRACTIONS) -> Splits:
     """As `split_by_prompt`, but clusters stay whole; the fractions are of clusters. Raises `DataError`."""
     records = tuple(records)
     clusters = clusters_of(records)

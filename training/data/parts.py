@@ -11,9 +11,7 @@ from training.data.records import DataError, Record
 from training.data.splits import FRACTIONS, Splits, check_disjoint, check_fractions, prompt_key, sizes_of
 
 
-def split_sources(
-    sources: Sequence[Sequence[Record]], seed: int, fractions: Mapping[str, float] = FRACTIONS
-) -> Splits:
+def split_sources(sources: Sequence[Sequence[Record]], seed: int, fractions: Mapping[str, float] = FRACTIONS) -> Splits:
     """Parts in the order of `fractions`.
 
     Records of one dialogue, or with one prompt, are in one part, whichever sources they come from. Every source is

@@ -19,7 +19,7 @@ GAMMA = 0.07  # exploration of Exp3, as published
 BUMP = 0.1  # what a bump adds to a weight before all are scaled to sum 1
 _LOW, _HIGH = 0.2, 0.8  # quantiles of past improvements that scaled rewards run between (Graves et al. 2017)
 _HISTORY = 8  # samples that the published code compares a validation with
-# Validations until the weight of an objective that every bump helps is above a half on average; docs/evaluation.md.
+# Validations until the weight of an objective that every bump helps is well above a half: docs/evaluation.md.
 ROUNDS_NEEDED = 200
 
 

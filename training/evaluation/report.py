@@ -27,11 +27,12 @@ def markdown(found: Mapping[str, Any]) -> str:
     ]
     if not enough_seeds(found):
         parts.append(
-            f"**No claim about methods is made here**: none has {fewest} seeds. What differs below differs between these "
-            "trained models."
+            f"**No claim about methods is made here**: none has {fewest} seeds. What differs below differs between "
+            "these trained models."
         )
     if found["left_out"]:
-        parts.append("## Left out\n\n" + "\n".join(f"- {name}: {why}" for name, why in found["left_out"].items()))
+        reasons = [f"- {name}: {why}" for name, why in found["left_out"].items()]
+        parts.append("## Left out\n\n" + "\n".join(reasons))
     if failed := failures(found):
         parts.append("## Failed\n\n" + "\n".join(f"- {name}, seed {seed}: {why}" for name, seed, why in failed))
     parts.append("## Rewards: the scorers that the adapters were trained on\n\n" + _scores(found, OBJECTIVES))
@@ -141,8 +142,8 @@ def _comparisons(found: Mapping[str, Any]) -> str:
     how = found["statistics"]
     note = (
         f"Differences are {found['reference']} minus the other, paired by prompt, averaged over the seeds that both "
-        f"have. Intervals: {how['intervals']}. Tests: {how['tests']}. {how['claims']} of {how['comparisons']} comparisons rest "
-        f"on {how['fewest_seeds_of_a_claim']} seeds or more and can be claims about methods."
+        f"have. Intervals: {how['intervals']}. Tests: {how['tests']}. {how['claims']} of {how['comparisons']} "
+        f"comparisons rest on {how['fewest_seeds_of_a_claim']} seeds or more and can be claims about methods."
     )
     head = [
         *("against", "column", "difference [95 % interval]", "seeds ahead"),

@@ -82,7 +82,7 @@ def results(
             "claims": sum(comparison.is_claim for comparison in made),
             "clusters_of_prompts": len(draws.members),
             "intervals": f"{CONFIDENCE:.0%}, with {FEWEST_SEEDS} seeds over trainings and prompts in their dialogues "
-            f"(studentised pigeonhole bootstrap, {hierarchy.RESAMPLES} resamples); with fewer over prompts in their "
+            f"(studentised bootstrap, {hierarchy.RESAMPLES} resamples); with fewer over prompts in their "
             f"dialogues, of these trained models only (percentile bootstrap, {RESAMPLES} resamples)",
             "tests": f"p and p, corrected: that bootstrap, and Holm's correction; over seeds: a t-test, the prompts as "
             f"they are; these models only: sign flips over dialogues, {PERMUTATIONS} draws",

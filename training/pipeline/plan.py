@@ -28,9 +28,10 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     from emorl_core.text.tokenizer import HuggingFaceTokenizer
     from training.pipeline.base import start_folder, warm_start_records
     from training.pipeline.invocation import check_start
-    from training.pipeline.prepare import encode, load_data
+    from training.pipeline.prepare import check_passes, encode, load_data
 
     data = load_data(recipe, folder)
+    check_passes(recipe, data)
     rl, names = recipe.rl, list(recipe.objectives)
     plan: dict[str, Any] = {
         "name": recipe.name,

@@ -12,8 +12,8 @@ from typing import Any
 from emorl_core.files.hashes import folder_hash
 from emorl_core.text.tokenizer import Tokenizer
 from training.config import RecipeError
-from training.data.prompts import Prompt, encode_prompts
 from training.data.parts import split_sources
+from training.data.prompts import Prompt, encode_prompts
 from training.data.records import DataError, Record, RecordSet
 from training.data.sources import load_records
 from training.data.splits import check_disjoint, split_by_prompt
@@ -62,6 +62,17 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
         return Data(sources, split_sources(found, settings.seed, shares))
     records = [record for own in found for record in own]
     return Data(sources, _split_by_column(records, settings.split_by, settings.seed, shares))
+
+
+def check_passes(recipe: Recipe, data: Data) -> None:
+    """Raises `RecipeError` when a pass over the training prompts would have no step."""
+    prompts, rl = len(distinct(data.parts["train"])), recipe.rl
+    if rl.drop_last and prompts < rl.prompts_per_step:
+        raise RecipeError(
+            f"rl.drop_last is true and {prompts} training prompts fill no step of {rl.prompts_per_step}; lower "
+            "rl.prompts_per_step",
+            param="rl.drop_last",
+        )
 
 
 def _split_by_column(

@@ -16,7 +16,7 @@ from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from training.config import RecipeError
 from training.pipeline.base import base_folder, run_warm_start, start_folder, warm_started
 from training.pipeline.invocation import check_start
-from training.pipeline.prepare import Data, Encoded, encode, fingerprint
+from training.pipeline.prepare import Data, Encoded, check_passes, encode, fingerprint
 from training.progress import FitProgress, Say
 from training.recipe.recipe import Recipe
 from training.rl.processes import Processes
@@ -96,6 +96,7 @@ def open_workshop(
     Raises:
         RecipeError, DataError, ScorerError, FitError, BundleError: one line each.
     """
+    check_passes(recipe, data)
     # First: a scorer that cannot be built is refused before a base is fitted, and a base whose adapters cannot begin at
     # the reply.
     context = Context(recipe.compute.scorer_device, folder, data.parts["train"])

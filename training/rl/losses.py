@@ -15,9 +15,9 @@ def advantages(rewards: Tensor, kind: Advantage) -> Tensor:
 
     `leave_one_out`: R - mean of the k - 1 others (RLOO, Kool et al. 2019; Ahmadian et al. 2024). The others do not
     depend on the reply, so the policy gradient is that of the expected reward, unbiased. `mean`: R - mean (k-self-
-    critical training, Laban et al. 2021) = (k - 1) / k times `leave_one_out`: the same direction. `group_standardised`: `mean`
-    divided by the group's deviation (GRPO, Shao et al. 2024), which depends on the reply too: biased, and a prompt
-    counts the more the less its replies differ.
+    critical training, Laban et al. 2021) = (k - 1) / k times `leave_one_out`: the same direction. `group_standardised`:
+    `mean` divided by the group's deviation (GRPO, Shao et al. 2024), which depends on the reply too: biased, and a
+    prompt counts the more the less its replies differ.
     """
     k = rewards.shape[1]
     centred = rewards - rewards.mean(dim=1, keepdim=True)

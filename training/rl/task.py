@@ -8,7 +8,6 @@ from random import Random
 
 from emorl_core.models.family import TrainableModel
 from emorl_core.text.tokenizer import Tokenizer
-from training.config import RecipeError
 from training.data.prompts import Prompt
 from training.rl.rewards import RewardMix
 from training.rl.rollout import Sample
@@ -67,12 +66,9 @@ class Order:
     """
 
     def __init__(self, size: int, per_step: int, seed: int, *, drop_last: bool = False) -> None:
-        """size: training prompts; per_step: prompts of a step. Raises `RecipeError` for passes without a step."""
+        """size: training prompts; per_step: prompts of a step. Raises `ValueError` for passes without a step."""
         if drop_last and size < per_step:
-            raise RecipeError(
-                f"rl.drop_last: {size} training prompts fill no step of {per_step}; lower rl.prompts_per_step",
-                param="rl.drop_last",
-            )
+            raise ValueError(f"{size} prompts fill no step of {per_step}")
         self.size, self.per_step, self.seed = size, per_step, seed
         self._of_a_pass = size // per_step * per_step if drop_last else size
         self._epoch = -1

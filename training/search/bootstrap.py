@@ -49,9 +49,7 @@ def numbered(names: Sequence[Hashable]) -> list[int]:
     return [number[name] for name in names]
 
 
-def resamples(
-    size: int, *, clusters: Sequence[Hashable] | None = None, count: int = RESAMPLES, seed: int = 0
-) -> Draws:
+def resamples(size: int, *, clusters: Sequence[Hashable] | None = None, count: int = RESAMPLES, seed: int = 0) -> Draws:
     """`count` draws of `size` values. Use the same ones for everything that is compared: then differences are paired.
 
     Args:
