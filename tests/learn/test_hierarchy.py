@@ -119,3 +119,13 @@ def test_what_never_varies_has_no_interval() -> None:
 def test_one_training_or_one_dialogue_says_nothing(seeds: int, clusters: list[int]) -> None:
     with pytest.raises(ValueError, match="allowed: two of each"):
         over_trainings_and_prompts(np.zeros((seeds, 2)), clusters)
+
+
+def test_what_varies_in_one_prompt_only_has_finite_bounds() -> None:
+    """Many resamples never draw that prompt, and have no spread."""
+    values = np.zeros((5, 6))
+    values[:, 2] = 1.0
+    found = over_trainings_and_prompts(values, list(range(6)))
+    assert found.interval.estimate == pytest.approx(1 / 6)
+    assert -1 < found.interval.low < 1 / 6 < found.interval.high < 1.5
+    assert found.p > 0.05

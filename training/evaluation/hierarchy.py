@@ -64,6 +64,7 @@ def over_trainings_and_prompts(
     seeds = by_seed.std(ddof=1) * generator.standard_normal((resamples, count))
     prompts = np.sqrt(own) * by_cluster[generator.integers(0, groups, (resamples, groups))]
     errors = np.sqrt(seeds.var(axis=1, ddof=1) / count + prompts.var(axis=1, ddof=1) / groups)
+    errors = np.where(errors > 0, errors, error)  # a resample without any spread of its own has the sample's
     ratios = _ratios(np.abs(seeds.mean(axis=1) + prompts.mean(axis=1)), errors)
     reach = float(np.quantile(ratios, confidence, method="higher")) * error if error else 0.0
     observed = _ratios(np.array([abs(mean)]), np.array([error]))[0]
