@@ -272,7 +272,7 @@ def test_every_pass_takes_each_prompt_once_and_steps_do_not_depend_on_earlier_on
     assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
     assert taken[:10] != taken[10:]
     assert Order(10, 4, seed=3).step(3) == taken[12:16]
-    assert [order.ends_epoch(step) for step in range(5)] == [False, False, True, False, True]
+    assert [order.ends_pass(step) for step in range(5)] == [False, False, True, False, True]
 
 
 def test_the_papers_preset_trains_reencoded_text_without_its_end(tmp_path: Path) -> None:

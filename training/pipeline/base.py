@@ -10,7 +10,7 @@ from emorl_core.bundle import PROMPT, hub_folder
 from emorl_core.models.registry import adapter_task
 from emorl_core.text.tokenizer import load_tokenizer
 from training.config import RecipeError
-from training.data.records import Record
+from training.data.records import DIALOGUE, Record
 from training.data.sources import load_records
 from training.data.splits import prompt_key
 from training.data.wording import ChatSettings
@@ -107,15 +107,16 @@ def _stage(recipe: Recipe, folder: Path, data: Data) -> tuple[WarmStartSettings,
 
 
 def warm_start_records(start: WarmStart, folder: Path, data: Data, column: str | None) -> list[Record]:
-    """What the base is fitted on. No prompt that the recipe validates or tests on is in it, nor any with the same value
-    in `column` (the recipe's `data.split_by`).
+    """What the base is fitted on. No prompt that the recipe validates or tests on is in it, nor any of the same
+    dialogue or with the same value in `column` (the recipe's `data.split_by`).
 
     Raises `RecipeError` when no record has a reply.
     """
     held = [r for part in ("validation", "test") for r in data.parts.get(part, ())]
     prompts = {prompt_key(record.prompt) for record in held}
-    # Where a column decides the parts, another prompt of the same situation would give it away too.
-    values = {record.extras[column] for record in held} if column else set()
+    # Another prompt of the same dialogue, or of the same situation where a column decides, would give it away too.
+    together = (DIALOGUE, column) if column else (DIALOGUE,)
+    values = {(key, record.extras[key]) for record in held for key in together if record.extras.get(key)}
     records: list[Record] = [] if start.sources else list(data.parts["train"])
     for number, source in enumerate(start.sources):
         records += load_records(source, base=folder, where=f"base.warm_start.sources.{number}")
@@ -124,7 +125,7 @@ def warm_start_records(start: WarmStart, folder: Path, data: Data, column: str |
         for record in records
         if record.response is not None
         and prompt_key(record.prompt) not in prompts
-        and not (column and record.extras.get(column) in values)
+        and not any((key, record.extras.get(key)) in values for key in together)
     ]
     if not kept:
         raise RecipeError("base.warm_start: no record has a reply to fit on", param="base.warm_start")

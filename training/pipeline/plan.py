@@ -28,9 +28,10 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     from emorl_core.text.tokenizer import HuggingFaceTokenizer
     from training.pipeline.base import how_prompts_go, start_folder, warm_start_records, worded
     from training.pipeline.invocation import check_start
-    from training.pipeline.prepare import encode, load_data
+    from training.pipeline.prepare import check_passes, encode, load_data
 
     data = load_data(recipe, folder)
+    check_passes(recipe, data)
     rl, names = recipe.rl, list(recipe.objectives)
     plan: dict[str, Any] = {
         "name": recipe.name,
@@ -46,7 +47,8 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
             "most_prompts": rl.stop.max_steps * rl.prompts_per_step,
         },
     }
-    plan["steps"]["steps_per_pass"] = round(plan["data"]["parts"]["train"]["prompts"] / rl.prompts_per_step, 2)
+    of_a_pass = plan["data"]["parts"]["train"]["prompts"] / rl.prompts_per_step
+    plan["steps"]["steps_per_pass"] = int(of_a_pass) if rl.drop_last else round(of_a_pass, 2)
     start = recipe.base.warm_start
     if start is not None:
         records = warm_start_records(start, folder, data, recipe.data.split_by)

@@ -16,11 +16,12 @@ from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from training.config import RecipeError
 from training.pipeline.base import base_folder, how_prompts_go, run_warm_start, start_folder, warm_started, worded
 from training.pipeline.invocation import check_start
-from training.pipeline.prepare import Data, Encoded, encode, fingerprint
+from training.pipeline.prepare import Data, Encoded, check_passes, encode, fingerprint
 from training.progress import FitProgress, Say
 from training.recipe.recipe import Recipe
 from training.rl.processes import Processes
 from training.rl.rewards import FixedMix, RewardMix
+from training.rl.settings import LoraSettings
 from training.rl.task import Goal, Task
 from training.rl.tracking import Report
 from training.rl.trainer import Trainer
@@ -95,6 +96,7 @@ def open_workshop(
     Raises:
         RecipeError, DataError, ScorerError, FitError, BundleError: one line each.
     """
+    check_passes(recipe, data)
     # First: a scorer that cannot be built is refused before a base is fitted, and a base whose adapters cannot begin at
     # the reply.
     context = Context(recipe.compute.scorer_device, folder, data.parts["train"])
@@ -128,7 +130,7 @@ def task_of(
     """
     _check_room(recipe, encoded, model.facts.max_positions)
     if joint is not None:
-        goals = {joint.name: Goal(scorers, joint.mix, recipe.lora, recipe.rl.learning_rate)}
+        goals = {joint.name: Goal(scorers, joint.mix, joint_lora(recipe), recipe.rl.learning_rate)}
     else:
         goals = {
             name: Goal({name: scorer}, FixedMix({name: 1.0}), recipe.lora_of(name), recipe.learning_rate_of(name))
@@ -148,6 +150,13 @@ def task_of(
         encoded.invocation,
         joint=joint is not None,
     )
+
+
+def joint_lora(recipe: Recipe) -> LoraSettings:
+    """Of one adapter for all objectives: as many trained parameters as their own adapters have together, at the scale
+    of `lora`."""
+    rank = sum(recipe.lora_of(name).rank for name in recipe.objectives)
+    return recipe.lora.model_copy(update={"rank": rank, "alpha": recipe.lora.alpha * rank / recipe.lora.rank})
 
 
 def _check_room(recipe: Recipe, encoded: Encoded, positions: int | None) -> None:

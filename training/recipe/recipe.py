@@ -65,7 +65,8 @@ class DataSettings(Section):
     sources: tuple[Any, ...] = Field(min_length=1)
     """Data sets, each a mapping with `kind` (pair, psych8k, jsonl, ...); several are joined."""
     splits: dict[Literal["train", "validation", "test"], float] = Field(default_factory=lambda: dict(FRACTIONS))  # type: ignore[arg-type]
-    """Share of the distinct prompts in each part; they sum to 1. No prompt is in two parts."""
+    """Share of the distinct prompts in each part; they sum to 1. No prompt and no dialogue is in two parts, and every
+    source gives each part its share. Rows of your own name their dialogue in an extra column `dialogue`."""
     split_by: str | None = None
     """An extra column whose value decides the part, not the prompt (`key` of the synthetic data: the situation)."""
     seed: int = Field(0, ge=0)

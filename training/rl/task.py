@@ -59,14 +59,18 @@ class Task:
 
 
 class Order:
-    """Which prompts a step takes: shuffled passes over the training prompts, one after the other without a gap.
+    """Which prompts a step takes: shuffled passes over the training prompts, one after the other, without a gap or
+    (`drop_last`) each without what fills no whole step.
 
     A pure function of (seed, step), so that a resumed run goes on with the same prompts.
     """
 
-    def __init__(self, size: int, per_step: int, seed: int) -> None:
-        """size: training prompts; per_step: prompts of a step."""
+    def __init__(self, size: int, per_step: int, seed: int, *, drop_last: bool = False) -> None:
+        """size: training prompts; per_step: prompts of a step. Raises `ValueError` for passes without a step."""
+        if drop_last and size < per_step:
+            raise ValueError(f"{size} prompts fill no step of {per_step}")
         self.size, self.per_step, self.seed = size, per_step, seed
+        self._of_a_pass = size // per_step * per_step if drop_last else size
         self._epoch = -1
         self._shuffled: list[int] = []
 
@@ -75,12 +79,12 @@ class Order:
         first = number * self.per_step
         return [self._at(position) for position in range(first, first + self.per_step)]
 
-    def ends_epoch(self, number: int) -> bool:
+    def ends_pass(self, number: int) -> bool:
         """Whether step `number` uses the last prompt of a pass."""
-        return (number + 1) * self.per_step // self.size > number * self.per_step // self.size
+        return (number + 1) * self.per_step // self._of_a_pass > number * self.per_step // self._of_a_pass
 
     def _at(self, position: int) -> int:
-        epoch, place = divmod(position, self.size)
+        epoch, place = divmod(position, self._of_a_pass)
         if epoch != self._epoch:
             self._shuffled = list(range(self.size))
             Random(derive(self.seed, "order", epoch)).shuffle(self._shuffled)
