@@ -38,6 +38,7 @@ SMALLER = {
     "train-scorer": " --epochs 1 --max-length 32",
     "search": " --levels 1 --search-prompts 2 --held-out-most 2 --max-new-tokens 4 --no-plots",
     "evaluate": " --methods base --no-plots" + options(*SMALL_BASE, *SMALL_RL, "evaluation.test_prompts=2"),
+    "demo": " --tiny",  # the other one is fetched
     "bench": " --case memory --shape t5-tiny --peers none --rounds 1 --threads 1",
 }
 

@@ -62,6 +62,7 @@ def write_bundle(
                     base_sha256=base_sha256,
                     task=task,
                     extra=extra,
+                    dtype=getattr(torch, recipe.lora.save_as),
                 )
         if recipe.base.hub is None:
             copy_base(base, bundle / BASE_DIR)
