@@ -18,13 +18,14 @@ from training.data.synthetic.slots import Filler, sentences
 from training.data.synthetic.tables import words
 from training.data.synthetic.words import SETS
 
-Manner = Literal["reflection", "empathy", "plain"]
+Manner = Literal["reflection", "empathy", "plain", "both"]
 FILE = Path(__file__).with_name("exchanges.yaml")
 _TRIES = 20  # fillings that are drawn for one that is new
 
 
 class ExchangesSource(Source):
-    """`pairs`: a client's statement and the reply in one manner. `prompts`: without the replies.
+    """`pairs`: a client's statement and the reply in one manner. `prompts`: without the replies. `both`: the plain sentence,
+    then the reflection, so that a reply begins with what was said.
 
     An exchange with slots is filled `variants` times, the same way for every manner; `extras.key` names the exchange.
     """
@@ -53,7 +54,7 @@ class ExchangesSource(Source):
                 if prompt in seen:
                     continue
                 seen.add(prompt)
-                reply = sentences(filler.fill(exchange[self.manner])) if self.view == "pairs" else None
+                reply = sentences(filler.fill(_reply(exchange, self.manner))) if self.view == "pairs" else None
                 yield Record(
                     prompt,
                     reply,
@@ -62,6 +63,10 @@ class ExchangesSource(Source):
                 )
                 if len(seen) == self.variants or not filler.bound:
                     break
+
+
+def _reply(exchange: dict[str, str], manner: Manner) -> str:
+    return f"{exchange['plain']} {exchange['reflection']}" if manner == "both" else exchange[manner]
 
 
 @cache
