@@ -39,6 +39,7 @@ SMALLER = {
     "examine-scorer": " --replies 2 --graded 8 --candidates 3 --prompts 1 --threads 1",
     "search": " --levels 1 --search-prompts 2 --held-out-most 2 --max-new-tokens 4 --no-plots",
     "evaluate": " --methods base --no-plots" + options(*SMALL_BASE, *SMALL_RL, "evaluation.test_prompts=2"),
+    "demo": " --tiny",  # the other one is fetched
     "bench": " --case memory --shape t5-tiny --peers none --rounds 1 --threads 1",
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emorl_cli.demo import default_folder
+from emorl_cli.demo import tiny_folder
 from server.serving.receipt import Receipt
 from server.settings import Settings
 from tests.browser.conftest import Open
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    folder = default_folder()
+    folder = tiny_folder()
     if not folder.exists():
         folder = build_demo(tmp_path_factory.mktemp("demo") / "bundle", settings=MICRO, device="cpu", threads=1)
     with live(Settings(port=0, bundle=str(folder), device="cpu", dtype="float32")) as running:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from emorl_core.adapters.adapter import ACTIVATED_TASK
 from emorl_core.bundle import PROMPT, hub_folder
@@ -107,26 +109,41 @@ def _stage(recipe: Recipe, folder: Path, data: Data) -> tuple[WarmStartSettings,
 
 
 def warm_start_records(start: WarmStart, folder: Path, data: Data, column: str | None) -> list[Record]:
-    """What the base is fitted on. No prompt that the recipe validates or tests on is in it, nor any of the same
-    dialogue or with the same value in `column` (the recipe's `data.split_by`).
+    """What the base is fitted on: `start.sources`, or the training part where it names none. See
+    `records_with_replies`."""
+    records = None if start.sources else data.parts["train"]
+    return records_with_replies(start.sources, "base.warm_start.sources", folder, data, column, records)
 
-    Raises `RecipeError` when no record has a reply.
+
+def records_with_replies(
+    sources: Sequence[Any],
+    where: str,
+    folder: Path,
+    data: Data,
+    column: str | None,
+    records: Sequence[Record] | None = None,
+) -> list[Record]:
+    """The records of `sources` (or these `records`) that have a reply. No prompt that the recipe validates or tests on
+    is in it, nor any of the same dialogue or with the same value in `column` (the recipe's `data.split_by`).
+
+    where: the sources' place in the recipe. Raises `DataError`, and `RecipeError` when no record has a reply.
     """
     held = [r for part in ("validation", "test") for r in data.parts.get(part, ())]
     prompts = {prompt_key(record.prompt) for record in held}
     # Another prompt of the same dialogue, or of the same situation where a column decides, would give it away too.
     together = (DIALOGUE, column) if column else (DIALOGUE,)
     values = {(key, record.extras[key]) for record in held for key in together if record.extras.get(key)}
-    records: list[Record] = [] if start.sources else list(data.parts["train"])
-    for number, source in enumerate(start.sources):
-        records += load_records(source, base=folder, where=f"base.warm_start.sources.{number}")
+    found = list(records or ())
+    for number, source in enumerate(sources):
+        found += load_records(source, base=folder, where=f"{where}.{number}")
     kept = [
         record
-        for record in records
+        for record in found
         if record.response is not None
         and prompt_key(record.prompt) not in prompts
         and not any((key, record.extras.get(key)) in values for key in together)
     ]
     if not kept:
-        raise RecipeError("base.warm_start: no record has a reply to fit on", param="base.warm_start")
+        field = where.removesuffix(".sources")
+        raise RecipeError(f"{field}: no record has a reply to fit on", param=field)
     return kept

@@ -63,6 +63,7 @@ def write_bundle(
                     base_sha256=base_sha256,
                     task=task,
                     extra=extra,
+                    dtype=getattr(torch, recipe.lora.save_as),
                 )
         if recipe.base.hub is None:
             copy_checkpoint(base, bundle / BASE_DIR)

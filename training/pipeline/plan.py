@@ -28,6 +28,7 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     from emorl_core.text.tokenizer import HuggingFaceTokenizer
     from training.pipeline.base import how_prompts_go, start_folder, warm_start_records, worded
     from training.pipeline.invocation import check_start
+    from training.pipeline.pairs import given_records
     from training.pipeline.prepare import check_passes, encode, load_data
 
     data = load_data(recipe, folder)
@@ -53,6 +54,13 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if start is not None:
         records = warm_start_records(start, folder, data, recipe.data.split_by)
         plan["warm_start"] = {"records": len(records), "steps": start.fit.steps, "batch_size": start.fit.batch_size}
+    if recipe.adapter_start is not None:
+        given = given_records(recipe, folder, data)
+        plan["adapter_start"] = {
+            "records": {name: len(own) for name, own in given.items()},
+            "steps": recipe.adapter_start.steps,
+            "batch_size": recipe.adapter_start.batch_size,
+        }
     longest, task = recipe.max_source_tokens, None
     try:
         recipe = worded(recipe, folder)

@@ -14,10 +14,11 @@ from emorl_core.errors import InvalidWeights, cut
 from emorl_core.files.documents import read_yaml
 from emorl_core.files.reading import Missing, Unreadable, is_folder
 from emorl_core.weights import BASE, resolve
-from training.config import RecipeError, Section, Start, is_default
+from training.config import RecipeError, Section, Start, is_default, nearest
 from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
 from training.data.wording import ChatSettings
+from training.recipe.adapter_start import AdapterStart
 from training.recipe.evaluation import EvaluationSettings
 from training.recipe.overrides import apply_override
 from training.rl.settings import ComputeSettings, LoraSettings, Preset, RlSettings, with_preset
@@ -127,6 +128,8 @@ class Recipe(Section):
     """Values of `rl` that the recipe does not give: `default`, or `paper` for the published implementation's."""
     lora: LoraSettings = LoraSettings()
     """The adapters."""
+    adapter_start: AdapterStart | None = Field(None, exclude_if=is_default(None))
+    """Supervised training of the adapters before reinforcement; null: they begin as the base."""
     rl: RlSettings = RlSettings()
     """Reinforcement learning."""
     profiles: dict[Name, dict[str, float]] = Field(default_factory=dict)
@@ -174,6 +177,15 @@ class Recipe(Section):
             parse_scorer(objective.scorer, where=f"objectives.{name}.scorer")
         return value
 
+    @field_validator("adapter_start")
+    @classmethod
+    def _fitted_objectives(cls, value: AdapterStart | None, info: ValidationInfo) -> AdapterStart | None:
+        objectives = info.data.get("objectives", {})
+        for name in value.sources if value is not None and objectives else ():
+            if name not in objectives:
+                raise ValueError(f"sources.{name} is no objective{nearest(name, objectives)}")
+        return value
+
     @field_validator("evaluation")
     @classmethod
     def _scorer_names(cls, value: EvaluationSettings, info: ValidationInfo) -> EvaluationSettings:
@@ -217,6 +229,7 @@ class Recipe(Section):
         return self.model_copy(
             update={
                 "objectives": {name: value for name, value in self.objectives.items() if name in names},
+                "adapter_start": None if self.adapter_start is None else self.adapter_start.restricted(names),
                 "profiles": profiles,
                 "default_profile": self.default_profile if self.default_profile in profiles else None,
             }

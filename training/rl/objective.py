@@ -27,6 +27,7 @@ class Consumption:
     "Training data points" in the paper's sense are `prompts`.
     """
 
+    pairs: int = 0  # given replies that the adapter was fitted on, repeats counted
     prompts: int = 0  # taken for training, repeats counted
     samples: int = 0  # replies sampled for training
     tokens: int = 0  # tokens of those replies
@@ -66,9 +67,11 @@ class Objective:
     statistics: dict[str, RunningStatistics] = field(default_factory=dict)  # by scorer
     stop: StopState = field(default_factory=StopState)
     consumption: Consumption = field(default_factory=Consumption)
+    _first_mix: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.statistics = {name: RunningStatistics() for name in self.scorers}
+        self._first_mix = self.mix.state()
 
     def rewards(self, scores: Scores, kind: Transform) -> list[list[float]]:
         """Of one step, [prompts][replies of a prompt]: the scorers' rewards, weighted and added up."""
@@ -96,6 +99,12 @@ class Objective:
         means = {name: statistics.fmean(column) for name, column in columns.items()}
         self.mix.validated(scores, step)
         return means
+
+    def begin_at(self, values: list[Tensor]) -> None:
+        """Go on from these weights as if they were the first ones: what was validated before them is no choice of the
+        best any more, and moved no weight of a scorer. The next validation is of them."""
+        self.best_mean, self.best_step, self.best = 0.0, 0, values
+        self.mix.restore(self._first_mix)
 
     def end(self, status: Status, reason: str) -> None:
         self.status, self.reason = status, reason

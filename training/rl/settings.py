@@ -31,6 +31,9 @@ class LoraSettings(Section):
     """Share of the adapter's inputs dropped while gradients are computed. The same for all objectives."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Linear layers by the last part of their name (`q`, `v`, `wo`, ...), or all of them. Never the head."""
+    save_as: Literal["float32", "bfloat16"] = Field("float32", exclude_if=is_default("float32"))
+    """Number format of the adapters in the bundle. Training computes in float32 all the same; bfloat16 takes half the
+    space, and rounds each weight by up to 0.4 %."""
     act_on: Literal["all", "reply"] = Field("all", exclude_if=is_default("all"))
     """`all`: every token. `reply`: activated LoRA, which begins where the reply does, so that all objectives share one
     reading of the prompt; decoder-only bases only, and a higher rank is advised."""
@@ -132,6 +135,22 @@ class RlSettings(Section):
         if self.gradient_source_tokens is not None and self.gradient_source_tokens < 2:
             raise ValueError("gradient_source_tokens must leave room for a token and the end of sequence")
         return self
+
+
+class AdapterFit(Section):
+    """Supervised steps of the adapters, all in lockstep. The loss is the mean over the tokens of the given replies;
+    AdamW, whose learning rate rises over the warm-up and falls as a cosine to zero."""
+
+    steps: int = Field(200, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(16, ge=1)
+    """Pairs of every objective in a step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """AdamW's step size at its highest."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """The gradient of each objective is scaled down to this L2 norm."""
 
 
 class ComputeSettings(Section):

@@ -9,6 +9,7 @@ from random import Random
 from emorl_core.models.family import TrainableModel
 from emorl_core.text.tokenizer import Tokenizer
 from training.data.prompts import Prompt
+from training.rl.given import Given
 from training.rl.rewards import RewardMix
 from training.rl.rollout import Sample
 from training.rl.settings import ComputeSettings, LoraSettings, RlSettings
@@ -31,7 +32,7 @@ class Task:
     """`goals`: by the adapter's name. `fingerprint` names the recipe and the data: a run resumes only what it began.
 
     invocation: the tokens of the prompt from which adapters act; None: they act everywhere. joint: one adapter has
-    several scorers, so the log tells each one's score and weight.
+    several scorers, so the log tells each one's score and weight. given: replies that the adapters are fitted on first.
     """
 
     goals: Mapping[str, Goal]
@@ -46,6 +47,7 @@ class Task:
     dropout: float  # of all adapters
     invocation: tuple[int, ...] | None = None
     joint: bool = False
+    given: Given | None = None
 
     def trained_ids(self, sample: Sample) -> tuple[int, ...]:
         """The tokens of a reply that a gradient is taken of."""

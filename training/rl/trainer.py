@@ -20,14 +20,15 @@ from emorl_core.weights import BASE
 from training.config import RecipeError
 from training.data.prompts import Prompt
 from training.rl.batch import StepBatch
-from training.rl.checkpoint import Checkpoint, latest, restore_process, save
-from training.rl.gradients import GradientStep, Lockstep, Measures
+from training.rl.checkpoint import Checkpoint, check_task, latest, restore_process, save
+from training.rl.gradients import GradientStep, Lockstep, Measures, StepLoss
 from training.rl.objective import Objective, flat
 from training.rl.processes import Processes, interleaved
 from training.rl.rollout import Replies, Rollout
 from training.rl.scoring import ScoringFault, score_by_each
-from training.rl.stacks import ObjectiveOptimizer, Stacks, fresh_adapter
+from training.rl.stacks import ObjectiveOptimizer, Stacks, fresh_adapter, warmed_up
 from training.rl.stopping import ask, at_limit, reason_to_stop
+from training.rl.supervised import SupervisedStart
 from training.rl.task import Order, Task
 from training.rl.tracking import Report, RunLog
 from training.scorers import ScorerError
@@ -55,9 +56,8 @@ class Trainer:
                 ObjectiveOptimizer(
                     self.stacks,
                     lane,
-                    learning_rate=task.goals[adapter.name].learning_rate,
+                    rate=warmed_up(task.goals[adapter.name].learning_rate, settings.warmup_steps),
                     weight_decay=settings.weight_decay,
-                    warmup_steps=settings.warmup_steps,
                     max_norm=settings.max_grad_norm,
                 ),
                 adapter,
@@ -72,7 +72,7 @@ class Trainer:
         self._rollout = Rollout(model, task.tokenizer, slots=task.compute.rollout_slots)
         lockstep = Lockstep(
             model,
-            settings,
+            StepLoss.of(settings),
             dropout=task.dropout,
             prompts_per_forward=task.compute.prompts_per_forward,
             autocast=processes.autocast,
@@ -80,6 +80,7 @@ class Trainer:
         replies = settings.prompts_per_step * settings.samples_per_prompt
         self._gradients = GradientStep(lockstep, self.stacks, processes, replies=replies)
         self._log = RunLog(folder, processes, report)
+        self._report = report
 
     @property
     def active(self) -> list[Objective]:
@@ -93,7 +94,8 @@ class Trainer:
         return self.objectives
 
     def start(self, *, resume: bool = False) -> None:
-        """Validate the base, or take back the newest checkpoint where there is one and `resume` says so.
+        """Validate the base and fit the adapters on given replies, where the task has some; or take back the newest
+        checkpoint where there is one and `resume` says so.
 
         Raises:
             ScorerError: a scorer's first answers are not what a scorer gives.
@@ -101,11 +103,28 @@ class Trainer:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = latest(self.folder) if resume else None
-        if checkpoint is None:
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            return
+        given = self.task.given
+        if given is None:
             self._log.keep_until(-1)
             self._validate_base()
+            return
+        fitting = SupervisedStart(
+            self.task, given, self.stacks, self.objectives, self._processes, self.folder, self._report
+        )
+        if resume and fitting.resume():
+            self._log.keep_until(0)
         else:
-            self._restore(checkpoint)
+            self._log.keep_until(-1)
+            self._validate_base()
+        fitting.run(self._fail)
+        for objective in self.active:
+            objective.begin_at(self.stacks.values(objective.lane))
+        if self.active:
+            self._validate()
+        self.save()
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """After `start`: take steps until every objective has ended, and give each one's record as the log holds it.
@@ -291,14 +310,14 @@ class Trainer:
             joint = {"by_scorer": means, "weights": {o.name: dict(o.mix.weights) for o in self.objectives}}
         self._log.write("validation", self.taken, seconds=seconds, scores=scores, **joint)
 
-    def _fail(self, faults: dict[str, str]) -> None:
+    def _fail(self, faults: dict[str, str], where: str | None = None) -> None:
         """End these objectives on every process; their best weights stay, and NaN leaves the stacks."""
         every: dict[str, str] = {}
         for part in self._processes.gather_objects(faults):
             every = {**part, **every}
         for objective in self.active:
             if objective.name in every:
-                objective.end("failed", f"{every[objective.name]}; at step {self._at}")
+                objective.end("failed", f"{every[objective.name]}; at {where or f'step {self._at}'}")
                 self.stacks.set_values(objective.lane, objective.best)
                 self._log.write("end", self.taken, objective=objective.name, status="failed", reason=objective.reason)
 
@@ -313,13 +332,7 @@ class Trainer:
         self._processes.wait()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        for key, value in self.task.fingerprint.items():
-            if checkpoint.state["task"].get(key) != value:
-                raise RecipeError(
-                    f"--resume: the checkpoint in {self.folder} is of another {key}; "
-                    "use the recipe and data it began with, or another --out",
-                    param="resume",
-                )
+        check_task(checkpoint, self.task.fingerprint, self.folder)
         self.taken = checkpoint.step
         for objective in self.objectives:
             objective.restore(checkpoint.state["objectives"][objective.name], checkpoint.tensors, self.stacks)
