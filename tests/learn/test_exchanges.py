@@ -74,3 +74,9 @@ def test_all_manners_answer_the_same_prompts_and_a_seed_gives_the_same_ones() ->
     assert [record.prompt for record in bare] == prompts["plain"]
     assert {record.response for record in bare} == {None}
     assert len({record.extras["key"] for record in bare}) == len(tables()[1])
+
+
+def test_both_is_the_plain_sentence_and_then_the_reflection() -> None:
+    plain, reflection = records("plain"), records("reflection")
+    for record, one, two in zip(records("both"), plain, reflection, strict=True):
+        assert record.response == f"{one.response} {two.response}"

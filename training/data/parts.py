@@ -73,7 +73,8 @@ def _cut(clusters: Mapping[str, set[str]], seed: int, fractions: Mapping[str, fl
     for cluster in order:
         middles.append(end + len(clusters[cluster]) / 2)
         end += len(clusters[cluster])
-    sizes, border, ends = sizes_of(end, fractions), 0, []
+    sizes, border = sizes_of(end, fractions), 0
+    ends: list[int] = []
     for number, part in enumerate(wanted, start=1):
         border += sizes[part]
         last = len(order) - (len(wanted) - number)  # every part behind it gets a cluster
