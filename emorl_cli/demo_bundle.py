@@ -8,10 +8,9 @@ import shutil
 from pathlib import Path
 
 from emorl_cli import demo_base
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE, BaseRef, read_spec, write_spec
+from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE, BaseRef, copy_checkpoint, read_spec, write_spec
 from emorl_core.files.reading import is_folder
 from emorl_core.files.writing import appearing
-from training.pipeline.bundle_out import copy_base
 from training.pipeline.demo_folder import alone, check_target, key_of, write_receipt
 from training.progress import Progress
 
@@ -73,7 +72,7 @@ def make(folder: Path, *, base: str | None = None, rebuild: bool = False, progre
             elif _in_cache(folder):
                 (made / BASE_DIR).symlink_to(Path(base).resolve())
             else:
-                copy_base(Path(base), made / BASE_DIR)
+                copy_checkpoint(Path(base), made / BASE_DIR)
             write_spec(made, spec)
             write_receipt(made, key(base), "come with emorl; their cards lie beside them")
 
@@ -86,7 +85,7 @@ def _put_own_base(place: Path, folder: Path, *, rebuild: bool, progress: Progres
             demo_base.make_base(known, progress)
         place.symlink_to(Path("..") / known.name)
     elif not rebuild and _has_cache() and demo_base.is_sound(base_in_cache()):
-        copy_base(base_in_cache(), place)
+        copy_checkpoint(base_in_cache(), place)
     else:
         demo_base.make_base(place, progress)
 

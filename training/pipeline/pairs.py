@@ -8,8 +8,7 @@ from pathlib import Path
 
 from emorl_core.adapters.adapter import ACTIVATED_TASK
 from emorl_core.models.config import read_config
-from emorl_core.models.registry import adapter_task
-from emorl_core.models.special_tokens import SpecialTokens
+from emorl_core.models.registry import adapter_task, family_of
 from emorl_core.text.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from training.config import RecipeError
 from training.data.prompts import encode_prompts
@@ -72,7 +71,8 @@ def encode_pairs(
     if start is None:
         return None
     encode = template_or_chat(recipe.prompt_template, recipe.chat, HuggingFaceTokenizer(base))
-    ends = SpecialTokens.read(base, read_config(base)).eos
+    config = read_config(base)
+    ends = family_of(config).end_tokens(base, config)
     reply_of = reply_encoder(load_tokenizer(base), recipe.chat, ends, encoder=adapter_task(base) != ACTIVATED_TASK)
     pairs: dict[str, tuple[Pair, ...]] = {}
     cut = too_long = 0
