@@ -5,7 +5,7 @@
 #   DATA=data ENCODER=my-encoder OUT=scorers recipes/judges.sh
 #
 # DATA: a folder with pair/, annomi/, epitome/ and esconv/. ENCODER: a small encoder, see docs/scorers.md. Each judge takes
-# about 25 minutes on one CPU core; one that was interrupted goes on with --resume, and one that is there is left alone.
+# some minutes on one CPU core. One that was interrupted goes on with --resume; one that is there is left alone.
 set -eu
 : "${DATA:?a folder with the data sets}" "${ENCODER:?a folder or hub id of an encoder}" "${OUT:=scorers}"
 PAIR=pair:$DATA/pair/pair.csv
@@ -26,3 +26,9 @@ judge reflection "$PAIR" "$ANNOMI" --epochs 3 --prompts-per-epoch 108
 judge empathy "$REACTIONS" --replies "$PAIR" --epochs 3 --prompts-per-epoch 108
 # Judges of reports: other data than the rewards'.
 judge listening "$ESCONV" --epochs 3 --prompts-per-epoch 108
+
+# Fluency: weights for the likelihoods under BASE, a causal base such as SmolLM2-135M-Instruct (a folder or hub id).
+if [ -n "${BASE:-}" ] && [ ! -d "$OUT/fluency" ]; then
+    emorl train-scorer "$PAIR" "$ANNOMI" --on-bad-row skip --loss fluency --encoder "$BASE" --out "$OUT/fluency" \
+        --seed 0 --threads 1
+fi
