@@ -1,6 +1,6 @@
 # Everything runs from a virtual environment that the first target makes. It needs a Python from 3.11 on.
 #
-#   make demo      build the demo bundle on first use and serve it    HOST=127.0.0.1 PORT=8000
+#   make demo      fetch the demo's model on first use and serve it   HOST=127.0.0.1 PORT=8000
 #   make test      the whole test suite                               ARGS="-k weights" for a part of it
 #   make check     lint, format, types, known vulnerabilities
 #   make format    mend what lint and format can
@@ -45,7 +45,7 @@ $(RUNS): pyproject.toml constraints.txt
 	  "$$python" -m venv --clear $(VENV); }
 	@echo 'installing PyTorch and the other packages into $(VENV); the first time takes minutes'
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[gguf]'
 	@touch $@
 
 # What only work on emorl needs: test tools, linters, extras.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def main() -> None:
         result[name] = {
             "base": float(before.mean()),
             "adapter": float(after.mean()),
-            "gain": gain.as_dict(),
+            "gain": asdict(gain),
             **collapse(replies[name]),
         }
     print(f"{len(prompts)} prompts of the {args.part} part, greedy")

@@ -41,9 +41,13 @@ _SLOWER = 3.0  # times the gap between tokens of the calm, at the 99th percentil
 _PROBE_S = 1.0
 _LOG_BYTES = 1_000_000
 _GROWTH, _GROWTH_MIB = 0.1, 32.0  # of memory after the siege, whichever is more
-_BURST_S = 10.0
 _DESCRIPTORS = 1024  # the usual limit
+# Seconds; none takes longer than the siege itself.
+_BURST_S = 10.0
+_ARRIVAL_S = 2.0  # until all attackers are there
+_TAIL_S = 10.0  # that the attackers stay longer than the streams
 _REST_S = 3.0  # after the siege, before memory is read
+_LAST_S = 5.0  # of the last siege, before SIGTERM
 _DRAIN = {"drain-timeout-s": 10, "last-bytes-s": 5, "log-flush-s": 2}
 _DEADLINE_S = 10.0 + sum(_DRAIN.values())  # the engine's own 10 s included, as docs/operations.md has it
 _SERVER = {**_DRAIN, "log-level": "info", "queue-timeout-s": 30, "max-concurrent-per-key": 16}
@@ -177,23 +181,24 @@ async def run(
     rows), so that memory before and after the siege tell whether it goes on growing.
     """
     process = psutil.Process(pid)
-    burst = min(_BURST_S, seconds)
+    longest = (_BURST_S, _ARRIVAL_S, _TAIL_S, _REST_S, _LAST_S)
+    burst, arrival, tail, rest, last = (min(most, seconds) for most in longest)
     with _besieged(bad, burst, kinds):
         await asyncio.sleep(burst)
-    await asyncio.sleep(_REST_S)
+    await asyncio.sleep(rest)
     calm = await load.run(good, streams, seconds, new_tokens=new_tokens, pid=pid)
     before = _mib(process)
     probes = Probes()
-    with _besieged(bad, seconds + 10, kinds) as crowd:
-        await asyncio.sleep(min(2.0, seconds))  # until all of them are there
+    with _besieged(bad, arrival + seconds + tail, kinds) as crowd:
+        await asyncio.sleep(arrival)
         watch = asyncio.create_task(probes.watch(good))
         siege = await load.run(good, streams, seconds, new_tokens=new_tokens, pid=pid, seed=streams)
         watch.cancel()
         attacks = json.loads((await asyncio.to_thread(crowd.communicate))[0])
-    await asyncio.sleep(_REST_S)
+    await asyncio.sleep(rest)
     after, log_bytes = _mib(process), log.stat().st_size
     with _besieged(bad, _DEADLINE_S + 10, kinds):
-        await asyncio.sleep(5.0)
+        await asyncio.sleep(last)
         signalled = time.monotonic()
         os.kill(pid, signal.SIGTERM)
         ended = await drain.seconds_until_gone(process, signalled)

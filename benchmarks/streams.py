@@ -64,6 +64,7 @@ class Answer:
 
     status: int = 0
     retry_after_s: float | None = None
+    sent_at: float | None = None  # time.monotonic()
     first_token_s: float | None = None
     gaps: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -138,6 +139,7 @@ async def ask(target: Target, body: dict[str, Any]) -> Answer:
         async with connection(target) as (reader, writer):
             sent = last = time.perf_counter()
             writer.write(target.request("POST", "/generate", body))
+            answer.sent_at = time.monotonic()
             answer.status, headers = await head_of(reader)
             if answer.status != 200:
                 answer.retry_after_s = float(headers.get("retry-after", "nan"))
@@ -160,7 +162,7 @@ async def ask(target: Target, body: dict[str, Any]) -> Answer:
                 else:
                     answer.error = f"error event: {payload['error']['code']}"
     except (OSError, asyncio.IncompleteReadError) as error:
-        answer.error = f"connection: {type(error).__name__}"
+        answer.error = f"{'connection' if answer.status else 'unanswered'}: {type(error).__name__}"
     return answer
 
 

@@ -120,7 +120,3 @@ def device_of(name: str) -> str:
 def wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"

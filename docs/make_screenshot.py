@@ -13,11 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from emorl_cli.demo import default_folder  # noqa: E402
+from emorl_cli.console.progress import Stages  # noqa: E402
+from emorl_cli.demo_bundle import default_folder, make  # noqa: E402
 from server.app import create_app  # noqa: E402
 from server.run import make_server  # noqa: E402
 from server.settings import Settings  # noqa: E402
-from training.pipeline.demo import build_demo  # noqa: E402
 
 PICTURE = ROOT / "docs" / "assets" / "playground.png"
 LARGEST_BYTES = 200_000
@@ -30,7 +30,10 @@ def main() -> int:
     parser.add_argument("--chromium", default="chromium", help="the browser (default: chromium on the PATH)")
     parser.add_argument("--out", type=Path, default=PICTURE)
     args = parser.parse_args()
-    bundle = args.bundle if args.bundle.exists() else build_demo(args.bundle)
+    bundle = args.bundle
+    if not bundle.exists():
+        with Stages() as progress:
+            make(bundle, progress=progress)
     app = create_app(Settings(bundle=str(bundle), port=0, dtype="float32"))
     server = make_server(app, app.state.service.settings)
     ready = threading.Event()

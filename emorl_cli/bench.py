@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from emorl_cli.options import add_example
+from emorl_cli.console.options import add_example
 
 # Named here, so that --help needs no torch; a test holds them to the suite's own.
 CASES = (

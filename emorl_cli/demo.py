@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emorl_cli.main import FAILED, complain
-from emorl_cli.options import add_example
-from emorl_cli.progress import Stages
+from emorl_cli.console.exits import FAILED, complain
+from emorl_cli.console.options import add_example
+from emorl_cli.console.progress import Stages
 
 if TYPE_CHECKING:
     from emorl_core.bundle import BundleSpec
@@ -25,31 +24,46 @@ EXAMPLE_PROMPT = "I cannot keep up at work and I feel like a failure."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", default="8000", help="port to listen on (default 8000)")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        help="where the bundle is kept; a copy of the cached one, if it is there (default: the cache)",
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--base",
+        metavar="FOLDER|HUB_ID",
+        help="a model of the demo's shape, such as HuggingFaceTB/SmolLM2-135M-Instruct, instead of the one that is "
+        "fetched from the package registry",
     )
+    kind.add_argument(
+        "--tiny",
+        action="store_true",
+        help="a small T5 that is trained here in minutes, with nothing fetched: for tests and offline machines",
+    )
+    parser.add_argument("--folder", type=Path, help="where the bundle is kept, whole (default: the cache)")
     parser.add_argument("--rebuild", action="store_true", help="make it anew, whatever is there")
     parser.add_argument("--build-only", action="store_true", help="make the bundle, print its folder, do not serve")
-    add_example(parser, "emorl demo", "emorl demo --port 8080", "emorl demo --folder my-demo --build-only")
+    add_example(
+        parser,
+        "emorl demo",
+        "emorl demo --port 8080",
+        "emorl demo --base HuggingFaceTB/SmolLM2-135M-Instruct",
+        "emorl demo --tiny",
+        "emorl demo --folder my-demo --build-only",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from emorl_cli.serving import check_address, serve
     from emorl_core.bundle import Bundle
     from server.settings import load_settings
-    from training.pipeline.demo import is_built
 
-    folder: Path = args.folder or default_folder()
+    folder: Path = args.folder or default_folder(args)
     settings = checking_hosts(load_settings(host=args.host, port=args.port, bundle=str(folder)))
     if args.build_only:
-        code = build_here(folder, rebuild=args.rebuild)
+        signal.signal(signal.SIGTERM, _exit)  # whose default would leave pip running
+        code = build_here(folder, args)
         print(folder)
         return code
     check_address(settings)
-    if args.rebuild or not is_built(folder):
-        code = build_apart(folder, rebuild=args.rebuild)
+    if args.rebuild or not is_made(folder, args):
+        code = build_apart(folder, args)
         if code != 0:
             return code  # why was said already
     spec = Bundle.open(folder).spec
@@ -61,23 +75,58 @@ def run(args: argparse.Namespace) -> int:
     return serve(settings, ready)
 
 
-def build_here(folder: Path, *, rebuild: bool) -> int:
-    """Make the bundle in this process, or copy it from the cache. Returns 0. Raises `EmorlError`."""
+def default_folder(args: argparse.Namespace) -> Path:
+    """Where the bundle of these options lies in the cache."""
+    from emorl_cli import demo_bundle
+
+    return tiny_folder() if args.tiny else demo_bundle.default_folder(args.base)
+
+
+def tiny_folder() -> Path:
+    from emorl_cli.demo_bundle import cache
+    from training.pipeline.demo import DemoSettings, build_key
+
+    return cache() / f"demo-tiny-{build_key(DemoSettings())[:12]}"
+
+
+def demo_folders() -> list[Path]:
+    """Where the bundles of the demo may lie: with a language model, and the tiny one."""
+    from emorl_cli import demo_bundle
+
+    return [demo_bundle.default_folder(), tiny_folder()]
+
+
+def is_made(folder: Path, args: argparse.Namespace) -> bool:
+    from emorl_cli import demo_bundle
+    from training.pipeline.demo import is_built
+
+    return is_built(folder) if args.tiny else demo_bundle.is_made(folder, args.base)
+
+
+def build_here(folder: Path, args: argparse.Namespace) -> int:
+    """Make the bundle in this process, or copy what the cache has of it. Returns 0. Raises `EmorlError`."""
+    from emorl_cli import demo_bundle
     from training.pipeline.demo import build_demo, is_built
 
+    if not args.tiny:
+        if args.rebuild or not demo_bundle.is_made(folder, args.base):
+            print(f"making the demo bundle in {folder}: a minute or two, once", file=sys.stderr, flush=True)
+        with Stages() as progress:
+            demo_bundle.make(folder, base=args.base, rebuild=args.rebuild, progress=progress)
+        return 0
     try:
-        cached = default_folder()
+        cached = tiny_folder()
     except RuntimeError:  # a user without a home, as in some containers
         cached = folder
-    if rebuild or not (is_built(folder) or is_built(cached)):
+    if args.rebuild or not (is_built(folder) or is_built(cached)):
         print(f"making the demo bundle in {folder}: a few minutes, once", file=sys.stderr, flush=True)
     with Stages() as progress:
-        build_demo(folder, rebuild=rebuild, cached=cached, progress=progress)
+        build_demo(folder, rebuild=args.rebuild, cached=cached, progress=progress)
     return 0
 
 
-def build_apart(folder: Path, *, rebuild: bool) -> int:
-    """Make the bundle in a process of its own, so that the memory of training is given back before serving begins.
+def build_apart(folder: Path, args: argparse.Namespace) -> int:
+    """Make the bundle in a process of its own, so that the memory that takes is given back before serving begins.
 
     Progress and complaints are that process's own, on the same stderr. What ends this process ends that one too.
 
@@ -86,7 +135,7 @@ def build_apart(folder: Path, *, rebuild: bool) -> int:
     """
     before = signal.signal(signal.SIGTERM, _exit)  # whose default would leave the other process behind
     try:
-        with subprocess.Popen(build_command(folder, rebuild=rebuild), stdout=subprocess.DEVNULL) as build:
+        with subprocess.Popen(build_command(folder, args), stdout=subprocess.DEVNULL) as build:
             try:
                 code = build.wait()
             except BaseException:
@@ -102,9 +151,11 @@ def build_apart(folder: Path, *, rebuild: bool) -> int:
     return FAILED
 
 
-def build_command(folder: Path, *, rebuild: bool) -> list[str]:
-    again = ["--rebuild"] if rebuild else []
-    return [sys.executable, "-m", "emorl_cli", "demo", "--folder", str(folder), "--build-only", *again]
+def build_command(folder: Path, args: argparse.Namespace) -> list[str]:
+    options = ["--tiny"] if args.tiny else []
+    options += ["--base", args.base] if args.base is not None else []
+    options += ["--rebuild"] if args.rebuild else []
+    return [sys.executable, "-m", "emorl_cli", "demo", "--folder", str(folder), "--build-only", *options]
 
 
 def _exit(number: int, _frame: object) -> None:
@@ -120,14 +171,6 @@ def checking_hosts(settings: Settings) -> Settings:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     own = () if host in ("", "0.0.0.0", "[::]", *LOOPBACK_HOSTS) else (host,)
     return settings.model_copy(update={"allowed_hosts": (*LOOPBACK_HOSTS, *own)})
-
-
-def default_folder() -> Path:
-    """One folder per kind of demo, so that a new version of it never serves or overwrites an old bundle."""
-    from training.pipeline.demo import DemoSettings, build_key
-
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "emorl" / f"demo-{build_key(DemoSettings())[:12]}"
 
 
 def curl_line(url: str, spec: BundleSpec) -> str:

@@ -8,10 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import (
+from emorl_cli.console.options import (
     BUNDLE_HELP,
-    STDIN,
-    STDIN_NAME,
     add_chat_option,
     add_combine_option,
     add_device_options,
@@ -19,15 +17,12 @@ from emorl_cli.options import (
     add_sampling_options,
     add_threads_option,
     add_weight_options,
-    parse_weights,
-    print_json,
-    read_chat,
-    read_source,
     sampling_fields,
     use_threads,
-    utf_8,
 )
-from emorl_cli.progress import Progress
+from emorl_cli.console.printing import print_json
+from emorl_cli.console.progress import Progress
+from emorl_cli.console.reading import STDIN, STDIN_NAME, parse_weights, read_chat, read_source, utf_8
 
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble

@@ -17,31 +17,39 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from emorl_cli.options import number, whole
+from emorl_cli.console.exits import BAD_INPUT, BROKEN_PIPE, DONE, FAILED, INTERRUPTED, complain
+from emorl_cli.console.reading import number, whole
 from server.serving.signals import stand_by
 
 # verb -> (module, what it does). The order is the order of `emorl --help`.
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("emorl_cli.demo", "build the demo bundle on first use and serve it"),
+    "demo": ("emorl_cli.demo", "make the demo bundle on first use and serve it"),
     "serve": ("emorl_cli.serve", "serve a bundle over HTTP"),
     "generate": ("emorl_cli.generate", "answer one prompt, or a file of prompts"),
     "sweep": ("emorl_cli.sweep", "one prompt under many weights: the distinct texts and the weights that give them"),
     "replay": ("emorl_cli.replay", "make the text of a receipt again and say whether it is the same"),
-    "new": ("emorl_cli.new", "make a bundle of a base and adapters, or sentences, and inspect it"),
-    "inspect": ("emorl_cli.inspect_bundle", "explain a bundle and validate it in full"),
-    "train": ("emorl_cli.train", "train every objective of a recipe and write a bundle"),
-    "warm-start": ("emorl_cli.warm_start", "train a recipe's base on replies, before any reinforcement"),
-    "train-scorer": ("emorl_cli.train_scorer", "train a scorer from graded pairs and measure it on unseen prompts"),
-    "examine-scorer": ("emorl_cli.examine_scorer", "say whether a scorer can be fooled, and by which sentence"),
-    "search": ("emorl_cli.search", "find the weights that score best and store them as a profile"),
-    "evaluate": ("emorl_cli.evaluate", "compare training methods on the same prompts, as one table"),
+    "new": ("emorl_cli.bundles.new", "make a bundle of a base and adapters, or sentences, and inspect it"),
+    "inspect": ("emorl_cli.bundles.inspect", "explain a bundle and validate it in full"),
+    "train": ("emorl_cli.learning.train", "train every objective of a recipe and write a bundle"),
+    "warm-start": ("emorl_cli.learning.warm_start", "train a recipe's base on replies, before any reinforcement"),
+    "train-scorer": (
+        "emorl_cli.learning.train_scorer",
+        "train a scorer from graded pairs and measure it on unseen prompts",
+    ),
+    "examine-scorer": (
+        "emorl_cli.learning.examine_scorer",
+        "say whether a scorer can be fooled, and by which sentence",
+    ),
+    "search": ("emorl_cli.learning.search", "find the weights that score best and store them as a profile"),
+    "evaluate": ("emorl_cli.learning.evaluate", "compare training methods on the same prompts, as one table"),
     "bench": ("emorl_cli.bench", "speed beside what a user would run instead, in one run"),
-    "bake": ("emorl_cli.bake", "write a mix of a bundle's adapters as one PEFT adapter"),
-    "import-gguf": ("emorl_cli.import_gguf", "turn a GGUF file into a base folder with tokenizer and chat template"),
-    "import-npz": ("emorl_cli.import_npz", "turn a published .npz adapter into a PEFT folder"),
+    "bake": ("emorl_cli.bundles.bake", "write a mix of a bundle's adapters as one PEFT adapter"),
+    "import-gguf": (
+        "emorl_cli.bundles.import_gguf",
+        "turn a GGUF file into a base folder with tokenizer and chat template",
+    ),
+    "import-npz": ("emorl_cli.bundles.import_npz", "turn a published .npz adapter into a PEFT folder"),
 }
-
-DONE, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 
 class Parser(argparse.ArgumentParser):
@@ -117,11 +125,6 @@ def _give_up_stdout() -> None:
             sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def complain(message: str) -> None:
-    """One line on stderr, whatever line ends the message came with."""
-    print("emorl: error:", " ".join(message.split()), file=sys.stderr)
 
 
 def _dispatch(argv: list[str], args: argparse.Namespace) -> int:

@@ -11,7 +11,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import BUNDLE_HELP, STDIN, STDIN_NAME, add_example, print_json, read_source
+from emorl_cli.console.options import BUNDLE_HELP, add_example
+from emorl_cli.console.printing import print_json
+from emorl_cli.console.reading import STDIN, STDIN_NAME, read_source
 
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
@@ -174,7 +176,7 @@ def _prompt(receipt: Receipt, prompt_file: str | None) -> Prompt:
 
 def _bundle_of(receipt: Receipt) -> str:
     """Where the bundle may be when none was named."""
-    from emorl_cli.demo import default_folder
+    from emorl_cli.demo import demo_folders
     from emorl_core.bundle import Bundle
     from server.settings import load_settings
 
@@ -183,9 +185,10 @@ def _bundle_of(receipt: Receipt) -> str:
         return configured
     if receipt.identity.source is not None:
         return receipt.identity.source
-    demo = default_folder()
-    if demo.is_dir() and Bundle.open(demo).spec.name == receipt.identity.bundle:
-        return str(demo)
+    for demo in demo_folders():
+        spec = Bundle.open(demo).spec if demo.is_dir() else None
+        if spec and (spec.name, spec.prompt_template) == (receipt.identity.bundle, receipt.identity.prompt_template):
+            return str(demo)
     raise _refusal(f"bundle: none given; name the folder or hub id of {receipt.identity.bundle!r}", "bundle")
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from emorl_cli.options import BUNDLE_HELP, add_example
+from emorl_cli.console.options import BUNDLE_HELP, add_example
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from emorl_cli.inspect_bundle import examine, render
+    from emorl_cli.bundles.inspect import examine, render
     from emorl_cli.serving import check_address, serve
     from emorl_core.bundle import Bundle
     from emorl_core.errors import InvalidRequest

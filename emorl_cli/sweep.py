@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import (
+from emorl_cli.console.options import (
     BUNDLE_HELP,
     add_chat_option,
     add_combine_option,
@@ -15,13 +15,11 @@ from emorl_cli.options import (
     add_example,
     add_sampling_options,
     add_threads_option,
-    parse_weights,
-    print_json,
-    read_chat,
     sampling_fields,
     use_threads,
-    utf_8,
 )
+from emorl_cli.console.printing import print_json
+from emorl_cli.console.reading import parse_weights, read_chat, utf_8
 
 if TYPE_CHECKING:
     from emorl_core.engine.segments import SegmentsResult

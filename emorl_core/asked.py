@@ -32,6 +32,23 @@ class Reader:
         assert prompt is not None  # one of the two is there
         return field, self._prompts.read(prompt, field=field) if isinstance(prompt, str) else prompt
 
+    def read_all(
+        self,
+        prompts: str | Sequence[str] | None,
+        messages: Messages | None,
+        chats: Sequence[Messages] | None,
+    ) -> list[Asked]:
+        """Exactly one of the three: one text or several, one chat, or several. Raises as `read`."""
+        if [prompts, messages, chats].count(None) != 2:
+            raise InvalidRequest("give exactly one of prompts, messages and chats", param="prompts")
+        if chats is not None:
+            if not chats:
+                raise InvalidRequest("chats is empty; allowed: at least one chat", param="chats")
+            return [(f"chats.{i}", self._prompts.read_chat(chat, field=f"chats.{i}")) for i, chat in enumerate(chats)]
+        if prompts is None or isinstance(prompts, str):
+            return [self.read(prompts, messages, "prompt")]
+        return [(f"prompts.{i}", said) for i, said in enumerate(self._prompts.read_all(prompts))]
+
     def encode(self, asked: Asked, vectors: Iterable[Sequence[float]], combine: Combine) -> Encoded:
         """As the lanes with weight in any of the vectors read it.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -290,6 +291,14 @@ def write_spec(folder: Path, spec: BundleSpec) -> None:
     text = yaml.safe_dump(spec.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True, width=100)
     with replacing(folder / BUNDLE_FILE) as temporary:
         temporary.write_text(f"{FIRST_LINE}\n{text}{LAST_LINE}\n", encoding="utf-8")
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """What is read of a checkpoint and its tokenizer, into a new folder."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_file() and any(path.match(pattern) for pattern in FILE_PATTERNS):
+            shutil.copyfile(path, target / path.name)
 
 
 def _is_folder(path: Path) -> bool:

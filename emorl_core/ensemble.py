@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 
-from emorl_core.asked import Messages
 from emorl_core.bundle import Bundle, BundleSpec
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
@@ -27,14 +26,7 @@ from emorl_core.requests import Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
 from emorl_core.text.prompts import Encoded
 from emorl_core.text.tokenizer import Tokenizer
-from emorl_core.types import (
-    Combine,
-    Completion,
-    Failure,
-    Request,
-    Threads,
-    TokenEvent,
-)
+from emorl_core.types import Completion, Failure, Request, Threads, TokenEvent
 from emorl_core.weights import BASE
 
 
@@ -237,70 +229,29 @@ class Ensemble(Requests):
         prompts: str | Sequence[str] | None = None,
         weights: Sequence[Weights] | None = None,
         *,
-        messages: Messages | None = None,
-        resolution: int | None = None,
-        normalize: bool = True,
-        combine: Combine = "hidden",
-        only: Sequence[Collection[int]] | None = None,
         on_item: Callable[[SweepItem], None] | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> SweepResult:
         """Every prompt under every weight vector, sharing every common prefix.
 
         Args:
-            prompts: one text or several; none beside `messages`.
-            messages: one chat instead, see `encode_chat`.
-            weights: the vectors; or give `resolution`, for the grid of steps 1 / resolution over all objectives.
-            only: per prompt the indices of the vectors that it is swept with; none given: all.
+            prompts, weights, options: see `sweep_plan`.
             on_item: called as completions come, in the order they end.
-            sampling: the fields of `Sampling`; one seed serves all, so that equal prefixes stay shared.
 
         Raises:
-            InvalidRequest and its kinds before anything runs: also when neither or both of `weights` and `resolution`
-            are given, or nothing is asked for. EngineError when a completion fails; the others are then cancelled.
+            InvalidRequest and its kinds before anything runs; EngineError when a completion fails; the others are then
+            cancelled.
         """
-        plan = self.sweep_plan(
-            prompts,
-            weights,
-            messages=messages,
-            resolution=resolution,
-            normalize=normalize,
-            combine=combine,
-            only=only,
-            **sampling,
-        )
-        return self._driver.sweep(plan, on_item)
+        return self._driver.sweep(self.sweep_plan(prompts, weights, **options), on_item)
 
     def sweep_line(
-        self,
-        prompt: str | None,
-        from_weights: Weights,
-        to_weights: Weights,
-        *,
-        messages: Messages | None = None,
-        min_width: float = 1e-7,
-        normalize: bool = True,
-        max_new_tokens: int = 64,
-        min_new_tokens: int = 0,
-        stop: str | Sequence[str] = (),
+        self, prompt: str | None, from_weights: Weights, to_weights: Weights, **options: Any
     ) -> SegmentsResult:
         """All greedy texts under (1 - t) from + t to, 0 <= t <= 1, with the exact values of t where they change.
 
-        prompt: a text, or None beside `messages`, a chat. Intervals narrower than `min_width` are not divided further.
-        Raises as `generate`.
+        Arguments: see `segments_request`. Raises as `generate`.
         """
-        request = self.segments_request(
-            prompt,
-            from_weights,
-            to_weights,
-            messages=messages,
-            min_width=min_width,
-            normalize=normalize,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            stop=stop,
-        )
-        return self._driver.segments(request)
+        return self._driver.segments(self.segments_request(prompt, from_weights, to_weights, **options))
 
     def warm_up(self) -> None:
         """One token through all lanes at once: proves that the model, its adapters and the head really work. Then a few

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -164,6 +164,7 @@ class Requests:
         weights: Sequence[Weights] | None = None,
         *,
         messages: Messages | None = None,
+        chats: Sequence[Messages] | None = None,
         resolution: int | None = None,
         normalize: bool = True,
         combine: Combine = "hidden",
@@ -171,27 +172,33 @@ class Requests:
         max_sweep: int | None = None,
         **sampling: Any,
     ) -> SweepPlan:
-        """What `sweep` runs, checked in full and not begun; thread-safe. Arguments and errors as `sweep`.
+        """A sweep, checked in full and not begun: every prompt under every weight vector.
 
-        max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
+        Args:
+            prompts: one text or several; none beside `messages` and `chats`.
+            messages: one chat instead, see `encode_chat`; chats: several.
+            weights: the vectors; or give `resolution`, for the grid of steps 1 / resolution over all objectives.
+            only: per prompt the indices of the vectors that it is swept with; none given: all.
+            max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
+            sampling: the fields of `Sampling`; one seed serves all, so that equal prefixes stay shared.
+
+        Raises:
+            InvalidRequest and its kinds: also when neither or both of `weights` and `resolution` are given, or nothing
+            is asked for.
         """
+        several = chats if prompts is None or isinstance(prompts, str) else prompts
         vectors = sweep_vectors(
             self.objectives,
             weights,
             resolution,
             lambda each: self.resolve(each, normalize=normalize),
-            prompts=1 if prompts is None or isinstance(prompts, str) else len(prompts),
+            prompts=1 if several is None else len(several),
             most=max_sweep,
         )
         settings = self._sampling(**sampling)
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
-        if (prompts is None) == (messages is None):
-            raise InvalidRequest("give exactly one of prompts and messages", param="prompts")
-        if prompts is None or isinstance(prompts, str):
-            asked = [self._reader.read(prompts, messages, "prompt")]
-        else:
-            asked = [(f"prompts.{i}", said) for i, said in enumerate(self._prompts.read_all(prompts))]
+        asked = self._reader.read_all(prompts, messages, chats)
         every = [each.vector for each in vectors]
         encoded = [self._reader.encode(each, every, combine) for each in asked]
         for (field, _), each in zip(asked, encoded, strict=True):
@@ -222,9 +229,11 @@ class Requests:
         stop: str | Sequence[str] = (),
         **limits: Any,
     ) -> SegmentsRequest:
-        """What `sweep_line` runs, checked in full and not begun.
+        """All greedy texts under (1 - t) from + t to, 0 <= t <= 1, checked in full and not begun.
 
-        names: what errors call the two vectors; limits: further fields of `SegmentsRequest`. Raises as `request`.
+        prompt: a text, or None beside `messages`, a chat. Intervals of t narrower than `min_width` are not divided
+        further. names: what errors call the two vectors; limits: further fields of `SegmentsRequest`. Raises as
+        `request`.
         """
         check_width(min_width)
         start, end = (
@@ -269,4 +278,5 @@ def sampling_of(
         if not str(token).isdecimal():
             raise InvalidRequest(f"logit_bias has the key {shown(token)}; allowed: token ids", param="logit_bias")
         bias.append((int(token), value))
-    return Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop), logit_bias=tuple(sorted(bias)), **fields)
+    stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
+    return Sampling(stop=stops, logit_bias=tuple(sorted(bias)), **fields)

@@ -46,6 +46,18 @@ def _within(value: object, least: float, most: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 
+def _check_stop(stop: object) -> None:
+    """Clients' own words are never shown."""
+    if not isinstance(stop, tuple):
+        raise InvalidRequest(f"stop is of type {type(stop).__name__}; allowed: a tuple of texts", param="stop")
+    for text in stop:
+        if not isinstance(text, str) or not text:
+            found = "an empty text" if text == "" else f"a value of type {type(text).__name__}"
+            raise InvalidRequest(
+                f"stop is a list with {found} in it; allowed: texts of at least one character", param="stop"
+            )
+
+
 def check_width(min_width: float) -> None:
     """Raises InvalidRequest unless intervals can be divided down to this width."""
     _check(_within(min_width, MIN_WIDTH, 1.0), "min_width", min_width, f"a number from {MIN_WIDTH:g} to 1")
@@ -121,12 +133,7 @@ class Sampling:
             self.seed,
             f"null or a whole number from 0 to {MAX_SEED}",
         )
-        _check(
-            isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop),
-            "stop",
-            f"{type(self.stop).__name__} of {len(self.stop)}",
-            "a tuple of non-empty strings",
-        )
+        _check_stop(self.stop)
 
     @property
     def greedy(self) -> bool:

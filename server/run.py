@@ -39,6 +39,8 @@ class Helpers(ThreadPoolExecutor):
 class DrainingServer(uvicorn.Server):
     """A first SIGTERM or SIGINT drains, a second one ends the process at once; SIGHUP loads the bundle again."""
 
+    _listener: Listener  # from `startup` on
+
     def __init__(self, config: uvicorn.Config, service: Service, connections: Connections) -> None:
         super().__init__(config)
         self._service = service
@@ -71,8 +73,8 @@ class DrainingServer(uvicorn.Server):
         except EmorlError:
             await self.lifespan.shutdown()
             raise
-        listener = Listener(bound, self._make_protocol, self._connections, self.config.backlog)
-        self.servers = [listener]  # type: ignore[list-item]  # what uvicorn needs of one it has
+        self._listener = Listener(bound, self._make_protocol, self._connections, self.config.backlog)
+        self.servers = [self._listener]  # type: ignore[list-item]  # what uvicorn needs of one it has
         self.started = True
         self.announce()
 
@@ -118,6 +120,7 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: object = None) -> None:  # noqa: ARG002 - always its own
         self._connections.hurry(self._service.settings.last_bytes_s)  # no client may hold up the end
+        await self._listener.finish()
         await super().shutdown()
 
 

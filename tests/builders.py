@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from transformers.utils import logging as transformers_logging
 
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
+from tests.made_once import contents, made_once
 
 OBJECTIVES = ("reflection", "empathy", "fluency")
 ALL_LINEAR = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")  # by name; PEFT ignores names that a kind does not have
@@ -77,6 +78,14 @@ def tiny_t5(folder: Path, *, gated: bool = False, seed: int = 0, **config: Any) 
     T5Config's fields. Weights are scaled so that greedy text varies from token to token and seldom ends at once:
     Hugging Face's own initialisation repeats the last token for ever.
     """
+    return made_once(
+        ("t5", gated, seed, sorted(config.items())),
+        folder,
+        lambda new: _write_t5(new, gated=gated, seed=seed, config=config),
+    )
+
+
+def _write_t5(folder: Path, *, gated: bool, seed: int, config: Mapping[str, Any]) -> None:
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, **config}
     hf_config = T5Config(
         vocab_size=len(VOCABULARY),
@@ -109,7 +118,6 @@ def tiny_t5(folder: Path, *, gated: bool = False, seed: int = 0, **config: Any) 
         del written["scale_decoder_outputs"]
         (folder / "config.json").write_text(json.dumps({**written, "tie_word_embeddings": False}), encoding="utf-8")
     tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def _spread(name: str, parameter: torch.Tensor, gated: bool) -> float:
@@ -136,14 +144,31 @@ def tiny_adapter(
 
     `options` are LoraConfig's (`rank_pattern`, `use_rslora`, `layers_to_transform`, ...).
     """
-    base = T5ForConditionalGeneration.from_pretrained(base_folder)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="SEQ_2_SEQ_LM",
+    settings = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "task_type": "SEQ_2_SEQ_LM",
         **options,
+    }
+    made_once(
+        ("t5 adapter", contents(base_folder), seed, sorted(settings.items())),
+        out,
+        lambda new: _write_adapter(base_folder, new, seed, LoraConfig(**settings)),
     )
+    return named_base(out, base_folder)
+
+
+def named_base(adapter: Path, base: Path) -> Path:
+    """An adapter that says it was made for the base in this folder; PEFT writes the path that it was given."""
+    config = adapter / "adapter_config.json"
+    written = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**written, "base_model_name_or_path": str(base)}, indent=2), encoding="utf-8")
+    return adapter
+
+
+def _write_adapter(base_folder: Path, out: Path, seed: int, config: LoraConfig) -> None:
+    base = T5ForConditionalGeneration.from_pretrained(base_folder)
     with outdated_peft():
         model = get_peft_model(base, config)
     generator = torch.Generator().manual_seed(seed)
@@ -153,7 +178,6 @@ def tiny_adapter(
                 spread = 0.5 * parameter.shape[-1] ** -0.5 if "lora_A" in name else 0.25
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
     model.save_pretrained(out)
-    return out
 
 
 def tiny_t5_bundle(

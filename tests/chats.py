@@ -52,10 +52,10 @@ def library(tokenizer: PreTrainedTokenizerFast, chat: Sequence[Message]) -> list
 
 
 def tiny_chat_bundle(
-    folder: Path, *, chat: ChatSpec | None = None, template: str = HIDDEN + TURNS, **fields: Any
+    folder: Path, *, chat: ChatSpec | None = None, template: str = HIDDEN + TURNS, context: int = 256, **fields: Any
 ) -> Path:
-    """With the adapter `one`, two ends of a turn, and a context of 256 tokens. fields: of `BundleSpec`."""
-    base = tiny_causal(folder / BASE_DIR, "llama", vocab_size=260, max_position_embeddings=256)
+    """With the adapter `one`, and two ends of a turn. context: in tokens; fields: of `BundleSpec`."""
+    base = tiny_causal(folder / BASE_DIR, "llama", vocab_size=260, max_position_embeddings=context)
     tokenizer_of(template).save_pretrained(base)
     tiny_causal_adapter(base, folder / "adapters" / "one", 2, 1, "all-linear")
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": list(ENDS)}), encoding="utf-8")

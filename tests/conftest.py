@@ -7,6 +7,7 @@ model that is no toy: SmolLM2-135M-Instruct in safetensors.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -28,8 +29,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads and fork() do not mix
 
 import torch  # noqa: E402  the variables above are read on import
+from hypothesis import settings  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models lose time on more, and several test processes may share a machine
+
+settings.register_profile("usual", max_examples=40)
+settings.register_profile("thorough", max_examples=140)
+settings.load_profile("usual")  # `--hypothesis-profile=thorough` loads the other one later
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -92,3 +98,10 @@ def chromium() -> str:
     path = chromium_path()
     assert path is not None, "mark the test with @pytest.mark.browser"
     return path
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays. Left among the objects that may become garbage, half a million of them are looked
+    through again and again."""
+    gc.collect()
+    gc.freeze()

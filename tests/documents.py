@@ -17,9 +17,20 @@ from pathlib import Path
 import pytest
 
 from emorl_cli.main import main
-from emorl_core.bundle import BUNDLE_FILE, ProfileSpec, read_spec, write_spec
+from emorl_core.bundle import (
+    BASE_DIR,
+    BUNDLE_FILE,
+    ChatSpec,
+    ObjectiveSpec,
+    ProfileSpec,
+    PromptSpec,
+    read_spec,
+    write_spec,
+)
 from tests.builders import tiny_t5_bundle
-from training.pipeline.demo import NAME, PROFILES
+from tests.chats import tiny_chat_bundle
+from tests.supported_models import tiny_causal_adapter
+from training.pipeline.demo import NAME, OBJECTIVES, PROFILES
 
 ROOT = Path(__file__).parent.parent
 URL = "http://127.0.0.1:8000"
@@ -59,6 +70,23 @@ def demo_like(folder: Path) -> Path:
     spec = read_spec(folder / BUNDLE_FILE)
     profiles = {name: ProfileSpec(weights=dict(weights)) for name, weights in PROFILES.items()}
     write_spec(folder, spec.model_copy(update={"name": NAME, "profiles": profiles}))
+    return folder
+
+
+def chat_like(folder: Path) -> Path:
+    """The same over a decoder-only base with a chat template: an adapter, a sentence, and both."""
+    adapters = {name: f"adapters/{name}" for name in ("reflection", "fluency")}
+    sentences = {name: PromptSpec(system=f"Think of {name}.") for name in ("empathy", "fluency")}
+    tiny_chat_bundle(
+        folder,
+        name=NAME,
+        chat=ChatSpec(system="You are a counselor."),
+        objectives={name: ObjectiveSpec(adapter=adapters.get(name), prompt=sentences.get(name)) for name in OBJECTIVES},
+        profiles={name: ProfileSpec(weights=dict(weights)) for name, weights in PROFILES.items()},
+        default_profile="balanced",
+    )
+    for seed, name in enumerate(adapters):
+        tiny_causal_adapter(folder / BASE_DIR, folder / "adapters" / name, 2, seed, "all-linear")
     return folder
 
 

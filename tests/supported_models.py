@@ -14,7 +14,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.builders import outdated_peft
+from tests.builders import named_base, outdated_peft
+from tests.made_once import contents, made_once
 
 VOCABULARY = 96
 _SMALL: dict[str, Any] = {
@@ -136,6 +137,11 @@ def tiny_causal(folder: Path, name: str, *, seed: int = 0, **config: Any) -> Pat
     """
     row = BY_NAME.get(name)
     options = {**(_SMALL if row is None else row.config), **config}
+    key = ("causal", name, seed, sorted(options.items()))
+    return made_once(key, folder, lambda new: _write_causal(new, name, seed, options))
+
+
+def _write_causal(folder: Path, name: str, seed: int, options: Mapping[str, Any]) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **options), attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -146,18 +152,23 @@ def tiny_causal(folder: Path, name: str, *, seed: int = 0, **config: Any) -> Pat
             else:
                 parameter.add_(noise * 0.2)
     model.save_pretrained(folder)
-    return folder
 
 
 def tiny_causal_adapter(
     base: Path, out: Path, rank: int, seed: int, targets: Sequence[str] | str, **options: Any
 ) -> Path:
     """Write a random LoRA folder for `base` with PEFT, and return `out`. `options` are LoraConfig's."""
-    model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
-    settings = {"lora_alpha": 2.0 * rank, "task_type": "CAUSAL_LM", **options}
     chosen = targets if isinstance(targets, str) else list(targets)
+    settings = {"r": rank, "target_modules": chosen, "lora_alpha": 2.0 * rank, "task_type": "CAUSAL_LM", **options}
+    key = ("causal adapter", contents(base), seed, sorted(settings.items()))
+    made_once(key, out, lambda new: _write_causal_adapter(base, new, seed, LoraConfig(**settings)))
+    return named_base(out, base)
+
+
+def _write_causal_adapter(base: Path, out: Path, seed: int, config: LoraConfig) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
     with outdated_peft():
-        adapted = get_peft_model(model, LoraConfig(r=rank, target_modules=chosen, **settings))
+        adapted = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -165,4 +176,3 @@ def tiny_causal_adapter(
                 spread = parameter.shape[-1] ** -0.5 if "lora_A" in name else 0.25
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
     adapted.save_pretrained(out)
-    return out

@@ -11,7 +11,7 @@ import pytest
 
 from emorl_core.bundle import Bundle
 from server.settings import Settings
-from tests.documents import ROOT, Reader, blocks, demo_like, lines
+from tests.documents import ROOT, Reader, blocks, chat_like, demo_like, lines
 from tests.http.harness import Live, live
 from training.recipe.recipe import load_recipe
 
@@ -38,10 +38,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", params=["t5", "chat"])
+def either(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `my-bundle` of each family."""
+    if request.param == "t5":
+        return folder
+    return chat_like(tmp_path_factory.mktemp("chats") / "my-bundle").parent
+
+
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Live]:
+def server(either: Path) -> Iterator[Live]:
     # An untrained model does not know when to stop; the limit ends it.
-    with live(Settings(port=0, bundle=str(folder / "my-bundle"), max_new_tokens=64)) as running:
+    with live(Settings(port=0, bundle=str(either / "my-bundle"), max_new_tokens=64)) as running:
         yield running
 
 
@@ -64,8 +72,8 @@ def test_steering_by_the_openai_client(folder: Path, server: Live) -> None:
     assert "unknown objective 'empaty'" in said.splitlines()[-1]
 
 
-def test_steering_in_python(folder: Path) -> None:
-    said = Reader(folder).script("examples/in_python.py")  # my-bundle, as it says
+def test_steering_in_python(either: Path) -> None:
+    said = Reader(either).script("examples/in_python.py")  # my-bundle, as it says
     assert "objectives: reflection, empathy, fluency" in said
     assert " texts from 15 mixes" in said
 
@@ -102,7 +110,8 @@ def test_the_commands_of_the_guides(guide: str, folder: Path, tmp_path: Path) ->
 def test_python_in_guides_and_explanations(page: Path, folder: Path) -> None:
     reader = Reader(folder)
     for block in blocks(page.read_text(encoding="utf-8"), "python"):
-        reader.python(block)
+        assert "assert " in block or "print(" in block, "it shows nothing"
+        assert bool(reader.python(block).strip()) == ("print(" in block)
 
 
 def test_every_example_is_on_the_examples_page_and_run_here() -> None:

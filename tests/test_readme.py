@@ -24,7 +24,7 @@ from emorl_core.adapters.adapter import read_peft
 from server.settings import Settings
 from tests.builders import tiny_t5
 from tests.cli.gguf_files import tokens_of, write_gguf
-from tests.documents import ROOT, SMALL_BASE, SMALL_RL, Reader, blocks, demo_like, lines, options
+from tests.documents import ROOT, SMALL_BASE, SMALL_RL, Reader, blocks, chat_like, demo_like, lines, options
 from tests.http.harness import Live, live
 from tests.learn import scorer_models
 from tests.supported_models import tiny_causal
@@ -39,6 +39,7 @@ SMALLER = {
     "examine-scorer": " --replies 2 --graded 8 --candidates 3 --prompts 1 --threads 1",
     "search": " --levels 1 --search-prompts 2 --held-out-most 2 --max-new-tokens 4 --no-plots",
     "evaluate": " --methods base --no-plots" + options(*SMALL_BASE, *SMALL_RL, "evaluation.test_prompts=2"),
+    "demo": " --tiny",  # the other one is fetched
     "bench": " --case memory --shape t5-tiny --peers none --rounds 1 --threads 1",
 }
 
@@ -48,10 +49,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return demo_like(tmp_path_factory.mktemp("bundles") / "my-bundle")
 
 
+@pytest.fixture(scope="module", params=["t5", "chat"])
+def either(request: pytest.FixtureRequest, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`my-bundle` of each family."""
+    return bundle if request.param == "t5" else chat_like(tmp_path_factory.mktemp("chats") / "my-bundle")
+
+
 @pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Live]:
+def server(either: Path) -> Iterator[Live]:
     # An untrained model does not know when to stop; the limit ends it.
-    with live(Settings(port=0, bundle=str(bundle), max_new_tokens=64)) as running:
+    with live(Settings(port=0, bundle=str(either), max_new_tokens=64)) as running:
         yield running
 
 
@@ -71,10 +78,10 @@ def test_the_request_by_curl(server: Live, tmp_path: Path) -> None:
     assert answer["weights"] == pytest.approx({"reflection": 0.7, "empathy": 0.3, "fluency": 0.0})
 
 
-def test_the_python_blocks(server: Live, bundle: Path) -> None:
+def test_the_python_blocks(server: Live, either: Path) -> None:
     pytest.importorskip("openai")
     (over_http, in_process) = blocks(README, "python")
-    reader = Reader(bundle.parent, server.url)
+    reader = Reader(either.parent, server.url)
     assert (texts := reader.python(over_http).strip())
     assert reader.python(over_http).strip() == texts  # greedy, as it says
     assert "stop" in (said := reader.python(in_process)) or "length" in said

@@ -234,7 +234,7 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
     try:
         config = read_json(folder / CONFIG_FILE, most=_MOST_CONFIG)
     except Missing:
-        raise AdapterError(f"adapter {name!r}: {folder.name} has no {CONFIG_FILE}; it is a PEFT LoRA folder") from None
+        raise AdapterError(f"adapter {name!r}: its folder has no {CONFIG_FILE}; allowed: a PEFT LoRA folder") from None
     except Unreadable as error:
         raise AdapterError(f"adapter {name!r}: {CONFIG_FILE} {error.reason}") from None
     if not isinstance(config, dict):
@@ -250,7 +250,7 @@ def _read_weights(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str,
     except Missing:
         pickle = folder / "adapter_model.bin"
         hint = f"; {pickle.name} is a pickle, which is not loaded" if pickle.exists() else ""
-        raise AdapterError(f"adapter {name!r}: {folder.name} has no {WEIGHTS_FILE}{hint}") from None
+        raise AdapterError(f"adapter {name!r}: its folder has no {WEIGHTS_FILE}{hint}") from None
     except Unreadable as error:
         raise AdapterError(f"adapter {name!r}: {WEIGHTS_FILE} {error.reason}") from None
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:

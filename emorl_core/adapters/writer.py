@@ -22,12 +22,14 @@ def write_peft(
     base_sha256: str | None = None,
     task: str | None = None,
     extra: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a PEFT folder that `peft` and `read_peft` load. `folder` is created; files in it are replaced.
 
     Modules with another rank or scale than the most common one go into `rank_pattern` and `alpha_pattern`, keyed by
     their full path. `base_name` and `base_sha256` (`files.weights_hash`) say which base it is for, `task` is its
     family's `adapter_task`; None: the adapter's own. `extra` goes into adapter_config.json (`lora_dropout`, say).
+    `dtype`: of the weights in the file; what reads them computes in its own.
     """
     ranks = [pair.rank for pair in adapter.modules.values()]
     rank = max(set(ranks), key=ranks.count)
@@ -55,8 +57,8 @@ def write_peft(
     }
     tensors = {}
     for module, pair in adapter.modules.items():
-        tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = pair.a.to(torch.float32).contiguous()
-        tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = pair.b.to(torch.float32).contiguous()
+        tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = pair.a.to(dtype).contiguous()
+        tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = pair.b.to(dtype).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     known = base_sha256 or adapter.base_sha256
     (folder / WEIGHTS_FILE).write_bytes(_serialised(tensors, {BASE_HASH: known} if known else {}))

@@ -89,6 +89,7 @@ class Engine:
             prefill_tokens_computed=runner.reader.tokens_computed,
             prefill_cache_bytes=runner.prefill_cache.nbytes,
             kv_cache_bytes=runner.seats.cache.nbytes,
+            kv_cache_limit=self._room.most_bytes,
             faults=self.faults,
         )
 
@@ -144,9 +145,10 @@ class Engine:
         self._settle(touched, changed=touched)
 
     def _admit(self) -> None:
-        if (preempted := self.scheduler.preempt()) is not None:
+        job = self.scheduler.next_job()
+        if (preempted := self.scheduler.preempt(job)) is not None:
             self.runner.remove(preempted, keep=True)
-        self.runner.admit(self.scheduler.admit())
+        self.runner.admit(self.scheduler.admit(job))
 
     def _read(self, events: list[Event]) -> None:
         try:

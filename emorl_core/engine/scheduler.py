@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from emorl_core.engine.sequences import Branch, Job, Member
 
-# Beside streams. A member costs a row of logits a step, however many share its branch's lane rows.
+# Of sweeps, beside streams. A member costs a row of logits a step, however many share its branch's lane rows: who has
+# both chooses what waits for what, and other clients' streams do not.
 _MEMBERS_A_SLOT = 4
+_MEMBERS_A_SLOT_BESIDE_OTHERS = 1
 _LEAST_TOKENS = 16  # what feeding a preempted branch its tokens again costs is small beside this many steps
 
 
@@ -27,8 +29,9 @@ class Scheduler:
 
     A branch that does not fit beside those that run waits for some of them to end, and nobody goes before it.
 
-    Beside streams, sweeps run with a few members for each slot, or one branch at a time where that has more: the rest
-    waits.
+    Beside streams, sweeps run with a few members for each slot, and the rest waits: at the cost of more steps, since
+    what is split off a branch runs its lanes again. A branch beside its own client's streams is not split; one that
+    began before the streams of others is preempted, and split when it goes on.
 
     A branch that nobody streams is preempted, after `_LEAST_TOKENS` tokens in its slot, for a client or a job that has
     at least two slots less than its own. Those tokens are fed again later, so it loses its turn and no result.
@@ -82,36 +85,47 @@ class Scheduler:
         if not self._cancelled:
             return []
         taken = []
-        for branches, was_running in ((list(self.waiting), False), (self.running, True)):
-            for branch in branches:
-                gone = [member for member in branch.members if member.request.request_id in self._cancelled]
-                if not gone:
-                    continue
-                branch.members = [member for member in branch.members if member not in gone]
-                taken += [(branch, member, was_running) for member in gone]
-                if not branch.members and not was_running:
-                    self._waiting[branch.job].remove(branch)
-                    self._left.add(branch.job)
+        for branch in self.running:
+            taken += [(branch, member, True) for member in self._without_cancelled(branch)]
+        for job, branches in self._waiting.items():
+            gone = [(branch, member, False) for branch in branches for member in self._without_cancelled(branch)]
+            if any(not branch.members for branch, _, _ in gone):
+                self._waiting[job] = deque(branch for branch in branches if branch.members)
+                self._left.add(job)
+            taken += gone
         self._cancelled.clear()
         return taken
 
-    def admit(self) -> list[Branch]:
-        """Move waiting branches into the free slots."""
+    def _without_cancelled(self, branch: Branch) -> list[Member]:
+        """Take the cancelled members from the branch; returns them."""
+        gone = [member for member in branch.members if member.request.request_id in self._cancelled]
+        if gone:
+            branch.members = [each for each in branch.members if each.request.request_id not in self._cancelled]
+        return gone
+
+    def admit(self, job: Job | None) -> list[Branch]:
+        """Move waiting branches into the free slots; the first is of this job (`next_job`)."""
         self._forget_jobs()
         admitted: list[Branch] = []
         now = time.perf_counter()
-        while len(self.running) < self.slots and (job := self._next_job()) is not None:
+        while job is not None and len(self.running) < self.slots:
             if not self._fits([*self.running, self._waiting[job][0]]):
                 break
             branch = self._waiting[job].popleft()
+            self._split(branch)
             branch.admitted = branch.admitted or now
             self.start(branch)
             admitted.append(branch)
+            job = self.next_job()
         return admitted
 
-    def preempt(self) -> Branch | None:
-        """Put a running branch back into its queue, if its slot belongs to a waiting job; at most one a step."""
-        needy = self._next_job()
+    def preempt(self, needy: Job | None) -> Branch | None:
+        """Put a running branch back into its queue, if its slot belongs to this waiting job (`next_job`), or if it
+        began before the streams of others and has too many members beside them."""
+        if (crowd := self._crowd_beside_others()) is not None:
+            self.release([crowd])
+            self.add_first([crowd])
+            return crowd
         if needy is None:
             return None
         if len(self.running) < self.slots and self._fits([*self.running, self._waiting[needy][0]]):
@@ -146,7 +160,7 @@ class Scheduler:
         it fits beside the next of them."""
         if self._full(branch.job):
             return False
-        needy = self._next_job()
+        needy = self.next_job()
         first = [] if needy is None or needy is branch.job else [self._waiting[needy][0]]
         if not self._fits([*self.running, *first, branch]):
             return False
@@ -203,7 +217,7 @@ class Scheduler:
         self._left.clear()
         return dropped
 
-    def _next_job(self) -> Job | None:
+    def next_job(self) -> Job | None:
         """The job that gets the next free slot, as the class says. The next sweep that must wait holds up other sweeps,
         so that small ones do not keep it waiting, but no plain request."""
         best = self._poorest(lambda _: True)
@@ -225,11 +239,36 @@ class Scheduler:
         return best
 
     def _crowds(self, branch: Branch) -> bool:
-        """Whether the branch's members, beside those of the sweeps that run, would make streams wait for each step."""
+        """Whether none of the branch's members may run now."""
+        return self._members_beside_streams(branch) < 1
+
+    def _split(self, branch: Branch) -> None:
+        """Leave the branch, which runs next, as many members as may; the others wait at the head of its job's queue."""
+        most = self._members_beside_streams(branch)
+        if most < len(branch.members):
+            self._waiting[branch.job].appendleft(branch.fork(branch.members[most:]))
+            branch.members = branch.members[:most]
+
+    def _members_beside_streams(self, branch: Branch) -> int:
+        """How many of the branch's members, beside those of the sweeps that run, keep streams from waiting for each
+        step."""
+        every = len(branch.members)
+        streams = [each for each in self.running if any(member.request.stream for member in each.members)]
+        if every == 1 or not streams:
+            return every
         crowd = sum(len(each.members) for each in self.running if len(each.members) > 1)
-        if len(branch.members) == 1 or not crowd or crowd + len(branch.members) <= _MEMBERS_A_SLOT * self.slots:
-            return False
-        return any(member.request.stream for each in self.running for member in each.members)
+        if any(each.job.client != branch.job.client for each in streams):
+            return min(every, max(0, _MEMBERS_A_SLOT_BESIDE_OTHERS * self.slots - crowd))
+        return every if not crowd or crowd + every <= _MEMBERS_A_SLOT * self.slots else 0
+
+    def _crowd_beside_others(self) -> Branch | None:
+        """The running branch with the most members, where streams of other clients run beside too many."""
+        sweeps = [each for each in self.running if len(each.members) > 1]
+        if sum(len(each.members) for each in sweeps) <= _MEMBERS_A_SLOT_BESIDE_OTHERS * self.slots:
+            return None
+        streaming = {each.job.client for each in self.running if each.members[0].request.stream}
+        beside = [each for each in sweeps if streaming - {each.job.client} and not each.members[0].request.stream]
+        return max(beside, key=lambda each: len(each.members), default=None)
 
     def _forget_jobs(self) -> None:
         """Remove jobs without branches. Called late, since branches forked from one that left may still be added and

@@ -22,4 +22,5 @@ class EngineStats:
     prefill_tokens_computed: int
     prefill_cache_bytes: int
     kv_cache_bytes: int  # of running branches, capacity included
+    kv_cache_limit: int | None  # bytes that they may take; None: no bound
     faults: int  # prefills and steps that failed and were retried individually

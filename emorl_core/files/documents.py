@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,7 +75,7 @@ def parse_json(text: str, *, path: Path | None = None, unique: bool = True) -> A
         Unreadable: no JSON, a key twice, a number too large to be meant, nesting too deep.
     """
     try:
-        return json.loads(text, parse_int=_whole, parse_float=_real, object_pairs_hook=_distinct if unique else None)
+        return json.loads(text, parse_int=_whole, parse_float=_real, object_pairs_hook=distinct if unique else None)
     except json.JSONDecodeError as error:
         raise Unreadable(f"cannot be read as JSON: {error.msg} in line {error.lineno}", path=path) from None
     except _Refused as error:
@@ -88,13 +88,26 @@ class _Refused(ValueError):
     """Within JSON; one line."""
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise _Refused(f"key {cut(name)} stands twice")
-        found[name] = value
+class RepeatedKey(_Refused):
+    """Which of its values was meant nobody knows."""
+
+
+def distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for the `object_pairs_hook` of `json.loads`. Raises RepeatedKey."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RepeatedKey(f"key {cut(repeated(pairs))} stands twice")
     return found
+
+
+def repeated(pairs: Iterable[tuple[str, Any]]) -> str:
+    """The first key that stands twice in a JSON object that has one."""
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            return name
+        seen.add(name)
+    raise ValueError("every key stands once")
 
 
 def _whole(digits: str) -> int:

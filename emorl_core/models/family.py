@@ -157,7 +157,7 @@ class TrainableModel(LaneModel, Protocol):
 
 
 class Family(Protocol):
-    """Architectures that share one implementation; reads only `config.json` until it loads."""
+    """Architectures that share one implementation; reads only JSON files until it loads."""
 
     name: str
     adapter_task: str  # PEFT's task type
@@ -168,6 +168,9 @@ class Family(Protocol):
 
     def shape(self, config: Mapping[str, Any]) -> Shape:
         """Sizes, for estimates. Raises UnsupportedModel for a config that lacks some."""
+
+    def end_tokens(self, folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """The ids that end a text, by the JSON files of a checkpoint folder. Raises UnsupportedModel for none."""
 
     def load(
         self, folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool

@@ -25,10 +25,10 @@ def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         BundleError: nothing to encode with, ids without a row, or another model's vocabulary.
     """
     from emorl_core.models.config import read_config, whole_number
-    from emorl_core.models.special_tokens import SpecialTokens
+    from emorl_core.models.registry import family_of
 
     config = read_config(folder)
-    rows, ends = whole_number(config, "vocab_size"), SpecialTokens.read(folder, config).eos
+    rows, ends = whole_number(config, "vocab_size"), family_of(config).end_tokens(folder, config)
     vocabulary = tokenizer.get_vocab()
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     words = [i for piece, i in vocabulary.items() if i not in special and piece.strip(_BLANK)]

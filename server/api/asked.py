@@ -1,4 +1,4 @@
-"""What a request of the native API asks about: prompts, or a chat."""
+"""What a request of the native API asks about: prompts, or chats."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from server.api.fields import Body, FirstFault, Text, Texts
 from server.api.openai.messages import Message, chat_of
 from server.door.errors import MissingField
 
+Chat = Annotated[list[Message], FirstFault(), Field(min_length=1)]
+Chats = Annotated[list[Chat], FirstFault(), Field(min_length=1)]
+
 
 class ChatField(Body):
     """A request that may be about a chat."""
 
-    messages: Annotated[list[Message], FirstFault(), Field(min_length=1)] | None = Field(
+    messages: Chat | None = Field(
         None, description="Instead: a chat as in /v1/chat/completions, for a bundle with chat."
     )
 
@@ -24,13 +27,15 @@ class ChatField(Body):
     def chat(self) -> list[chat.Message] | None:
         return None if self.messages is None else chat_of(self.messages)
 
-    def check_one(self, other: str) -> None:
-        """Raises InvalidRequest unless exactly one of `messages` and the field `other` is there."""
-        value = getattr(self, other)
-        if value is None and self.messages is None:
-            raise MissingField(f"{other}: missing; exactly one of {other} and messages is required", param=other)
-        if value is not None and self.messages is not None:
-            raise InvalidRequest(f"give exactly one of {other} and messages", param="messages")
+    def check_one(self, *names: str) -> None:
+        """Raises InvalidRequest unless exactly one of these fields is there."""
+        *others, last = names
+        listed = f"{', '.join(others)} and {last}"
+        given = [name for name in names if getattr(self, name) is not None]
+        if not given:
+            raise MissingField(f"{names[0]}: missing; exactly one of {listed} is required", param=names[0])
+        if len(given) > 1:
+            raise InvalidRequest(f"give exactly one of {listed}", param=given[-1])
 
 
 class PromptFields(ChatField):
@@ -42,21 +47,26 @@ class PromptFields(ChatField):
 
     @model_validator(mode="after")
     def _one(self) -> PromptFields:
-        self.check_one("prompt")
+        self.check_one("prompt", "messages")
         return self
 
 
 class PromptsFields(ChatField):
-    """Of requests about several prompts, or one chat."""
+    """Of requests about several prompts, or several chats."""
 
     prompts: Texts | None = Field(None, description="What the clients said, one by one, each as a `prompt`.")
+    chats: Chats | None = Field(None, description="Instead: several chats, each a list as `messages` is one.")
 
     @model_validator(mode="after")
     def _one(self) -> PromptsFields:
-        self.check_one("prompts")
+        self.check_one("prompts", "messages", "chats")
         return self
 
     @property
+    def every_chat(self) -> list[list[chat.Message]] | None:
+        return None if self.chats is None else [chat_of(each) for each in self.chats]
+
+    @property
     def count(self) -> int:
-        """Of prompts, a chat being one."""
-        return 1 if self.prompts is None else len(self.prompts)
+        """Of prompts or chats."""
+        return len(self.prompts or self.chats or [self.messages])

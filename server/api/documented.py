@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 _EXAMPLES: dict[int, tuple[str, str, str, str | None, str]] = {
     # status: (description, message, type, param, code)
-    400: ("Not JSON.", "the body is not JSON: Expecting value", "invalid_request_error", None, "invalid_json"),
+    400: ("Not JSON.", "the body cannot be read as JSON: …", "invalid_request_error", None, "invalid_json"),
     401: ("No valid API key.", "missing API key", "authentication_error", None, "invalid_api_key"),
     403: ("This key may not do this.", "this key is no admin key", "permission_error", None, "forbidden"),
     404: ("No such thing.", "no such model", "invalid_request_error", "model", "model_not_found"),

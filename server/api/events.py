@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from emorl_core.errors import EmorlError
@@ -9,13 +10,13 @@ from server.door.errors import error_object
 from server.serving import sse
 
 
-class TypedEvents:
+class TypedEvents(ABC):
     """What these dialects share: nothing before the first event, and a last one, `{"type": "done", …the answer…}` or
     `{"type": "error", …}`."""
 
+    @abstractmethod
     def answer(self) -> dict[str, Any]:
         """The whole answer, once every completion has been taken."""
-        raise NotImplementedError
 
     def begin(self) -> bytes:
         return b""

@@ -14,10 +14,11 @@ from server.api.answers import json_response, service_of
 from server.api.documented import GENERATION_ERRORS, errors, streamed
 from server.api.events import TypedEvents
 from server.api.generate_models import GenerateRequest, GenerateResponse, answer, attribution_of, finite
+from server.door.bodies import StrictBody
 from server.serving import sse
 from server.serving.receipt import make_receipt
 
-router = APIRouter(tags=["native"])
+router = APIRouter(tags=["native"], route_class=StrictBody)
 
 _STREAM_EXAMPLE = (
     'data: {"type":"token","index":0,"id":71,"text":"You","logprob":-0.2}\n\n'

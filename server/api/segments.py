@@ -16,9 +16,10 @@ from server.api.answers import json_response, service_of
 from server.api.documented import GENERATION_ERRORS, errors, streamed
 from server.api.events import TypedEvents
 from server.api.segments_models import SegmentsBody, SegmentsResponse, segment_text, segments_answer
+from server.door.bodies import StrictBody
 from server.serving import sse
 
-router = APIRouter(tags=["native"])
+router = APIRouter(tags=["native"], route_class=StrictBody)
 
 _STREAM_EXAMPLE = (
     'data: {"type":"interval","start":0.0,"end":0.4183,"text":"You feel …","finish_reason":"stop",…}\n\n'

@@ -18,9 +18,10 @@ from server.api.answers import json_response, service_of
 from server.api.documented import GENERATION_ERRORS, errors, streamed
 from server.api.events import TypedEvents
 from server.api.sweep_models import SweepRequest, SweepResponse, sweep_answer, sweep_item
+from server.door.bodies import StrictBody
 from server.serving import sse
 
-router = APIRouter(tags=["native"])
+router = APIRouter(tags=["native"], route_class=StrictBody)
 
 _STREAM_EXAMPLE = (
     'data: {"type":"item","prompt":0,"weights":3,"text":"You feel …","finish_reason":"stop","completed":1,"total":66}'

@@ -38,6 +38,7 @@ class SweepRequest(PromptsFields, SamplingFields):
             self.prompts,
             self.weights,
             messages=self.chat,
+            chats=self.every_chat,
             resolution=self.resolution,
             max_sweep=max_sweep,
             **self.options(max_new_tokens=max_new_tokens),

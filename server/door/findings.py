@@ -76,7 +76,7 @@ def _line(finding: Finding, body: Any) -> str:
     where, kind = _field(finding, body), finding["type"]
     context = finding.get("ctx", {})
     if kind == "json_invalid":
-        return f"the body is not JSON: {context.get('error', 'it cannot be read')}"
+        return f"the body cannot be read as JSON: {context.get('error', 'it cannot be read')}"
     if kind == "extra_forbidden":
         return f"unknown field {where!r}"
     if kind == "missing":

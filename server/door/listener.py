@@ -20,6 +20,9 @@ logger = logging.getLogger("emorl.server")
 
 _AT_ONCE = 32  # connections taken in one turn of the event loop, and at most an eighth of those there may be
 _RETRY_S = 0.5
+# Of the system's, for one connection, which is doubled: more than one answer, and not all that a client that never
+# reads may ask for.
+_SEND_BUFFER = 128 * 1024
 _TELL_EVERY_S = 60.0
 
 
@@ -76,6 +79,11 @@ class Listener:
     async def wait_closed(self) -> None:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def finish(self) -> None:
+        """Close, but hand on those who have connected already, while there is room: the kernel would reset them."""
+        self.close()
+        await self.wait_closed()
+
     async def _serve(self, sock: socket.socket) -> None:
         try:
             while True:
@@ -86,25 +94,39 @@ class Listener:
                     if not self._connections.cut_one():  # closing it frees a file descriptor
                         await asyncio.sleep(_RETRY_S)
         finally:
+            waiting = self._taken(sock, self._connections.most - len(self._connections))
             sock.close()
+            await self._hand_on_all(waiting)
 
     async def _take(self, sock: socket.socket) -> None:
         """Wait for a connection; hand on all that have come."""
         clients = [(await asyncio.get_running_loop().sock_accept(sock))[0]]
         try:
-            with suppress(OSError):  # none left; any other error recurs at the next accept
-                while len(clients) < self._at_once:
-                    clients.append(sock.accept()[0])
+            clients += self._taken(sock, self._at_once - 1)
             await self._connections.make_room(len(clients))
-            await asyncio.gather(*(self._hand_on(client, clients) for client in tuple(clients)))
+            await self._hand_on_all(clients)
         finally:
             for client in clients:
                 client.close()
+
+    @staticmethod
+    def _taken(sock: socket.socket, most: int) -> list[socket.socket]:
+        """Those that have come, up to `most`."""
+        clients: list[socket.socket] = []
+        with suppress(OSError):  # none left; any other error recurs at the next accept
+            while len(clients) < most:
+                clients.append(sock.accept()[0])
+        return clients
+
+    async def _hand_on_all(self, clients: list[socket.socket]) -> None:
+        """Empties the list."""
+        await asyncio.gather(*(self._hand_on(client, clients) for client in tuple(clients)))
 
     async def _hand_on(self, client: socket.socket, clients: list[socket.socket]) -> None:
         clients.remove(client)
         try:
             client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             await asyncio.get_running_loop().connect_accepted_socket(self._make_protocol, client)
         except Exception as error:  # noqa: BLE001  one connection less, and the others go on
             client.close()

@@ -1,17 +1,24 @@
 // The page put together: what the server offers, one store, the parts that watch it.
 
 import { ask } from "./api.js";
-import { createAsking, createOptions, createTheme } from "./asking.js";
+import { createAsking, createExamples } from "./asking.js";
 import { createCompare, createDraftActions } from "./compare.js";
 import { byId } from "./dom.js";
 import { createDraft } from "./draft.js";
 import { createKeyForm } from "./key.js";
+import { mixStrip } from "./lanes.js";
+import { createPace } from "./pace.js";
 import { profileWeights, steer } from "./point.js";
+import { bundleSystem, NEUTRAL } from "./request.js";
+import { createSampling } from "./sampling.js";
 import { createShares } from "./shares.js";
 import { createSnippets } from "./snippets.js";
 import { createSteering } from "./steering.js";
 import { createStore } from "./store.js";
+import { createSystem } from "./system.js";
+import { createTheme } from "./theme.js";
 import { createTrouble } from "./trouble.js";
+import { createTaking, createTurns } from "./turns.js";
 import { createWriter } from "./writer.js";
 
 const BASE = "base";
@@ -20,7 +27,8 @@ const TOKENS = 64;
 const store = createStore({
   model: null, version: null, limits: null, objectives: [], descriptions: {}, profiles: [],
   axes: [], weights: [], profile: null, // weights: in the order of the axes, sum 1
-  prompt: "", options: { temperature: 0, seed: null, maxTokens: TOKENS },
+  chat: null, system: "", turns: [], prompt: "", // chat: of the bundle, null without; turns: before what the client says now
+  options: { ...NEUTRAL, max_new_tokens: TOKENS },
   draft: null, map: null, pins: [], reference: null,
 });
 const trouble = createTrouble();
@@ -45,31 +53,38 @@ async function connect(then = writer.write) {
     return;
   }
   trouble.clear();
+  writer.forget();
   const isNew = adopt(facts);
   (isNew ? writer.write : then)(); // a part that asked before may be gone with what the server served before
 }
 
 /** Build what depends on the bundle, unless it is the one that is there already; says whether it was new. */
 function adopt({ info, objectives, profiles }) {
-  const names = objectives.filter(({ adapter }) => adapter).map(({ name }) => name);
+  const names = objectives.map(({ name }) => name).filter((name) => name !== BASE);
   // One objective alone is steered against the bare model.
   const axes = names.length > 1 ? names : [BASE, ...names];
-  const descriptions = Object.fromEntries(objectives.map(({ name, description }) => [name, description]));
-  const known = JSON.stringify([store.state.model, store.state.axes, store.state.profiles]);
-  const isNew = known !== JSON.stringify([info.model, axes, profiles.profiles]);
+  const told = ({ description, prompt }) => description || prompt?.system || prompt?.template || "";
+  const descriptions = Object.fromEntries(objectives.map((each) => [each.name, told(each)]));
+  const { state } = store;
+  const known = JSON.stringify([state.model, state.axes, state.profiles, state.chat]);
+  const isNew = known !== JSON.stringify([info.model, axes, profiles.profiles, info.chat]);
   say(`${info.model} · emorl ${info.version} · ${info.device}`, true);
   if (!isNew) return false;
-  const maxTokens = Math.min(store.state.options.maxTokens, info.limits.max_new_tokens);
+  const most = Math.min(state.options.max_new_tokens, info.limits.max_new_tokens);
   const start = profiles.profiles.find(({ name }) => name === profiles.default);
-  const kept = JSON.stringify(store.state.axes) === JSON.stringify(axes);
+  const kept = JSON.stringify(state.axes) === JSON.stringify(axes);
   const even = axes.map(() => 1 / axes.length);
-  const weights = kept ? store.state.weights : ((start && profileWeights(start, axes)) ?? even);
+  const weights = kept ? state.weights : ((start && profileWeights(start, axes)) ?? even);
+  const ownSystem = state.chat !== null && state.system !== bundleSystem(state.chat); // what a person wrote stays
   store.set({
     model: info.model, version: info.version, limits: info.limits, objectives: names, descriptions, profiles: profiles.profiles,
-    axes, weights, map: null, options: { ...store.state.options, maxTokens },
+    axes, weights, map: null, options: { ...state.options, max_new_tokens: most },
+    chat: info.chat, turns: info.chat === null ? [] : state.turns, system: ownSystem ? state.system : bundleSystem(info.chat),
   });
-  steer(store, weights, kept ? store.state.profile : profiles.default);
-  createOptions(store);
+  steer(store, weights, kept ? state.profile : profiles.default);
+  createSystem(store);
+  createExamples(store);
+  createSampling(store);
   createSteering(store, actions);
   return true;
 }
@@ -95,6 +110,8 @@ function onTrouble(problem, again, whose) {
 createTheme();
 createAsking(store, writer);
 createDraft(store);
+createPace(store);
+createTaking(store, createTurns(store));
 createShares(store);
 createDraftActions(store);
 createCompare(store);
@@ -104,5 +121,8 @@ store.watch(["draft"], ({ draft }) => {
   trouble.clear("draft");
   trouble.clear("server");
 });
-store.watch(["weights", "profile", "prompt", "options"], ({ model }) => model !== null && writer.wish());
+store.watch(["weights", "objectives"], ({ axes, weights, objectives }) => {
+  document.documentElement.style.setProperty("--mix", mixStrip(axes, weights, objectives));
+});
+store.watch(["weights", "profile", "prompt", "turns", "system", "options"], ({ model }) => model !== null && writer.wish());
 connect();

@@ -1,14 +1,9 @@
-// The prompt, the examples, the sampling options and the colours: what a person sets before and beside the weights.
+// Where the client's words are typed, and the examples: what a draft is asked for.
 
 import { byId, h } from "./dom.js";
+import { examplesFor } from "./examples.js";
 
 const TYPING_MS = 450; // after the last key, before a draft is asked for
-const EXAMPLES = [
-  // in the words that the demo bundle was taught
-  ["nights", "I know I should wake up rested, but my mind won't stop at night."],
-  ["money", "I know I should help my mom with money, but I lost all our savings in November."],
-  ["drinking", "I can't stop drinking rum. I want to cut down on rum. Everyone says it will get better."],
-];
 
 export function createAsking(store, writer) {
   const prompt = byId("prompt");
@@ -19,14 +14,10 @@ export function createAsking(store, writer) {
   };
   prompt.addEventListener("input", () => {
     clearTimeout(timer);
-    timer = setTimeout(now, TYPING_MS);
+    if (prompt.value.trim()) timer = setTimeout(now, TYPING_MS);
+    else now(); // there is nothing to wait for: the draft of what stood there goes at once
   });
-  prompt.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-      event.preventDefault();
-      byId("ask").requestSubmit();
-    }
-  });
+  onEnter(prompt, () => byId("ask").requestSubmit());
   byId("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     now();
@@ -34,57 +25,34 @@ export function createAsking(store, writer) {
     return writer.write();
   });
   byId("stop").addEventListener("click", () => writer.stop());
-  byId("examples").replaceChildren(h("span", {}, "Examples"), ...EXAMPLES.map(([name, text]) =>
-    h("button", { type: "button", class: "chip", on: { click: () => { prompt.value = text; now(); } } }, name)));
-  prompt.value = EXAMPLES[0][1];
-  store.set({ prompt: prompt.value });
+  store.watch(["prompt"], ({ prompt: said }) => {
+    if (said.trim() === prompt.value.trim()) return;
+    clearTimeout(timer);
+    prompt.value = said;
+  });
+  store.watch(["turns"], ({ turns }) => {
+    prompt.placeholder = turns.length ? "What does the client say next?" : "What did the client say?";
+  });
   store.watch(["draft"], ({ draft }) => {
     byId("stop").hidden = draft === null || !["waiting", "writing"].includes(draft.state);
   });
 }
 
-let scope = null;
-
-/** The sampling options, within the limits of the server; may be called again when those change. */
-export function createOptions(whole) {
-  scope?.end();
-  const store = (scope = whole.scope());
-  const { options, limits } = store.state;
-  const place = byId("sampling");
-  const change = (name, value) => store.set({ options: { ...store.state.options, [name]: value } });
-  const number = (name, label, attributes, whenEmpty) => {
-    const input = h("input", { type: "number", id: `option-${name}`, ...attributes, on: {
-      change: () => {
-        if (!input.checkValidity()) return input.reportValidity();
-        return change(name, input.value === "" ? whenEmpty : input.valueAsNumber);
-      } } });
-    if (options[name] !== null) input.value = String(options[name]);
-    return { input, row: h("label", { class: "option", for: input.id }, h("span", {}, label), input) };
-  };
-  const most = String(limits.max_new_tokens);
-  const temperature = number("temperature", "Temperature", { min: "0", max: "5", step: "0.05" }, 0);
-  const tokens = number("maxTokens", "Most tokens", { min: "1", max: most, step: "1" }, Math.min(64, limits.max_new_tokens));
-  const seed = number("seed", "Seed", { min: "0", max: String(Number.MAX_SAFE_INTEGER), step: "1", placeholder: "drawn anew" }, null);
-  const keep = h("button", { type: "button", class: "quiet", hidden: true, on: { click: () => {
-    seed.input.value = String(store.state.draft.answer.seed);
-    change("seed", store.state.draft.answer.seed);
-  } } }, "Keep this draft's seed");
-  place.replaceChildren(h("summary", {}, "Sampling"),
-    h("div", { class: "options" }, temperature.row, tokens.row, seed.row, keep),
-    h("p", { class: "hint" }, "At temperature 0 the most likely token is always taken, and the seed makes no difference. Above it, the same seed gives the same text."));
-  store.watch(["draft", "options"], ({ draft, options: { temperature: heat, seed: kept } }) => {
-    keep.hidden = !(heat > 0 && kept === null && draft?.state === "done");
+/** Enter does it; with Shift it makes a new line. */
+export function onEnter(area, act) {
+  area.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    act();
   });
 }
 
-export function createTheme() {
-  const root = document.documentElement;
-  const names = { auto: "Auto", light: "Light", dark: "Dark" };
-  const buttons = Object.entries(names).map(([value, text]) => h("button", { type: "button", on: { click: () => choose(value) }, "data-value": value }, text));
-  const choose = (value) => {
-    root.dataset.theme = value;
-    for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.value === value));
-  };
-  byId("theme").replaceChildren(...buttons);
-  choose("auto");
+/** The examples that suit the bundle. Where nothing was typed yet, the first one is taken. */
+export function createExamples(store) {
+  const { chat, prompt, turns } = store.state;
+  const examples = examplesFor(chat);
+  const take = ({ said, turns: before }) => store.set({ prompt: said, turns: before });
+  byId("examples").replaceChildren(h("span", {}, "Examples"), ...examples.map((example) =>
+    h("button", { type: "button", class: "chip", on: { click: () => take(example) } }, example.name)));
+  if (!prompt.trim() && !turns.length) take(examples[0]);
 }

@@ -5,6 +5,7 @@ import { diff } from "./diff.js";
 import { byId, h } from "./dom.js";
 import { toJson, toMarkdown } from "./exports.js";
 import { laneClass, percent } from "./lanes.js";
+import { messagesOf } from "./request.js";
 
 const MARKS = { same: "span", gone: "del", new: "ins" };
 
@@ -31,7 +32,8 @@ export function createCompare(store) {
     const weights = Object.entries(draft.answer.weights).filter(([, weight]) => weight > 0);
     return h("article", { class: "pin", "aria-label": `Draft ${i + 1}` },
       h("div", { class: "panel-head" }, h("h3", {}, `Draft ${i + 1}`), isBase ? h("span", { class: "tag" }, "reference") : null),
-      h("p", { class: "pin-prompt" }, draft.request.prompt),
+      ...before(draft),
+      h("p", { class: "pin-prompt" }, draft.said),
       h("p", { class: "pin-text" }, runs.flatMap(marked)),
       h("ul", { class: "pin-weights" }, weights.map(([name, weight]) =>
         h("li", { class: laneClass(name, objectives) }, h("span", { class: "swatch" }), `${name} ${percent(weight)}`))),
@@ -42,6 +44,12 @@ export function createCompare(store) {
 
   const unpin = (pin) => store.set({ pins: store.state.pins.filter((each) => each !== pin) });
   const save = (pins, kind) => saveDrafts(pins.map(({ draft }) => draft), kind, store.state);
+}
+
+/** How much of a conversation a draft knew, where there was one. */
+function before({ request }) {
+  const count = messagesOf(request).filter(({ role }) => role !== "system").length - 1;
+  return count ? [h("p", { class: "hint" }, `after ${count} turns`)] : [];
 }
 
 /** A run with its mark; the space at its end stays outside, and a word never touches the next mark. */
@@ -61,8 +69,8 @@ export function createDraftActions(store) {
   const buttons = [
     h("button", { type: "button", on: { click: pin } }, "Pin to compare"),
     copyButton(() => now().text, "Copy the text"),
-    h("button", { type: "button", on: { click: () => saveDrafts([now()], "json", store.state) } }, "Export JSON"),
-    h("button", { type: "button", on: { click: () => saveDrafts([now()], "md", store.state) } }, "Export Markdown"),
+    h("button", { type: "button", class: "quiet", on: { click: () => saveDrafts([now()], "json", store.state) } }, "Export JSON"),
+    h("button", { type: "button", class: "quiet", on: { click: () => saveDrafts([now()], "md", store.state) } }, "Export Markdown"),
   ];
   byId("draft-actions").replaceChildren(...buttons);
   store.watch(["draft"], ({ draft }) => buttons.forEach((button) => (button.disabled = draft?.state !== "done")));

@@ -5,50 +5,82 @@ import { laneClass, verdict } from "./lanes.js";
 import { createTooltip } from "./tooltip.js";
 
 const PRINTS = /[\p{L}\p{N}\p{P}\p{S}]/u;
+const ENDED = { stop: "ended by itself", length: "cut at the most tokens allowed", cancelled: "cancelled" };
+const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 const STATES = {
+  known: () => "",
   waiting: () => "",
   writing: () => "",
   stopped: () => "Stopped. What is above is not the whole text.",
   broken: ({ tokens }) => (tokens.length ? "The text above is not whole." : ""),
-  done: ({ answer }) => {
+  done: ({ answer, repeats }) => {
     const { completion_tokens: count } = answer.usage;
-    const ended = { stop: "ended by itself", length: "cut at the most tokens allowed", cancelled: "cancelled" };
-    return `${count} ${count === 1 ? "token" : "tokens"}, ${ended[answer.finish_reason]}, ${Math.round(answer.timing.total_ms)} ms.`;
+    const facts = `${count} ${count === 1 ? "token" : "tokens"}, ${ENDED[answer.finish_reason]}, ${duration(answer.timing.total_ms)}.`;
+    return repeats ? `The same text as at the weights before. ${facts}` : facts;
   },
 };
 
 export function createDraft(store) {
   const place = byId("draft");
-  const text = h("div", {
-    class: "draft", role: "listbox", tabindex: "0", hidden: true, "aria-label": "Draft, token by token", "aria-orientation": "horizontal",
-  });
-  const empty = h("p", { class: "hint" }, "The draft appears here. Each word is marked with the objective that tipped it.");
+  const text = h("div", { class: "draft", role: "group", tabindex: "0", hidden: true, "aria-label": "Draft, token by token" });
+  const ahead = h("span", { class: "ahead" }); // of a text that the map knows: what has not been written again yet
+  const empty = h("p", { class: "hint empty" });
+  const loading = h("div", { class: "loading", "aria-hidden": "true" }, h("div", { class: "skeleton" }), h("div", { class: "skeleton short" }));
   const hint = h("p", { class: "hint", hidden: true }, "Point at a word, or go through them with the arrow keys, for the exact parts.");
-  place.replaceChildren(empty, text, hint);
+  place.replaceChildren(empty, loading, text, hint);
   const tooltip = createTooltip(place);
   let shown = null; // the draft whose tokens stand there
   let spans = [];
   let active = -1;
 
-  store.watch(["draft"], ({ draft }) => {
-    if (draft === null) return;
-    empty.hidden = draft.tokens.length > 0 || spans.length > 0;
-    text.classList.toggle("stale", !draft.tokens.length);
-    text.setAttribute("aria-busy", String(draft.state === "writing"));
-    byId("status").textContent = STATES[draft.state](draft);
-    if (!draft.tokens.length) return; // what was there stays until the first token comes, or the page would flicker
+  store.watch(["draft", "turns", "model", "prompt"], ({ draft, turns, model, prompt }) => {
+    const nothing = model !== null && !prompt.trim();
+    empty.hidden = !nothing;
+    empty.textContent = turns.length
+      ? "Type what the client says next, and the next reply is drafted here."
+      : "Type what the client said, or take an example. The draft appears here, each word marked with the objective that tipped it.";
+    if (draft === null) {
+      shown = null;
+      clear();
+      text.hidden = true;
+    }
+    loading.hidden = nothing || spans.length > 0 || draft?.state === "broken" || Boolean(draft?.text);
+    hint.hidden = draft?.state !== "done" || !draft.tokens.length;
+    byId("status").textContent = draft === null ? "" : STATES[draft.state](draft);
+    if (draft !== null) write(draft);
+  });
+
+  function write(draft) {
+    const before = draft.expected;
+    // What was there stays until the first token comes, or the page would flicker.
+    text.classList.toggle("old", !draft.tokens.length && before === null);
+    text.setAttribute("aria-busy", String(draft.state === "writing" || draft.state === "known"));
+    if (!draft.tokens.length && before === null) return;
     text.hidden = false;
     if (shown?.tokens !== draft.tokens) clear();
     shown = draft;
     for (const token of draft.tokens.slice(spans.length)) add(token);
-    hint.hidden = draft.state !== "done" || !spans.length;
-  });
+    if (spans.length) beListbox(true);
+    const written = draft.state === "known" ? "" : draft.text;
+    ahead.textContent = draft.state !== "done" && before?.startsWith(written) ? before.slice(written.length) : "";
+    if (ahead.textContent) text.append(ahead);
+    else ahead.remove();
+  }
 
   function clear() {
     tooltip.hide();
     text.replaceChildren();
+    beListbox(false);
+    text.removeAttribute("aria-activedescendant");
     spans = [];
     active = -1;
+  }
+
+  /** Only what has options may be a listbox. */
+  function beListbox(on) {
+    text.setAttribute("role", on ? "listbox" : "group");
+    if (on) text.setAttribute("aria-orientation", "horizontal");
+    else text.removeAttribute("aria-orientation");
   }
 
   function add(token) {

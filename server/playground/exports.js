@@ -1,8 +1,10 @@
 // Drafts as files: JSON with the receipt, which can make the text again, and Markdown for people.
 
 import { percent, shares } from "./lanes.js";
+import { messagesOf } from "./request.js";
 
 const NOTICE = "A draft by a language model. A person reviews it before use.";
+const SAID_BY = { system: "System prompt", user: "What the client said", assistant: "What the counselor said" };
 
 export function toJson(drafts, { model, version }) {
   const content = {
@@ -33,7 +35,7 @@ function one({ request, answer, tokens }, number) {
   if (receipt) facts.push(`receipt: \`${receipt.id}\`, sha256 \`${receipt.sha256}\``);
   return [
     "", ...(number === null ? [] : [`## Draft ${number}`, ""]),
-    "What the client said:", "", quote(request.prompt), "", "The draft:", "", quote(answer.text), "",
+    ...messagesOf(request).flatMap(({ role, content }) => [`${SAID_BY[role]}:`, "", quote(content), ""]), "The draft:", "", quote(answer.text), "",
     "| objective | weight | share of what tipped the tokens |", "|---|---|---|", ...rows, "", ...facts.map((fact) => `- ${fact}`),
   ];
 }

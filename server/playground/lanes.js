@@ -62,3 +62,16 @@ export function shares(tokens) {
 
 export const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.01 ? 1 : 0)} %`;
 export const signed = (value, digits = 3) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+
+/** A strip of the objectives' colours, each as wide as its weight. */
+export function mixStrip(axes, weights, objectives) {
+  let from = 0;
+  const stops = axes.flatMap((lane, i) => {
+    if (weights[i] === 0) return [];
+    const to = from + 100 * weights[i];
+    const stop = `${laneColour(lane, objectives)} ${from.toFixed(2)}% ${to.toFixed(2)}%`;
+    from = to;
+    return [stop];
+  });
+  return stops.length ? `linear-gradient(90deg, ${stops.join(", ")})` : "var(--line)";
+}

@@ -4,7 +4,10 @@ import { freshId, h, oncePerFrame } from "./dom.js";
 import { laneClass, mixColour } from "./lanes.js";
 import { steer } from "./point.js";
 import { fadesApart, textList } from "./regions.js";
-import { createRun, subject } from "./sweeping.js";
+import { isPlain, subjectOf, topic } from "./request.js";
+import { createRun } from "./sweeping.js";
+
+const ROUNDED = 1e-4; // weights are sent with four decimals
 
 export function createLine(store, actions) {
   const { axes, objectives } = store.state;
@@ -36,10 +39,18 @@ export function createLine(store, actions) {
     const { state } = store;
     if (!state.prompt.trim()) return actions.needPrompt();
     intervals = [];
-    store.set({ map: { subject: subject(state) } });
+    const drawn = topic(state);
+    const textAt = (now) => (topic(now) === drawn ? known(now.weights[1]) : null);
+    store.set({ map: { topic: drawn, textAt } });
     const ends = { from: { [axes[0]]: 1 }, to: { [axes[1]]: 1 } };
-    run.start("/sweep/line", { prompt: state.prompt.trim(), ...ends, max_new_tokens: state.options.maxTokens });
+    run.start("/sweep/line", { ...subjectOf(state), ...ends, max_new_tokens: state.options.max_new_tokens });
     return paint();
+  }
+
+  /** The text at t, where it is known and no border is so near that rounding decides. */
+  function known(t) {
+    const holds = ({ start: from, end }) => (from === 0 || from + ROUNDED < t) && (end === 1 || t < end - ROUNDED);
+    return intervals?.find(holds)?.text ?? null;
   }
 
   function off() {
@@ -86,13 +97,13 @@ export function createLine(store, actions) {
     slider.value = String(weights[1]);
     slider.setAttribute("aria-valuetext", `${axes[0]} ${weights[0].toFixed(3)}, ${axes[1]} ${weights[1].toFixed(3)}`);
   });
-  store.watch(["prompt", "options", "map"], (state) => {
-    const stale = state.map !== null && state.map.subject !== subject(state);
+  store.watch(["prompt", "turns", "system", "options", "map"], (state) => {
+    const stale = state.map !== null && state.map.topic !== topic(state);
     strip.classList.toggle("stale", stale);
     list.classList.toggle("stale", stale);
-    draw.disabled = state.options.temperature > 0;
+    draw.disabled = !isPlain(state);
     if (stale) told.textContent = "These texts are of another prompt or other options.";
-    else if (draw.disabled) told.textContent = "The exact texts on the way exist at temperature 0.";
+    else if (draw.disabled) told.textContent = "The exact texts on the way exist at temperature 0 and without penalties.";
     else if (intervals === null) told.textContent = "";
   });
   const ends = axes.map((name) => h("span", { class: `lane-name ${laneClass(name, objectives)}` }, h("span", { class: "swatch" }), name));

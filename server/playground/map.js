@@ -1,30 +1,31 @@
 // The map: one sweep over the pad, and a region for every distinct text.
 
 import { freshId, h, oncePerFrame, svg } from "./dom.js";
+import { placeNumber } from "./labels.js";
 import { mixColour } from "./lanes.js";
 import { createRegions } from "./mapping.js";
 import { steer } from "./point.js";
 import { textList } from "./regions.js";
-import { named, sampling } from "./request.js";
+import { isCertain, named, sampling, subjectOfSweep, topic } from "./request.js";
 import { compositions, toPoint } from "./simplex.js";
-import { createRun, subject } from "./sweeping.js";
+import { createRun } from "./sweeping.js";
 
 const GRIDS = [[10, "66 points"], [20, "231 points"], [30, "496 points"]];
 const IDLE = "Point at the map to read its texts; a click takes one.";
-const LABEL_FROM = 0.03; // of the pad, so that a number has room in its region
 
-/** `geometry`: {place(point) -> picture, side}. Gives the layer for the pad, its controls, the list of texts, and `peek(weights)`. */
+/** `geometry`: {place(point) -> picture, side, taken()}. Gives the layer for the pad, its controls, the list of texts, and `peek(weights)`. */
 export function createMap(store, actions, geometry) {
   const layer = svg("g", { class: "map", "clip-path": "url(#pad-clip)" });
   const grid = h("select", { "aria-label": "Points of the map" },
-    GRIDS.map(([value, text]) => h("option", { value: String(value), selected: value === 20 }, text)));
+    GRIDS.map(([value, text]) => h("option", { value: String(value) }, text)));
   const draw = h("button", { type: "button", on: { click: () => start() } }, "Draw the map");
   const hide = h("button", { type: "button", hidden: true, on: { click: () => off() } }, "Hide");
   const progress = h("progress", { max: "1", value: 0, hidden: true, "aria-label": "Map" });
   const told = h("p", { class: "hint", role: "status" });
+  const counted = h("span", { class: "hint counted", hidden: true });
   const peeked = h("p", { class: "peek", hidden: true });
   const list = h("div", { id: freshId("map-texts") });
-  const controls = h("div", { class: "map-panel" }, h("div", { class: "row" }, draw, hide, grid, progress), told, peeked);
+  const controls = h("div", { class: "map-panel" }, h("div", { class: "row" }, draw, hide, grid, progress, counted), told, peeked);
   let regions = null;
   let lit = null;
   const paintSoon = oncePerFrame(() => paint());
@@ -34,6 +35,7 @@ export function createMap(store, actions, geometry) {
       if (event.type !== "item") return;
       regions.add(event.weights, event.text);
       progress.value = event.completed / event.total;
+      counted.textContent = `${event.completed} of ${event.total}`;
       paintSoon();
     },
     (error) => {
@@ -51,11 +53,15 @@ export function createMap(store, actions, geometry) {
     if (!state.prompt.trim()) return actions.needPrompt();
     const resolution = Number(grid.value);
     const counts = compositions(resolution, 3);
-    regions = createRegions(counts);
-    store.set({ map: { resolution, subject: subject(state) } });
+    const mine = (regions = createRegions(counts));
+    const drawn = topic(state);
+    const certain = isCertain(state);
+    const textAt = (now) => (certain && topic(now) === drawn ? mine.textAt(now.weights) : null);
+    store.set({ map: { resolution, topic: drawn, textAt } });
     const weights = counts.map((each) => named(state.axes, each.map((count) => count / resolution)));
-    run.start("/sweep", { prompts: [state.prompt.trim()], weights, ...sampling(state) });
+    run.start("/sweep", { ...subjectOfSweep(state), weights, ...sampling(state) });
     progress.value = 0;
+    counted.textContent = `0 of ${counts.length}`;
     buttons();
     paint();
     return undefined;
@@ -71,7 +77,7 @@ export function createMap(store, actions, geometry) {
 
   function buttons() {
     hide.hidden = regions === null;
-    progress.hidden = !run.busy;
+    progress.hidden = counted.hidden = !run.busy;
     draw.textContent = regions === null ? "Draw the map" : "Redraw";
   }
 
@@ -88,10 +94,11 @@ export function createMap(store, actions, geometry) {
     const found = regions.describe();
     const colour = (region) => mixColour(axes, region.centre, objectives, region.fade);
     const spacing = geometry.side / regions.resolution;
+    const taken = geometry.taken();
     layer.replaceChildren(
       ...found.flatMap((region, i) => region.cells.map((cell) => hexagon(at(cell), spacing, colour(region), i))),
       svg("path", { class: "map-borders", d: regions.borders().map(([a, b]) => border(at(a), at(b), spacing)).join("") }),
-      ...found.map((region, i) => (region.share < LABEL_FROM ? null : number(at(region.middle), i + 1))).filter(Boolean),
+      ...found.map((region, i) => number(region, i, spacing, taken)),
     );
     if (run.busy) return;
     told.textContent = `${found.length} ${found.length === 1 ? "text" : "texts"} on ${regions.size} points.`;
@@ -101,10 +108,16 @@ export function createMap(store, actions, geometry) {
 
   const at = (weights) => geometry.place(toPoint(weights));
 
+  function number(region, i, spacing, taken) {
+    const text = String(i + 1);
+    const { x, y, size, fits } = placeNumber(region.cells.map(at), at(region.middle), spacing, text, taken);
+    return svg("text", { x, y: y + size / 3, class: fits ? "map-number" : "map-number tiny", "data-region": i, "text-anchor": "middle", vars: { "--size": `${size}px` } }, text);
+  }
+
   function look(index) {
     if (lit === index) return;
     lit = index;
-    for (const cell of layer.querySelectorAll(".cell")) cell.classList.toggle("lit", Number(cell.dataset.region) === index);
+    for (const each of layer.querySelectorAll("[data-region]")) each.classList.toggle("lit", Number(each.dataset.region) === index);
   }
 
   function peek(weights) {
@@ -114,8 +127,8 @@ export function createMap(store, actions, geometry) {
     peeked.textContent = index === null ? IDLE : `${index + 1}. ${regions.textOf(index) || "(no text)"}`;
   }
 
-  store.watch(["prompt", "options", "map"], (state) => {
-    const stale = state.map !== null && state.map.subject !== subject(state);
+  store.watch(["prompt", "turns", "system", "options", "map"], (state) => {
+    const stale = state.map !== null && state.map.topic !== topic(state);
     layer.classList.toggle("stale", stale);
     list.classList.toggle("stale", stale);
     if (stale) told.textContent = "This map is of another prompt or other options.";
@@ -130,7 +143,7 @@ function hexagon({ x, y }, spacing, colour, region) {
     const angle = (degrees * Math.PI) / 180;
     return `${(x + radius * Math.cos(angle)).toFixed(2)},${(y + radius * Math.sin(angle)).toFixed(2)}`;
   });
-  return svg("polygon", { points: points.join(" "), class: "cell", "data-region": String(region), vars: { "--fill": colour } });
+  return svg("polygon", { points: points.join(" "), class: "cell", "data-region": region, vars: { "--fill": colour } });
 }
 
 /** The edge between two neighbouring cells, as a piece of a path. */
@@ -140,5 +153,3 @@ function border(a, b, spacing) {
   const [dx, dy] = [((b.y - a.y) / spacing) * half, (-(b.x - a.x) / spacing) * half];
   return `M${(mx - dx).toFixed(2)} ${(my - dy).toFixed(2)}L${(mx + dx).toFixed(2)} ${(my + dy).toFixed(2)}`;
 }
-
-const number = ({ x, y }, text) => svg("text", { x, y: y + 4, class: "map-number", "text-anchor": "middle" }, String(text));

@@ -73,5 +73,11 @@ export function createRegions(counts) {
       return text === null ? null : describe().findIndex((region) => region.text === text);
     },
     textOf: (region) => describe()[region].text,
+    /** The text at weights that are a point of the grid; null for others and where none is known yet. */
+    textAt(where) {
+      const near = nearestOnGrid(where, resolution);
+      const exact = near.every((count, k) => Math.abs(count / resolution - where[k]) < 1e-3);
+      return exact ? (texts[index.get(near.join())] ?? null) : null;
+    },
   };
 }

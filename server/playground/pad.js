@@ -4,21 +4,25 @@ import { freshId, h, svg } from "./dom.js";
 import { laneClass, laneColour } from "./lanes.js";
 import { createMap } from "./map.js";
 import { profileWeights, steer } from "./point.js";
+import { createProfiles } from "./profiles.js";
+import { topic } from "./request.js";
 import { CORNERS, HEIGHT, nearestOnGrid, toPoint, toWeights } from "./simplex.js";
 
-const SIDE = 320; // of the triangle, in units of the picture
-const LEFT = 40;
-const TOP = 44;
+const SIDE = 340; // of the triangle, in units of the picture
+const LEFT = 30;
+const TOP = 36;
 const WIDTH = SIDE + 2 * LEFT;
-const TALL = TOP + SIDE * HEIGHT + 40;
+const TALL = TOP + SIDE * HEIGHT + 38;
 const STEP = 0.02;
 
 const place = ({ x, y }) => ({ x: LEFT + x * SIDE, y: TOP + y * SIDE });
 const triangle = CORNERS.map(place).map(({ x, y }) => `${x},${y}`).join(" ");
+const frame = { left: 0, right: WIDTH, bottom: TALL - 22 };
 
 export function createPad(store, actions) {
   const { axes, objectives } = store.state;
-  const map = createMap(store, actions, { place, side: SIDE });
+  const profiles = createProfiles(store, { place, frame });
+  const map = createMap(store, actions, { place, side: SIDE, taken: profiles.taken });
   const picture = svg(
     "svg",
     { class: "pad-picture", viewBox: `0 0 ${WIDTH} ${TALL}`, "aria-hidden": "true", focusable: "false" },
@@ -28,9 +32,9 @@ export function createPad(store, actions) {
     map.layer,
     svg("polygon", { points: triangle, class: "pad-edge" }),
     axes.map((name, i) => corner(name, i, objectives)),
-    profilePoints(store),
+    profiles.layer,
   );
-  const help = h("p", { class: "hint", id: freshId("pad-help") }, "Drag the point, or use the arrow keys: up is more ",
+  const help = h("p", { class: "hint pad-help", id: freshId("pad-help") }, "Drag the point, or use the arrow keys: up is more ",
     axes[0], ", left more ", axes[1], ", right more ", axes[2], ". Shift makes larger steps, 1 2 3 go to the corners.");
   const point = h("div", {
     class: "pad-point", role: "slider", tabindex: "0", "aria-label": "Point on the pad", "aria-orientation": "horizontal",
@@ -44,9 +48,6 @@ export function createPad(store, actions) {
     point.setAttribute("aria-valuenow", String(Math.round(100 * weights[0])));
     point.setAttribute("aria-valuetext", axes.map((name, i) => `${name} ${weights[i].toFixed(2)}`).join(", "));
   });
-  store.watch(["profile"], ({ profile }) => {
-    for (const each of picture.querySelectorAll(".pad-profile")) each.classList.toggle("here", each.dataset.profile === profile);
-  });
   dragging(area, picture, point, store, map);
   return { picture: h("div", { class: "pad-frame" }, area, help, map.controls), below: map.list };
 }
@@ -58,7 +59,8 @@ function under(event, picture, store) {
   const y = (((event.clientY - box.top) / box.height) * TALL - TOP) / SIDE;
   const weights = toWeights({ x, y });
   const { map } = store.state;
-  return map === null ? weights : nearestOnGrid(weights, map.resolution).map((count) => count / map.resolution);
+  if (map === null || map.topic !== topic(store.state)) return weights;
+  return nearestOnGrid(weights, map.resolution).map((count) => count / map.resolution);
 }
 
 function dragging(area, picture, point, store, map) {
@@ -78,7 +80,7 @@ function dragging(area, picture, point, store, map) {
   });
   area.addEventListener("pointermove", (event) => {
     if (dragged) follow(event);
-    else map.peek(under(event, picture, store));
+    map.peek(under(event, picture, store));
   });
   area.addEventListener("pointerleave", () => map.peek(null));
   for (const end of ["pointerup", "pointercancel"]) area.addEventListener(end, () => (dragged = false));
@@ -114,24 +116,11 @@ function gradients(axes, objectives) {
 function corner(name, i, objectives) {
   const { x, y } = place(CORNERS[i]);
   const at = [
-    { x, y: y - 18, "text-anchor": "middle" },
-    { x: x - 26, y: y + 28, "text-anchor": "start" },
-    { x: x + 26, y: y + 28, "text-anchor": "end" },
+    { x, y: y - 16, "text-anchor": "middle" },
+    { x: x - 22, y: y + 28, "text-anchor": "start" },
+    { x: x + 22, y: y + 28, "text-anchor": "end" },
   ][i];
   const shown = name.length > 18 ? `${name.slice(0, 17)}…` : name;
   return svg("g", { class: laneClass(name, objectives) },
     svg("circle", { cx: x, cy: y, r: 6, class: "pad-corner" }), svg("text", { ...at, class: "pad-name" }, shown));
-}
-
-function profilePoints(store) {
-  const { profiles, axes } = store.state;
-  return profiles.flatMap((profile) => {
-    const weights = profileWeights(profile, axes);
-    if (weights === null) return [];
-    const { x, y } = place(toPoint(weights));
-    const anchor = x > WIDTH * 0.62 ? "end" : "start";
-    return svg("g", { class: "pad-profile", "data-profile": profile.name },
-      svg("circle", { cx: x, cy: y, r: 12, class: "pad-reach" }), svg("circle", { cx: x, cy: y, r: 4 }),
-      svg("text", { x: anchor === "end" ? x - 9 : x + 9, y: y + 4, "text-anchor": anchor }, profile.name));
-  });
 }

@@ -3,21 +3,23 @@
 import { address, hasKey } from "./api.js";
 import { byId, h } from "./dom.js";
 import { copyButton } from "./copying.js";
-import { named, plainRequest } from "./request.js";
+import { named, sampling, steering, subjectOf } from "./request.js";
 
 const PLACEHOLDER = "What the client said.";
+const LINE = 88;
+const OF_THEIRS = ["top_p", "presence_penalty", "frequency_penalty", "seed"]; // what OpenAI's client has a name for
 
 /** `{curl, Python, "OpenAI client"}` for a state of the page. `base`: the server's address. */
 export function makeSnippets(state, base, withKey) {
-  const body = plainRequest(state);
-  body.prompt ||= PLACEHOLDER;
-  return { curl: curl(body, base, withKey), Python: python(body, base, withKey), "OpenAI client": openai(state, body, base, withKey) };
+  const subject = subjectOf(state, state.prompt.trim() || PLACEHOLDER);
+  const body = { ...subject, ...steering(state), ...sampling(state) };
+  return { curl: curl(body, base, withKey), Python: python(body, base, withKey), "OpenAI client": openai(state, subject, base, withKey) };
 }
 
 function curl(body, base, withKey) {
   const lines = [`curl -s ${base}/generate`, "-H 'Content-Type: application/json'"];
   if (withKey) lines.push('-H "Authorization: Bearer $API_KEY"');
-  lines.push(`-d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`);
+  lines.push(`-d '${literal(body).replaceAll("'", "'\\''")}'`);
   return lines.join(" \\\n  ");
 }
 
@@ -35,26 +37,45 @@ function python(body, base, withKey) {
   ].join("\n");
 }
 
-function openai(state, body, base, withKey) {
+function openai(state, { prompt, messages }, base, withKey) {
   const { axes, weights, profile, model, options } = state;
-  const lines = [
+  const { max_new_tokens: most, temperature: _, ...others } = sampling(state);
+  const theirs = Object.entries(others).filter(([name]) => OF_THEIRS.includes(name));
+  const ours = Object.fromEntries(Object.entries(others).filter(([name]) => !OF_THEIRS.includes(name)));
+  const extra = { ...(profile === null ? { objective_weights: named(axes, weights) } : {}), ...ours };
+  const fields = [
+    ["model", profile === null ? model : `${model}:${profile}`],
+    messages === undefined ? ["prompt", prompt] : ["messages", messages],
+    ["max_tokens", most],
+    ["temperature", options.temperature],
+    ...theirs,
+    ...(Object.keys(extra).length ? [["extra_body", extra]] : []),
+  ];
+  return [
     ...(withKey ? ["import os", ""] : []),
     "from openai import OpenAI",
     "",
     `client = OpenAI(base_url="${base}/v1", api_key=${withKey ? 'os.environ["API_KEY"]' : '"none"'})`,
-    "done = client.completions.create(",
-    `    model=${literal(profile === null ? model : `${model}:${profile}`)},`,
-    `    prompt=${literal(body.prompt)},`,
-    `    max_tokens=${options.maxTokens},`,
-    `    temperature=${options.temperature},`,
-  ];
-  if (body.seed !== undefined) lines.push(`    seed=${body.seed},`);
-  if (profile === null) lines.push(`    extra_body={"objective_weights": ${literal(named(axes, weights))}},`);
-  return [...lines, ")", "print(done.choices[0].text)"].join("\n");
+    `done = client.${messages === undefined ? "completions" : "chat.completions"}.create(`,
+    ...fields.map(([name, value]) => `    ${name}=${literal(value, 4)},`),
+    ")",
+    `print(done.choices[0].${messages === undefined ? "text" : "message.content"})`,
+  ].join("\n");
 }
 
-/** JSON is Python but for three words, which do not occur here unquoted. */
-const literal = (value) => JSON.stringify(value).replaceAll('":', '": ').replaceAll(',"', ', "');
+/** A value as JSON, which here is Python too (no true, false or null occurs): on one line where it fits, else indented. */
+function literal(value, indent = 0) {
+  if (value === null || typeof value !== "object") return JSON.stringify(value);
+  const isList = Array.isArray(value);
+  const [open, close] = isList ? "[]" : "{}";
+  const key = (name) => (isList ? "" : `${JSON.stringify(name)}: `);
+  const entries = Object.entries(value);
+  const flat = open + entries.map(([name, each]) => key(name) + literal(each)).join(", ") + close;
+  if (!flat.includes("\n") && flat.length + indent <= LINE) return flat;
+  const inner = " ".repeat(indent + 2);
+  const lines = entries.map(([name, each]) => `${inner}${key(name)}${literal(each, indent + 2)}`);
+  return `${open}\n${lines.join(",\n")}\n${" ".repeat(indent)}${close}`;
+}
 
 export function createSnippets(store) {
   const place = byId("snippets");
@@ -91,5 +112,5 @@ export function createSnippets(store) {
     panel.setAttribute("aria-labelledby", `snippet-tab-${names.indexOf(chosen)}`);
     code.textContent = store.state.model === null ? "" : makeSnippets(store.state, address(), hasKey())[chosen];
   }
-  store.watch(["weights", "profile", "prompt", "options", "model", "axes"], paint);
+  store.watch(["weights", "profile", "prompt", "turns", "system", "options", "model", "axes"], paint);
 }

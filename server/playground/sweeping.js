@@ -1,14 +1,8 @@
-// What the map and the line have in common: one streamed request whose answer belongs to a prompt and its options.
+// What the map and the line have in common: one streamed request at a time.
 
 import { follow } from "./api.js";
-import { sampling } from "./request.js";
 
-/** What a map or a line was made for; when this changes it is of another prompt. */
-export const subject = (state) => JSON.stringify([state.prompt.trim(), sampling(state)]);
-
-/**
- * Runs one request at a time. `onEvent(event)` for each event, `onEnd(error | null)` at the end (an abort is no end).
- */
+/** `onEvent(event)` for each event, `onEnd(error | null)` at the end (an abort is no end). */
 export function createRun(onEvent, onEnd) {
   let controller = null;
   return {

@@ -316,6 +316,8 @@ class Service:
             lanes_running=stats.lanes_running,
             slots=stats.slots,
             slots_used=stats.slots_used,
+            kv_cache_bytes=stats.kv_cache_bytes,
+            kv_cache_limit=stats.kv_cache_limit,
             prefill_hits=stats.prefill_hits + self._past["hits"],
             prefill_misses=stats.prefill_misses + self._past["misses"],
             prefill_tokens_found=stats.prefill_tokens_found + self._past["tokens_found"],

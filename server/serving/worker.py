@@ -32,6 +32,7 @@ _RESTARTS_IN_A_ROW = 3
 _RESTART_PAUSE_S = 0.05
 _POLL_S = 0.02
 _REST_S = 1.0  # without a request, until the heap is trimmed
+_GROUPS_A_STEP = 64  # handed to the engine between two steps: a sweep may have thousands, and streams wait meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,13 @@ class _Cancel:
 
 class _Stop:
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Arriving:
+    group: tuple[Request, ...]
+    job: Job
+    deadline: float
 
 
 _Command = _Add | _Cancel | _Stop
@@ -90,7 +98,9 @@ class Worker:
         self._stopping = False
         self._step_started: float | None = None
         # Only the thread touches these:
-        self._inside: set[str] = set()  # handed to the engine, last event not seen yet
+        self._arriving: deque[_Arriving] = deque()  # taken from the commands, not handed to the engine yet
+        self._unwanted: set[str] = set()  # cancelled while they arrived
+        self._inside: set[str] = set()  # arriving or in the engine, last event not seen yet
         self._deadlines: deque[tuple[float, str]] = deque()
         self._timed_out: set[str] = set()
         self._faults_told = 0
@@ -196,7 +206,8 @@ class Worker:
 
     def _serve(self) -> None:
         """Commands in, steps, events out; returns when told to stop."""
-        while self._obey(wait=not self._engine.has_work):
+        while self._obey(wait=not (self._arriving or self._engine.has_work)):
+            self._take_in()
             if not self._engine.has_work:
                 continue
             self._expire()
@@ -226,11 +237,10 @@ class Worker:
                     return False
                 if isinstance(command, _Add):
                     job = Job(command.client)  # one HTTP request counts once, however many prompts and choices it has
-                    for group in command.groups:
-                        self._add(group, job, command.deadline)
+                    self._arriving.extend(_Arriving(group, job, command.deadline) for group in command.groups)
+                    self._inside.update(request.request_id for group in command.groups for request in group)
                 else:
-                    for request_id in command.request_ids:
-                        self._engine.cancel(request_id)
+                    self._cancel(command.request_ids)
                 command = self._commands.get_nowait()
         except Empty:
             return True
@@ -243,20 +253,35 @@ class Worker:
             give_back_memory()
             return self._commands.get()
 
-    def _add(self, group: Sequence[Request], job: Job, deadline: float) -> None:
-        ids = [request.request_id for request in group]
-        self._inside.update(ids)
+    def _cancel(self, request_ids: Sequence[str]) -> None:
+        arriving = {request.request_id for each in self._arriving for request in each.group}
+        for request_id in request_ids:
+            if request_id in arriving:
+                self._unwanted.add(request_id)
+            else:
+                self._engine.cancel(request_id)
+
+    def _take_in(self) -> None:
+        for _ in range(min(len(self._arriving), _GROUPS_A_STEP)):
+            self._add(self._arriving.popleft())
+
+    def _add(self, arriving: _Arriving) -> None:
+        ids = [request.request_id for request in arriving.group]
         try:
-            self._engine.add_group(group, job)
+            self._engine.add_group(arriving.group, arriving.job)
         except Exception as error:  # noqa: BLE001  a request the engine will not take fails alone
             if isinstance(error, EmorlError):
                 failure = error
             else:
                 logger.error("a request could not be added: %s", where(error))
                 failure = EngineError("the engine did not take this request")
+            self._unwanted.difference_update(ids)
             self._post(self._deliver, [self._seen(Failure(request_id, failure)) for request_id in ids])
             return
-        self._deadlines.extend((deadline, request_id) for request_id in ids)
+        self._deadlines.extend((arriving.deadline, request_id) for request_id in ids)
+        for request_id in self._unwanted.intersection(ids):
+            self._unwanted.discard(request_id)
+            self._engine.cancel(request_id)
 
     def _expire(self) -> None:
         """Cancel what has waited for a slot too long. The deadlines are in order: all may wait equally long."""
@@ -301,6 +326,8 @@ class Worker:
                 ids.update(request.request_id for group in command.groups for request in group)
             elif isinstance(command, _Stop):
                 self._commands.put(command)
+        self._arriving.clear()
+        self._unwanted.clear()
         self._inside.clear()
         self._deadlines.clear()
         self._timed_out.clear()

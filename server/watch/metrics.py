@@ -38,6 +38,8 @@ class EngineReading:
     lanes_running: int = 0
     slots: int = 0
     slots_used: int = 0
+    kv_cache_bytes: int = 0
+    kv_cache_limit: int | None = None
     prefill_hits: int = 0
     prefill_misses: int = 0
     prefill_tokens_found: int = 0
@@ -68,6 +70,14 @@ class _EngineCollector(Collector):
         yield _gauge("emorl_lanes_running", "Distinct lanes that the last step ran.", now.lanes_running)
         yield _gauge("emorl_kv_slots", "Sequences that can run at once.", now.slots)
         yield _gauge("emorl_kv_slots_used", "Sequences that run.", now.slots_used)
+        held = "Bytes held for keys and values of sequences that run, room they have and do not use included."
+        yield _gauge("emorl_kv_cache_used_bytes", held, now.kv_cache_bytes)
+        most = math.inf if now.kv_cache_limit is None else now.kv_cache_limit
+        yield _gauge(
+            "emorl_kv_cache_limit_bytes",
+            "The most of emorl_kv_cache_used_bytes (kv_cache_bytes); +Inf: no bound.",
+            most,
+        )
         yield _counter("emorl_prefill_cache_hits", "Prompts found whole in the cache, per lane.", now.prefill_hits)
         yield _counter("emorl_prefill_cache_misses", "Prompts computed, or their ends, per lane.", now.prefill_misses)
         found = "Tokens of prompts that were read before, per lane."

@@ -62,7 +62,7 @@ def open_page(browser: object, watch: Watch) -> Iterator[Open]:
             accept_downloads=True,
             permissions=["clipboard-read", "clipboard-write"],
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
         page.add_init_script(_REPORT_VIOLATIONS)

@@ -20,7 +20,7 @@ class Desk:
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
-    def wait_done(self, timeout_s: float = 20) -> None:
+    def wait_done(self, timeout_s: float = 60) -> None:
         """Until a draft is whole and nothing more is asked for."""
         from playwright.sync_api import expect
 
@@ -45,8 +45,12 @@ class Desk:
         return self.page.locator("#trouble")
 
     def generated(self, prompt: str, **fields: Any) -> dict[str, Any]:
+        """What the server answers to the same prompt without the page."""
+        return self.answered(prompt=prompt, **fields)
+
+    def answered(self, **body: Any) -> dict[str, Any]:
         """What the server answers to the same request without the page."""
-        answer = httpx.post(f"{self.url}/generate", json={"prompt": prompt, **fields}, timeout=30)
+        answer = httpx.post(f"{self.url}/generate", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
         result: dict[str, Any] = answer.json()
         return result

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emorl_cli.demo import default_folder
+from emorl_cli.demo import tiny_folder
 from server.serving.receipt import Receipt
 from server.settings import Settings
 from tests.browser.conftest import Open
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    folder = default_folder()
+    folder = tiny_folder()
     if not folder.exists():
         folder = build_demo(tmp_path_factory.mktemp("demo") / "bundle", settings=MICRO, device="cpu", threads=1)
     with live(Settings(port=0, bundle=str(folder), device="cpu", dtype="float32")) as running:
@@ -33,7 +33,7 @@ def test_a_journey_over_the_demo(demo: Live, open_page: Open) -> None:
     assert "counselor-demo" in desk.page.locator("#served").inner_text()
     desk.page.locator(".examples").get_by_role("button", name="drinking").click()
     prompt = desk.page.locator("#prompt").input_value()
-    wait_until(lambda: desk.text == desk.generated(prompt)["text"], "the default profile's draft", 20)
+    wait_until(lambda: desk.text == desk.generated(prompt)["text"], "the default profile's draft")
     desk.wait_done()
     desk.button("Pin to compare").click()
     mouse = desk.page.mouse
@@ -43,7 +43,7 @@ def test_a_journey_over_the_demo(demo: Live, open_page: Open) -> None:
     mouse.move(*desk.pad_place((1.0, 0.0, 0.0)), steps=4)
     mouse.up()
     reflection = desk.generated(prompt, weights={"reflection": 1.0})["text"]
-    wait_until(lambda: desk.text == reflection, "the corner's text", 20)
+    wait_until(lambda: desk.text == reflection, "the corner's text")
     desk.wait_done()
     desk.page.get_by_label("Points of the map").select_option("10")
     desk.button("Draw the map").click()

@@ -50,11 +50,11 @@ def test_everything_is_reached_by_keys(server: Live, open_page: Open) -> None:
     desk = open_page(server.url)
     keys = desk.page.keyboard
 
-    def tab_to(selector: str) -> None:
+    def tab_to(selector: str, key: str = "Tab") -> None:
         for _ in range(60):
             if desk.page.evaluate("(selector) => document.activeElement.matches(selector)", selector):
                 return
-            keys.press("Tab")
+            keys.press(key)
         raise AssertionError(f"{selector} is not reached")
 
     keys.press("Tab")
@@ -93,15 +93,15 @@ def test_everything_is_reached_by_keys(server: Live, open_page: Open) -> None:
     second = desk.page.locator(".region-text").nth(1).text_content()
     wait_until(lambda: desk.text == second, "the region is taken")
     desk.wait_done()
-    tab_to(".draft")
-    keys.press("ArrowRight")
-    assert desk.page.get_by_role("tooltip").is_visible()
     with desk.page.expect_download():
         tab_to("#draft-actions button:nth-child(3)")
         keys.press("Enter")
     tab_to("[role=tab]")
     keys.press("ArrowRight")
     assert "urllib" in desk.page.locator("#snippet-panel").inner_text()
+    tab_to(".draft", "Shift+Tab")
+    keys.press("ArrowRight")
+    assert desk.page.get_by_role("tooltip").is_visible()
 
 
 def test_two_objectives_have_a_line_with_every_text_on_it(open_page: Open) -> None:

@@ -97,7 +97,7 @@ def test_profiles_are_named_points(server: Live, open_page: Open) -> None:
     desk.page.mouse.click(*desk.pad_place((0, 0, 1)))  # where the profile `fluency` lies
     assert desk.weights == [0.0, 0.0, 1.0]
     assert desk.button("fluency").get_attribute("aria-pressed") == "true"
-    assert '"profile":"fluency"' in desk.page.locator("#snippet-panel").inner_text()
+    assert '"profile": "fluency"' in desk.page.locator("#snippet-panel").inner_text()
     desk.button("balanced").click()
     assert desk.weights == pytest.approx([1 / 3] * 3, abs=1e-4)
 

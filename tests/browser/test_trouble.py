@@ -55,7 +55,7 @@ def test_a_server_that_is_killed_and_comes_back_is_found_again(open_page: Open, 
         desk = open_page(f"http://127.0.0.1:{port}", ready=False)
         desk.page.locator(".token").nth(2).wait_for()
         child.send_signal(signal.SIGKILL)
-        child.wait(10)
+        child.wait(60)
         desk.trouble.get_by_text("The connection broke in the middle of the answer.").wait_for()
         assert "not whole" in desk.page.locator("#status").inner_text()
         assert desk.page.locator("#served").inner_text() == "not connected"

@@ -1,4 +1,4 @@
-"""`emorl demo`: builds once, shows a request that works, and tells a taken port before it builds for minutes."""
+"""`emorl demo --tiny`, and what both demos share: builds once, shows a request that works, and tells a taken port before it builds for minutes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -59,24 +60,24 @@ def ready_texts(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 
 
 def test_build_only_prints_the_folder_and_progress_stays_off_stdout(emorl, builds: list, tmp_path: Path) -> None:
-    ran = emorl("demo", "--folder", tmp_path / "demo", "--build-only")
+    ran = emorl("demo", "--tiny", "--folder", tmp_path / "demo", "--build-only")
     assert (ran.code, ran.out) == (0, f"{tmp_path / 'demo'}\n")
     assert ran.err.splitlines()[1:] == ["corpus: 1 of 1", "base: 3 of 3"]
-    again = emorl("demo", "--folder", tmp_path / "demo", "--build-only", "--rebuild")
+    again = emorl("demo", "--tiny", "--folder", tmp_path / "demo", "--build-only", "--rebuild")
     assert again.code == 0
     assert [call["rebuild"] for call in builds] == [False, True]
-    assert {call["cached"] for call in builds} == {demo.default_folder()}
+    assert {call["cached"] for call in builds} == {demo.tiny_folder()}
 
 
 def test_the_default_folder_is_in_the_users_cache_and_named_by_the_demos_key(
     emorl, builds: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = Path(emorl("demo", "--build-only").out.strip())
+    folder = Path(emorl("demo", "--tiny", "--build-only").out.strip())
     assert folder.parent == tmp_path / "emorl"
-    assert re.fullmatch(r"demo-[0-9a-f]{12}", folder.name)
+    assert re.fullmatch(r"demo-tiny-[0-9a-f]{12}", folder.name)
     monkeypatch.setattr(training.pipeline.demo, "_FORMAT", training.pipeline.demo._FORMAT + 1)
-    assert demo.default_folder() != folder
+    assert demo.tiny_folder() != folder
 
 
 def test_the_curl_line_is_a_request_that_the_server_takes(
@@ -84,7 +85,7 @@ def test_the_curl_line_is_a_request_that_the_server_takes(
 ) -> None:
     from server.api.generate_models import GenerateRequest
 
-    ran = emorl("demo", "--folder", tmp_path / "demo", "--port", 0)
+    ran = emorl("demo", "--tiny", "--folder", tmp_path / "demo", "--port", 0)
     assert ran.code == 0
     assert ready_texts[0].bundle == str(tmp_path / "demo")
     (line,) = (line for line in ran.out.splitlines() if "curl" in line)
@@ -99,7 +100,7 @@ def test_a_bundle_that_is_there_is_served_without_a_build(
     emorl, builds: list, ready_texts: list[Settings], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        assert emorl("demo", "--folder", tmp_path / "demo", "--port", 0).code == 0
+        assert emorl("demo", "--tiny", "--folder", tmp_path / "demo", "--port", 0).code == 0
     assert len(builds) == 1
 
 
@@ -111,15 +112,16 @@ def test_the_build_is_a_process_of_its_own_with_the_same_words(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """So that the serving process keeps none of the memory that training took."""
-    command = demo.build_command(tmp_path / "demo", rebuild=True)
-    assert command[1:] == ["-m", "emorl_cli", "demo", "--folder", str(tmp_path / "demo"), "--build-only", "--rebuild"]
+    command = demo.build_command(tmp_path / "demo", Namespace(tiny=True, base=None, rebuild=True))
+    options = ["--build-only", "--tiny", "--rebuild"]
+    assert command[1:] == ["-m", "emorl_cli", "demo", "--folder", str(tmp_path / "demo"), *options]
     script = (
         "import os, sys; from pathlib import Path; from training.pipeline.demo import *;"
         f"publish(Path({str(bundle)!r}), Path({str(tmp_path / 'demo')!r}), build_key(DemoSettings()));"
         "print(os.getpid(), file=sys.stderr); print('a folder')"
     )
-    monkeypatch.setattr(demo, "build_command", lambda folder, rebuild: [sys.executable, "-c", script])
-    assert main(["demo", "--folder", str(tmp_path / "demo"), "--port", "0"]) == 0
+    monkeypatch.setattr(demo, "build_command", lambda folder, args: [sys.executable, "-c", script])
+    assert main(["demo", "--tiny", "--folder", str(tmp_path / "demo"), "--port", "0"]) == 0
     out, err = capfd.readouterr()
     assert int(err) != os.getpid()
     assert "a folder" not in out
@@ -137,8 +139,8 @@ def test_a_build_that_fails_is_one_line_and_nothing_is_served(
     lines: int,
 ) -> None:
     command = [sys.executable, "-c", f"import os, sys; {ending}"]
-    monkeypatch.setattr(demo, "build_command", lambda folder, rebuild: command)
-    ran = emorl("demo", "--folder", tmp_path / "demo", "--port", 0)
+    monkeypatch.setattr(demo, "build_command", lambda folder, args: command)
+    ran = emorl("demo", "--tiny", "--folder", tmp_path / "demo", "--port", 0)
     assert (ran.code, ran.out, ran.err.count("\n"), ready_texts) == (code, "", lines, [])
     if lines:  # the other line is the process's own
         assert (
@@ -156,7 +158,7 @@ def test_what_ends_the_command_ends_the_build(tmp_path: Path, number: signal.Sig
         # Where the tests run in the background, interrupts are ignored from the start.
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from emorl_cli import demo; from emorl_cli.main import main;"
-        f"demo.build_command = lambda folder, rebuild: [sys.executable, '-c', {sleeper!r}];"
+        f"demo.build_command = lambda folder, args: [sys.executable, '-c', {sleeper!r}];"
         f"sys.exit(main(['demo', '--folder', {str(tmp_path / 'demo')!r}, '--port', '0']))"
     )
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, cwd=ROOT) as command:
@@ -198,14 +200,14 @@ def test_a_demo_without_a_key_answers_to_this_machines_names_only(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert emorl("demo", "--folder", tmp_path / "demo", "--port", 0, *arguments).code == 0
+    assert emorl("demo", "--tiny", "--folder", tmp_path / "demo", "--port", 0, *arguments).code == 0
     assert ready_texts[0].allowed_hosts == hosts
 
 
 def test_a_taken_port_is_told_before_the_build(emorl, builds: list, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert f"port {port}" in emorl("demo", "--folder", tmp_path / "demo", "--port", port).refused()
+        assert f"port {port}" in emorl("demo", "--tiny", "--folder", tmp_path / "demo", "--port", port).refused()
     assert builds == []
 
 
@@ -214,7 +216,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, capfd:
     (tmp_path / "letters" / "mine.txt").write_text("mine")
     for flag in ("--build-only", "--rebuild"):
         capfd.readouterr()
-        code = main(["demo", "--folder", str(tmp_path / "letters"), "--port", "0", flag])
+        code = main(["demo", "--tiny", "--folder", str(tmp_path / "letters"), "--port", "0", flag])
         err = capfd.readouterr().err.splitlines()
         assert code == 2
         assert "holds something else" in err[-1]

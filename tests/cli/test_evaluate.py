@@ -43,6 +43,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         run_by_rule(experiment, records)(method, seed, report)
 
     methods.method_names = lambda recipe: METHODS  # type: ignore[attr-defined]
+    methods.left_out = lambda recipe: {}  # type: ignore[attr-defined]
     methods.run_cell = run_cell  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "training.evaluation.methods", methods)
     monkeypatch.setattr("training.evaluation.experiment.prepare", prepare)
@@ -100,6 +101,21 @@ def test_what_is_there_can_be_reported_without_training(emorl: Any, recipe: Path
     ran = emorl("evaluate", recipe, "--report-only", "--no-plots", "--seeds", "1,2", "--json")
     assert ran.code == 0
     assert json.loads(ran.out)["methods"].keys() == {"base"}
+
+
+def test_a_method_that_a_run_says_nothing_about_is_left_out_with_the_reason(
+    emorl: Any, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = sys.modules["training.evaluation.methods"]
+    monkeypatch.setattr(methods, "left_out", lambda recipe: {"uniform": "it has too few rounds"})
+    ran = emorl("evaluate", recipe, "--no-plots", "--json")
+    assert ran.code == 0
+    assert "uniform is left out: it has too few rounds" in ran.err
+    found = json.loads(ran.out)
+    assert found["methods"].keys() == {"base", "emorl"}
+    assert found["left_out"] == {"uniform": "it has too few rounds"}
+    assert "uniform is left out: it has" in emorl("evaluate", recipe, "--methods", "uniform", "--out", "2").refused()
+    assert "left out" not in emorl("evaluate", recipe, "--methods", "base", "--out", "3", "--no-plots").err
 
 
 def test_methods_are_listed(emorl: Any, recipe: Path) -> None:

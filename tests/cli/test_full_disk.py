@@ -177,9 +177,9 @@ def test_the_demo_is_built_whole_or_not_at_all(
 
     monkeypatch.setattr(demo, "build_bundle", build_bundle)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    full(capsys, 20 * KB, "demo", "--folder", tmp_path / "demo", "--build-only")
+    full(capsys, 20 * KB, "demo", "--tiny", "--folder", tmp_path / "demo", "--build-only")
     assert not (tmp_path / "demo").exists()
-    ran("demo", "--folder", tmp_path / "demo", "--build-only")
+    ran("demo", "--tiny", "--folder", tmp_path / "demo", "--build-only")
     assert Bundle.open(tmp_path / "demo")
     assert build_demo(tmp_path / "demo") == tmp_path / "demo"
 

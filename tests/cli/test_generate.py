@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from emorl_cli import generate
-from emorl_cli.options import parse_weights
+from emorl_cli.console.reading import parse_weights
 from emorl_core.bundle import ChatSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidWeights
@@ -248,6 +248,7 @@ def test_prompts_that_cannot_be_read_are_one_line(
     assert "prompt is empty" in emorl("generate", "any", " ").refused()
     assert "not UTF-8" in emorl("generate", "any", "caf\udce9").refused()
     assert "not UTF-8" in emorl("generate", "any", "family", "--stop", "caf\udce9").refused()
+    assert "stop is a list with an empty text in it" in emorl("generate", "any", "family", "--stop", "").refused()
     assert "not UTF-8" in emorl("sweep", "any", "caf\udce9", "--resolution", 2).refused()
     monkeypatch.setattr("sys.stdin", stdin(b"family\ncaf\xe9"))
     assert "standard input: cannot be read: line 2 is not UTF-8" in emorl("generate", "any", "-").refused()

@@ -24,7 +24,8 @@ def test_every_verb_explains_itself_with_an_example(emorl, verb: str) -> None:
 
 def test_every_verb_that_was_written_is_registered() -> None:
     folder = Path(frame.__file__).parent
-    written = {f"emorl_cli.{path.stem}" for path in folder.glob("*.py") if "\ndef add_arguments(" in path.read_text()}
+    paths = [path for path in folder.rglob("*.py") if "\ndef add_arguments(" in path.read_text()]
+    written = {".".join(path.relative_to(folder.parent).with_suffix("").parts) for path in paths}
     assert written == {module for module, _ in VERBS.values()}
 
 

@@ -180,7 +180,10 @@ BAD = [
     (["--objective", "base=EMPATHY"], "objectives.base: the name is taken by the bare model"),
     (["--objective", "a b=EMPATHY"], "objectives.a b: String should match pattern"),
     (["--objective", "../up=EMPATHY"], "objectives.../up: String should match pattern"),
-    (["--objective", "calm=BASE"], "adapter 'calm': base has no adapter_config.json"),
+    (
+        ["--objective", "calm=BASE"],
+        "adapter 'calm': its folder has no adapter_config.json; allowed: a PEFT LoRA folder",
+    ),
     (["--objective", "one=ONE"], "adapter 'one'"),
     (["--base", "EMPATHY"], "no config.json"),
     (["--base", "clinic/none"], "hub id 'clinic/none': cannot be fetched"),

@@ -39,7 +39,7 @@ def test_the_found_weights_become_a_profile_with_their_origin(search, own_bundle
     before = read_spec(own_bundle / BUNDLE_FILE)
     result = search()
     assert result.code == 0, result.err
-    assert "15 directions x 2 levels = 30 evaluations in the simplex" in result.err
+    assert "16 directions x 2 levels = 32 evaluations in the simplex" in result.err
     assert "5 search prompts, 5 held out" in result.err
     assert "texts: " in result.err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -113,7 +113,7 @@ def test_a_finished_search_can_be_resumed_and_says_the_same_again(search, own_bu
     assert spec.default_profile == "searched"
     deeper = search("--no-plots", "--resume", "--levels", 3)
     assert deeper.code == 0, deeper.err
-    assert read_spec(own_bundle / BUNDLE_FILE).profiles["searched"].origin["evaluations"] == 45
+    assert read_spec(own_bundle / BUNDLE_FILE).profiles["searched"].origin["evaluations"] == 48
 
 
 def test_resuming_replaces_no_profile_of_another_search_or_of_a_person(

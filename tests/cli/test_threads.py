@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from emorl_cli.console.options import use_threads
 from emorl_cli.main import main
-from emorl_cli.options import use_threads
 from emorl_core.errors import InvalidRequest
 from tests.builders import tiny_t5_bundle
 

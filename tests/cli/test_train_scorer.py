@@ -66,7 +66,7 @@ def test_the_progress_of_a_resumed_run_counts_all_of_it(
     with monkeypatch.context() as patch:
         patch.setattr(Fitting, "epoch", interrupted)
         assert run(*argv) == 130
-    monkeypatch.setattr("emorl_cli.progress.Progress.PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr("emorl_cli.console.progress.Progress.PLAIN_EVERY_S", 0.0)
     capsys.readouterr()
     assert run(*argv, "--resume") == 0
     said = capsys.readouterr()

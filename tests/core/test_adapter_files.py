@@ -38,7 +38,7 @@ def test_files_that_cannot_be_read_are_named(folder: Path) -> None:
     (folder / CONFIG_FILE).write_text("[]")
     assert "must be a JSON object" in refusal(folder)
     (folder / CONFIG_FILE).unlink()
-    assert f"has no {CONFIG_FILE}; it is a PEFT LoRA folder" in refusal(folder)
+    assert f"has no {CONFIG_FILE}; allowed: a PEFT LoRA folder" in refusal(folder)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_the_context_bounds_prompt_and_new_tokens_and_is_named(bundle: Path) -> 
 
 
 def test_chat_over_a_base_without_a_template_is_refused_as_inspect_refuses_it(tmp_path: Path) -> None:
-    from emorl_cli.inspect_bundle import examine
+    from emorl_cli.bundles.inspect import examine
 
     bundle = tiny_t5_bundle(tmp_path)
     spec = read_spec(bundle / "bundle.yaml")
@@ -272,3 +272,27 @@ def test_a_template_that_writes_no_replies_is_refused_where_they_are_needed() ->
     only_users = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
     with pytest.raises(BundleError, match="the base's chat template does not write replies"):
         ChatTemplate(tokenizer_of(only_users)).encode_reply("said")
+
+
+def test_a_sweep_takes_one_chat_or_several() -> None:
+    ensemble = fake_ensemble(chat=ChatSpec(system="Be warm."))
+    chats = [CHAT, [Message("user", "so much")], [{"role": "system", "content": "Be brief."}, CHAT[0]]]
+    swept = ensemble.sweep(chats=chats, resolution=2, max_new_tokens=6)
+    for i, chat in enumerate(chats):
+        alone = ensemble.sweep(messages=chat, resolution=2, max_new_tokens=6)
+        assert swept.distinct(i) == alone.distinct(0)
+    faults: tuple[tuple[dict[str, Any], str, str], ...] = (
+        ({"chats": chats, "prompts": "x"}, "give exactly one of prompts, messages and chats", "prompts"),
+        ({"chats": chats, "messages": CHAT}, "give exactly one of prompts, messages and chats", "prompts"),
+        ({}, "give exactly one of prompts, messages and chats", "prompts"),
+        ({"chats": []}, "chats is empty; allowed: at least one chat", "chats"),
+        ({"chats": [CHAT, CHAT[:2]]}, "chats.1.1.role is 'assistant'; allowed for the last message: user", "chats.1.1.role"),
+        ({"chats": [CHAT, CHAT], "max_sweep": 3}, "the sweep asks for 2 x 3 completions; allowed: up to 3", "resolution"),
+    )  # fmt: skip
+    for asked, message, param in faults:
+        with pytest.raises(InvalidRequest) as caught:
+            ensemble.sweep(resolution=1, **asked)
+        assert caught.value.message.startswith(message)
+        assert caught.value.param == param
+    with pytest.raises(InvalidRequest, match=r"chats.0: this bundle has no chat"):
+        fake_ensemble().sweep(chats=[CHAT], resolution=1)

@@ -103,6 +103,8 @@ def test_wrong_numbers_of_weights_are_refused() -> None:
         ({"max_new_tokens": 0}, InvalidRequest, "max_new_tokens"),
         ({"seed": -5}, InvalidRequest, "seed"),
         ({"stop": [""]}, InvalidRequest, "stop"),
+        ({"stop": 5}, InvalidRequest, "stop"),
+        ({"stop": None}, InvalidRequest, "stop"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(
@@ -363,7 +365,7 @@ def test_events_carry_the_tag_of_their_request() -> None:
 
 
 def test_a_template_that_leaves_no_room_is_refused_as_inspect_refuses_it(plain_bundle: Path, tmp_path: Path) -> None:
-    from emorl_cli.inspect_bundle import examine
+    from emorl_cli.bundles.inspect import examine
 
     bundle = shutil.copytree(plain_bundle, tmp_path / "bundle")
     spec = read_spec(bundle / BUNDLE_FILE)

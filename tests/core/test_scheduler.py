@@ -26,17 +26,21 @@ def names(branches: list[Branch]) -> list[list[str]]:
     return [[member.request.request_id for member in each.members] for each in branches]
 
 
+def admit(scheduler: Scheduler) -> list[Branch]:
+    return scheduler.admit(scheduler.next_job())
+
+
 def test_first_come_first_served_up_to_the_slots() -> None:
     scheduler = Scheduler(2)
     a, b, c = branch("a"), branch("b", "b2"), branch("c")
     for each in (a, b, c):
         scheduler.add(each)
     assert (scheduler.waiting_requests, scheduler.running_requests, scheduler.has_work) == (4, 0, True)
-    assert scheduler.admit() == [a, b]
-    assert scheduler.admit() == []
+    assert admit(scheduler) == [a, b]
+    assert admit(scheduler) == []
     assert (scheduler.waiting_requests, scheduler.running_requests) == (1, 3)
     scheduler.release([a])
-    assert scheduler.admit() == [c]
+    assert admit(scheduler) == [c]
     scheduler.release([b, c])
     assert not scheduler.has_work
 
@@ -46,7 +50,7 @@ def test_forked_branches_go_ahead_of_their_job_in_their_order() -> None:
     sweep = Job()
     for name in ("prompt 1", "prompt 2"):
         scheduler.add(branch(name, job=sweep))
-    (first,) = scheduler.admit()
+    (first,) = admit(scheduler)
     scheduler.release([first])
     scheduler.add_first([branch("fork 1", job=sweep), branch("fork 2", job=sweep)])
     assert order_of(scheduler) == ["fork 1", "fork 2", "prompt 2"]
@@ -56,7 +60,7 @@ def order_of(scheduler: Scheduler) -> list[str]:
     """Run everything, one branch a step."""
     order: list[str] = []
     while scheduler.has_work:
-        scheduler.admit()
+        admit(scheduler)
         ((name, *_), *_) = names(scheduler.running)
         order.append(name)
         scheduler.release(scheduler.running[:1])
@@ -68,14 +72,14 @@ def test_a_slot_goes_to_the_job_that_holds_fewest_then_to_the_one_served_longest
     sweep, other = Job(), Job()
     for number in range(6):
         scheduler.add(branch(f"sweep {number}", job=sweep))
-    assert len(scheduler.admit()) == 4, "slots that nobody else wants"
+    assert len(admit(scheduler)) == 4, "slots that nobody else wants"
     for number in range(2):
         scheduler.add(branch(f"other {number}", job=other))
     scheduler.add(branch("plain"))
     freed: list[list[list[str]]] = []
     for _ in range(5):
         scheduler.release([next(each for each in scheduler.running if each.job is sweep)])
-        freed.append(names(scheduler.admit()))
+        freed.append(names(admit(scheduler)))
     assert freed == [[["other 0"]], [["plain"]], [["sweep 4"]], [["other 1"]], [["sweep 5"]]]
 
 
@@ -83,14 +87,14 @@ def test_a_fork_runs_at_once_only_where_nobody_else_is_due() -> None:
     scheduler = Scheduler(3)
     sweep = Job()
     scheduler.add(branch("a", job=sweep))
-    scheduler.admit()
+    admit(scheduler)
     child = branch("b", job=sweep)
     assert scheduler.room_for(child)
     scheduler.add(branch("plain 1"))
     assert scheduler.room_for(child), "one slot for each of them"
     scheduler.add(branch("plain 2"))
     assert not scheduler.room_for(child)
-    scheduler.admit()
+    admit(scheduler)
     assert not scheduler.room_for(child), "no slot is left"
 
 
@@ -98,13 +102,13 @@ def test_slots_are_shared_out_between_clients_before_their_jobs() -> None:
     scheduler = Scheduler(4)
     for number in range(8):
         scheduler.add(branch(f"many {number}", job=Job("many")))
-    scheduler.admit()
+    admit(scheduler)
     for number in range(3):
         scheduler.add(branch(f"few {number}", job=Job("few")))
     freed: list[list[list[str]]] = []
     for _ in range(3):
         scheduler.release([next(each for each in scheduler.running if each.job.client == "many")])
-        freed.append(names(scheduler.admit()))
+        freed.append(names(admit(scheduler)))
     assert freed == [[["few 0"]], [["few 1"]], [["many 4"]]], "two each, and then the one that has waited longest"
     child = branch("fork", job=scheduler.running[0].job)
     scheduler.release([scheduler.running[0]])
@@ -116,21 +120,21 @@ def test_what_nobody_streams_gives_its_slot_to_who_has_much_less() -> None:
     first, second, third = (branch(f"sweep {number}", job=sweep) for number in range(3))
     for each in (first, second, third):
         scheduler.add(each)
-    scheduler.admit()
-    assert scheduler.preempt() is None, "nobody waits"
+    admit(scheduler)
+    assert scheduler.preempt(scheduler.next_job()) is None, "nobody waits"
     scheduler.add(branch("plain"))
     scheduler.add(branch("plain 2"))
-    assert scheduler.preempt() is None, "it has only begun"
+    assert scheduler.preempt(scheduler.next_job()) is None, "it has only begun"
     for each, tokens in ((first, 40), (second, 20), (third, 30)):
         each.tokens = [1] * tokens
-    assert scheduler.preempt() is second, "its tokens are soonest fed again"
-    assert names(scheduler.admit()) == [["plain"]]
+    assert scheduler.preempt(scheduler.next_job()) is second, "its tokens are soonest fed again"
+    assert names(admit(scheduler)) == [["plain"]]
     scheduler.add(branch("plain 3"))
-    assert scheduler.preempt() is third
-    assert names(scheduler.admit()) == [["plain 2"]]
-    assert scheduler.preempt() is None, "the sweep has only one more than who waits"
+    assert scheduler.preempt(scheduler.next_job()) is third
+    assert names(admit(scheduler)) == [["plain 2"]]
+    assert scheduler.preempt(scheduler.next_job()) is None, "the sweep has only one more than who waits"
     scheduler.release(scheduler.running[1:])
-    assert sorted(names(scheduler.admit())) == [["plain 3"], ["sweep 2"]], "the last one put back is the first again"
+    assert sorted(names(admit(scheduler))) == [["plain 3"], ["sweep 2"]], "the last one put back is the first again"
     assert third.tokens_before == 30
 
 
@@ -139,29 +143,59 @@ def test_beside_streams_sweeps_run_with_few_members() -> None:
     crowd = [str(number) for number in range(20)]
     for job in (sweep, sweep, other):
         scheduler.add(branch(*crowd, job=job))
-    assert len(scheduler.admit()) == 3, "nobody streams"
+    assert len(admit(scheduler)) == 3, "nobody streams"
     scheduler, sweep, other = Scheduler(8), Job(), Job()
     scheduler.add(branch("stream", stream=True))
     for job in (sweep, sweep, other):
         scheduler.add(branch(*crowd, job=job))
-    assert names(scheduler.admit()) == [["stream"], crowd], "a second crowd is more than 4 a slot"
+    assert names(admit(scheduler)) == [["stream"], crowd], "a second crowd is more than 4 a slot"
     scheduler.add(branch("a", "b", job=Job()))
     scheduler.add(branch("plain"))
-    assert names(scheduler.admit()) == [["plain"]], "the small sweep does not pass the one whose turn it is"
+    assert names(admit(scheduler)) == [["plain"]], "the small sweep does not pass the one whose turn it is"
     scheduler.release([each for each in scheduler.running if each.job is sweep])
-    assert [each.job for each in scheduler.admit()] == [other]
+    assert [each.job for each in admit(scheduler)] == [other]
     scheduler.release([each for each in scheduler.running if each.job is other])
-    assert sorted(names(scheduler.admit())) == [crowd, ["a", "b"]], "22 are no more than 4 a slot"
+    assert sorted(names(admit(scheduler))) == [crowd, ["a", "b"]], "22 are no more than 4 a slot"
+
+
+def test_beside_the_streams_of_others_a_sweep_is_split() -> None:
+    scheduler, sweep = Scheduler(8), Job("b")
+    scheduler.add(branch("stream", job=Job("a"), stream=True))
+    crowd = [str(number) for number in range(20)]
+    scheduler.add(branch(*crowd, job=sweep))
+    scheduler.add(branch("plain", job=Job("b")))
+    assert names(admit(scheduler)) == [["stream"], crowd[:8], ["plain"]], "one member a slot"
+    assert names(scheduler.waiting) == [crowd[8:]]
+    scheduler.release([each for each in scheduler.running if each.job is sweep])
+    assert names(admit(scheduler)) == [crowd[8:16]]
+    scheduler.release([each for each in scheduler.running if each.job.client == "a"])
+    assert names(admit(scheduler)) == [crowd[16:]], "nobody streams any more"
+
+
+def test_a_sweep_that_began_before_the_streams_of_others_is_split() -> None:
+    scheduler, sweep = Scheduler(8), Job("b")
+    crowd = [str(number) for number in range(20)]
+    scheduler.add(branch(*crowd, job=sweep))
+    (whole,) = admit(scheduler)
+    scheduler.add(branch("own", job=Job("b"), stream=True))
+    admit(scheduler)
+    assert scheduler.preempt(scheduler.next_job()) is None, "its own client's stream"
+    scheduler.add(branch("stream", job=Job("a"), stream=True))
+    admit(scheduler)
+    assert scheduler.preempt(scheduler.next_job()) is whole
+    assert scheduler.preempt(scheduler.next_job()) is None
+    assert names(admit(scheduler)) == [crowd[:8]]
+    assert scheduler.preempt(scheduler.next_job()) is None, "one member a slot is not too many"
 
 
 def test_a_stream_keeps_its_slot() -> None:
     scheduler = Scheduler(2)
     for number in range(2):
         scheduler.add(branch(f"stream {number}", job=Job("a"), stream=True))
-    for each in scheduler.admit():
+    for each in admit(scheduler):
         each.tokens = [1] * 100
     scheduler.add(branch("plain", job=Job("b")))
-    assert scheduler.preempt() is None
+    assert scheduler.preempt(scheduler.next_job()) is None
 
 
 def test_a_job_keeps_its_place_while_it_runs() -> None:
@@ -169,13 +203,13 @@ def test_a_job_keeps_its_place_while_it_runs() -> None:
     scheduler = Scheduler(1)
     sweep = Job()
     scheduler.add(branch("a", job=sweep))
-    (parent,) = scheduler.admit()
+    (parent,) = admit(scheduler)
     scheduler.add(branch("later"))
     scheduler.release([parent])
     scheduler.add_first([branch("b", job=sweep)])
     assert order_of(scheduler) == ["b", "later"]
     assert list(scheduler.waiting) == []
-    scheduler.admit()
+    admit(scheduler)
     assert scheduler._waiting == scheduler._in_slots == {}, "nothing of a finished job is kept"
 
 
@@ -183,10 +217,10 @@ def test_who_lost_a_slot_to_the_fault_of_another_is_first_in_turn() -> None:
     scheduler = Scheduler(2)
     for name in ("a", "b", "c", "d"):
         scheduler.add(branch(name))
-    running = scheduler.admit()
+    running = admit(scheduler)
     scheduler.release(running)
     scheduler.resume(running)
-    assert names(scheduler.admit()) == [["a"], ["b"]]
+    assert names(admit(scheduler)) == [["a"], ["b"]]
     assert names(list(scheduler.waiting)) == [["c"], ["d"]]
 
 
@@ -204,7 +238,7 @@ def test_whoever_waits_gets_a_slot_before_long(seed: int) -> None:
     for now in range(400):
         if dice.random() < 0.5:
             scheduler.add(branch("plain"))
-        for each in scheduler.admit():
+        for each in admit(scheduler):
             age[id(each)] = 0
         assert len(scheduler.running) <= slots
         order = list(scheduler._waiting)
@@ -229,12 +263,12 @@ def test_a_branch_that_waits_again_keeps_the_time_it_was_admitted_first() -> Non
     scheduler = Scheduler(1)
     each = branch("a")
     scheduler.add(each)
-    scheduler.admit()
+    admit(scheduler)
     first = each.admitted
     assert first > 0
     scheduler.release([each])
     scheduler.add_first([each])
-    scheduler.admit()
+    admit(scheduler)
     assert each.admitted == first
 
 
@@ -243,7 +277,7 @@ def test_cancelled_members_leave_their_branches_and_empty_waiting_branches_the_q
     running, shared, lone = branch("r1", "r2"), branch("s1", "s2"), branch("l")
     for each in (running, shared, lone):
         scheduler.add(each)
-    scheduler.admit()
+    admit(scheduler)
     assert scheduler.take_cancelled() == []
     for name in ("r1", "s2", "l", "nobody", "l"):
         scheduler.cancel(name)

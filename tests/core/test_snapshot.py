@@ -320,3 +320,16 @@ def test_under_renames_at_random_moments_every_load_is_what_it_says(what: str, b
         stop.set()
         thread.join()
     assert loaded > 0
+
+
+@pytest.mark.parametrize("place", [".", ADAPTERS_DIR, BASE_DIR])
+def test_a_folder_that_is_no_adapter_is_not_called_by_its_descriptor(place: str, bundle: Path) -> None:
+    """Of a bundle that is held open: `.` is that descriptor's own path."""
+    spec = read_spec(bundle / BUNDLE_FILE).model_dump()
+    spec["objectives"]["empathy"]["adapter"] = place
+    write_spec(bundle, BundleSpec.model_validate(spec))
+    with pytest.raises(BundleError) as caught:
+        Ensemble.load(bundle)
+    assert caught.value.message == (
+        "adapter 'empathy': its folder has no adapter_config.json; allowed: a PEFT LoRA folder"
+    )

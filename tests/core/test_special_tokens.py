@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from emorl_core.bundle import BASE_DIR
-from tests.core.bases import edit_config, load, refusal
+from emorl_core.models.registry import load_model
+from tests.core.bases import CPU, edit_config, load, refusal
+from tests.supported_models import VOCABULARY, tiny_causal
 
 LAST = 366  # the tiny base's vocabulary has 367 entries
 GENERATION = "generation_config.json"
@@ -97,3 +100,31 @@ def test_a_size_that_is_no_number_is_refused(base: Path, key: str, value: object
 )
 def test_a_value_of_another_kind_is_refused(base: Path, change: dict[str, Any], message: str) -> None:
     assert message in refusal(edit_config(base, lambda config: config.update(change)))
+
+
+@pytest.fixture
+def causal(tmp_path: Path) -> Path:
+    return tiny_causal(tmp_path / "causal", "llama")
+
+
+def test_a_decoder_that_no_file_gives_an_end_is_refused(causal: Path) -> None:
+    """transformers would take the one of the model's class, whatever the tokenizer ends a text with."""
+    edit_config(causal, lambda config: config.pop("eos_token_id"))
+    says = f"{causal}: neither config.json nor generation_config.json has eos_token_id, so no text would end; allowed: "
+    says += f"a token id from 0 to {VOCABULARY - 1}, or a list of them"
+    assert refusal(write_generation(causal, bos_token_id=2)) == says
+    (causal / GENERATION).unlink()
+    assert refusal(causal) == says
+    assert load_model(
+        write_generation(causal, eos_token_id=[7, 3]), device=CPU, dtype=torch.float32
+    ).facts.eos_token_ids == (7, 3)
+
+
+@pytest.mark.parametrize("value", [*NO_IDS, *NO_LISTS])
+def test_an_end_that_is_no_id_of_a_decoders_is_refused(causal: Path, value: object) -> None:
+    allowed = f"allowed: a token id from 0 to {VOCABULARY - 1}, or a list of them"
+    assert (
+        refusal(write_generation(causal, eos_token_id=value)) == f"{GENERATION}: eos_token_id is {value!r}; {allowed}"
+    )
+    edit_config(causal, lambda config: config.update(eos_token_id=None))
+    assert refusal(write_generation(causal)) == f"config.json: eos_token_id is null; {allowed}"

@@ -86,6 +86,20 @@ def test_the_borders_are_allowed(values: dict[str, Any]) -> None:
     assert Sampling(**values).greedy == (values.get("temperature", 0) == 0)
 
 
+@pytest.mark.parametrize(
+    ("stop", "message"),
+    [
+        (("a", ""), "stop is a list with an empty text in it; allowed: texts of at least one character"),
+        (("a", 1), "stop is a list with a value of type int in it; allowed: texts of at least one character"),
+        (["a"], "stop is of type list; allowed: a tuple of texts"),
+    ],
+)
+def test_what_is_wrong_with_stop_strings_is_said(stop: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Sampling(stop=stop)
+    assert caught.value.message == message
+
+
 def test_a_stop_string_is_not_echoed_in_its_own_error() -> None:
     """It may hold what a client said."""
     with pytest.raises(InvalidRequest) as caught:

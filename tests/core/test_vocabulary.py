@@ -98,7 +98,9 @@ def test_a_vocabulary_that_fills_little_of_the_embedding_is_another_models(base:
 
 @pytest.mark.parametrize("rows", [367, 384, 512])
 def test_rows_that_no_token_has_are_usual(base: Path, rows: int) -> None:
-    HuggingFaceTokenizer(edit_config(base, lambda config: config.update(vocab_size=rows)))
+    usual = [HuggingFaceTokenizer(base).encode(text) for text in TEXTS]
+    edit_config(base, lambda config: config.update(vocab_size=rows))
+    assert [HuggingFaceTokenizer(base).encode(text) for text in TEXTS] == usual
 
 
 def test_more_tokens_than_rows_are_refused(base: Path) -> None:

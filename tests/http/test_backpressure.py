@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -100,9 +101,10 @@ def test_a_request_that_waits_too_long_is_answered_and_leaves_the_queue() -> Non
 
 def test_a_sweep_that_has_begun_waits_for_its_own_turn_without_a_deadline() -> None:
     """Prompts beyond the slots waited behind the sweep's own branches, and timed out there."""
-    settings = Settings(port=0, queue_timeout_s=0.1)
-    ensemble = fake_ensemble(slots=1, step_delay_s=0.01, mean_length=500)
-    with live(settings, ensemble) as server, server.client() as client:
+    settings = Settings(port=0, queue_timeout_s=0.5)
+    with live(settings, fake_ensemble(slots=1, mean_length=500)) as server, server.client() as client:
+        first_step_s = iter([0.6])  # by then the time of whoever still waits has run out
+        server.model.on_step = lambda prompts: time.sleep(next(first_step_s, 0.0))
         body = {
             "prompts": [PROMPT, "you feel alone", "work hurts"],
             "weights": [{"empathy": 1.0}],

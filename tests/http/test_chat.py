@@ -111,6 +111,20 @@ def test_sweeps_and_segments_take_a_chat(client: httpx.Client, ensemble: Ensembl
     assert [each["text"] for each in segments["intervals"]] == [each.text for each in alone.intervals]
 
 
+def test_a_sweep_takes_several_chats(client: httpx.Client, ensemble: Ensemble) -> None:
+    vectors = [{"one": 1.0}, {"base": 1.0}]
+    chats = [HISTORY, [SYSTEM, USER], [{"role": "user", "content": [{"type": "text", "text": "ever"}]}]]
+    answer = post(client, "/sweep", chats=chats, weights=vectors)
+    assert len(answer["results"]) == 3
+    for chat, texts in zip(chats, answer["results"], strict=True):
+        by_vector = {i: each["text"] for each in texts for i in each["weights"]}
+        expected = [ensemble.generate(messages=chat, weights=each, max_new_tokens=6).text for each in vectors]
+        assert [by_vector[0], by_vector[1]] == expected
+    streamed = post(client, "/sweep", chats=chats, weights=vectors, stream=True)
+    assert streamed[-1]["results"] == answer["results"]
+    assert {(each["prompt"], each["weights"]) for each in streamed[:-1]} == {(p, v) for p in range(3) for v in range(2)}
+
+
 def test_three_turns_by_the_unchanged_client(server: Live, ensemble: Ensemble) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as ai:
         history: list[Any] = [SYSTEM]
@@ -166,8 +180,14 @@ REFUSED: tuple[tuple[str, dict[str, Any], str, str], ...] = (
     ("/generate", {"messages": []}, "messages", "must not be empty"),
     ("/generate", {"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "system"),
     ("/generate", {"prompt": "x" * 230, "max_new_tokens": 60}, "prompt", "the context of the base model"),
-    ("/sweep", {"messages": HISTORY, "prompts": ["x"], "resolution": 1}, "messages", "exactly one of prompts and messages"),
-    ("/sweep", {"resolution": 1}, "prompts", "exactly one of prompts and messages is required"),
+    ("/sweep", {"messages": HISTORY, "prompts": ["x"], "resolution": 1}, "messages", "exactly one of prompts, messages and chats"),
+    ("/sweep", {"chats": [HISTORY], "prompts": ["x"], "resolution": 1}, "chats", "exactly one of prompts, messages and chats"),
+    ("/sweep", {"chats": [], "resolution": 1}, "chats", "must not be empty"),
+    ("/sweep", {"chats": [HISTORY, []], "resolution": 1}, "chats.1", "must not be empty"),
+    ("/sweep", {"chats": HISTORY, "resolution": 1}, "chats.0", "must be a list"),
+    ("/sweep", {"chats": [[USER], HISTORY[:2]], "resolution": 1}, "chats.1.1.role", "user"),
+    ("/sweep", {"chats": [[USER], [{"role": "user", "content": "x" * 400}]], "resolution": 1}, "chats.1", "up to 256 together"),
+    ("/sweep", {"resolution": 1}, "prompts", "exactly one of prompts, messages and chats is required"),
     ("/sweep", {"messages": HISTORY[:2], "resolution": 1}, "messages.1.role", "user"),
     ("/sweep/line", {"messages": HISTORY[:2], "from": {"one": 1}, "to": {"base": 1}}, "messages.1.role", "user"),
     ("/sweep/line", {"from": {"one": 1}, "to": {"base": 1}}, "prompt", "is required"),

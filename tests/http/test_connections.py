@@ -42,7 +42,7 @@ def deaf(server: Live, sent: bytes) -> socket.socket:
     address = httpx.URL(server.url)
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-    connection.settimeout(20)
+    connection.settimeout(60)
     connection.connect((address.host, address.port or 0))
 
     def send() -> None:
@@ -85,12 +85,12 @@ def test_more_connections_than_descriptors_leave_the_probes_and_the_log_alone() 
     with process(before=few_files) as (child, url), ExitStack() as held:
         address = httpx.URL(url)
         for i in range(600):
-            held.enter_context(socket.create_connection((address.host, address.port or 0), timeout=20))
+            held.enter_context(socket.create_connection((address.host, address.port or 0), timeout=60))
             if i % 50 == 0:
-                assert httpx.get(f"{url}/livez", timeout=20).status_code == 200
+                assert httpx.get(f"{url}/livez", timeout=60).status_code == 200
         held.close()
         child.terminate()
-        _, log = child.communicate(timeout=30)
+        _, log = child.communicate(timeout=60)
     assert child.returncode == 0
     assert "as many as may be" in log
     assert len(log) < 5000, log[:1000]
@@ -199,7 +199,7 @@ def test_who_asks_no_more_is_let_go() -> None:
 def test_who_does_not_read_plain_answers_is_let_go() -> None:
     with live(load_settings(port=0, write_timeout_s=0.3)) as server:
         with deaf(server, GET * 400):
-            wait_until(lambda: connections_of(server).cut["unread"] == 1, "it is let go", 30)
+            wait_until(lambda: connections_of(server).cut["unread"] == 1, "it is let go")
         with server.client() as client:
             assert client.get("/livez").status_code == 200
 
@@ -236,7 +236,7 @@ def test_a_permit_ends_with_its_generation_though_nobody_reads() -> None:
     with live(load_settings(port=0), fake_ensemble(mean_length=5000)) as server:
         with deaf(server, post("/v1/completions", LARGE)):
             wait_until(lambda: server.service.admission.in_use == 8, "it runs")
-            wait_until(lambda: server.service.admission.in_use == 0, "its permits are back", 60)
+            wait_until(lambda: server.service.admission.in_use == 0, "its permits are back")
             assert len(server.service.active) == 1, "it is still to be read"
         wait_until(lambda: idle(server), "nothing is held")
 
@@ -268,7 +268,7 @@ def test_who_is_furthest_behind_loses_what_it_does_not_read() -> None:
         ):
             text = stream.read().decode()
             assert events(text)[-1]["type"] == "done", "who reads loses nothing"
-            wait_until(lambda: server.service.admission.in_use == 0, "the other one stops", 60)
+            wait_until(lambda: server.service.admission.in_use == 0, "the other one stops")
             (behind,) = server.service.active
             assert behind.unread <= 1
             received = b""
@@ -290,11 +290,12 @@ def test_no_client_holds_up_the_end(how: str) -> None:
         "slow to send a body": b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
         "silent": b"",
     }[how]
-    settings = load_settings(port=0, read_timeout_s=600, write_timeout_s=600, drain_timeout_s=600, last_bytes_s=0.2)
+    waits = dict.fromkeys(("head_timeout_s", "read_timeout_s", "write_timeout_s", "drain_timeout_s"), 600)
+    settings = load_settings(port=0, **waits, last_bytes_s=0.2)
     phase = {"slow to send a body": Phase.BODY, "silent": Phase.HEAD}.get(how, Phase.UNREAD)
     with live(settings, fake_ensemble(mean_length=5000)) as server, deaf(server, sent):
-        wait_until(lambda: bool(connections_of(server)._in[phase]), "the server waits for it", 30)
-        wait_until(lambda: server.service.admission.in_use == 0, "nothing is generated any more", 60)
+        wait_until(lambda: bool(connections_of(server)._in[phase]), "the server waits for it")
+        wait_until(lambda: server.service.admission.in_use == 0, "nothing is generated any more")
         server.call(server.server.begin_drain)
-        server.thread.join(20)
+        server.thread.join(60)
         assert not server.thread.is_alive()

@@ -20,7 +20,7 @@ LONG = {"prompt": PROMPT, "min_new_tokens": 900, "max_new_tokens": 1000}
 def call(server: Live, body: dict[str, Any], path: str = "/generate") -> socket.socket:
     """Send a request on a socket of its own, to be closed whenever the test likes."""
     content = json.dumps(body).encode()
-    connection = socket.create_connection((server.server.config.host, int(server.url.rsplit(":", 1)[1])), timeout=10)
+    connection = socket.create_connection((server.server.config.host, int(server.url.rsplit(":", 1)[1])), timeout=60)
     head = (
         f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
@@ -28,9 +28,9 @@ def call(server: Live, body: dict[str, Any], path: str = "/generate") -> socket.
     return connection
 
 
-def outcomes(server: Live, outcome: str) -> float:
+def outcomes(server: Live, outcome: str, route: str = "/generate") -> float:
     value = server.service.metrics.registry.get_sample_value(
-        "emorl_requests_total", {"route": "/generate", "outcome": outcome}
+        "emorl_requests_total", {"route": route, "outcome": outcome}
     )
     assert value is not None
     return value
@@ -61,6 +61,7 @@ def test_a_queued_request_leaves_the_queue_when_its_client_goes(stream: bool) ->
         assert server.service.reading().running == 1, "the other one goes on"
         running.close()
         wait_until(lambda: idle(server), "everything is free again")
+        assert outcomes(server, "cancelled") == 2
 
 
 def test_the_tokens_of_a_cancelled_request_are_counted() -> None:
@@ -70,6 +71,8 @@ def test_the_tokens_of_a_cancelled_request_are_counted() -> None:
         connection.close()
         registry = server.service.metrics.registry
         wait_until(lambda: (registry.get_sample_value("emorl_generated_tokens_total") or 0) > 5, "they are counted")
+        wait_until(lambda: idle(server), "everything is free again")
+        assert outcomes(server, "cancelled") == 1
 
 
 async def visit(port: int, stay_s: float, body: dict[str, Any]) -> None:

@@ -53,6 +53,28 @@ def test_a_body_that_is_no_request_is_refused_in_one_line(
     assert error_of(response)["code"] == code
 
 
+TWICE = {
+    b'{"prompt": "a", "prompt": "b"}': "prompt",
+    b'{"weights": {"x": 1, "y": 1, "x": 2}}': "x",
+    b'[[{"stop": [], "stop": []}]]': "stop",
+    b'{"no_such_field": 1, "no_such_field": 1}': "no_such_field",
+    b'{"a": 1, "\\u0061": 1}': "a",
+}
+
+
+def test_a_key_that_stands_twice_is_refused_wherever_there_is_a_body(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    routes = [path for path, methods in paths.items() if "requestBody" in methods.get("post", {})]
+    assert {"/generate", "/sweep", "/sweep/line", "/v1/completions", "/v1/chat/completions"} <= set(routes)
+    for route in routes:
+        for content, key in TWICE.items():
+            response = client.post(route, content=content, headers=JSON)
+            assert response.status_code == 400
+            error = error_of(response)
+            assert (error["code"], error["param"]) == ("invalid_json", None)
+            assert error["message"] == f"the body cannot be read as JSON: key {key!r} stands twice"
+
+
 def test_another_content_type_is_named_as_the_problem(client: httpx.Client) -> None:
     for headers in ({"content-type": "text/plain"}, {}):
         response = client.post("/generate", content=b'{"prompt": "x"}', headers=headers)

@@ -18,7 +18,7 @@ from server.settings import Settings
 from tests.http.harness import PROMPT, Live, idle, live, wait_until
 
 POSTS = ("/generate", "/sweep", "/sweep/line", "/v1/completions", "/v1/chat/completions")
-EXAMPLES = 140  # of each kind: 3 kinds of 5 operations and one of a sixth are 2,240
+EXAMPLES = settings.default.max_examples  # of each kind: 3 kinds of 5 operations and one of a sixth
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +27,15 @@ def server() -> Iterator[Live]:
         yield running
 
 
-def fuzz(server: Live, path: str, method: str, change: Callable[[schemathesis.Case], None], mode: str) -> Counter[int]:
-    """Run EXAMPLES cases through one operation; returns how many got which status."""
+@pytest.fixture(scope="module")
+def schema(server: Live) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own dependencies
-        schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+        return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+
+
+def fuzz(schema: Any, path: str, method: str, change: Callable[[schemathesis.Case], None], mode: str) -> Counter[int]:
+    """Run EXAMPLES cases through one operation; returns how many got which status."""
     statuses: Counter[int] = Counter()
     strategy = schema[path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode))
 
@@ -96,10 +100,10 @@ def names_that_exist(case: schemathesis.Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", POSTS)
-def test_any_body_is_answered_as_the_document_says(server: Live, path: str) -> None:
-    wrong = fuzz(server, path, "POST", nothing, "negative")
-    valid = fuzz(server, path, "POST", nothing, "positive")
-    deep = fuzz(server, path, "POST", names_that_exist, "positive")
+def test_any_body_is_answered_as_the_document_says(server: Live, schema: Any, path: str) -> None:
+    wrong = fuzz(schema, path, "POST", nothing, "negative")
+    valid = fuzz(schema, path, "POST", nothing, "positive")
+    deep = fuzz(schema, path, "POST", names_that_exist, "positive")
     assert sum((wrong + valid + deep).values()) >= 3 * EXAMPLES
     assert 200 not in wrong
     assert deep[200] > EXAMPLES / 5, f"most cases must get behind the door: {deep}"
@@ -107,8 +111,8 @@ def test_any_body_is_answered_as_the_document_says(server: Live, path: str) -> N
 
 
 @pytest.mark.slow
-def test_any_model_name_is_answered_as_the_document_says(server: Live) -> None:
-    assert set(fuzz(server, "/v1/models/{model}", "GET", nothing, "positive")) <= {200, 404}
+def test_any_model_name_is_answered_as_the_document_says(schema: Any) -> None:
+    assert set(fuzz(schema, "/v1/models/{model}", "GET", nothing, "positive")) <= {200, 404}
 
 
 def test_every_route_documents_its_errors_with_an_example() -> None:

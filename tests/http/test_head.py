@@ -43,7 +43,7 @@ def test_what_is_allowed_instead_is_said(client: httpx.Client, path: str, allowe
 def test_a_connection_goes_on_after_it(server: Live) -> None:
     """Bytes of a body would be read as the next answer."""
     address = httpx.URL(server.url)
-    with socket.create_connection((address.host, address.port or 0), timeout=20) as connection:
+    with socket.create_connection((address.host, address.port or 0), timeout=60) as connection:
         connection.sendall(
             b"HEAD /info HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         )

@@ -18,7 +18,7 @@ def test_while_loading_it_lives_and_is_not_ready(monkeypatch: pytest.MonkeyPatch
     loaded = threading.Event()
 
     def slow_load(settings: Settings) -> object:
-        assert loaded.wait(10)
+        assert loaded.wait(60)
         return fake_ensemble()
 
     monkeypatch.setattr("server.serving.service.load", slow_load)
@@ -41,7 +41,7 @@ async def test_readiness_waits_for_a_mix_that_really_worked() -> None:
     go_on = threading.Event()
 
     def hold(prompts: list[tuple[int, ...]]) -> None:
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     model_of(ensemble).on_step = hold
     async with in_process(ensemble=ensemble, ready=False) as (client, service):
@@ -85,7 +85,7 @@ def test_a_step_that_hangs_fails_liveness() -> None:
     with live(Settings(port=0, stall_s=0.1)) as server, server.client() as client:
 
         def hang(prompts: list[tuple[int, ...]]) -> None:
-            assert go_on.wait(20)
+            assert go_on.wait(60)
 
         server.model.on_step = hang
         answers: list[int] = []
@@ -99,7 +99,7 @@ def test_a_step_that_hangs_fails_liveness() -> None:
         wait_until(lambda: client.get("/livez").status_code == 503, "liveness fails")
         assert client.get("/readyz").status_code == 503
         go_on.set()
-        thread.join(10)
+        thread.join(60)
         assert answers == [200]
         assert client.get("/livez").status_code == 200
 

@@ -80,7 +80,7 @@ async def test_the_host_does_not_change_how_an_error_is_told() -> None:
 
 def raw(server: Live, lines: list[str]) -> bytes:
     address = httpx.URL(server.url)
-    with socket.create_connection((address.host, address.port or 0), timeout=20) as connection:
+    with socket.create_connection((address.host, address.port or 0), timeout=60) as connection:
         connection.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
         received = b""
         while part := connection.recv(65536):

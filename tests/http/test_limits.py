@@ -22,7 +22,7 @@ def hasty() -> Iterator[Live]:
 
 def connect(server: Live) -> socket.socket:
     address = httpx.URL(server.url)
-    return socket.create_connection((address.host, address.port or 0), timeout=20)
+    return socket.create_connection((address.host, address.port or 0), timeout=60)
 
 
 def everything(connection: socket.socket) -> bytes:

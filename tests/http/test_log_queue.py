@@ -67,9 +67,9 @@ def test_a_reader_that_is_gone_is_no_error() -> None:
 
     with logging_to(write, Settings()) as writer:
         logger.info("a line")
-        assert writer.flush(10)
+        assert writer.flush(60)
         logger.info("another line")
-        assert writer.flush(10)
+        assert writer.flush(60)
         assert dropped_lines()["write"] == 2
 
 
@@ -128,7 +128,7 @@ def test_a_server_whose_log_nobody_reads_goes_on_and_ends_in_time() -> None:
     """A pipe holds 64 KiB: it is full after some hundreds of requests."""
     with (
         process(log_lines_per_s=0, log_queue_lines=50) as (child, url),
-        httpx.Client(base_url=url, timeout=20) as client,
+        httpx.Client(base_url=url, timeout=60) as client,
     ):
 
         def missing() -> float:
@@ -141,5 +141,5 @@ def test_a_server_whose_log_nobody_reads_goes_on_and_ends_in_time() -> None:
                 assert client.get("/livez").status_code == 200
         assert client.post("/generate", json={"prompt": "work hurts", "max_new_tokens": 3}).status_code == 200
         child.terminate()
-        wait_until(lambda: child.poll() is not None, "it ends", 30)
+        wait_until(lambda: child.poll() is not None, "it ends")
         assert child.returncode == 0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from emorl_core.fake import fake_ensemble
 from emorl_core.types import MAX_SEED, Sampling
 from server.api.generate_models import GenerateRequest
-from tests.http.harness import PROMPT, Live, events, live
+from tests.http.harness import PROMPT, Live, events, idle, live, wait_until
 
 
 def samples(server: Live) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -45,8 +48,20 @@ def test_finished_requests_are_counted_by_route_and_outcome() -> None:
         assert now["emorl_requests_running", ()] == now["emorl_requests_waiting", ()] == 0
         assert now["emorl_kv_slots", ()] == 8
         assert now["emorl_kv_slots_used", ()] == 0
+        assert now["emorl_kv_cache_limit_bytes", ()] == math.inf
         assert now["emorl_batch_rows_count", ()] >= stop["usage"]["completion_tokens"]
         assert now["emorl_prefill_cache_hits_total", ()] == 3, "the second request had the first one's prompt"
+
+
+def test_memory_of_keys_and_values_and_its_bound_are_gauges() -> None:
+    ensemble = fake_ensemble(kv_cache_bytes=200_000)
+    with live(ensemble=ensemble) as server, server.client() as client:
+        assert client.post("/generate", json={"prompt": PROMPT}).status_code == 200
+        wait_until(lambda: idle(server), "the engine rests")
+        now = samples(server)
+        assert now["emorl_kv_cache_limit_bytes", ()] == 200_000
+        assert 0 < now["emorl_kv_cache_used_bytes", ()] <= 200_000
+        assert now["emorl_kv_cache_used_bytes", ()] == ensemble.engine.stats.kv_cache_bytes
 
 
 def test_weights_are_counted_per_objective() -> None:

@@ -74,7 +74,7 @@ class Seen:
     @property
     def log(self) -> str:
         """All lines so far."""
-        assert self._writer.flush(10)
+        assert self._writer.flush(60)
         return self._log.getvalue()
 
     def answered(self, response: httpx.Response) -> httpx.Response:
@@ -138,7 +138,7 @@ def serving(seen: Seen, **settings: Any) -> Iterator[tuple[Live, httpx.Client]]:
     ensemble = fake_ensemble(mean_length=15)
     with live(load_settings(port=0, **settings), ensemble) as server, server.client(event_hooks=whole) as client:
         yield server, client
-        wait_until(lambda: idle(server), "everything is free again", 20)
+        wait_until(lambda: idle(server), "everything is free again")
         seen.metrics.append(client.get("/metrics").text)
         seen.metrics.append(client.get("/metrics", headers={"accept": "application/openmetrics-text"}).text)
 
@@ -263,13 +263,13 @@ def test_who_leaves_waits_too_long_or_is_sent_away_leaves_no_words(seen: Seen, m
             wait_until(lambda: server.service.admission.in_use == 2, "one waits")
             for path in ("/v1/completions", "/generate"):  # 429, or 503 where the machine is slow
                 assert seen.answered(client.post(path, json=BODIES[path])).status_code in (429, 503)
-            waiting.join(10)
+            waiting.join(60)
             assert any('"queue_timeout"' in error for error in seen.errors)
-        wait_until(lambda: idle(server), "the one who left is gone", 20)
+        wait_until(lambda: idle(server), "the one who left is gone")
         assert client.post("/admin/reload", headers=BOSS).status_code == 200
         assert seen.answered(client.post("/admin/reload", headers=BOSS)).status_code == 409
         server.call(server.service.drain)
         assert seen.answered(client.post("/generate", json={"prompt": PROMPT})).status_code == 503
         seen.metrics.append(client.get("/metrics").text)
-        asyncio.run_coroutine_threadsafe(server.service.drained(1), server.loop).result(10)
+        asyncio.run_coroutine_threadsafe(server.service.drained(1), server.loop).result(60)
     seen.check()

@@ -13,11 +13,11 @@ from emorl_core.fake import fake_ensemble
 from server.api.openai.requests import ChatRequest, CompletionRequest, OpenAIRequest, StreamOptions
 from server.settings import Settings
 from tests.http.harness import PROMPT, Live, error_of, events, idle, live, wait_until
-from tests.http.test_disconnect import LONG, call
+from tests.http.test_disconnect import LONG, call, outcomes
 
 
 def client_of(server: Live, **options: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=20, **options)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=60, **options)
 
 
 @pytest.fixture
@@ -301,11 +301,12 @@ def test_an_error_in_mid_stream_reaches_the_client_with_its_message() -> None:
 
 
 def test_leaving_a_stream_early_frees_every_choice() -> None:
-    with live(ensemble=fake_ensemble(step_delay_s=0.005, mean_length=500)) as server, client_of(server) as ai:
-        stream = ai.chat.completions.create(model="fake", messages=USER, n=4, stream=True)
+    with live(ensemble=fake_ensemble(step_delay_s=0.005, mean_length=5000)) as server, client_of(server) as ai:
+        stream = ai.chat.completions.create(model="fake", messages=USER, n=4, stream=True, max_tokens=1000)
         next(stream)
         stream.close()
         wait_until(lambda: idle(server), "everything is free again")
+        assert outcomes(server, "cancelled", "/v1/chat/completions") == 1
 
 
 async def test_the_async_client_works_too(server: Live) -> None:

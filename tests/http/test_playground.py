@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -13,7 +14,12 @@ from server.api.page import FOLDER, PREFIX, read_assets
 from server.settings import Settings, load_settings
 from tests.http.harness import error_of, in_process
 
-TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
+TYPES = {
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".html": "text/html; charset=utf-8",
+}
 ROOT = Path(__file__).parents[2]
 
 
@@ -109,3 +115,11 @@ def test_the_files_are_packaged() -> None:
     data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
     assert "playground/*" in data["server"]
     assert [path for path in FOLDER.iterdir() if path.is_dir()] == []
+
+
+def test_the_page_on_clinical_use_is_the_documents() -> None:
+    """The playground links to it; a server has no other documents beside it."""
+    maker = runpy.run_path(str(ROOT / "docs" / "make_clinical_page.py"))
+    page = (FOLDER / "clinical-use.html").read_text(encoding="utf-8")
+    assert page == maker["rendered"](maker["SOURCE"].read_text(encoding="utf-8")), "run docs/make_clinical_page.py"
+    assert "](" not in page

@@ -27,7 +27,7 @@ DOCKER = Path(__file__).parents[2] / "docker"
 RULES = DOCKER / "prometheus" / "alerts.yml"
 RULE_TESTS = DOCKER / "prometheus" / "alerts_test.yml"
 DASHBOARD = DOCKER / "grafana" / "dashboards" / "emorl.json"
-SCRAPES = 6  # rates need two; the rest is for requests of every kind to have ended in between
+SCRAPES = 8  # rates need two; the rest is for requests of every kind to have ended in between
 
 
 def promtool(*arguments: str, given: str | None = None) -> None:
@@ -42,7 +42,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def dashboard_queries() -> list[tuple[str, str]]:
-    """(where, query), with Grafana's variables filled in for a scrape every second."""
+    """(where, query), with Grafana's variables filled in for a few scrapes a second."""
     dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     asked = [
         (f"{panel['title']} {target['refId']}", target["expr"])
@@ -100,7 +100,7 @@ def load_on(server: Live) -> Iterator[None]:
     finally:
         over.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
 
 
 class Prometheus:
@@ -108,7 +108,7 @@ class Prometheus:
 
     def __init__(self, folder: Path, target: str) -> None:
         config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["global"] = {"scrape_interval": "250ms", "evaluation_interval": "250ms"}
         (job,) = config["scrape_configs"]
         job["static_configs"] = [{"targets": [target]}]
         config["rule_files"] = [str(RULES)]
@@ -129,7 +129,7 @@ class Prometheus:
                 stdout=log,
                 stderr=log,
             )
-        self._client = httpx.Client(base_url=f"http://{address}", timeout=20, trust_env=False)
+        self._client = httpx.Client(base_url=f"http://{address}", timeout=60, trust_env=False)
 
     def get(self, path: str, **parameters: str) -> Any:
         answer = self._client.get(f"/api/v1/{path}", params=parameters).json()
@@ -151,7 +151,7 @@ class Prometheus:
     def stop(self) -> None:
         self._client.close()
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +160,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     with live(Settings(port=0), fake_ensemble(step_delay_s=0.005)) as server, load_on(server):
         running = Prometheus(tmp_path_factory.mktemp("prometheus"), server.url.removeprefix("http://"))
         try:
-            wait_until(running.answers, "Prometheus is ready", 30)
+            wait_until(running.answers, "Prometheus is ready")
             seen = f'count_over_time(emorl_batch_rows_count{{job="emorl"}}[1m]) >= {SCRAPES}'
-            wait_until(lambda: bool(running.query(seen)), f"it has scraped {SCRAPES} times", 60)
+            wait_until(lambda: bool(running.query(seen)), f"it has scraped {SCRAPES} times")
             yield running
         finally:
             running.stop()
@@ -212,7 +212,7 @@ def test_prometheus_evaluates_every_rule_without_error(prometheus: Prometheus) -
     def evaluated() -> list[dict[str, Any]]:
         return [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
 
-    wait_until(lambda: all(rule["health"] != "unknown" for rule in evaluated()), "all rules have been evaluated", 30)
+    wait_until(lambda: all(rule["health"] != "unknown" for rule in evaluated()), "all rules have been evaluated")
     rules = evaluated()
     assert {rule["name"] for rule in rules} == {alert["alert"] for alert in alerts()}
     assert {rule["health"] for rule in rules} == {"ok"}, rules

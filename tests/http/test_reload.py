@@ -103,7 +103,7 @@ def test_running_requests_finish_with_what_they_began_with(monkeypatch: pytest.M
             lines = stream.iter_lines()
             next(lines)
             old = server.service.deployment()
-            asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(10)
+            asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(60)
             assert server.service.deployment() is not old
             assert client.post("/generate", json={"prompt": PROMPT, "profile": "fluency"}).status_code == 422
             assert client.post("/generate", json={"prompt": PROMPT, "profile": "calm"}).status_code == 200
@@ -134,12 +134,12 @@ def test_reloading_under_load_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         for thread in threads:
             thread.start()
         for _ in range(4):
-            asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(10)
+            asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(60)
         seen = len(statuses)
         wait_until(lambda: len(statuses) > seen + 8, "the last one serves")
         stop.set()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert set(statuses) == {200}
         wait_until(lambda: idle(server), "everything is free again")
 
@@ -158,7 +158,7 @@ def test_two_reloads_at_once_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -
 
     def load(settings: Settings) -> object:
         calls.append(1)
-        assert len(calls) == 1 or go_on.wait(10)
+        assert len(calls) == 1 or go_on.wait(60)
         return fake_ensemble()
 
     monkeypatch.setattr("server.serving.service.load", load)
@@ -166,9 +166,9 @@ def test_two_reloads_at_once_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -
         first = asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop)
         wait_until(lambda: len(calls) == 2, "it loads")
         with pytest.raises(ReloadFailed, match="try again later"):
-            asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(10)
+            asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(60)
         go_on.set()
-        first.result(10)
+        first.result(60)
 
 
 class Loads:
@@ -181,7 +181,7 @@ class Loads:
 
     def __call__(self, settings: Settings) -> Ensemble:
         self.begun += 1
-        assert self._go_on.acquire(timeout=30)
+        assert self._go_on.acquire(timeout=60)
         return fake_ensemble()
 
     def go_on(self, calls: int = 1) -> None:
@@ -251,7 +251,7 @@ def test_a_signal_and_the_route_do_not_lose_each_other(monkeypatch: pytest.Monke
         assert post() == 409, "who can be told is told"
         server.call(server.service.reload_soon)  # who cannot be told is remembered
         loads.go_on()
-        assert first.result(20) == 200
+        assert first.result(60) == 200
         loads.wait_for(3)
         assert post() == 409
         loads.go_on()
@@ -270,9 +270,9 @@ def test_a_reload_that_cannot_end_in_time_is_given_up(monkeypatch: pytest.Monkey
             loads.wait_for(2)
             server.call(server.service.reload_soon)
             server.call(server.server.begin_drain)
-            assert error_of(answer.result(20))["message"] == "the server is shutting down; the bundle was not taken"
+            assert error_of(answer.result(60))["message"] == "the server is shutting down; the bundle was not taken"
         loads.go_on(2)
-        server.thread.join(20)
+        server.thread.join(60)
         assert not server.thread.is_alive()
     assert loads.begun == 2
 
@@ -339,8 +339,8 @@ def test_sighup_reloads_a_real_process(bundle: Path) -> None:
                 child.send_signal(signal.SIGHUP)
                 return "plain" in httpx.get(f"{url}/profiles").text
 
-            wait_until(has_it, "the new profile is there", 30)
+            wait_until(has_it, "the new profile is there")
             child.send_signal(signal.SIGTERM)
-            assert child.wait(20) == 0
+            assert child.wait(60) == 0
         finally:
             child.kill()

@@ -30,7 +30,7 @@ BOUND = 60_000
 def test_what_can_never_fit_is_refused_naming_the_limit(route: str, body: dict[str, Any]) -> None:
     with (
         live(ensemble=fake_ensemble(kv_cache_bytes=BOUND)) as server,
-        httpx.Client(base_url=server.url, timeout=20) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         answer = client.post(route, json=body | {"max_new_tokens": 1000})
         assert answer.status_code == 422

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,9 +21,11 @@ from uvicorn.lifespan.on import LifespanOn
 
 from emorl_core.errors import BundleError
 from emorl_core.fake import fake_ensemble
+from server.door.listener import Listener
 from server.run import run
 from server.settings import Settings
 from tests.http.harness import PROMPT, error_of, events, live, wait_until
+from tests.http.test_limits import connect, everything
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +58,7 @@ def process(
 
 @pytest.mark.slow
 def test_sigterm_lets_accepted_streams_finish() -> None:
-    with process() as (child, url), httpx.Client(base_url=url, timeout=30) as client, ThreadPoolExecutor(6) as pool:
+    with process() as (child, url), httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(6) as pool:
         body = {"prompt": PROMPT, "stream": True, "min_new_tokens": 40}  # six of them: two wait for a slot
         streams = [pool.submit(client.post, "/generate", json={**body, "seed": i}) for i in range(6)]
         wait_until(lambda: "emorl_requests_admitted 6.0" in httpx.get(f"{url}/metrics").text, "all are accepted")
@@ -65,7 +67,7 @@ def test_sigterm_lets_accepted_streams_finish() -> None:
             *_, done = events(stream.result().text)
             assert done["type"] == "done"
             assert done["usage"]["completion_tokens"] >= 40
-        assert child.wait(20) == 0
+        assert child.wait(60) == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/healthz")
 
@@ -75,7 +77,7 @@ def test_a_second_sigint_does_not_wait() -> None:
     body = {"prompt": PROMPT, "stream": True, "max_new_tokens": 1000}
     with (
         process(mean_length=5000) as (child, url),
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=60) as client,
         client.stream("POST", "/generate", json=body) as response,
     ):
         lines = response.iter_lines()  # kept: a collected iterator closes the response
@@ -83,7 +85,11 @@ def test_a_second_sigint_does_not_wait() -> None:
         child.send_signal(signal.SIGINT)
         wait_until(lambda: _refuses(url), "it has begun to drain")
         child.send_signal(signal.SIGINT)
-        child.wait(15)
+        child.wait(60)
+        received: list[str] = []
+        with suppress(httpx.TransportError):
+            received.extend(lines)
+    assert not any('"type":"done"' in line for line in received), "it waited for the end of the answer"
 
 
 def _refuses(url: str) -> bool:
@@ -107,7 +113,7 @@ def test_what_outlives_the_deadline_ends_with_an_error_event() -> None:
         rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert '"code":"shutting_down"' in rest[-2]
-        server.thread.join(20)
+        server.thread.join(60)
         assert not server.thread.is_alive()
 
 
@@ -130,10 +136,29 @@ def test_while_draining_readiness_is_gone_and_new_requests_are_refused() -> None
         for response in (ready, refused):
             assert (response.status_code, error_of(response)["code"]) == (503, "shutting_down")
         assert client.get("/livez").status_code == 200, "a draining process must not be killed for it"
-        thread.join(20)
+        thread.join(60)
         assert events(running[0].text)[-1]["type"] == "done"
-        server.thread.join(20)
+        server.thread.join(60)
         assert not server.thread.is_alive()
+
+
+def test_who_connected_before_the_end_is_answered_though_nobody_has_taken_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel resets whoever is left in its backlog."""
+
+    async def never(self: Listener, sock: socket.socket) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Listener, "_take", never)
+    with live(Settings(port=0)) as server, ExitStack() as held:
+        waiting = [held.enter_context(connect(server)) for _ in range(3)]
+        for connection in waiting:
+            connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.call(server.server.begin_drain)
+        for connection in waiting:
+            assert b" 503 " in (answer := everything(connection))
+            assert b'"shutting_down"' in answer
 
 
 def test_the_url_is_told_when_the_socket_listens_though_the_bundle_was_ready_before(
@@ -148,7 +173,7 @@ def test_the_url_is_told_when_the_socket_listens_though_the_bundle_was_ready_bef
 
     def on_ready(url: str) -> None:
         try:
-            socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=5).close()
+            socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=60).close()
             reached.append(url)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)

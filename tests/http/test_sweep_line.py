@@ -95,8 +95,8 @@ def test_lines_run_beside_streams_and_count_in_the_metrics() -> None:
 
 def test_a_long_line_keeps_neither_lines_nor_requests_waiting() -> None:
     ensemble = fake_ensemble(step_delay_s=0.02, mean_length=60)
-    with live(Settings(port=0, queue_timeout_s=5.0), ensemble) as server, server.client() as client:
-        body = {**BODY, "max_new_tokens": 200, "stream": True, "min_new_tokens": 190}
+    with live(Settings(port=0), ensemble) as server, server.client() as client:
+        body = {**BODY, "max_new_tokens": 1000, "stream": True, "min_new_tokens": 990}
         with client.stream("POST", "/sweep/line", json=body) as first:
             wait_until(lambda: server.service.reading().running == 1, "the first runs")
             beside = client.post("/sweep/line", json={**BODY, "max_new_tokens": 3})
@@ -104,6 +104,7 @@ def test_a_long_line_keeps_neither_lines_nor_requests_waiting() -> None:
             assert client.post("/generate", json={"prompt": PROMPT, "max_new_tokens": 3}).status_code == 200, (
                 "others go on"
             )
+            wait_until(lambda: server.service.reading().running == 1, "the first is still at it")
             first.close()
         wait_until(lambda: idle(server), "a line whose reader has gone ends")
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
-from emorl_core.types import Completion, Event, Failure, TokenEvent
+from emorl_core.types import Completion, Event, Failure, FinishReason, TokenEvent
 from server.door.errors import EngineRestarted, NotReady, ShuttingDown
 from server.serving.deployment import emptied
 from server.serving.worker import Worker
@@ -23,10 +24,10 @@ from tests.http.test_disconnect import LONG, call
 
 
 @asynccontextmanager
-async def working(ensemble: Ensemble) -> AsyncIterator[Worker]:
-    worker = Worker(ensemble.engine, warm_up=ensemble.warm_up, rebuild=lambda: emptied(ensemble.engine))
+async def working(ensemble: Ensemble, **options: Any) -> AsyncIterator[Worker]:
+    worker = Worker(ensemble.engine, warm_up=ensemble.warm_up, rebuild=lambda: emptied(ensemble.engine), **options)
     worker.start()
-    await asyncio.wait_for(worker.settled(), 10)
+    await asyncio.wait_for(worker.settled(), 60)
     try:
         yield worker
     finally:
@@ -37,7 +38,7 @@ async def everything(worker: Worker, ensemble: Ensemble, **options: object) -> l
     channel = worker.submit([ensemble.request(PROMPT, **options)])  # type: ignore[arg-type]
     seen: list[Event] = []
     while not channel.finished or channel:
-        assert await channel.wait(10)
+        assert await channel.wait(60)
         seen += channel.take()
     return seen
 
@@ -63,13 +64,35 @@ async def test_a_request_the_engine_refuses_fails_alone() -> None:
         assert worker.restarts == 0
 
 
+async def test_many_prompts_reach_the_engine_a_few_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.serving.worker._GROUPS_A_STEP", 2)
+    ensemble = fake_ensemble()
+    added: list[str] = []
+    steps: list[int] = []  # groups added before each
+    add_group, step = ensemble.engine.add_group, ensemble.engine.step
+    orphans: list[Completion] = []
+    async with working(ensemble, on_orphan=orphans.append) as worker:
+        monkeypatch.setattr(
+            ensemble.engine, "add_group", lambda group, job: (added.append(group[0].request_id), add_group(group, job))
+        )
+        monkeypatch.setattr(ensemble.engine, "step", lambda: (steps.append(len(added)), step())[1])
+        seen = await drained(worker.submit([ensemble.request(f"{PROMPT} {number}") for number in range(10)]))
+        assert sorted(event.request_id for event in seen if isinstance(event, Completion)) == sorted(added)
+        assert [later - earlier for earlier, later in pairwise([0, *steps[:5]])] == [2] * 5
+        unwanted = [ensemble.request(f"{PROMPT} {number}") for number in range(10)]
+        worker.submit(unwanted)
+        worker.cancel([request.request_id for request in unwanted])
+        await until(lambda: len(orphans) == len(unwanted), "every cancelled request has ended")
+    assert {orphan.finish_reason for orphan in orphans} == {FinishReason.CANCELLED}
+
+
 async def drained(channel: object) -> list[Event]:
     from server.serving.channel import Channel
 
     assert isinstance(channel, Channel)
     seen: list[Event] = []
     while not channel.finished or channel:
-        assert await channel.wait(10)
+        assert await channel.wait(60)
         seen += channel.take()
     return seen
 
@@ -110,7 +133,7 @@ async def test_a_warm_up_that_fails_from_the_start_is_reported_at_once() -> None
     model_of(ensemble).on_prefill = _raise
     worker = Worker(ensemble.engine, warm_up=ensemble.warm_up, rebuild=lambda: emptied(ensemble.engine))
     worker.start()
-    await asyncio.wait_for(worker.settled(), 10)
+    await asyncio.wait_for(worker.settled(), 60)
     assert worker.failure is not None
     assert not worker.ready
     with pytest.raises(NotReady):
@@ -162,7 +185,7 @@ async def test_a_step_that_hangs_is_seen_from_outside() -> None:
 
 
 def assert_set(event: threading.Event) -> None:
-    assert event.wait(10)
+    assert event.wait(60)
 
 
 @pytest.fixture

@@ -1,14 +1,9 @@
-"""Whole comparisons for tests that kill them: `python -m tests.learn.killed_evaluation rule|trained FOLDER KILL_AT`.
-
-`rule`: methods answer by a rule. KILL_AT counts moments: every cell has two (replies half written, all written), every
-scored cell one. `trained`: the real methods on the tiny base in FOLDER/base; every call of a scorer is a moment.
-"""
+"""Whole comparisons for tests that kill them: the process ends itself at one of the moments that a run passes."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +31,8 @@ class Moments:
 
 
 def by_rule(folder: Path, kill_at: int = 0) -> dict[str, Any]:
+    """Methods that answer by a rule. Every cell has two moments (replies half written, all written), every scored cell
+    one."""
     moments = Moments(kill_at)
     recipe, data, records = tiny_data(folder)
     out = folder / "out"
@@ -56,6 +53,7 @@ def by_rule(folder: Path, kill_at: int = 0) -> dict[str, Any]:
 
 
 def trained(folder: Path, kill_at: int = 0) -> dict[str, Any]:
+    """The real methods on the tiny base in `folder`/base. Every call of a scorer is a moment."""
     moments = Moments(kill_at)
     call = Checked.__call__
 
@@ -96,10 +94,3 @@ def trained(folder: Path, kill_at: int = 0) -> dict[str, Any]:
 def _prepared(recipe: Any, folder: Path, out: Path) -> Any:
     experiment = prepare(recipe, folder, out, levels=2, search_prompts=3)
     return lambda method, seed, progress: run_cell(method, seed, experiment, progress)
-
-
-if __name__ == "__main__":
-    import torch
-
-    torch.set_num_threads(1)
-    {"rule": by_rule, "trained": trained}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,13 +1,9 @@
-"""A few cells of a comparison, for tests that kill it: `python -m tests.learn.killed_methods FOLDER [EVENT COUNT]`.
-
-The program kills itself with SIGKILL when the run tells EVENT, the beginning of a stage's name, for the COUNT-th time.
-"""
+"""A few cells of a comparison, for tests that kill it."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 from tests.learn.test_resume import write_recipe
@@ -29,6 +25,7 @@ def tiny_experiment(folder: Path) -> Experiment:
 
 
 def run(folder: Path, event: str = "", count: int = 0) -> None:
+    """The process kills itself when the run tells `event`, the beginning of a stage's name, for the `count`-th time."""
     told = 0
 
     def report(stage: str, done: int, total: int) -> None:
@@ -40,7 +37,3 @@ def run(folder: Path, event: str = "", count: int = 0) -> None:
     experiment = tiny_experiment(folder)
     for method in METHODS:
         run_cell(method, 7, experiment, report)
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -1,15 +1,10 @@
-"""A whole search over the fake model, for tests that kill it: `python -m tests.learn.killed_search FOLDER [KILL_AT]`.
-
-KILL_AT is the scorer call (one per level) at which the program kills itself with SIGKILL. Every text that was scored is
-told on stdout, by its hash.
-"""
+"""A whole search over the fake model, for tests that kill it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +24,24 @@ def fingerprint(prompt: str, text: str) -> str:
 
 
 class Letters:
-    """Share of some letters; counts its calls and can end the program at one of them."""
+    """Share of some letters; counts its calls and can kill the process at one of them (one per level). Every text that
+    was scored is told in the file `told`, by its hash."""
 
-    def __init__(self, letters: str, kill_at: int = 0) -> None:
+    def __init__(self, letters: str, kill_at: int = 0, told: Path | None = None) -> None:
         self.__name__ = letters
         self.kill_at = kill_at
+        self.told = told
         self.calls = 0
         self.scored: list[tuple[str, str]] = []
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         self.calls += 1
         if self.calls == self.kill_at:
-            sys.stdout.flush()
             os.kill(os.getpid(), signal.SIGKILL)
         self.scored += zip(prompts, completions, strict=True)
-        for prompt, text in zip(prompts, completions, strict=True):
-            sys.stdout.write(fingerprint(prompt, text) + "\n")
+        if self.told is not None:
+            with self.told.open("a") as file:
+                file.writelines(fingerprint(*pair) + "\n" for pair in zip(prompts, completions, strict=True))
         return [sum(letter in self.__name__ for letter in text) / max(1, len(text)) for text in completions]
 
 
@@ -59,8 +56,5 @@ def run(folder: Path, scorer: Letters, *, resume: bool = False, ensemble: Ensemb
     return run_search(ensemble, inputs_of(scorer, Letters("xyz")), settings, folder, resume=resume)
 
 
-if __name__ == "__main__":
-    import torch
-
-    torch.set_num_threads(1)
-    run(Path(sys.argv[1]), Letters("aeo", int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+def killed(folder: Path, kill_at: int, told: Path) -> None:
+    run(folder, Letters("aeo", kill_at, told))

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from emorl_core.types import Combine
 from emorl_core.weights import anchored, resolve
+from tests.apart import exit_code
 from tests.core.reference import SeparateModels
 from tests.learn.killed_methods import METHODS, run, tiny_experiment
 from tests.learn.trainer_tasks import NAMES
@@ -25,13 +24,15 @@ from training.data.records import Record
 from training.evaluation.answers import Answers
 from training.evaluation.cells import CELL_FILE, REPLIES_FILE, Cell, cell_folder, read_cell, read_replies
 from training.evaluation.experiment import Experiment
-from training.evaluation.methods import method_names, methods_of, run_cell
+from training.evaluation.generators import SoupGenerator
+from training.evaluation.methods import left_out, method_names, methods_of, run_cell
 from training.evaluation.stages import StageName, trained
+from training.evaluation.weight_choice import evaluations
 from training.scorers import checked
 
 SEED = 7
-ROOT = Path(__file__).parents[2]
 ADAPTERS = tuple(sorted(NAMES))  # the order in which the recipe's file has them
+SEARCHED = ("soups", "soups-raw", "probs", "emorl", "emorl-anchored")
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -76,7 +77,7 @@ def plain_greedy(experiment: Experiment, logits: Callable[[list[tuple[int, ...]]
 
 def test_every_method_leaves_a_whole_cell(experiment: Experiment) -> None:
     assert list(methods_of(experiment.recipe)) == [
-        "base", *(f"single:{name}" for name in ADAPTERS), "uniform", "dynaopt", "soups", "probs", "emorl", "emorl-anchored",
+        "base", *(f"single:{name}" for name in ADAPTERS), "uniform", "dynaopt", "soups", "soups-raw", "probs", "emorl", "emorl-anchored",
     ]  # fmt: skip
     for method in method_names(experiment.recipe):
         found = cell(experiment, method)
@@ -84,7 +85,7 @@ def test_every_method_leaves_a_whole_cell(experiment: Experiment) -> None:
         assert len(texts(experiment, method)) == len(experiment.test)
         assert found.inference.tokens > 0
         assert found.memory.base > 0
-        assert (found.search is not None) == (method in ("soups", "probs", "emorl", "emorl-anchored"))
+        assert (found.search is not None) == (method in SEARCHED)
 
 
 def test_consumption_is_the_sum_over_the_adapters_in_use(experiment: Experiment) -> None:
@@ -93,12 +94,12 @@ def test_consumption_is_the_sum_over_the_adapters_in_use(experiment: Experiment)
     for method in ("single:empathy", "uniform", "dynaopt"):
         used = cell(experiment, method).consumption
         assert (used.prompts, used.samples) == (36, 108), method
-        assert used.seconds > 0
     singles = [cell(experiment, f"single:{name}").consumption for name in ADAPTERS]
-    for method in ("soups", "probs", "emorl", "emorl-anchored"):
+    for method in SEARCHED:
         used = cell(experiment, method).consumption
         assert (used.prompts, used.samples) == (108, 324)
         assert used.tokens == sum(each.tokens for each in singles)
+        assert used.seconds == pytest.approx(sum(each.seconds for each in singles))
         assert {method, *used.shared_with} >= {"emorl", "soups", "probs", "single:fluency"}
         assert method not in used.shared_with
     assert cell(experiment, "uniform").consumption.shared_with == ()
@@ -116,10 +117,19 @@ def test_curves_have_the_base_and_every_validation(experiment: Experiment) -> No
 
 
 def test_lanes_and_memory_are_what_a_method_uses(experiment: Experiment) -> None:
-    for method, lanes, adapters in (("base", 1, 0), ("single:empathy", 1, 1), ("uniform", 1, 1), ("soups", 1, 3)):
+    one = cell(experiment, "single:empathy").memory.adapters
+    assert one > 0
+    joint = len(ADAPTERS)  # as many trained parameters as the single adapters have together
+    for method, adapters in (
+        ("base", 0),
+        ("single:empathy", 1),
+        ("uniform", joint),
+        ("dynaopt", joint),
+        ("soups", joint),
+    ):
         found = cell(experiment, method)
-        assert found.inference.lane_row_steps == lanes * found.inference.tokens, method
-        assert found.memory.adapters == adapters * cell(experiment, "uniform").memory.adapters
+        assert found.inference.lane_row_steps == found.inference.tokens, method
+        assert found.memory.adapters == adapters * one, method
     mixed = cell(experiment, "emorl")
     assert mixed.weights is not None
     running = sum(weight != 0 for weight in mixed.weights.values())
@@ -203,12 +213,7 @@ def test_texts_of_a_later_level_are_those_of_their_own_weights(experiment: Exper
 def test_a_comparison_killed_twice_gives_the_same_replies(experiment: Experiment, tmp_path: Path) -> None:
     """In the middle of a training, and of the search after it."""
     for event, count in (("training dynaopt", 5), ("searching weights", 2)):
-        killed = subprocess.run(
-            [sys.executable, "-m", "tests.learn.killed_methods", str(tmp_path), event, str(count)],
-            cwd=ROOT,
-            check=False,
-        )
-        assert killed.returncode == -signal.SIGKILL
+        assert exit_code(run, tmp_path, event, count) == -signal.SIGKILL
         assert read_cell(tmp_path / "out", "soups", SEED) is None
     run(tmp_path)
     for method in METHODS:
@@ -284,3 +289,40 @@ def test_joint_training_takes_logs_unless_the_recipe_says_otherwise(experiment: 
     told, moved = rewards_and_weights(other, "uniform")
     assert (logs, told) == ({"log"}, {"standardised"})
     assert weights != moved
+
+
+# -- weights and budgets ---------------------------------------------------------------------------------------------
+
+
+def test_every_search_runs_as_many_evaluations(experiment: Experiment) -> None:
+    counts = {method: cell(experiment, method).search for method in SEARCHED}
+    most = evaluations(len(ADAPTERS), experiment.levels)
+    for method, cost in counts.items():
+        assert cost is not None
+        assert most - experiment.levels < cost.evaluations <= most, method
+
+
+def test_raw_soups_add_the_updates_up_whatever_the_weights_sum_to(
+    experiment: Experiment, judge: SeparateModels
+) -> None:
+    weights = dict(cell(experiment, "soups-raw").weights or {})
+    assert all(0 <= weight <= 1 for weight in weights.values())
+    answers = Answers(experiment)
+    adapters = trained(experiment, "adapters", SEED, quiet).adapters(ADAPTERS)
+    double = SoupGenerator(answers, experiment.search, adapters).soup("soup", (1.0, 1.0, 0.5))
+    for module, pair in double.modules.items():
+        parts = [adapter.modules[module] for adapter in adapters]
+        expected = sum(
+            (w * part.scale * part.b @ part.a for w, part in zip((1.0, 1.0, 0.5), parts, strict=True)),
+            start=torch.zeros_like(parts[0].b @ parts[0].a),
+        )
+        torch.testing.assert_close(pair.scale * pair.b @ pair.a, expected)
+
+
+def test_a_run_too_short_for_dynaopt_leaves_it_out_and_says_why(experiment: Experiment) -> None:
+    (name,) = left_out(experiment.recipe)
+    assert name == "dynaopt"
+    assert "would have 3 rounds" in left_out(experiment.recipe)[name]
+    stop = experiment.recipe.rl.stop.model_copy(update={"max_steps": 10_000})
+    rl = experiment.recipe.rl.model_copy(update={"stop": stop})
+    assert not left_out(experiment.recipe.model_copy(update={"rl": rl}))

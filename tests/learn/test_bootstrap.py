@@ -51,8 +51,32 @@ def test_paired_differences_are_tighter_than_unpaired_ones() -> None:
 
 
 def test_the_same_seed_draws_the_same() -> None:
-    assert (resamples(9, count=7, seed=5) == resamples(9, count=7, seed=5)).all()
-    assert (resamples(9, count=7, seed=5) != resamples(9, count=7, seed=6)).any()
+    assert (resamples(9, count=7, seed=5).drawn == resamples(9, count=7, seed=5).drawn).all()
+    assert (resamples(9, count=7, seed=5).drawn != resamples(9, count=7, seed=6).drawn).any()
+
+
+def test_clusters_are_drawn_as_a_whole() -> None:
+    """Prompts of a dialogue come together, however many they are and wherever they stand."""
+    names = ["a", "b", "a", "c", "c", "a"]
+    draws = resamples(6, clusters=names, count=50, seed=1)
+    assert draws.size == 6
+    for places in draws:
+        drawn = [names[place] for place in places]
+        assert all(drawn.count(name) % names.count(name) == 0 for name in set(names))
+    values = np.random.Generator(np.random.PCG64(5)).random(6)
+    assert asdict(interval(lambda chosen: float(values[chosen].mean()), draws)) == pytest.approx(
+        asdict(mean_interval(values, draws))
+    )
+    with pytest.raises(ValueError, match="2 clusters for 3 values"):
+        resamples(3, clusters=["a", "b"])
+
+
+def test_prompts_that_hang_together_say_less() -> None:
+    draw = np.random.Generator(np.random.PCG64(6))
+    values = np.repeat(draw.normal(size=20), 5)
+    alone = mean_interval(values, resamples(100))
+    together = mean_interval(values, resamples(100, clusters=[i // 5 for i in range(100)]))
+    assert together.high - together.low > 1.8 * (alone.high - alone.low)
 
 
 def test_one_value_has_no_spread() -> None:

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from emorl_cli.main import main
 from emorl_core.adapters.adapter import read_peft
-from emorl_core.bundle import Bundle
+from emorl_core.bundle import Bundle, ChatSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.text.tokenizer import HuggingFaceTokenizer
+from server.settings import load_settings
 from tests.builders import outdated_peft
-from tests.learn.causal_tasks import START, SYSTEM, tiny_chat_base, write_causal_recipe
-from tests.learn.test_resume import same_run, start
+from tests.http.harness import live
+from tests.learn.causal_tasks import START, SYSTEM, TURNS, tiny_chat_base, write_causal_recipe
+from tests.learn.test_resume import kill_after_step, same_run
 from tests.learn.trainer_tasks import NAMES, TEXTS
 from training.evaluation.methods import method_names
+from training.pipeline.base import worded
 from training.pipeline.plan import make_plan
 from training.pipeline.prepare import encode, load_data
 from training.pipeline.run import Places, train
-from training.recipe.recipe import load_recipe
+from training.recipe.recipe import load_recipe, parse_recipe
 from training.rl import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -120,23 +119,11 @@ def test_evaluate_compares_all_methods(trained: Path) -> None:
     assert {cell["status"] for cell in cells.values()} == {"done"}
 
 
-@pytest.mark.slow
-def test_a_process_serves_it(trained: Path) -> None:
-    command = [sys.executable, "-m", "emorl_cli", "serve", str(trained / "out"), "--port", "0", "--threads", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("serving on http://127.0.0.1:"), process.communicate()
-            body = {"prompt": "i feel sad", "weights": {"empathy": 1}, "max_new_tokens": 4}
-            request = urllib.request.Request(
-                line.split()[-1] + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                assert json.loads(answer.read())["usage"]["completion_tokens"] <= 4
-        finally:
-            process.terminate()
-            process.communicate(timeout=60)
+def test_it_is_served(trained: Path) -> None:
+    settings = load_settings(port=0, bundle=str(trained / "out"), threads="1")
+    with live(settings) as server, server.client() as client:
+        body = {"prompt": "i feel sad", "weights": {"empathy": 1}, "max_new_tokens": 4}
+        assert client.post("/generate", json=body).json()["usage"]["completion_tokens"] <= 4
 
 
 def test_a_dry_run_tells_sizes(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,16 +143,7 @@ def test_resuming_after_kill_9_gives_the_parameters_of_an_uninterrupted_run(tmp_
     path = write_causal_recipe(tmp_path, lora={**LORA, "act_on": "reply"}, rl=steps, compute=compute)
     whole, killed = Places(tmp_path / "whole"), Places(tmp_path / "killed")
     train(load_recipe(path), tmp_path, whole)
-    process = start(path, killed.bundle)
-    log = killed.run / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if log.exists() and '"event": "step", "step": 5' in log.read_text(encoding="utf-8"):
-            break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors.decode()[-500:]
+    kill_after_step(5, path, killed)
     saved = checkpoint.latest(killed.run)
     assert saved is not None
     assert 4 <= saved.step < 7
@@ -265,3 +243,49 @@ def test_adapters_that_could_not_begin_are_refused_before_a_base_is_fitted(
         assert f"lora.act_on is 'reply', but {said}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.run" / "base").exists()
+
+
+WORDINGS: list[
+    tuple[dict[str, Any], bool, str, dict[str, Any] | None]
+] = [  # of the recipe; has the base a chat template
+    ({}, True, "{prompt}", {"system": None}),
+    ({}, False, "{prompt}", None),
+    ({"chat": None}, True, "{prompt}", None),
+    ({"chat": {"system": SYSTEM}}, True, "{prompt}", {"system": SYSTEM}),
+    ({"prompt_template": "{prompt} =>"}, True, "{prompt} =>", None),
+]
+
+
+@pytest.mark.parametrize(("given", "has_template", "template", "chat"), WORDINGS)
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_recipe_that_does_not_say_how_prompts_are_put_gets_no_template_of_t5(
+    given: dict[str, Any], has_template: bool, template: str, chat: dict[str, Any] | None, warm: bool, tmp_path: Path
+) -> None:
+    tiny_chat_base(tmp_path / "base", template=TURNS if has_template else None)
+    path = write_causal_recipe(tmp_path)
+    raw = yaml.safe_load(path.read_text())
+    del raw["prompt_template"], raw["chat"]
+    raw |= given
+    if warm:
+        raw["base"] = {"warm_start": {"path": "base", "fit": {"steps": 1}}}
+    found = worded(parse_recipe(raw), tmp_path)
+    assert (found.prompt_template, None if found.chat is None else found.chat.model_dump()) == (template, chat)
+    assert worded(found, tmp_path) == found
+    assert worded(parse_recipe(found.model_dump(mode="json")), tmp_path) == found, "as training.json has it"
+
+
+def test_what_was_trained_without_a_word_on_prompts_is_asked_through_the_chat_template(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_causal_recipe(tmp_path, lora=LORA, rl=RL)
+    raw = yaml.safe_load(path.read_text())
+    del raw["prompt_template"], raw["chat"]
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    assert main(["train", str(path), "--dry-run"]) == 0
+    assert "prompts go through the base's chat template" in capsys.readouterr().out
+    assert main(["train", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert "prompts go through the base's chat template" in capsys.readouterr().err
+    ensemble = Ensemble.load(tmp_path / "out", device="cpu")
+    assert (ensemble.spec.chat, ensemble.spec.prompt_template) == (ChatSpec(), "{prompt}")
+    trained_on = json.loads((tmp_path / "out" / "training.json").read_text())["recipe"]
+    assert (trained_on["prompt_template"], trained_on["chat"]) == ("{prompt}", {"system": None})

@@ -20,7 +20,7 @@ from tests.learn.causal_tasks import END, START, causal_recipe, tiny_chat_base
 from tests.learn.test_trainer_against_peft import compare
 from tests.learn.trainer_tasks import NAMES, tiny_task, tiny_trainer
 from training.config import RecipeError
-from training.rl.gradients import GradientStep, Lockstep, TrainingGroup
+from training.rl.gradients import GradientStep, Lockstep, StepLoss, TrainingGroup
 from training.rl.processes import Processes
 from training.rl.trainer import Trainer
 
@@ -170,7 +170,7 @@ def test_a_rollout_reads_each_prompt_once_too(folder: Path) -> None:
 def gradients_of(trainer: Trainer, **options: Any) -> list[Tensor]:
     """Of one batch, by a `Lockstep` with other options."""
     gradients, batch = learning(trainer)
-    gradients._lockstep = Lockstep(trainer.task.model, trainer.settings, **options)
+    gradients._lockstep = Lockstep(trainer.task.model, StepLoss.of(trainer.settings), **options)
     found = gradients.compute(batch)
     assert not found.faults
     return [gradient.clone() for gradient in trainer.stacks.gradients()]

@@ -14,7 +14,8 @@ from emorl_core.files.hashes import folder_hash
 from training.data.synthetic.tables import FOLDER as GRAMMAR
 from training.pipeline import demo
 from training.pipeline.base import warm_start_records
-from training.pipeline.demo import OBJECTIVES, DemoError, DemoSettings, build_demo, build_key
+from training.pipeline.demo import OBJECTIVES, DemoSettings, build_demo, build_key
+from training.pipeline.demo_folder import DemoError
 from training.pipeline.prepare import load_data
 from training.recipe.recipe import load_recipe
 from training.rl.settings import LoraSettings, RlSettings, StopSettings

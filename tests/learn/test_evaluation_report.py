@@ -73,7 +73,7 @@ def test_costs_stand_beside_and_the_clock_apart(ran: tuple[Path, dict[str, Any],
     assert "ms_per_token" not in json.dumps(rest)
 
 
-def test_tests_are_counted_and_corrected_together(ran: tuple[Path, dict[str, Any], Any]) -> None:
+def test_tests_are_counted_and_two_seeds_make_no_claim(ran: tuple[Path, dict[str, Any], Any]) -> None:
     _, found, _ = ran
     made = found["comparisons"]
     assert [(c["other"], c["column"]) for c in made] == [
@@ -83,7 +83,9 @@ def test_tests_are_counted_and_corrected_together(ran: tuple[Path, dict[str, Any
         ("uniform", "judges.mean"),
     ]
     assert found["statistics"]["comparisons"] == 4
-    assert all(c["p_holm"] >= c["p"] for c in made)
+    assert found["statistics"]["claims"] == 0
+    assert all(c["p"] is None and c["p_holm"] is None and not c["claim"] for c in made), "two seeds make no claim"
+    assert all(0 < c["p_prompts_of_these_models"] <= 1 for c in made)
     assert made[0]["seeds_ahead"] == 1, "ahead with seed 1; equal with seed 2"
 
 
@@ -100,6 +102,29 @@ def test_the_page_and_the_csv_hold_every_number(ran: tuple[Path, dict[str, Any],
     assert float(line["emorl", "all", "objectives", "mean"]["low"]) == mean["low"]
     assert float(line["emorl", "2", "objectives", "mean"]["value"]) == mean["seeds"]["2"]
     assert float(line["uniform", "all", "consumption", "prompts"]["value"]) == 161.5
+
+
+def test_a_report_of_few_seeds_says_that_it_makes_no_claim(ran: tuple[Path, dict[str, Any], Any]) -> None:
+    out, _, _ = ran
+    page = (out / "results.md").read_text()
+    assert "**No claim about methods is made here**: none has 5 seeds" in page
+    assert "p, these trained models only" in page
+    assert "0 of 4 comparisons rest on 5 seeds" in page
+
+
+def test_five_seeds_make_claims_and_what_was_left_out_is_told(tmp_path: Path) -> None:
+    recipe, data, records = tiny_data(tmp_path)
+    out, seeds = tmp_path / "out", (1, 2, 3, 4, 5)
+    for seed in seeds:
+        write_cell(out, "base", seed, records, deaf, weights=None, curve={})
+        write_cell(out, "emorl", seed, records, listening)
+    wanted = Wanted(("base", "emorl"), seeds, "emorl", plots=False, left_out={"dynaopt": "it has too few rounds"})
+    found = judge(out, wanted, recipe, tmp_path, data)
+    assert found["statistics"]["claims"] == len(found["comparisons"]) == 2
+    assert all(made["p_holm"] >= made["p"] for made in found["comparisons"])
+    page = (out / "results.md").read_text()
+    assert "No claim" not in page
+    assert "## Left out\n\n- dynaopt: it has too few rounds" in page
 
 
 def test_no_text_leaves_but_on_the_pages_for_people(ran: tuple[Path, dict[str, Any], Any]) -> None:

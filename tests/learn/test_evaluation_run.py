@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emorl_core.errors import EngineError
+from tests.apart import exit_code
 from tests.builders import tiny_t5
 from tests.learn import killed_evaluation
 from tests.learn.evaluation_cells import deaf, listening, run_by_rule, tiny_data, write_cell
@@ -20,7 +19,6 @@ from training.evaluation.results import failures
 from training.evaluation.run import EvaluationError, RunCell, Wanted, judge, open_run, run_cells
 from training.progress import Progress
 
-ROOT = Path(__file__).parents[2]
 BOTH = Wanted(("base", "emorl"), (1, 2), "emorl", plots=False)
 WRITTEN = ("results.json", "results.csv", "results.md", "side-by-side.md", "ab-sheet.csv", "ab-key.csv")
 
@@ -31,7 +29,7 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_files(tmp_path: P
     cut.mkdir()
     expected = killed_evaluation.by_rule(whole)
     for moment in (1, 7, 9):
-        kill("rule", cut, moment)
+        assert exit_code(killed_evaluation.by_rule, cut, moment) == -signal.SIGKILL, moment
     assert not (cut / "out" / "results.json").exists()
     assert killed_evaluation.by_rule(cut) == expected
     for name in WRITTEN:
@@ -45,7 +43,7 @@ def test_killed_while_training_and_searching_gives_the_same_table_but_for_times(
         tiny_t5(folder / "base")
     expected = killed_evaluation.trained(whole)
     for moment in (6, 14, 20):
-        kill("trained", cut, moment)
+        assert exit_code(killed_evaluation.trained, cut, moment) == -signal.SIGKILL, moment
     assert not (cut / "out" / "results.json").exists()
     found = killed_evaluation.trained(cut)
     for own in (*expected["methods"].values(), *found["methods"].values()):
@@ -59,11 +57,6 @@ def test_killed_while_training_and_searching_gives_the_same_table_but_for_times(
     ]
     assert without_times[0] == without_times[1]
     assert failures(found) == []
-
-
-def kill(what: str, folder: Path, moment: int) -> None:
-    command = [sys.executable, "-m", "tests.learn.killed_evaluation", what, str(folder), str(moment)]
-    assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL, f"was not killed at {moment}"
 
 
 def test_cells_that_are_there_are_not_run_again_and_seeds_can_be_added(tmp_path: Path) -> None:
@@ -195,16 +188,19 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
 
 
+def work_in(folder: Path) -> None:
+    """A second program; it leaves what it was told in a file."""
+    recipe, data, _ = tiny_data(folder)
+    with pytest.raises(EvaluationError) as refused, open_run(folder / "out", recipe, folder, data, resume=True):
+        pass
+    (folder / "told").write_text(refused.value.message)
+
+
 def test_two_programs_do_not_work_in_one_folder(tmp_path: Path) -> None:
     recipe, data, _ = tiny_data(tmp_path)
-    code = (
-        "import sys; from pathlib import Path; from tests.learn.evaluation_cells import tiny_data;"
-        "from training.evaluation.run import open_run; folder = Path(sys.argv[1]); recipe, data, _ = tiny_data(folder)\n"
-        "with open_run(folder / 'out', recipe, folder, data, resume=True): pass"
-    )
     with open_run(tmp_path / "out", recipe, tmp_path, data):
-        second = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert "another program is at work in it" in second.stderr
+        assert exit_code(work_in, tmp_path) == 0
+    assert "another program is at work in it" in (tmp_path / "told").read_text()
 
 
 def test_scores_are_kept_until_replies_or_scorers_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 from training.rl import losses
 from training.rl.rewards import RunningStatistics, to_rewards
 from training.rl.settings import StopSettings
-from training.rl.stopping import StopState, is_improvement, reason_to_stop, record
+from training.rl.stopping import StopState, ask, is_improvement, reason_to_stop, record
 
 REWARDS = torch.tensor([[0.1, 0.4, 0.7], [0.5, 0.5, 0.5]])
 MASK = torch.tensor([[True, True, False], [True, False, False]])
@@ -121,16 +121,18 @@ def stopped(settings: StopSettings, validations: list[list[float]]) -> list[bool
     answers = []
     for step, scores in enumerate(validations, start=1):
         record(state, scores)
-        answers.append(reason_to_stop(settings, state, step) is not None)
+        ask(settings, state)
+        answers.append(reason_to_stop(settings, state, step, ends_pass=False) is not None)
     return answers
 
 
-def test_the_papers_rule_needs_a_full_window_and_little_spread() -> None:
+def test_the_papers_rule_needs_a_full_window_after_the_base_and_little_spread() -> None:
     settings = StopSettings(rule="paper", window=3, threshold=0.015)
-    assert stopped(settings, [[0.5], [0.5], [0.5]]) == [False, False, True]
+    base = [0.5]
+    assert stopped(settings, [base, [0.5], [0.5], [0.5]]) == [False, False, False, True]
     spread = [[0.5], [0.52], [0.54]]  # population deviation / mean = 0.0314
-    assert stopped(settings, spread) == [False, False, False]
-    assert stopped(settings, [[0.0], [0.0], [0.0]]) == [False, False, False]  # no mean to compare with
+    assert stopped(settings, [base, *spread]) == [False] * 4
+    assert stopped(settings, [base, [0.0], [0.0], [0.0]]) == [False] * 4  # no mean to compare with
 
 
 def test_patience_counts_only_improvements_beyond_their_standard_error() -> None:

@@ -91,7 +91,7 @@ def test_the_two_presets_are_the_two_columns_of_the_table() -> None:
     """method.md section 2: published, and what a better one does."""
     better = parse_recipe(LEAST).rl
     assert better == RlSettings()
-    assert (better.kl.kind, better.train_on, better.train_end) == ("k3_in_loss", "sampled", True)
+    assert (better.kl.kind, better.train_on, better.train_end) == ("k1_in_reward", "sampled", True)
     assert (better.top_k, better.dropout_when_generating, better.gradient_source_tokens) == (0, False, None)
     assert (better.stop.check, better.keep, better.reward) == ("validation", "best", "standardised")
     paper = parse_recipe({**LEAST, "preset": "paper"}).rl

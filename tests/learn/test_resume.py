@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,9 @@ import pytest
 import torch
 import yaml
 
+from emorl_cli.main import main
 from emorl_core.files.writing import appearing
+from tests.apart import started
 from tests.builders import tiny_t5
 from tests.learn.trainer_tasks import TEXTS, tiny_recipe, tiny_trainer
 from tests.modes import closed_files
@@ -55,14 +56,18 @@ def write_recipe(folder: Path, **values: Any) -> Path:
     return path
 
 
-def start(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "emorl_cli", "train", str(recipe), "--out", str(out)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+def kill_after_step(number: int, recipe: Path, places: Places) -> None:
+    """`emorl train` in a process of its own, killed once its log tells this step."""
+    process = started(main, ["train", str(recipe), "--out", str(places.bundle)])
+    log = places.run / "log.jsonl"
+    while process.is_alive():
+        if log.exists() and f'"event": "step", "step": {number}' in log.read_text(encoding="utf-8"):
+            break
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not places.bundle.exists()
 
 
 def same_run(first: Path, second: Path) -> None:
@@ -86,17 +91,7 @@ def test_resuming_after_kill_9_gives_the_parameters_of_an_uninterrupted_run(tmp_
     train(load_recipe(path), tmp_path, whole)
 
     killed = Places(tmp_path / "killed")
-    process = start(path, killed.bundle)
-    log = killed.run / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if log.exists() and '"event": "step", "step": 5' in log.read_text(encoding="utf-8"):
-            break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors.decode()[-500:]
-    assert not killed.bundle.exists()
+    kill_after_step(5, path, killed)
     saved = checkpoint.latest(killed.run)
     assert saved is not None
     assert saved.step >= 4  # step 5 was under way or done: at most the steps since the last checkpoint are lost
@@ -108,7 +103,8 @@ def test_resuming_after_kill_9_gives_the_parameters_of_an_uninterrupted_run(tmp_
     assert told[0]["event"] == "resume"
     assert told[0]["step"] == saved.step
     same_run(whole.bundle, killed.bundle)
-    steps = [r["step"] for r in map(json.loads, log.read_text().splitlines()) if r["event"] == "step"]
+    log = (killed.run / "log.jsonl").read_text()
+    steps = [r["step"] for r in map(json.loads, log.splitlines()) if r["event"] == "step"]
     assert steps == list(range(1, STEPS + 1))  # no step is in the log twice
 
 

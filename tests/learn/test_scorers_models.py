@@ -185,8 +185,9 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_relative_folders_start_at_the_recipes_folder(tmp_path: Path) -> None:
-    scorer_models.classifier(tmp_path / "m", ["quality"])
-    build_scorer({"kind": "cross_encoder", "model": "m"}, Context(device="cpu", base=tmp_path))
+    folder = scorer_models.classifier(tmp_path / "m", ["quality"])
+    named = build_scorer({"kind": "cross_encoder", "model": "m"}, Context(device="cpu", base=tmp_path))
+    assert named(PROMPTS, REPLIES) == cross(folder)
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:

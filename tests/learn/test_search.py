@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from training.search.grid import SearchError, budget, search
-from training.search.spaces import Cube, Point, Simplex, ray
+from training.search.spaces import Cube, Point, Simplex, middle, ray
 
 PAPER = (0.78, 0.5, 0.06)  # the published best weights (method.md section 6)
 
@@ -152,3 +152,42 @@ def test_what_is_no_score_is_refused(scores: list[float], says: str) -> None:
 def test_levels_below_one_are_refused() -> None:
     with pytest.raises(SearchError, match="levels is 0"):
         search(Cube(2), 0, lambda points: [0.0] * len(points))
+
+
+def test_ties_end_at_equal_weights_and_not_in_a_corner() -> None:
+    """A reward that sees no difference, and one that sees none among several points."""
+    flat = search(Simplex(3), 4, lambda points: [0.5] * len(points))
+    assert flat.best == (1 / 3, 1 / 3, 1 / 3)
+    assert all(level.best == flat.best for level in flat.levels), "the cells close in on it too"
+    half = search(Simplex(3), 3, lambda points: [float(point[0] >= 0.5) for point in points])
+    assert half.best == (0.5, 0.25, 0.25)
+    two = search(Simplex(2), 3, lambda points: [0.5] * len(points))
+    assert two.best == (0.5, 0.5)
+
+
+def test_equal_weights_are_found_where_they_are_best() -> None:
+    found = search(Simplex(3), 1, lambda points: [-max(point) for point in points])
+    assert found.best == (1 / 3, 1 / 3, 1 / 3)
+
+
+@pytest.mark.parametrize("most", [1, 5, 27, 30, 46, 60, 103, 500])
+def test_a_search_ends_at_the_evaluations_it_may_have(most: int) -> None:
+    evaluate = Counted(bowl(PAPER))
+    found = search(Cube(3), 5, evaluate, most=most)
+    assert len(evaluate.asked) == len(found.scores) == min(most, 103)
+    assert found.best_score == max(found.scores.values())
+    whole = search(Cube(3), 5, Counted(bowl(PAPER)))
+    for cut, level in zip(found.levels, whole.levels, strict=False):
+        assert cut.cell == level.cell
+        assert set(cut.points) <= set(level.points)
+    # What is left out of the last level is what is farthest from its middle.
+    last, left = found.levels[-1], set(whole.levels[len(found.levels) - 1].points) - set(found.scores)
+    centre = middle(last.cell)
+    before = {point for level in found.levels[:-1] for point in level.points}
+    new = [point for point in last.points if point not in before]
+    assert not left or not new or max(math.dist(p, centre) for p in new) <= min(math.dist(p, centre) for p in left)
+
+
+def test_a_search_without_evaluations_is_refused() -> None:
+    with pytest.raises(SearchError, match="most is 0"):
+        search(Cube(2), 1, lambda points: [0.0] * len(points), most=0)

@@ -95,7 +95,11 @@ def test_consumption_counts_prompts_samples_and_tokens(tmp_path: Path) -> None:
         used = objective.consumption
         assert (used.prompts, used.samples, used.validation_samples) == (16, 48, 8)
         assert 48 <= used.tokens <= 48 * 8
-        assert 0 < used.own_seconds < used.seconds
+        seconds = [record["seconds"] for record in records(trainer) if record["step"] and "seconds" in record]
+        assert used.seconds == pytest.approx(
+            sum(sum(own.values()) if isinstance(own, dict) else own for own in seconds)
+        )
+        assert used.own_seconds == pytest.approx(used.seconds / len(NAMES))
 
 
 def test_the_same_seed_gives_the_same_adapters_and_another_seed_others(tmp_path: Path) -> None:
@@ -268,7 +272,7 @@ def test_every_pass_takes_each_prompt_once_and_steps_do_not_depend_on_earlier_on
     assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
     assert taken[:10] != taken[10:]
     assert Order(10, 4, seed=3).step(3) == taken[12:16]
-    assert [order.ends_epoch(step) for step in range(5)] == [False, False, True, False, True]
+    assert [order.ends_pass(step) for step in range(5)] == [False, False, True, False, True]
 
 
 def test_the_papers_preset_trains_reencoded_text_without_its_end(tmp_path: Path) -> None:

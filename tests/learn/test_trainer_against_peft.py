@@ -16,7 +16,7 @@ from emorl_core.adapters.writer import write_peft
 from emorl_core.models.registry import load_model
 from tests.builders import outdated_peft, tiny_adapter, tiny_t5
 from tests.learn.trainer_tasks import tiny_recipe, tiny_trainer
-from training.rl.gradients import Lockstep, Totals, TrainingGroup
+from training.rl.gradients import Lockstep, StepLoss, Totals, TrainingGroup
 from training.rl.settings import RlSettings
 from training.rl.stacks import Stacks
 
@@ -118,7 +118,7 @@ def test_gradients_equal_those_of_three_separate_peft_models(tmp_path: Path, kl:
     batch = {lane: samples(lane) for lane in (1, 2, 3)}
     totals = {lane: Totals(len(SOURCES) * K, 0) for lane in batch}
 
-    _, broken = Lockstep(model, settings).accumulate(batch, totals)  # type: ignore[arg-type]
+    _, broken = Lockstep(model, StepLoss.of(settings)).accumulate(batch, totals)  # type: ignore[arg-type]
 
     assert not broken
     for lane, folder in enumerate(folders, start=1):

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ from emorl_core.adapters.adapter import read_peft
 from emorl_core.bundle import Bundle
 from emorl_core.ensemble import Ensemble
 from emorl_core.files.hashes import weights_hash
+from tests.apart import started
 from tests.learn.test_resume import write_recipe
 from tests.modes import closed_files
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -163,26 +160,24 @@ def _port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _as_rank(rank: int, shared: dict[str, str], command: list[str]) -> int:
+    """One of the processes that `torchrun` would start."""
+    os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+    return main(command)
+
+
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     """Prompts shared out, gradients added up (gloo, on the CPU): the same run up to rounding."""
     recipe = write_recipe(tmp_path)
     values = ["--set", "rl.stop.max_steps=3", "--set", "lora.dropout=0", "--set", "rl.learning_rate=1e-3"]
     assert main(["train", str(recipe), "--out", str(tmp_path / "one"), *values]) == 0
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "emorl_cli", "train", str(recipe), "--out", str(tmp_path / "two"), *values],
-            cwd=ROOT,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "ACCELERATE_USE_CPU": "true"}
+    command = ["train", str(recipe), "--out", str(tmp_path / "two"), *values]
+    processes = [started(_as_rank, rank, shared, command) for rank in range(2)]
     for process in processes:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors.decode()[-1500:]
+        process.join(240)
+        assert process.exitcode == 0
     from safetensors.torch import load_file
 
     reports: list[dict[str, Any]] = [

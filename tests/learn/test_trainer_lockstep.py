@@ -11,7 +11,7 @@ from torch import Tensor
 from emorl_core.adapters.adapter import read_peft
 from emorl_core.models.registry import load_model
 from tests.builders import tiny_adapter, tiny_t5
-from training.rl.gradients import GradientStep, Lockstep, Totals, TrainingGroup
+from training.rl.gradients import GradientStep, Lockstep, StepLoss, Totals, TrainingGroup
 from training.rl.logprobs import group_of, reply_logprobs
 from training.rl.processes import Processes
 from training.rl.settings import RlSettings
@@ -61,7 +61,9 @@ def gradients(
 ) -> dict[int, list[Tensor]]:
     """Copies of every lane's gradients."""
     model = stacks.model  # type: ignore[attr-defined]
-    lockstep = Lockstep(model, RlSettings.model_validate(settings), prompts_per_forward=prompts_per_forward)
+    lockstep = Lockstep(
+        model, StepLoss.of(RlSettings.model_validate(settings)), prompts_per_forward=prompts_per_forward
+    )
     totals = {
         lane: Totals(sum(len(g.replies) for g in groups), sum(len(r) for g in groups for r in g.replies))
         for lane, groups in replies.items()
@@ -162,7 +164,7 @@ def test_infinite_rewards_of_one_objective_leave_the_others_gradients_alone(stac
     first = broken[2][4]
     broken[2][4] = TrainingGroup(first.source, first.replies, (float("inf"), 0.0, 0.0))
     model = stacks.model  # type: ignore[attr-defined]
-    step = GradientStep(Lockstep(model, RlSettings()), stacks, Processes(device="cpu"), replies=24)
+    step = GradientStep(Lockstep(model, StepLoss.of(RlSettings())), stacks, Processes(device="cpu"), replies=24)
 
     found = step.compute(broken)
 
@@ -179,7 +181,7 @@ def test_a_gradient_that_is_not_finite_is_traced_to_its_objective(
     """NaN times the zeros of the lane mask is NaN: one objective's backward pass can spoil all gradients."""
     sound = gradients(stacks, {lane: batch()[lane] for lane in (1, 3)})
     model = stacks.model  # type: ignore[attr-defined]
-    lockstep = Lockstep(model, RlSettings())
+    lockstep = Lockstep(model, StepLoss.of(RlSettings()))
     accumulate = lockstep.accumulate
 
     def spoiling(groups: Any, totals: Any) -> Any:

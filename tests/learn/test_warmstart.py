@@ -28,6 +28,7 @@ from training.warm_start.scratch_t5 import ScratchSettings, new_model
 from training.warm_start.tokenizer import train_tokenizer
 from training.warm_start.warm_start import WarmStartSettings, warm_start
 
+TEMPLATE = "{prompt} [SEP] "
 SHAPE = ScratchSettings(vocab_size=800, d_model=32, d_ff=32, heads=4, layers=1, decoder_layers=1)
 
 
@@ -38,7 +39,7 @@ def fit_settings(**values: object) -> FitSettings:
 
 
 def settings(**fit: object) -> WarmStartSettings:
-    return WarmStartSettings(scratch=SHAPE, fit=fit_settings(**fit))
+    return WarmStartSettings(prompt_template=TEMPLATE, scratch=SHAPE, fit=fit_settings(**fit))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,9 @@ def test_a_run_killed_twice_ends_with_the_same_bits(records: tuple[Record, ...],
 
 
 def test_dropout_goes_on_where_it_was(records: tuple[Record, ...], tmp_path: Path) -> None:
-    wet = WarmStartSettings(scratch=SHAPE.model_copy(update={"dropout": 0.2}), fit=fit_settings(steps=8))
+    wet = WarmStartSettings(
+        prompt_template=TEMPLATE, scratch=SHAPE.model_copy(update={"dropout": 0.2}), fit=fit_settings(steps=8)
+    )
     whole = warm_start(records, tmp_path / "whole", wet, device="cpu")
     with pytest.raises(Killed):
         warm_start(records, tmp_path / "parts", wet, device="cpu", progress=killed_at(6))
@@ -137,7 +140,7 @@ def test_other_settings_or_data_do_not_continue_a_run(records: tuple[Record, ...
 
 def test_it_starts_from_a_folder_too(records: tuple[Record, ...], tmp_path: Path) -> None:
     tiny_t5(tmp_path / "tiny")
-    start = WarmStartSettings(path="tiny", fit=fit_settings(steps=4, batch_size=4))
+    start = WarmStartSettings(prompt_template=TEMPLATE, path="tiny", fit=fit_settings(steps=4, batch_size=4))
     out = warm_start(records[:20], tmp_path / "out", start, base=tmp_path, device="cpu")
     assert weights(out).keys() == weights(tmp_path / "tiny").keys()
     assert not same(out, tmp_path / "tiny")
@@ -223,7 +226,7 @@ def test_a_new_model_is_the_same_for_the_same_seed() -> None:
 )
 def test_bad_settings_are_refused_by_name(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        WarmStartSettings.model_validate(values)
+        WarmStartSettings.model_validate({"prompt_template": TEMPLATE, **values})
 
 
 def test_bad_input_is_one_line_and_writes_nothing(records: tuple[Record, ...], tmp_path: Path) -> None:
@@ -232,7 +235,7 @@ def test_bad_input_is_one_line_and_writes_nothing(records: tuple[Record, ...], t
         (records, "there", settings(), r"out is 'there', which exists; name a new folder or pass overwrite"),
         ([*records[:2], Record("I drink.", where="file.csv:7")], "a", settings(), r"file.csv:7 has no reply"),
         ([], "b", settings(), r"there is no pair of prompt and reply to train on"),
-        (records, "c", WarmStartSettings(path="nowhere"), r"base 'nowhere' cannot be loaded"),
+        (records, "c", WarmStartSettings(prompt_template=TEMPLATE, path="nowhere"), r"base 'nowhere' cannot be loaded"),
     ]
     for data, out, start, message in cases:
         with pytest.raises(FitError, match=message) as raised:
@@ -243,7 +246,7 @@ def test_bad_input_is_one_line_and_writes_nothing(records: tuple[Record, ...], t
 
 def test_a_base_to_start_from_has_its_tokenizer_and_plain_weights(records: tuple[Record, ...], tmp_path: Path) -> None:
     base = tiny_t5(tmp_path / "tiny")
-    start = WarmStartSettings(path="tiny", fit=fit_settings(steps=1, batch_size=2))
+    start = WarmStartSettings(prompt_template=TEMPLATE, path="tiny", fit=fit_settings(steps=1, batch_size=2))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (base / name).unlink()
     with pytest.raises(FitError, match="the tokenizer knows no words"):

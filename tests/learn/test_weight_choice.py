@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from emorl_core.types import FinishReason
 from training.data.prompts import Prompt
 from training.data.records import Record
 from training.evaluation.generators import _Distinct
-from training.evaluation.weight_choice import choose
+from training.evaluation.weight_choice import choose, evaluations
 from training.scorers import checked
 from training.search.inputs import prompts_hash
 from training.search.spaces import Point, Simplex
@@ -83,4 +84,32 @@ def test_a_log_of_scores_alone_is_gone_on_with(tmp_path: Path) -> None:
     assert choice.point == (0.25, 0.75)
     assert not set(generator.asked) & set(points)
     assert choice.evaluations == len(points) + len(generator.asked)
-    assert choice.seconds > 2.0 * len(points)
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()[1:]]
+    assert [line["seconds"] for line in logged[: len(points)]] == [2.0] * len(points)
+    assert choice.seconds == pytest.approx(sum(line["seconds"] for line in logged))
+
+
+@pytest.mark.parametrize("objectives", [2, 3, 4])
+@pytest.mark.parametrize("levels", [1, 2, 3, 5])
+def test_every_method_gets_as_many_evaluations(tmp_path: Path, objectives: int, levels: int) -> None:
+    """The anchored method and raw soups search a cube, which has more points a level."""
+
+    class Rough(_Distinct):
+        def generate(
+            self, points: Sequence[Point], only: Sequence[Collection[int]], done: Callable[[], None]
+        ) -> SweepResult:
+            length = [round(40 * abs(math.sin(sum(x * 7**i for i, x in enumerate(point))))) for point in points]
+            items = [
+                SweepItem(p, i, {}, "x" * length[i], (p, length[i]), FinishReason.STOP)
+                for p, own in enumerate(only)
+                for i in own
+            ]
+            return SweepResult(tuple(items), 0, 0, 0)
+
+    scorers = {f"s{i}": checked(length) for i in range(objectives)}
+    experiment: Any = SimpleNamespace(scorers=scorers, search=PROMPTS, levels=levels)
+    most = evaluations(objectives, levels)
+    simplex = choose(experiment, Rough(), tmp_path / "simplex.jsonl")
+    cube = choose(experiment, Rough(), tmp_path / "cube.jsonl", cube=True)
+    assert cube.evaluations == most
+    assert most - levels < simplex.evaluations <= most, "a cell's middle may be known from the level before"

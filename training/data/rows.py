@@ -7,11 +7,13 @@ import hashlib
 import io
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import field_validator
 
+from emorl_core.files.documents import repeated
 from emorl_core.files.reading import Unreadable, read_bytes
 from emorl_core.files.text_files import decode, lines_of
 from training.config import Spec
@@ -30,9 +32,9 @@ class Source(Spec):
 
     on_bad_row: OnBadRow = "refuse"  # skip: leave malformed rows out and count them
 
+    @abstractmethod
     def load(self, base: Path | None = None) -> RecordSet:
         """Read everything. `base`: the folder that relative paths start from. Raises `DataError`."""
-        raise NotImplementedError
 
 
 class FileSource(Source):
@@ -53,9 +55,9 @@ class FileSource(Source):
         tally = Tally(self.on_bad_row)
         return tally.close(path.name, self.read(text, path.name, tally), digest)
 
+    @abstractmethod
     def read(self, text: str, name: str, tally: Tally) -> list[Record]:
         """Records of the text of the file called `name`. Raises `DataError`."""
-        raise NotImplementedError
 
 
 def resolve(path: str, base: Path | None) -> Path:
@@ -269,8 +271,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found) == len(pairs):
         return found
     repeating = _Repeating(found)
-    names = [name for name, _ in pairs]
-    repeating.key = next(name for name in names if names.count(name) > 1)
+    repeating.key = repeated(pairs)
     return repeating
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.config import parse_spec
+from training.data.exchanges.source import ExchangesSource
 from training.data.kinds.annomi import AnnomiSource
 from training.data.kinds.epitome import EpitomeSource
 from training.data.kinds.esconv import EsconvSource
@@ -26,6 +27,7 @@ SOURCES: dict[str, type[Source]] = {
     "csv": CsvSource,
     "hub": HubSource,
     "synthetic": SyntheticSource,
+    "exchanges": ExchangesSource,
 }
 
 

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from training.data.records import DataError, Record
+from training.data.records import DIALOGUE, DataError, Record
 
 FRACTIONS: dict[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}  # method.md section 2
 
@@ -31,7 +31,7 @@ def split_by_prompt(records: Iterable[Record], seed: int, fractions: Mapping[str
     Sizes are exact to one prompt (largest remainder); a part with a fraction above 0 gets at least one prompt.
     Raises `DataError`: fractions that are negative or do not sum to 1, or fewer prompts than parts.
     """
-    _check_fractions(fractions)
+    check_fractions(fractions)
     records = tuple(records)
     keys = {record.prompt: prompt_key(record.prompt) for record in records}
     order = sorted(set(keys.values()), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
@@ -43,40 +43,39 @@ def split_by_prompt(records: Iterable[Record], seed: int, fractions: Mapping[str
         )
     part_of: dict[str, str] = {}
     start = 0
-    for name, size in _sizes(len(order), fractions).items():
+    for name, size in sizes_of(len(order), fractions).items():
         part_of.update(dict.fromkeys(order[start : start + size], name))
         start += size
-    splits = {name: tuple(record for record in records if part_of[keys[record.prompt]] == name) for name in fractions}
-    check_disjoint(splits)
-    return splits
+    return {name: tuple(record for record in records if part_of[keys[record.prompt]] == name) for name in fractions}
 
 
 def check_disjoint(splits: Mapping[str, Sequence[Record]]) -> None:
-    """Raises `DataError` when a prompt is in two parts; the message names the rows, not the text."""
-    owner: dict[str, tuple[str, Record]] = {}
+    """Raises `DataError` when a prompt or a dialogue is in two parts; the message names the rows, not the text."""
+    owner: dict[tuple[str, str], tuple[str, Record]] = {}
     shared: list[tuple[Record, str, Record, str]] = []
     for part, records in splits.items():
         for record in records:
-            other, first = owner.setdefault(prompt_key(record.prompt), (part, record))
-            if other != part:
-                shared.append((first, other, record, part))
+            named = [("prompt", prompt_key(record.prompt)), (DIALOGUE, record.extras.get(DIALOGUE, ""))]
+            found = [owner.setdefault(key, (part, record)) for key in named if key[1]]
+            shared += [(first, other, record, part) for other, first in found if other != part][:1]
     if shared:
         first, other, record, part = shared[0]
         raise DataError(
-            f"{len(shared)} records share their prompt with another part; first: "
+            f"{len(shared)} records share their prompt or dialogue with another part; first: "
             f"{record.where or 'a record'} in {part!r} and {first.where or 'a record'} in {other!r}",
             param="splits",
         )
 
 
-def _check_fractions(fractions: Mapping[str, float]) -> None:
+def check_fractions(fractions: Mapping[str, float]) -> None:
+    """Raises `DataError` for shares that are negative or do not sum to 1."""
     if not fractions or any(not math.isfinite(value) or value < 0 for value in fractions.values()):
         raise DataError("fractions: allowed are finite numbers from 0", param="fractions")
     if abs(math.fsum(fractions.values()) - 1) > 1e-6:
         raise DataError(f"fractions sum to {math.fsum(fractions.values()):g}; they must sum to 1", param="fractions")
 
 
-def _sizes(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
+def sizes_of(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
     """Whole numbers that sum to `count`, nearest to the fractions, at least 1 where the fraction is above 0."""
     exact = {name: fraction * count for name, fraction in fractions.items()}
     sizes = {name: max(math.floor(value + 1e-9), int(value > 0)) for name, value in exact.items()}

@@ -21,8 +21,7 @@ from training.data.records import DataError, Record, Tally
 from training.data.rows import csv_table, need_columns, read_text
 from training.evaluation.cells import EvaluationError, prompt_sha256
 from training.evaluation.side_by_side import Texts, sampled
-from training.evaluation.statistics import permutation_p
-from training.search.bootstrap import mean_interval, resamples
+from training.evaluation.statistics import interval_of_items, sign_flip_p
 
 SHEET_FILE, KEY_FILE = "ab-sheet.csv", "ab-key.csv"
 SHEET_COLUMNS = ("item", "prompt", "left", "right", "preference")
@@ -112,7 +111,7 @@ def score_sheets(sheets: Sequence[Path], key: Path | None = None) -> dict[str, A
 def _pair(pair: tuple[str, str], values: Sequence[float]) -> dict[str, Any]:
     """`values`: of the first method, one per item, in [0, 1]."""
     numbers = np.array(values, dtype=np.float64)
-    rate = mean_interval(numbers, resamples(len(numbers)))
+    rate = interval_of_items(numbers)
     return {
         "first": pair[0],
         "second": pair[1],
@@ -121,7 +120,7 @@ def _pair(pair: tuple[str, str], values: Sequence[float]) -> dict[str, Any]:
         "ties": int(np.sum(numbers == 0.5)),
         "losses": int(np.sum(numbers < 0.5)),
         "win_rate": {"mean": rate.estimate, "low": rate.low, "high": rate.high},
-        "p": permutation_p(numbers - 0.5),
+        "p": sign_flip_p(numbers - 0.5),
     }
 
 

@@ -1,103 +1,179 @@
 """DynaOpt's reward weights (Min et al., COLING 2024, arXiv 2403.13578): an Exp3 bandit moves them while one adapter
-is trained on all objectives.
+is trained on all objectives. Once as this project does it, once as the published code does.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from random import Random
 from typing import Any
 
-from training.rl.settings import Preset
+from training.evaluation.exp3 import Exp3
+from training.rl.rewards import RewardMix, Scores
+from training.rl.settings import Preset, RlSettings
 from training.seeds import derive
 
-GAMMA = 0.07  # exploration of Exp3 (Auer et al. 2002), as published
-PUBLISHED_BUMPS = 8  # a round, in the published port
-# What a bump adds to a weight before all are scaled to sum 1. The size is this project's choice.
-BUMP = 0.1
+GAMMA = 0.07  # exploration of Exp3, as published
+BUMP = 0.1  # what a bump adds to a weight before all are scaled to sum 1
 _LOW, _HIGH = 0.2, 0.8  # quantiles of past improvements that scaled rewards run between (Graves et al. 2017)
+_HISTORY = 8  # samples that the published code compares a validation with
+# Validations until the weight of an objective that every bump helps is well above a half: docs/evaluation.md.
+ROUNDS_NEEDED = 200
 
 
-@dataclass(slots=True)
-class _State:
-    """Everything that moves; JSON values."""
+def dynaopt(names: tuple[str, ...], seed: int, preset: Preset) -> RewardMix:
+    """The mix of a preset."""
+    return PublishedDynaOpt(names, seed) if preset == "paper" else DynaOpt(names, seed)
 
-    weights: dict[str, float]
-    arms: list[float]  # log weights of Exp3, one an objective and one that does nothing
-    last: dict[str, float] = field(default_factory=dict)  # means of the last validation
-    pulled: list[list[float]] = field(default_factory=list)  # [arm, its probability] of the round under way
-    improvements: list[float] = field(default_factory=list)  # of every round so far
-    rounds: int = 0
+
+def too_few_rounds(rl: RlSettings, preset: Preset) -> str | None:
+    """Why a run of these settings says nothing about DynaOpt, or None. The published variant is run as published."""
+    rounds = rl.stop.max_steps // rl.validate_every
+    if preset == "paper" or rounds >= ROUNDS_NEEDED:
+        return None
+    return (
+        f"its bandit would have {rounds} rounds (rl.stop.max_steps / rl.validate_every) and needs {ROUNDS_NEEDED}: "
+        "with fewer, its weights are even weights and noise"
+    )
 
 
 class DynaOpt:
-    """A `RewardMix`. N + 1 arms: arm i raises objective i's weight, the last leaves the weights alone.
+    """A `RewardMix`. N + 1 arms: arm i raises objective i's weight by `BUMP`, the last leaves the weights alone.
 
-    A round lasts from one validation to the next. Its reward is the mean improvement of the objectives' validation
-    scores, scaled to [0, 1] by the quantiles of the improvements so far; Exp3 credits it to the arm pulled when the
-    round began. The published port (`preset: paper`) pulls eight times a round and credits the bare improvement to each
-    pull: a few hundredths, which barely move the arms, while the weights walk at random.
+    A round lasts from one validation to the next and has one pull, when it begins. Its reward is the mean improvement
+    of the objectives' validation scores, scaled to [0, 1] by the quantiles of the improvements so far. It learns
+    slowly: see `ROUNDS_NEEDED`.
     """
 
-    def __init__(self, names: tuple[str, ...], seed: int, preset: Preset = "default") -> None:
+    def __init__(self, names: tuple[str, ...], seed: int) -> None:
         self._names, self._seed = names, seed
-        self._bumps = PUBLISHED_BUMPS if preset == "paper" else 1
-        self._scaled = preset != "paper"
-        self._state = _State(dict.fromkeys(names, 1.0 / len(names)), [0.0] * (len(names) + 1))
+        self._bandit = Exp3(len(names) + 1, GAMMA)
+        self._weights = dict.fromkeys(names, 1.0 / len(names))
+        self._last: dict[str, float] = {}  # means of the last validation
+        self._arm: int | None = None  # pulled for the round under way
+        self._improvements: list[float] = []  # of every round so far
+        self._rounds = 0
 
     @property
     def weights(self) -> Mapping[str, float]:
-        return self._state.weights
+        return self._weights
 
     @property
     def probabilities(self) -> list[float]:
         """Of the arms."""
-        arms = self._state.arms
-        most = max(arms)
-        shares = [math.exp(arm - most) for arm in arms]
-        total = math.fsum(shares)
-        return [(1 - GAMMA) * share / total + GAMMA / len(arms) for share in shares]
+        return self._bandit.probabilities
 
-    def validated(self, means: Mapping[str, float]) -> None:
+    def begin_step(self) -> None:
+        pass
+
+    def validated(self, scores: Scores, step: int) -> None:  # noqa: ARG002 - the base's validation is a start like any
         """Ends a round and begins the next."""
-        state = self._state
-        if state.last:
-            improvement = statistics.fmean(means[name] - state.last[name] for name in self._names)
-            reward = self._reward(improvement)
-            for arm, probability in state.pulled:
-                state.arms[int(arm)] += GAMMA * reward / probability / len(state.arms)
-            state.improvements.append(improvement)
-        state.last = dict(means)
-        generator = random.Random(derive(self._seed, "dynaopt", state.rounds))
-        state.pulled = [self._pull(generator) for _ in range(self._bumps)]
-        state.rounds += 1
+        means = _means(scores)
+        if self._arm is not None:
+            improvement = statistics.fmean(means[name] - self._last[name] for name in self._names)
+            self._bandit.credit(self._arm, self._scaled(improvement))
+            self._improvements.append(improvement)
+        self._last = means
+        self._arm = self._bandit.draw(Random(derive(self._seed, "dynaopt", self._rounds)))
+        self._rounds += 1
+        if self._arm < len(self._names):
+            raised = {n: w + BUMP * (n == self._names[self._arm]) for n, w in self._weights.items()}
+            total = math.fsum(raised.values())
+            self._weights = {name: weight / total for name, weight in raised.items()}
 
-    def _reward(self, improvement: float) -> float:
-        if not self._scaled:
-            return improvement
-        past = sorted([*self._state.improvements, improvement])
+    def _scaled(self, improvement: float) -> float:
+        past = sorted([*self._improvements, improvement])
         low, high = _quantile(past, _LOW), _quantile(past, _HIGH)
         if high <= low:
             return 0.5  # nothing to compare with yet
         return min(1.0, max(0.0, (improvement - low) / (high - low)))
 
-    def _pull(self, generator: random.Random) -> list[float]:
-        probabilities = self.probabilities
-        arm = generator.choices(range(len(probabilities)), probabilities)[0]
-        if arm < len(self._names):
-            raised = {n: w + BUMP * (n == self._names[arm]) for n, w in self._state.weights.items()}
-            total = math.fsum(raised.values())
-            self._state.weights = {name: weight / total for name, weight in raised.items()}
-        return [arm, probabilities[arm]]
-
     def state(self) -> dict[str, Any]:
-        return asdict(self._state)
+        return {
+            "weights": dict(self._weights),
+            "arms": list(self._bandit.logs),
+            "last": dict(self._last),
+            "arm": self._arm,
+            "improvements": list(self._improvements),
+            "rounds": self._rounds,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._state = _State(**state)
+        self._weights, self._last = dict(state["weights"]), dict(state["last"])
+        self._bandit.restore(state["arms"])
+        self._arm, self._rounds = state["arm"], state["rounds"]
+        self._improvements = list(state["improvements"])
+
+
+class PublishedDynaOpt:
+    """A `RewardMix`. Two bandits: one of N + 1 arms says which weight rises, if any; the N weights of the other are the
+    rewards' weights.
+
+    An arm is drawn before the first step and after every validation. While arm i < N holds, every step credits weight i
+    with a reward of 1, so the weights move a lot. A validation credits the arm once with the mean, over the scorers, of
+    its mean score less the mean of the last eight samples of the validation before: a few hundredths, which barely move
+    the arms. The base is not validated, so the first round has nothing to be compared with and no reward.
+
+    The published code validates prompts in random order, so its last eight samples are of random prompts, and here too.
+    It weighs every score by 1 until the first weight has risen; here by 1 / N from the start, the same direction.
+    """
+
+    def __init__(self, names: tuple[str, ...], seed: int) -> None:
+        self._names, self._seed = names, seed
+        self._bandit, self._shares = Exp3(len(names) + 1, GAMMA), Exp3(len(names), GAMMA)
+        self._history: dict[str, list[float]] = {name: [] for name in names}
+        self._rounds = 0
+        self._arm = self._draw()
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return dict(zip(self._names, self._shares.shares, strict=True))
+
+    @property
+    def probabilities(self) -> list[float]:
+        """Of the arms."""
+        return self._bandit.probabilities
+
+    def begin_step(self) -> None:
+        if self._arm < len(self._names):
+            self._shares.credit(self._arm, 1.0)
+
+    def validated(self, scores: Scores, step: int) -> None:
+        if step == 0:
+            return
+        means = _means(scores)
+        before = {name: statistics.fmean(own) if own else means[name] for name, own in self._history.items()}
+        self._bandit.credit(self._arm, statistics.fmean(means[name] - before[name] for name in self._names))
+        order = list(range(len(scores[self._names[0]])))
+        Random(derive(self._seed, "dynaopt history", self._rounds)).shuffle(order)
+        for name, own in self._history.items():
+            self._history[name] = [*own, *(score for prompt in order for score in scores[name][prompt])][-_HISTORY:]
+        self._rounds += 1
+        self._arm = self._draw()
+
+    def _draw(self) -> int:
+        return self._bandit.draw(Random(derive(self._seed, "dynaopt", self._rounds)))
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "arms": list(self._bandit.logs),
+            "shares": list(self._shares.logs),
+            "history": {name: list(own) for name, own in self._history.items()},
+            "arm": self._arm,
+            "rounds": self._rounds,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._bandit.restore(state["arms"])
+        self._shares.restore(state["shares"])
+        self._history = {name: list(own) for name, own in state["history"].items()}
+        self._arm, self._rounds = state["arm"], state["rounds"]
+
+
+def _means(scores: Scores) -> dict[str, float]:
+    return {name: statistics.fmean(score for own in replies for score in own) for name, replies in scores.items()}
 
 
 def _quantile(ordered: list[float], share: float) -> float:

@@ -82,6 +82,7 @@ def prepare(
     workshop = open_workshop(
         recipe, folder, data, processes, out / SHARED_DIR / BASE_DIR, progress=warm_start_progress(say)
     )
+    recipe = workshop.recipe
     held_out = one_per_prompt([*data.parts.get("test", ())])[: recipe.evaluation.test_prompts]
     encode = template_or_chat(recipe.prompt_template, recipe.chat, workshop.tokenizer)
     test, _ = encode_prompts(held_out, encode, max_source_tokens=recipe.max_source_tokens)

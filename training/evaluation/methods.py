@@ -1,8 +1,8 @@
 """The methods that are compared (method.md section 5), each of them one cell per seed.
 
-All use the same trainer, base, prompts and greedy decoding. `single:*`, `soups`, `probs`, `emorl` and `emorl-anchored`
-of one seed share one training of the objectives' adapters; those with weights search them in the same way, each for
-itself.
+All use the same trainer, base, prompts, number of trained parameters and greedy decoding. The mixes and soups of one
+seed share one training of the objectives' adapters; those with weights search them in the same way, with the same
+number of evaluations, each for itself.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from training.evaluation.cells import (
     read_cell,
     write_failed,
 )
+from training.evaluation.dynaopt import too_few_rounds
 from training.evaluation.experiment import Experiment, as_json
 from training.evaluation.generators import MixGenerator, SoupGenerator
 from training.evaluation.stages import Stage, StageName, trained
@@ -38,6 +39,7 @@ from training.rl.settings import Transform
 from training.search.spaces import Point
 
 SINGLE = "single:"
+SOUPS = ("soups", "soups-raw")
 _SCORES: dict[Transform, str] = {"log": "log scores", "raw": "scores", "standardised": "standardised scores"}
 
 
@@ -69,11 +71,18 @@ def methods_of(recipe: Recipe) -> dict[str, Method]:
         Method("uniform", f"one adapter, rewarded by the mean of the {_SCORES[recipe.rl.joint_reward]}", "uniform"),
         Method("dynaopt", "one adapter, reward weights moved by a bandit (Min et al. 2024)", "dynaopt"),
         Method("soups", "the adapters' weight updates added up, with searched weights", "adapters"),
+        Method("soups-raw", "the same, with weights from 0 to 1 of any sum, as published", "adapters"),
         Method("probs", "the adapters' token probabilities mixed, with searched weights", "adapters"),
         Method("emorl", "the adapters' last hidden states mixed, with searched weights", "adapters"),
         Method("emorl-anchored", "the base's state, moved by the weighted differences from it", "adapters"),
     ]
     return {method.name: method for method in every}
+
+
+def left_out(recipe: Recipe) -> dict[str, str]:
+    """Method -> why a run of this recipe would say nothing about it; such methods are not run."""
+    reason = too_few_rounds(recipe.rl, recipe.preset)
+    return {} if reason is None else {"dynaopt": reason}
 
 
 def method_names(recipe: Recipe) -> tuple[str, ...]:
@@ -180,9 +189,9 @@ def _answering(
     if (len(adapters) == 1 and method.needs != "adapters") or method.name.startswith(SINGLE):
         return _Answering(resolve(lanes, {adapters[0].name: 1.0}))
     names = tuple(adapter.name for adapter in adapters)
-    if method.name == "soups":
+    if method.name in SOUPS:
         soups = SoupGenerator(answers, experiment.search, adapters)
-        choice = choose(experiment, soups, log, progress=progress)
+        choice = choose(experiment, soups, log, cube=method.name == "soups-raw", progress=progress)
         answers.attach([soups.soup("soup", choice.point)])
         weights = dict(zip(names, choice.point, strict=True))
         return _Answering(resolve(answers.lanes, {"soup": 1.0}), echo=weights, search=choice.as_cost())

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from training.evaluation.results import JUDGES, MEAN, OBJECTIVES, TEXT, columns_of, failures
+from training.evaluation.results import JUDGES, MEAN, OBJECTIVES, TEXT, columns_of, enough_seeds, failures
 from training.evaluation.scores import MEASURES
 from training.evaluation.yardsticks import ABOUT
 from training.scorers.exam.report import markdown_lines
@@ -20,12 +20,21 @@ _MIB = 2**20
 def markdown(found: Mapping[str, Any]) -> str:
     """The whole page."""
     prompts, reference = found["test_prompts"], found["reference"]
+    fewest = found["statistics"]["fewest_seeds_of_a_claim"]
     parts = [
         f"# {found['name']}: comparison of methods",
-        f"{prompts} held-out prompts. A cell is *mean [95 % interval]*, the interval by bootstrap over prompts; ± is "
-        "the standard deviation of the seeds' means. Intervals say what other prompts would give, ± what training "
-        "again would.",
+        f"{prompts} held-out prompts. A cell is *mean [95 % interval]*; ± is the standard deviation of the seeds' "
+        f"means. With {fewest} seeds or more an interval says what training again and other prompts would give; with "
+        "fewer, what other prompts would give with these trained models.",
     ]
+    if not enough_seeds(found):
+        parts.append(
+            f"**No claim about methods is made here**: none has {fewest} seeds. What differs below differs between "
+            "these trained models."
+        )
+    if found["left_out"]:
+        reasons = [f"- {name}: {why}" for name, why in found["left_out"].items()]
+        parts.append("## Left out\n\n" + "\n".join(reasons))
     if failed := failures(found):
         parts.append("## Failed\n\n" + "\n".join(f"- {name}, seed {seed}: {why}" for name, seed, why in failed))
     parts.append("## Rewards: the scorers that the adapters were trained on\n\n" + _scores(found, OBJECTIVES))
@@ -136,8 +145,7 @@ def _comparisons(found: Mapping[str, Any]) -> str:
             made["column"],
             f"{made['difference']:+.3f} [{made['low']:+.3f}, {made['high']:+.3f}]",
             f"{made['seeds_ahead']} of {len(made['seeds'])}",
-            f"{made['p']:.4f}",
-            f"{made['p_holm']:.4f}",
+            *(_p(made[key]) for key in ("p", "p_holm", "p_seeds", "p_prompts_of_these_models")),
         ]
         for made in found["comparisons"]
     ]
@@ -146,11 +154,18 @@ def _comparisons(found: Mapping[str, Any]) -> str:
     how = found["statistics"]
     note = (
         f"Differences are {found['reference']} minus the other, paired by prompt, averaged over the seeds that both "
-        f"have. p: {how['tests']} for all {how['comparisons']} comparisons of this table. The tests take the trained "
-        "models as given; whether training again would agree is for the column of seeds to hint at."
+        f"have. Intervals: {how['intervals']}. Tests: {how['tests']}. {how['claims']} of {how['comparisons']} "
+        f"comparisons rest on {how['fewest_seeds_of_a_claim']} seeds or more and can be claims about methods."
     )
-    head = ["against", "column", "difference [95 % interval]", "seeds ahead", "p", "p, corrected"]
+    head = [
+        *("against", "column", "difference [95 % interval]", "seeds ahead"),
+        *("p", "p, corrected", "p over seeds", "p, these trained models only"),
+    ]
     return f"{table(head, rows)}\n\n{note}"
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def csv_text(found: Mapping[str, Any]) -> str:

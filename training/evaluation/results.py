@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from training.evaluation import hierarchy
 from training.evaluation.cells import Cell
-from training.evaluation.statistics import PERMUTATIONS, Answers, across, comparisons, estimated
-from training.search.bootstrap import CONFIDENCE, RESAMPLES, Indices, resamples
+from training.evaluation.statistics import FEWEST_SEEDS, PERMUTATIONS, Answers, across, comparisons, estimated
+from training.search.bootstrap import CONFIDENCE, RESAMPLES, Draws, resamples
 from training.search.score_table import Array
 
 FORMAT = "emorl-evaluation-results/1"
@@ -48,9 +49,10 @@ def results(
     cells: Mapping[str, Mapping[int, Scored]],
     *,
     about: Mapping[str, Any],
-    prompts: int,
+    clusters: Sequence[str],
     reference: str | None,
     yardsticks: Mapping[str, Scored] = MappingProxyType({}),
+    left_out: Mapping[str, str] = MappingProxyType({}),
     bootstrap_seed: int = 0,
 ) -> dict[str, Any]:
     """JSON values.
@@ -58,10 +60,12 @@ def results(
     Args:
         cells: method -> seed -> scored cell, in the order of the table.
         about: where it comes from (recipe, hashes, versions), put in as it is.
+        clusters: of each held-out prompt, its dialogue or itself.
         reference: the method that the others are tested against; None: no tests.
         yardsticks: name -> what stands beside the methods in the tables and is tested against none.
+        left_out: methods that were not run -> why.
     """
-    draws = resamples(prompts, seed=bootstrap_seed)
+    draws = resamples(len(clusters), clusters=clusters, seed=bootstrap_seed)
     methods = {name: _method(by_seed, draws) for name, by_seed in cells.items()}
     tested: dict[str, dict[str, Answers]] = {}
     for group in (OBJECTIVES, JUDGES):
@@ -72,11 +76,18 @@ def results(
     return {
         "format": FORMAT,
         **about,
-        "test_prompts": prompts,
+        "test_prompts": len(clusters),
         "reference": reference,
+        "left_out": dict(left_out),
         "statistics": {
-            "intervals": f"{CONFIDENCE:.0%} percentile bootstrap over prompts, {RESAMPLES} resamples",
-            "tests": f"two-sided sign-flip permutation over prompts, {PERMUTATIONS} draws; Holm's correction",
+            "fewest_seeds_of_a_claim": FEWEST_SEEDS,
+            "claims": sum(comparison.is_claim for comparison in made),
+            "clusters_of_prompts": len(draws.members),
+            "intervals": f"{CONFIDENCE:.0%}, with {FEWEST_SEEDS} seeds over trainings and prompts in their dialogues "
+            f"(studentised bootstrap, {hierarchy.RESAMPLES} resamples); with fewer over prompts in their "
+            f"dialogues, of these trained models only (percentile bootstrap, {RESAMPLES} resamples)",
+            "tests": f"p and p, corrected: that bootstrap, and Holm's correction; over seeds: a t-test, the prompts as "
+            f"they are; these models only: sign flips over dialogues, {PERMUTATIONS} draws",
             "comparisons": len(made),
             "bootstrap_seed": bootstrap_seed,
         },
@@ -91,7 +102,7 @@ def _answers(by_seed: Mapping[int, Scored], group: str, column: str) -> Answers 
     return Answers(values) if values else None
 
 
-def _method(by_seed: Mapping[int, Scored], draws: Indices) -> dict[str, Any]:
+def _method(by_seed: Mapping[int, Scored], draws: Draws) -> dict[str, Any]:
     done = {seed: own for seed, own in by_seed.items() if own.scores}
     failed = {str(seed): own.cell.reason or "no reason given" for seed, own in by_seed.items() if not own.scores}
     entry: dict[str, Any] = {"seeds": list(done), "failed": failed}
@@ -128,7 +139,7 @@ def _method(by_seed: Mapping[int, Scored], draws: Indices) -> dict[str, Any]:
     return entry
 
 
-def _yardstick(own: Scored, draws: Indices) -> dict[str, Any]:
+def _yardstick(own: Scored, draws: Draws) -> dict[str, Any]:
     """Its columns, as a method's; a failed one says why."""
     entry = _method({own.cell.seed: own}, draws)
     if not own.scores:
@@ -139,6 +150,12 @@ def _yardstick(own: Scored, draws: Indices) -> dict[str, Any]:
 def _across(cells: Mapping[int, Cell], part: str, key: str) -> dict[str, Any]:
     # A method without a search has searched nothing.
     return across({s: 0 if (own := getattr(cell, part)) is None else getattr(own, key) for s, cell in cells.items()})
+
+
+def enough_seeds(found: Mapping[str, Any]) -> bool:
+    """Whether some method has the seeds that a claim about methods rests on."""
+    fewest = found["statistics"]["fewest_seeds_of_a_claim"]
+    return any(len(own["seeds"]) >= fewest for own in found["methods"].values())
 
 
 def failures(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -14,7 +14,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from emorl_core.errors import EmorlError
 from emorl_core.files.disk import disk_full
 from emorl_core.files.hashes import folder_hash
 from emorl_core.files.writing import replacing
+from training.data.clusters import clusters_of
 from training.data.records import Record, one_per_prompt
 from training.evaluation.blind import sheet_and_key, write_sheet
 from training.evaluation.cells import Cell, EvaluationError, cell_folder, read_cell, read_replies, write_failed
@@ -55,6 +56,7 @@ class Wanted:
     ab_items: int = 20  # prompts of each pair
     side_by_side: int = 12  # prompts
     plots: bool = True
+    left_out: Mapping[str, str] = field(default_factory=dict)  # methods that are not run -> why
 
     def __post_init__(self) -> None:
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
@@ -64,11 +66,11 @@ class Wanted:
             raise EvaluationError(f"seeds: {min(self.seeds)} is below 0", param="seeds")
         named = [("reference", name) for name in (self.reference,) if name is not None]
         named += [("ab", name) for pair in self.ab_pairs for name in pair]
-        for field, name in named:
+        for what, name in named:
             if name not in self.methods:
                 raise EvaluationError(
-                    f"{field}: {name[:40]!r} is not among the methods of this run: {', '.join(self.methods)}",
-                    param=field,
+                    f"{what}: {name[:40]!r} is not among the methods of this run: {', '.join(self.methods)}",
+                    param=what,
                 )
         for pair in self.ab_pairs:
             if pair[0] == pair[1]:
@@ -241,13 +243,21 @@ def judge(
         "name": recipe.name,
         "preset": recipe.preset,
         **_about(recipe, folder, data),
-        "recipe_values": recipe.model_dump(mode="json"),
+        # How prompts are put to a base is the base's matter where the recipe does not say it.
+        "recipe_values": recipe.model_dump(mode="json", exclude=None if recipe.words_prompts else {"prompt_template"}),
         "environment": _environment(),
     }
     progress("yardsticks", 0, 2)
     beside = yardsticks(out, data, records, scorers)
     progress("yardsticks", 1, 2)
-    found = results(cells, about=about, prompts=len(records), reference=reference, yardsticks=beside)
+    found = results(
+        cells,
+        about=about,
+        clusters=clusters_of(records),
+        reference=reference,
+        yardsticks=beside,
+        left_out=wanted.left_out,
+    )
     found["exams"] = exams(out, data, scorers)
     progress("yardsticks", 2, 2)
     texts = {method: texts[method] for method in cells}

@@ -17,7 +17,7 @@ from emorl_core.adapters.adapter import Adapter, read_peft
 from emorl_core.adapters.writer import write_peft
 from emorl_core.errors import EmorlError
 from emorl_core.files.writing import appearing
-from training.evaluation.dynaopt import DynaOpt
+from training.evaluation.dynaopt import dynaopt
 from training.evaluation.experiment import Experiment, as_json
 from training.progress import Progress
 from training.recipe.recipe import Recipe
@@ -79,21 +79,23 @@ def recipe_of(recipe: Recipe, stage: StageName, seed: int) -> Recipe:
 
 def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, run: Path, progress: Progress) -> None:
     from emorl_core.models.registry import adapter_task
-    from training.pipeline.workshop import Joint
+    from training.pipeline.workshop import Joint, joint_lora
 
     recipe = recipe_of(experiment.recipe, stage, seed)
     names = tuple(experiment.scorers)
     joint = {
         "adapters": None,
         "uniform": Joint("uniform", FixedMix.even(names)),
-        "dynaopt": Joint("dynaopt", DynaOpt(names, seed, recipe.preset)),
+        "dynaopt": Joint("dynaopt", dynaopt(names, seed, recipe.preset)),
     }[stage]
 
     def told(record: Mapping[str, Any]) -> None:
         if record["event"] == "step":
             progress(f"training {stage}", record["step"], recipe.rl.stop.max_steps)
 
-    trainer = experiment.workshop.trainer(run, told, recipe=recipe, joint=joint, mark={"stage": stage})
+    # A checkpoint of another rank does not fit.
+    mark = {"stage": stage} | ({} if joint is None else {"rank": str(joint_lora(recipe).rank)})
+    trainer = experiment.workshop.trainer(run, told, recipe=recipe, joint=joint, mark=mark)
     trainer.run(resume=True)
     curves = _curves(run / LOG_FILE, recipe.rl.prompts_per_step)
     about = {}

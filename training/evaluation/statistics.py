@@ -1,11 +1,16 @@
-"""Scores per prompt, seed and method -> means with intervals, spread over seeds, and paired tests.
+"""Scores per prompt, seed and method -> means with intervals, spread over seeds, and tests.
 
-Two kinds of chance are kept apart. Intervals and tests are over *prompts*: what other prompts like these would give,
-with the trained models as they are. The spread is over *seeds*: what training again would give.
+Two kinds of chance are kept apart. What *training again* would give is seen in seeds, and a claim about methods rests
+on them: with `FEWEST_SEEDS` or more, intervals and tests are over trainings and prompts. What *other prompts* would
+give, with these trained models as they are, is all that fewer seeds can say. Prompts of one dialogue count as one
+witness.
+
+SciPy and statsmodels, the extra `evaluation`, have the tests; the hierarchy is `hierarchy.py`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from training.search.bootstrap import Indices, Interval, mean_interval
+from training.evaluation.cells import EvaluationError
+from training.evaluation.hierarchy import Inference, over_trainings_and_prompts
+from training.search.bootstrap import CONFIDENCE, RESAMPLES, Draws, Interval, mean_interval
 from training.search.score_table import Array
 
-PERMUTATIONS = 10_000
+FEWEST_SEEDS = 5  # for a claim about methods
+PERMUTATIONS = 9999
+
+
+def check_installed() -> None:
+    """Raises `EvaluationError` when SciPy or statsmodels is not there."""
+    for name in ("scipy", "statsmodels"):
+        if importlib.util.find_spec(name) is None:
+            raise EvaluationError(f'emorl evaluate needs {name}: pip install "emorl[evaluation]"', param="evaluation")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,15 +40,23 @@ class Answers:
 
     by_seed: Mapping[int, Array]
 
-    def over_seeds(self, seeds: Sequence[int] | None = None) -> Array:
+    def over_seeds(self) -> Array:
         """Mean over seeds of every prompt's number, [prompts]."""
-        return np.mean([self.by_seed[seed] for seed in (self.by_seed if seeds is None else seeds)], axis=0)
+        return np.mean(list(self.by_seed.values()), axis=0)
+
+    def less(self, other: Answers) -> Answers:
+        """Prompt by prompt, over the seeds that both have."""
+        return Answers({s: own - other.by_seed[s] for s, own in self.by_seed.items() if s in other.by_seed})
+
+    @property
+    def means(self) -> dict[int, float]:
+        return {seed: float(np.mean(values)) for seed, values in self.by_seed.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """`interval`: of the mean over prompts and seeds, over prompts. `spread`: sample standard deviation of the seeds'
-    means, None with one seed."""
+    """`interval`: of the mean over prompts and seeds; over trainings and prompts with `FEWEST_SEEDS`, else over
+    prompts. `spread`: sample standard deviation of the seeds' means, None with one seed."""
 
     interval: Interval
     seeds: Mapping[int, float]
@@ -49,26 +72,47 @@ class Estimate:
         }
 
 
-def estimated(answers: Answers, draws: Indices) -> Estimate:
+def estimated(answers: Answers, draws: Draws) -> Estimate:
     """draws: `bootstrap.resamples` of the prompts, the same for every column."""
-    means = {seed: float(np.mean(values)) for seed, values in answers.by_seed.items()}
+    means = answers.means
     spread = statistics.stdev(means.values()) if len(means) > 1 else None
-    return Estimate(mean_interval(answers.over_seeds(), draws), means, spread)
+    whole = _inference(answers, draws)
+    return Estimate(whole.interval if whole else mean_interval(answers.over_seeds(), draws), means, spread)
+
+
+def _inference(answers: Answers, draws: Draws, seed: int = 0) -> Inference | None:
+    """None where there are too few seeds, or prompts from one dialogue only."""
+    if len(answers.by_seed) < FEWEST_SEEDS or len(draws.members) < 2:
+        return None
+    clusters = np.empty(draws.size, dtype=np.int64)
+    for number, members in enumerate(draws.members):
+        clusters[members] = number
+    return over_trainings_and_prompts(np.stack(list(answers.by_seed.values())), clusters.tolist(), seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Reference minus other on the same prompts, over the seeds that both have. `p` is of a two-sided permutation test,
-    `p_holm` corrected for all comparisons made together."""
+    """Reference minus other on the same prompts, over the seeds that both have.
+
+    `p`: over trainings and prompts, `p_holm` corrected for all comparisons made together; None where there are too few
+    seeds for a claim, and then `difference` is over prompts only. `p_seeds`: t-test over the seeds' means, with the
+    prompts as they are. `p_prompts`: sign-flip permutation over prompts, with these trained models as they are.
+    """
 
     reference: str
     other: str
     column: str
     difference: Interval
-    p: float
-    p_holm: float
     seeds: tuple[int, ...]
     seeds_ahead: int  # seeds in which the reference's mean was larger
+    p: float | None
+    p_holm: float | None
+    p_seeds: float | None
+    p_prompts: float
+
+    @property
+    def is_claim(self) -> bool:
+        return self.p is not None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -78,62 +122,98 @@ class Comparison:
             "difference": self.difference.estimate,
             "low": self.difference.low,
             "high": self.difference.high,
-            "p": self.p,
-            "p_holm": self.p_holm,
             "seeds": list(self.seeds),
             "seeds_ahead": self.seeds_ahead,
+            "claim": self.is_claim,
+            "p": self.p,
+            "p_holm": self.p_holm,
+            "p_seeds": self.p_seeds,
+            "p_prompts_of_these_models": self.p_prompts,
         }
 
 
 def comparisons(
-    columns: Mapping[str, Mapping[str, Answers]], reference: str, draws: Indices, *, seed: int = 0
+    columns: Mapping[str, Mapping[str, Answers]], reference: str, draws: Draws, *, seed: int = 0
 ) -> list[Comparison]:
     """The reference against every other method, in every column; one family for the correction.
 
     Args:
         columns: column -> method -> answers.
     """
-    found: list[tuple[str, str, Interval, float, tuple[int, ...], int]] = []
+    found: list[tuple[str, str, Answers]] = []
     for column, methods in columns.items():
         mine = methods.get(reference)
         for other, answers in methods.items() if mine is not None else ():
-            common = tuple(s for s in mine.by_seed if s in answers.by_seed) if mine is not None else ()
-            if other == reference or mine is None or not common:
-                continue
-            difference = mine.over_seeds(common) - answers.over_seeds(common)
-            ahead = sum(bool(np.mean(mine.by_seed[s]) > np.mean(answers.by_seed[s])) for s in common)
-            p = permutation_p(difference, seed=seed)
-            found.append((other, column, mean_interval(difference, draws), p, common, ahead))
-    corrected = holm([row[3] for row in found])
+            if other != reference and mine is not None and (difference := mine.less(answers)).by_seed:
+                found.append((other, column, difference))
+    inferences = [_inference(difference, draws, seed) for _, _, difference in found]
+    corrected = iter(holm([inference.p for inference in inferences if inference is not None]))
     return [
-        Comparison(reference, other, column, interval, p, adjusted, common, ahead)
-        for (other, column, interval, p, common, ahead), adjusted in zip(found, corrected, strict=True)
+        Comparison(
+            reference,
+            other,
+            column,
+            inference.interval if inference is not None else mean_interval(difference.over_seeds(), draws),
+            tuple(difference.by_seed),
+            sum(mean > 0 for mean in difference.means.values()),
+            None if inference is None else inference.p,
+            None if inference is None else next(corrected),
+            over_seeds_p(list(difference.means.values())),
+            sign_flip_p(np.array([difference.over_seeds()[own].sum() for own in draws.members]), seed=seed),
+        )
+        for (other, column, difference), inference in zip(found, inferences, strict=True)
     ]
 
 
-def permutation_p(differences: Array, *, count: int = PERMUTATIONS, seed: int = 0) -> float:
-    """Two-sided p-value that the mean of paired `differences` [prompts] is 0: their signs are drawn anew (Fisher 1935;
-    the + 1 of Phipson & Smyth 2010 keeps it above 0)."""
-    observed = abs(float(np.sum(differences)))
+def over_seeds_p(differences: Sequence[float]) -> float | None:
+    """Two-sided p-value of a t-test that the seeds' mean differences are 0 on average; None with one seed, or where all
+    seeds differ by the same."""
+    from scipy.stats import ttest_1samp
+
+    if not any(differences):
+        return 1.0 if len(differences) > 1 else None
+    if len(set(differences)) < 2:
+        return None
+    return float(ttest_1samp(differences, 0.0).pvalue)
+
+
+def sign_flip_p(differences: Array, *, seed: int = 0) -> float:
+    """Two-sided p-value that the sum of paired `differences` is 0: their signs are drawn anew (Fisher 1935), or all
+    enumerated where they are few."""
+    from scipy.stats import permutation_test
+
+    if len(differences) < 2 or not np.any(differences):
+        return 1.0
+    found = permutation_test(
+        (differences,),
+        lambda values, axis: np.sum(values, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        rng=np.random.Generator(np.random.PCG64(seed)),
+    )
+    return float(found.pvalue)
+
+
+def interval_of_items(values: Array, *, seed: int = 0) -> Interval:
+    """Of the mean of independent `values`, by the percentile bootstrap; with one value there is no spread to see."""
+    from scipy.stats import bootstrap
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, mean, mean)
     generator = np.random.Generator(np.random.PCG64(seed))
-    as_far = 0
-    for start in range(0, count, 1000):
-        size = min(1000, count - start)
-        signs = generator.integers(0, 2, (size, len(differences))) * 2.0 - 1.0  # [size, prompts]
-        # A sum in another order differs in its last bits; what is equal must count as equal.
-        as_far += int(np.sum(np.abs(signs @ differences) >= observed - 1e-9))
-    return (as_far + 1) / (count + 1)
+    found = bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=generator
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm 1979: corrected so that the chance of any false finding among all stays below the level."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p_values, method="holm")[1].tolist() if p_values else []
 
 
 def across(values: Mapping[int, float]) -> dict[str, Any]:

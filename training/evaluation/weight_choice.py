@@ -1,10 +1,12 @@
-"""Weights for a method of the comparison: one search, prompts and goal for all; what a point stands for differs.
+"""Weights for a method of the comparison: one search, prompts, goal and number of evaluations for all; what a point
+stands for differs.
 
 The goal is the mean over the objectives' scores and the prompts, what the comparison reports.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from training.evaluation.experiment import Experiment
 from training.progress import Progress
 from training.search.evaluator import Evaluator
 from training.search.generator import Generator
-from training.search.grid import SearchError, budget, search
+from training.search.grid import SearchError, search
 from training.search.inputs import prompts_hash
 from training.search.log import EvaluationLog
 from training.search.run import MOST_BY_GRID
@@ -57,7 +59,8 @@ def choose(
 
     Args:
         generator: of replies to the experiment's search prompts.
-        cube: look among all numbers from 0 to 1, all zeros included, rather than among weights that sum to 1.
+        cube: look among all numbers from 0 to 1, all zeros included, rather than among weights that sum to 1. The cube
+            has more points a level, so its last level is cut short where the simplex would have ended.
 
     Raises `SearchError`: too many objectives for a search in the cube; Optuna is missing.
     """
@@ -68,7 +71,7 @@ def choose(
             f"{objectives} objectives; a search in the cube takes up to {MOST_BY_GRID}", param="objectives"
         )
     space = Cube(objectives) if cube else Simplex(objectives)
-    expected = budget(space, experiment.levels) if by_grid else TRIALS
+    most = evaluations(objectives, experiment.levels) if by_grid else TRIALS
     prompts = [Record(prompt.text) for prompt in experiment.search]
     kept = _TimedLog(log, {"prompts": prompts_hash(prompts), "scorers": list(experiment.scorers)})
     # Nothing is inferred: each method pays for all its texts, so that what their searches took can be compared.
@@ -80,16 +83,23 @@ def choose(
         new = [point for point in points if point not in known]
         tables = evaluator.tables(new)
         known.update((point, float(table.scores.mean())) for point, table in zip(new, tables, strict=True))
-        progress("searching weights", len(known), max(expected, len(known)))
+        progress("searching weights", len(known), max(most, len(known)))
         return [known[point] for point in points]
 
     if by_grid:
-        found = search(space, experiment.levels, evaluate, eligible=lambda point: cube or any(point))
+        found = search(space, experiment.levels, evaluate, eligible=lambda point: cube or any(point), most=most)
     else:
         found = search_tpe(objectives, TRIALS, evaluate)
     progress("searching weights", 1, 1)
     count = len(found.scores)
     return ChosenWeights(found.best, found.best_score, count, count * len(experiment.search), kept.seconds)
+
+
+def evaluations(objectives: int, levels: int) -> int:
+    """What a grid search may run at most, whatever its space: as many as one of the simplex needs. Each of its levels
+    knows the corners and edge midpoints of its cell from the level before."""
+    a_level = Simplex(objectives).points_per_level
+    return a_level + (levels - 1) * (a_level - math.comb(objectives + 1, 2))
 
 
 class _TimedLog(EvaluationLog):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from emorl_core.bundle import hub_folder
+from emorl_core.adapters.adapter import ACTIVATED_TASK
+from emorl_core.bundle import PROMPT, hub_folder
+from emorl_core.models.registry import adapter_task
+from emorl_core.text.tokenizer import load_tokenizer
 from training.config import RecipeError
-from training.data.records import Record
+from training.data.records import DIALOGUE, Record
 from training.data.sources import load_records
 from training.data.splits import prompt_key
+from training.data.wording import ChatSettings
 from training.pipeline.prepare import Data
 from training.progress import FitProgress
 from training.recipe.recipe import BaseSettings, Recipe, WarmStart
@@ -46,6 +52,26 @@ def start_folder(recipe: Recipe, folder: Path) -> Path | None:
     return base_folder(recipe.model_copy(update={"base": found}), folder)
 
 
+def worded(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with how prompts are put to its base. Where it gives neither `prompt_template` nor `chat`, a
+    decoder-only base is asked through its own chat template, and plainly where it has none or `chat` is null.
+
+    Raises as `base_folder`, and BundleError for files of the base that cannot be read.
+    """
+    start = None if recipe.words_prompts else start_folder(recipe, folder)
+    if start is None or adapter_task(start) != ACTIVATED_TASK:
+        return recipe
+    in_chat = "chat" not in recipe.model_fields_set and bool(load_tokenizer(start).chat_template)
+    return recipe.model_copy(update={"prompt_template": PROMPT, "chat": ChatSettings() if in_chat else None})
+
+
+def how_prompts_go(recipe: Recipe) -> str:
+    """For people."""
+    if recipe.chat is not None:
+        return "go through the base's chat template"
+    return f"go into the template {recipe.prompt_template!r}"
+
+
 def run_warm_start(
     recipe: Recipe, folder: Path, data: Data, out: Path, *, overwrite: bool = False, progress: FitProgress | None = None
 ) -> Path:
@@ -74,6 +100,7 @@ def _stage(recipe: Recipe, folder: Path, data: Data) -> tuple[WarmStartSettings,
     start = recipe.base.warm_start
     if start is None:
         raise RecipeError("base: the recipe has no warm_start", param="base.warm_start")
+    recipe = worded(recipe, folder)
     settings = start.settings(recipe.prompt_template, recipe.max_source_tokens, recipe.chat)
     if settings.fit.seed == 0:  # not given: the run's own; numpy, which transformers seeds, takes 32 bits
         fit = settings.fit.model_copy(update={"seed": derive(recipe.seed, "warm start") % 2**32})
@@ -82,25 +109,41 @@ def _stage(recipe: Recipe, folder: Path, data: Data) -> tuple[WarmStartSettings,
 
 
 def warm_start_records(start: WarmStart, folder: Path, data: Data, column: str | None) -> list[Record]:
-    """What the base is fitted on. No prompt that the recipe validates or tests on is in it, nor any with the same value
-    in `column` (the recipe's `data.split_by`).
+    """What the base is fitted on: `start.sources`, or the training part where it names none. See
+    `records_with_replies`."""
+    records = None if start.sources else data.parts["train"]
+    return records_with_replies(start.sources, "base.warm_start.sources", folder, data, column, records)
 
-    Raises `RecipeError` when no record has a reply.
+
+def records_with_replies(
+    sources: Sequence[Any],
+    where: str,
+    folder: Path,
+    data: Data,
+    column: str | None,
+    records: Sequence[Record] | None = None,
+) -> list[Record]:
+    """The records of `sources` (or these `records`) that have a reply. No prompt that the recipe validates or tests on
+    is in it, nor any of the same dialogue or with the same value in `column` (the recipe's `data.split_by`).
+
+    where: the sources' place in the recipe. Raises `DataError`, and `RecipeError` when no record has a reply.
     """
     held = [r for part in ("validation", "test") for r in data.parts.get(part, ())]
     prompts = {prompt_key(record.prompt) for record in held}
-    # Where a column decides the parts, another prompt of the same situation would give it away too.
-    values = {record.extras[column] for record in held} if column else set()
-    records: list[Record] = [] if start.sources else list(data.parts["train"])
-    for number, source in enumerate(start.sources):
-        records += load_records(source, base=folder, where=f"base.warm_start.sources.{number}")
+    # Another prompt of the same dialogue, or of the same situation where a column decides, would give it away too.
+    together = (DIALOGUE, column) if column else (DIALOGUE,)
+    values = {(key, record.extras[key]) for record in held for key in together if record.extras.get(key)}
+    found = list(records or ())
+    for number, source in enumerate(sources):
+        found += load_records(source, base=folder, where=f"{where}.{number}")
     kept = [
         record
-        for record in records
+        for record in found
         if record.response is not None
         and prompt_key(record.prompt) not in prompts
-        and not (column and record.extras.get(column) in values)
+        and not any((key, record.extras.get(key)) in values for key in together)
     ]
     if not kept:
-        raise RecipeError("base.warm_start: no record has a reply to fit on", param="base.warm_start")
+        field = where.removesuffix(".sources")
+        raise RecipeError(f"{field}: no record has a reply to fit on", param=field)
     return kept

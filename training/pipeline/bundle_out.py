@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from emorl_core.adapters.writer import write_peft
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
+from emorl_core.bundle import (
+    ADAPTERS_DIR,
+    BASE_DIR,
+    BaseRef,
+    BundleSpec,
+    ObjectiveSpec,
+    ProfileSpec,
+    copy_checkpoint,
+    write_spec,
+)
 from emorl_core.files.hashes import weights_hash
 from emorl_core.files.writing import appearing
 from emorl_core.models.registry import adapter_task
@@ -23,13 +31,6 @@ from training.rl.trainer import Trainer
 
 REPORT_FILE = "training.json"
 REPORT_FORMAT = "emorl-training-report/1"
-_BASE_FILES = (
-    "*.json",
-    "*.safetensors",
-    "*.model",
-    "*.txt",
-    "*.jinja",
-)  # of a checkpoint and its tokenizer; no pickles
 _PACKAGES = ("emorl", "torch", "transformers", "accelerate", "safetensors")
 
 
@@ -62,20 +63,13 @@ def write_bundle(
                     base_sha256=base_sha256,
                     task=task,
                     extra=extra,
+                    dtype=getattr(torch, recipe.lora.save_as),
                 )
         if recipe.base.hub is None:
-            copy_base(base, bundle / BASE_DIR)
+            copy_checkpoint(base, bundle / BASE_DIR)
         (bundle / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         write_spec(bundle, _spec(recipe, trainer))
     return report
-
-
-def copy_base(source: Path, target: Path) -> None:
-    """The files of a checkpoint that serving reads."""
-    target.mkdir()
-    for pattern in _BASE_FILES:
-        for path in sorted(source.glob(pattern)):
-            shutil.copyfile(path, target / path.name)
 
 
 def _spec(recipe: Recipe, trainer: Trainer) -> BundleSpec:
@@ -110,7 +104,7 @@ def _report(recipe: Recipe, trainer: Trainer, data: Data) -> dict[str, Any]:
         "data": data.summary(),
         "fingerprint": trainer.task.fingerprint,
         "threads": torch.get_num_threads(),
-        "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "versions": {name: version(name) for name in _PACKAGES},
         "recipe": recipe.model_dump(mode="json"),
     }
 
@@ -130,10 +124,3 @@ def _objective(objective: Objective, recipe: Recipe) -> dict[str, Any]:
         },
         "consumption": objective.consumption.as_dict(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,5 +1,5 @@
-"""The demo bundle, made on the user's machine from nothing: a synthetic corpus, a tokenizer, a small T5 warm-started on
-it, and one adapter per objective by reinforcement learning.
+"""The tiny demo bundle, made on the user's machine from nothing: a synthetic corpus, a tokenizer, a small T5 that is
+warm-started on it, and one adapter per objective by reinforcement learning.
 
 It is `recipes/demo.yaml` with a cache around it: a killed build goes on where it stopped, and a finished one is found
 again by its key.
@@ -8,7 +8,6 @@ again by its key.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +16,11 @@ from typing import Any
 
 from pydantic import Field
 
-from emorl_core.bundle import BASE_DIR, BUNDLE_FILE
-from emorl_core.errors import EmorlError
+from emorl_core.bundle import BASE_DIR
 from emorl_core.files.writing import appearing, clear_leftovers
 from training.config import Section
 from training.data.synthetic.tables import FOLDER as GRAMMAR
+from training.pipeline.demo_folder import alone, check_target, key_of, write_receipt
 from training.progress import Progress
 from training.recipe.recipe import Recipe, parse_recipe
 from training.rl.settings import LoraSettings, RlSettings, StopSettings
@@ -29,15 +28,7 @@ from training.warm_start.fit import FitSettings
 from training.warm_start.scratch_t5 import ScratchSettings
 
 NAME = "counselor-demo"
-RECEIPT = "demo.json"
 _FORMAT = 4  # raised when code outside the grammar changes what a build makes
-
-
-class DemoError(EmorlError):
-    """A demo that cannot be built where it was asked for."""
-
-    code = "invalid_demo"
-
 
 # Objective -> what it is, for people. Its scorer is lexical_<objective>.
 OBJECTIVES: Mapping[str, str] = {
@@ -135,10 +126,9 @@ def build_demo(
     key = build_key(settings)
     if not rebuild and is_built(folder, settings):
         return folder
-    _check_target(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_target(folder)
     work = folder.with_name(f".{folder.name}.building")
-    with _alone(folder):
+    with alone(folder):
         if not rebuild and is_built(folder, settings):  # another process built it while this one waited
             return folder
         if not rebuild and cached is not None and is_built(cached, settings):
@@ -154,7 +144,7 @@ def build_demo(
 
 def is_built(folder: Path, settings: DemoSettings | None = None) -> bool:
     """Whether `folder` holds the finished demo bundle of these settings (default: the demo's own)."""
-    return _key_of(folder) == build_key(settings or DemoSettings())
+    return key_of(folder) == build_key(settings or DemoSettings())
 
 
 def build_key(settings: DemoSettings, grammar: Path = GRAMMAR) -> str:
@@ -192,31 +182,14 @@ def build_bundle(work: Path, recipe: Recipe, progress: Progress | None = None) -
 
     trainer = workshop.trainer(work / RUN_DIR, report)
     trainer.run(resume=True)
-    write_bundle(work / BUNDLE_DIR, recipe, trainer, data, workshop.base, overwrite=False)
+    write_bundle(work / BUNDLE_DIR, workshop.recipe, trainer, data, workshop.base, overwrite=False)
 
 
 def publish(bundle: Path, folder: Path, key: str) -> None:
     """The finished bundle with the demo's receipt in it, which appears whole or not at all."""
     with appearing(folder, replace=True) as temporary:
         shutil.copytree(bundle, temporary, dirs_exist_ok=True)
-        receipt = {"key": key, "adapters": "reinforcement learning"}
-        (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
-
-
-def _key_of(folder: Path) -> str | None:
-    """The key a finished demo bundle was built with; None where there is none."""
-    try:
-        receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return str(receipt.get("key")) if (folder / BUNDLE_FILE).is_file() and isinstance(receipt, dict) else None
-
-
-def _check_target(folder: Path) -> None:
-    if folder.is_dir() and (_key_of(folder) is not None or not any(folder.iterdir())):
-        return
-    if folder.exists():
-        raise DemoError(f"folder is {folder.name!r}, which holds something else; name a new folder", param="folder")
+        write_receipt(temporary, key, "reinforcement learning")
 
 
 def _open_work(work: Path, key: str) -> None:
@@ -227,15 +200,6 @@ def _open_work(work: Path, key: str) -> None:
         work.mkdir()
         stamp.write_text(key, encoding="utf-8")
     clear_leftovers(work)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One build of a folder at a time; a second process waits, and then finds it built."""
-    from filelock import FileLock  # comes with huggingface_hub
-
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        yield
 
 
 @contextmanager

@@ -26,11 +26,13 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
     from emorl_core.models.config import read_config
     from emorl_core.models.registry import adapter_task
     from emorl_core.text.tokenizer import HuggingFaceTokenizer
-    from training.pipeline.base import start_folder, warm_start_records
+    from training.pipeline.base import how_prompts_go, start_folder, warm_start_records, worded
     from training.pipeline.invocation import check_start
-    from training.pipeline.prepare import encode, load_data
+    from training.pipeline.pairs import given_records
+    from training.pipeline.prepare import check_passes, encode, load_data
 
     data = load_data(recipe, folder)
+    check_passes(recipe, data)
     rl, names = recipe.rl, list(recipe.objectives)
     plan: dict[str, Any] = {
         "name": recipe.name,
@@ -46,13 +48,23 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
             "most_prompts": rl.stop.max_steps * rl.prompts_per_step,
         },
     }
-    plan["steps"]["steps_per_pass"] = round(plan["data"]["parts"]["train"]["prompts"] / rl.prompts_per_step, 2)
+    of_a_pass = plan["data"]["parts"]["train"]["prompts"] / rl.prompts_per_step
+    plan["steps"]["steps_per_pass"] = int(of_a_pass) if rl.drop_last else round(of_a_pass, 2)
     start = recipe.base.warm_start
     if start is not None:
         records = warm_start_records(start, folder, data, recipe.data.split_by)
         plan["warm_start"] = {"records": len(records), "steps": start.fit.steps, "batch_size": start.fit.batch_size}
+    if recipe.adapter_start is not None:
+        given = given_records(recipe, folder, data)
+        plan["adapter_start"] = {
+            "records": {name: len(own) for name, own in given.items()},
+            "steps": recipe.adapter_start.steps,
+            "batch_size": recipe.adapter_start.batch_size,
+        }
     longest, task = recipe.max_source_tokens, None
     try:
+        recipe = worded(recipe, folder)
+        plan["prompts"] = how_prompts_go(recipe)
         base = start_folder(recipe, folder)
         if base is None:
             assert start is not None  # a base from scratch is warm-started

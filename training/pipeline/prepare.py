@@ -12,6 +12,7 @@ from typing import Any
 from emorl_core.files.hashes import folder_hash
 from emorl_core.text.tokenizer import Tokenizer
 from training.config import RecipeError
+from training.data.parts import split_sources
 from training.data.prompts import Prompt, encode_prompts
 from training.data.records import DataError, Record, RecordSet
 from training.data.sources import load_records
@@ -26,7 +27,7 @@ NOT_TRAINING = {"name", "compute", "profiles", "default_profile", "evaluation"}
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What the recipe's sources hold, in parts by prompt."""
+    """What the recipe's sources hold, in parts by dialogue and prompt."""
 
     sources: tuple[RecordSet, ...]
     parts: Mapping[str, tuple[Record, ...]]
@@ -52,20 +53,30 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
         load_records(source, base=folder, where=f"data.sources.{number}")
         for number, source in enumerate(settings.sources)
     )
-    records = [record for source in sources for record in source]
+    found = [source.records for source in sources]
     if settings.max_prompts is not None:
-        kept = set(distinct(records)[: settings.max_prompts])
-        records = [record for record in records if record.prompt in kept]
+        kept = set(distinct([record for own in found for record in own])[: settings.max_prompts])
+        found = [tuple(record for record in own if record.prompt in kept) for own in found]
+    shares = {str(part): share for part, share in settings.splits.items()}
     if settings.split_by is None:
-        return Data(
-            sources,
-            split_by_prompt(records, settings.seed, {str(part): share for part, share in settings.splits.items()}),
+        return Data(sources, split_sources(found, settings.seed, shares))
+    records = [record for own in found for record in own]
+    return Data(sources, _split_by_column(records, settings.split_by, settings.seed, shares))
+
+
+def check_passes(recipe: Recipe, data: Data) -> None:
+    """Raises `RecipeError` when a pass over the training prompts would have no step."""
+    prompts, rl = len(distinct(data.parts["train"])), recipe.rl
+    if rl.drop_last and prompts < rl.prompts_per_step:
+        raise RecipeError(
+            f"rl.drop_last is true and {prompts} training prompts fill no step of {rl.prompts_per_step}; lower "
+            "rl.prompts_per_step",
+            param="rl.drop_last",
         )
-    return Data(sources, _split_by_column(records, settings.split_by, settings.seed, settings.splits))
 
 
 def _split_by_column(
-    records: Sequence[Record], column: str, seed: int, fractions: Mapping[Any, float]
+    records: Sequence[Record], column: str, seed: int, fractions: Mapping[str, float]
 ) -> dict[str, tuple[Record, ...]]:
     for record in records:
         if not record.extras.get(column):

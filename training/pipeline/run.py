@@ -87,7 +87,7 @@ def train(
     processes.close()
     if not processes.is_main:
         return {}
-    return write_bundle(places.bundle, recipe, trainer, data, workshop.base, overwrite=overwrite)
+    return write_bundle(places.bundle, workshop.recipe, trainer, data, workshop.base, overwrite=overwrite)
 
 
 def warm_start_progress(say: Say) -> FitProgress:

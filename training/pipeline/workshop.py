@@ -14,13 +14,16 @@ import torch
 from emorl_core.models.registry import adapter_task, load_model
 from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from training.config import RecipeError
-from training.pipeline.base import base_folder, run_warm_start, start_folder, warm_started
+from training.pipeline.base import base_folder, how_prompts_go, run_warm_start, start_folder, warm_started, worded
 from training.pipeline.invocation import check_start
-from training.pipeline.prepare import Data, Encoded, encode, fingerprint
+from training.pipeline.pairs import EncodedPairs, encode_pairs, given_records
+from training.pipeline.prepare import Data, Encoded, check_passes, encode, fingerprint
 from training.progress import FitProgress, Say
 from training.recipe.recipe import Recipe
+from training.rl.given import Given
 from training.rl.processes import Processes
 from training.rl.rewards import FixedMix, RewardMix
+from training.rl.settings import LoraSettings
 from training.rl.task import Goal, Task
 from training.rl.tracking import Report
 from training.rl.trainer import Trainer
@@ -47,6 +50,7 @@ class Workshop:
     tokenizer: HuggingFaceTokenizer
     encoded: Encoded
     scorers: dict[str, Checked]
+    pairs: EncodedPairs | None = None
 
     def trainer(
         self,
@@ -67,14 +71,16 @@ class Workshop:
         """
         recipe = recipe or self.recipe
         model: Any = load_model(self.base, device=self.processes.device, dtype=torch.float32, training=True)
+        pairs = {} if self.pairs is None else {"pairs": self.pairs.sha256}
         task = task_of(
             recipe,
             model,
             self.tokenizer,
             self.encoded,
             self.scorers,
-            {**fingerprint(recipe, self.data, self.base), **(mark or {})},
+            {**fingerprint(recipe, self.data, self.base), **pairs, **(mark or {})},
             joint,
+            self.pairs,
         )
         return Trainer(task, self.processes, run, report)
 
@@ -95,6 +101,7 @@ def open_workshop(
     Raises:
         RecipeError, DataError, ScorerError, FitError, BundleError: one line each.
     """
+    check_passes(recipe, data)
     # First: a scorer that cannot be built is refused before a base is fitted, and a base whose adapters cannot begin at
     # the reply.
     context = Context(recipe.compute.scorer_device, folder, data.parts["train"])
@@ -102,13 +109,19 @@ def open_workshop(
         name: build_scorer(objective.scorer, context, where=f"objectives.{name}.scorer")
         for name, objective in recipe.objectives.items()
     }
+    recipe = worded(recipe, folder)
+    say(f"prompts {how_prompts_go(recipe)}")
+    records = given_records(recipe, folder, data)
     if recipe.base.warm_start is not None and recipe.lora.act_on == "reply":
         check_start(recipe, start_folder(recipe, folder))
     base = _base(recipe, folder, data, processes, made, progress, say)
     tokenizer = HuggingFaceTokenizer(base)
     encoded = encode(recipe, data, tokenizer, adapter_task(base))
     say(f"{len(encoded.train)} training and {len(encoded.validation)} validation prompts, {encoded.cut} cut")
-    return Workshop(recipe, folder, data, processes, base, tokenizer, encoded, scorers)
+    pairs = encode_pairs(recipe, records, base, encoded.invocation)
+    if pairs is not None:
+        say(pairs.summary())
+    return Workshop(recipe, folder, data, processes, base, tokenizer, encoded, scorers, pairs)
 
 
 def task_of(
@@ -119,14 +132,16 @@ def task_of(
     scorers: dict[str, Checked],
     fingerprint: dict[str, str],
     joint: Joint | None = None,
+    pairs: EncodedPairs | None = None,
 ) -> Task:
     """What a trainer needs to know of a recipe.
 
     Raises `RecipeError` for prompts that leave the base no room for a reply.
     """
-    _check_room(recipe, encoded, model.facts.max_positions)
+    longest = encoded.longest if pairs is None else max(encoded.longest, pairs.longest)
+    _check_room(recipe, longest, model.facts.max_positions)
     if joint is not None:
-        goals = {joint.name: Goal(scorers, joint.mix, recipe.lora, recipe.rl.learning_rate)}
+        goals = {joint.name: Goal(scorers, joint.mix, joint_lora(recipe), recipe.rl.learning_rate)}
     else:
         goals = {
             name: Goal({name: scorer}, FixedMix({name: 1.0}), recipe.lora_of(name), recipe.learning_rate_of(name))
@@ -145,14 +160,30 @@ def task_of(
         recipe.lora.dropout,
         encoded.invocation,
         joint=joint is not None,
+        given=_given(pairs, joint),
     )
 
 
-def _check_room(recipe: Recipe, encoded: Encoded, positions: int | None) -> None:
-    most = encoded.longest + recipe.rl.max_new_tokens
+def joint_lora(recipe: Recipe) -> LoraSettings:
+    """Of one adapter for all objectives: as many trained parameters as their own adapters have together, at the scale
+    of `lora`."""
+    rank = sum(recipe.lora_of(name).rank for name in recipe.objectives)
+    return recipe.lora.model_copy(update={"rank": rank, "alpha": recipe.lora.alpha * rank / recipe.lora.rank})
+
+
+def _given(pairs: EncodedPairs | None, joint: Joint | None) -> Given | None:
+    """A joint adapter learns from the replies of all objectives."""
+    if pairs is None or joint is None:
+        return None if pairs is None else pairs.given
+    every = tuple(pair for own in pairs.given.pairs.values() for pair in own)
+    return Given(pairs.given.fit, {joint.name: every})
+
+
+def _check_room(recipe: Recipe, longest: int, positions: int | None) -> None:
+    most = longest + recipe.rl.max_new_tokens
     if positions is not None and most > positions:
         raise RecipeError(
-            f"the longest prompt has {encoded.longest} tokens and rl.max_new_tokens is {recipe.rl.max_new_tokens}, "
+            f"the longest prompt has {longest} tokens and rl.max_new_tokens is {recipe.rl.max_new_tokens}, "
             f"{most} in all; the base has {positions} positions; lower max_source_tokens or rl.max_new_tokens",
             param="rl.max_new_tokens",
         )

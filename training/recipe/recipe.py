@@ -14,10 +14,11 @@ from emorl_core.errors import InvalidWeights, cut
 from emorl_core.files.documents import read_yaml
 from emorl_core.files.reading import Missing, Unreadable, is_folder
 from emorl_core.weights import BASE, resolve
-from training.config import RecipeError, Section, Start, is_default
+from training.config import RecipeError, Section, Start, is_default, nearest
 from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
 from training.data.wording import ChatSettings
+from training.recipe.adapter_start import AdapterStart
 from training.recipe.evaluation import EvaluationSettings
 from training.recipe.overrides import apply_override
 from training.rl.settings import ComputeSettings, LoraSettings, Preset, RlSettings, with_preset
@@ -65,7 +66,8 @@ class DataSettings(Section):
     sources: tuple[Any, ...] = Field(min_length=1)
     """Data sets, each a mapping with `kind` (pair, psych8k, jsonl, ...); several are joined."""
     splits: dict[Literal["train", "validation", "test"], float] = Field(default_factory=lambda: dict(FRACTIONS))  # type: ignore[arg-type]
-    """Share of the distinct prompts in each part; they sum to 1. No prompt is in two parts."""
+    """Share of the distinct prompts in each part; they sum to 1. No prompt and no dialogue is in two parts, and every
+    source gives each part its share. Rows of your own name their dialogue in an extra column `dialogue`."""
     split_by: str | None = None
     """An extra column whose value decides the part, not the prompt (`key` of the synthetic data: the situation)."""
     seed: int = Field(0, ge=0)
@@ -112,7 +114,8 @@ class Recipe(Section):
     base: BaseSettings
     """The frozen model."""
     prompt_template: Template = "{prompt} [SEP] "
-    """Wraps every prompt; `{prompt}` stands for it. Not beside `chat`."""
+    """Wraps every prompt; `{prompt}` stands for it. Not beside `chat`. With neither given, a decoder-only base gets its
+    chat template, or the plain prompt where it has none."""
     chat: ChatSettings | None = Field(None, exclude_if=is_default(None))
     """Instead of `prompt_template`: prompts go through the base's own chat template."""
     max_source_tokens: int = Field(128, ge=2)
@@ -125,6 +128,8 @@ class Recipe(Section):
     """Values of `rl` that the recipe does not give: `default`, or `paper` for the published implementation's."""
     lora: LoraSettings = LoraSettings()
     """The adapters."""
+    adapter_start: AdapterStart | None = Field(None, exclude_if=is_default(None))
+    """Supervised training of the adapters before reinforcement; null: they begin as the base."""
     rl: RlSettings = RlSettings()
     """Reinforcement learning."""
     profiles: dict[Name, dict[str, float]] = Field(default_factory=dict)
@@ -152,6 +157,11 @@ class Recipe(Section):
             return {"prompt_template": PROMPT, **values}
         return values
 
+    @property
+    def words_prompts(self) -> bool:
+        """Whether it says itself how prompts are put to the base (see `training.pipeline.base.worded`)."""
+        return self.chat is not None or "prompt_template" in self.model_fields_set
+
     @model_validator(mode="after")
     def _template_or_chat(self) -> Recipe:
         if self.chat is not None and self.prompt_template != PROMPT:
@@ -165,6 +175,15 @@ class Recipe(Section):
             raise ValueError(f"{BASE} is the bare model, which is always there; choose another name")
         for name, objective in value.items():
             parse_scorer(objective.scorer, where=f"objectives.{name}.scorer")
+        return value
+
+    @field_validator("adapter_start")
+    @classmethod
+    def _fitted_objectives(cls, value: AdapterStart | None, info: ValidationInfo) -> AdapterStart | None:
+        objectives = info.data.get("objectives", {})
+        for name in value.sources if value is not None and objectives else ():
+            if name not in objectives:
+                raise ValueError(f"sources.{name} is no objective{nearest(name, objectives)}")
         return value
 
     @field_validator("evaluation")
@@ -210,6 +229,7 @@ class Recipe(Section):
         return self.model_copy(
             update={
                 "objectives": {name: value for name, value in self.objectives.items() if name in names},
+                "adapter_start": None if self.adapter_start is None else self.adapter_start.restricted(names),
                 "profiles": profiles,
                 "default_profile": self.default_profile if self.default_profile in profiles else None,
             }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from training.data.prompts import Prompt
 from training.rl.gradients import TrainingGroup
-from training.rl.objective import Scores
+from training.rl.rewards import Scores
 from training.rl.rollout import Sample
 
 

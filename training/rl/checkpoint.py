@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,17 @@ def latest(folder: Path) -> Checkpoint | None:
     if state.get("format") != FORMAT:
         raise RecipeError(f"{path}: format is {state.get('format')!r}; this version reads {FORMAT!r}", param="resume")
     return Checkpoint(step, load_file(path / _TENSORS), state)
+
+
+def check_task(checkpoint: Checkpoint, fingerprint: Mapping[str, str], folder: Path) -> None:
+    """Raises `RecipeError` unless the checkpoint, which lies in `folder`, is of this recipe, data and base."""
+    for key, value in fingerprint.items():
+        if checkpoint.state["task"].get(key) != value:
+            raise RecipeError(
+                f"--resume: the checkpoint in {folder} is of another {key}; "
+                "use the recipe and data it began with, or another --out",
+                param="resume",
+            )
 
 
 def restore_process(checkpoint: Checkpoint) -> None:

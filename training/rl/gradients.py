@@ -19,7 +19,7 @@ from emorl_core.models.family import Group, TrainableModel
 from training.rl import losses
 from training.rl.logprobs import group_of, reply_logprobs
 from training.rl.processes import Processes
-from training.rl.settings import SORTED_TOKENS, RlSettings
+from training.rl.settings import SORTED_TOKENS, Advantage, KLSettings, Normalisation, RlSettings
 from training.rl.stacks import Stacks
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -68,13 +68,37 @@ class Totals:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """What a step's loss is made of.
+
+    advantage: None: a reward is the advantage itself. asks_base: whether the base's log-probabilities are computed;
+    without them no KL is measured.
+    """
+
+    advantage: Advantage | None
+    policy_loss: Normalisation
+    kl: KLSettings
+    asks_base: bool = True
+
+    @classmethod
+    def of(cls, settings: RlSettings) -> StepLoss:
+        """That of reinforcement learning."""
+        return cls(settings.advantage, settings.policy_loss, settings.kl)
+
+    @classmethod
+    def of_given_replies(cls) -> StepLoss:
+        """The mean of -log p over the tokens of replies whose reward is 1: the policy loss of an advantage of 1."""
+        return cls(None, "token_mean", KLSettings(kind="none"), asks_base=False)
+
+
 class Lockstep:
     """Adds gradients to the stacks of a model with attached adapters."""
 
     def __init__(
         self,
         model: TrainableModel,
-        settings: RlSettings,
+        loss: StepLoss,
         *,
         dropout: float = 0.0,
         prompts_per_forward: int | None = None,
@@ -82,7 +106,7 @@ class Lockstep:
     ) -> None:
         """prompts_per_forward: gradient accumulation; None runs all prompts at once, or, where replies are sorted by
         length, as many as make `SORTED_TOKENS`."""
-        self._model, self._settings, self._autocast = model, settings, autocast
+        self._model, self._loss, self._autocast = model, loss, autocast
         self._per_forward = prompts_per_forward
         for _, layer in model.linears():
             layer.dropout = dropout
@@ -126,16 +150,19 @@ class Lockstep:
         groups = [group_of(self._model, group.source, lane, group.replies) for lane, group in part]
         rewards = torch.tensor([group.rewards for _, group in part], device=self._model.facts.device)  # [G, k]
         lanes = list(dict.fromkeys(lane for lane, _ in part))
-        reference = self._reference(groups, len(lanes))  # [M, T]
+        reference = self._reference(groups, len(lanes)) if self._loss.asks_base else None  # [M, T]
         self._model.train()
         with self._autocast():
             logprobs, mask = reply_logprobs(self._model, groups)  # [M, T], rows in the order of groups
         self._model.train(False)
+        if reference is None:
+            reference = logprobs.detach()
         away = losses.k1(logprobs.detach(), reference, mask)  # [M]
-        kl = self._settings.kl
+        kl = self._loss.kl
         if kl.kind == "k1_in_reward":
             rewards = rewards - kl.coefficient * away.view_as(rewards)
-        advantage = losses.advantages(rewards, self._settings.advantage).flatten()  # [M]
+        kind = self._loss.advantage
+        advantage = (rewards if kind is None else losses.advantages(rewards, kind)).flatten()  # [M]
 
         k = rewards.shape[1]
         lane_of_row = [lane for lane, _ in part for _ in range(k)]
@@ -145,7 +172,7 @@ class Lockstep:
         for lane in lanes:
             rows = torch.tensor([i for i, own in enumerate(lane_of_row) if own == lane], device=mask.device)
             weights = losses.token_weights(
-                mask[rows], self._settings.policy_loss, replies=totals[lane].replies, tokens=totals[lane].tokens
+                mask[rows], self._loss.policy_loss, replies=totals[lane].replies, tokens=totals[lane].tokens
             )
             own, base = logprobs[rows], reference[rows]
             policy = losses.policy_loss(own, advantage[rows], weights)

@@ -11,14 +11,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from emorl_core.adapters.adapter import Adapter
-from training.rl.rewards import RewardMix, RunningStatistics, to_rewards
+from training.rl.rewards import RewardMix, RunningStatistics, Scores, to_rewards
 from training.rl.settings import Transform
 from training.rl.stacks import ObjectiveOptimizer, Stacks
 from training.rl.stopping import StopState, record
 from training.scorers import Checked
 
 Status = Literal["active", "finished", "failed"]
-Scores = dict[str, list[list[float]]]  # scorer -> [prompts][replies of a prompt]
 
 
 @dataclass(slots=True)
@@ -28,6 +27,7 @@ class Consumption:
     "Training data points" in the paper's sense are `prompts`.
     """
 
+    pairs: int = 0  # given replies that the adapter was fitted on, repeats counted
     prompts: int = 0  # taken for training, repeats counted
     samples: int = 0  # replies sampled for training
     tokens: int = 0  # tokens of those replies
@@ -67,12 +67,15 @@ class Objective:
     statistics: dict[str, RunningStatistics] = field(default_factory=dict)  # by scorer
     stop: StopState = field(default_factory=StopState)
     consumption: Consumption = field(default_factory=Consumption)
+    _first_mix: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.statistics = {name: RunningStatistics() for name in self.scorers}
+        self._first_mix = self.mix.state()
 
     def rewards(self, scores: Scores, kind: Transform) -> list[list[float]]:
-        """[prompts][replies of a prompt]: the scorers' rewards, weighted and added up."""
+        """Of one step, [prompts][replies of a prompt]: the scorers' rewards, weighted and added up."""
+        self.mix.begin_step()
         weights = self.mix.weights
         columns = [
             [weights[name] * reward for reward in to_rewards(flat(scores[name]), kind, self.statistics[name])]
@@ -87,14 +90,21 @@ class Objective:
         What counts is the plain mean over the scorers, whatever weights the rewards have.
         """
         columns = {name: flat(own) for name, own in scores.items()}
-        per_prompt = [statistics.fmean(own) for own in zip(*columns.values(), strict=True)]
+        every = zip(*scores.values(), strict=True)  # a prompt's replies, scorer by scorer
+        per_prompt = [statistics.fmean(flat(replies)) for replies in every]
         record(self.stop, per_prompt)
         mean = statistics.fmean(per_prompt)
         if self.best_mean is None or mean > self.best_mean:
             self.best_mean, self.best_step, self.best = mean, step, stacks.values(self.lane)
         means = {name: statistics.fmean(column) for name, column in columns.items()}
-        self.mix.validated(means)
+        self.mix.validated(scores, step)
         return means
+
+    def begin_at(self, values: list[Tensor]) -> None:
+        """Go on from these weights as if they were the first ones: what was validated before them is no choice of the
+        best any more, and moved no weight of a scorer. The next validation is of them."""
+        self.best_mean, self.best_step, self.best = 0.0, 0, values
+        self.mix.restore(self._first_mix)
 
     def end(self, status: Status, reason: str) -> None:
         self.status, self.reason = status, reason

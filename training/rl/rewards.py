@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from training.rl.settings import Transform
 
+Scores = dict[str, list[list[float]]]  # scorer -> [prompts][replies of a prompt]
+
 LOG_RANGE = (1e-4, 0.9999)  # method.md section 2
 _LEAST_DEVIATION = 0.01  # of scores: below it noise would be blown up to the size of a signal
 
@@ -52,8 +54,11 @@ class RewardMix(Protocol):
     @property
     def weights(self) -> Mapping[str, float]: ...
 
-    def validated(self, means: Mapping[str, float]) -> None:
-        """Told each scorer's mean of every validation, the base's first."""
+    def begin_step(self) -> None:
+        """Told before the rewards of a step are added up."""
+
+    def validated(self, scores: Scores, step: int) -> None:
+        """Told the scores of every validation. step: steps taken before it; 0 is the base's own validation."""
 
     def state(self) -> dict[str, Any]: ...
 
@@ -71,7 +76,10 @@ class FixedMix:
         """1 / N each (Uniform Weighted, method.md section 5)."""
         return cls(dict.fromkeys(names, 1.0 / len(names)))
 
-    def validated(self, means: Mapping[str, float]) -> None:
+    def begin_step(self) -> None:
+        pass
+
+    def validated(self, scores: Scores, step: int) -> None:
         pass
 
     def state(self) -> dict[str, Any]:

@@ -31,6 +31,9 @@ class LoraSettings(Section):
     """Share of the adapter's inputs dropped while gradients are computed. The same for all objectives."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Linear layers by the last part of their name (`q`, `v`, `wo`, ...), or all of them. Never the head."""
+    save_as: Literal["float32", "bfloat16"] = Field("float32", exclude_if=is_default("float32"))
+    """Number format of the adapters in the bundle. Training computes in float32 all the same; bfloat16 takes half the
+    space, and rounds each weight by up to 0.4 %."""
     act_on: Literal["all", "reply"] = Field("all", exclude_if=is_default("all"))
     """`all`: every token. `reply`: activated LoRA, which begins where the reply does, so that all objectives share one
     reading of the prompt; decoder-only bases only, and a higher rank is advised."""
@@ -39,9 +42,11 @@ class LoraSettings(Section):
 class KLSettings(Section):
     """The pull towards the frozen base. It is measured and logged whatever the kind."""
 
-    kind: KLKind = "k3_in_loss"
-    """`k3_in_loss`: Schulman's k3 estimator, exp(r) - r - 1 with r = log p_base - log p, as a term of the loss;
-    `k1_in_reward`: log p - log p_base, summed over the reply, taken off its reward; `none`: measured only."""
+    kind: KLKind = "k1_in_reward"
+    """`k1_in_reward`: log p - log p_base, summed over the reply, taken off its reward: in expectation the gradient of
+    the KL of whole replies, exactly. `k3_in_loss`: Schulman's k3, exp(r) - r - 1 with r = log p_base - log p, as a term
+    of the loss: less noise, but another gradient, that of each token's KL of the base from the policy, blind to what a
+    token does to later ones. `none`: measured only."""
     coefficient: float = Field(0.05, ge=0)
     """Weight of the term, reward units per nat."""
 
@@ -50,9 +55,9 @@ class StopSettings(Section):
     """When an objective leaves the batch. `max_steps` holds under every rule."""
 
     rule: StopRule = "patience"
-    """`paper`: std / mean of the last `window` validation rewards < `threshold`; `patience`: `patience` validations
-    in a row without an improvement larger than its standard error over the validation prompts; `steps`:
-    `max_steps` only."""
+    """`paper`: std / mean of the last `window` validation rewards < `threshold`, where the base's own validation does
+    not count; `patience`: `patience` validations in a row without an improvement larger than its standard error over
+    the validation prompts; `steps`: `max_steps` only."""
     max_steps: int = Field(400, ge=1)
     """Optimiser steps at most."""
     window: int = Field(20, ge=2)
@@ -62,7 +67,8 @@ class StopSettings(Section):
     patience: int = Field(8, ge=1)
     """Validations without a real improvement before `patience` stops."""
     check: Literal["validation", "epoch"] = "validation"
-    """When the rule is asked: after every validation, or only at the end of a pass over the training prompts."""
+    """The rule is asked at every validation. Once it is met, the objective stops there (`validation`), or at the end of
+    the pass over the training prompts that is under way, whatever later validations say (`epoch`)."""
 
 
 class RlSettings(Section):
@@ -70,6 +76,9 @@ class RlSettings(Section):
 
     prompts_per_step: int = Field(16, ge=1)
     """Prompts of one step (B). Every objective samples for the same ones."""
+    drop_last: bool = Field(False, exclude_if=is_default(False))
+    """What fills no whole step at the end of a pass over the training prompts: left out, so that every pass begins with
+    a step of its own, or (false) followed by the first prompts of the next pass."""
     samples_per_prompt: int = Field(3, ge=2)
     """Replies sampled per prompt and objective (k)."""
     max_new_tokens: int = Field(64, ge=1)
@@ -93,11 +102,13 @@ class RlSettings(Section):
     """The same for one adapter trained on all rewards at once, as `uniform` and `dynaopt` of `emorl evaluate` are.
     Their definition takes logs; where scores near 0 are common, those drown everything else."""
     advantage: Advantage = "leave_one_out"
-    """Baseline among a prompt's k rewards: their `mean`; the mean of the others (`leave_one_out`, unbiased); the mean,
-    and divided by their deviation (`group_standardised`)."""
+    """Baseline among a prompt's k rewards: the mean of the others (`leave_one_out`, unbiased); their `mean` (the same
+    times (k - 1) / k); the mean, and divided by their deviation (`group_standardised`: biased, since a prompt counts
+    the more the less its replies differ)."""
     policy_loss: Normalisation = "sequence_sum"
-    """How tokens are added up: `sequence_sum` sums a reply's tokens and averages replies; `sequence_mean` averages
-    both; `token_mean` averages over all tokens of the step. The KL term of the loss is added up the same way."""
+    """How tokens are added up: `sequence_sum` sums a reply's tokens and averages replies, the gradient of the expected
+    reward; `sequence_mean` averages both and `token_mean` averages over all tokens of the step: both biased, since the
+    length that a reply is divided by is chosen by the policy too. A KL term of the loss is added up the same way."""
     kl: KLSettings = KLSettings()
     """The pull towards the base."""
     train_on: Literal["sampled", "reencoded"] = "sampled"
@@ -105,11 +116,13 @@ class RlSettings(Section):
     train_end: bool = True
     """Whether the first end of sequence is part of the trained sequence, so that stopping is learned."""
     dropout_when_generating: bool = False
-    """Whether LoRA dropout is on while sampling and validating too."""
+    """Whether LoRA dropout is on while sampling and validating too. Dropout of the base's own is always off."""
     gradient_source_tokens: int | None = Field(None, ge=1)
     """Prompt tokens read for log-probabilities, at most; null: the same encoding as for sampling."""
     validate_every: int = Field(8, ge=1)
-    """Steps between greedy validations."""
+    """Steps between validations."""
+    validation_samples: int = Field(0, ge=0, exclude_if=is_default(0))
+    """Replies sampled per validation prompt, at the temperature and top_k of training; 0: one greedy reply."""
     validation_prompts: int | None = Field(None, ge=2)
     """Validation prompts used, the first of the part; null: all."""
     stop: StopSettings = StopSettings()
@@ -122,6 +135,22 @@ class RlSettings(Section):
         if self.gradient_source_tokens is not None and self.gradient_source_tokens < 2:
             raise ValueError("gradient_source_tokens must leave room for a token and the end of sequence")
         return self
+
+
+class AdapterFit(Section):
+    """Supervised steps of the adapters, all in lockstep. The loss is the mean over the tokens of the given replies;
+    AdamW, whose learning rate rises over the warm-up and falls as a cosine to zero."""
+
+    steps: int = Field(200, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(16, ge=1)
+    """Pairs of every objective in a step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """AdamW's step size at its highest."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """The gradient of each objective is scaled down to this L2 norm."""
 
 
 class ComputeSettings(Section):
@@ -144,9 +173,9 @@ class ComputeSettings(Section):
     """Where metrics go besides the JSON lines that are always written."""
 
 
-# The published column of method.md section 2, as far as it can be reproduced. Not reproduced: seeds from an unseeded
-# generator, no resume, and the forced `[CLS]` tail, which a T5 tokenizer does not have.
+# The published column of method.md section 2, as far as it can be reproduced; docs/training.md lists what is not.
 PAPER: Mapping[str, Any] = {
+    "drop_last": True,
     "top_k": 50,
     "reward": "log",
     "advantage": "mean",
@@ -156,6 +185,7 @@ PAPER: Mapping[str, Any] = {
     "train_on": "reencoded",
     "train_end": False,
     "dropout_when_generating": True,
+    "validation_samples": 3,
     "gradient_source_tokens": 512,
     "weight_decay": 0.01,  # torch's default for AdamW, which the published code leaves alone
     "stop": {"rule": "paper", "check": "epoch", "max_steps": 5000},

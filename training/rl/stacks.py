@@ -7,7 +7,7 @@ Letters: P fused projections, N adapters, R rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +121,26 @@ class Stacks:
         return Adapter(name, modules, like.base_name, invocation_tokens=like.invocation_tokens)
 
 
+Rate = Callable[[int], float]  # a step's number, from 1 on -> its learning rate
+
+
+def warmed_up(learning_rate: float, warmup_steps: int) -> Rate:
+    """Rises linearly over the warm-up, and stays."""
+    return lambda step: learning_rate * min(1.0, step / max(1, warmup_steps))
+
+
+def falling(learning_rate: float, warmup_steps: int, steps: int) -> Rate:
+    """Rises over the warm-up and falls as a cosine, to zero behind the last step."""
+
+    def rate(step: int) -> float:
+        if step <= warmup_steps:
+            return learning_rate * step / warmup_steps
+        done = (step - warmup_steps - 1) / max(1, steps - warmup_steps)
+        return learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    return rate
+
+
 class ObjectiveOptimizer:
     """One AdamW for one objective's views of the stacks: its own gradient norm, learning rate and moments. Others'
     parameters and moments are never touched."""
@@ -130,14 +150,13 @@ class ObjectiveOptimizer:
         stacks: Stacks,
         lane: int,
         *,
-        learning_rate: float,
+        rate: Rate,
         weight_decay: float,
-        warmup_steps: int,
         max_norm: float,
     ) -> None:
         self._views: list[nn.Parameter] = stacks.views(lane)
-        self._adamw = torch.optim.AdamW(self._views, lr=learning_rate, weight_decay=weight_decay, foreach=True)
-        self._learning_rate, self._warmup_steps, self._max_norm = learning_rate, warmup_steps, max_norm
+        self._adamw = torch.optim.AdamW(self._views, lr=rate(1), weight_decay=weight_decay, foreach=True)
+        self._rate, self._max_norm = rate, max_norm
         self.steps = 0
 
     def step(self, norm: float) -> None:
@@ -148,7 +167,7 @@ class ObjectiveOptimizer:
             torch._foreach_mul_(self._gradients(), self._max_norm / norm)
         self.steps += 1
         for group in self._adamw.param_groups:
-            group["lr"] = self._learning_rate * min(1.0, self.steps / max(1, self._warmup_steps))
+            group["lr"] = self._rate(self.steps)
         self._adamw.step()
 
     def moments(self) -> dict[str, Tensor]:

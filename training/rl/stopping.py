@@ -15,17 +15,20 @@ from training.rl.settings import StopSettings
 class StopState:
     """What the rule remembers between validations. `asdict` of it goes into checkpoints."""
 
-    means: list[float] = field(default_factory=list)  # mean validation score, one per validation
+    means: list[float] = field(default_factory=list)  # mean validation score, one per validation, the base's first
     reference: list[float] = field(default_factory=list)  # scores per prompt at the last real improvement
     waited: int = 0  # validations since then
+    met: str = ""  # why the rule was met, once it was
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StopState:
-        return cls(list(values["means"]), list(values["reference"]), int(values["waited"]))
+        # Checkpoints without `met` are of rules that were never kept waiting.
+        met = str(values.get("met", ""))
+        return cls(list(values["means"]), list(values["reference"]), int(values["waited"]), met)
 
 
 def record(state: StopState, scores: Sequence[float]) -> None:
-    """Take in one validation: a score per validation prompt, always in the same order."""
+    """Take in one validation, the base's first: a score per validation prompt, always in the same order."""
     state.means.append(statistics.fmean(scores))
     if not state.reference or is_improvement(scores, state.reference):
         state.reference = list(scores)
@@ -42,15 +45,25 @@ def is_improvement(scores: Sequence[float], reference: Sequence[float]) -> bool:
     return statistics.fmean(rises) > error
 
 
-def reason_to_stop(settings: StopSettings, state: StopState, step: int) -> str | None:
-    """Why the objective is finished after `step` steps, or None. Ask after `record`, when the rule is to be checked."""
-    if settings.rule == "paper" and len(state.means) >= settings.window:
-        last = state.means[-settings.window :]
+def ask(settings: StopSettings, state: StopState) -> None:
+    """Ask the rule, once after every `record`. Its answer is kept in `state.met`: one that was met stays met."""
+    if state.met:
+        return
+    trained = state.means[1:]  # the published code has no validation of the base
+    if settings.rule == "paper" and len(trained) >= settings.window:
+        last = trained[-settings.window :]
         mean = statistics.fmean(last)
         if mean > 0 and statistics.pstdev(last) / mean < settings.threshold:
-            return f"std / mean of the last {settings.window} validation rewards is below {settings.threshold:g}"
+            state.met = f"std / mean of the last {settings.window} validation rewards is below {settings.threshold:g}"
     if settings.rule == "patience" and state.waited >= settings.patience:
-        return f"no improvement beyond its standard error in {settings.patience} validations"
+        state.met = f"no improvement beyond its standard error in {settings.patience} validations"
+
+
+def reason_to_stop(settings: StopSettings, state: StopState, step: int, *, ends_pass: bool) -> str | None:
+    """Why the objective is finished after `step` steps, or None. Under `check: epoch` a rule that was met counts where
+    the step `ends_pass`: ends a pass over the training prompts."""
+    if state.met and (settings.check == "validation" or ends_pass):
+        return state.met
     return at_limit(settings, step)
 
 

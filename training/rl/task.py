@@ -9,6 +9,7 @@ from random import Random
 from emorl_core.models.family import TrainableModel
 from emorl_core.text.tokenizer import Tokenizer
 from training.data.prompts import Prompt
+from training.rl.given import Given
 from training.rl.rewards import RewardMix
 from training.rl.rollout import Sample
 from training.rl.settings import ComputeSettings, LoraSettings, RlSettings
@@ -31,7 +32,7 @@ class Task:
     """`goals`: by the adapter's name. `fingerprint` names the recipe and the data: a run resumes only what it began.
 
     invocation: the tokens of the prompt from which adapters act; None: they act everywhere. joint: one adapter has
-    several scorers, so the log tells each one's score and weight.
+    several scorers, so the log tells each one's score and weight. given: replies that the adapters are fitted on first.
     """
 
     goals: Mapping[str, Goal]
@@ -46,6 +47,7 @@ class Task:
     dropout: float  # of all adapters
     invocation: tuple[int, ...] | None = None
     joint: bool = False
+    given: Given | None = None
 
     def trained_ids(self, sample: Sample) -> tuple[int, ...]:
         """The tokens of a reply that a gradient is taken of."""
@@ -59,14 +61,18 @@ class Task:
 
 
 class Order:
-    """Which prompts a step takes: shuffled passes over the training prompts, one after the other without a gap.
+    """Which prompts a step takes: shuffled passes over the training prompts, one after the other, without a gap or
+    (`drop_last`) each without what fills no whole step.
 
     A pure function of (seed, step), so that a resumed run goes on with the same prompts.
     """
 
-    def __init__(self, size: int, per_step: int, seed: int) -> None:
-        """size: training prompts; per_step: prompts of a step."""
+    def __init__(self, size: int, per_step: int, seed: int, *, drop_last: bool = False) -> None:
+        """size: training prompts; per_step: prompts of a step. Raises `ValueError` for passes without a step."""
+        if drop_last and size < per_step:
+            raise ValueError(f"{size} prompts fill no step of {per_step}")
         self.size, self.per_step, self.seed = size, per_step, seed
+        self._of_a_pass = size // per_step * per_step if drop_last else size
         self._epoch = -1
         self._shuffled: list[int] = []
 
@@ -75,12 +81,12 @@ class Order:
         first = number * self.per_step
         return [self._at(position) for position in range(first, first + self.per_step)]
 
-    def ends_epoch(self, number: int) -> bool:
+    def ends_pass(self, number: int) -> bool:
         """Whether step `number` uses the last prompt of a pass."""
-        return (number + 1) * self.per_step // self.size > number * self.per_step // self.size
+        return (number + 1) * self.per_step // self._of_a_pass > number * self.per_step // self._of_a_pass
 
     def _at(self, position: int) -> int:
-        epoch, place = divmod(position, self.size)
+        epoch, place = divmod(position, self._of_a_pass)
         if epoch != self._epoch:
             self._shuffled = list(range(self.size))
             Random(derive(self.seed, "order", epoch)).shuffle(self._shuffled)

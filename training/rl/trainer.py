@@ -20,14 +20,15 @@ from emorl_core.weights import BASE
 from training.config import RecipeError
 from training.data.prompts import Prompt
 from training.rl.batch import StepBatch
-from training.rl.checkpoint import Checkpoint, latest, restore_process, save
-from training.rl.gradients import GradientStep, Lockstep, Measures
+from training.rl.checkpoint import Checkpoint, check_task, latest, restore_process, save
+from training.rl.gradients import GradientStep, Lockstep, Measures, StepLoss
 from training.rl.objective import Objective, flat
 from training.rl.processes import Processes, interleaved
-from training.rl.rollout import Rollout
+from training.rl.rollout import Replies, Rollout
 from training.rl.scoring import ScoringFault, score_by_each
-from training.rl.stacks import ObjectiveOptimizer, Stacks, fresh_adapter
-from training.rl.stopping import at_limit, reason_to_stop
+from training.rl.stacks import ObjectiveOptimizer, Stacks, fresh_adapter, warmed_up
+from training.rl.stopping import ask, at_limit, reason_to_stop
+from training.rl.supervised import SupervisedStart
 from training.rl.task import Order, Task
 from training.rl.tracking import Report, RunLog
 from training.scorers import ScorerError
@@ -55,9 +56,8 @@ class Trainer:
                 ObjectiveOptimizer(
                     self.stacks,
                     lane,
-                    learning_rate=task.goals[adapter.name].learning_rate,
+                    rate=warmed_up(task.goals[adapter.name].learning_rate, settings.warmup_steps),
                     weight_decay=settings.weight_decay,
-                    warmup_steps=settings.warmup_steps,
                     max_norm=settings.max_grad_norm,
                 ),
                 adapter,
@@ -67,11 +67,12 @@ class Trainer:
         self.taken = 0  # steps
         self.batch: StepBatch | None = None
         self._at = 0  # the step under way, or the one just taken, for messages
-        self._order = Order(len(task.train), settings.prompts_per_step, task.seed)
+        self._order = Order(len(task.train), settings.prompts_per_step, task.seed, drop_last=settings.drop_last)
+        self._sampling = Sampling(settings.max_new_tokens, temperature=settings.temperature, top_k=settings.top_k)
         self._rollout = Rollout(model, task.tokenizer, slots=task.compute.rollout_slots)
         lockstep = Lockstep(
             model,
-            settings,
+            StepLoss.of(settings),
             dropout=task.dropout,
             prompts_per_forward=task.compute.prompts_per_forward,
             autocast=processes.autocast,
@@ -79,6 +80,7 @@ class Trainer:
         replies = settings.prompts_per_step * settings.samples_per_prompt
         self._gradients = GradientStep(lockstep, self.stacks, processes, replies=replies)
         self._log = RunLog(folder, processes, report)
+        self._report = report
 
     @property
     def active(self) -> list[Objective]:
@@ -92,7 +94,8 @@ class Trainer:
         return self.objectives
 
     def start(self, *, resume: bool = False) -> None:
-        """Validate the base, or take back the newest checkpoint where there is one and `resume` says so.
+        """Validate the base and fit the adapters on given replies, where the task has some; or take back the newest
+        checkpoint where there is one and `resume` says so.
 
         Raises:
             ScorerError: a scorer's first answers are not what a scorer gives.
@@ -100,11 +103,28 @@ class Trainer:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = latest(self.folder) if resume else None
-        if checkpoint is None:
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            return
+        given = self.task.given
+        if given is None:
             self._log.keep_until(-1)
             self._validate_base()
+            return
+        fitting = SupervisedStart(
+            self.task, given, self.stacks, self.objectives, self._processes, self.folder, self._report
+        )
+        if resume and fitting.resume():
+            self._log.keep_until(0)
         else:
-            self._restore(checkpoint)
+            self._log.keep_until(-1)
+            self._validate_base()
+        fitting.run(self._fail)
+        for objective in self.active:
+            objective.begin_at(self.stacks.values(objective.lane))
+        if self.active:
+            self._validate()
+        self.save()
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """After `start`: take steps until every objective has ended, and give each one's record as the log holds it.
@@ -147,11 +167,10 @@ class Trainer:
             return derive(self.task.seed, "sample", self.taken, whole, prompt.index, name, number)
 
         settings = self.settings
-        sampling = Sampling(settings.max_new_tokens, temperature=settings.temperature, top_k=settings.top_k)
         own = [prompt for _, prompt in mine]
         names = [objective.name for objective in self.active]
         self.task.model.train(settings.dropout_when_generating)
-        found = self._rollout.sample(own, names, settings.samples_per_prompt, sampling, seed_of)
+        found = self._rollout.sample(own, names, settings.samples_per_prompt, self._sampling, seed_of)
         self.task.model.train(False)
         self._fail({name: error.message for name, error in found.failures.items()})
         return StepBatch(own, found.samples)
@@ -218,14 +237,12 @@ class Trainer:
     def _finish_step(self) -> None:
         """Validate, stop and save what is due."""
         settings = self.settings
-        limit = at_limit(settings.stop, self.taken)
-        due = limit is not None or self.taken % settings.validate_every == 0
+        due = at_limit(settings.stop, self.taken) is not None or self.taken % settings.validate_every == 0
         if due and self.active:
             self._validate()
-        if settings.stop.check == "epoch" and limit is None:
-            due = self._order.ends_epoch(self.taken - 1)
-        for objective in self.active if due else ():
-            reason = reason_to_stop(settings.stop, objective.stop, self.taken)
+        ends_pass = self._order.ends_pass(self.taken - 1)
+        for objective in self.active:
+            reason = reason_to_stop(settings.stop, objective.stop, self.taken, ends_pass=ends_pass)
             if reason is not None:
                 objective.end("finished", reason)
                 self._log.write("end", self.taken, objective=objective.name, status="finished", reason=reason)
@@ -233,22 +250,24 @@ class Trainer:
             self.save()
 
     def _validate(self) -> None:
-        """One greedy reply of every active objective to every validation prompt."""
+        """Replies of every active objective to every validation prompt."""
         started = time.perf_counter()
         taking_part = self.active
         mine = self._processes.share(self.task.validation)
         torch.manual_seed(derive(self.task.seed, "validation", self.taken, self._processes.index))
         self.task.model.train(self.settings.dropout_when_generating)
-        found = self._rollout.greedy(mine, [o.name for o in taking_part], self.settings.max_new_tokens)
+        found = self._validation_replies(mine, [o.name for o in taking_part])
         self.task.model.train(False)
         self._fail({name: error.message for name, error in found.failures.items()})
         batch = StepBatch(mine, found.samples)
         self._score(batch)
         means: dict[str, dict[str, float]] = {}
+        replies = max(1, self.settings.validation_samples) * len(self.task.validation)
         for objective in self.active:
             means[objective.name] = objective.validated(batch.scores[objective.name], self.taken, self.stacks)
-            tokens = sum(len(own[0].ids) for own in found.samples[objective.name])
-            objective.consumption.validation_samples += len(self.task.validation)
+            ask(self.settings.stop, objective.stop)
+            tokens = sum(len(sample.ids) for own in found.samples[objective.name] for sample in own)
+            objective.consumption.validation_samples += replies
             objective.consumption.validation_tokens += sum(self._processes.gather_objects(tokens))
         seconds = time.perf_counter() - started
         for objective in taking_part:
@@ -259,7 +278,7 @@ class Trainer:
         """What the base scores: every objective begins there. A scorer that breaks its contract is refused here."""
         started = time.perf_counter()
         mine = self._processes.share(self.task.validation)
-        found = self._rollout.greedy(mine, [BASE], self.settings.max_new_tokens)
+        found = self._validation_replies(mine, [BASE])
         if BASE in found.failures:
             raise RecipeError(f"base: {found.failures[BASE].message}", param="base")
         means: dict[str, dict[str, float]] = {}
@@ -274,6 +293,16 @@ class Trainer:
             means[objective.name] = objective.validated(whole, 0, self.stacks)
         self._write_validation(means, time.perf_counter() - started)
 
+    def _validation_replies(self, prompts: Sequence[Prompt], names: Sequence[str]) -> Replies:
+        settings = self.settings
+        if not settings.validation_samples:
+            return self._rollout.greedy(prompts, names, settings.max_new_tokens)
+
+        def seed_of(place: int, name: str, number: int) -> int:
+            return derive(self.task.seed, "validation", self.taken, prompts[place].index, name, number)
+
+        return self._rollout.sample(prompts, names, settings.validation_samples, self._sampling, seed_of)
+
     def _write_validation(self, means: Mapping[str, Mapping[str, float]], seconds: float) -> None:
         scores = {name: statistics.fmean(own.values()) for name, own in means.items()}
         joint = {}
@@ -281,14 +310,14 @@ class Trainer:
             joint = {"by_scorer": means, "weights": {o.name: dict(o.mix.weights) for o in self.objectives}}
         self._log.write("validation", self.taken, seconds=seconds, scores=scores, **joint)
 
-    def _fail(self, faults: dict[str, str]) -> None:
+    def _fail(self, faults: dict[str, str], where: str | None = None) -> None:
         """End these objectives on every process; their best weights stay, and NaN leaves the stacks."""
         every: dict[str, str] = {}
         for part in self._processes.gather_objects(faults):
             every = {**part, **every}
         for objective in self.active:
             if objective.name in every:
-                objective.end("failed", f"{every[objective.name]}; at step {self._at}")
+                objective.end("failed", f"{every[objective.name]}; at {where or f'step {self._at}'}")
                 self.stacks.set_values(objective.lane, objective.best)
                 self._log.write("end", self.taken, objective=objective.name, status="failed", reason=objective.reason)
 
@@ -303,13 +332,7 @@ class Trainer:
         self._processes.wait()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        for key, value in self.task.fingerprint.items():
-            if checkpoint.state["task"].get(key) != value:
-                raise RecipeError(
-                    f"--resume: the checkpoint in {self.folder} is of another {key}; "
-                    "use the recipe and data it began with, or another --out",
-                    param="resume",
-                )
+        check_task(checkpoint, self.task.fingerprint, self.folder)
         self.taken = checkpoint.step
         for objective in self.objectives:
             objective.restore(checkpoint.state["objectives"][objective.name], checkpoint.tensors, self.stacks)

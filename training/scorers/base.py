@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,9 +62,9 @@ class Context:
 class ScorerConfig(Spec):
     """Base of every scorer's configuration."""
 
+    @abstractmethod
     def build(self, context: Context) -> Scorer:
         """Load what the scorer needs. Raises `ScorerError`."""
-        raise NotImplementedError
 
 
 class Checked:

@@ -10,6 +10,7 @@ import bisect
 import itertools
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,9 +32,9 @@ class _Calibration(Strict):
         """How many outputs the classifier must have."""
         return 1
 
+    @abstractmethod
     def apply(self, row: Sequence[float]) -> float:
         """One row of raw outputs -> [0, 1]."""
-        raise NotImplementedError
 
 
 class Platt(_Calibration):

@@ -1,9 +1,9 @@
 """Bootstrap intervals over prompts (Efron & Tibshirani 1993): percentile intervals, paired where two methods answered
-the same prompts."""
+the same prompts. Prompts of one dialogue are drawn together, since they are no independent witnesses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,30 +25,64 @@ class Interval:
     high: float
 
 
-def resamples(size: int, *, count: int = RESAMPLES, seed: int = 0) -> Indices:
-    """[count, size] indices below `size`, drawn with repetition. Use the same ones for everything that is compared:
-    then differences are paired.
+@dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """`drawn` [count, C]: numbers of clusters, drawn with repetition; `members`: the places of each one's values."""
 
-    Raises ValueError: a size or count below 1.
+    drawn: Indices
+    members: tuple[Indices, ...]
+
+    def __iter__(self) -> Iterator[Indices]:
+        """The places of the values of every resample."""
+        for own in self.drawn:
+            yield np.concatenate([self.members[cluster] for cluster in own])
+
+    @property
+    def size(self) -> int:
+        """Values."""
+        return sum(map(len, self.members))
+
+
+def numbered(names: Sequence[Hashable]) -> list[int]:
+    """Names of clusters -> their numbers, from 0 in the order in which they come."""
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return [number[name] for name in names]
+
+
+def resamples(size: int, *, clusters: Sequence[Hashable] | None = None, count: int = RESAMPLES, seed: int = 0) -> Draws:
+    """`count` draws of `size` values. Use the same ones for everything that is compared: then differences are paired.
+
+    Args:
+        clusters: the cluster of each value; clusters are drawn as a whole. None: every value by itself.
+
+    Raises ValueError: a size or count below 1, or clusters of another number of values.
     """
     if size < 1 or count < 1:
         raise ValueError(f"a bootstrap of {count} resamples of {size} values")
-    return np.random.Generator(np.random.PCG64(seed)).integers(0, size, (count, size))
+    numbers = np.array(numbered(range(size) if clusters is None else clusters))
+    if len(numbers) != size:
+        raise ValueError(f"{len(numbers)} clusters for {size} values")
+    groups = int(numbers.max()) + 1
+    members = tuple(np.flatnonzero(numbers == group) for group in range(groups))
+    return Draws(np.random.Generator(np.random.PCG64(seed)).integers(0, groups, (count, groups)), members)
 
 
-def interval(statistic: Callable[[Indices], float], draws: Indices, *, confidence: float = CONFIDENCE) -> Interval:
-    """Of `statistic`, which is computed from the indices of the values that count.
+def interval(statistic: Callable[[Indices], float], draws: Draws, *, confidence: float = CONFIDENCE) -> Interval:
+    """Of `statistic`, which is computed from the places of the values that count.
 
     With one value there is no spread to see, and the interval is that value.
     """
-    everything = np.arange(draws.shape[1])
     values = np.array([statistic(draw) for draw in draws], dtype=np.float64)
-    return _percentiles(float(statistic(everything)), values, confidence)
+    return _percentiles(float(statistic(np.arange(draws.size))), values, confidence)
 
 
-def mean_interval(values: Array, draws: Indices, *, confidence: float = CONFIDENCE) -> Interval:
+def mean_interval(values: Array, draws: Draws, *, confidence: float = CONFIDENCE) -> Interval:
     """Of the mean of `values` [size]; of a difference of means when the values are paired differences."""
-    return _percentiles(float(np.mean(values)), np.asarray(values)[draws].mean(axis=1), confidence)
+    values = np.asarray(values)
+    sums = np.array([values[own].sum() for own in draws.members])
+    sizes = np.array([len(own) for own in draws.members], dtype=np.float64)
+    means = sums[draws.drawn].sum(axis=1) / sizes[draws.drawn].sum(axis=1)
+    return _percentiles(float(np.mean(values)), means, confidence)
 
 
 def _percentiles(estimate: float, values: Array, confidence: float) -> Interval:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from emorl_core.errors import EmorlError
-from training.search.spaces import Cell, Point, Space
+from training.search.spaces import Cell, Part, Point, Space, middle
 
 Evaluate = Callable[[Sequence[Point]], Sequence[float]]  # points, each of them new -> one score each, higher is better
 
@@ -30,7 +30,7 @@ class Level:
     cell: Cell
     points: tuple[Point, ...]
     scores: tuple[float, ...]
-    best: Point  # of this level; the first of equals
+    best: Point  # of this level
     best_score: float
 
 
@@ -51,35 +51,51 @@ def budget(space: Space, levels: int) -> int:
 
 
 def search(
-    space: Space, levels: int, evaluate: Evaluate, *, eligible: Callable[[Point], bool] = lambda point: True
+    space: Space,
+    levels: int,
+    evaluate: Evaluate,
+    *,
+    eligible: Callable[[Point], bool] = lambda point: True,
+    most: int | None = None,
 ) -> Found:
-    """Search `levels` deep.
+    """Search `levels` deep. Among equal scores the space's `evenness` decides.
 
     Args:
         evaluate: called once a level with the points that are new. Equal points are never passed twice.
         eligible: which points may win; all of them guide the search (the zero vector can do that, but not win).
+        most: evaluations; a level that would need more looks at the new points nearest to its cell's middle, and is
+            the last.
 
     Raises:
-        SearchError: levels below 1, or scores that are not one finite number per point.
+        SearchError: levels or most below 1, or scores that are not one finite number per point.
     """
     if levels < 1:
         raise SearchError(f"levels is {levels}; allowed: a whole number from 1", param="levels")
+    if most is not None and most < 1:
+        raise SearchError(f"most is {most}; allowed: a whole number from 1", param="most")
     known: dict[Point, float] = {}
     done: list[Level] = []
     cell = space.whole
     for number in range(1, levels + 1):
         points = space.grid(cell)
         new = list(dict.fromkeys(point for point in points if point not in known))
+        last = number == levels
+        if most is not None and len(known) + len(new) >= most:
+            left_out = _nearest_first(new, cell)[most - len(known) :]
+            points, new = ([point for point in some if point not in left_out] for some in (points, new))
+            last = True
         if new:
             known.update(zip(new, checked_scores(evaluate(new), len(new)), strict=True))
         scores = tuple(known[point] for point in points)
-        best = _best([point for point in points if eligible(point)] or points, known)
+        best = _best(space, [point for point in points if eligible(point)] or points, known)
         done.append(Level(number, cell, tuple(points), scores, best, known[best]))
-        cell = max(space.parts(cell), key=lambda part: math.fsum(known[point] for point in part[1]))[0]
+        if last:
+            break
+        cell = _best_part(space, cell, known)
     candidates = [point for point in known if eligible(point)]
     if not candidates:
         raise SearchError("no point of the search may win")
-    best = _best(candidates, known)
+    best = _best(space, candidates, known)
     return Found(best, known[best], tuple(done), known, sum(len(level.points) for level in done))
 
 
@@ -93,5 +109,18 @@ def checked_scores(scores: Sequence[float], expected: int) -> list[float]:
     return [float(score) for score in scores]
 
 
-def _best(points: Sequence[Point], scores: dict[Point, float]) -> Point:
-    return max(points, key=scores.__getitem__)  # the first of equals
+def _best(space: Space, points: Sequence[Point], scores: dict[Point, float]) -> Point:
+    return max(points, key=lambda point: (scores[point], space.evenness(point)))
+
+
+def _best_part(space: Space, cell: Cell, scores: dict[Point, float]) -> Cell:
+    def worth(part: Part) -> tuple[float, float]:
+        corners, points = part
+        return math.fsum(scores[point] for point in points), space.evenness(middle(corners))
+
+    return max(space.parts(cell), key=worth)[0]
+
+
+def _nearest_first(points: Sequence[Point], cell: Cell) -> list[Point]:
+    centre = middle(cell)
+    return sorted(points, key=lambda point: math.dist(point, centre))

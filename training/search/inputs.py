@@ -12,9 +12,10 @@ from typing import Any
 from emorl_core.files.documents import read_json
 from emorl_core.files.reading import Missing, Unreadable
 from emorl_core.files.text_files import read_lines
+from training.data.clusters import split_by_cluster
 from training.data.records import DataError, Record, clean, one_per_prompt
 from training.data.sources import load_records
-from training.data.splits import check_disjoint, prompt_key, split_by_prompt
+from training.data.splits import check_disjoint, prompt_key
 from training.recipe.recipe import Recipe, parse_recipe
 from training.scorers import Checked, Context, build_scorer
 from training.search.grid import SearchError
@@ -132,5 +133,5 @@ def prompts_hash(records: Iterable[Record]) -> str:
 
 
 def _halves(records: Sequence[Record], seed: int, fraction: float) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    parts = split_by_prompt(records, seed, {SEARCH: 1 - fraction, HELD_OUT: fraction})
+    parts = split_by_cluster(records, seed, {SEARCH: 1 - fraction, HELD_OUT: fraction})
     return parts[SEARCH], parts[HELD_OUT]

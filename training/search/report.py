@@ -22,17 +22,24 @@ class Candidate:
 
 
 def compared(
-    candidates: Sequence[Candidate], tables: Sequence[ScoreTable], objectives: Sequence[str], goal: Goal, *, seed: int
+    candidates: Sequence[Candidate],
+    tables: Sequence[ScoreTable],
+    objectives: Sequence[str],
+    goal: Goal,
+    *,
+    clusters: Sequence[str],
+    seed: int,
 ) -> list[dict[str, Any]]:
     """One entry per candidate, the first being the one that the others are compared with.
 
     Args:
         tables: of the held-out prompts, one per candidate, the same prompts in the same order.
+        clusters: of each of them, its dialogue or itself.
 
-    Intervals are bootstrapped over prompts; `first_minus_this` is paired: both methods are resampled with the same
-    prompts.
+    Intervals are bootstrapped over prompts in their dialogues; `first_minus_this` is paired: both methods are
+    resampled with the same prompts.
     """
-    draws = resamples(tables[0].prompts, seed=seed)
+    draws = resamples(tables[0].prompts, clusters=clusters, seed=seed)
     first = tables[0]
     entries = []
     for candidate, table in zip(candidates, tables, strict=True):

@@ -14,6 +14,7 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.files.hashes import folder_hash
 from emorl_core.files.writing import replacing
 from emorl_core.weights import BASE
+from training.data.clusters import clusters_of
 from training.progress import Progress
 from training.search.evaluator import Evaluator
 from training.search.generator import EnsembleGenerator
@@ -168,7 +169,9 @@ def run_search(
             "search": {"count": len(inputs.search), "sha256": prompts_hash(inputs.search)},
             "held_out": {"count": len(inputs.held_out), "sha256": prompts_hash(inputs.held_out)},
         },
-        "candidates": compared(candidates, judged, names, goal, seed=settings.seed),
+        "candidates": compared(
+            candidates, judged, names, goal, clusters=clusters_of(inputs.held_out), seed=settings.seed
+        ),
         "path": [
             {"level": level.number, "best": list(level.best), "score": level.best_score} for level in found.levels
         ],

@@ -1,6 +1,7 @@
 """Where a search looks: the paper's cube of weights, or the simplex of directions. Both halve their cell at each level.
 
-All points are dyadic (k / 2^m), so floats hold them exactly and equal points are equal numbers.
+All points are dyadic (k / 2^m), so floats hold them exactly and equal points are equal numbers; only a simplex's middle
+is not, and is the float nearest to it, however it came about.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ class Space(Protocol):
 
     def parts(self, cell: Cell) -> list[Part]: ...
 
+    def evenness(self, point: Point) -> float:
+        """Which of several points with one score is taken: the one with the largest, and of those the first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cube:
@@ -56,12 +60,18 @@ class Cube:
         boxes = [tuple(itertools.product(*box)) for box in itertools.product(*sides)]
         return [((corners[0], corners[-1]), corners) for corners in boxes]
 
+    def evenness(self, point: Point) -> float:  # noqa: ARG002 - the published search takes the first of equals
+        return 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Simplex:
     """Weights from 0 that sum to 1: N - 1 dimensions, one point per direction, no zero vector.
 
-    A cell is a simplex with N corners. Looked at are all points that cut its edges into quarters, C(N + 3, 4) of them.
+    A cell is a simplex with N corners. Looked at are all points that cut its edges into quarters, C(N + 3, 4) of them,
+    and its middle, which is one of them for N = 1, 2 and 4 only: without it three objectives could never weigh the
+    same. Of points with one score the one with the most even weights is taken: what makes no difference ends in no
+    corner.
     Of its 2^(N - 1) half-size parts (edgewise subdivision, Edelsbrunner & Grayson 2000, by way of Kuhn's path
     simplices, so that shapes stay few) the one with the largest sum over its corners and edge midpoints is next; the
     next level knows those points already. docs/search.md compares this with a stick-breaking box.
@@ -75,10 +85,11 @@ class Simplex:
 
     @property
     def points_per_level(self) -> int:
-        return math.comb(self.objectives + 3, 4)
+        return math.comb(self.objectives + 3, 4) + (4 % self.objectives != 0)
 
     def grid(self, cell: Cell) -> list[Point]:
-        return _cut(cell, 4)
+        points = _cut(cell, 4)
+        return points if 4 % self.objectives == 0 else [*points, middle(cell)]
 
     def parts(self, cell: Cell) -> list[Part]:
         found = []
@@ -86,6 +97,14 @@ class Simplex:
             corners = tuple(_mean(cell, counts) for counts in steps)
             found.append((corners, tuple(_cut(corners, 2))))
         return found
+
+    def evenness(self, point: Point) -> float:
+        return -math.fsum(weight * weight for weight in point)  # the distance to equal weights, but for constants
+
+
+def middle(cell: Cell) -> Point:
+    """The mean of a cell's corners."""
+    return _mean(cell, (1,) * len(cell))
 
 
 def ray(point: Point) -> tuple[int, ...]:

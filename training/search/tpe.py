@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from training.search.grid import Evaluate, Found, Level, SearchError, checked_scores
-from training.search.spaces import Point
+from training.search.spaces import Point, Simplex
 
 BATCH = 8  # points that are asked for before their scores are known, so that they share one sweep
 _STEPS = 128  # weights are multiples of 1 / 128: equal ones are seen to be equal, and small ones become 0
@@ -64,7 +64,8 @@ def search_tpe(objectives: int, trials: int, evaluate: Evaluate, *, seed: int = 
         for trial, point in zip(asked, batch, strict=True):
             study.tell(trial, known[point])
         points += batch
-    best = max(known, key=known.__getitem__)
+    even = Simplex(objectives).evenness
+    best = max(known, key=lambda point: (known[point], even(point)))
     level = Level(1, tuple(first[:-1]), tuple(points), tuple(known[point] for point in points), best, known[best])
     return Found(best, known[best], (level,), known, len(points))
 

@@ -52,28 +52,37 @@ def wording_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: str, chat: ChatSettings | None
 ) -> Wording:
     """Raises BundleError for a chat without a chat template that can be used."""
-    encoder = prompt_encoder(tokenizer)
+    reply = reply_encoder(tokenizer, chat, _end_tokens(model), encoder=model.config.is_encoder_decoder)
+    if chat is not None:
+        turns = ChatTemplate(tokenizer, system=chat.system)
+        return Wording(lambda prompt: turns.encode([Message("user", prompt)]), reply)
+    encode = prompt_encoder(tokenizer).encode
     before, after = split_template(template)
-    if model.config.is_encoder_decoder and chat is None:
-        return Wording(
-            lambda prompt: encoder.encode(before, prompt, after), lambda reply: encoder.encode("", reply, "")
-        )
-    ends = _end_tokens(model)
-    if chat is None:
-        # The tokenizer's own end where the model has several: others end turns of chats.
-        end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
-        return Wording(
-            lambda prompt: encoder.encode(before, prompt, after),
-            lambda reply: [*encoder.encode("", reply, "", whole=False), end],
-        )
-    turns = ChatTemplate(tokenizer, system=chat.system)
+    return Wording(lambda prompt: encode(before, prompt, after), reply)
 
-    def in_turn(reply: str) -> list[int]:
-        ids = turns.encode_reply(reply)
-        place = next((i for i, token in enumerate(ids) if token in ends), None)
-        return [*ids, ends[0]] if place is None else ids[: place + 1]
 
-    return Wording(lambda prompt: turns.encode([Message("user", prompt)]), in_turn)
+def reply_encoder(
+    tokenizer: PreTrainedTokenizerBase, chat: ChatSettings | None, ends: Sequence[int], *, encoder: bool
+) -> Encode:
+    """A reply -> its ids and its end. ends: the ids that end a text or a turn; encoder: whether the model has one.
+
+    Raises BundleError for a chat without a chat template that can be used.
+    """
+    encode = prompt_encoder(tokenizer).encode
+    if chat is not None:
+        turns = ChatTemplate(tokenizer, system=chat.system)
+
+        def in_turn(reply: str) -> list[int]:
+            ids = turns.encode_reply(reply)
+            place = next((i for i, token in enumerate(ids) if token in ends), None)
+            return [*ids, ends[0]] if place is None else ids[: place + 1]
+
+        return in_turn
+    if encoder:
+        return lambda reply: encode("", reply, "")
+    # The tokenizer's own end where the model has several: others end turns of chats.
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
+    return lambda reply: [*encode("", reply, "", whole=False), end]
 
 
 def make_examples(

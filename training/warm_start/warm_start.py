@@ -41,7 +41,7 @@ class WarmStartSettings(Start):
 
     scratch: ScratchSettings | None = None
     """Shape of a new model, with its own tokenizer."""
-    prompt_template: Template = "{prompt} [SEP] "
+    prompt_template: Template
     """Wraps every prompt; `{prompt}` stands for it. Its other words stay whole tokens of a new tokenizer."""
     chat: ChatSettings | None = Field(None, exclude_if=is_default(None))
     """Instead of `prompt_template`: pairs are turns of a chat."""

@@ -13,6 +13,7 @@ import torch
 
 from emorl_core.errors import UnsupportedModel
 from emorl_core.models.shape import Shape
+from emorl_core.models.special_tokens import end_tokens
 
 if TYPE_CHECKING:
     from emorl_core.models.causal.model import CausalModel
@@ -47,6 +48,9 @@ class CausalFamily:
         from emorl_core.models.causal.sizes import shape_of
 
         return shape_of(config)
+
+    def end_tokens(self, folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+        return end_tokens(folder, config)
 
     def load(
         self, folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool

@@ -17,10 +17,8 @@ from emorl_core.models.causal import admission, attention, selftest
 from emorl_core.models.causal.head import Head
 from emorl_core.models.causal.linears import Rows, pack, replace_linears
 from emorl_core.models.causal.model import CausalModel
-from emorl_core.models.config import read_config
 from emorl_core.models.family import Facts, Piece
-
-_GENERATION = "generation_config.json"
+from emorl_core.models.special_tokens import end_tokens
 
 
 def load(
@@ -34,8 +32,8 @@ def load(
     admission.refuse_files(config)
     parsed = admission.parsed(config)
     admission.refuse_config(parsed)
+    end = end_tokens(folder, config)
     library = _weights(folder, parsed, dtype).to(device)
-    end = _end_tokens(folder, config)
     prompts = selftest.rows(_vocabulary(library), (*end, *_special(config)))
     kind = str(parsed.model_type)
     with selftest.short_windows(library, library.config), selftest.faults_refused(kind):
@@ -119,15 +117,6 @@ def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
 def _vocabulary(library: Any) -> int:
     embedding = library.get_input_embeddings()
     return int(embedding.weight.shape[0])
-
-
-def _end_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """All ids that end a turn: the generation config's, else the model's."""
-    generation = read_config(folder, _GENERATION) if (folder / _GENERATION).is_file() else {}
-    found = generation.get("eos_token_id")
-    found = config.get("eos_token_id") if found is None else found
-    ids = found if isinstance(found, list) else [found]
-    return tuple(i for i in ids if isinstance(i, int))
 
 
 def _special(config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch
 from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.family import Facts
 from emorl_core.models.shape import LinearShape, Shape, TokenCost
-from emorl_core.models.special_tokens import SpecialTokens
+from emorl_core.models.special_tokens import decoder_start, end_tokens
 from emorl_core.models.t5.compiled import CompiledStep
 from emorl_core.models.t5.config import T5Config
 from emorl_core.models.t5.graphs import GraphedStep
@@ -19,6 +19,7 @@ from emorl_core.models.t5.model import T5
 
 # The first converters wrote it; cross-attention has no positions, and transformers passes it over too.
 _HARMLESS = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
+_END = 1  # what transformers assumes where no file names one
 
 
 class T5Family:
@@ -78,14 +79,17 @@ class T5Family:
             ),
         )
 
+    def end_tokens(self, folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+        return end_tokens(folder, config, _END)
+
     def load(
         self, folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool
     ) -> T5:
-        sizes, special = T5Config.from_hf(config), SpecialTokens.read(folder, config)
+        sizes, start = T5Config.from_hf(config), decoder_start(folder, config)
         facts = Facts(
             architecture=self.name,
             vocab_size=sizes.vocab_size,
-            eos_token_ids=special.eos,
+            eos_token_ids=self.end_tokens(folder, config),
             max_positions=None,  # relative positions
             device=device,
             dtype=dtype,
@@ -96,7 +100,7 @@ class T5Family:
                 sizes,
                 checkpoint,
                 facts,
-                start_token_id=special.decoder_start,
+                start_token_id=start,
                 fast_steps={"cpu": CompiledStep, "cuda": GraphedStep},
             )
             checkpoint.refuse_unread(_HARMLESS)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
@@ -111,7 +112,7 @@ def chat_completion(head: Head, completions: Sequence[Completion], with_logprobs
 
 
 @dataclass
-class OpenAIDialect:
+class OpenAIDialect(ABC):
     """What both streams share: chunks per choice, one last chunk with its reason, usage when asked for."""
 
     head: Head
@@ -121,7 +122,7 @@ class OpenAIDialect:
     completions: dict[int, Completion] = field(default_factory=dict)
     names: dict[int, TokenNames] = field(default_factory=dict)  # per choice, once it has begun
 
-    kind = ""
+    kind: ClassVar[str]
 
     def chunk(
         self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None, ended: Completion | None = None
@@ -146,14 +147,17 @@ class OpenAIDialect:
     def named(self, index: int, event: TokenEvent) -> list[NamedToken]:
         return self.names.setdefault(index, self.head.names()).of_event(event)
 
+    @abstractmethod
     def begin(self) -> bytes:
-        raise NotImplementedError
+        """What comes before the first event."""
 
+    @abstractmethod
     def piece(self, index: int, event: TokenEvent) -> dict[str, Any]:
-        raise NotImplementedError
+        """A choice of a chunk with more of its text."""
 
+    @abstractmethod
     def last(self, index: int, reason: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """A choice of the chunk that ends it."""
 
     def failed(self, error: EmorlError) -> bytes:
         return sse.data({"error": error_object(error)})
@@ -171,7 +175,7 @@ class CompletionDialect(OpenAIDialect):
 
     echoes: Sequence[str] = ()
 
-    kind = "text_completion"
+    kind: ClassVar[str] = "text_completion"
 
     def begin(self) -> bytes:
         return b"".join(
@@ -194,7 +198,7 @@ class CompletionDialect(OpenAIDialect):
 class ChatDialect(OpenAIDialect):
     """Chunks of `/v1/chat/completions`: the role first, then content, then the reason."""
 
-    kind = "chat.completion.chunk"
+    kind: ClassVar[str] = "chat.completion.chunk"
 
     def begin(self) -> bytes:
         delta = {"role": "assistant", "content": "", "refusal": None}

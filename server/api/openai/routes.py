@@ -27,13 +27,14 @@ from server.api.openai.answers import (
 from server.api.openai.messages import chat_of, single_statement
 from server.api.openai.objects import ChatCompletion, Model, ModelList, TextCompletion
 from server.api.openai.requests import ChatRequest, CompletionRequest, OpenAIRequest
+from server.door.bodies import StrictBody
 from server.door.errors import UnknownModel
 from server.serving import sse
 from server.serving.deployment import Deployment
 from server.serving.generation import Generation
 from server.serving.receipt import Receipt, Sent, make_receipt
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=StrictBody)
 
 _ERRORS = errors(400, 401, 404, 408, 413, 415, 421, 429, 431, 500, 503)
 _DEFAULT_MAX_TOKENS = 16

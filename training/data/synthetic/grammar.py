@@ -17,11 +17,10 @@ from training.data.records import DataError, Record
 from training.data.synthetic.domains import DOMAINS, Domain
 from training.data.synthetic.frames import CLIENT, CLIENT_GOOD, REPLIES, REPLIES_GOOD
 from training.data.synthetic.person import to_second_person
+from training.data.synthetic.slots import SLOT, Filler, sentences
 from training.data.synthetic.styles import STYLES, Style
-from training.data.synthetic.words import FEELINGS, FILLERS, LIKENESSES, NEED_OF, PRONOUNS, SETS, gender_of
+from training.data.synthetic.words import FEELINGS, FILLERS, LIKENESSES, NEED_OF, SETS
 
-_SLOT = re.compile(r"\{(\w+)(?:\.(she|her|him))?\}")
-_TWINS = {"other": "name", "tool": "noun", "deed": "verb"}  # slots that must differ from their elder
 _GOOD_FEELINGS = "to keep going"  # the one need that goes with good news
 _TIMED = set("night day week month time again anymore now midnight awake all much more".split())  # as last words
 _EXPANDED = (("I'm", "I am"), ("I've", "I have"), ("can't", "cannot"), ("don't", "do not"), ("won't", "will not"))
@@ -50,37 +49,9 @@ class Situation:
         return {name: value for name in names if (value := getattr(self, name))}
 
 
-class _Filler:
-    """Fills templates from the word sets; a slot drawn once keeps its word for as long as this object lives."""
-
-    def __init__(self, rng: Random) -> None:
-        self.rng = rng
-        self.bound: dict[str, str] = {}
-        self._genders: dict[str, str] = {}
-
-    def fill(self, template: str) -> str:
-        return _SLOT.sub(self._value, template)
-
-    def knows(self, template: str) -> bool:
-        return all(match.group(1) in self.bound for match in _SLOT.finditer(template))
-
-    def _value(self, match: re.Match[str]) -> str:
-        name, pronoun = match.groups()
-        if name not in self.bound:
-            elder = self.bound.get(_TWINS.get(name, ""))
-            self.bound[name] = self.rng.choice(SETS[name])
-            while self.bound[name] == elder:
-                self.bound[name] = self.rng.choice(SETS[name])
-        if pronoun is None:
-            return self.bound[name]
-        if name not in self._genders:
-            self._genders[name] = gender_of(self.bound[name]) or self.rng.choice("fm")
-        return PRONOUNS[self._genders[name]][("she", "her", "him").index(pronoun)]
-
-
 @cache
 def _slots_of(frame: str) -> frozenset[str]:
-    return frozenset(match.group(1) for match in _SLOT.finditer(frame))
+    return frozenset(match.group(1) for match in SLOT.finditer(frame))
 
 
 def draw_prompt(rng: Random) -> tuple[str, Situation]:
@@ -89,7 +60,7 @@ def draw_prompt(rng: Random) -> tuple[str, Situation]:
     mood = rng.choices(("state", "event", "good"), (0.72, 0.2, 0.08))[0]
     frame = rng.choice(CLIENT_GOOD if mood == "good" else CLIENT)
     wanted = _slots_of(frame)
-    filler = _Filler(rng)
+    filler = Filler(rng)
     clauses: Sequence[tuple[str, str]] = getattr(domain, mood)
     cause, about = rng.choice(clauses)
     situation = Situation(
@@ -105,7 +76,7 @@ def draw_prompt(rng: Random) -> tuple[str, Situation]:
     )
     values = situation.slots() | {"when": _when(mood), "makes": _makes(situation.about)}
     values["span"] = rng.choice(SETS["span"])
-    text = _sentences(_put(frame, values))
+    text = sentences(_put(frame, values))
     if mood != "good" and rng.random() < 0.3:
         extra = rng.choice(FILLERS)
         text = f"{extra} {text}" if rng.random() < 0.25 else f"{text} {extra}"
@@ -128,7 +99,7 @@ def reply(situation: Situation, style: Style, rng: Random) -> str:
     usable = [frame for frame in frames if _slots_of(frame) <= known.keys()]
     most = max(len(_slots_of(frame) & said.keys()) for frame in usable)
     frame = rng.choice([frame for frame in usable if len(_slots_of(frame) & said.keys()) == most])
-    return _sentences(_put(frame, known))
+    return sentences(_put(frame, known))
 
 
 def generate(count: int, seed: int, styles: Sequence[Style] = STYLES) -> tuple[Record, ...]:
@@ -158,7 +129,7 @@ _HARD = {domain.name: domain.hard for domain in DOMAINS}
 
 
 def _second(domain: Domain, cause: str, rng: Random) -> str:
-    return _Filler(rng).fill(rng.choice([clause for clause, _ in domain.state if clause != cause]))
+    return Filler(rng).fill(rng.choice([clause for clause, _ in domain.state if clause != cause]))
 
 
 def _feeling(mood: str, rng: Random) -> str:
@@ -192,12 +163,7 @@ def _turned(slot: str) -> str:
 
 
 def _put(frame: str, values: Mapping[str, str]) -> str:
-    return _SLOT.sub(lambda match: values[match.group(1)], frame)
-
-
-def _sentences(text: str) -> str:
-    """Capital letters at the start of every sentence."""
-    return re.sub(r"(^|[.!?] )([a-z])", lambda match: match.group(1) + match.group(2).upper(), text)
+    return SLOT.sub(lambda match: values[match.group(1)], frame)
 
 
 def _as_typed(text: str, rng: Random) -> str:

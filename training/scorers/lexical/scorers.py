@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -74,15 +75,16 @@ class LexicalFluencyConfig(ScorerConfig):
         return LexicalFluency(self, context.corpus if self.use_corpus else ())
 
 
-class _ByReading:
+class _ByReading(ABC):
     """Each prompt and each reply is read once."""
 
     def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
         clients = {prompt: read(prompt) for prompt in dict.fromkeys(prompts)}
         return [self.score(clients[prompt], read(reply)) for prompt, reply in zip(prompts, completions, strict=True)]
 
+    @abstractmethod
     def score(self, client: Reading, reply: Reading) -> float:
-        raise NotImplementedError
+        """In [0, 1]."""
 
 
 class LexicalReflection(_ByReading):

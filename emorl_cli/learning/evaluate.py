@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import add_example, add_threads_option, print_json, use_threads, whole
+from emorl_cli.console.options import add_example, add_threads_option, use_threads
+from emorl_cli.console.printing import print_json
+from emorl_cli.console.reading import whole
 
 if TYPE_CHECKING:
     from training.evaluation.run import RunCell
@@ -55,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_example(
         parser,
         "emorl evaluate recipes/demo.yaml --seeds 1",
-        "emorl evaluate recipes/demo.yaml --methods base,uniform,emorl --seeds 1,2,3 --out runs/three --resume",
-        "emorl evaluate --score-ab runs/three/ab-sheet.csv",
+        "emorl evaluate recipes/demo.yaml --methods base,uniform,emorl --seeds 1,2,3,4,5 --out runs/five --resume",
+        "emorl evaluate --score-ab runs/five/ab-sheet.csv",
     )
 
 
@@ -67,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
         return _score_ab(args)
     if args.recipe is None:
         raise EvaluationError("name a recipe, or --score-ab SHEET", param="recipe")
-    from training.evaluation.methods import method_names
+    from training.evaluation.methods import left_out, method_names
     from training.evaluation.run import open_run
+    from training.evaluation.statistics import check_installed
     from training.pipeline.prepare import load_data
     from training.recipe.recipe import load_recipe
     from training.search.plots import MISSING, installed
@@ -78,14 +81,17 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print_json(list(known)) if args.json else print("\n".join(known))
         return 0
+    check_installed()
     plots = not args.no_plots and installed()
-    wanted = _wanted(args, known, plots)
+    wanted = _wanted(args, known, left_out(recipe), plots)
     if args.report_only and args.overwrite:
         raise EvaluationError("--report-only and --overwrite exclude each other", param="overwrite")
     folder = args.recipe.resolve().parent
     out = args.out or Path(f"evaluation-{recipe.name}")
     if args.report_only and not out.is_dir():
         raise EvaluationError(f"--out {out}: there is no such folder to report on", param="out")
+    for name, why in wanted.left_out.items():
+        _say(f"{name} is left out: {why}")
     data = load_data(recipe, folder)
     with open_run(out, recipe, folder, data, resume=args.resume or args.report_only, overwrite=args.overwrite):
         use_threads(args.threads, recipe.compute.device)
@@ -97,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
-    from emorl_cli.progress import Stages
+    from emorl_cli.console.progress import Stages
     from training.evaluation.run import judge, run_cells
     from training.progress import Progress
 
@@ -125,35 +131,38 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _wanted(args: argparse.Namespace, known: Sequence[str], plots: bool) -> Any:
+def _wanted(args: argparse.Namespace, known: Sequence[str], left_out: Mapping[str, str], plots: bool) -> Any:
     from training.config import nearest
     from training.evaluation.cells import EvaluationError
     from training.evaluation.run import Wanted
 
-    methods = tuple(args.methods.split(",")) if args.methods else tuple(known)
-    for name in methods:
+    named = tuple(args.methods.split(",")) if args.methods else tuple(known)
+    for name in named:
         if name not in known:
             raise EvaluationError(
                 f"--methods: {name[:40]!r} is unknown{nearest(name, known)}; known: {', '.join(known)}", param="methods"
             )
+    if len(set(named)) < len(named):
+        raise EvaluationError("--methods: one is named twice", param="methods")
+    methods = [name for name in known if name in named and name not in left_out]  # in the table's order
+    if not methods:
+        raise EvaluationError(f"--methods: {named[0]} is left out: {left_out[named[0]]}", param="methods")
     try:
         seeds = tuple(whole(text) for text in args.seeds.split(","))
     except ValueError:
         raise EvaluationError(
             f"--seeds is {args.seeds[:40]!r}; allowed: whole numbers with commas, as in 1,2,3", param="seeds"
         ) from None
-    ordered = tuple(name for name in known if name in methods)  # the table's order does not depend on the typing
-    if len(ordered) < len(methods):
-        raise EvaluationError("--methods: one is named twice", param="methods")
-    reference = args.reference or (REFERENCE if REFERENCE in ordered else None)
+    reference = args.reference or (REFERENCE if REFERENCE in methods else None)
     return Wanted(
-        ordered,
+        tuple(methods),
         seeds,
         reference,
-        _pairs(args.ab, ordered, reference),
+        _pairs(args.ab, methods, reference),
         args.ab_items,
         args.side_by_side,
         plots,
+        {name: why for name, why in left_out.items() if name in named},
     )
 
 
@@ -188,9 +197,10 @@ def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any], plots: 
 def result_lines(found: Mapping[str, Any]) -> list[str]:
     """One line per method."""
     from training.evaluation.report import shown
+    from training.evaluation.results import enough_seeds
 
     width = max(map(len, [*found["methods"], *found["yardsticks"]]))
-    lines = [f"mean reward on {found['test_prompts']} held-out prompts, 95 % interval over prompts ± spread over seeds"]
+    lines = [f"mean reward on {found['test_prompts']} held-out prompts, 95 % interval ± spread over seeds"]
     for name, own in found["methods"].items():
         if not own["seeds"]:
             lines.append(f"  {name:{width}}  failed")
@@ -201,13 +211,18 @@ def result_lines(found: Mapping[str, Any]) -> list[str]:
     for name, own in found["yardsticks"].items():
         judged = f"  judges {own['judges']['mean']['mean']:.3f}" if own.get("judges") else ""
         lines.append(f"  {name:{width}}  {'failed' if 'failed' in own else shown(own['objectives']['mean']) + judged}")
+    if not enough_seeds(found):
+        fewest = found["statistics"]["fewest_seeds_of_a_claim"]
+        lines.append(f"fewer than {fewest} seeds: no claim about methods, only about these trained models")
     return lines
 
 
 def _score_ab(args: argparse.Namespace) -> int:
     from training.evaluation.blind import score_sheets
     from training.evaluation.cells import EvaluationError
+    from training.evaluation.statistics import check_installed
 
+    check_installed()
     if args.recipe is not None:
         raise EvaluationError("--score-ab reads sheets only; leave the recipe out", param="score_ab")
     found = score_sheets(args.score_ab, args.key)

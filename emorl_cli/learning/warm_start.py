@@ -6,8 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from emorl_cli.options import add_example, print_json
-from emorl_cli.progress import Progress
+from emorl_cli.console.options import add_example
+from emorl_cli.console.printing import print_json
+from emorl_cli.console.progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

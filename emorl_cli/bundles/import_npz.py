@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from emorl_cli.options import add_example, check_new, print_json
+from emorl_cli.console.options import add_example, check_new
+from emorl_cli.console.printing import print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emorl_cli.options import add_example, add_threads_option, print_json, use_threads
+from emorl_cli.console.options import add_example, add_threads_option, use_threads
+from emorl_cli.console.printing import print_json
 
 PLAIN_EVERY_S = 5.0  # seconds between progress lines
 
@@ -81,13 +82,16 @@ class Narrator:
 
     def tell(self, record: Mapping[str, Any]) -> None:
         event, step = record["event"], record["step"]
+        if event in ("step", "fit") and time.monotonic() - self._last < PLAIN_EVERY_S:
+            return
         if event == "validation":
             line = "validation " + "  ".join(f"{name} {score:.3f}" for name, score in record["scores"].items())
         elif event == "step":
-            if time.monotonic() - self._last < PLAIN_EVERY_S:
-                return
             scores = "  ".join(f"{name} {own['score']:.3f}" for name, own in record["objectives"].items())
             line = f"{scores}  ({sum(record['seconds'].values()):.1f} s a step)"
+        elif event == "fit":
+            losses = "  ".join(f"{name} {loss:.3f}" for name, loss in record["loss"].items())
+            line = f"adapter_start, loss {losses}  ({record['seconds']:.1f} s a step)"
         elif event == "end":
             line = f"{record['objective']} {record['status']}: {record['reason']}"
         else:
@@ -123,8 +127,13 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     if "warm_start" in plan:
         warm = plan["warm_start"]
         lines.append(f"warm start: {warm['steps']} steps of {warm['batch_size']} on {warm['records']} records")
+    if "adapter_start" in plan:
+        start = plan["adapter_start"]
+        sizes = ", ".join(f"{count} of {name}" for name, count in start["records"].items())
+        lines.append(f"adapter start: {start['steps']} steps of {start['batch_size']} an objective on records {sizes}")
     if "missing" in plan.get("base", {}):
         return [*lines, f"base: not here, so no parameters and memory: {plan['base']['missing']}"]
+    lines.append(f"prompts {plan['prompts']}")
     parameters = plan["parameters"]
     lines.append(f"parameters: base {parameters['base']:,}, frozen")
     lines += [f"  {name}: {count:,} trained" for name, count in parameters["adapters"].items()]

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from emorl_cli.options import add_example, check_new, print_json
+from emorl_cli.console.options import add_example, check_new
+from emorl_cli.console.printing import print_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from emorl_core.models.causal.gguf import Imported
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,20 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from emorl_core.errors import BundleError
     from emorl_core.files.writing import appearing
-    from emorl_core.models.causal.gguf import import_gguf
-    from emorl_core.models.registry import load_model
-    from emorl_core.text.tokenizer import load_tokenizer
 
     with appearing(out) as folder:
-        try:
-            found = import_gguf(args.file, folder, getattr(torch, args.dtype))
-            load_model(folder, device=torch.device("cpu"), dtype=torch.float32)  # with its self-test
-            load_tokenizer(folder)
-        except BundleError as error:
-            error.message = error.message.replace(str(folder), str(args.file))
-            raise
+        found = convert(args.file, folder, getattr(torch, args.dtype))
     if args.json:
         print_json(
             {
@@ -62,3 +59,26 @@ def run(args: argparse.Namespace) -> int:
         print(f"{out}: {found.architecture}, {found.parameters:,} parameters in {args.dtype}, {chat} a chat template")
         print(f"the file held {formats}")
     return 0
+
+
+def convert(file: Path, folder: Path, dtype: torch.dtype) -> Imported:
+    """Write the file's model and tokenizer into `folder`, and load them once.
+
+    Raises:
+        BundleError: they cannot be read, would not arrive whole, or do not load; it names `file`.
+    """
+    import torch
+
+    from emorl_core.errors import BundleError
+    from emorl_core.models.causal.gguf import import_gguf
+    from emorl_core.models.registry import load_model
+    from emorl_core.text.tokenizer import load_tokenizer
+
+    try:
+        found = import_gguf(file, folder, dtype)
+        load_model(folder, device=torch.device("cpu"), dtype=torch.float32)  # with its self-test
+        load_tokenizer(folder)
+    except BundleError as error:
+        error.message = error.message.replace(str(folder), str(file))
+        raise
+    return found

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import BUNDLE_HELP, add_device_options, add_example, add_threads_option, print_json
+from emorl_cli.console.options import BUNDLE_HELP, add_device_options, add_example, add_threads_option
+from emorl_cli.console.printing import print_json
 
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
@@ -166,7 +167,7 @@ def _search(
     folder: Path,
     names: tuple[str, ...],
 ) -> Outcome:
-    from emorl_cli.progress import Stages
+    from emorl_cli.console.progress import Stages
     from training.search.run import EVALUATIONS_FILE, HELD_OUT_FILE, run_search
 
     for note in inputs.notes:

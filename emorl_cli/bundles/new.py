@@ -8,11 +8,11 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.options import add_example, check_new, print_json
+from emorl_cli.console.options import add_example, check_new
+from emorl_cli.console.printing import print_json
 
 if TYPE_CHECKING:
     from emorl_core.bundle import BundleSpec, ChatSpec
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from emorl_cli.inspect_bundle import render
+    from emorl_cli.bundles.inspect import render
 
     out: Path = args.out
     check_new(out)
@@ -96,7 +96,7 @@ def write(out: Path, args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         BundleError, InvalidRequest: what would be written is no bundle that serves.
     """
-    from emorl_core.bundle import BASE_DIR, write_spec
+    from emorl_core.bundle import BASE_DIR, copy_checkpoint, write_spec
     from emorl_core.errors import BundleError
     from emorl_core.files.reading import is_folder
     from emorl_core.files.writing import appearing
@@ -111,7 +111,7 @@ def write(out: Path, args: argparse.Namespace) -> dict[str, Any]:
         if is_local and args.link:
             (folder / BASE_DIR).symlink_to(Path(args.base).resolve())
         elif is_local:
-            _copy_base(Path(args.base), folder / BASE_DIR)
+            copy_checkpoint(Path(args.base), folder / BASE_DIR)
         write_spec(folder, spec)
         report = _examined(folder, out, args.dtype)
         if report["faults"]:
@@ -241,18 +241,9 @@ def _copy_adapter(source: Path, target: Path) -> None:
         shutil.copyfile(source / file, target / file)
 
 
-def _copy_base(source: Path, target: Path) -> None:
-    from emorl_core.bundle import FILE_PATTERNS
-
-    target.mkdir()
-    for path in sorted(source.iterdir()):
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in FILE_PATTERNS):
-            shutil.copyfile(path, target / path.name)
-
-
 def _examined(folder: Path, out: Path, dtype: str) -> dict[str, Any]:
     """What `emorl inspect` says, by the name that the folder is going to have."""
-    from emorl_cli.inspect_bundle import examine
+    from emorl_cli.bundles.inspect import examine
 
     report = examine(str(folder), dtype=dtype)
     own = {

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from emorl_cli.options import BUNDLE_HELP, add_example, print_json
+from emorl_cli.console.options import BUNDLE_HELP, add_example
+from emorl_cli.console.printing import print_json
 
 if TYPE_CHECKING:
     from emorl_core.adapters.adapter import Adapter

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from emorl_cli.graded_data import KINDS_HELP, add_column_options, kind_of, load_sets
-from emorl_cli.options import add_example, print_json
+from emorl_cli.console.options import add_example
+from emorl_cli.console.printing import print_json
+from emorl_cli.learning.graded_data import KINDS_HELP, add_column_options, kind_of, load_sets
 
 DEFAULT_LOSS = {"pair": "margin"}  # every other kind of data: classes
 # Options whose default is the configuration's own.
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from emorl_cli.progress import Stages
+    from emorl_cli.console.progress import Stages
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emorl_cli.console.reading import number, utf_8, whole
 from emorl_core.types import COMBINE_MODES
 
 if TYPE_CHECKING:
     from emorl_core.types import Threads
 
-STDIN, STDIN_NAME = "-", "standard input"
-ESCAPED_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}  # JSON escapes the others itself
 BUNDLE_HELP = "a bundle folder, or a Hugging Face hub id (owner/name)"
 
 
@@ -157,65 +155,6 @@ def _bias(text: str | None) -> dict[str, float]:
     return bias
 
 
-def utf_8(text: str, what: str) -> str:
-    """An argument that is text.
-
-    Raises:
-        InvalidRequest: it holds bytes that are not UTF-8; Python carries them as half surrogate pairs, which no
-            tokenizer takes.
-    """
-    from emorl_core.errors import InvalidRequest
-
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InvalidRequest(f"{what} is not UTF-8 text", param="prompt") from None
-    return text
-
-
-def whole(text: str) -> int:
-    """A whole number, as every option takes it. Raises ValueError."""
-    _check_plain(text)
-    return int(text)
-
-
-def number(text: str) -> float:
-    """A number, as every option takes it. Raises ValueError."""
-    _check_plain(text)
-    return float(text)
-
-
-def _check_plain(text: str) -> None:
-    if "_" in text or not text.isascii():  # Python takes 1_0 for ten, and the digits of every script
-        raise ValueError(f"{text!r} is not in plain digits")
-
-
-def parse_weights(text: str | None) -> dict[str, float] | None:
-    """`reflection=0.7,empathy=0.3` -> {"reflection": 0.7, "empathy": 0.3}.
-
-    Raises:
-        InvalidWeights: a part that is not NAME=NUMBER, or a name given twice. The rest is `emorl_core.weights`' to say.
-    """
-    from emorl_core.errors import InvalidWeights
-
-    if text is None:
-        return None
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, amount = (piece.strip() for piece in part.partition("="))
-        try:
-            value = number(amount)
-        except ValueError:
-            raise InvalidWeights(
-                f"--weights: {part[:40]!r} is not NAME=NUMBER; write for example reflection=0.7,empathy=0.3",
-                param="weights",
-            ) from None
-        if name in weights:
-            raise InvalidWeights(f"--weights: {name[:40]!r} is given twice", param="weights")
-        weights[name] = value
-    return weights
-
-
 def add_chat_option(parser: argparse.ArgumentParser) -> None:
     """`--chat`, a chat instead of a prompt."""
     parser.add_argument(
@@ -224,48 +163,3 @@ def add_chat_option(parser: argparse.ArgumentParser) -> None:
         help="instead of a prompt: a chat, for a bundle with chat; a JSON list of messages with role and content; "
         "- is standard input",
     )
-
-
-def read_chat(source: str) -> list[Any]:
-    """The messages of `--chat`; `emorl_core.text.chat.read_messages` says whether they are some.
-
-    Raises:
-        InvalidRequest: no such file, or no JSON list.
-    """
-    from emorl_core.errors import InvalidRequest
-    from emorl_core.files.documents import parse_json
-    from emorl_core.files.reading import Unreadable
-
-    name = STDIN_NAME if source == STDIN else source
-    try:
-        messages = parse_json(read_source(source))
-    except Unreadable as error:
-        raise InvalidRequest(f"--chat: {name}: not JSON: it {error.reason}", param="chat") from None
-    if not isinstance(messages, list):
-        raise InvalidRequest(f"--chat: {name}: must be a JSON list of messages", param="chat")
-    return messages
-
-
-def read_source(source: str) -> str:
-    """The text of a file, or of standard input for `-`, whatever encoding the terminal has.
-
-    Raises:
-        Unreadable: it cannot be read.
-    """
-    from emorl_core.files.reading import Unreadable
-    from emorl_core.files.text_files import decode, read_text
-
-    if source != STDIN:
-        return read_text(Path(source))
-    if sys.stdin is None:
-        raise Unreadable("cannot be read: it is closed", path=STDIN_NAME)
-    return decode(sys.stdin.buffer.read(), STDIN_NAME)
-
-
-def print_json(value: object) -> None:
-    """One JSON document on one line of stdout. What JSON has no word for (a date in a bundle's origin) becomes text.
-
-    What some readers take for the end of a line is escaped, so that documents and lines stay in step.
-    """
-    document = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
-    print(document.translate(ESCAPED_LINE_ENDS), flush=True)

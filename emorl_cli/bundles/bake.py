@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from emorl_cli.options import BUNDLE_HELP, add_example, add_weight_options, check_new, parse_weights, print_json
+from emorl_cli.console.options import BUNDLE_HELP, add_example, add_weight_options, check_new
+from emorl_cli.console.printing import print_json
+from emorl_cli.console.reading import parse_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

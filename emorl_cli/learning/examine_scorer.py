@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from emorl_cli.graded_data import KINDS_HELP, add_column_options, kind_of, load_sets
-from emorl_cli.options import add_example, add_threads_option, print_json, use_threads
+from emorl_cli.console.options import add_example, add_threads_option, use_threads
+from emorl_cli.console.printing import print_json
+from emorl_cli.learning.graded_data import KINDS_HELP, add_column_options, kind_of, load_sets
 
 SIZES = ("replies", "graded", "candidates", "prompts", "seed")
 

@@ -1,0 +1,1 @@
+"""The verbs that make bundles, bases and adapters of what is there, and look at them."""

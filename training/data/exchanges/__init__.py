@@ -1,0 +1,1 @@
+"""Short exchanges that the project wrote itself, in three manners of answering."""

@@ -1,0 +1,36 @@
+"""The `adapter_start` section of a recipe: what the adapters are fitted on before reinforcement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from emorl_core.bundle import Name
+from training.data.sources import parse_source
+from training.rl.settings import AdapterFit
+
+
+class AdapterStart(AdapterFit):
+    """A supervised start of the adapters: the base stays as it is, so that it need not be shipped. All objectives in
+    lockstep; one that `sources` does not name begins with an adapter that changes nothing."""
+
+    sources: dict[Name, tuple[Any, ...]] = Field(min_length=1)
+    """Objective to data sets with replies in its manner, less the prompts that `data` validates or tests on, and less
+    the replies that are longer than `rl.max_new_tokens`."""
+
+    @field_validator("sources")
+    @classmethod
+    def _kinds(cls, value: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        for name, sources in value.items():
+            if not sources:
+                raise ValueError(f"sources.{name}: name at least one data set")
+            for number, source in enumerate(sources):
+                parse_source(source, where=f"adapter_start.sources.{name}.{number}")
+        return value
+
+    def restricted(self, names: Sequence[str]) -> AdapterStart | None:
+        """With the sources of these objectives only; None where they have none."""
+        sources = {name: own for name, own in self.sources.items() if name in names}
+        return self.model_copy(update={"sources": sources}) if sources else None

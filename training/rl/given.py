@@ -1,0 +1,24 @@
+"""Replies that are given, not sampled: what adapters learn from before the reinforcement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from training.rl.settings import AdapterFit
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt and a reply to it with its end, as token ids."""
+
+    source: tuple[int, ...]
+    reply: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An objective without pairs begins with an adapter that changes nothing."""
+
+    fit: AdapterFit
+    pairs: Mapping[str, tuple[Pair, ...]]  # by objective
