@@ -2,10 +2,11 @@
 # The judges of counselling replies that recipes here use as rewards and as judges of reports, and their exams
 # (docs/scorers.md has the tables). Rewards and judges of reports are trained on different data sets.
 #
-#   DATA=data ENCODER=my-encoder OUT=scorers recipes/judges.sh
+#   DATA=data ENCODER=my-encoder BASE=my-base OUT=scorers recipes/judges.sh
 #
-# DATA: a folder with pair/, annomi/, epitome/ and esconv/. ENCODER: a small encoder, see docs/scorers.md. Each judge takes
-# about 25 minutes on one CPU core; one that was interrupted goes on with --resume, and one that is there is left alone.
+# DATA: a folder with pair/, annomi/, epitome/ and esconv/. ENCODER: a small encoder, see docs/scorers.md. BASE, for fluency:
+# a causal language model such as HuggingFaceTB/SmolLM2-135M-Instruct, best the one that is steered. Each judge takes
+# some minutes on one CPU core. One that was interrupted goes on; one that is there is left alone.
 set -eu
 : "${DATA:?a folder with the data sets}" "${ENCODER:?a folder or hub id of an encoder}" "${OUT:=scorers}"
 PAIR=pair:$DATA/pair/pair.csv
@@ -17,6 +18,7 @@ judge() { # name, then what `emorl train-scorer` takes
     name=$1
     shift
     if [ -d "$OUT/$name" ]; then return; fi
+    if [ -d "$OUT/.$name.partial" ]; then set -- "$@" --resume; fi
     emorl train-scorer "$@" --on-bad-row skip --loss pairwise --encoder "$ENCODER" --out "$OUT/$name" \
         --batch-size 36 --max-length 80 --freeze-layers 2 --learning-rate 1.5e-4 --seed 0 --threads 1
 }
@@ -26,3 +28,9 @@ judge reflection "$PAIR" "$ANNOMI" --epochs 3 --prompts-per-epoch 108
 judge empathy "$REACTIONS" --replies "$PAIR" --epochs 3 --prompts-per-epoch 108
 # Judges of reports: other data than the rewards'.
 judge listening "$ESCONV" --epochs 3 --prompts-per-epoch 108
+
+# Weights for the likelihoods under BASE.
+if [ -n "${BASE:-}" ] && [ ! -d "$OUT/fluency" ]; then
+    emorl train-scorer "$PAIR" "$ANNOMI" --on-bad-row skip --loss fluency --encoder "$BASE" --out "$OUT/fluency" \
+        --seed 0 --threads 1
+fi
