@@ -21,7 +21,7 @@ from server.settings import Settings  # noqa: E402
 
 PICTURE = ROOT / "docs" / "assets" / "playground.png"
 LARGEST_BYTES = 200_000
-SIZE = {"width": 1240, "height": 830}
+SIZE = {"width": 1280, "height": 860}
 
 
 def main() -> int:

@@ -12,10 +12,13 @@ import { createRun } from "./sweeping.js";
 
 const GRIDS = [[10, "66 points"], [20, "231 points"], [30, "496 points"]];
 const IDLE = "Point at the map to read its texts; a click takes one.";
+const FROM_EDGE = 0.045; // as a weight
 
 /** `geometry`: {place(point) -> picture, side, taken()}. Gives the layer for the pad, its controls, the list of texts, and `peek(weights)`. */
 export function createMap(store, actions, geometry) {
-  const layer = svg("g", { class: "map", "clip-path": "url(#pad-clip)" });
+  const cells = svg("g", { "clip-path": "url(#pad-clip)" });
+  const numbers = svg("g", {}); // never cut by the edge
+  const layer = svg("g", { class: "map" }, cells, numbers);
   const grid = h("select", { "aria-label": "Points of the map" },
     GRIDS.map(([value, text]) => h("option", { value: String(value) }, text)));
   const draw = h("button", { type: "button", on: { click: () => start() } }, "Draw the map");
@@ -85,7 +88,8 @@ export function createMap(store, actions, geometry) {
     lit = null;
     peek(null);
     if (regions === null) {
-      layer.replaceChildren();
+      cells.replaceChildren();
+      numbers.replaceChildren();
       list.replaceChildren();
       told.textContent = "";
       return;
@@ -95,11 +99,11 @@ export function createMap(store, actions, geometry) {
     const colour = (region) => mixColour(axes, region.centre, objectives, region.fade);
     const spacing = geometry.side / regions.resolution;
     const taken = geometry.taken();
-    layer.replaceChildren(
+    cells.replaceChildren(
       ...found.flatMap((region, i) => region.cells.map((cell) => hexagon(at(cell), spacing, colour(region), i))),
       svg("path", { class: "map-borders", d: regions.borders().map(([a, b]) => border(at(a), at(b), spacing)).join("") }),
-      ...found.map((region, i) => number(region, i, spacing, taken)),
     );
+    numbers.replaceChildren(...found.map((region, i) => number(region, i, spacing, taken)));
     if (run.busy) return;
     told.textContent = `${found.length} ${found.length === 1 ? "text" : "texts"} on ${regions.size} points.`;
     list.replaceChildren(textList(
@@ -107,10 +111,16 @@ export function createMap(store, actions, geometry) {
   }
 
   const at = (weights) => geometry.place(toPoint(weights));
+  /** The same, but so far from the edges that a number has room. */
+  function inside(weights) {
+    const spare = weights.map((weight) => Math.max(0, weight - FROM_EDGE));
+    const left = (1 - 3 * FROM_EDGE) / spare.reduce((sum, each) => sum + each, 0);
+    return at(spare.map((each) => FROM_EDGE + left * each));
+  }
 
   function number(region, i, spacing, taken) {
     const text = String(i + 1);
-    const { x, y, size, fits } = placeNumber(region.cells.map(at), at(region.middle), spacing, text, taken);
+    const { x, y, size, fits } = placeNumber(region.cells.map(inside), inside(region.middle), spacing, text, taken);
     return svg("text", { x, y: y + size / 3, class: fits ? "map-number" : "map-number tiny", "data-region": i, "text-anchor": "middle", vars: { "--size": `${size}px` } }, text);
   }
 

@@ -16,7 +16,7 @@ export function createSteering(whole, actions) {
   const { axes } = store.state;
   const place = byId("steering");
   const { picture = null, below = null } = { 2: createLine, 3: createPad }[axes.length]?.(store, actions) ?? {};
-  const parts = [picture, profileButtons(store), numbers(store, picture === null), below];
+  const parts = [picture, below, profileButtons(store), numbers(store, picture === null)];
   place.replaceChildren(...parts.filter((part) => part !== null));
 }
 
