@@ -7,7 +7,6 @@ model that is no toy: SmolLM2-135M-Instruct in safetensors.
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import os
 import shutil
@@ -98,10 +97,3 @@ def chromium() -> str:
     path = chromium_path()
     assert path is not None, "mark the test with @pytest.mark.browser"
     return path
-
-
-def pytest_collection_finish() -> None:
-    """What was imported stays. Left among the objects that may become garbage, half a million of them are looked
-    through again and again."""
-    gc.collect()
-    gc.freeze()
