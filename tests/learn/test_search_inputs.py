@@ -81,7 +81,7 @@ def test_files_are_split_by_prompt(tmp_path: Path) -> None:
 
 def test_a_prompt_in_both_files_is_refused(tmp_path: Path) -> None:
     one, other = prompt_file(tmp_path, LINES[:4]), prompt_file(tmp_path, [LINES[5], LINES[2].upper()], "other.txt")
-    with pytest.raises(DataError, match="share their prompt with another part"):
+    with pytest.raises(DataError, match="share their prompt or dialogue with another part"):
         from_files(one, SPECS, held_out=other)
 
 
