@@ -72,12 +72,11 @@ class _EngineCollector(Collector):
         yield _gauge("emorl_kv_slots_used", "Sequences that run.", now.slots_used)
         held = "Bytes held for keys and values of sequences that run, room they have and do not use included."
         yield _gauge("emorl_kv_cache_used_bytes", held, now.kv_cache_bytes)
-        most = math.inf if now.kv_cache_limit is None else now.kv_cache_limit
-        yield _gauge(
-            "emorl_kv_cache_limit_bytes",
-            "The most of emorl_kv_cache_used_bytes (kv_cache_bytes); +Inf: no bound.",
-            most,
-        )
+        text = "The most of emorl_kv_cache_used_bytes, where kv_cache_bytes is set."
+        limit = GaugeMetricFamily("emorl_kv_cache_limit_bytes", text)
+        if now.kv_cache_limit is not None:
+            limit.add_metric([], now.kv_cache_limit)
+        yield limit
         yield _counter("emorl_prefill_cache_hits", "Prompts found whole in the cache, per lane.", now.prefill_hits)
         yield _counter("emorl_prefill_cache_misses", "Prompts computed, or their ends, per lane.", now.prefill_misses)
         found = "Tokens of prompts that were read before, per lane."
