@@ -70,7 +70,7 @@ def environment(dockerfile: Path) -> dict[str, str]:
 
 def exported() -> set[str]:
     """Every name under which a sample can be asked for, and of each histogram the name that is documented."""
-    metrics = Metrics(lambda: EngineReading(info={"version": "1"}), ["/generate"])
+    metrics = Metrics(lambda: EngineReading(info={"version": "1"}, kv_cache_limit=1), ["/generate"])
     metrics.know_objectives(["reflection"])
     names: set[str] = set()
     for family in metrics.registry.collect():
