@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,8 +13,9 @@ from emorl_cli.console.printing import print_json
 
 if TYPE_CHECKING:
     from emorl_core.adapters.adapter import Adapter
-    from emorl_core.bundle import Bundle
+    from emorl_core.bundle import Bundle, BundleSpec
     from emorl_core.models.family import LaneModel
+    from emorl_core.text.tokenizer import HuggingFaceTokenizer
 
 T = TypeVar("T")
 Report = dict[str, Any]
@@ -51,10 +53,10 @@ def examine(where: str, *, dtype: str = "float32") -> Report:
     bundle = _attempt(faults, "bundle", lambda: Bundle.open(where))
     if bundle is not None:
         report["name"] = bundle.spec.name
-        _examine_base(bundle, dtype, report)
+        model, tokenizer = _examine_base(bundle, dtype, report)
         _examine_profiles(bundle, report)
-        if not faults:
-            _attempt(faults, "running it", lambda: _run_once(where, dtype))
+        if model is not None and tokenizer is not None and not faults:
+            _attempt(faults, "running it", partial(_run_once, bundle.spec, model, tokenizer))
     report["valid"] = not faults
     return report
 
@@ -73,8 +75,10 @@ def _attempt(faults: list[str], what: str, action: Callable[[], T]) -> T | None:
     return None
 
 
-def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
-    """The base, its tokenizer, and every adapter by itself against the base."""
+def _examine_base(bundle: Bundle, dtype: str, report: Report) -> tuple[LaneModel | None, HuggingFaceTokenizer | None]:
+    """The base, its tokenizer, and every adapter by itself against the base.
+
+    Returns what could be loaded: the model, with all adapters if all fit, and the tokenizer."""
     import torch
 
     from emorl_core.adapters.adapter import of_another_base, read_peft
@@ -88,6 +92,7 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
     report["base"] = {"source": spec.base.path or spec.base.hub}
     folder = _attempt(faults, "base", lambda: _checked(bundle.base_folder()))
     model: LaneModel | None = None
+    tokenizer: HuggingFaceTokenizer | None = None
     if folder is not None:
         config = _attempt(faults, "base", lambda: read_config(folder)) or {}
         report["base"]["model_type"] = config.get("model_type")
@@ -97,7 +102,7 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
             model = _attempt(
                 faults, "base", lambda: load_model(folder, device=torch.device("cpu"), dtype=DTYPES[dtype])
             )
-        _examine_tokenizer(bundle, folder, report)
+        tokenizer = _examine_tokenizer(bundle, folder, report)
 
     report["objectives"] = {}
     read: list[Adapter] = []
@@ -113,7 +118,7 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
         adapter = _attempt(
             faults,
             f"adapter {name!r}",
-            lambda name=name: read_peft(bundle.adapter_folder(name), name),  # type: ignore[misc]
+            lambda name=name: read_peft(_checked(bundle.adapter_folder(name)), name),  # type: ignore[misc]
         )
         if adapter is None:
             continue
@@ -143,6 +148,7 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> None:
             "dtype": dtype,
             "ratio": round((sizes["base"] + sizes["adapters"]) / sizes["base"], 4),
         }
+    return model, tokenizer
 
 
 def _checked(folder: Path) -> Path:
@@ -153,7 +159,7 @@ def _checked(folder: Path) -> Path:
     return folder
 
 
-def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> None:
+def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> HuggingFaceTokenizer | None:
     from emorl_core.text.prompts import PromptEncoder
     from emorl_core.text.tokenizer import HuggingFaceTokenizer
 
@@ -161,10 +167,10 @@ def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> None:
     spec = bundle.spec
     tokenizer = _attempt(faults, "tokenizer", lambda: HuggingFaceTokenizer(folder))
     if tokenizer is None:
-        return
+        return None
     prompts = _attempt(faults, "chat", lambda: PromptEncoder(spec, tokenizer))
     if prompts is None:
-        return
+        return tokenizer
     report["tokenizer"] = {
         "entries": len(tokenizer),
         "prompt_template": spec.prompt_template,
@@ -173,6 +179,7 @@ def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> None:
         "max_source_tokens": spec.max_source_tokens,
     }
     _attempt(faults, "prompt_template", prompts.check)
+    return tokenizer
 
 
 def _examine_profiles(bundle: Bundle, report: Report) -> None:
@@ -191,11 +198,12 @@ def _examine_profiles(bundle: Bundle, report: Report) -> None:
         report["notes"].append("no default_profile: every request must name weights or a profile")
 
 
-def _run_once(where: str, dtype: str) -> None:
+def _run_once(spec: BundleSpec, model: LaneModel, tokenizer: HuggingFaceTokenizer) -> None:
     """A real token over all lanes: finds what no file shows by itself, such as NaN in the base."""
+    from emorl_core.engine.engine import Engine
     from emorl_core.ensemble import Ensemble
 
-    Ensemble.load(where, device="cpu", dtype=dtype, slots=1).warm_up()
+    Ensemble(spec, Engine(model, tokenizer.decode, spec.lanes, slots=1), tokenizer).warm_up()
 
 
 def render(report: Report) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PROFILE = "even"
 CHAT_TOKENS = 4096  # of prompts in a chat bundle: whole histories come in
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)  # old ones have no owner
 _PATH = re.compile(r"[\w.~/\\:+-]+")  # of such a text it is never assumed that it is a sentence
 
 
@@ -126,7 +127,6 @@ def read_objectives(options: Sequence[str]) -> dict[str, Given]:
     Raises:
         BundleError: a part that is none of these, an adapter that cannot be read, or a name with two of a kind.
     """
-    from emorl_core.adapters.adapter import read_peft
     from emorl_core.bundle import hub_folder
     from emorl_core.errors import BundleError, cut
     from emorl_core.files.reading import is_folder
@@ -143,7 +143,7 @@ def read_objectives(options: Sequence[str]) -> dict[str, Given]:
             if before.adapter is not None:
                 raise BundleError(f"--objective {name}: has two adapters; allowed: one, and a sentence")
             folder = path if local else hub_folder(what)
-            read_peft(folder, name)  # before anything is copied
+            _check_adapter(folder, name, what)  # before anything is copied
             given[name] = Given(folder, before.sentence)
         elif _PATH.fullmatch(what) or what.startswith(("/", "./", "../", "~/")):
             raise BundleError(
@@ -155,6 +155,17 @@ def read_objectives(options: Sequence[str]) -> dict[str, Given]:
                 raise BundleError(f"--objective {name}: has two sentences; allowed: one, and an adapter")
             given[name] = Given(before.adapter, what)
     return given
+
+
+def _check_adapter(folder: Path, name: str, what: str) -> None:
+    """Raises `AdapterError` as reading it does, by what was typed: the folder may be a copy from the hub."""
+    from emorl_core.adapters.adapter import read_peft
+    from emorl_core.errors import AdapterError, cut
+
+    try:
+        read_peft(folder, name)
+    except AdapterError as error:
+        raise AdapterError(f"--objective {name}={cut(what)}: {error.message}") from None
 
 
 def _base_folder(args: argparse.Namespace, is_local: bool) -> Path:
@@ -169,7 +180,14 @@ def _base_folder(args: argparse.Namespace, is_local: bool) -> Path:
         raise BundleError(f"--revision goes with a hub id; --base {cut(args.base)} is a folder")
     if args.link and not is_local:
         raise BundleError(f"--link goes with a folder; --base {cut(args.base)} is none")
-    folder = Path(args.base) if is_local else hub_folder(args.base, args.revision)
+    if not is_local and not _HUB_NAME.fullmatch(args.base):
+        raise BundleError(
+            f"--base {cut(args.base)} is no folder; allowed: a checkpoint folder, or a hub id (owner/name)"
+        )
+    try:
+        folder = Path(args.base) if is_local else hub_folder(args.base, args.revision)
+    except BundleError as error:
+        raise BundleError(f"--base {cut(args.base)} is no folder, and {error.message}") from None
     check_folder(folder)
     family_of(read_config(folder))
     return folder
@@ -185,7 +203,10 @@ def _spec(
     from emorl_core.errors import BundleError
 
     chat = _chat(args, base_folder)
-    kind = "template" if chat is None else "system"
+    kind = "system"
+    if chat is None:
+        kind = "template"
+        _check_templates(given)
     values: dict[str, Any] = {
         "name": args.name or out.resolve().name,
         "base": {"path": BASE_DIR} if is_local else {"hub": args.base, "revision": args.revision},
@@ -208,6 +229,18 @@ def _spec(
         return BundleSpec.model_validate(values)
     except ValidationError as error:
         raise BundleError(explain(error)) from None
+
+
+def _check_templates(given: dict[str, Given]) -> None:
+    from emorl_core.bundle import PROMPT
+    from emorl_core.errors import BundleError, cut
+
+    for name, each in given.items():
+        if each.sentence is not None and each.sentence.count(PROMPT) != 1:
+            raise BundleError(
+                f"--objective {name}: {cut(each.sentence)} must contain {PROMPT} exactly once: in a bundle without chat"
+                f" a sentence is what stands around the prompt, such as {cut(f'Answer warmly. {PROMPT}')}"
+            )
 
 
 def _chat(args: argparse.Namespace, base_folder: Path) -> ChatSpec | None:

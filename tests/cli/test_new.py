@@ -139,7 +139,7 @@ def test_a_sentence_without_chat_is_a_template(emorl: Emorl, bundle: Path, tmp_p
     out = tmp_path / "out"
     argv = ("new", out, "--base", bundle / "base", "--objective")
     said = emorl(*argv, "formal=Rewrite formally.").refused()
-    assert "objectives.formal.prompt.template: must contain {prompt} exactly once" in said
+    assert "must contain {prompt} exactly once: in a bundle without chat a sentence is what stands around" in said
     assert emorl(*argv, "formal=Rewrite formally: {prompt}").code == 0
     assert read_spec(out / BUNDLE_FILE).prompts == {"formal": PromptSpec(template="Rewrite formally: {prompt}")}
 
@@ -182,11 +182,13 @@ BAD = [
     (["--objective", "../up=EMPATHY"], "objectives.../up: String should match pattern"),
     (
         ["--objective", "calm=BASE"],
-        "adapter 'calm': its folder has no adapter_config.json; allowed: a PEFT LoRA folder",
+        "': adapter 'calm': its folder has no adapter_config.json; allowed: a PEFT LoRA folder",
     ),
+    (["--base", "no/such/folder"], "--base 'no/such/folder' is no folder; allowed: a checkpoint folder, or a hub id"),
+    (["--base", "./clinic"], "--base './clinic' is no folder; allowed: a checkpoint folder, or a hub id"),
+    (["--base", "clinic/none"], "--base 'clinic/none' is no folder, and hub id 'clinic/none': cannot be fetched"),
     (["--objective", "one=ONE"], "adapter 'one'"),
     (["--base", "EMPATHY"], "no config.json"),
-    (["--base", "clinic/none"], "hub id 'clinic/none': cannot be fetched"),
     (["--base", "clinic/t5", "--link"], "--link goes with a folder; --base 'clinic/t5' is none"),
     (["--revision", "v1"], "--revision goes with a hub id"),
     (["--prompt-template", "{client}"], "prompt_template: must contain {prompt} exactly once"),
