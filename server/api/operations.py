@@ -103,8 +103,8 @@ async def readyz(request: Request) -> Response:
 async def startupz(request: Request) -> Response:
     """Startup: the bundle is loaded and was ready at least once."""
     service = service_of(request)
-    if not service.started:
-        raise service.unready() or NotReady("the engine is warming up")
+    if not service.started and (reason := service.unready()) is not None:
+        raise reason
     return json_response({"status": "ok"})
 
 
