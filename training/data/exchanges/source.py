@@ -24,8 +24,8 @@ _TRIES = 20  # fillings that are drawn for one that is new
 
 
 class ExchangesSource(Source):
-    """`pairs`: a client's statement and the reply in one manner. `prompts`: without the replies. `both`: the plain sentence,
-    then the reflection, so that a reply begins with what was said.
+    """`pairs`: a client's statement and the reply in one manner. `prompts`: without the replies. `both`: the plain
+    sentence, then the reflection, so that a reply begins with what was said.
 
     An exchange with slots is filled `variants` times, the same way for every manner; `extras.key` names the exchange.
     """
