@@ -1,5 +1,4 @@
-"""What a bundle says to a file of statements, at its corners and in the middle: all texts, unselected, for people to
-read.
+"""What a bundle says to a file of statements, at its corners and in the middle: all texts, for people to read.
 
     emorl demo --folder my-demo --build-only
     python -m benchmarks.demo_texts --bundle my-demo --statements docs/demo-statements.txt --out texts.md
