@@ -1,7 +1,7 @@
 """What a bundle says to a file of statements, at its corners and in the middle: all texts, for people to read.
 
     emorl demo --folder my-demo --build-only
-    python -m benchmarks.demo_texts --bundle my-demo --statements docs/demo-statements.txt --out texts.md
+    python -m benchmarks.demo_texts --bundle my-demo --statements docs/demo-statements.txt --out my-texts.md
 
 Replies are greedy. Under the texts stand plain measures over all of them. `loops`: share of replies in which a run of
 three words comes twice; the others are those of `emorl evaluate`.
