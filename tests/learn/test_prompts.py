@@ -36,7 +36,8 @@ def test_reinforcement_samples_from_the_ids_that_are_served(ensemble: Ensemble) 
 
 
 def test_the_supervised_stage_fits_the_ids_that_are_served(ensemble: Ensemble) -> None:
-    model: Any = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True))
+    config = SimpleNamespace(is_encoder_decoder=True, eos_token_id=END)
+    model: Any = SimpleNamespace(config=config, generation_config=None)
     pairs = [(text, f"{text} so") for text in PROMPTS]
     wording = wording_of(model, tiny_tokenizer(), ensemble.spec.prompt_template, None)
     found = make_examples(model, wording, pairs, max_source_tokens=64, max_target_tokens=64)
