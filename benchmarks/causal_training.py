@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.training_peers import Peer
-from benchmarks.training_rounds import InTurn, begin, measured, options, tell
-from benchmarks.training_sides import NAMES, Ours
+from benchmarks.training.peers import Peer
+from benchmarks.training.rounds import InTurn, begin, measured, options, tell
+from benchmarks.training.sides import NAMES, Ours
 
 # From the public config of HuggingFaceTB/SmolLM2-135M-Instruct; the tiny one is no model's, for trying this program.
 SHAPES: dict[str, dict[str, int]] = {

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.make_bundle import SHAPES, VOCABULARY, t5_config
-from benchmarks.training_peers import Peer
-from benchmarks.training_rounds import InTurn, begin, measured, options, tell
-from benchmarks.training_sides import NAMES, Ours
+from benchmarks.training.peers import Peer
+from benchmarks.training.rounds import InTurn, begin, measured, options, tell
+from benchmarks.training.sides import NAMES, Ours
 
 
 def write_base(folder: Path, shape: str) -> None:

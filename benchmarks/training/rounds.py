@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.training_sides import NAMES
+from benchmarks.training.sides import NAMES
 
 PARTS = ("total", "rollout", "gradient", "processor")
 Times = Mapping[str, Sequence[Mapping[str, float]]]  # by side, one mapping a round

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.training_sides import ALPHA, CLIP, DROPOUT, KL, RANK, RATE, device_of, score, wait
+from benchmarks.training.sides import ALPHA, CLIP, DROPOUT, KL, RANK, RATE, device_of, score, wait
 from training.rl import losses
 
 
