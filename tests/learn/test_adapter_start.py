@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import time
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +21,7 @@ from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from tests.core.causal_reference import SeparateModels
 from tests.core.test_causal_training import trained_peft
 from tests.learn.causal_tasks import END, SYSTEM, write_causal_recipe
-from tests.learn.test_resume import same_run, start, write_recipe
+from tests.learn.test_resume import kill_once_logged, same_run, write_recipe
 from tests.learn.test_trainer_against_peft import compare
 from tests.learn.trainer_tasks import NAMES, TEXTS
 from training.config import RecipeError
@@ -207,16 +205,7 @@ def test_resuming_after_kill_9_in_the_supervised_start_gives_the_same_bits(tmp_p
     path.write_text(yaml.safe_dump(raw), encoding="utf-8")
     whole, killed = Places(tmp_path / "whole"), Places(tmp_path / "killed")
     train(load_recipe(path), tmp_path, whole)
-    process = start(path, killed.bundle)
-    log = killed.run / FOLDER / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if log.exists() and '"event": "fit", "step": 5' in log.read_text(encoding="utf-8"):
-            break
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors.decode()[-500:]
+    kill_once_logged('"event": "fit", "step": 5', killed.run / FOLDER / "log.jsonl", path, killed)
     saved = checkpoint.latest(killed.run / FOLDER)
     assert saved is not None
     assert 4 <= saved.step < 30

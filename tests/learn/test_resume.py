@@ -56,18 +56,21 @@ def write_recipe(folder: Path, **values: Any) -> Path:
     return path
 
 
-def kill_after_step(number: int, recipe: Path, places: Places) -> None:
-    """`emorl train` in a process of its own, killed once its log tells this step."""
+def kill_once_logged(line: str, log: Path, recipe: Path, places: Places) -> None:
+    """`emorl train` in a process of its own, killed once this log tells that line."""
     process = started(main, ["train", str(recipe), "--out", str(places.bundle)])
-    log = places.run / "log.jsonl"
     while process.is_alive():
-        if log.exists() and f'"event": "step", "step": {number}' in log.read_text(encoding="utf-8"):
+        if log.exists() and line in log.read_text(encoding="utf-8"):
             break
-        time.sleep(0.005)
+        time.sleep(0.002)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not places.bundle.exists()
+
+
+def kill_after_step(number: int, recipe: Path, places: Places) -> None:
+    kill_once_logged(f'"event": "step", "step": {number}', places.run / "log.jsonl", recipe, places)
 
 
 def same_run(first: Path, second: Path) -> None:
