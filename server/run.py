@@ -21,7 +21,7 @@ from server.app import create_app
 from server.door.connections import Connections
 from server.door.listener import Listener, bind
 from server.door.protocol import guarded
-from server.serving.process import share_the_interpreter
+from server.serving.process import share_the_interpreter, spare_what_stays
 from server.serving.service import Service
 from server.serving.signals import hangups, hangups_held
 from server.settings import Settings, unknown_variables
@@ -151,6 +151,7 @@ def run(
         service.on_failure = failed
         server.on_ready = on_ready
         service.on_ready = server.announce
+        service.on_change = spare_what_stays
         server.run()
     if service.failure is not None:
         raise service.failure

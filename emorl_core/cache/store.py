@@ -5,7 +5,10 @@ Letters: L layers, M rows in use, K key-value heads (fewer than the query heads 
 
 from __future__ import annotations
 
-import numpy as np
+import math
+import mmap
+import sys
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,7 @@ SIZE_STEP = 16
 # case to a compiled step.
 _ROWS = 4
 _TOKENS = 33
+_MAPPED_BYTES = 2**20  # tensors of this size and more have pages of their own
 
 
 class Store:
@@ -223,9 +227,16 @@ class Store:
         with torch.inference_mode(False):
             if self.device.type != "cpu":
                 return torch.zeros(shape, dtype=self.dtype, device=self.device)
-            # numpy leaves it to the system to fill pages with zeros when they are first touched: one long row makes
-            # room in all rows, and what the short ones never use takes neither time nor memory.
-            return torch.from_numpy(np.zeros((*shape[:-1], head_size * self.dtype.itemsize), np.uint8)).view(self.dtype)
+            size = math.prod(shape) * self.dtype.itemsize
+            if size < _MAPPED_BYTES:
+                return torch.zeros(shape, dtype=self.dtype)
+            # The system fills pages with zeros when they are first touched: one long row makes room in all rows, and
+            # what the short ones never use takes neither time nor memory. In huge pages, which allocators ask for where
+            # an array is large, it would: a row's heads lie within a few of them, so all would be touched.
+            pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if sys.platform == "linux":
+                pages.madvise(mmap.MADV_NOHUGEPAGE)
+            return torch.frombuffer(pages, dtype=self.dtype).view(shape)
 
     def empty_like(self) -> Store:
         """A store of the same shapes without rows."""

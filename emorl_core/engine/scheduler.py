@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 from emorl_core.engine.sequences import Branch, Job, Member
+from emorl_core.engine.waiting import Waiting, without
 
 # Of sweeps, beside streams. A member costs a row of logits a step, however many share its branch's lane rows: who has
 # both chooses what waits for what, and other clients' streams do not.
@@ -42,35 +43,28 @@ class Scheduler:
         self.slots = slots
         self._fits = fits
         self.running: list[Branch] = []
-        self._waiting: dict[Job, deque[Branch]] = {}  # in order of turn; includes jobs that have only running branches
+        self.waiting = Waiting()
         self._in_slots: Counter[Job] = Counter()  # running branches per job
         self._of_client: Counter[str | None] = Counter()  # the same per client
         self._left: set[Job] = set()  # jobs that may have no branches left
         self._cancelled: set[str] = set()
 
     @property
-    def waiting(self) -> Iterator[Branch]:
-        for branches in self._waiting.values():
-            yield from branches
-
-    @property
     def has_work(self) -> bool:
-        return bool(self.running) or any(self._waiting.values())
+        return bool(self.running or self.waiting)
 
     def add(self, branch: Branch) -> None:
         # A pending cancellation is of an earlier request with the same id, which may have completed meanwhile.
         self._cancelled.difference_update(member.request.request_id for member in branch.members)
-        self._waiting.setdefault(branch.job, deque()).append(branch)
+        self.waiting.add(branch)
 
     def add_first(self, branches: Sequence[Branch]) -> None:
         """Put branches back at the head of their jobs' queues."""
-        for branch in reversed(branches):
-            self._waiting.setdefault(branch.job, deque()).appendleft(branch)
+        self.waiting.add_first(branches)
 
     def resume(self, branches: Sequence[Branch]) -> None:
         """Requeue branches that lost their slots to a fault of another branch; their jobs are served next."""
-        jobs = dict.fromkeys(branch.job for branch in branches)
-        self._waiting = {job: self._waiting.pop(job, deque()) for job in jobs} | self._waiting
+        self.waiting.go_first(dict.fromkeys(branch.job for branch in branches))
         self.add_first(branches)
 
     def cancel(self, request_id: str) -> None:
@@ -84,24 +78,11 @@ class Scheduler:
         """
         if not self._cancelled:
             return []
-        taken = []
-        for branch in self.running:
-            taken += [(branch, member, True) for member in self._without_cancelled(branch)]
-        for job, branches in self._waiting.items():
-            gone = [(branch, member, False) for branch in branches for member in self._without_cancelled(branch)]
-            if any(not branch.members for branch, _, _ in gone):
-                self._waiting[job] = deque(branch for branch in branches if branch.members)
-                self._left.add(job)
-            taken += gone
+        taken = [(each, member, True) for each in self.running for member in without(each, self._cancelled)]
+        self._left |= self.waiting.jobs_of(self._cancelled)
+        taken += [(branch, member, False) for branch, member in self.waiting.take_cancelled(self._cancelled)]
         self._cancelled.clear()
         return taken
-
-    def _without_cancelled(self, branch: Branch) -> list[Member]:
-        """Take the cancelled members from the branch; returns them."""
-        gone = [member for member in branch.members if member.request.request_id in self._cancelled]
-        if gone:
-            branch.members = [each for each in branch.members if each.request.request_id not in self._cancelled]
-        return gone
 
     def admit(self, job: Job | None) -> list[Branch]:
         """Move waiting branches into the free slots; the first is of this job (`next_job`)."""
@@ -109,9 +90,9 @@ class Scheduler:
         admitted: list[Branch] = []
         now = time.perf_counter()
         while job is not None and len(self.running) < self.slots:
-            if not self._fits([*self.running, self._waiting[job][0]]):
+            if not self._fits([*self.running, self.waiting.head(job)]):
                 break
-            branch = self._waiting[job].popleft()
+            branch = self.waiting.take(job)
             self._split(branch)
             branch.admitted = branch.admitted or now
             self.start(branch)
@@ -128,7 +109,7 @@ class Scheduler:
             return crowd
         if needy is None:
             return None
-        if len(self.running) < self.slots and self._fits([*self.running, self._waiting[needy][0]]):
+        if len(self.running) < self.slots and self._fits([*self.running, self.waiting.head(needy)]):
             return None
         owing = [branch for branch in self.running if self._owes(branch, needy)]
         if not owing:
@@ -153,7 +134,7 @@ class Scheduler:
         self.running.append(branch)
         self._in_slots[branch.job] += 1
         self._of_client[branch.job.client] += 1
-        self._waiting[branch.job] = self._waiting.pop(branch.job, deque())  # behind the others now
+        self.waiting.go_last(branch.job)
 
     def room_for(self, branch: Branch) -> bool:
         """Whether a forked branch may run at once: a slot stays free after every waiting job with priority got one, and
@@ -161,17 +142,17 @@ class Scheduler:
         if self._full(branch.job):
             return False
         needy = self.next_job()
-        first = [] if needy is None or needy is branch.job else [self._waiting[needy][0]]
+        first = [] if needy is None or needy is branch.job else [self.waiting.head(needy)]
         if not self._fits([*self.running, *first, branch]):
             return False
         free = self.slots - len(self.running)
         own, passed = self._share(branch.job), False
-        for job, branches in self._waiting.items():
+        for job, head in self.waiting.heads:
             if free <= 0:
                 break
             if job is branch.job:
                 passed = True
-            elif branches and not self._full(job):
+            elif head is not None and not self._full(job):
                 share = self._share(job)
                 free -= share < own or (share == own and not passed)
         return free > 0
@@ -197,13 +178,10 @@ class Scheduler:
         """Take out the other branches of a request that has a chooser, running and waiting; returns them."""
         if branch.chooser is None:
             return []
-        everywhere = [*self.running, *self.waiting]
-        siblings = [each for each in everywhere if each.chooser is branch.chooser and each is not branch]
+        job = [*self.running, *self.waiting.of(branch.job)]
+        siblings = [each for each in job if each.chooser is branch.chooser and each is not branch]
         self.release(siblings)
-        for branches in self._waiting.values():
-            for each in siblings:
-                if each in branches:
-                    branches.remove(each)
+        self.waiting.remove(siblings)
         self._left.update(each.job for each in siblings)
         return siblings
 
@@ -211,7 +189,7 @@ class Scheduler:
         """Drop every branch, running and waiting; returns them."""
         dropped = [*self.running, *self.waiting]
         self.running = []
-        self._waiting.clear()
+        self.waiting.clear()
         self._in_slots.clear()
         self._of_client.clear()
         self._left.clear()
@@ -221,15 +199,15 @@ class Scheduler:
         """The job that gets the next free slot, as the class says. The next sweep that must wait holds up other sweeps,
         so that small ones do not keep it waiting, but no plain request."""
         best = self._poorest(lambda _: True)
-        if best is not None and self._crowds(self._waiting[best][0]):
+        if best is not None and self._crowds(self.waiting.head(best)):
             return self._poorest(lambda branch: len(branch.members) == 1)
         return best
 
     def _poorest(self, may: Callable[[Branch], bool]) -> Job | None:
         """The scan ends at the first job that could have no less."""
         best: Job | None = None
-        for job, branches in self._waiting.items():
-            if not branches or self._full(job) or not may(branches[0]):
+        for job, head in self.waiting.heads:
+            if head is None or self._full(job) or not may(head):
                 continue
             share = self._share(job)
             if share == (0, 0):
@@ -246,7 +224,7 @@ class Scheduler:
         """Leave the branch, which runs next, as many members as may; the others wait at the head of its job's queue."""
         most = self._members_beside_streams(branch)
         if most < len(branch.members):
-            self._waiting[branch.job].appendleft(branch.fork(branch.members[most:]))
+            self.waiting.add_first([branch.fork(branch.members[most:])])
             branch.members = branch.members[:most]
 
     def _members_beside_streams(self, branch: Branch) -> int:
@@ -276,15 +254,12 @@ class Scheduler:
         for job in self._left:
             if not self._in_slots[job]:
                 del self._in_slots[job]
-                if not self._waiting.get(job):
-                    self._waiting.pop(job, None)
+                self.waiting.forget(job)
         self._left.clear()
 
     @property
     def waiting_requests(self) -> int:
-        # A request with a chooser counts as running as soon as one of its branches runs.
-        running = {id(branch.chooser) for branch in self.running}
-        return requests_of(branch for branch in self.waiting if id(branch.chooser) not in running or not branch.chooser)
+        return self.waiting.requests(self.running)
 
     @property
     def running_requests(self) -> int:

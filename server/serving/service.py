@@ -46,6 +46,7 @@ class Service:
         self.failure: BaseException | None = None  # the bundle cannot be served at all
         self.on_failure: Callable[[BaseException], None] = lambda _: None
         self.on_ready: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None  # a bundle has begun to serve, or the one before it has gone
         self.connections: Connections | None = None  # where it listens itself
         self._deployment: Deployment | None = None
         self._given = ensemble
@@ -83,6 +84,7 @@ class Service:
         self.started = True
         self._settled.set()
         logger.info("ready: bundle %s on %s in %s", ensemble.name, ensemble.device, ensemble.dtype)
+        self.on_change()
         self.on_ready()
 
     def reload_soon(self) -> None:
@@ -156,7 +158,11 @@ class Service:
     def _begin_to_retire(self, old: Deployment) -> None:
         retiring = asyncio.create_task(self._retire(old), name="emorl-retire")
         self._retired[retiring] = old
-        retiring.add_done_callback(self._retired.pop)
+        retiring.add_done_callback(self._retired_now)
+
+    def _retired_now(self, retiring: asyncio.Task[None]) -> None:
+        del self._retired[retiring]
+        self.on_change()
 
     async def _retire(self, old: Deployment) -> None:
         while old.users:

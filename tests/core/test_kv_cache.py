@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -208,6 +210,19 @@ def test_capacity_grows_by_doubling_only() -> None:
     smallest = min(sizes)
     assert sorted(sizes) == [smallest * 2**n for n in range(len(sizes))]
     assert len(sizes) == 5  # 4, 8, 16, 32, 64 rows
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems report their pages otherwise")
+def test_a_long_row_takes_no_memory_in_the_others() -> None:
+    store = Store(8, 3, 64, dtype=torch.float32, device=torch.device("cpu"))
+    for _ in range(24):
+        store.add(torch.ones(2, 8, 3, 20, 64))
+    long = torch.ones(2, 8, 3, 2000, 64)
+    row_bytes = long.numel() * 4
+    before = psutil.Process().memory_info().rss
+    store.add(long)
+    assert psutil.Process().memory_info().rss - before < 3 * row_bytes
+    assert store.nbytes > 20 * row_bytes
 
 
 def test_a_memory_knows_its_size() -> None:

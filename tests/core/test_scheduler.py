@@ -210,7 +210,8 @@ def test_a_job_keeps_its_place_while_it_runs() -> None:
     assert order_of(scheduler) == ["b", "later"]
     assert list(scheduler.waiting) == []
     admit(scheduler)
-    assert scheduler._waiting == scheduler._in_slots == {}, "nothing of a finished job is kept"
+    assert list(scheduler.waiting.heads) == [], "nothing of a finished job is kept"
+    assert not scheduler._in_slots
 
 
 def test_who_lost_a_slot_to_the_fault_of_another_is_first_in_turn() -> None:
@@ -241,9 +242,10 @@ def test_whoever_waits_gets_a_slot_before_long(seed: int) -> None:
         for each in admit(scheduler):
             age[id(each)] = 0
         assert len(scheduler.running) <= slots
-        order = list(scheduler._waiting)
+        heads = dict(scheduler.waiting.heads)
+        order = list(heads)
         holding = {each.job for each in scheduler.running}
-        waiting = [job for job in order if job not in holding and scheduler._waiting[job]]
+        waiting = [job for job in order if job not in holding and heads[job]]
         since = {job: since.get(job, (now, order.index(job))) for job in waiting}
         for begun, before in since.values():
             # Every slot comes free once in STEPS steps.
@@ -306,3 +308,33 @@ def test_the_lanes_of_a_branch_are_those_that_any_member_uses() -> None:
     each.members += branch("b", weights=(-1.0, 0.0, 0.5, 0.0)).members
     points = lane_points(3)
     assert each.lanes == (Lane(points[0], (1,)), Lane(points[2], (1,)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_counted_along_is_what_a_count_finds(seed: int) -> None:
+    dice = random.Random(seed)
+    scheduler = Scheduler(3)
+    jobs, ids = [Job() for _ in range(4)], [f"request {number}" for number in range(12)]
+    for number in range(300):
+        kind = dice.randrange(4)
+        if kind == 0:
+            name = f"more {number}"
+            ids.append(name)
+            scheduler.add(branch(name, f"{name} too", job=dice.choice(jobs)))
+        elif kind == 1:
+            admit(scheduler)
+        elif kind == 2 and scheduler.running:
+            scheduler.release([gone := dice.choice(scheduler.running)])
+            if dice.random() < 0.5:
+                scheduler.resume([gone])
+        else:
+            for name in dice.sample(ids, 3):
+                scheduler.cancel(name)
+            taken = {member.request.request_id for _, member, _ in scheduler.take_cancelled()}
+            everywhere = [*scheduler.running, *scheduler.waiting]
+            assert not taken.intersection(member.request.request_id for each in everywhere for member in each.members)
+            scheduler.release([each for each in scheduler.running if not each.members])
+        waiting = list(scheduler.waiting)
+        assert len(scheduler.waiting) == len(waiting)
+        assert scheduler.waiting_requests == sum(len(each.members) for each in waiting)
+        assert all(each.members for each in waiting)
