@@ -117,9 +117,13 @@ class KVCache:
         last = self.count - 1
         for store in self.stores:
             store.remove(place, wipe=wipe)
-        if not self.count and self.own.device.type == "cpu" and self.nbytes > _KEPT_BYTES:
-            self.clear()
+        self.shrink_if_empty(_KEPT_BYTES)
         return None if place == last else last
+
+    def shrink_if_empty(self, kept_bytes: int = 0) -> None:
+        """Without rows, give back what is held if it is more than this."""
+        if not self.count and self.own.device.type == "cpu" and self.nbytes > kept_bytes:
+            self.clear()
 
     def take(self, places: Sequence[int]) -> KVCache:
         """A cache of its own with copies of these rows, for feeding them alone."""

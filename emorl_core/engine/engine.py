@@ -127,6 +127,10 @@ class Engine:
             self._postprocess(self._run(events), events)
         return events
 
+    def rest(self) -> None:
+        """No request is expected soon: where none runs, give back the memory that is kept for the next ones."""
+        self.runner.seats.cache.shrink_if_empty()
+
     def drop_all(self, error: EmorlError) -> list[Event]:
         """Fail every request, queued and running, and start empty, to restart after a fault."""
         branches = self.scheduler.clear()

@@ -250,6 +250,7 @@ class Worker:
         try:
             return self._commands.get(timeout=_REST_S)
         except Empty:
+            self._engine.rest()
             give_back_memory()
             return self._commands.get()
 

@@ -35,12 +35,15 @@ async def working(ensemble: Ensemble, **options: Any) -> AsyncIterator[Worker]:
 
 
 async def everything(worker: Worker, ensemble: Ensemble, **options: object) -> list[Event]:
+    return [event async for event in steps_of(worker, ensemble, **options)]
+
+
+async def steps_of(worker: Worker, ensemble: Ensemble, **options: object) -> AsyncIterator[Event]:
     channel = worker.submit([ensemble.request(PROMPT, **options)])  # type: ignore[arg-type]
-    seen: list[Event] = []
     while not channel.finished or channel:
         assert await channel.wait(60)
-        seen += channel.take()
-    return seen
+        for event in channel.take():
+            yield event
 
 
 async def test_events_arrive_in_order_and_end_with_the_completion() -> None:
@@ -62,6 +65,17 @@ async def test_a_request_the_engine_refuses_fails_alone() -> None:
         assert isinstance(failure[-1], Failure)
         assert isinstance((await drained(good))[-1], Completion)
         assert worker.restarts == 0
+
+
+async def test_a_worker_that_rests_gives_the_cache_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.serving.worker._REST_S", 0.05)
+    ensemble = fake_ensemble()
+    cache = ensemble.engine.runner.seats.cache
+    async with working(ensemble) as worker:
+        await until(lambda: not ensemble.engine.has_work, "warmed up")
+        held = max([cache.nbytes async for _ in steps_of(worker, ensemble, min_new_tokens=60, max_new_tokens=60)])
+        await until(lambda: cache.nbytes < held, "the cache is back to its first size")
+        assert isinstance((await everything(worker, ensemble))[-1], Completion)
 
 
 async def test_many_prompts_reach_the_engine_a_few_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
