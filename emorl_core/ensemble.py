@@ -87,8 +87,8 @@ class Ensemble(Requests):
             slots: sequences that run at once.
             prefill_cache_bytes: bound on what is kept of prompts and replies, so that no beginning is read twice; 0 is
                 off.
-            prefill_tokens: of prompts, read in one step, so that a long one does not hold up those that run; None: all
-                there are, which is fastest for all together.
+            prefill_tokens: of prompts, read in one step, so that a long one does not hold up those that run; where none
+                runs, eight times as many; None: all there are, which is fastest for all together.
             kv_cache_bytes: bound on the keys and values of what runs; what does not fit waits, what never fits is
                 refused; None: no bound but `slots`.
             compile: compile the decoding step: 1.4 to 2 times as fast on a CPU (docs/performance.md), for a minute of

@@ -78,10 +78,10 @@ class Settings(BaseSettings):
         " 0 is off.",
     )
     prefill_tokens: int = Field(
-        128,
+        48,
         ge=1,
         description="Tokens of prompts read in one step, over all lanes, so that a long prompt does not hold up running"
-        " streams; an encoder reads a prompt at once.",
+        " streams; eight times as many where none runs. An encoder reads a prompt at once.",
     )
     kv_cache_bytes: int | None = Field(
         None,

@@ -38,8 +38,8 @@ class Engine:
         kv_cache_bytes: int | None = None,
     ) -> None:
         """decode: token ids -> text, special tokens left out; lanes: names, `base` first and every adapter of the model
-        among them; slots: branches at once; prefill_tokens: of prompts, read in one step; None: all there are;
-        kv_cache_bytes: bound on the keys and values of running branches; None: none."""
+        among them; slots: branches at once; prefill_tokens: of prompts, read in one step beside running branches; None:
+        all; kv_cache_bytes: bound on the keys and values of running branches; None: none."""
         if slots < 1:
             raise InvalidRequest(f"slots is {slots}; allowed: a whole number from 1", param="slots")
         if prefill_tokens is not None and prefill_tokens < 1:

@@ -72,7 +72,7 @@ class Runner:
     def read(self, only: Branch | None = None, *, whole: bool = False) -> None:
         """Read on for the branches without lane rows, or for this one, and give lane rows to those that have read all;
         see `Reader.read`."""
-        self._seat(self.reader.read(only, whole=whole))
+        self._seat(self.reader.read(only, whole=whole, beside=len(self.seats) > 0))
 
     def _seat(self, branches: Sequence[Branch]) -> None:
         if not branches:
