@@ -1,4 +1,4 @@
-"""Write a bundle of a published T5 shape with random weights: no download, the real sizes.
+"""Write a bundle of a published shape with random weights: no download, the real sizes.
 
     python -m benchmarks.make_bundle --shape t5-base --objectives 3 --rank 8 --out runs/t5-base
 
@@ -15,26 +15,28 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from benchmarks import causal_base
 from emorl_core.adapters.adapter import Adapter, LoraPair
 from emorl_core.adapters.writer import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec
 from emorl_core.files.writing import follow_umask
 
 # From the public configs of google-t5/t5-*: d_model, d_kv, d_ff, layers, heads.
-SHAPES: dict[str, tuple[int, int, int, int, int]] = {
+T5_SHAPES: dict[str, tuple[int, int, int, int, int]] = {
     "t5-small": (512, 64, 2048, 6, 8),
     "t5-base": (768, 64, 3072, 12, 12),
     "t5-large": (1024, 64, 4096, 24, 16),
     "t5-tiny": (64, 16, 128, 2, 4),  # of no published model: what tests of the benchmarks measure
 }
-VOCABULARY = 32128
+SHAPES = (*T5_SHAPES, *causal_base.SHAPES)
+VOCABULARY = 32128  # of the T5 shapes
 TOKENIZER_CONFIG = "tokenizer_config.json"  # the last file that is written of a base
 _NAMES = ("reflection", "empathy", "fluency", "coherence", "specificity", "warmth", "brevity", "clarity")
 
 
 def t5_config(shape: str) -> dict[str, object]:
     """`config.json` of a T5 v1.0 checkpoint of this shape."""
-    d_model, d_kv, d_ff, layers, heads = SHAPES[shape]
+    d_model, d_kv, d_ff, layers, heads = T5_SHAPES[shape]
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
@@ -61,7 +63,9 @@ def t5_config(shape: str) -> dict[str, object]:
 
 def linear_shapes(shape: str) -> dict[str, tuple[int, int]]:
     """Linear layer -> (out, in), of all that adapters can be on."""
-    d_model, d_kv, d_ff, layers, heads = SHAPES[shape]
+    if shape in causal_base.SHAPES:
+        return causal_base.linear_shapes(shape)
+    d_model, d_kv, d_ff, layers, heads = T5_SHAPES[shape]
     inner = d_kv * heads
     linears: dict[str, tuple[int, int]] = {}
     for stack, attentions in (("encoder", ["SelfAttention"]), ("decoder", ["SelfAttention", "EncDecAttention"])):
@@ -77,9 +81,18 @@ def linear_shapes(shape: str) -> dict[str, tuple[int, int]]:
 
 
 def write_base(folder: Path, shape: str, *, seed: int = 0) -> None:
-    """Write a random T5 checkpoint with a byte-level tokenizer."""
+    """Write a random checkpoint with a byte-level tokenizer."""
+    if shape in causal_base.SHAPES:
+        causal_base.write_weights(folder, shape, seed=seed)
+        _write_tokenizer(folder, causal_base.SHAPES[shape]["vocab_size"])
+        return
+    _write_t5(folder, shape, seed=seed)
+    _write_tokenizer(folder, VOCABULARY)
+
+
+def _write_t5(folder: Path, shape: str, *, seed: int) -> None:
     torch.manual_seed(seed)
-    d_model, d_kv, _, layers, heads = SHAPES[shape]
+    d_model, d_kv, _, layers, heads = T5_SHAPES[shape]
     tensors: dict[str, torch.Tensor] = {"shared.weight": torch.randn(VOCABULARY, d_model)}
     for stack, parts in (("encoder", 2), ("decoder", 3)):
         for i in range(layers):
@@ -96,7 +109,6 @@ def write_base(folder: Path, shape: str, *, seed: int = 0) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     follow_umask(folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(t5_config(shape), indent=2) + "\n", encoding="utf-8")
-    _write_tokenizer(folder)
 
 
 def write_bundle(
@@ -139,14 +151,14 @@ def write_bundle(
     return folder
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer with T5's special ids, padded to T5's vocabulary so that every id has a text."""
+def _write_tokenizer(folder: Path, size: int) -> None:
+    """A byte-level tokenizer with T5's special ids, padded to `size` so that every id has a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2}
     vocabulary |= {token: i + 3 for i, token in enumerate(alphabet)}
-    vocabulary |= {f"w{i}": i for i in range(len(vocabulary), VOCABULARY)}
+    vocabulary |= {f"w{i}": i for i in range(len(vocabulary), size)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,15 +19,20 @@ class LaneLinear(nn.Module):
     y_p = x W_p^T + scale_n (x A_pn^T) B_pn for a row of lane n (LoRA, Hu et al. 2021). Rank R is the largest among the
     adapters; smaller ones are padded with zeros, which get zero gradients. Works under autograd.
 
-    Shapes: weight [P * out, in]; lora_a [P, N, R, in]; lora_b [P, N, R, out]; scale [P, N].
+    Shapes: weight [P * out, in]; lora_a [P, N, R, in]; lora_b [P, N, R, out]; scale [P, N]. Projections may differ in
+    size, as q does from k and v where heads are grouped: `out` is then the largest, and lora_b is padded with zeros.
     """
 
-    def __init__(self, weight: Tensor, projections: int = 1) -> None:
+    def __init__(
+        self, weight: Tensor, projections: int = 1, *, outs: Sequence[int] | None = None, bias: Tensor | None = None
+    ) -> None:
+        """outs: features of each projection, where they differ; bias: [sum of outs], for `side_by_side` alone."""
         super().__init__()
-        self.projections = projections
+        self.outs = tuple(outs) if outs else (weight.shape[0] // projections,) * projections
+        self.projections = len(self.outs)
         self.in_features = weight.shape[1]
-        self.out_features = weight.shape[0] // projections
-        self.base = FrozenMatrix(weight)
+        self.out_features = max(self.outs)
+        self.base = FrozenMatrix(weight, bias)
         self.lora_a: nn.Parameter | None = None  # None when serving: the factors are further rows of `base` then
         self.lora_b: nn.Parameter | None = None
         self.scale: Tensor | None = None
@@ -57,14 +63,12 @@ class LaneLinear(nn.Module):
         return {"dtype": self.base.dtype, "device": self.base.device}
 
     def forward(self, x: Tensor, lanes: LaneIndex) -> Tensor:
-        """x [M, in] -> [M, out] for one projection, [P, M, out] for several. `lanes` may have more rows than x."""
+        """x [M, in] -> [M, out] for one projection, [P, M, out] for several, which must be equally large. `lanes` may
+        have more rows than x."""
         rows = x.shape[0]
         if rows < lanes.rows:
             return self(F.pad(x, (0, 0, 0, lanes.rows - rows)), lanes)[..., :rows, :]
-        wide = self.projections * self.out_features
-        y = self.base(x)  # [M, P * out (+ P * N * R)]
-        low = y[:, wide:]
-        y = y[:, :wide]
+        y, low = self.base.both(x)  # [M, P * out], [M, P * N * R]
         if self.lora_b is None or not lanes.any_adapter:
             return y if self.projections == 1 else y.view(-1, self.projections, self.out_features).transpose(0, 1)
         rank = self.lora_b.shape[2]
@@ -73,6 +77,7 @@ class LaneLinear(nn.Module):
             if self.dropout and self.training:
                 x = F.dropout(x, self.dropout)
             low = F.linear(x, self.lora_a.view(-1, self.in_features))
+        assert low is not None  # where there is an adapter
         low = low.view(-1, self.projections, columns) * lanes.mask(rank, low.dtype)
         if self.scale is not None:
             low = low * self.scale.repeat_interleave(rank, dim=1).to(low.dtype)
@@ -80,3 +85,20 @@ class LaneLinear(nn.Module):
         if self.projections == 1:
             return torch.addmm(y, low.squeeze(1), b[0])
         return torch.baddbmm(y.view(-1, self.projections, self.out_features).transpose(0, 1), low.transpose(0, 1), b)
+
+    def side_by_side(self, x: Tensor, lanes: LaneIndex) -> Tensor:
+        """x [M, in] -> [M, sum of outs], the projections beside each other, with the bias: for serving alone, without
+        gradients. `lanes` may have more rows than x; so has the result then."""
+        if x.shape[0] < lanes.rows:
+            x = F.pad(x, (0, 0, 0, lanes.rows - x.shape[0]))
+        straight, low = self.base.both(x)
+        if self.lora_b is None or low is None or not lanes.any_adapter:
+            return straight
+        _, adapters, rank, _ = self.lora_b.shape
+        low = low.view(-1, self.projections, adapters * rank) * lanes.mask(rank, low.dtype)
+        first = 0
+        for p, out in enumerate(self.outs):
+            second = self.lora_b[p].view(adapters * rank, -1)[:, :out]
+            straight[:, first : first + out].addmm_(low[:, p], second)
+            first += out
+        return straight

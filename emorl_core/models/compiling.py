@@ -6,8 +6,10 @@ from __future__ import annotations
 import itertools
 import re
 import sysconfig
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
@@ -50,10 +52,10 @@ class StepLinear:
 
     matrix: int | None  # None: the matrix is not packed, and is among the parameters
     columns: int  # of the whole product: projections, then what the adapters' first factors give
-    projections: int
-    out: int
+    outs: tuple[int, ...]  # features of each projection
     adapters: int  # 0: no adapter touches this layer
     rank: int
+    has_bias: bool  # among the parameters; that of a packed matrix is in its product
 
     @classmethod
     def of(cls, layer: LaneLinear, parameters: list[Tensor]) -> StepLinear:
@@ -65,28 +67,71 @@ class StepLinear:
             _matrices[number] = base
         else:
             parameters.append(base.weight)
+            if base.bias is not None:
+                parameters.append(base.bias)
         adapters, rank = (0, 0) if lora_b is None else lora_b.shape[1:3]
         if lora_b is not None:
             parameters.append(lora_b.detach())
-        columns = layer.projections * (layer.out_features + adapters * rank)
-        return cls(number, columns, layer.projections, layer.out_features, adapters, rank)
+        columns = sum(layer.outs) + layer.projections * adapters * rank
+        return cls(number, columns, layer.outs, adapters, rank, number is None and base.bias is not None)
 
     def __call__(self, x: Tensor, used: Tensor, coefficients: Tensor, parameters: Iterator[Tensor]) -> Tensor:
         """As `LaneLinear.forward`: x [M, in], used and coefficients [M, K] -> [M, P, out] float32."""
-        if self.matrix is None:
-            y = F.linear(x, next(parameters))
-        else:
-            y = torch.ops.emorl.packed_product(x, self.matrix, self.columns)
-        wide = self.projections * self.out
-        straight = y[:, :wide].view(-1, self.projections, self.out).float()
-        if not self.adapters:
+        straight, low = self._products(x, used, coefficients, parameters)
+        straight = straight.view(-1, len(self.outs), self.outs[0])
+        if low is None:
             return straight
-        # Each row gathers its own adapters' second factors: with few rows one product for all is no faster.
-        low = y[:, wide:].view(-1, self.projections, self.adapters, self.rank)
-        own = used.view(-1, 1, used.shape[1], 1).expand(-1, self.projections, -1, self.rank)
-        low = low.gather(2, own).float() * coefficients.view(-1, 1, coefficients.shape[1], 1)  # [M, P, K, R]
         second = next(parameters)[:, used].transpose(0, 1).float()  # [M, P, K, R, out]
         return straight + (low.unsqueeze(-1) * second).sum(dim=(2, 3))
+
+    def apart(self, x: Tensor, used: Tensor, coefficients: Tensor, parameters: Iterator[Tensor]) -> list[Tensor]:
+        """The same for projections that may differ in size: [M, out] each."""
+        straight, low = self._products(x, used, coefficients, parameters)
+        parts = list(straight.split(list(self.outs), dim=1))
+        if low is None:
+            return parts
+        seconds = next(parameters)
+        return [
+            part + (low[:, p].unsqueeze(-1) * seconds[p, :, :, :out][used].float()).sum(dim=(1, 2))
+            for p, (part, out) in enumerate(zip(parts, self.outs, strict=True))
+        ]
+
+    def _products(
+        self, x: Tensor, used: Tensor, coefficients: Tensor, parameters: Iterator[Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """x W^T [M, sum of outs] and what each row has of its adapters' first factors [M, P, K, R], in float32."""
+        if self.matrix is None:
+            y = F.linear(x, next(parameters), next(parameters) if self.has_bias else None)
+        else:
+            y = torch.ops.emorl.packed_product(x, self.matrix, self.columns)
+        wide = sum(self.outs)
+        if not self.adapters:
+            return y.float(), None
+        # Each row gathers its own adapters' second factors: with few rows one product for all is no faster.
+        low = y[:, wide:].view(-1, len(self.outs), self.adapters, self.rank)
+        own = used.view(-1, 1, used.shape[1], 1).expand(-1, len(self.outs), -1, self.rank)
+        low = low.gather(2, own).float() * coefficients.view(-1, 1, coefficients.shape[1], 1)
+        return y[:, :wide].float(), low
+
+
+# Numbers that are no sizes never change.
+_SETTINGS = {"specialize_int": True, "specialize_float": True}
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Around the first calls of compiled functions, which compile them.
+
+    Raises:
+        UnsupportedModel: torch cannot compile here.
+    """
+    try:
+        with torch._dynamo.config.patch(_SETTINGS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's warnings are about its internals
+            yield
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
+        raise UnsupportedModel(f"compile is on, but torch cannot compile here: {reason}", param="compile") from error
 
 
 def check_compiler() -> None:

@@ -192,10 +192,29 @@ def lane_attention(
         raise ValueError(f"{type(module).__name__} brings a mask of its own or attends both ways")
     layer = module.layer_idx
     assert isinstance(layer, int)
-    keys, values = lane_pass.extend(layer, key, value)
-    explicit = softcap is not None or s_aux is not None
-    mask = lane_pass.mask(sliding_window, explicit=explicit)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    mixed = attend(
+        layer, query, key, value, lane_pass, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux
+    )
+    return mixed, None
+
+
+def attend(
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seen: Pass,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """query [M, H, T, d], new keys and values [M, K, T, d] of a layer -> [M, T, H, d]; sinks: [H]."""
+    keys, values = seen.extend(layer, key, value)
+    explicit = softcap is not None or sinks is not None
+    mask = seen.mask(window, explicit=explicit)
     rows, heads, new, _ = query.shape
     shared = keys.shape[1]
     groups = heads // shared
@@ -203,26 +222,26 @@ def lane_attention(
         if groups > 1:
             keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
         mixed = F.scaled_dot_product_attention(query, keys, values, is_causal=new > 1, scale=scale)
-        return mixed.transpose(1, 2), None
+        return mixed.transpose(1, 2)
     # The queries of one group follow each other as if they were tokens, so that keys are never repeated.
     packed = query.reshape(rows, shared, groups * new, -1)
     if groups > 1 and new > 1:
         mask = mask.repeat(1, 1, groups, 1)
-    sinks = _as_columns(s_aux, shared, groups, new)
+    columns = _as_columns(sinks, shared, groups, new)
 
     def mix(some: slice, size: int, mask: Tensor) -> Tensor:
         parts = packed[some], keys[some, :, :size], values[some, :, :size], mask[..., :size]
         if explicit:
-            return _explicit(*parts, scale, softcap, sinks)
+            return _explicit(*parts, scale, softcap, columns)
         q, k, v, own = parts
         return F.scaled_dot_product_attention(q, k, v, attn_mask=own, scale=scale)
 
-    runs = lane_pass.runs if isinstance(lane_pass, CachedPass) else []
+    runs = seen.runs if isinstance(seen, CachedPass) else []
     if runs:
         mixed = torch.cat([mix(some, size, mask[some]) for some, size in runs])
     else:
         mixed = mix(slice(None), keys.shape[2], mask)
-    return mixed.reshape(rows, heads, new, -1).transpose(1, 2), None
+    return mixed.reshape(rows, heads, new, -1).transpose(1, 2)
 
 
 def _explicit(

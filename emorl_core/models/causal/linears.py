@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -48,7 +47,7 @@ class LaneLayer(nn.Module):
                 raise RuntimeError(f"{self.name} has adapters and was given a part of the tokens only")
             self._rows.routed.add(self.name)
             index = None
-        y = self.linear.base(flat)[:, : self.linear.out_features] if index is None else self.linear(flat, index)
+        y = self.linear.base.both(flat)[0] if index is None else self.linear(flat, index)
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], -1)
@@ -81,10 +80,3 @@ def _lane_layer(name: str, module: nn.Module, rows: Rows) -> LaneLayer:
     if isinstance(module, Conv1D):
         matrix = matrix.t().contiguous()  # stored [in, out]
     return LaneLayer(name, matrix, bias.detach() if isinstance(bias, Tensor) else None, rows)
-
-
-def pack(layers: list[LaneLayer], *, keep_plain: bool) -> None:
-    """Switch the base matrices to the CPU's blocked layout where that helps."""
-    with torch.no_grad():
-        for layer in layers:
-            layer.linear.base.pack(keep_plain=keep_plain)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from transformers.utils import logging as progress
 from emorl_core.errors import UnsupportedModel, one_line
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Lane
-from emorl_core.models.causal import admission, attention, selftest
+from emorl_core.models.causal import admission, selftest
+from emorl_core.models.causal.body import Body, LibraryBody
+from emorl_core.models.causal.compiled import CompiledStep
 from emorl_core.models.causal.head import Head
-from emorl_core.models.causal.linears import Rows, pack, replace_linears
-from emorl_core.models.causal.model import CausalModel
+from emorl_core.models.causal.lean import LeanBody, takes
+from emorl_core.models.causal.model import CausalModel, MakeStep
 from emorl_core.models.family import Facts, Piece
 from emorl_core.models.special_tokens import end_tokens
+
+logger = logging.getLogger("emorl.core")
 
 
 def load(
@@ -36,35 +41,45 @@ def load(
     library = _weights(folder, parsed, dtype).to(device)
     prompts = selftest.rows(_vocabulary(library), (*end, *_special(config)))
     kind = str(parsed.model_type)
-    with selftest.short_windows(library, library.config), selftest.faults_refused(kind):
+    with selftest.faults_refused(kind), selftest.short_windows(library, library.config):
         wanted = selftest.expected(library, prompts, device)
-        model = _in_lanes(library, end, device=device, dtype=dtype, training=training)
-        model.probe(prompts[0])
-        selftest.compare(kind, wanted, _found(model, prompts), dtype)
-    return model
+
+    def tested(make: Callable[[Any], Body], fast_steps: Mapping[str, MakeStep]) -> CausalModel:
+        with selftest.faults_refused(kind):
+            head, name = _head(library)
+            facts = Facts(
+                architecture=kind,
+                vocab_size=head.vocab_size,
+                eos_token_ids=end,
+                max_positions=admission.longest_sequence(library.config),
+                device=device,
+                dtype=dtype,
+            )
+            model = CausalModel(make(library), head, facts, head_name=name, fast_steps=fast_steps)
+            for _, layer in model.body.linears():
+                layer.base.pack(keep_plain=training)
+            with selftest.short_windows(model, library.config):
+                model.probe(prompts[0])
+                selftest.compare(kind, wanted, _found(model, prompts), dtype)
+        return model
+
+    if not training and takes(library):  # training changes single matrices, as PEFT has them
+        try:
+            return tested(LeanBody, {"cpu": CompiledStep})
+        except UnsupportedModel:
+            logger.warning(
+                "base model_type %r: the lean decoder fails its self-test; transformers' slower code runs instead",
+                kind,
+            )
+        library = _weights(folder, parsed, dtype).to(device)
+    return tested(LibraryBody, {})
 
 
-def _in_lanes(
-    library: Any, end: tuple[int, ...], *, device: torch.device, dtype: torch.dtype, training: bool
-) -> CausalModel:
-    config = library.config
-    head_module = library.get_output_embeddings()
-    head_name = next((name for name, module in library.named_modules() if module is head_module), "lm_head")
-    rows = Rows()
-    decoder = library.get_decoder()
-    layers = replace_linears(library, decoder, rows)
-    library.set_attn_implementation(attention.NAME)
-    pack(layers, keep_plain=training)
-    head = Head(head_module, config)
-    facts = Facts(
-        architecture=str(config.model_type),
-        vocab_size=head.vocab_size,
-        eos_token_ids=end,
-        max_positions=admission.longest_sequence(config),
-        device=device,
-        dtype=dtype,
-    )
-    return CausalModel(decoder, head, layers, rows, facts, head_name=head_name)
+def _head(library: Any) -> tuple[Head, str]:
+    """The head and its name in checkpoints."""
+    module = library.get_output_embeddings()
+    name = next((name for name, each in library.named_modules() if each is module), "lm_head")
+    return Head(module, library.config), name
 
 
 def _found(model: CausalModel, prompts: list[list[int]]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A decoder-only Hugging Face model in lanes: the library's own modelling code over lane-aware linears and the cache.
+"""A decoder-only Hugging Face model in lanes, over the cache.
 
 Letters: M lane rows, q new tokens a row, D hidden, L layers, K key-value heads, S prompt tokens, d size of a head, N
 adapters.
@@ -6,8 +6,9 @@ adapters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,32 +21,41 @@ from emorl_core.lanes.index import LaneIndex, round_rows
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.causal import replies
-from emorl_core.models.causal.attention import KEYWORD, CachedPass, Layers, Pass, WholePass
+from emorl_core.models.causal.attention import CachedPass, Layers, Pass, WholePass
+from emorl_core.models.causal.body import Body
 from emorl_core.models.causal.head import Head
-from emorl_core.models.causal.linears import LaneLayer, Rows
 from emorl_core.models.causal.prompts import prefill
 from emorl_core.models.causal.reading import Reading, read, read_beside
 from emorl_core.models.family import Facts, Group, Passage, Piece
 from emorl_core.models.stacking import stack_adapters
 
 
+class FastStep(Protocol):
+    """`CausalModel.step` for one new token a row, compiled."""
+
+    def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
+        """tokens [M, 1] -> last hidden states [M, D], good until the next call."""
+
+
+MakeStep = Callable[["CausalModel"], FastStep]
+
+
 class CausalModel(nn.Module):
     """See `TrainableModel` for the methods that the engine and training use."""
 
-    compiled = False
     lanes_apart = True
 
     def __init__(
-        self, decoder: nn.Module, head: Head, layers: Sequence[LaneLayer], rows: Rows, facts: Facts, *, head_name: str
+        self, body: Body, head: Head, facts: Facts, *, head_name: str, fast_steps: Mapping[str, MakeStep]
     ) -> None:
-        """layers: made by `replace_linears` within `decoder`, over `rows`; head_name: the head's in checkpoints."""
+        """head_name: the head's in checkpoints; fast_steps: kind of device -> what makes `step` fast there."""
         super().__init__()
-        self.decoder = decoder.eval().requires_grad_(False)
+        self.body, self.decoder = body, body.decoder
         self.facts = facts
         self.adapters: tuple[str, ...] = ()
         self._head, self._head_name = head, head_name
-        self._layers, self._rows = tuple(layers), rows
-        self._routed: frozenset[str] = frozenset()  # layers that see a part of the tokens only, so take no adapter
+        self._fast_steps = fast_steps
+        self._fast: FastStep | None = None
         self._cache_shape = (0, 0, 0)  # L, K, d
         self._invocations: tuple[tuple[int, ...] | None, ...] = ()
         self._kept: replies.KeptPrompts | None = None
@@ -53,15 +63,15 @@ class CausalModel(nn.Module):
     # -- adapters ------------------------------------------------------------------------------------------------
 
     def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
-        """Every adaptable layer: its name in the checkpoint, and the layer."""
-        for layer in self._layers:
-            if layer.name not in self._routed:
-                yield [layer.name], layer.linear
+        for names, layer in self.body.linears():
+            if self.body.routed.isdisjoint(names):
+                yield names, layer
 
     def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
         for adapter in adapters:
             for module in adapter.modules:
                 self._refuse_module(adapter.name, module)
+        self._fast = None
         stack_adapters(self.linears(), adapters, training=training)
         self.adapters = tuple(adapter.name for adapter in adapters)
         self._invocations = tuple(adapter.invocation_tokens for adapter in adapters)
@@ -70,7 +80,7 @@ class CausalModel(nn.Module):
         reason = None
         if module == self._head_name:
             reason = "the head; mixing hidden states needs one head shared by all objectives"
-        elif module in self._routed:
+        elif module in self.body.routed:
             reason = f"{module!r}, which sees a part of the tokens only (routed experts)"
         elif ".experts" in module:
             reason = f"{module!r}, one of the experts, which are not linear layers that lanes can share"
@@ -89,18 +99,32 @@ class CausalModel(nn.Module):
         return self
 
     def parameter_bytes(self) -> dict[str, int]:
-        stacked = {id(parameter) for layer in self._layers for parameter in layer.linear.parameters()}
-        plain: list[Tensor] = [parameter for parameter in self.decoder.parameters() if id(parameter) not in stacked]
-        plain += [tensor for layer in self._layers if (tensor := layer.bias) is not None]
-        plain += [tensor for tensor in (self._head.weight, self._head.bias) if tensor is not None]
+        plain = [
+            *self.body.tensors(),
+            *(tensor for tensor in (self._head.weight, self._head.bias) if tensor is not None),
+        ]
         once = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in plain}  # the head may be tied
-        base = sum(once.values()) + sum(layer.linear.base.nbytes for layer in self._layers)
-        return {"base": base, "adapters": sum(layer.linear.adapter_bytes for layer in self._layers)}
+        layers = [layer for _, layer in self.body.linears()]
+        base = sum(once.values()) + sum(layer.base.nbytes for layer in layers)
+        return {"base": base, "adapters": sum(layer.adapter_bytes for layer in layers)}
+
+    @property
+    def compiled(self) -> bool:
+        return self._fast is not None
 
     def compile_step(self) -> None:
-        raise UnsupportedModel(
-            "compile is on, and decoder-only models have no compiled step; allowed: off", param="compile"
-        )
+        """Have `step` compiled for the adapters attached now; its result is then good until the next step only.
+
+        Raises:
+            UnsupportedModel: an architecture without such a step, another device, or torch cannot do it here.
+        """
+        device = self.facts.device
+        if device.type not in self._fast_steps:
+            raise UnsupportedModel(
+                f"compile is on, and {self.facts.architecture!r} has no compiled step on {device}; allowed: off",
+                param="compile",
+            )
+        self._fast = self._fast_steps[device.type](self)
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
@@ -166,6 +190,8 @@ class CausalModel(nn.Module):
     def step(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         new = tokens.shape[1]
         self.refuse_beyond(max(cache.lengths) + new)
+        if new == 1 and self._fast is not None:
+            return self._fast(tokens, lanes, cache).unsqueeze(1)
         cache.reserve(new)
         lengths = torch.tensor(cache.lengths, device=tokens.device)
         positions = lengths.unsqueeze(1) + torch.arange(new, device=tokens.device)  # [M, q]
@@ -180,14 +206,11 @@ class CausalModel(nn.Module):
             raise PromptTooLong(f"a sequence of {tokens} tokens; the base has {limit} positions")
 
     def run(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: Pass) -> Tensor:
-        """tokens, positions [M, q] -> last hidden states [M, q, D], through the library's decoder.
+        """tokens, positions [M, q] -> last hidden states [M, q, D].
 
         lanes: of the M * q tokens, row after row, maybe with spare ones behind them; None: the bare base.
         """
-        self._rows.set(lanes, tokens.numel())
-        out = self.decoder(input_ids=tokens, position_ids=positions, use_cache=False, **{KEYWORD: seen})
-        hidden: Tensor = out[0]
-        return hidden
+        return self.body.run(tokens, positions, lanes, seen)
 
     def head(self, hidden: Tensor) -> Tensor:
         return self._head.logits(hidden)
@@ -230,4 +253,3 @@ class CausalModel(nn.Module):
             )
         ((_, heads, _, size),) = shapes
         self._cache_shape = (len(seen.kept), heads, size)
-        self._routed = frozenset(self._rows.routed)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.cache.store import SIZE_STEP, round_size
-from emorl_core.errors import UnsupportedModel
 from emorl_core.lanes.index import LaneIndex
-from emorl_core.models.compiling import check_compiler, compile_for_one_model
+from emorl_core.models.compiling import check_compiler, compile_for_one_model, compiling
 from emorl_core.models.t5.model import T5
 from emorl_core.models.t5.step import StepFunction, StepRows
-
-# Numbers that are no sizes never change.
-_SETTINGS = {"specialize_int": True, "specialize_float": True}
 
 
 class CompiledStep:
@@ -90,21 +84,14 @@ class CompiledStep:
         # Rows of one adapter each, then rows that sum several: each is compiled for itself (see `LaneIndex.used`), and
         # the first request of a kind should not wait for that.
         summed = [(torch.arange(adapters) < used).float() for used in sorted({min(1, adapters), adapters})]
-        try:
-            with torch._dynamo.config.patch(_SETTINGS), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's warnings are about its internals
-                for coefficients in summed:
-                    lanes = LaneIndex(coefficients.expand(cache.count, -1))
-                    self(torch.zeros(cache.count, 1, dtype=torch.int64), lanes, cache)
-                if model.facts.dtype == torch.bfloat16:
-                    weight = model.lm_head.weight
-                    assert weight is not None
-                    self.head_row(weight, torch.zeros(1, config.d_model, dtype=model.facts.dtype))
-        except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
-            raise UnsupportedModel(
-                f"compile is on, but torch cannot compile here: {reason}", param="compile"
-            ) from error
+        with compiling():
+            for coefficients in summed:
+                lanes = LaneIndex(coefficients.expand(cache.count, -1))
+                self(torch.zeros(cache.count, 1, dtype=torch.int64), lanes, cache)
+            if model.facts.dtype == torch.bfloat16:
+                weight = model.lm_head.weight
+                assert weight is not None
+                self.head_row(weight, torch.zeros(1, config.d_model, dtype=model.facts.dtype))
 
 
 def _head_row(weight: Tensor, hidden: Tensor) -> Tensor:

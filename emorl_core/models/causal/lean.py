@@ -1,0 +1,190 @@
+"""The decoder of most models after Llama, written for lanes: RMSNorm, rotary positions, grouped heads, gated MLP.
+
+transformers' code makes some sixty small operations a layer and a product for every matrix, which takes several times
+as long as reading the weights. Here q, k, v and gate, up are one product each, with the adapters' first factors in it.
+Weights and settings are taken from the library's own modules; `load` holds the result to their logits before it is
+used, and whatever is not of this form stays with the library's code.
+
+Letters: M lane rows, q new tokens a row, D hidden, H heads, K key-value heads, d size of a head, F inner features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.linear import LaneLinear
+from emorl_core.models.causal.attention import Pass, attend
+from emorl_core.models.causal.rotary import Rotary
+
+# By model_type. The form of the modules is looked at too, and the self-test judges the whole.
+_KINDS = frozenset({"llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3"})
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+def takes(library: Any) -> bool:
+    """Whether a model of the library (`...ForCausalLM`) is of this form."""
+    config, decoder = library.config, library.get_decoder()
+    if config.model_type not in _KINDS or config.hidden_act != "silu" or not Rotary.takes(config):
+        return False
+    return {name for name, _ in decoder.named_children()} == {"embed_tokens", "layers", "norm", "rotary_emb"} and all(
+        _of_this_form(layer) for layer in decoder.layers
+    )
+
+
+def _of_this_form(layer: nn.Module) -> bool:
+    parts = {name: {child for child, _ in module.named_children()} for name, module in layer.named_children()}
+    attention = parts.get("self_attn", set())
+    return (
+        set(parts) == _LAYER
+        and parts["mlp"] == _MLP
+        and (attention == _ATTENTION or attention == _ATTENTION | _HEAD_NORMS)
+        and all(type(module) is nn.Linear for name, module in layer.named_modules() if name.endswith("_proj"))
+        and all(hasattr(module, "variance_epsilon") for name, module in layer.named_modules() if name.endswith("norm"))
+    )
+
+
+class LeanBody:
+    """See `emorl_core.models.causal.body.Body`."""
+
+    routed: frozenset[str] = frozenset()
+
+    def __init__(self, library: Any) -> None:
+        """Takes the weights out of the library's model, layer by layer, so that they are never there twice."""
+        name = next(name for name, module in library.named_modules() if module is library.get_decoder())
+        self.decoder = LeanDecoder(library.get_decoder(), library.config, name)
+
+    def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
+        for layer in self.decoder.layers:
+            assert isinstance(layer, LeanLayer)
+            yield from layer.linears()
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from (self.decoder.embedding, self.decoder.norm)
+        for layer in self.decoder.layers:
+            assert isinstance(layer, LeanLayer)
+            yield from layer.norms()
+
+    def run(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: Pass) -> Tensor:
+        hidden: Tensor = self.decoder(tokens, positions, lanes, seen)
+        return hidden
+
+
+class LeanDecoder(nn.Module):
+    """Embedding, layers, last norm."""
+
+    def __init__(self, decoder: Any, config: Any, name: str) -> None:
+        """decoder: of the library; name: its own in checkpoints."""
+        super().__init__()
+        self.config = config
+        self.embedding: Tensor = decoder.embed_tokens.weight.detach()
+        self.norm: Tensor = decoder.norm.weight.detach()
+        self.epsilon: float = decoder.norm.variance_epsilon
+        self.rotary = Rotary(decoder.rotary_emb, self.embedding)
+        self.layers = nn.ModuleList()
+        for i, layer in enumerate(decoder.layers):
+            self.layers.append(LeanLayer(layer, config, f"{name}.layers.{i}", i))
+            decoder.layers[i] = nn.Identity()
+
+    def forward(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: Pass) -> Tensor:
+        """Arguments and result as `CausalModel.run`."""
+        rows, new = tokens.shape
+        if lanes is None:
+            lanes = LaneIndex(torch.zeros(rows * new, 0, device=tokens.device))
+        x = F.embedding(tokens.reshape(-1), self.embedding)
+        if lanes.rows > len(x):
+            x = F.pad(x, (0, 0, 0, lanes.rows - len(x)))
+        turn = self.rotary(positions)
+        for layer in self.layers:
+            x = layer(x, rows, lanes, seen, turn)
+        x = F.rms_norm(x[: rows * new], self.norm.shape, self.norm, self.epsilon)
+        return x.view(rows, new, -1)
+
+
+class LeanLayer(nn.Module):
+    """One layer, over all tokens of a pass side by side."""
+
+    def __init__(self, layer: Any, config: Any, name: str, number: int) -> None:
+        """layer: of the library; name: its own in checkpoints."""
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self._name, self._number = name, number
+        self.size: int = attention.head_dim
+        self.scale: float = attention.scaling
+        in_config = getattr(config, "sliding_window", None)  # where Mistral has it
+        self.sliding_window: int | None = getattr(attention, "sliding_window", in_config)
+        self.rotates = bool(getattr(attention, "use_rope", True))  # SmolLM3 has layers without
+        self.qkv = _fused(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.o = _fused(attention.o_proj)
+        self.gate_up = _fused(mlp.gate_proj, mlp.up_proj)
+        self.down = _fused(mlp.down_proj)
+        self._first_norm: Tensor = layer.input_layernorm.weight.detach()
+        self._second_norm: Tensor = layer.post_attention_layernorm.weight.detach()
+        self.epsilon: float = layer.input_layernorm.variance_epsilon
+        self.heads, self.shared = (out // self.size for out in self.qkv.outs[:2])
+        self.head_norms: Tensor | None = None  # [H + K, d]
+        if hasattr(attention, "q_norm"):
+            norms = attention.q_norm.weight.detach(), attention.k_norm.weight.detach()
+            self.head_norms = torch.cat([norms[0].expand(self.heads, -1), norms[1].expand(self.shared, -1)])
+
+    def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
+        """Names of the fused projections in checkpoints, in order, and the layer."""
+        yield [f"{self._name}.self_attn.{p}_proj" for p in "qkv"], self.qkv
+        yield [f"{self._name}.self_attn.o_proj"], self.o
+        yield [f"{self._name}.mlp.{p}_proj" for p in ("gate", "up")], self.gate_up
+        yield [f"{self._name}.mlp.down_proj"], self.down
+
+    def norms(self) -> Iterator[Tensor]:
+        yield from (self._first_norm, self._second_norm)
+        if self.head_norms is not None:
+            yield from (self.head_norms[0], self.head_norms[-1])
+
+    def forward(self, x: Tensor, rows: int, lanes: LaneIndex, seen: Pass, turn: tuple[Tensor, Tensor]) -> Tensor:
+        """x [M * q or more, D], spare rows last; turn: of `Rotary` for the M * q tokens -> like x."""
+        q, k, v = self._project(x, rows, lanes, turn)
+        mixed = attend(self._number, q, k, v, seen, scale=self.scale, window=self.sliding_window)
+        x = x + self.o.side_by_side(mixed.reshape(len(turn[0]), -1), lanes)
+        normed = F.rms_norm(x, self._second_norm.shape, self._second_norm, self.epsilon)
+        gate, up = self.gate_up.side_by_side(normed, lanes).chunk(2, dim=-1)
+        return x + self.down.side_by_side(F.silu(gate).mul_(up), lanes)
+
+    def _project(
+        self, x: Tensor, rows: int, lanes: LaneIndex, turn: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q [M, H, q, d], k and v [M, K, q, d], with their positions."""
+        normed = F.rms_norm(x, self._first_norm.shape, self._first_norm, self.epsilon)
+        made = self.qkv.side_by_side(normed, lanes)
+        made = made[: len(turn[0])].view(rows, -1, self.heads + 2 * self.shared, self.size)
+        turned, values = made.split([self.heads + self.shared, self.shared], dim=2)
+        if self.head_norms is not None:
+            turned = F.rms_norm(turned, (self.size,), None, self.epsilon) * self.head_norms
+        if self.rotates:
+            turned = Rotary.turned(turned, turn)
+        query, keys = turned.split([self.heads, self.shared], dim=2)
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        if keys.shape[2] > 1:  # a pass may keep them, and not the whole product with them
+            keys, values = keys.contiguous(), values.contiguous()
+        return query.transpose(1, 2), keys, values
+
+
+def _fused(*projections: nn.Linear) -> LaneLinear:
+    weights = [projection.weight.detach() for projection in projections]
+    bias = None
+    if any(projection.bias is not None for projection in projections):
+        bias = torch.cat(
+            [
+                w.new_zeros(len(w)) if p.bias is None else p.bias.detach()
+                for w, p in zip(weights, projections, strict=True)
+            ]
+        )
+    return LaneLinear(
+        torch.cat(weights) if len(weights) > 1 else weights[0], outs=[len(weight) for weight in weights], bias=bias
+    )
