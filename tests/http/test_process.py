@@ -44,13 +44,9 @@ def test_a_bundle_that_begins_and_one_that_goes_are_both_told(tmp_path: Path) ->
     bundle = tiny_t5_bundle(tmp_path / "bundle")
     settings = load_settings(port=0, bundle=str(bundle), admin_keys="boss", dtype="float32")
     with live(settings) as server, server.client() as client:
-        first, retired = weakref.ref(server.service.deployment().ensemble), []
-
-        def note() -> None:
-            gc.collect()
-            retired.append(first() is None)
-
-        server.service.on_change = note
+        first, told = weakref.ref(server.service.deployment().ensemble), []
+        server.service.on_change = lambda: told.append(len(server.service._retired))
         assert client.post("/admin/reload", headers={"Authorization": "Bearer boss"}).status_code == 200
-        wait_until(lambda: bool(retired), "the old bundle has gone")
-    assert retired[0], "told once nothing holds the bundle any more"
+        wait_until(lambda: bool(told), "the old bundle has gone")
+        assert told == [0], "once, when none is on its way out"
+        wait_until(lambda: (gc.collect(), first() is None)[1], "a moment later nothing holds it")
