@@ -32,6 +32,7 @@ from emorl_core.models.causal import load
 from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.config import read_config
 from emorl_core.models.family import Piece
+from emorl_core.types import Quantize
 
 CPU = torch.device("cpu")
 
@@ -45,7 +46,21 @@ def lean(base: Path, dtype: torch.dtype) -> CausalModel:
     return load.load(base, read_config(base), device=CPU, dtype=dtype, training=False)
 
 
-WAYS: dict[str, Callable[[Path, torch.dtype], CausalModel]] = {"transformers": transformers_code, "lean": lean}
+def _kept(how: Quantize) -> Callable[[Path, torch.dtype], CausalModel]:
+    def made(base: Path, dtype: torch.dtype) -> CausalModel:
+        model = lean(base, dtype)
+        model.quantize(how)
+        return model
+
+    return made
+
+
+WAYS: dict[str, Callable[[Path, torch.dtype], CausalModel]] = {
+    "transformers": transformers_code,
+    "lean": lean,
+    "lean float16": _kept("float16"),
+    "lean int8": _kept("int8"),
+}
 
 
 def random_adapters(model: CausalModel, number: int, rank: int) -> list[Adapter]:

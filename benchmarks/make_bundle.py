@@ -22,13 +22,13 @@ from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, Objec
 from emorl_core.files.writing import follow_umask
 
 # From the public configs of google-t5/t5-*: d_model, d_kv, d_ff, layers, heads.
-T5_SHAPES: dict[str, tuple[int, int, int, int, int]] = {
+SHAPES: dict[str, tuple[int, int, int, int, int]] = {
     "t5-small": (512, 64, 2048, 6, 8),
     "t5-base": (768, 64, 3072, 12, 12),
     "t5-large": (1024, 64, 4096, 24, 16),
     "t5-tiny": (64, 16, 128, 2, 4),  # of no published model: what tests of the benchmarks measure
 }
-SHAPES = (*T5_SHAPES, *causal_base.SHAPES)
+ALL_SHAPES = (*SHAPES, *causal_base.SHAPES)
 VOCABULARY = 32128  # of the T5 shapes
 TOKENIZER_CONFIG = "tokenizer_config.json"  # the last file that is written of a base
 _NAMES = ("reflection", "empathy", "fluency", "coherence", "specificity", "warmth", "brevity", "clarity")
@@ -36,7 +36,7 @@ _NAMES = ("reflection", "empathy", "fluency", "coherence", "specificity", "warmt
 
 def t5_config(shape: str) -> dict[str, object]:
     """`config.json` of a T5 v1.0 checkpoint of this shape."""
-    d_model, d_kv, d_ff, layers, heads = T5_SHAPES[shape]
+    d_model, d_kv, d_ff, layers, heads = SHAPES[shape]
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
@@ -65,7 +65,7 @@ def linear_shapes(shape: str) -> dict[str, tuple[int, int]]:
     """Linear layer -> (out, in), of all that adapters can be on."""
     if shape in causal_base.SHAPES:
         return causal_base.linear_shapes(shape)
-    d_model, d_kv, d_ff, layers, heads = T5_SHAPES[shape]
+    d_model, d_kv, d_ff, layers, heads = SHAPES[shape]
     inner = d_kv * heads
     linears: dict[str, tuple[int, int]] = {}
     for stack, attentions in (("encoder", ["SelfAttention"]), ("decoder", ["SelfAttention", "EncDecAttention"])):
@@ -92,7 +92,7 @@ def write_base(folder: Path, shape: str, *, seed: int = 0) -> None:
 
 def _write_t5(folder: Path, shape: str, *, seed: int) -> None:
     torch.manual_seed(seed)
-    d_model, d_kv, _, layers, heads = T5_SHAPES[shape]
+    d_model, d_kv, _, layers, heads = SHAPES[shape]
     tensors: dict[str, torch.Tensor] = {"shared.weight": torch.randn(VOCABULARY, d_model)}
     for stack, parts in (("encoder", 2), ("decoder", 3)):
         for i in range(layers):
@@ -172,7 +172,7 @@ def _write_tokenizer(folder: Path, size: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="t5-base")
+    parser.add_argument("--shape", choices=ALL_SHAPES, default="t5-base")
     parser.add_argument("--objectives", type=int, default=3, choices=range(1, len(_NAMES) + 1), metavar="1-8")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)

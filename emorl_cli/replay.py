@@ -238,7 +238,7 @@ def _examine(receipt: Receipt, prompt: Prompt, now: Identity) -> Finding:
 def _load(files: Snapshot, receipt: Receipt, device: str | None, dtype: str | None) -> Ensemble:
     from emorl_core.ensemble import Ensemble
     from emorl_core.errors import InvalidRequest, UnsupportedModel
-    from emorl_core.machine.precision import pick_device
+    from emorl_core.machine.precision import pick_device, pick_quantize
 
     if device is None:
         try:
@@ -246,10 +246,13 @@ def _load(files: Snapshot, receipt: Receipt, device: str | None, dtype: str | No
         except InvalidRequest:  # not on this machine: a note will say so
             device = "auto"
     dtype = dtype or receipt.dtype
+    quantize = "off"
+    with contextlib.suppress(InvalidRequest):  # not on this machine: a note will say so
+        quantize = pick_quantize(receipt.quantize, dtype, pick_device(device))
     if receipt.compiled:
-        with contextlib.suppress(UnsupportedModel):  # not on this machine: a note will say so
-            return Ensemble.load(files, device=device, dtype=dtype, compile=True)
-    return Ensemble.load(files, device=device, dtype=dtype)
+        with contextlib.suppress(UnsupportedModel):  # the same
+            return Ensemble.load(files, device=device, dtype=dtype, quantize=quantize, compile=True)
+    return Ensemble.load(files, device=device, dtype=dtype, quantize=quantize)
 
 
 def _replay(ensemble: Ensemble, finding: Finding, receipt: Receipt, prompt: Prompt) -> None:

@@ -69,7 +69,7 @@ def check(settings: Settings) -> None:
     Raises:
         EmorlError: the first setting that cannot be used here, in one line.
     """
-    from emorl_core.machine.precision import pick_device, pick_dtype
+    from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
     from emorl_core.models.compiling import check_compiler
     from server.door.auth import Keys
     from server.door.connections import most_connections
@@ -78,6 +78,7 @@ def check(settings: Settings) -> None:
 
     device = pick_device(settings.device)
     pick_dtype(settings.dtype, device)
+    pick_quantize(settings.quantize, settings.dtype, device)
     if settings.compile and device.type == "cpu":
         check_compiler()
     most_connections(settings)

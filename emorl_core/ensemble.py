@@ -19,14 +19,14 @@ from emorl_core.engine.sweep import SweepItem, SweepResult
 from emorl_core.errors import InvalidRequest
 from emorl_core.lanes.huge_pages import use_huge_pages
 from emorl_core.loading import load_bundle
-from emorl_core.machine.precision import pick_device, pick_dtype
+from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
 from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
 from emorl_core.requests import Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
 from emorl_core.text.prompts import Encoded
 from emorl_core.text.tokenizer import Tokenizer
-from emorl_core.types import Completion, Failure, Request, Threads, TokenEvent
+from emorl_core.types import Completion, Failure, Quantize, Request, Threads, TokenEvent
 from emorl_core.weights import BASE
 
 
@@ -47,6 +47,7 @@ class Ensemble(Requests):
         hashes: Hashes | None = None,
         max_prompt_chars: int | None = None,
         threads: ThreadChoice | None = None,
+        quantize: Quantize = "off",
     ) -> None:
         super().__init__(
             spec,
@@ -58,6 +59,7 @@ class Ensemble(Requests):
         self.engine = engine
         self.bundle = bundle
         self.hashes = hashes
+        self.quantize = quantize  # how the base's matrices are kept
         self.threads = threads or ThreadChoice([torch.get_num_threads()])
         self._driver = Driver(engine)
 
@@ -68,6 +70,7 @@ class Ensemble(Requests):
         *,
         device: str = "auto",
         dtype: str = "auto",
+        quantize: str = "auto",
         slots: int = 16,
         prefill_cache_bytes: int = 256 * 2**20,
         prefill_tokens: int | None = None,
@@ -84,6 +87,9 @@ class Ensemble(Requests):
             where: a bundle folder, a Hugging Face hub id `owner/name`, or a bundle that is held open.
             device: `auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:1`.
             dtype: `auto` (bfloat16 where the device does it well), `float32`, `bfloat16`.
+            quantize: how the base's matrices are kept: `off`, as `dtype` says; `float16`; `int8`, a fourth of float32's
+                memory for a small error (docs/performance.md); `auto`: float16 where `dtype` is `auto` and means
+                float32, on a CPU that can (x86). Adapters and norms stay as they are.
             slots: sequences that run at once.
             prefill_cache_bytes: bound on what is kept of prompts and replies, so that no beginning is read twice; 0 is
                 off.
@@ -102,14 +108,14 @@ class Ensemble(Requests):
 
         Raises:
             BundleError, AdapterError, UnsupportedModel: one line that names the file, the key and the reason.
-            InvalidRequest: a device or dtype that is not there.
+            InvalidRequest: a device, dtype or quantize that is not there.
         """
         count = check_threads(threads)
         if count != "auto":
             torch.set_num_threads(count)
         target = pick_device(device)
-        precision = pick_dtype(dtype, target)
-        loaded = load_bundle(where, device=target, dtype=precision, revision=revision, hashed=hashed)
+        precision, kept = pick_dtype(dtype, target), pick_quantize(quantize, dtype, target)
+        loaded = load_bundle(where, device=target, dtype=precision, quantize=kept, revision=revision, hashed=hashed)
         bundle, model, tokenizer = loaded.bundle, loaded.model, loaded.tokenizer
         if target.type == "cpu":
             use_huge_pages()
@@ -132,6 +138,7 @@ class Ensemble(Requests):
             hashes=loaded.hashes,
             max_prompt_chars=max_prompt_chars,
             threads=ThreadChoice.of(threads, target),
+            quantize=kept,
         )
         ensemble._prompts.check()
         return ensemble

@@ -16,6 +16,7 @@ from emorl_core.models.family import LaneModel
 from emorl_core.models.registry import load_model
 from emorl_core.snapshot import Hashes, Snapshot, steadily
 from emorl_core.text.tokenizer import HuggingFaceTokenizer, Tokenizer
+from emorl_core.types import Quantize
 
 logger = logging.getLogger("emorl.core")
 
@@ -35,11 +36,12 @@ def load_bundle(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    quantize: Quantize = "off",
     revision: str | None = None,
     hashed: bool = False,
 ) -> Loaded:
     """Arguments and errors as `Ensemble.load`."""
-    read = partial(_read, device=device, dtype=dtype, hashed=hashed)
+    read = partial(_read, device=device, dtype=dtype, quantize=quantize, hashed=hashed)
     if not isinstance(where, Snapshot):
         return steadily(where, read, revision=revision)
     loaded = read(where)
@@ -47,10 +49,11 @@ def load_bundle(
     return loaded
 
 
-def _read(files: Snapshot, *, device: torch.device, dtype: torch.dtype, hashed: bool) -> Loaded:
+def _read(files: Snapshot, *, device: torch.device, dtype: torch.dtype, quantize: Quantize, hashed: bool) -> Loaded:
     with ThreadPoolExecutor(max_workers=1) as beside:  # hashing needs no interpreter, so it costs little time here
         hashes = beside.submit(files.hashes) if hashed else None
         model = load_model(files.base, device=device, dtype=dtype)
+        model.quantize(quantize)
         adapters = [read_peft(folder, name) for name, folder in files.adapters.items()]
         model.attach(adapters)
         tokenizer = HuggingFaceTokenizer(files.base)

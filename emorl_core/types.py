@@ -14,6 +14,7 @@ COMBINE_MODES: tuple[Combine, ...] = get_args(Combine)
 # Token ids per lane for objectives that have prompts of their own, empty for the other lanes; (): none has one.
 LanePrompts = tuple[tuple[int, ...], ...]
 Threads = int | Literal["auto"]  # that torch computes with; auto: chosen by measuring
+Quantize = Literal["off", "float16", "int8"]  # how a base's matrices are kept; off: as the number format says
 MAX_THREADS = 1024
 MAX_SEED = 2**63 - 1
 MAX_TOP_LOGPROBS = 20

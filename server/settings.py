@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     bundle: str | None = Field(None, description="Bundle to serve: a folder or a Hugging Face hub id.")
     device: str = Field("auto", description="Device of the model: auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the model.")
+    quantize: Literal["auto", "off", "float16", "int8"] = Field(
+        "auto",
+        description="How the base's matrices are kept on a CPU (x86): float16; int8, half of that for a small error;"
+        " off, as dtype says; auto, float16 where dtype is auto too and means float32.",
+    )
     slots: int = Field(16, ge=1, le=4096, description="Sequences that run at once.")
     prefill_cache_bytes: int = Field(
         256 * 2**20,

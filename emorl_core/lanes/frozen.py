@@ -9,12 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from emorl_core.lanes.fbgemm import Compact, Float16Matrix, Int8Matrix
+from emorl_core.types import Quantize
+
 
 class FrozenMatrix(nn.Module):
     """A base matrix that is never trained: y = x W^T + b, where there is a bias.
 
     On a CPU the matrix can be kept in oneDNN's blocked layout (`pack`). With few rows that product is two to three
     times as fast as the plain one there, and the bits of a row do not depend on how many rows run beside it.
+    Or it is kept in fewer bits (`quantize`).
+
+    Further rows (`extend`) are adapters' first factors. They are part of the same product, but beside a matrix in fewer
+    bits, where they stay as they are.
     """
 
     # Below this many elements the packed call's own overhead outweighs what it saves (docs/log.md).
@@ -29,10 +36,18 @@ class FrozenMatrix(nn.Module):
         self.bias: Tensor | None
         self.shape = weight.shape  # [out, in], without further rows
         self.dtype, self.device = weight.dtype, weight.device
-        self.nbytes = sum(tensor.numel() * tensor.element_size() for tensor in (weight, bias) if tensor is not None)
         self.extra_nbytes = 0
+        self.compact: Compact | None = None
+        self.extra: Tensor | None = None  # the further rows, beside a matrix in fewer bits alone
         self._packs = self._keeps_plain = False
         self._packed: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of matrix and bias, without further rows."""
+        rows, columns = self.shape
+        numbers = rows * columns * self.dtype.itemsize if self.compact is None else self.compact.nbytes
+        return numbers + (0 if self.bias is None else rows * self.dtype.itemsize)
 
     def pack(self, *, keep_plain: bool = False) -> None:
         """Switch to the blocked layout where that helps; `keep_plain` also keeps the plain matrix, for autograd."""
@@ -43,11 +58,30 @@ class FrozenMatrix(nn.Module):
             self._packs, self._keeps_plain = True, keep_plain
             self._set(weight)
 
+    def quantize(self, how: Quantize, *, multiplied: bool = True, looked_up: bool = False) -> None:
+        """Keep the matrix in fewer bits from now on, if it is large enough to matter. Before it is extended.
+
+        multiplied: products are asked for; looked_up: `rows` are.
+        """
+        if self.shape[0] * self.shape[1] < self.PACK_FROM or how == "off":
+            return
+        plain = self._plain()
+        if how == "int8":
+            self.compact = Int8Matrix(plain, multiplied, looked_up)
+        elif Float16Matrix.takes(plain):
+            self.compact = Float16Matrix(plain, multiplied, looked_up)
+        else:
+            return
+        self._packs, self._packed, self.weight = False, None, None
+
     def extend(self, rows: Tensor | None) -> None:
         """Put rows [E, in] below the matrix, in place of those put there before: y gets E further columns."""
         if rows is None and not self.extra_nbytes:
             return
         self.extra_nbytes = 0 if rows is None else rows.numel() * rows.element_size()
+        if self.compact is not None:
+            self.extra = rows
+            return
         plain = self._plain()[: self.shape[0]]
         self._set(plain.clone() if rows is None else torch.cat([plain, rows]))
         if self.bias is not None:
@@ -56,6 +90,9 @@ class FrozenMatrix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [M, in] -> [M, out + E]."""
+        if self.compact is not None:
+            y, low = self.both(x)
+            return y if low is None else torch.cat([y, low], dim=1)
         if self._packed is not None and not (x.requires_grad and torch.is_grad_enabled()):
             return self.packed_product(x)
         if self.weight is None:
@@ -64,13 +101,26 @@ class FrozenMatrix(nn.Module):
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """x [M, in] -> [M, out], and what the further rows give, [M, E]; None without any."""
-        y = self(x)
-        return (y[:, : self.shape[0]], y[:, self.shape[0] :]) if self.extra_nbytes else (y, None)
+        if self.compact is None:
+            y = self(x)
+            return (y[:, : self.shape[0]], y[:, self.shape[0] :]) if self.extra_nbytes else (y, None)
+        return self.packed_product(x), None if self.extra is None else F.linear(x, self.extra)
 
     def packed_product(self, x: Tensor) -> Tensor:
-        """The product with the packed matrix, for callers that know there is one and that nothing needs gradients."""
+        """The product with a matrix that is packed or in fewer bits, for callers that know it is and that nothing needs
+        gradients."""
+        if self.compact is not None:
+            y = self.compact.product(x.float()).to(x.dtype)
+            return y if self.bias is None else y + self.bias
         product: Tensor = _packed_operation()(x, self._packed, self.bias, "none", [], "")
         return product
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows of an embedding, which is never packed: [...] -> [..., in]."""
+        if self.compact is not None:
+            return self.compact.rows(ids).to(self.dtype)
+        assert self.weight is not None
+        return F.embedding(ids, self.weight)
 
     def _set(self, weight: Tensor) -> None:
         if self._packs:

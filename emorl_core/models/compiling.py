@@ -56,6 +56,7 @@ class StepLinear:
     adapters: int  # 0: no adapter touches this layer
     rank: int
     has_bias: bool  # among the parameters; that of a packed matrix is in its product
+    beside: bool  # the first factors are a matrix of their own, among the parameters
 
     @classmethod
     def of(cls, layer: LaneLinear, parameters: list[Tensor]) -> StepLinear:
@@ -70,10 +71,13 @@ class StepLinear:
             if base.bias is not None:
                 parameters.append(base.bias)
         adapters, rank = (0, 0) if lora_b is None else lora_b.shape[1:3]
+        if base.extra is not None:
+            parameters.append(base.extra)
         if lora_b is not None:
             parameters.append(lora_b.detach())
-        columns = sum(layer.outs) + layer.projections * adapters * rank
-        return cls(number, columns, layer.outs, adapters, rank, number is None and base.bias is not None)
+        columns = sum(layer.outs) + (layer.projections * adapters * rank if base.extra is None else 0)
+        has_bias = number is None and base.bias is not None
+        return cls(number, columns, layer.outs, adapters, rank, has_bias, base.extra is not None)
 
     def __call__(self, x: Tensor, used: Tensor, coefficients: Tensor, parameters: Iterator[Tensor]) -> Tensor:
         """As `LaneLinear.forward`: x [M, in], used and coefficients [M, K] -> [M, P, out] float32."""
@@ -104,14 +108,14 @@ class StepLinear:
             y = F.linear(x, next(parameters), next(parameters) if self.has_bias else None)
         else:
             y = torch.ops.emorl.packed_product(x, self.matrix, self.columns)
-        wide = sum(self.outs)
         if not self.adapters:
             return y.float(), None
+        low = F.linear(x, next(parameters)) if self.beside else y[:, sum(self.outs) :]
         # Each row gathers its own adapters' second factors: with few rows one product for all is no faster.
-        low = y[:, wide:].view(-1, len(self.outs), self.adapters, self.rank)
+        low = low.view(-1, len(self.outs), self.adapters, self.rank)
         own = used.view(-1, 1, used.shape[1], 1).expand(-1, len(self.outs), -1, self.rank)
         low = low.gather(2, own).float() * coefficients.view(-1, 1, coefficients.shape[1], 1)
-        return y[:, :wide].float(), low
+        return y[:, : sum(self.outs)].float(), low
 
 
 # Numbers that are no sizes never change.

@@ -24,6 +24,7 @@ from emorl_core.models.family import Facts, Passage, Piece
 from emorl_core.sampling import hash32
 from emorl_core.text.chat import Message
 from emorl_core.text.spelling import Spelling
+from emorl_core.types import Quantize
 
 _PAD, _EOS, _FIRST_BYTE = 0, 1, 2
 _FIRST_WORD = _FIRST_BYTE + 256
@@ -138,6 +139,9 @@ class FakeModel:
     @property
     def compiled(self) -> bool:
         return False
+
+    def quantize(self, how: Quantize) -> None:
+        """It has no matrices."""
 
     def compile_step(self) -> None:
         """There is nothing to compile."""

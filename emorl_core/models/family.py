@@ -20,6 +20,7 @@ from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.shape import Shape
+from emorl_core.types import Quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,10 @@ class LaneModel(Protocol):
 
     def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
         """Stack these adapters; they must fit (raises AdapterError). With `training` they require gradients."""
+
+    def quantize(self, how: Quantize) -> None:
+        """Keep the base's matrices in fewer bits from now on; adapters and norms stay. Before adapters are attached,
+        on a CPU, not for training."""
 
     def compile_step(self) -> None:
         """Make `step` faster for the adapters attached now, at the cost of time here. Raises UnsupportedModel."""

@@ -114,6 +114,7 @@ def load(settings: Settings) -> Ensemble:
         settings.bundle,
         device=settings.device,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         slots=settings.slots,
         prefill_cache_bytes=settings.prefill_cache_bytes,
         prefill_tokens=settings.prefill_tokens,

@@ -26,7 +26,7 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.snapshot import Hashes
 from emorl_core.text.chat import Message, Role
-from emorl_core.types import Combine, Completion, FinishReason, Request
+from emorl_core.types import Combine, Completion, FinishReason, Quantize, Request
 
 FORMAT: Literal["emorl-receipt/1"] = "emorl-receipt/1"
 _REMOVABLE = ("prompt", "text", "token_ids")
@@ -136,6 +136,7 @@ class Receipt(Strict):
     versions: dict[str, str]
     sha256: str
     raw: bool = False
+    quantize: Quantize = "off"
 
     def damage(self) -> list[str]:
         """What does not fit together in this receipt, one line each."""
@@ -204,6 +205,7 @@ def make_receipt(
         versions=versions(ensemble.device),
         sha256="",
         raw=raw,
+        quantize=ensemble.quantize,
     )
     return unsealed.model_copy(update={"sha256": _seal(unsealed)})
 
@@ -249,6 +251,7 @@ def surroundings(ensemble: Ensemble, receipt: Receipt) -> list[str]:
     """What else is not as it was when the receipt was written, one line each: reasons why rounding may differ."""
     here = {"device": ensemble.device, "dtype": ensemble.dtype, **versions(ensemble.device)}
     there = {"device": receipt.device, "dtype": receipt.dtype, **receipt.versions}
+    here["quantize"], there["quantize"] = ensemble.quantize, receipt.quantize
     if ensemble.compiled != receipt.compiled:
         here["compile"], there["compile"] = (str(each).lower() for each in (ensemble.compiled, receipt.compiled))
     return [f"{name} was {there.get(name)} and is {here[name]}" for name in here if here[name] != there.get(name)]

@@ -14,11 +14,33 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from emorl_core.bundle import BASE_DIR, BaseRef, BundleSpec, ChatSpec, write_spec
 from emorl_core.ensemble import Ensemble
 from server.settings import Settings
-from tests.core.test_causal_real import CHATS, TOKENS
 from tests.http.harness import live
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_model]
 SYSTEM = "You are helpful."
+CHATS = (
+    "I can't keep up at work.",
+    "What is the capital of France?",
+    "My mother left again and nobody listens.",
+    "Name three fruits.",
+    "How do I stop smoking?",
+    "Write one line about the sea.",
+    "Why is the sky blue?",
+    "I feel tired all the time.",
+    "Give me a recipe for pancakes.",
+    "What is 12 times 12?",
+    "Translate 'good morning' to Spanish.",
+    "Who wrote Hamlet?",
+    "I am afraid of flying.",
+    "Explain gravity to a child.",
+    "What should I do on a rainy day?",
+    "List the days of the week.",
+    "My friend does not talk to me any more.",
+    "How long does a cat live?",
+    "Tell me a joke about computers.",
+    "I want to change, but I don't know how to start.",
+)
+TOKENS = 24
 
 
 def real_bundle(folder: Path, base: Path, **fields: Any) -> Path:
@@ -33,8 +55,20 @@ def real_bundle(folder: Path, base: Path, **fields: Any) -> Path:
     return folder
 
 
-def test_against_hf_generate_twenty_chats_through_the_front_door(real_model: Path, tmp_path: Path) -> None:
-    ensemble = Ensemble.load(real_bundle(tmp_path, real_model), device="cpu", dtype="float32")
+@pytest.fixture(scope="module")
+def loaded(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+    folder = real_bundle(tmp_path_factory.mktemp("real"), real_model)
+    return Ensemble.load(folder, device="cpu", dtype="float32", quantize="off")
+
+
+@pytest.fixture
+def ensemble(loaded: Ensemble) -> Ensemble:
+    """Without anything that another test has read."""
+    loaded.engine.runner.prefill_cache.clear()
+    return loaded
+
+
+def test_against_hf_generate_twenty_chats(real_model: Path, ensemble: Ensemble) -> None:
     found = ensemble.generate(list(CHATS), weights={"base": 1.0}, max_new_tokens=TOKENS)
     tokenizer = AutoTokenizer.from_pretrained(real_model)
     library = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32)
@@ -52,12 +86,12 @@ def test_against_hf_generate_twenty_chats_through_the_front_door(real_model: Pat
         assert completion.text == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
 
 
-def test_three_turns_by_the_unchanged_client(real_model: Path, tmp_path: Path) -> None:
-    ensemble = Ensemble.load(real_bundle(tmp_path, real_model), device="cpu", dtype="float32")
+def test_three_turns_by_the_unchanged_client(real_model: Path, tmp_path: Path, ensemble: Ensemble) -> None:
+    served = Ensemble.load(real_bundle(tmp_path, real_model), device="cpu", dtype="float32", quantize="off")
     history: list[Any] = []
     extra = {"objective_weights": {"base": 1.0}}
     with (
-        live(Settings(port=0), ensemble) as server,
+        live(Settings(port=0), served) as server,
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as ai,
     ):
         for said in ("My name is Ada. Say hello.", "What is the capital of France?", "What is my name?"):
@@ -69,16 +103,14 @@ def test_three_turns_by_the_unchanged_client(real_model: Path, tmp_path: Path) -
             assert text
             history.append({"role": "assistant", "content": text})
     assert "Paris" in history[3]["content"]
-    again = Ensemble.load(tmp_path, device="cpu", dtype="float32")
     for turn in (1, 3, 5):
-        alone = again.generate(messages=history[:turn], weights={"base": 1.0}, max_new_tokens=TOKENS)
+        alone = ensemble.generate(messages=history[:turn], weights={"base": 1.0}, max_new_tokens=TOKENS)
         assert alone.text == history[turn]["content"]
 
 
-def test_a_turn_computes_only_what_is_new_in_it(real_model: Path, tmp_path: Path) -> None:
+def test_a_turn_computes_only_what_is_new_in_it(ensemble: Ensemble) -> None:
     """By the engine's counters: all but the last token are read, the last one is fed; the reply that the turn before
     ended with is known up to the token that ended it."""
-    ensemble = Ensemble.load(real_bundle(tmp_path, real_model), device="cpu", dtype="float32")
     history: list[dict[str, str]] = []
     known: tuple[int, ...] = ()
     for said in ("My name is Ada. Say hello.", "What is the capital of France?", "What is my name?"):

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from emorl_core.lanes.frozen import FrozenMatrix
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.causal.attention import KEYWORD, NAME, Pass
@@ -26,8 +27,12 @@ class Body(Protocol):
     def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
         """Every linear layer: the names of its fused projections in the checkpoint, in order, and the layer."""
 
+    def share(self, head: FrozenMatrix) -> FrozenMatrix | None:
+        """Use this matrix as the embedding too if the two are tied. Returns the embedding, if rows of it are looked up
+        here."""
+
     def tensors(self) -> Iterator[Tensor]:
-        """Parameters beside the matrices of `linears` and their biases."""
+        """Parameters beside the embedding of `share`, the matrices of `linears` and their biases."""
 
     def run(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: Pass) -> Tensor:
         """As `CausalModel.run`."""
@@ -51,6 +56,9 @@ class LibraryBody:
     def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
         for layer in self._layers:
             yield [layer.name], layer.linear
+
+    def share(self, head: FrozenMatrix) -> None:
+        """The library's own code looks rows up."""
 
     def tensors(self) -> Iterator[Tensor]:
         stacked = {id(parameter) for layer in self._layers for parameter in layer.linear.parameters()}

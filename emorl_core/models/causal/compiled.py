@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.cache.store import SIZE_STEP, round_size
@@ -51,7 +50,7 @@ class CompiledStep:
             self._used, self._coefficients = (torch.cat([own, own[:1].expand(spare, -1)]) for own in lanes.used())
             self._places = torch.arange(rows)
         positions = torch.tensor(cache.lengths + cache.lengths[:1] * (rows - count))
-        x = F.embedding(tokens[:, 0], self._decoder.embedding)
+        x = self._decoder.embedding.rows(tokens[:, 0])
         x = x.repeat(2, 1) if count == 1 else x
         cosines, sines = self._decoder.rotary(positions)
         total = round_size(max(cache.lengths) + 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.errors import UnsupportedModel
+from emorl_core.lanes.frozen import FrozenMatrix
 
 
 class Head:
@@ -24,31 +25,34 @@ class Head:
         if type(module) is not nn.Linear:
             kind = "none" if module is None else type(module).__name__
             raise UnsupportedModel(f"the base's head must be a plain linear layer, but it is {kind}")
-        self.weight = module.weight.detach()  # [V, D]
+        self.matrix = FrozenMatrix(module.weight.detach())  # [V, D]
         self.bias = None if module.bias is None else module.bias.detach()
         self.scale = _scale(config)
         self.cap: float | None = getattr(config, "final_logit_softcapping", None)
 
     @property
     def vocab_size(self) -> int:
-        return self.weight.shape[0]
+        return self.matrix.shape[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, D] -> [B, V] float32."""
-        given = hidden.to(self.weight.dtype)
-        if given.dtype == torch.float32 and given.device.type == "cpu" and given.shape[0] <= 16:
+        given, weight = hidden.to(self.matrix.dtype), self.matrix.weight
+        if weight is None:  # in fewer bits
+            logits = self.matrix(given).float()
+            logits = logits if self.bias is None else logits + self.bias
+        elif given.dtype == torch.float32 and given.device.type == "cpu" and given.shape[0] <= 16:
             # The wide matrix on the left: with few rows the CPU library streams it 2 to 3 times as fast this way.
-            logits = torch.mm(self.weight, given.t()).t().contiguous()
+            logits = torch.mm(weight, given.t()).t().contiguous()
             logits = logits if self.bias is None else logits + self.bias
         else:
-            logits = F.linear(given, self.weight, self.bias).float()
+            logits = F.linear(given, weight, self.bias).float()
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def rows(self, token_ids: Tensor) -> Tensor:
         """[...] -> [..., D] float32 with the scale: logit before the cap, without the bias, is row . hidden."""
-        return F.embedding(token_ids, self.weight).float() * self.scale
+        return self.matrix.rows(token_ids).float() * self.scale
 
 
 def _scale(config: Any) -> float:

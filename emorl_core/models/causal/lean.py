@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from emorl_core.lanes.frozen import FrozenMatrix
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.causal.attention import Pass, attend
@@ -62,13 +63,19 @@ class LeanBody:
         name = next(name for name, module in library.named_modules() if module is library.get_decoder())
         self.decoder = LeanDecoder(library.get_decoder(), library.config, name)
 
+    def share(self, head: FrozenMatrix) -> FrozenMatrix:
+        embedding, weight = self.decoder.embedding, head.weight
+        if weight is not None and embedding.weight is not None and weight.data_ptr() == embedding.weight.data_ptr():
+            self.decoder.embedding = head
+        return self.decoder.embedding
+
     def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
         for layer in self.decoder.layers:
             assert isinstance(layer, LeanLayer)
             yield from layer.linears()
 
     def tensors(self) -> Iterator[Tensor]:
-        yield from (self.decoder.embedding, self.decoder.norm)
+        yield self.decoder.norm
         for layer in self.decoder.layers:
             assert isinstance(layer, LeanLayer)
             yield from layer.norms()
@@ -85,10 +92,10 @@ class LeanDecoder(nn.Module):
         """decoder: of the library; name: its own in checkpoints."""
         super().__init__()
         self.config = config
-        self.embedding: Tensor = decoder.embed_tokens.weight.detach()
+        self.embedding = FrozenMatrix(decoder.embed_tokens.weight.detach())
         self.norm: Tensor = decoder.norm.weight.detach()
         self.epsilon: float = decoder.norm.variance_epsilon
-        self.rotary = Rotary(decoder.rotary_emb, self.embedding)
+        self.rotary = Rotary(decoder.rotary_emb, self.norm)
         self.layers = nn.ModuleList()
         for i, layer in enumerate(decoder.layers):
             self.layers.append(LeanLayer(layer, config, f"{name}.layers.{i}", i))
@@ -99,7 +106,7 @@ class LeanDecoder(nn.Module):
         rows, new = tokens.shape
         if lanes is None:
             lanes = LaneIndex(torch.zeros(rows * new, 0, device=tokens.device))
-        x = F.embedding(tokens.reshape(-1), self.embedding)
+        x = self.embedding.rows(tokens.reshape(-1))
         if lanes.rows > len(x):
             x = F.pad(x, (0, 0, 0, lanes.rows - len(x)))
         turn = self.rotary(positions)

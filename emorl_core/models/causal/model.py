@@ -17,6 +17,7 @@ from emorl_core.adapters.adapter import Adapter
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.cache.store import Store
 from emorl_core.errors import AdapterError, PromptTooLong, UnsupportedModel
+from emorl_core.lanes.frozen import FrozenMatrix
 from emorl_core.lanes.index import LaneIndex, round_rows
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
@@ -28,6 +29,7 @@ from emorl_core.models.causal.prompts import prefill
 from emorl_core.models.causal.reading import Reading, read, read_beside
 from emorl_core.models.family import Facts, Group, Passage, Piece
 from emorl_core.models.stacking import stack_adapters
+from emorl_core.types import Quantize
 
 
 class FastStep(Protocol):
@@ -54,6 +56,7 @@ class CausalModel(nn.Module):
         self.facts = facts
         self.adapters: tuple[str, ...] = ()
         self._head, self._head_name = head, head_name
+        self._embedding = body.share(head.matrix)
         self._fast_steps = fast_steps
         self._fast: FastStep | None = None
         self._cache_shape = (0, 0, 0)  # L, K, d
@@ -98,14 +101,25 @@ class CausalModel(nn.Module):
                 module.training = False
         return self
 
+    def quantize(self, how: Quantize) -> None:
+        for matrix in self._tables:
+            matrix.quantize(how, multiplied=matrix is self._head.matrix, looked_up=True)
+        for _, layer in self.body.linears():
+            layer.base.quantize(how)
+
+    @property
+    def _tables(self) -> list[FrozenMatrix]:
+        """Embedding and head; none where the library's code looks rows up, which knows plain tensors alone."""
+        return [] if self._embedding is None else list(dict.fromkeys((self._embedding, self._head.matrix)))
+
     def parameter_bytes(self) -> dict[str, int]:
-        plain = [
-            *self.body.tensors(),
-            *(tensor for tensor in (self._head.weight, self._head.bias) if tensor is not None),
-        ]
-        once = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in plain}  # the head may be tied
+        plain = list(self.body.tensors())
+        plain += [] if self._head.bias is None else [self._head.bias]
+        if self._embedding is None and self._head.matrix.weight is not None:
+            plain.append(self._head.matrix.weight)  # which may be the library's embedding
+        once = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in plain}
         layers = [layer for _, layer in self.body.linears()]
-        base = sum(once.values()) + sum(layer.base.nbytes for layer in layers)
+        base = sum(once.values()) + sum(matrix.nbytes for matrix in (*self._tables, *(layer.base for layer in layers)))
         return {"base": base, "adapters": sum(layer.adapter_bytes for layer in layers)}
 
     @property

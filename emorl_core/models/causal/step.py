@@ -48,20 +48,11 @@ class StepFunction:
         for layer in layers:
             self.parameters += layer.norms()
         self.parameters.append(decoder.norm)
-        made = [
-            _Layer(
-                *own,
-                heads=layer.heads,
-                shared=layer.shared,
-                size=layer.size,
-                scale=layer.scale,
-                rotates=layer.rotates,
-                mask=self.windows.index(layer.sliding_window),
-                epsilon=layer.epsilon,
-                head_norms=layer.head_norms is not None,
-            )
-            for own, layer in zip(linears, layers, strict=True)
-        ]
+        made = []
+        for (qkv, o, gate_up, down), layer in zip(linears, layers, strict=True):
+            mask, normed = self.windows.index(layer.sliding_window), layer.head_norms is not None
+            sizes = (layer.heads, layer.shared, layer.size, layer.scale)
+            made.append(_Layer(qkv, o, gate_up, down, *sizes, layer.rotates, mask, layer.epsilon, normed))
         self.function = _step_of(made, self._norms, decoder.epsilon, dtype)
 
 

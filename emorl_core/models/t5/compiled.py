@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.cache.store import SIZE_STEP, round_size
@@ -44,7 +43,7 @@ class CompiledStep:
         if self._lanes is not lanes:
             # The compiler specialises on a size of 1, so a single row is padded to two.
             self._lanes, self._rows = lanes, StepRows(lanes, cache, max(2, count))
-        x = F.embedding(tokens[:, 0], model.embedding.weight)  # type: ignore[arg-type]
+        x = model.embedding.rows(tokens[:, 0])
         lengths = torch.tensor(cache.lengths)
         if count == 1:
             x, lengths = x.repeat(2, 1), lengths.repeat(2)
@@ -88,9 +87,8 @@ class CompiledStep:
             for coefficients in summed:
                 lanes = LaneIndex(coefficients.expand(cache.count, -1))
                 self(torch.zeros(cache.count, 1, dtype=torch.int64), lanes, cache)
-            if model.facts.dtype == torch.bfloat16:
-                weight = model.lm_head.weight
-                assert weight is not None
+            weight = model.lm_head.weight
+            if model.facts.dtype == torch.bfloat16 and weight is not None:
                 self.head_row(weight, torch.zeros(1, config.d_model, dtype=model.facts.dtype))
 
 

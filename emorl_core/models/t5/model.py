@@ -20,7 +20,6 @@ from emorl_core.adapters.adapter import Adapter
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.cache.store import Store, round_size
 from emorl_core.errors import UnsupportedModel
-from emorl_core.lanes.frozen import FrozenMatrix
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
@@ -31,6 +30,7 @@ from emorl_core.models.stacking import stack_adapters
 from emorl_core.models.t5.blocks import T5Block, attention, embedding_and_head, fused
 from emorl_core.models.t5.config import T5Config
 from emorl_core.models.t5.positions import DecoderPositions, EncoderPositions, padding_mask
+from emorl_core.types import Quantize
 
 # Tokens of one padded encoder batch: enough to fill a product, small enough to bound its activations.
 _PREFILL_TOKENS = 4096
@@ -104,6 +104,12 @@ class T5(nn.Module):
         self.adapters = tuple(adapter.name for adapter in adapters)
         self._encoding = tuple(any(map(_encodes, adapter.modules)) for adapter in adapters)
         self._reading = tuple(any(map(_reads, adapter.modules)) for adapter in adapters)
+
+    def quantize(self, how: Quantize) -> None:
+        for matrix in dict.fromkeys((self.embedding, self.lm_head)):
+            matrix.quantize(how, multiplied=matrix is self.lm_head, looked_up=True)
+        for _, layer in self.linears():
+            layer.base.quantize(how)
 
     def parameter_bytes(self) -> dict[str, int]:
         base = self.embedding.nbytes + (self.lm_head.nbytes if self.lm_head is not self.embedding else 0)
@@ -199,7 +205,7 @@ class T5(nn.Module):
         positions = lengths.unsqueeze(1) + torch.arange(new, device=tokens.device)  # [M, q]
         total = round_size(max(cache.lengths) + new)
         mask = self.decoder_positions.causal(positions, total)
-        x = F.embedding(tokens, _plain(self.embedding)).view(rows * new, -1)
+        x = self.embedding.rows(tokens).view(rows * new, -1)
         index = lanes.repeat(new)
         for i, block in enumerate(self.decoder):
             assert isinstance(block, T5Block)
@@ -212,8 +218,10 @@ class T5(nn.Module):
         return self._norm(x, self.decoder_norm).view(rows, new, -1)
 
     def head(self, hidden: Tensor) -> Tensor:
-        weight = _plain(self.lm_head)
-        scaled = (hidden * self.head_scale).to(weight.dtype)
+        scaled = (hidden * self.head_scale).to(self.lm_head.dtype)
+        weight = self.lm_head.weight
+        if weight is None:  # in fewer bits
+            return self.lm_head(scaled).float()
         if self._fast is not None and hidden.shape[0] == 1 and (row := self._fast.head_row(weight, scaled)) is not None:
             return row
         if scaled.dtype == torch.float32 and scaled.device.type == "cpu" and hidden.shape[0] <= 16:
@@ -222,7 +230,7 @@ class T5(nn.Module):
         return F.linear(scaled, weight).float()
 
     def head_rows(self, token_ids: Tensor) -> Tensor:
-        return F.embedding(token_ids, _plain(self.lm_head)).float() * self.head_scale
+        return self.lm_head.rows(token_ids).float() * self.head_scale
 
     # -- whole sequences (prefill and training) ------------------------------------------------------------------
 
@@ -261,7 +269,7 @@ class T5(nn.Module):
         rows, size = ids.shape
         mask = self.encoder_positions.mask(size, lengths)
         index = lanes.repeat(size)
-        x = F.embedding(ids, _plain(self.embedding)).view(rows * size, -1)
+        x = self.embedding.rows(ids).view(rows * size, -1)
         for block in self.encoder:
             assert isinstance(block, T5Block)
             q, k, v = block.project(x, index, rows)
@@ -294,7 +302,7 @@ class T5(nn.Module):
         mask = self.decoder_positions.causal(positions[:1], size)
         source_mask = padding_mask(source_lengths, cross.shape[4], self.facts.dtype, self.facts.device)
         index = lanes.repeat(size)
-        x = F.embedding(ids, _plain(self.embedding)).view(rows * size, -1)
+        x = self.embedding.rows(ids).view(rows * size, -1)
         for i, block in enumerate(self.decoder):
             assert isinstance(block, T5Block)
             q, k, v = block.project(x, index, rows)
@@ -321,8 +329,3 @@ def _reads(module: str) -> bool:
 
 def _only(coefficients: Coefficients, of: Sequence[bool]) -> Coefficients:
     return tuple(value if wanted else 0.0 for value, wanted in zip(coefficients, of, strict=True))
-
-
-def _plain(matrix: FrozenMatrix) -> Tensor:
-    assert matrix.weight is not None  # embeddings and heads are never packed
-    return matrix.weight
