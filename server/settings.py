@@ -172,6 +172,17 @@ class Settings(BaseSettings):
     )
     cors_origins: Names = Field((), description="Origins a browser may call from, comma-separated; empty: CORS is off.")
 
+    # policy
+    policy: str | None = Field(
+        None,
+        min_length=1,
+        description="What decides which messages get no draft: crisis-cues, a YAML file of patterns, or a Python"
+        " callable as package.module:function. Unset: all get one.",
+    )
+    policy_timeout_s: float = Field(
+        2.0, gt=0, description="Longest wait for its answer about one prompt or chat; then nothing is drafted."
+    )
+
     # the page
     playground: bool = Field(True, description="Serve the playground page at /.")
 

@@ -27,6 +27,11 @@ class ChatField(Body):
     def chat(self) -> list[chat.Message] | None:
         return None if self.messages is None else chat_of(self.messages)
 
+    @property
+    def said(self) -> list[tuple[chat.Message, ...]]:
+        """Every conversation that is asked about: a prompt is a user's only message."""
+        return [] if self.chat is None else [tuple(self.chat)]
+
     def check_one(self, *names: str) -> None:
         """Raises InvalidRequest unless exactly one of these fields is there."""
         *others, last = names
@@ -50,6 +55,10 @@ class PromptFields(ChatField):
         self.check_one("prompt", "messages")
         return self
 
+    @property
+    def said(self) -> list[tuple[chat.Message, ...]]:
+        return [chat.statement(self.prompt)] if self.prompt is not None else super().said
+
 
 class PromptsFields(ChatField):
     """Of requests about several prompts, or several chats."""
@@ -65,6 +74,11 @@ class PromptsFields(ChatField):
     @property
     def every_chat(self) -> list[list[chat.Message]] | None:
         return None if self.chats is None else [chat_of(each) for each in self.chats]
+
+    @property
+    def said(self) -> list[tuple[chat.Message, ...]]:
+        alone = [chat.statement(each) for each in self.prompts or ()]
+        return alone + [tuple(each) for each in self.every_chat or ()] + super().said
 
     @property
     def count(self) -> int:

@@ -38,7 +38,9 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     request_id = f"gen-{secrets.token_hex(12)}"
     limit = service.settings.max_new_tokens
     sent = body.chat or body.prompt or ""  # one of the two is there
-    generation = await service.accept(request, lambda e: [body.to_core(e, request_id, max_new_tokens=limit)])
+    generation = await service.accept(
+        request, lambda _: body.said, lambda e: [body.to_core(e, request_id, max_new_tokens=limit)]
+    )
     identity = generation.deployment.identity if body.receipt else None
 
     def finished(completion: Completion) -> dict[str, Any]:

@@ -46,7 +46,7 @@ async def sweep(body: SweepRequest, request: Request) -> Response:
 
     # Each prompt takes one place of the queue; the branches they fork into use only free slots.
     rows = min(body.count, service.admission.slots)
-    generation, plan = await service.accept_built(request, build, _requests_of, rows)
+    generation, plan = await service.accept_built(request, lambda _: body.said, build, _requests_of, rows)
     dialect = SweepDialect(f"sweep-{secrets.token_hex(12)}", generation.deployment.ensemble.name, plan)
     if body.stream:
         return await sse.stream(generation, dialect, settings)

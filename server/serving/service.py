@@ -19,6 +19,8 @@ from server.door.admission import Admission
 from server.door.connections import Connections
 from server.door.context import context_of
 from server.door.errors import NotReady, ReloadFailed, ShuttingDown
+from server.policy.door import Conversation, PolicyDoor
+from server.policy.loading import load_policy
 from server.serving.channel import Unread
 from server.serving.deployment import Deployment, daemon_threads_ended, in_daemon_thread, load
 from server.serving.generation import Generation
@@ -31,6 +33,7 @@ logger = logging.getLogger("emorl.server")
 GENERATION_ROUTES = ("/generate", "/sweep", "/sweep/line", "/v1/completions", "/v1/chat/completions")
 _POLL_S = 0.02
 T = TypeVar("T")
+Said = Callable[[Ensemble], Sequence[Conversation]]
 _LOAD_STOP_S = 10.0  # as long as a worker may take, beside it
 
 
@@ -41,6 +44,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics(self.reading, GENERATION_ROUTES)
         self.admission = Admission(settings.slots, settings.max_queue, settings.max_concurrent_per_key)
+        self._policy = PolicyDoor(load_policy(settings), settings.policy_timeout_s)
         self.draining = False
         self.started = False  # was ready at least once
         self.failure: BaseException | None = None  # the bundle cannot be served at all
@@ -253,26 +257,34 @@ class Service:
     # --- requests --------------------------------------------------------------------------------------------------
 
     async def accept(
-        self, http: HttpRequest, build: Callable[[Ensemble], Sequence[Request]], rows: int = 1
+        self,
+        http: HttpRequest,
+        said: Said,
+        build: Callable[[Ensemble], Sequence[Request]],
+        rows: int = 1,
     ) -> Generation:
         """`accept_built` for a `build` that makes the engine's requests themselves."""
-        generation, _ = await self.accept_built(http, build, lambda built: built, rows)
+        generation, _ = await self.accept_built(http, said, build, lambda built: built, rows)
         return generation
 
     async def accept_built(
         self,
         http: HttpRequest,
+        said: Said,
         build: Callable[[Ensemble], T],
         requests_of: Callable[[T], Sequence[Request]],
         rows: int = 1,
     ) -> tuple[Generation, T]:
-        """A permit first, then tokenising off the event loop, then the engine. Returns what `build` made, too.
+        """A permit first, then the policy, then tokenising off the event loop, then the engine. Returns what `build`
+        made, too.
 
-        `build` runs on another thread; `requests_of` gives the engine's requests of what it made. The generation ends
-        with the HTTP request at the latest (`server.door.context` closes it).
+        `said` gives every conversation that is asked about. `build` runs on another thread; `requests_of` gives the
+        engine's requests of what it made. The generation ends with the HTTP request at the latest
+        (`server.door.context` closes it).
 
         Raises:
             NotReady, ShuttingDown, QueueFull, KeyLimit: at the door.
+            NotDrafted: the policy has no draft written for one of the conversations.
             InvalidRequest: what `build` found wrong.
         """
         unready = self.unready()
@@ -283,6 +295,7 @@ class Service:
         permit = self.admission.acquire(rows, context.key)
         deployment.users += 1
         try:
+            await self._policy.check(context, lambda: said(deployment.ensemble))
             built = await asyncio.to_thread(build, deployment.ensemble)
             generation = Generation(deployment, requests_of(built), permit, self.metrics, self._unread, self._closed)
         except BaseException:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
-from emorl_core.text.chat import Message
+from emorl_core.text.chat import Message, statement
 from emorl_core.types import Completion
 from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
@@ -29,6 +29,7 @@ from server.api.openai.objects import ChatCompletion, Model, ModelList, TextComp
 from server.api.openai.requests import ChatRequest, CompletionRequest, OpenAIRequest
 from server.door.bodies import StrictBody
 from server.door.errors import UnknownModel
+from server.policy.door import Conversation
 from server.serving import sse
 from server.serving.deployment import Deployment
 from server.serving.generation import Generation
@@ -87,7 +88,9 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         ]
 
     sent = [prompt for _, prompt in prompts for _ in range(n)]
-    generation, head = await _accept(request, body, build, "cmpl", len(sent), lambda _: sent)
+    generation, head = await _accept(
+        request, body, build, "cmpl", len(sent), lambda _: sent, lambda e: _conversations(e, prompts)
+    )
     echoes = [_echo(head.ensemble, prompt) if body.echo else "" for prompt in sent]
     with_logprobs = body.logprobs is not None
     if body.stream:
@@ -113,7 +116,9 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     def sent(ensemble: Ensemble) -> list[Sent]:
         return [_said(ensemble, body)[1]] * body.choices
 
-    generation, head = await _accept(request, body, build, "chatcmpl", body.choices, sent)
+    generation, head = await _accept(
+        request, body, build, "chatcmpl", body.choices, sent, lambda _: [tuple(chat_of(body.messages))]
+    )
     if body.stream:
         dialect = ChatDialect(head, body.choices, body.include_usage, bool(body.logprobs))
         return await sse.stream(generation, dialect, service_of(request).settings)
@@ -163,11 +168,12 @@ async def _accept(
     kind: str,
     rows: int,
     sent: Callable[[Ensemble], Sequence[Sent]],
+    said: Callable[[Ensemble], Sequence[Conversation]],
 ) -> tuple[Generation, Head]:
-    """sent: the prompt of each choice, for receipts."""
+    """sent: the prompt of each choice, for receipts; said: what is asked about, for the policy."""
     service = service_of(request)
     answer_id = f"{kind}-{secrets.token_hex(12)}"
-    generation = await service.accept(request, lambda ensemble: build(ensemble, answer_id), rows)
+    generation = await service.accept(request, said, lambda ensemble: build(ensemble, answer_id), rows)
     ids = {each.request_id: index for index, each in enumerate(generation.requests)}
     ensemble = generation.deployment.ensemble
     identity = generation.deployment.identity if body.receipt else None
@@ -237,6 +243,16 @@ def _keywords(ensemble: Ensemble, body: OpenAIRequest, located: Located) -> dict
     if isinstance(prompt, str) and ensemble.spec.chat is not None:
         return {"prompt": ensemble.encode_raw(prompt, field=place)}
     return {"prompt": prompt}
+
+
+def _conversations(ensemble: Ensemble, prompts: Sequence[tuple[str, str | list[int]]]) -> list[Conversation]:
+    """Token ids as the text that they are; those that are no tokens stand for none, and are refused later."""
+
+    def known(ids: list[int]) -> list[int]:
+        return [token for token in ids if token < ensemble.engine.facts.vocab_size]
+
+    texts = [each if isinstance(each, str) else ensemble.tokenizer.decode(known(each)) for _, each in prompts]
+    return [statement(text) for text in texts]
 
 
 def _echo(ensemble: Ensemble, prompt: str | Sequence[int]) -> str:
