@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from emorl_core.errors import InvalidRequest
-from emorl_core.text import chat
+from emorl_core.text.chat import Message as CoreMessage
+from emorl_core.text.chat import statement
 from server.api.fields import Body, FirstFault, Text, Texts
 from server.api.openai.messages import Message, chat_of
 from server.door.errors import MissingField
@@ -24,11 +25,11 @@ class ChatField(Body):
     )
 
     @property
-    def chat(self) -> list[chat.Message] | None:
+    def chat(self) -> list[CoreMessage] | None:
         return None if self.messages is None else chat_of(self.messages)
 
     @property
-    def said(self) -> list[tuple[chat.Message, ...]]:
+    def said(self) -> list[tuple[CoreMessage, ...]]:
         """Every conversation that is asked about: a prompt is a user's only message."""
         return [] if self.chat is None else [tuple(self.chat)]
 
@@ -56,8 +57,8 @@ class PromptFields(ChatField):
         return self
 
     @property
-    def said(self) -> list[tuple[chat.Message, ...]]:
-        return [chat.statement(self.prompt)] if self.prompt is not None else super().said
+    def said(self) -> list[tuple[CoreMessage, ...]]:
+        return [statement(self.prompt)] if self.prompt is not None else super().said
 
 
 class PromptsFields(ChatField):
@@ -72,12 +73,12 @@ class PromptsFields(ChatField):
         return self
 
     @property
-    def every_chat(self) -> list[list[chat.Message]] | None:
+    def every_chat(self) -> list[list[CoreMessage]] | None:
         return None if self.chats is None else [chat_of(each) for each in self.chats]
 
     @property
-    def said(self) -> list[tuple[chat.Message, ...]]:
-        alone = [chat.statement(each) for each in self.prompts or ()]
+    def said(self) -> list[tuple[CoreMessage, ...]]:
+        alone = [statement(each) for each in self.prompts or ()]
         return alone + [tuple(each) for each in self.every_chat or ()] + super().said
 
     @property
