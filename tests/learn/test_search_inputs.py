@@ -11,9 +11,9 @@ import yaml
 
 from emorl_core.bundle import BUNDLE_FILE, BundleSpec, read_spec, write_spec
 from emorl_core.fake import fake_ensemble
+from emorl_core.scorers import ScorerError
 from training.data.records import DataError, Record
 from training.recipe.recipe import load_recipe
-from training.scorers import ScorerError
 from training.search.grid import SearchError
 from training.search.inputs import Inputs, chosen, from_files, from_recipe, prompts_hash, read_prompts, stored_recipe
 from training.search.profile import check_profile, write_profile

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from emorl_core.bundle import BASE_DIR
 from emorl_core.files.writing import appearing, clear_leftovers
-from training.config import Section
+from emorl_core.kinds import Section
 from training.data.synthetic.tables import FOLDER as GRAMMAR
 from training.pipeline.demo_folder import alone, check_target, key_of, write_receipt
 from training.progress import Progress

@@ -12,12 +12,13 @@ from typing import Any
 from emorl_core.files.documents import read_json
 from emorl_core.files.reading import Missing, Unreadable
 from emorl_core.files.text_files import read_lines
+from emorl_core.scorers import Checked, Context, build_scorer
+from emorl_core.scorers.words import prompt_key
 from training.data.clusters import split_by_cluster
 from training.data.records import DataError, Record, clean, one_per_prompt
 from training.data.sources import load_records
-from training.data.splits import check_disjoint, prompt_key
+from training.data.splits import check_disjoint
 from training.recipe.recipe import Recipe, parse_recipe
-from training.scorers import Checked, Context, build_scorer
 from training.search.grid import SearchError
 
 SEARCH, HELD_OUT = "search", "held_out"

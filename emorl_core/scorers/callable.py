@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from training.scorers.base import Context, Scorer, ScorerConfig, ScorerError
+from emorl_core.scorers.base import Context, Scorer, ScorerConfig, ScorerError
 
 
 class CallableConfig(ScorerConfig):

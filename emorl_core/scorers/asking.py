@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from training.scorers.base import Checked
+from emorl_core.scorers.base import Checked
 
 _DECIMALS = 6  # what the batch that a reply is scored in may change lies below
 K = TypeVar("K", bound=Hashable)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from training.scorers.base import Checked, Context, Scorer, ScorerConfig
+from emorl_core.scorers.base import Checked, Context, Scorer, ScorerConfig
 
 
 class ProductConfig(ScorerConfig):

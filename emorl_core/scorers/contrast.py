@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from training.data.splits import prompt_key
-from training.scorers.base import Checked, Context, Scorer, ScorerConfig, ScorerError, clip
+from emorl_core.scorers.base import Checked, Context, Scorer, ScorerConfig, ScorerError, clip
+from emorl_core.scorers.words import prompt_key
 
 
 class ContrastConfig(ScorerConfig):
