@@ -24,6 +24,7 @@ from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
 from emorl_core.requests import Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
+from emorl_core.stored_scorers import Scorers
 from emorl_core.text.prompts import Encoded
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import Completion, Failure, Request, Threads, TokenEvent
@@ -59,6 +60,7 @@ class Ensemble(Requests):
         self.bundle = bundle
         self.hashes = hashes
         self.threads = threads or ThreadChoice([torch.get_num_threads()])
+        self.scorers: Scorers = {}  # set by who loads them, `emorl_core.stored_scorers.load_scorers`
         self._driver = Driver(engine)
 
     @classmethod

@@ -6,6 +6,7 @@ A scorer is `(prompts: list[str], completions: list[str], **columns) -> list[flo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from emorl_core.kinds import parse_spec
@@ -33,6 +34,7 @@ __all__ = [
     "build_scorer",
     "checked",
     "parse_scorer",
+    "parts_of",
 ]
 
 # kind -> its configuration, whose `build` is the factory.
@@ -61,6 +63,13 @@ def parse_scorer(spec: object, *, where: str = "scorer") -> ScorerConfig:
     Nothing is loaded. Raises `ScorerError`: unknown kinds and keys with the nearest known one.
     """
     return parse_spec(SCORERS, spec, where=where, error=ScorerError)
+
+
+def parts_of(config: ScorerConfig, *, where: str = "scorer") -> Iterator[ScorerConfig]:
+    """A scorer's configuration and those of all the scorers in it. Raises `ScorerError` for one that is none."""
+    yield config
+    for number, part in enumerate(config.parts):
+        yield from parts_of(parse_scorer(part, where=f"{where}.of.{number}"), where=f"{where}.of.{number}")
 
 
 def build_scorer(spec: object, context: Context | None = None, *, where: str = "scorer") -> Checked:

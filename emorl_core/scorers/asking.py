@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from emorl_core.scorers.base import Checked
@@ -20,6 +21,15 @@ class Asked(Protocol):
     def references(self) -> Sequence[str]: ...
     @property
     def extras(self) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A prompt of which no more is known."""
+
+    prompt: str
+    references: Sequence[str] = ()
+    extras: Mapping[str, str] = field(default_factory=dict)
 
 
 def ask(scorer: Checked, about: Sequence[Asked], replies: Sequence[str]) -> list[float]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from emorl_core.errors import EmorlError
 from emorl_core.kinds import Spec
@@ -67,6 +67,18 @@ class Context:
 
 class ScorerConfig(Spec):
     """Base of every scorer's configuration."""
+
+    runs_code: ClassVar[bool] = False  # of the operator's or a stranger's, by name
+
+    @property
+    def reads_corpus(self) -> bool:
+        """Whether it takes something from `Context.corpus`."""
+        return False
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """Specifications of the scorers that it is made of."""
+        return ()
 
     @abstractmethod
     def build(self, context: Context) -> Scorer:

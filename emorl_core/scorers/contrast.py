@@ -25,6 +25,14 @@ class ContrastConfig(ScorerConfig):
     of: dict[str, Any] | str  # a scorer, written as it would be alone
     others: int = Field(2, ge=1, le=16)  # prompts of other clients, drawn from the recipe's training part
 
+    @property
+    def reads_corpus(self) -> bool:
+        return True
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        return (self.of,)
+
     def build(self, context: Context) -> Scorer:
         assert context.part is not None  # every scorer is built by the registry
         prompts = list({prompt_key(record.prompt): record.prompt for record in context.corpus}.values())

@@ -16,6 +16,10 @@ class ProductConfig(ScorerConfig):
     kind: Literal["product"] = "product"
     of: tuple[dict[str, Any] | str, ...] = Field(min_length=2)
 
+    @property
+    def parts(self) -> tuple[object, ...]:
+        return self.of
+
     def build(self, context: Context) -> Scorer:
         assert context.part is not None  # every scorer is built by the registry
         return Product([context.part(spec, f"scorer.of.{index}") for index, spec in enumerate(self.of)])

@@ -182,7 +182,7 @@ def build_bundle(work: Path, recipe: Recipe, progress: Progress | None = None) -
 
     trainer = workshop.trainer(work / RUN_DIR, report)
     trainer.run(resume=True)
-    write_bundle(work / BUNDLE_DIR, workshop.recipe, trainer, data, workshop.base, overwrite=False)
+    write_bundle(work / BUNDLE_DIR, workshop.recipe, trainer, data, workshop.base, recipe_folder=work, overwrite=False)
 
 
 def publish(bundle: Path, folder: Path, key: str) -> None:

@@ -70,6 +70,10 @@ class LexicalFluencyConfig(ScorerConfig):
             raise ValueError("min_words is above max_words")
         return self
 
+    @property
+    def reads_corpus(self) -> bool:
+        return self.use_corpus
+
     def build(self, context: Context) -> Scorer:
         return LexicalFluency(self, context.corpus if self.use_corpus else ())
 
