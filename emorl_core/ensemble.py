@@ -24,6 +24,7 @@ from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
 from emorl_core.requests import Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
+from emorl_core.stored_scorers import Scorers
 from emorl_core.text.prompts import Encoded
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import Completion, Failure, Quantize, Request, Threads, TokenEvent
@@ -61,6 +62,7 @@ class Ensemble(Requests):
         self.hashes = hashes
         self.quantize = quantize  # how the base's matrices are kept
         self.threads = threads or ThreadChoice([torch.get_num_threads()])
+        self.scorers: Scorers = {}  # set by who loads them, `emorl_core.stored_scorers.load_scorers`
         self._driver = Driver(engine)
 
     @classmethod

@@ -146,6 +146,8 @@ def run(args: argparse.Namespace) -> int:
             set_default=args.set_default,
             overwrite=args.overwrite,
             resumed=resumed,
+            scorers=inputs.storable,
+            scorers_folder=inputs.folder,
         )
         report["profile"] = args.profile
     if not args.no_plots and installed():

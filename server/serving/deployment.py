@@ -18,8 +18,10 @@ from emorl_core.engine.engine import Engine
 from emorl_core.engine.stats import EngineStats
 from emorl_core.ensemble import Ensemble
 from emorl_core.machine.threads import ThreadChoice, most_threads
+from emorl_core.stored_scorers import load_scorers
 from server.door.errors import EngineRestarted, NotReady
 from server.serving.receipt import Identity
+from server.serving.scoring import Scoring
 from server.serving.worker import Worker
 from server.settings import Settings, SettingsError
 from server.watch.metrics import Metrics
@@ -44,6 +46,7 @@ class Deployment:
     worker: Worker
     since: int
     identity: Identity
+    scoring: Scoring
     users: int = 0
 
     @classmethod
@@ -60,7 +63,9 @@ class Deployment:
             queue_timeout_s=settings.queue_timeout_s,
         )
         source = settings.bundle if ensemble.bundle is not None and not _is_folder(settings.bundle) else None
-        return cls(ensemble, worker, int(time.time()), Identity.of(ensemble.spec, ensemble.hashes, source))
+        metrics.know_scorers(ensemble.scorers)
+        identity = Identity.of(ensemble.spec, ensemble.hashes, source)
+        return cls(ensemble, worker, int(time.time()), identity, Scoring(ensemble.scorers, settings, metrics))
 
     async def start(self) -> None:
         """Run the warm-up on the worker's thread.
@@ -75,7 +80,7 @@ class Deployment:
 
     async def stop(self) -> None:
         """End the thread; what is still in it hears of it."""
-        await self.worker.stop()
+        await asyncio.gather(self.worker.stop(), self.scoring.stop())
 
 
 def _observer(metrics: Metrics, threads: ThreadChoice) -> Callable[[EngineStats, float], None]:
@@ -110,7 +115,7 @@ def load(settings: Settings) -> Ensemble:
         raise SettingsError("bundle is not set; allowed: a bundle folder or a hub id owner/name", param="bundle")
     # An engine that runs already may compute with fewer, and a thread begun after its choice would load with as few.
     torch.set_num_threads(most_threads())
-    return Ensemble.load(
+    ensemble = Ensemble.load(
         settings.bundle,
         device=settings.device,
         dtype=settings.dtype,
@@ -124,6 +129,9 @@ def load(settings: Settings) -> Ensemble:
         max_prompt_chars=settings.max_prompt_chars,
         threads=settings.threads,
     )
+    if settings.score and ensemble.bundle is not None:
+        ensemble.scorers = load_scorers(ensemble.bundle, device=settings.scorer_device, code=settings.scorer_code)
+    return ensemble
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
@@ -306,6 +307,19 @@ class Service:
         context.generation = generation
         generation.watch(http.receive)
         return generation, built
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Deployment]:
+        """What serves now, kept until the end, for work beside the engine. Raises NotReady, ShuttingDown."""
+        unready = self.unready()
+        if unready is not None:
+            raise unready
+        deployment = self.deployment()
+        deployment.users += 1
+        try:
+            yield deployment
+        finally:
+            deployment.users -= 1
 
     def _closed(self, generation: Generation) -> None:
         self.active.discard(generation)

@@ -55,6 +55,7 @@ def test_the_found_weights_become_a_profile_with_their_origin(search, own_bundle
         "long": {"kind": "length", "min_words": 1, "max_words": 9},
         "reflection": "lexical_reflection",
     }
+    assert after.scorers == origin["scorers"]
     assert origin["search_prompts"] == report["prompts"]["search"]
     assert origin["command"].startswith("emorl search broken --prompts prompts.txt --scorer ")
     assert str(tmp_path) not in (own_bundle / BUNDLE_FILE).read_text(), "a bundle travels; paths of a machine do not"

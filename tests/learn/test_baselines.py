@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from emorl_core.scorers import checked
 from emorl_core.types import Combine
 from emorl_core.weights import anchored, resolve
 from tests.apart import exit_code
@@ -28,7 +29,6 @@ from training.evaluation.generators import SoupGenerator
 from training.evaluation.methods import left_out, method_names, methods_of, run_cell
 from training.evaluation.stages import StageName, trained
 from training.evaluation.weight_choice import evaluations
-from training.scorers import checked
 
 SEED = 7
 ADAPTERS = tuple(sorted(NAMES))  # the order in which the recipe's file has them

@@ -23,10 +23,12 @@ from server.api.openai.answers import (
     Head,
     chat_completion,
     text_completion,
+    with_scores,
 )
 from server.api.openai.messages import chat_of, single_statement
 from server.api.openai.objects import ChatCompletion, Model, ModelList, TextCompletion
 from server.api.openai.requests import ChatRequest, CompletionRequest, OpenAIRequest
+from server.api.scores import check_scored, scores_of
 from server.door.bodies import StrictBody
 from server.door.errors import UnknownModel
 from server.policy.door import Conversation
@@ -96,7 +98,8 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     if body.stream:
         dialect = CompletionDialect(head, n, body.include_usage, with_logprobs, echoes=echoes)
         return await sse.stream(generation, dialect, service_of(request).settings)
-    return json_response(text_completion(head, await generation.finish(), n, echoes, with_logprobs))
+    done = await generation.finish()
+    return json_response(await with_scores(head, text_completion(head, done, n, echoes, with_logprobs), done))
 
 
 @router.post("/chat/completions", response_model=ChatCompletion, responses={200: _CHAT_STREAM, **_ERRORS})
@@ -122,7 +125,8 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     if body.stream:
         dialect = ChatDialect(head, body.choices, body.include_usage, bool(body.logprobs))
         return await sse.stream(generation, dialect, service_of(request).settings)
-    return json_response(chat_completion(head, await generation.finish(), bool(body.logprobs)))
+    done = await generation.finish()
+    return json_response(await with_scores(head, chat_completion(head, done, bool(body.logprobs)), done))
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -170,10 +174,16 @@ async def _accept(
     sent: Callable[[Ensemble], Sequence[Sent]],
     said: Callable[[Ensemble], Sequence[Conversation]],
 ) -> tuple[Generation, Head]:
-    """sent: the prompt of each choice, for receipts; said: what is asked about, for the policy."""
+    """sent: the prompt of each choice, for receipts and scores; said: what is asked about, for the policy."""
     service = service_of(request)
     answer_id = f"{kind}-{secrets.token_hex(12)}"
-    generation = await service.accept(request, said, lambda ensemble: build(ensemble, answer_id), rows)
+
+    def checked(ensemble: Ensemble) -> list[EngineRequest]:
+        if body.score:
+            check_scored(ensemble)
+        return build(ensemble, answer_id)
+
+    generation = await service.accept(request, said, checked, rows)
     ids = {each.request_id: index for index, each in enumerate(generation.requests)}
     ensemble = generation.deployment.ensemble
     identity = generation.deployment.identity if body.receipt else None
@@ -186,8 +196,12 @@ async def _accept(
         prompt, engine_request = prompts[index], generation.requests[index]
         return make_receipt(ensemble, identity, prompt, engine_request, completion, raw=raw and isinstance(prompt, str))
 
+    async def judged(completions: Sequence[Completion]) -> list[dict[str, Any]]:
+        return await scores_of(generation.deployment, prompts, [each.text for each in completions])
+
     makes_receipts = None if identity is None else receipt_of
-    return generation, Head(answer_id, body.model, generation.accepted, ids, ensemble, makes_receipts)
+    asks = judged if body.score else None
+    return generation, Head(answer_id, body.model, generation.accepted, ids, ensemble, makes_receipts, asks)
 
 
 Located = tuple[str, str | list[int] | list[Message]]  # a prompt with the field that it is in

@@ -16,14 +16,13 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from training.data.records import Record
-from training.scorers.base import Context, Scorer, ScorerConfig, ScorerError, clip
-from training.scorers.calibration import sigmoid
-from training.scorers.guards import distinct_share, length_window
-from training.scorers.lexical import lexicon
-from training.scorers.lexical.lexicon import FLIP, POSITIVE_FAMILIES, SECOND_PERSON
-from training.scorers.lexical.ngram import NgramModel, pieces
-from training.scorers.lexical.reading import (
+from emorl_core.scorers.base import Context, Pair, Scorer, ScorerConfig, ScorerError, clip
+from emorl_core.scorers.calibration import sigmoid
+from emorl_core.scorers.guards import distinct_share, length_window
+from emorl_core.scorers.lexical import lexicon
+from emorl_core.scorers.lexical.lexicon import FLIP, POSITIVE_FAMILIES, SECOND_PERSON
+from emorl_core.scorers.lexical.ngram import NgramModel, pieces
+from emorl_core.scorers.lexical.reading import (
     Reading,
     asks,
     form_factor,
@@ -32,7 +31,7 @@ from training.scorers.lexical.reading import (
     read,
     sentence_form,
 )
-from training.scorers.words import longest_run
+from emorl_core.scorers.words import longest_run
 
 ENOUGH = 5  # content words of the client; a reply that gives back so many needs no more
 SMALLEST_CORPUS = 50  # replies; quantiles of fewer mean nothing
@@ -70,6 +69,10 @@ class LexicalFluencyConfig(ScorerConfig):
         if self.min_words > self.max_words:
             raise ValueError("min_words is above max_words")
         return self
+
+    @property
+    def reads_corpus(self) -> bool:
+        return self.use_corpus
 
     def build(self, context: Context) -> Scorer:
         return LexicalFluency(self, context.corpus if self.use_corpus else ())
@@ -146,7 +149,7 @@ class LexicalFluency:
 
     __name__ = "lexical_fluency"
 
-    def __init__(self, config: LexicalFluencyConfig, corpus: Sequence[Record]) -> None:
+    def __init__(self, config: LexicalFluencyConfig, corpus: Sequence[Pair]) -> None:
         self.config = config
         self.model: NgramModel | None = None
         pairs = [(record.prompt, record.response) for record in corpus if record.response is not None]

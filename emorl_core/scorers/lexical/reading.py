@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from training.scorers.base import clip
-from training.scorers.guards import distinct_share, length_window
-from training.scorers.lexical import lexicon
-from training.scorers.lexical.lexicon import (
+from emorl_core.scorers.base import clip
+from emorl_core.scorers.guards import distinct_share, length_window
+from emorl_core.scorers.lexical import lexicon
+from emorl_core.scorers.lexical.lexicon import (
     AFTER_FEEL,
     AMBIGUOUS,
     FAMILY_OF,
@@ -23,7 +23,7 @@ from training.scorers.lexical.lexicon import (
     QUESTION_START,
     stem,
 )
-from training.scorers.words import words
+from emorl_core.scorers.words import words
 
 FEWEST_WORDS, MOST_WORDS = 5, 40  # of a reply in full
 _SAID_TO_CLIENT = re.compile(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from training.scorers.base import Checked, Context, Scorer, ScorerConfig
+from emorl_core.scorers.base import Checked, Context, Scorer, ScorerConfig
 
 
 class ProductConfig(ScorerConfig):
@@ -15,6 +15,10 @@ class ProductConfig(ScorerConfig):
 
     kind: Literal["product"] = "product"
     of: tuple[dict[str, Any] | str, ...] = Field(min_length=2)
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        return self.of
 
     def build(self, context: Context) -> Scorer:
         assert context.part is not None  # every scorer is built by the registry

@@ -14,6 +14,12 @@ def words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).translate(_QUOTES).casefold())
 
 
+def prompt_key(prompt: str) -> str:
+    """What makes two prompts the same: their words, whatever the case, spacing, quotes and punctuation."""
+    found = re.findall(r"\w+", unicodedata.normalize("NFKC", prompt).casefold())
+    return " ".join(found) or prompt.strip()
+
+
 def ngrams(tokens: list[str], size: int) -> list[tuple[str, ...]]:
     """Every run of `size` tokens, in order, repetitions included."""
     return list(zip(*(tokens[offset:] for offset in range(size)), strict=False))

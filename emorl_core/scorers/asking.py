@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from training.scorers.base import Checked
+from emorl_core.scorers.base import Checked
 
 _DECIMALS = 6  # what the batch that a reply is scored in may change lies below
 K = TypeVar("K", bound=Hashable)
@@ -20,6 +21,15 @@ class Asked(Protocol):
     def references(self) -> Sequence[str]: ...
     @property
     def extras(self) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A prompt of which no more is known."""
+
+    prompt: str
+    references: Sequence[str] = ()
+    extras: Mapping[str, str] = field(default_factory=dict)
 
 
 def ask(scorer: Checked, about: Sequence[Asked], replies: Sequence[str]) -> list[float]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from training.scorers.base import Context, Scorer, ScorerConfig, ScorerError, batches, clip, pick_device
-from training.scorers.cross_encoder import load_pretrained, local_or_hub, pick_max_length
+from emorl_core.scorers.base import Context, Scorer, ScorerConfig, ScorerError, batches, clip, pick_device
+from emorl_core.scorers.cross_encoder import load_pretrained, local_or_hub, pick_max_length
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from training.scorers.base import Context, Scorer, ScorerConfig, ScorerError
-from training.scorers.cross_encoder import CrossEncoder, CrossEncoderConfig
+from emorl_core.scorers.base import Context, Scorer, ScorerConfig, ScorerError
+from emorl_core.scorers.cross_encoder import CrossEncoder, CrossEncoderConfig
 
 ENTAILMENT, CONTRADICTION = "entailment", "contradiction"
 

@@ -13,16 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from emorl_core.errors import EmorlError
-from training.config import Spec
-from training.progress import quiet_transformers
+from emorl_core.kinds import Spec
 
 if TYPE_CHECKING:
     import torch
-
-    from training.data.records import Record
 
 
 class ScorerError(EmorlError):
@@ -48,19 +45,40 @@ class Scorer(Protocol):
     def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]: ...
 
 
+class Pair(Protocol):
+    """A prompt with a reply to it, where there is one."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def response(self) -> str | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a scorer may need besides its own configuration."""
 
     device: str = "auto"  # auto (CUDA where there is one), cpu, cuda, cuda:N
     base: Path | None = None  # the folder that relative paths start from
-    corpus: Sequence[Record] = ()  # records of the training part, for scorers that learn from text
+    corpus: Sequence[Pair] = ()  # of the training part, for scorers that learn from text
     # Builds a scorer that is a part of another, from its specification and where that stands; set by the registry.
     part: Callable[[object, str], Checked] | None = None
 
 
 class ScorerConfig(Spec):
     """Base of every scorer's configuration."""
+
+    runs_code: ClassVar[bool] = False  # of the operator's or a stranger's, by name
+
+    @property
+    def reads_corpus(self) -> bool:
+        """Whether it takes something from `Context.corpus`."""
+        return False
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """Specifications of the scorers that it is made of."""
+        return ()
 
     @abstractmethod
     def build(self, context: Context) -> Scorer:
@@ -149,6 +167,22 @@ def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     memory fails at once."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars and remarks on the terminal."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from training.data.splits import prompt_key
-from training.scorers.base import Checked, Context, Scorer, ScorerConfig, ScorerError, clip
+from emorl_core.scorers.base import Checked, Context, Scorer, ScorerConfig, ScorerError, clip
+from emorl_core.scorers.words import prompt_key
 
 
 class ContrastConfig(ScorerConfig):
@@ -24,6 +24,14 @@ class ContrastConfig(ScorerConfig):
     kind: Literal["contrast"] = "contrast"
     of: dict[str, Any] | str  # a scorer, written as it would be alone
     others: int = Field(2, ge=1, le=16)  # prompts of other clients, drawn from the recipe's training part
+
+    @property
+    def reads_corpus(self) -> bool:
+        return True
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        return (self.of,)
 
     def build(self, context: Context) -> Scorer:
         assert context.part is not None  # every scorer is built by the registry

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from training.scorers.base import Context, Scorer, ScorerConfig
-from training.scorers.words import words
+from emorl_core.scorers.base import Context, Scorer, ScorerConfig
+from emorl_core.scorers.words import words
 
 
 class EditRateConfig(ScorerConfig):

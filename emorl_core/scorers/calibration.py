@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from emorl_core.config import Strict, faults
-from training.scorers.base import ScorerError
+from emorl_core.scorers.base import ScorerError
 
 CALIBRATION_FILE = "calibration.json"
 

@@ -6,16 +6,18 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from training.scorers.base import Context, Scorer, ScorerConfig, ScorerError
+from emorl_core.scorers.base import Context, Scorer, ScorerConfig, ScorerError
 
 
 class CallableConfig(ScorerConfig):
     """`path` is `package.module:function` (or `package.module.function`). The function is called as
     `function(prompts=…, completions=…, **arguments, **columns)` when it takes such keywords."""
+
+    runs_code: ClassVar[bool] = True
 
     kind: Literal["callable"] = "callable"
     path: str

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from training.scorers.base import Context, Scorer, ScorerConfig
-from training.scorers.words import ngrams, words
+from emorl_core.scorers.base import Context, Scorer, ScorerConfig
+from emorl_core.scorers.words import ngrams, words
 
 
 class LengthConfig(ScorerConfig):

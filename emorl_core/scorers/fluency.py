@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from emorl_core.config import Strict, faults
-from training.scorers.base import Context, Scorer, ScorerConfig, ScorerError, batches, check_texts, pick_device
-from training.scorers.calibration import sigmoid
-from training.scorers.cross_encoder import load_pretrained, local_or_hub, pick_max_length
+from emorl_core.scorers.base import Context, Scorer, ScorerConfig, ScorerError, batches, check_texts, pick_device
+from emorl_core.scorers.calibration import sigmoid
+from emorl_core.scorers.cross_encoder import load_pretrained, local_or_hub, pick_max_length
 
 if TYPE_CHECKING:
     import torch

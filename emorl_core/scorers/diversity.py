@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from training.scorers.base import Context, Scorer, ScorerConfig
-from training.scorers.words import ngrams, words
+from emorl_core.scorers.base import Context, Scorer, ScorerConfig
+from emorl_core.scorers.words import ngrams, words
 
 
 class DiversityConfig(ScorerConfig):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from training.scorers.base import (
+from emorl_core.scorers.base import (
     Context,
     Scorer,
     ScorerConfig,
@@ -25,7 +25,7 @@ from training.scorers.base import (
     pick_device,
     quiet_loading,
 )
-from training.scorers.calibration import Calibration, expected, read_calibration, sigmoid, softmax
+from emorl_core.scorers.calibration import Calibration, expected, read_calibration, sigmoid, softmax
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
