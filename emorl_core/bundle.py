@@ -51,7 +51,8 @@ def _of_words(text: str) -> str:
     return text
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
 Template = Annotated[str, AfterValidator(_with_one_prompt)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SystemMessage = Annotated[str, AfterValidator(_of_words)]

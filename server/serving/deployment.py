@@ -18,7 +18,6 @@ from emorl_core.engine.engine import Engine
 from emorl_core.engine.stats import EngineStats
 from emorl_core.ensemble import Ensemble
 from emorl_core.machine.threads import ThreadChoice, most_threads
-from emorl_core.stored_scorers import load_scorers
 from server.door.errors import EngineRestarted, NotReady
 from server.serving.receipt import Identity
 from server.serving.scoring import Scoring
@@ -115,7 +114,7 @@ def load(settings: Settings) -> Ensemble:
         raise SettingsError("bundle is not set; allowed: a bundle folder or a hub id owner/name", param="bundle")
     # An engine that runs already may compute with fewer, and a thread begun after its choice would load with as few.
     torch.set_num_threads(most_threads())
-    ensemble = Ensemble.load(
+    return Ensemble.load(
         settings.bundle,
         device=settings.device,
         dtype=settings.dtype,
@@ -128,10 +127,9 @@ def load(settings: Settings) -> Ensemble:
         hashed=True,
         max_prompt_chars=settings.max_prompt_chars,
         threads=settings.threads,
+        scorer_device=settings.scorer_device if settings.score else None,
+        scorer_code=settings.scorer_code,
     )
-    if settings.score and ensemble.bundle is not None:
-        ensemble.scorers = load_scorers(ensemble.bundle, device=settings.scorer_device, code=settings.scorer_code)
-    return ensemble
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:

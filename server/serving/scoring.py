@@ -136,10 +136,11 @@ class Scoring:
         try:
             await asyncio.wait_for(job.done.wait(), self._timeout_s)
         except TimeoutError:
-            with self._change, contextlib.suppress(ValueError):
-                self._jobs.remove(job)
             if not self._watching:
                 self._leave_who_hangs()
+        finally:  # late, or given up by a client that went away
+            with self._change, contextlib.suppress(ValueError):
+                self._jobs.remove(job)
 
     def _leave_who_hangs(self) -> None:
         """Ask others on a fresh thread when a scorer has had its time; look again when it will have had it."""

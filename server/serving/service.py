@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from emorl_core import __version__
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
 from emorl_core.types import Request
@@ -25,6 +24,7 @@ from server.policy.loading import load_policy
 from server.serving.channel import Unread
 from server.serving.deployment import Deployment, daemon_threads_ended, in_daemon_thread, load
 from server.serving.generation import Generation
+from server.serving.readings import counted, reading_of
 from server.settings import Settings
 from server.watch.log_queue import dropped_lines
 from server.watch.metrics import EngineReading, Metrics
@@ -173,15 +173,7 @@ class Service:
         while old.users:
             await asyncio.sleep(_POLL_S)
         await old.stop()
-        stats = old.worker.stats
-        self._past.update(
-            hits=stats.prefill_hits,
-            misses=stats.prefill_misses,
-            tokens_found=stats.prefill_tokens_found,
-            tokens_computed=stats.prefill_tokens_computed,
-            restarts=old.worker.restarts,
-            faults=stats.faults,
-        )
+        self._past.update(counted(old))
 
     def drain(self) -> None:
         """From now on readiness says 503 and new requests are refused; running ones go on."""
@@ -338,25 +330,6 @@ class Service:
             "connections_cut": {} if self.connections is None else self.connections.cut,
             "log_lines_dropped": dropped_lines(),
         }
-        deployment = self._deployment
-        if deployment is None:
+        if self._deployment is None:
             return EngineReading(**door)
-        worker, ensemble = deployment.worker, deployment.ensemble
-        stats = worker.stats
-        return EngineReading(
-            running=stats.running,
-            waiting=max(0, worker.pending - stats.running),
-            lanes_running=stats.lanes_running,
-            slots=stats.slots,
-            slots_used=stats.slots_used,
-            kv_cache_bytes=stats.kv_cache_bytes,
-            kv_cache_limit=stats.kv_cache_limit,
-            prefill_hits=stats.prefill_hits + self._past["hits"],
-            prefill_misses=stats.prefill_misses + self._past["misses"],
-            prefill_tokens_found=stats.prefill_tokens_found + self._past["tokens_found"],
-            prefill_tokens_computed=stats.prefill_tokens_computed + self._past["tokens_computed"],
-            restarts=worker.restarts + self._past["restarts"],
-            faults=stats.faults + self._past["faults"],
-            info={"version": __version__, "bundle": ensemble.name, "device": ensemble.device, "dtype": ensemble.dtype},
-            **door,
-        )
+        return reading_of(self._deployment, self._past, door)

@@ -226,6 +226,7 @@ def test_a_recipe_gives_prompts_and_scorers_also_from_within_the_bundle(
         (("--recipe", "recipe.yaml"), "--recipe and --prompts exclude each other"),
         (("--scorer", "x"), "--scorer 'x' is not NAME=KIND"),
         (("--scorer", "long=length"), "'long' is given twice"),
+        (("--scorer", "no name!=length"), "the name 'no name!' must be up to 64 letters"),
         (("--scorer", "other=no_such"), "scorer other.kind is 'no_such'"),
         (("--scorer", "other={"), "neither a kind nor a YAML mapping"),
         (("--scorer", "other={kind: length, kind: lexical_empathy}"), "key 'kind' stands twice"),

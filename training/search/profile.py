@@ -59,9 +59,8 @@ def write_profile(
     check_profile(spec, name, overwrite=overwrite, resumed=resumed)
     profile = ProfileSpec(weights=dict(weights), origin=dict(origin))
     stored, files = store_scorers(folder, scorers or {}, scorers_folder)
-    fresh = _with_profile(spec, name, profile, set_default=set_default)
-    update = {"scorers": {**spec.scorers, **stored}, "scorer_files": {**spec.scorer_files, **files}}
-    write_spec(folder, fresh.model_copy(update=update))
+    kept = {"scorers": {**spec.scorers, **stored}, "scorer_files": {**spec.scorer_files, **files}}
+    write_spec(folder, _with_profile(spec, name, profile, set_default=set_default, **kept))
 
 
 def origin_of(report: Mapping[str, Any], command: str) -> dict[str, Any]:
@@ -90,8 +89,11 @@ def origin_of(report: Mapping[str, Any], command: str) -> dict[str, Any]:
     }
 
 
-def _with_profile(spec: BundleSpec, name: str, profile: ProfileSpec, *, set_default: bool) -> BundleSpec:
-    values = spec.model_dump()
+def _with_profile(
+    spec: BundleSpec, name: str, profile: ProfileSpec, *, set_default: bool, **changed: object
+) -> BundleSpec:
+    """changed: other keys of `bundle.yaml`."""
+    values = spec.model_dump() | changed
     values["profiles"][name] = profile.model_dump()
     if set_default:
         values["default_profile"] = name
