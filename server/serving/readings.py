@@ -26,6 +26,7 @@ def counted(deployment: Deployment) -> dict[str, int]:
 def reading_of(deployment: Deployment, past: Mapping[str, int], door: Mapping[str, Any]) -> EngineReading:
     """past: what the deployments before it had `counted`; door: the fields that are not the engine's."""
     worker, ensemble, stats = deployment.worker, deployment.ensemble, deployment.worker.stats
+    counts: dict[str, Any] = {name: count + past.get(name, 0) for name, count in counted(deployment).items()}
     return EngineReading(
         running=stats.running,
         waiting=max(0, worker.pending - stats.running),
@@ -35,6 +36,6 @@ def reading_of(deployment: Deployment, past: Mapping[str, int], door: Mapping[st
         kv_cache_bytes=stats.kv_cache_bytes,
         kv_cache_limit=stats.kv_cache_limit,
         info={"version": __version__, "bundle": ensemble.name, "device": ensemble.device, "dtype": ensemble.dtype},
-        **{name: count + past.get(name, 0) for name, count in counted(deployment).items()},
+        **counts,
         **door,
     )
