@@ -12,6 +12,7 @@ from server.api.fields import Body, FirstFault, Text, Texts
 from server.api.openai.messages import Message, chat_of
 from server.door.errors import MissingField
 
+Conversation = tuple[chat.Message, ...]
 Chat = Annotated[list[Message], FirstFault(), Field(min_length=1)]
 Chats = Annotated[list[Chat], FirstFault(), Field(min_length=1)]
 
@@ -28,7 +29,7 @@ class ChatField(Body):
         return None if self.messages is None else chat_of(self.messages)
 
     @property
-    def said(self) -> list[tuple[chat.Message, ...]]:
+    def said(self) -> list[Conversation]:
         """Every conversation that is asked about: a prompt is a user's only message."""
         return [] if self.chat is None else [tuple(self.chat)]
 
@@ -56,7 +57,7 @@ class PromptFields(ChatField):
         return self
 
     @property
-    def said(self) -> list[tuple[chat.Message, ...]]:
+    def said(self) -> list[Conversation]:
         return [chat.statement(self.prompt)] if self.prompt is not None else super().said
 
 
@@ -76,7 +77,7 @@ class PromptsFields(ChatField):
         return None if self.chats is None else [chat_of(each) for each in self.chats]
 
     @property
-    def said(self) -> list[tuple[chat.Message, ...]]:
+    def said(self) -> list[Conversation]:
         alone = [chat.statement(each) for each in self.prompts or ()]
         return alone + [tuple(each) for each in self.every_chat or ()] + super().said
 
