@@ -195,6 +195,11 @@ class Settings(BaseSettings):
         2.0, gt=0, description="Longest wait for its answer about one prompt or chat; then nothing is drafted."
     )
 
+    # choices
+    choices_file: Path | None = Field(
+        None, description="SQLite file that POST /choices writes to, without any text. Unset: choices are not kept."
+    )
+
     # the page
     playground: bool = Field(True, description="Serve the playground page at /.")
 

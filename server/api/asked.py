@@ -7,12 +7,12 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from emorl_core.errors import InvalidRequest
-from emorl_core.text.chat import Message as CoreMessage
-from emorl_core.text.chat import statement
+from emorl_core.text import chat
 from server.api.fields import Body, FirstFault, Text, Texts
 from server.api.openai.messages import Message, chat_of
 from server.door.errors import MissingField
 
+Conversation = tuple[chat.Message, ...]
 Chat = Annotated[list[Message], FirstFault(), Field(min_length=1)]
 Chats = Annotated[list[Chat], FirstFault(), Field(min_length=1)]
 
@@ -25,11 +25,11 @@ class ChatField(Body):
     )
 
     @property
-    def chat(self) -> list[CoreMessage] | None:
+    def chat(self) -> list[chat.Message] | None:
         return None if self.messages is None else chat_of(self.messages)
 
     @property
-    def said(self) -> list[tuple[CoreMessage, ...]]:
+    def said(self) -> list[Conversation]:
         """Every conversation that is asked about: a prompt is a user's only message."""
         return [] if self.chat is None else [tuple(self.chat)]
 
@@ -57,8 +57,8 @@ class PromptFields(ChatField):
         return self
 
     @property
-    def said(self) -> list[tuple[CoreMessage, ...]]:
-        return [statement(self.prompt)] if self.prompt is not None else super().said
+    def said(self) -> list[Conversation]:
+        return [chat.statement(self.prompt)] if self.prompt is not None else super().said
 
 
 class PromptsFields(ChatField):
@@ -73,12 +73,12 @@ class PromptsFields(ChatField):
         return self
 
     @property
-    def every_chat(self) -> list[list[CoreMessage]] | None:
+    def every_chat(self) -> list[list[chat.Message]] | None:
         return None if self.chats is None else [chat_of(each) for each in self.chats]
 
     @property
-    def said(self) -> list[tuple[CoreMessage, ...]]:
-        alone = [statement(each) for each in self.prompts or ()]
+    def said(self) -> list[Conversation]:
+        alone = [chat.statement(each) for each in self.prompts or ()]
         return alone + [tuple(each) for each in self.every_chat or ()] + super().said
 
     @property
