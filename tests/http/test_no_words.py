@@ -41,6 +41,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "fake", "prompt": [PROMPT], "n": 2, "echo": True, "receipt": True},
     "/v1/chat/completions": {"model": "fake", "messages": CHAT, "receipt": True, "logprobs": True, "max_tokens": 20},
 }
+TEXTLESS = ("/choices", "/profiles/learn")  # take no words; tests/http/test_choices.py has their answers
 BAD: list[tuple[str, dict[str, Any]]] = [
     ("/generate", {"prompt": PROMPT, "max_new_tokens": 0}),
     ("/generate", {"prompt": f"{MARKER} " * 100}),
@@ -50,6 +51,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("/generate", {"prompt": "x", "stop": [[MARKER]]}),
     ("/generate", {"prompt": f"{MARKER} \ud800"}),
     ("/score", {"prompt": PROMPT, "texts": [[MARKER]]}),
+    ("/choices", {"user": "x", "reason": MARKER, "shown": [{"weights": {"empathy": 1}, "text_sha256": MARKER}]}),
+    ("/choices", {"user": MARKER * 20, "shown": [], "text": MARKER}),
+    ("/profiles/learn", {"user": [MARKER]}),
     ("/sweep", {"prompts": [PROMPT]}),
     ("/sweep", {"prompts": [[MARKER]], "resolution": 2}),
     ("/sweep", {"prompts": [f"{MARKER} " * 100], "resolution": 2}),
@@ -155,7 +159,12 @@ def serving(seen: Seen, **settings: Any) -> Iterator[tuple[Live, httpx.Client]]:
 def test_every_route_answers_well_and_tells_nobody_else(seen: Seen, capfd: pytest.CaptureFixture[str]) -> None:
     with serving(seen, admin_keys="boss") as (server, client):
         documented = client.get("/openapi.json").json()["paths"]
-        assert {path for path, each in documented.items() if "post" in each} == {*BODIES, "/score", "/admin/reload"}
+        assert {path for path, each in documented.items() if "post" in each} == {
+            *BODIES,
+            *TEXTLESS,
+            "/score",
+            "/admin/reload",
+        }
         for path, body in BODIES.items():
             for stream in (False, True):
                 response = seen.answered(client.post(f"{path}?q={MARKER}", json={**body, "stream": stream}))
