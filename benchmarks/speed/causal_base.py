@@ -1,4 +1,4 @@
-"""Random decoder-only checkpoints of published shapes, for `benchmarks.make_bundle`."""
+"""Random decoder-only checkpoints of published shapes, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 _SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
 
 
-def config_of(shape: str) -> Any:
-    """transformers' config of this shape."""
+def config_of(shape: str, **changes: Any) -> Any:
+    """transformers' config of this shape, with other values for some fields."""
     from transformers import AutoConfig
 
-    options = dict(SHAPES[shape])
-    return AutoConfig.for_model(options.pop("model_type"), **options, **_SPECIAL)
+    options = SHAPES[shape] | _SPECIAL | changes
+    return AutoConfig.for_model(options.pop("model_type"), **options)
 
 
 def write_weights(folder: Path, shape: str, *, seed: int = 0) -> None:
