@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from hashlib import sha256
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -13,7 +14,7 @@ from emorl_core.choices.record import Choice, Label
 from emorl_core.choices.store import ChoiceStore
 from server.api.answers import json_response, service_of
 from server.api.documented import errors
-from server.api.fields import Body
+from server.api.fields import Body, example
 from server.door.bodies import StrictBody
 from server.door.errors import RouteNotFound
 
@@ -24,19 +25,41 @@ _ERRORS = errors(400, 401, 404, 408, 413, 415, 421, 422, 431, 500, 503)
 class ChoiceBody(Choice, Body):
     """`POST /choices`: the drafts that a person saw side by side, and what became of each. No text."""
 
+    model_config = example(
+        user="counselor-7",
+        shown=[
+            {"weights": {"empathy": 1.0}, "text_sha256": sha256(b"You feel worn out.").hexdigest(), "outcome": "taken"},
+            {"weights": {"fluency": 1.0}, "text_sha256": sha256(b"You work a lot.").hexdigest()},
+        ],
+        reason="warmer",
+    )
+
 
 class Kept(BaseModel):
+    model_config = example(id=12)
+
     id: int = Field(description="Of the choice in the file; it is on disk.")
 
 
 class LearnBody(Body):
     """`POST /profiles/learn`."""
 
+    model_config = example(user="counselor-7")
+
     user: Label = Field(description="Whose choices to learn from.")
 
 
 class Learned(BaseModel):
     """A profile to be: its weights, and how sure they are. Nothing is written to the bundle."""
+
+    model_config = example(
+        user="counselor-7",
+        choices=20,
+        weights={"empathy": 0.7, "fluency": 0.3},
+        deviation={"empathy": 0.1, "fluency": 0.1},
+        region={"empathy": (0.5, 0.9), "fluency": (0.1, 0.5)},
+        credible=CREDIBLE,
+    )
 
     user: str
     choices: int = Field(description="Choices among several drafts that it was learned from.")
