@@ -25,6 +25,7 @@ from server.serving.signals import stand_by
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("emorl_cli.demo", "make the demo bundle on first use and serve it"),
     "serve": ("emorl_cli.serve", "serve a bundle over HTTP"),
+    "deploy": ("emorl_cli.deploy", "serve a bundle on several replicas, by Ray Serve"),
     "generate": ("emorl_cli.generate", "answer one prompt, or a file of prompts"),
     "sweep": ("emorl_cli.sweep", "one prompt under many weights: the distinct texts and the weights that give them"),
     "replay": ("emorl_cli.replay", "make the text of a receipt again and say whether it is the same"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from emorl_cli.console.options import BUNDLE_HELP, add_example
@@ -16,15 +17,28 @@ NOT_FLAGS = ("bundle", "api_keys", "admin_keys")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from server.settings import ENV_PREFIX, Settings  # the one list of settings; half a second, where --help needs it
+    from server.settings import ENV_PREFIX  # half a second, where --help needs it
 
     parser.add_argument("bundle", nargs="?", help=f"{BUNDLE_HELP}; default: {ENV_PREFIX}BUNDLE")
     parser.add_argument("--check", action="store_true", help="validate settings and bundle in full, then exit")
+    add_settings(parser)
+    add_example(
+        parser,
+        "emorl serve my-bundle --port 8000",
+        "EMORL_API_KEYS=secret emorl serve my-bundle --host 0.0.0.0 --dtype bfloat16",
+        "emorl serve my-bundle --check",
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser, leave_out: Container[str] = ()) -> None:
+    """A flag for every setting that may be one."""
+    from server.settings import ENV_PREFIX, Settings
+
     settings = parser.add_argument_group(
         "settings", f"each is also {ENV_PREFIX}<NAME> in the environment and a key of the --config file; flags win"
     )
     for name, field in Settings.model_fields.items():
-        if name in NOT_FLAGS:
+        if name in NOT_FLAGS or name in leave_out:
             continue
         flag = "--" + name.replace("_", "-")
         default = "" if field.default in (None, (), "") else f" (default: {field.default})"
@@ -33,12 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             settings.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             settings.add_argument(flag, metavar="VALUE", help=text)  # parsed and checked by Settings
-    add_example(
-        parser,
-        "emorl serve my-bundle --port 8000",
-        "EMORL_API_KEYS=secret emorl serve my-bundle --host 0.0.0.0 --dtype bfloat16",
-        "emorl serve my-bundle --check",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

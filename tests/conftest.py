@@ -1,6 +1,6 @@
 """What holds for every test: no network, no settings from the developer's shell, one thread for the tiny models.
 
-Tests marked `gpu`, `browser`, `prometheus` or `real_model` skip where what they need is missing, and fail there instead
+Tests marked `gpu`, `browser`, `prometheus`, `ray` or `real_model` skip where what they need is missing, and fail there instead
 when EMORL_CI_REQUIRE (comma-separated marks) says that it must be present. EMORL_REAL_MODEL is the folder of a language
 model that is no toy: SmolLM2-135M-Instruct in safetensors.
 """
@@ -59,6 +59,10 @@ def _missing_prometheus() -> str | None:
     return f"no {' and no '.join(absent)}" if absent else None
 
 
+def _missing_ray() -> str | None:
+    return None if importlib.util.find_spec("ray") else "no ray package"
+
+
 def _missing_real_model() -> str | None:
     return None if _REAL_MODEL else "no EMORL_REAL_MODEL"
 
@@ -67,6 +71,7 @@ _NEEDS: dict[str, Callable[[], str | None]] = {
     "gpu": _missing_gpu,
     "browser": _missing_browser,
     "prometheus": _missing_prometheus,
+    "ray": _missing_ray,
     "real_model": _missing_real_model,
 }
 

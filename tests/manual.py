@@ -32,6 +32,7 @@ from training.rl.settings import PAPER
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
+SERVES = ("serve", "deploy")  # verbs whose flags are settings
 GROUPS = ("positional arguments", "options")  # argparse's own names, which say nothing
 
 
@@ -45,7 +46,7 @@ def commands() -> Iterator[str]:
         import_module(module).add_arguments(parser)
         yield f"## emorl {verb}\n\n{summary[0].upper()}{summary[1:]}.\n"
         for title, actions in _groups(parser).items():
-            shown = [action for action in actions if verb != "serve" or not _is_setting(action)]
+            shown = [action for action in actions if verb not in SERVES or not _is_setting(action)]
             if not shown:
                 continue
             if title:
@@ -53,7 +54,7 @@ def commands() -> Iterator[str]:
             yield "| argument | meaning |\n|---|---|"
             yield from (f"| {_spelled(action)} | {_meaning(action, parser)} |" for action in shown)
             yield ""
-        if verb == "serve":
+        if verb in SERVES:
             yield (
                 "Every [setting](../reference.md#settings) but the secrets is a flag too: `--max-queue 64` is "
                 "`max_queue`.\n"

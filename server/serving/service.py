@@ -209,6 +209,10 @@ class Service:
         deployments = [*self._retired.values(), *([] if self._deployment is None else [self._deployment])]
         await asyncio.gather(*(deployment.stop() for deployment in deployments), daemon_threads_ended(_LOAD_STOP_S))
 
+    async def settled(self) -> None:
+        """Wait until the bundle is served, or is known not to be."""
+        await self._settled.wait()
+
     # --- what it can do now ----------------------------------------------------------------------------------------
 
     def deployment(self) -> Deployment:

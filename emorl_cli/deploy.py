@@ -1,0 +1,95 @@
+"""`emorl deploy`: a bundle on several replicas, by Ray Serve. Its flags are the settings, as of `emorl serve`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+from pathlib import Path
+
+from emorl_cli.console.exits import DONE, FAILED, complain
+from emorl_cli.console.options import BUNDLE_HELP, add_example
+from emorl_cli.serve import add_settings
+
+_OWN = ("replicas", "session_affinity", "ray", "serve_config")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from server.ray.plan import NOT_DEPLOYED
+    from server.settings import ENV_PREFIX
+
+    parser.add_argument(
+        "bundle", nargs="?", help=f"{BUNDLE_HELP}, the same on every machine; default: {ENV_PREFIX}BUNDLE"
+    )
+    parser.add_argument(
+        "--replicas",
+        default="1",
+        metavar="N|A..B",
+        help="how many; A..B: from A to B, as many as the requests in progress need (default 1)",
+    )
+    parser.add_argument(
+        "--session-affinity",
+        action="store_true",
+        help="requests with the same x-session-id header go to the same replica, which knows their prompt's beginning",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="a Ray cluster that runs, such as auto or 10.0.0.1:6379 (default: one that lasts as long as this command)",
+    )
+    where.add_argument(
+        "--serve-config", type=Path, metavar="FILE", help="write a new file for `serve deploy`, and deploy nothing"
+    )
+    add_settings(parser, leave_out=NOT_DEPLOYED)
+    add_example(
+        parser,
+        "emorl deploy my-bundle --replicas 1..8",
+        "emorl deploy my-bundle --replicas 2 --ray auto",
+        "emorl deploy my-bundle --replicas 1..8 --serve-config serve.yaml",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from emorl_cli.serve import check
+    from server.ray.plan import Plan, check_keys_stay, parse_replicas
+    from server.settings import load_settings
+
+    flags = {name: value for name, value in vars(args).items() if name not in _OWN}
+    settings = load_settings(**flags)
+    replicas = parse_replicas(args.replicas)
+    if args.ray is not None or args.serve_config is not None:
+        check_keys_stay(settings)
+    plan = Plan.make(settings, replicas, session_affinity=args.session_affinity)
+    check(settings)
+    if args.serve_config is not None:
+        _write(args.serve_config, plan.serve_config(settings))
+        print(f"{args.serve_config} is written; on a machine of the cluster: serve deploy {args.serve_config}")
+        return DONE
+
+    # Ray tells its makers how it is used unless this says no; of a running cluster, whoever started it decides.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from server.ray.deploying import Cluster
+
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with Cluster(plan, args.ray) as cluster:
+        url = cluster.deploy(plan, settings)
+        print(f"serving on {url}", flush=True)
+        if args.ray is not None:  # Serve's controller goes on without us
+            return DONE
+        while not ended.wait(1.0):
+            if not cluster.alive():
+                complain("Ray has ended")
+                return FAILED
+    return DONE
+
+
+def _write(path: Path, config: dict[str, object]) -> None:
+    import yaml
+
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    with path.open("x", encoding="utf-8") as file:  # never over a file that someone keeps
+        file.write("# Written by emorl deploy for: serve deploy\n" + text)

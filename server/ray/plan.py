@@ -1,0 +1,190 @@
+"""What is deployed on how many replicas, as data: checked here, written for `serve deploy`, read by each replica.
+
+Imports no Ray, so that a plan can be made and looked at without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from emorl_core.config import Strict, explain
+from emorl_core.snapshot import Snapshot
+from server.settings import Settings, SettingsError, load_settings
+
+APPLICATION = "emorl"
+IMPORT_PATH = "server.ray.replica:build"
+MAX_REPLICAS = 1000
+PROBES = 16  # requests beside those that generate: probes, metrics, the page
+LAST_S = 20.0  # beyond drain_timeout_s, for the engine's last step and the log
+
+# Ray's proxy listens, so these would do nothing.
+_OF_A_LISTENER = (
+    "max_connections", "backlog", "head_timeout_s", "write_timeout_s", "idle_timeout_s", "last_bytes_s",
+    "drain_delay_s",
+)  # fmt: skip
+_SECRETS = ("api_keys", "admin_keys")
+_OF_THE_PROXY = ("host", "port")
+_ELSEWHERE = {"config", "bundle", *_SECRETS, *_OF_THE_PROXY}  # read already, or not for a file that others read
+NOT_DEPLOYED = frozenset({*_OF_A_LISTENER, *_SECRETS})
+
+
+class Plan(Strict):
+    """The arguments of the Serve application.
+
+    `version`: a digest of the bundle's files, so that `serve deploy` sees a change of them. `cores`: of each replica.
+    `settings`: as of `emorl serve`, those that differ from their defaults.
+    """
+
+    bundle: str
+    version: str
+    min_replicas: int = Field(ge=1, le=MAX_REPLICAS)
+    max_replicas: int = Field(ge=1, le=MAX_REPLICAS)
+    session_affinity: bool = False
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas is {self.min_replicas}; allowed: up to max_replicas, {self.max_replicas}")
+        return self
+
+    @classmethod
+    def make(cls, settings: Settings, replicas: tuple[int, int], *, session_affinity: bool = False) -> Self:
+        """Blocking: reads every file of the bundle once.
+
+        Raises:
+            SettingsError: a setting that Ray's proxy takes no notice of, or none of a bundle.
+            BundleError: the bundle cannot be read.
+        """
+        if settings.bundle is None:
+            raise SettingsError("bundle: none given; name a folder or a hub id", param="bundle")
+        _check(settings)
+        low, high = replicas
+        with Snapshot.open(settings.bundle) as snapshot:
+            version = _digest(asdict(snapshot.hashes()))
+        folder = Path(settings.bundle)
+        return cls(
+            bundle=str(folder.resolve()) if folder.is_dir() else settings.bundle,
+            version=version,
+            min_replicas=low,
+            max_replicas=high,
+            session_affinity=session_affinity,
+            settings=_carried(settings),
+        )
+
+    @classmethod
+    def read(cls, args: Mapping[str, Any]) -> Self:
+        """From an application's arguments. Raises `SettingsError`."""
+        try:
+            return cls(**args)
+        except ValidationError as error:
+            raise SettingsError(f"args of {IMPORT_PATH}: {explain(error)}") from None
+
+    def replica_settings(self) -> Settings:
+        """In a replica: this plan's, then those of the environment there, then defaults. One core computes, unless
+        `threads` says how many.
+
+        Raises:
+            SettingsError: one of them cannot be used.
+        """
+        settings = load_settings(bundle=self.bundle, **self.settings)
+        _check(settings)
+        return settings if settings.threads != "auto" else settings.model_copy(update={"threads": 1})
+
+    def deployment(self) -> dict[str, Any]:
+        """The options of Serve's deployment, by Serve's names."""
+        settings = self.replica_settings()
+        door = settings.slots + settings.max_queue
+        fixed = self.min_replicas == self.max_replicas
+        scaling = {
+            "min_replicas": self.min_replicas,
+            "initial_replicas": self.min_replicas,
+            "max_replicas": self.max_replicas,
+            "target_ongoing_requests": settings.slots,
+        }
+        return {
+            "name": "server",
+            **({"num_replicas": self.min_replicas} if fixed else {"autoscaling_config": scaling}),
+            "ray_actor_options": {"num_cpus": settings.threads, "num_gpus": int(settings.device.startswith("cuda"))},
+            # More than the door lets in: a replica that is full says so itself, with 429 and Retry-After.
+            "max_ongoing_requests": door + PROBES,
+            "max_queued_requests": door,  # while no replica is there yet
+            "backpressure_config": {"status_code": 429, "retry_after_s": 1.0},
+            "health_check_period_s": 5.0,
+            "health_check_timeout_s": 30.0,
+            "graceful_shutdown_wait_loop_s": 0.2,
+            "graceful_shutdown_timeout_s": settings.drain_timeout_s + LAST_S,
+            "max_surge_percent": 20,  # of a new version, replicas start before old ones stop: it needs a core to spare
+            "logging_config": {"enable_access_log": False},  # Serve's has the raw path in it
+            **({"request_router_config": {"request_router_class": _BY_SESSION}} if self.session_affinity else {}),
+        }
+
+    def serve_config(self, settings: Settings) -> dict[str, Any]:
+        """What `serve deploy` takes."""
+        return {
+            "proxy_location": "EveryNode",
+            "http_options": {"host": settings.host, "port": settings.port},
+            "applications": [
+                {
+                    "name": APPLICATION,
+                    "route_prefix": "/",
+                    "import_path": IMPORT_PATH,
+                    "args": self.model_dump(exclude_defaults=True),
+                    "deployments": [self.deployment()],
+                }
+            ],
+        }
+
+
+_BY_SESSION = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+
+
+def parse_replicas(text: str) -> tuple[int, int]:
+    """`2` or `1..8`: the fewest and the most. Raises `SettingsError`."""
+    found = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", text, re.ASCII)
+    low, high = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
+    if not 1 <= low <= high <= MAX_REPLICAS:
+        raise SettingsError(
+            f"replicas is {text[:40]!r}; allowed: a number from 1 to {MAX_REPLICAS}, or fewest..most such as 1..8",
+            param="replicas",
+        )
+    return low, high
+
+
+def _check(settings: Settings) -> None:
+    for name in _OF_A_LISTENER:
+        if name in settings.model_fields_set:
+            raise SettingsError(f"{name} has no effect on replicas: Ray's proxy listens; leave it out", param=name)
+    if settings.admin_keys:  # a route under /admin would reach one replica of many
+        raise SettingsError(
+            "admin_keys: replicas have no /admin routes; deploy again to change a bundle", param="admin_keys"
+        )
+
+
+def check_keys_stay(settings: Settings) -> None:
+    """Raises `SettingsError` for keys that would have to be written down for other machines."""
+    if settings.api_keys:
+        raise SettingsError(
+            "api_keys: keys are not sent to other machines; set api_keys_file, or EMORL_API_KEYS where Ray is started",
+            param="api_keys",
+        )
+
+
+def _carried(settings: Settings) -> dict[str, Any]:
+    given = settings.model_dump(mode="json", exclude=_ELSEWHERE, exclude_defaults=True)
+    for name, value in given.items():  # a replica's working directory is another
+        if name in ("api_keys_file", "choices_file", "policy") and (name != "policy" or Path(value).is_file()):
+            given[name] = str(Path(value).resolve())
+    return given
+
+
+def _digest(hashes: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()

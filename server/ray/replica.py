@@ -1,0 +1,77 @@
+"""One replica: `create_app`'s application in an actor of Ray Serve, whose proxy listens and whose controller scales."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.app import create_app
+from server.ray.plan import Plan
+from server.serving.process import share_the_interpreter, spare_what_stays
+from server.serving.service import Service
+from server.watch.log_queue import to_stderr
+from server.watch.logs import logging_to
+
+
+class Replica:
+    """Serve sends requests once the first `check_health` has returned, and replaces a replica that keeps failing it.
+
+    On the way out Serve sends nothing new, waits for what is in progress (`graceful_shutdown_timeout_s` at most), then
+    ends the application's lifespan.
+    """
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        settings = Plan.read(args).replica_settings()
+        share_the_interpreter()
+        self._log = ExitStack()
+        self._log.enter_context(logging_to(to_stderr(), settings))
+        self._application = create_app(settings)
+        self._service: Service = self._application.state.service
+        self._service.on_change = spare_what_stays
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return OneRequestId(self._application)
+
+    async def check_health(self) -> None:
+        """The engine's readiness; the first call waits for the bundle to be loaded and warm.
+
+        Raises:
+            RuntimeError: one line that says why requests cannot be taken.
+        """
+        await self._service.settled()
+        reason = self._service.unready()
+        if reason is not None:  # plain: it is sent to a process that need not know our errors
+            raise RuntimeError(getattr(self._service.failure, "message", reason.message))
+
+    def __del__(self) -> None:
+        self._log.close()
+
+
+class OneRequestId:
+    """Serve's proxy gives a request its id, and every answer a header that says so: ours would be a second one."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [each for each in message["headers"] if each[0].lower() != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, send_without)
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application of a Serve config file: its `import_path` names this function, its `args` are a `Plan`.
+
+    Raises:
+        SettingsError: what is wrong with `args`, in one line.
+    """
+    options = Plan.read(args).deployment()
+    return serve.deployment(**options)(serve.ingress()(Replica)).bind(args)
