@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replicas",
         default="1",
-        metavar="N|A..B",
-        help="how many; A..B: from A to B, as many as the requests in progress need (default 1)",
+        metavar="N[..M]",
+        help="how many; N..M: from N to M, as many as the requests in progress need (default 1)",
     )
     parser.add_argument(
         "--session-affinity",

@@ -55,10 +55,8 @@ def commands() -> Iterator[str]:
             yield from (f"| {_spelled(action)} | {_meaning(action, parser)} |" for action in shown)
             yield ""
         if verb in SERVES:
-            yield (
-                "Every [setting](../reference.md#settings) but the secrets is a flag too: `--max-queue 64` is "
-                "`max_queue`.\n"
-            )
+            left_out = "but the secrets" + ("" if verb == "serve" else " and those of a listener")
+            yield f"Every [setting](../reference.md#settings) {left_out} is a flag too: `--max-queue 64` is `max_queue`.\n"
         examples = [line.strip() for line in str(parser.epilog).splitlines()[1:]]
         yield "```bash\n" + "\n".join(examples) + "\n```\n"
 

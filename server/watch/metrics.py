@@ -54,6 +54,13 @@ class EngineReading:
     log_lines_dropped: Mapping[str, int] = field(default_factory=dict)  # by reason
     info: Mapping[str, str] | None = None  # version, bundle, device, dtype
 
+    @property
+    def cache_use(self) -> float:
+        """0 to 1; 0 while nothing is loaded."""
+        if self.kv_cache_limit is not None:
+            return self.kv_cache_bytes / self.kv_cache_limit
+        return self.slots_used / self.slots if self.slots else 0.0
+
 
 class _EngineCollector(Collector):
     """Reads the engine when scraped, so that no gauge can be left behind by a path that forgot to update it."""
@@ -79,6 +86,11 @@ class _EngineCollector(Collector):
         if now.kv_cache_limit is not None:
             limit.add_metric([], now.kv_cache_limit)
         yield limit
+        # Under the names that autoscalers and endpoint pickers for Kubernetes read by default.
+        yield _gauge("vllm:num_requests_running", "emorl_requests_running, by vLLM's name.", now.running)
+        yield _gauge("vllm:num_requests_waiting", "emorl_requests_waiting, by vLLM's name.", now.waiting)
+        text = "Share of the room for running requests, by vLLM's name: of kv_cache_bytes where set, else of slots."
+        yield _gauge("vllm:kv_cache_usage_perc", text, now.cache_use)
         yield _counter("emorl_prefill_cache_hits", "Prompts found whole in the cache, per lane.", now.prefill_hits)
         yield _counter("emorl_prefill_cache_misses", "Prompts computed, or their ends, per lane.", now.prefill_misses)
         found = "Tokens of prompts that were read before, per lane."

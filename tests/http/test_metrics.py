@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -10,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import MAX_SEED, Sampling
 from server.api.generate_models import GenerateRequest
+from server.watch.metrics import EngineReading, Metrics
 from tests.http.harness import PROMPT, Live, events, idle, live, wait_until
 
 
@@ -134,3 +137,20 @@ def test_the_http_defaults_are_the_defaults_of_the_engine() -> None:
     engine = Sampling()
     for field in ("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed"):
         assert GenerateRequest.model_fields[field].default == getattr(engine, field), field
+
+
+@pytest.mark.parametrize(
+    ("reading", "use"),
+    [
+        (EngineReading(), 0.0),
+        (EngineReading(slots=8, slots_used=2), 0.25),
+        (EngineReading(slots=8, slots_used=2, kv_cache_bytes=30, kv_cache_limit=40), 0.75),
+    ],
+)
+def test_queue_requests_and_cache_have_the_names_that_kubernetes_reads(reading: EngineReading, use: float) -> None:
+    reading = replace(reading, running=3, waiting=5)
+    text = Metrics(lambda: reading, []).render("")[0].decode()
+    now = {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+    assert now["vllm:num_requests_running"] == now["emorl_requests_running"] == 3
+    assert now["vllm:num_requests_waiting"] == now["emorl_requests_waiting"] == 5
+    assert now["vllm:kv_cache_usage_perc"] == use
