@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 import yaml
 
@@ -17,6 +19,7 @@ from tests.deployment import (
     DOCKERFILES,
     KUBERNETES,
     environment,
+    exported,
     final_stage,
     longest_end_s,
     paths,
@@ -147,6 +150,96 @@ def test_the_gpu_overlay_asks_for_a_gpu_and_the_image_that_uses_it() -> None:
     (patched,) = patch["spec"]["template"]["spec"]["containers"]
     assert patched["name"] == container()["name"]
     assert patched["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+# What the custom resources' own definitions require of the fields that are used here, and no other fields.
+def _object(required: str, **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": required.split(),
+        "properties": properties,
+    }
+
+
+_TEXT = {"type": "string", "minLength": 1}
+_COUNT = {"type": "integer", "minimum": 0}
+_PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
+_REFERENCE = _object("name", group={"type": "string"}, kind=_TEXT, name=_TEXT)
+SPECS = {
+    ("keda.sh/v1alpha1", "ScaledObject"): _object(
+        "scaleTargetRef triggers",
+        scaleTargetRef=_object("name", apiVersion=_TEXT, kind=_TEXT, name=_TEXT),
+        minReplicaCount=_COUNT,
+        maxReplicaCount=_COUNT,
+        pollingInterval=_COUNT,
+        cooldownPeriod=_COUNT,
+        triggers={
+            "type": "array",
+            "minItems": 1,
+            "items": _object(
+                "type metadata",
+                type=_TEXT,
+                metricType={"enum": ["AverageValue", "Value", "Utilization"]},
+                metadata=_object("serverAddress query threshold", serverAddress=_TEXT, query=_TEXT, threshold=_TEXT),
+            ),
+        },
+    ),
+    ("inference.networking.k8s.io/v1", "InferencePool"): _object(
+        "selector targetPorts endpointPickerRef",
+        selector=_object("matchLabels", matchLabels={"type": "object", "additionalProperties": _TEXT}),
+        targetPorts={"type": "array", "minItems": 1, "maxItems": 8, "items": _object("number", number=_PORT)},
+        endpointPickerRef=_object(
+            "name port",
+            group={"type": "string"},
+            kind=_TEXT,
+            name=_TEXT,
+            port=_object("number", number=_PORT),
+            failureMode={"enum": ["FailOpen", "FailClose"]},
+        ),
+    ),
+    ("gateway.networking.k8s.io/v1", "HTTPRoute"): _object(
+        "parentRefs rules",
+        parentRefs={"type": "array", "items": _REFERENCE},
+        rules={
+            "type": "array",
+            "items": _object(
+                "backendRefs",
+                matches={"type": "array"},
+                backendRefs={"type": "array", "items": _REFERENCE},
+                timeouts=_object("request", request={"type": "string", "pattern": r"^\d+(h|m|s|ms)$"}),
+            ),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("file", ["keda/scaledobject", "inference/inferencepool", "inference/httproute"])
+def test_a_custom_resource_fits_its_schema(file: str) -> None:
+    resource = read(KUBERNETES / f"{file}.yaml")
+    spec = SPECS[resource["apiVersion"], resource["kind"]]
+    jsonschema_rs.validate(spec, resource["spec"])
+    for required in spec["required"]:
+        without = {name: value for name, value in resource["spec"].items() if name != required}
+        with pytest.raises(jsonschema_rs.ValidationError):
+            jsonschema_rs.validate(spec, without)
+
+
+def test_keda_and_the_endpoint_picker_find_the_pods_and_read_gauges_that_there_are() -> None:
+    scaled = read(KUBERNETES / "keda" / "scaledobject.yaml")["spec"]
+    assert scaled["scaleTargetRef"] == manifest("hpa")["spec"]["scaleTargetRef"]
+    (trigger,) = scaled["triggers"]
+    assert set(re.findall(r"\w+:\w+", trigger["metadata"]["query"])) == {"vllm:num_requests_waiting"} <= exported()
+    deleted = read(KUBERNETES / "keda" / "hpa.yaml")
+    assert (deleted["$patch"], deleted["metadata"]) == ("delete", manifest("hpa")["metadata"])
+
+    pool_file = KUBERNETES / "inference" / "inferencepool.yaml"
+    pool = read(pool_file)
+    assert pool["spec"]["selector"] == manifest("deployment")["spec"]["selector"]
+    assert pool["spec"]["targetPorts"] == [{"number": cluster_settings().port}]
+    assert set(re.findall(r"vllm:\w+", pool_file.read_text())) <= exported()
+    (rule,) = read(KUBERNETES / "inference" / "httproute.yaml")["spec"]["rules"]
+    assert rule["backendRefs"][0]["name"] == pool["metadata"]["name"]
 
 
 @pytest.mark.parametrize("folder", KUSTOMIZATIONS, ids=lambda path: path.name)

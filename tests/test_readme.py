@@ -43,7 +43,7 @@ SMALLER = {
     "search": " --levels 1 --search-prompts 2 --held-out-most 2 --max-new-tokens 4 --no-plots",
     "evaluate": " --methods base --no-plots" + options(*SMALL_BASE, *SMALL_RL, "evaluation.test_prompts=2"),
     "demo": " --tiny",  # the other one is fetched
-    "deploy": " --serve-config serve.yaml",  # tests/http/test_ray.py deploys
+    "deploy": " --serve-config serve.yaml",  # without Ray
     "bench": " --case memory --shape t5-tiny --peers none --rounds 1 --threads 1",
 }
 
