@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -170,6 +170,7 @@ class Requests:
         combine: Combine = "hidden",
         only: Sequence[Collection[int]] | None = None,
         max_sweep: int | None = None,
+        pause: Callable[[], None] | None = None,
         **sampling: Any,
     ) -> SweepPlan:
         """A sweep, checked in full and not begun: every prompt under every weight vector.
@@ -180,6 +181,7 @@ class Requests:
             weights: the vectors; or give `resolution`, for the grid of steps 1 / resolution over all objectives.
             only: per prompt the indices of the vectors that it is swept with; none given: all.
             max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
+            pause: called after each prompt has been read; a server gives way to its engine there.
             sampling: the fields of `Sampling`; one seed serves all, so that equal prefixes stay shared.
 
         Raises:
@@ -200,9 +202,12 @@ class Requests:
             settings = replace(settings, seed=draw_seed())
         asked = self._reader.read_all(prompts, messages, chats)
         every = [each.vector for each in vectors]
-        encoded = [self._reader.encode(each, every, combine) for each in asked]
-        for (field, _), each in zip(asked, encoded, strict=True):
-            self._reader.check_context(each, settings, field)
+        encoded = []
+        for each in asked:
+            encoded.append(self._reader.encode(each, every, combine))
+            self._reader.check_context(encoded[-1], settings, each[0])
+            if pause is not None:
+                pause()
         return SweepPlan(
             [each.ids for each in encoded],
             vectors,
