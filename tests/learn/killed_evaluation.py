@@ -15,7 +15,7 @@ from training.evaluation.run import Wanted, judge, open_run, run_cells
 from training.progress import Progress
 from training.scorers import Checked
 
-TRAINED = ("base", "single:reflection", "dynaopt", "soups", "emorl")
+TRAINED = ("base", "single:reflection", "dynaopt", "weights", "emorl", "best-of:base")
 
 
 class Moments:

@@ -1,7 +1,7 @@
 """How good a front is: what a grid of weights reaches, as scores of the objectives.
 
-All measures take points with one score in [0, 1] an objective, and more is better. The worst that a score can be is 0, so the
-volume is measured from there.
+All measures take points with one score in [0, 1] an objective, and more is better. The worst that a score can be is 0,
+so the volume is measured from there.
 """
 
 from __future__ import annotations

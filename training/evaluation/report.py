@@ -93,7 +93,7 @@ def _seeds(own: Mapping[str, Any]) -> str:
 def _cost(found: Mapping[str, Any]) -> str:
     head = [
         *("method", "prompts", "samples", "tokens", "training s", "search evaluations", "search s"),
-        *("lane steps / token", "ms / token", "base MiB", "adapters MiB", "training shared with"),
+        *("forward rows / token", "ms / token", "first token ms", "base MiB", "adapters MiB", "training shared with"),
     ]
     rows = []
     for name, own in found["methods"].items():
@@ -111,6 +111,7 @@ def _cost(found: Mapping[str, Any]) -> str:
                 _count(clock["search_seconds"]),
                 f"{per_token:.2f}",
                 f"{clock['ms_per_token']['mean']:.2f}",
+                f"{clock['first_token_ms']['mean']:.1f}",
                 f"{held['base']['mean'] / _MIB:.1f}",
                 f"{held['adapters']['mean'] / _MIB:.2f}",
                 ", ".join(other for other in used["shared_with"] if other != name) or "–",

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from emorl_core.bundle import Name
+from emorl_core.bundle import Name, SystemMessage
 from training.config import Section
 from training.scorers import parse_scorer
 
@@ -22,6 +22,11 @@ class EvaluationSettings(Section):
     """Validation prompts that weights are searched on, at most, the first ones."""
     search_levels: int = Field(5, ge=1, le=30)
     """Levels of the weight search, for every method that has weights."""
+    instruction: SystemMessage | None = None
+    """What `prompt-only` tells the bare base: one sentence or more that ask for all objectives; null: that method is
+    left out. It takes the place of `chat.system`, or stands in front of `prompt_template`."""
+    sentences: dict[Name, SystemMessage] = Field(default_factory=dict)
+    """Objective to what its lane of `sentences` is told, likewise; with none, that method is left out."""
 
     @field_validator("scorers")
     @classmethod
