@@ -12,7 +12,7 @@ from training.evaluation.experiment import Experiment, prepare
 from training.evaluation.methods import run_cell
 from training.recipe.recipe import load_recipe
 
-METHODS = ("dynaopt", "weights", "emorl-anchored", "sentences", "best-of:uniform")
+METHODS = ("dynaopt", "weights", "emorl-anchored", "sentences", "best-of:uniform", "per-prompt:predicted")
 SPLITS = {"train": 0.5, "validation": 0.25, "test": 0.25}
 
 
@@ -23,6 +23,7 @@ def tiny_experiment(folder: Path) -> Experiment:
         write_recipe(folder)
     told = [f"evaluation.sentences.{name}=Answer with {name}." for name in NAMES]
     told.append("evaluation.instruction=Answer a client with reflection, empathy and fluency.")
+    told += ["evaluation.front_prompts=2", "evaluation.predictor_prompts=4"]
     recipe = load_recipe(path, [f"data.splits={SPLITS}", *told])
     return prepare(recipe, folder, folder / "out", levels=2)
 

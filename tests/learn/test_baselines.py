@@ -26,8 +26,10 @@ from training.data.records import Record
 from training.evaluation.answers import Answers
 from training.evaluation.cells import CELL_FILE, REPLIES_FILE, Cell, cell_folder, read_cell, read_replies
 from training.evaluation.experiment import Experiment
+from training.evaluation.front import grid_points
 from training.evaluation.generators import SoupGenerator
 from training.evaluation.methods import left_out, method_names, methods_of, run_cell
+from training.evaluation.per_prompt import STEPS, predicted
 from training.evaluation.stages import StageName, trained
 from training.evaluation.weight_choice import evaluations
 from training.recipe.recipe import parse_recipe
@@ -35,7 +37,16 @@ from training.scorers import checked
 
 SEED = 7
 ADAPTERS = tuple(sorted(NAMES))  # the order in which the recipe's file has them
-SEARCHED = ("sentences", "soups-raw", "weights", "probs", "emorl", "emorl-anchored", "best-of:emorl")
+SEARCHED = (
+    "sentences",
+    "soups-raw",
+    "weights",
+    "probs",
+    "emorl",
+    "emorl-anchored",
+    "per-prompt:predicted",
+    "best-of:emorl",
+)
 MIXED = tuple(name for name in SEARCHED if name != "sentences")  # of trained adapters
 
 
@@ -82,7 +93,7 @@ def plain_greedy(experiment: Experiment, logits: Callable[[list[tuple[int, ...]]
 def test_every_method_leaves_a_whole_cell(experiment: Experiment) -> None:
     assert list(methods_of(experiment.recipe)) == [
         "base", "prompt-only", "sentences", *(f"single:{name}" for name in ADAPTERS), "uniform", "dynaopt", "soups", "soups-raw",
-        "weights", "probs", "emorl", "emorl-anchored", "best-of:base", "best-of:uniform", "best-of:emorl",
+        "weights", "probs", "emorl", "emorl-anchored", "per-prompt:best", "per-prompt:predicted", "best-of:base", "best-of:uniform", "best-of:emorl",
     ]  # fmt: skip
     for method in method_names(experiment.recipe):
         found = cell(experiment, method)
@@ -305,7 +316,7 @@ def test_joint_training_takes_logs_unless_the_recipe_says_otherwise(experiment: 
 
 
 def test_every_search_runs_as_many_evaluations(experiment: Experiment) -> None:
-    counts = {method: cell(experiment, method).search for method in SEARCHED}
+    counts = {method: cell(experiment, method).search for method in SEARCHED if method != "per-prompt:predicted"}
     most = evaluations(len(ADAPTERS), experiment.levels)
     for method, cost in counts.items():
         assert cost is not None
@@ -440,3 +451,60 @@ def test_a_sentence_for_some_objectives_only_is_refused(experiment: Experiment) 
     values["evaluation"]["sentences"] = {"empathi": "Be kind."}
     with pytest.raises(RecipeError, match=r"sentences\.empathi is no objective"):
         parse_recipe(values)
+
+
+# -- weights of each prompt, and fronts ------------------------------------------------------------------------------
+
+
+def asked_alone(experiment: Experiment, vectors: list[dict[str, float]], combine: Combine) -> list[list[str]]:
+    """[vectors][prompts], each vector by itself."""
+    return [answered(experiment, weights, combine) for weights in vectors]
+
+
+def mean_reward(experiment: Experiment, prompt: str, text: str) -> float:
+    scores = [scorer(prompts=[prompt], completions=[text])[0] for scorer in experiment.scorers.values()]
+    return sum(round(score, 6) for score in scores) / len(scores)
+
+
+def test_the_best_text_of_each_prompt_is_what_a_loop_over_the_grid_finds(experiment: Experiment) -> None:
+    vectors = [dict(zip(ADAPTERS, point, strict=True)) for point in grid_points(len(ADAPTERS), STEPS)]
+    each = asked_alone(experiment, vectors, "hidden")
+    for place, (prompt, text) in enumerate(zip(experiment.test, texts(experiment, "per-prompt:best"), strict=True)):
+        rewards = [mean_reward(experiment, prompt.text, own[place]) for own in each]
+        assert mean_reward(experiment, prompt.text, text) == pytest.approx(max(rewards))
+        assert text in {own[place] for own in each}
+
+
+def test_predicted_weights_are_each_prompts_own(experiment: Experiment) -> None:
+    answers = Answers(experiment)
+    answers.attach(trained(experiment, "adapters", SEED, quiet).adapters(ADAPTERS))
+    said = predicted(experiment, answers, ADAPTERS, quiet)
+    alone = [
+        answers.answer([prompt], vector).replies[0].text
+        for prompt, vector in zip(experiment.test, said.vectors, strict=True)
+    ]
+    assert texts(experiment, "per-prompt:predicted") == alone
+    assert len({vector.vector for vector in said.vectors}) == len(experiment.test)
+
+
+def test_against_hf_the_predictor_reads_the_bases_own_state(experiment: Experiment, judge: SeparateModels) -> None:
+    answers = Answers(experiment)
+    answers.attach(trained(experiment, "adapters", SEED, quiet).adapters(ADAPTERS))
+    start = torch.zeros(len(experiment.test), 1, dtype=torch.int64)
+    expected = judge.hidden([prompt.source for prompt in experiment.test], start)[0][:, -1]
+    found = torch.from_numpy(answers.base_states(experiment.test)).float()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fronts_are_measured_over_the_whole_grid(experiment: Experiment) -> None:
+    for method in ("sentences", "weights", "probs", "emorl"):
+        front = cell(experiment, method).front
+        assert front is not None
+        assert (front.prompts, len(front.points)) == (2, 66)
+    front = cell(experiment, "weights").front
+    assert front is not None
+    for point in (front.points[0], front.points[30]):
+        (own,) = asked_alone(experiment, [dict(point.weights)], "weights")
+        expected = [mean_reward(experiment, experiment.test[place].text, own[place]) for place in range(2)]
+        assert sum(point.scores.values()) / len(ADAPTERS) == pytest.approx(sum(expected) / 2, abs=1e-6)
+    assert cell(experiment, "soups").front is None

@@ -22,7 +22,9 @@ def test_volumes_that_can_be_drawn() -> None:
     assert hypervolume(np.array([[1.0, 1.0, 1.0]])) == 1.0
     assert hypervolume(np.array([[0.5, 0.5]])) == pytest.approx(0.25)
     assert hypervolume(np.array([[1.0, 0.5], [0.5, 1.0]])) == pytest.approx(0.75)
-    assert hypervolume(np.array([[1.0, 0.5], [0.5, 1.0], [0.5, 0.5]])) == pytest.approx(0.75), "a beaten point adds none"
+    assert hypervolume(np.array([[1.0, 0.5], [0.5, 1.0], [0.5, 0.5]])) == pytest.approx(0.75), (
+        "a beaten point adds none"
+    )
     assert hypervolume(np.array([[0.3], [0.7]])) == pytest.approx(0.7)
     assert hypervolume(np.array([[1.0, 0.0]])) == 0.0
 

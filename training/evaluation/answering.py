@@ -16,12 +16,14 @@ from training.data.wording import ChatSettings, template_or_chat
 from training.evaluation.answers import Answers
 from training.evaluation.experiment import Experiment
 from training.evaluation.generators import MixGenerator, SoupGenerator
+from training.evaluation.per_prompt import predicted
 from training.evaluation.stages import StageName
 from training.evaluation.weight_choice import choose
 from training.progress import Progress
 from training.search.spaces import Point
 
-SINGLE, BEST_OF = "single:", "best-of:"
+SINGLE, BEST_OF, PER_PROMPT = "single:", "best-of:", "per-prompt:"
+FRONTS = ("sentences", "weights", "probs", "emorl")  # methods that any weights of sum 1 can be given to
 INSTRUCTION = "instruction"  # the lane of `prompt-only`
 
 
@@ -36,13 +38,14 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """`echo`: weights as the cell shows them; None: those that were mixed."""
+    """`echo`: weights as the cell shows them; None: `vector`, what is mixed for every prompt."""
 
     vector: ResolvedWeights
     combine: Combine = "hidden"
     anchored: bool = False
     echo: Mapping[str, float] | None = None
     search: Mapping[str, Any] | None = None
+    vectors: tuple[ResolvedWeights, ...] = ()  # of each held-out prompt, where every one has its own
 
 
 def adapters_of(method: Method, experiment: Experiment) -> tuple[str, ...]:
@@ -80,6 +83,12 @@ def settled(
     if method.needs != "adapters" or method.name.startswith(SINGLE):
         return Answering(resolve(answers.lanes, {adapters[0].name: 1.0}))
     names = tuple(adapter.name for adapter in adapters)
+    if method.name.startswith(PER_PROMPT):
+        even = resolve(answers.lanes, dict.fromkeys(names, 1.0))
+        if method.name == f"{PER_PROMPT}best":
+            return Answering(even, echo={})
+        said = predicted(experiment, answers, names, progress)
+        return Answering(even, echo={}, search=said.search, vectors=said.vectors)
     if method.name == "soups":
         return _soup(experiment, answers, adapters, (1 / len(names),) * len(names))
     if method.name == "soups-raw":

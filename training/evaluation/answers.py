@@ -15,11 +15,14 @@ from emorl_core.adapters.adapter import Adapter
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
 from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult
+from emorl_core.lanes.lane import Lane
+from emorl_core.models.family import Group
 from emorl_core.models.registry import load_model
 from emorl_core.types import MAX_SEED, Combine, Completion, LanePrompts, Request, Sampling
 from emorl_core.weights import BASE, ResolvedWeights
 from training.data.prompts import Encode, Prompt, fitted
 from training.evaluation.experiment import Experiment
+from training.search.score_table import Array
 
 _WARM_UP = 2  # prompts answered before the clock runs
 _TIMED = 5  # prompts whose first token is waited for
@@ -81,6 +84,22 @@ class Answers:
         """Prefixes that vectors share run once. only: per prompt the indices of the vectors that it is answered under;
         done: called after every reply."""
         return self._driver.sweep(self._plan(prompts, vectors, combine, only), lambda item: done())
+
+    def answer_each(self, prompts: Sequence[Prompt], vectors: Sequence[ResolvedWeights]) -> Answered:
+        """Every prompt under the vector of its own place, with time and cost as `answer`."""
+        driver, only = self._fresh(), [[place] for place in range(len(prompts))]
+        started = time.perf_counter()
+        result = driver.sweep(self._plan(prompts, vectors, "hidden", only), None)
+        return Answered(result.items, result.lane_row_steps, time.perf_counter() - started)
+
+    @torch.no_grad()
+    def base_states(self, prompts: Sequence[Prompt]) -> Array:
+        """The bare base's last hidden state of each prompt, from which the first token is chosen, [P, D]."""
+        bare = (0.0,) * len(self._model.adapters)
+        # What is fed behind the state does not change it.
+        reply = ((self._model.facts.eos_token_ids[0],),)
+        states = [self._model.reply_hidden([Group(Lane(bare, each.source), reply)])[0][0, 0] for each in prompts]
+        return torch.stack(states).double().cpu().numpy()
 
     def answer(self, prompts: Sequence[Prompt], vector: ResolvedWeights, combine: Combine = "hidden") -> Answered:
         """One vector's replies, with time and cost; nothing is remembered from earlier calls."""

@@ -14,8 +14,8 @@ from typing import Any
 
 from emorl_core.errors import EmorlError
 from emorl_core.files.writing import replacing
-from training.evaluation.answering import BEST_OF, SINGLE, Method, adapters_of, settled
-from training.evaluation.answers import Answers
+from training.evaluation.answering import BEST_OF, FRONTS, PER_PROMPT, SINGLE, Answering, Method, adapters_of, settled
+from training.evaluation.answers import Answered, Answers
 from training.evaluation.best_of import best_of
 from training.evaluation.cells import (
     CELL_FILE,
@@ -28,6 +28,7 @@ from training.evaluation.cells import (
 )
 from training.evaluation.dynaopt import too_few_rounds
 from training.evaluation.experiment import Experiment, as_json
+from training.evaluation.per_prompt import best_texts, front_of
 from training.evaluation.stages import Stage, trained
 from training.progress import Progress
 from training.recipe.recipe import Recipe
@@ -52,6 +53,8 @@ def methods_of(recipe: Recipe) -> dict[str, Method]:
         Method("probs", "the adapters' token probabilities mixed, with searched weights", "adapters"),
         Method("emorl", "the adapters' last hidden states mixed, with searched weights", "adapters"),
         Method("emorl-anchored", "the base's state, moved by the weighted differences from it", "adapters"),
+        Method(f"{PER_PROMPT}best", "of each prompt the best text on a grid of emorl's weights", "adapters"),
+        Method(f"{PER_PROMPT}predicted", "emorl, weights predicted from the base's state of the prompt", "adapters"),
         Method(f"{BEST_OF}base", f"the best of {lanes} sampled replies of the base, by the mean reward", None),
         Method(f"{BEST_OF}uniform", f"the best of {lanes} sampled replies of uniform's adapter", "uniform"),
         Method(f"{BEST_OF}emorl", f"the best of {lanes} sampled replies of the mix that emorl found", "adapters"),
@@ -114,11 +117,10 @@ def _run(
         answers.attach(adapters)
     answering = settled(method, seed, experiment, answers, adapters, progress)
     progress("answering", 0, len(experiment.test))
-    if method.name.startswith(BEST_OF):
-        answered = best_of(experiment, answers, answering.vector, len(experiment.recipe.objectives), seed, progress)
-    else:
-        answered = answers.answer(experiment.test, answering.vector, answering.combine)
+    answered = _answered(method, seed, experiment, answers, answering, progress)
     progress("answering", len(experiment.test), len(experiment.test))
+    lanes = tuple(experiment.recipe.objectives)
+    front = front_of(experiment, answers, lanes, answering.combine, progress) if method.name in FRONTS else None
     replies = [
         {
             "index": index,
@@ -150,11 +152,25 @@ def _run(
             "first_token_ms": 1000 * first_token,
         },
         "memory": answers.parameter_bytes(),
+        "front": front,
     }
     if method.needs not in (None, "adapters"):
         assert stage is not None  # it needs one
         cell["reward_weights"] = stage.about[uses[0]]["reward_weights"]
     return cell, replies
+
+
+def _answered(
+    method: Method, seed: int, experiment: Experiment, answers: Answers, answering: Answering, progress: Progress
+) -> Answered:
+    names = tuple(experiment.recipe.objectives)
+    if method.name.startswith(BEST_OF):
+        return best_of(experiment, answers, answering.vector, len(names), seed, progress)
+    if method.name == f"{PER_PROMPT}best":
+        return best_texts(experiment, answers, names, progress)
+    if answering.vectors:
+        return answers.answer_each(experiment.test, answering.vectors)
+    return answers.answer(experiment.test, answering.vector, answering.combine)
 
 
 def _consumption(method: Method, recipe: Recipe, stage: Stage | None, uses: Sequence[str]) -> dict[str, Any]:

@@ -22,6 +22,11 @@ class EvaluationSettings(Section):
     """Validation prompts that weights are searched on, at most, the first ones."""
     search_levels: int = Field(5, ge=1, le=30)
     """Levels of the weight search, for every method that has weights."""
+    front_prompts: int = Field(0, ge=0)
+    """Held-out prompts, the first, that every weight vector in steps of a tenth answers, for the front of each mix; 0:
+    no fronts are measured."""
+    predictor_prompts: int = Field(64, ge=2)
+    """Training prompts, the first, that `per-prompt:predicted` learns weights from, at most."""
     instruction: SystemMessage | None = None
     """What `prompt-only` tells the bare base: one sentence or more that ask for all objectives; null: that method is
     left out. It takes the place of `chat.system`, or stands in front of `prompt_template`."""
