@@ -21,8 +21,8 @@ from unittest import mock
 
 import torch
 
-from benchmarks import causal_base
 from benchmarks.make_bundle import write_base
+from benchmarks.speed import causal_base
 from emorl_core.adapters.adapter import Adapter, LoraPair
 from emorl_core.cache.kv import KVCache
 from emorl_core.lanes.index import LaneIndex

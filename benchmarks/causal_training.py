@@ -25,50 +25,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.speed import causal_base
 from benchmarks.training.peers import Peer
 from benchmarks.training.rounds import InTurn, begin, measured, options, tell
 from benchmarks.training.sides import NAMES, Ours
 
-# From the public config of HuggingFaceTB/SmolLM2-135M-Instruct; the tiny one is no model's, for trying this program.
-SHAPES: dict[str, dict[str, int]] = {
-    "smollm2-135m": {
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-    },
-    "tiny": {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-}
+SHAPES = {"smollm2-135m": "smollm2-135m", "tiny": "llama-tiny"}
 HEADER = (3, 5, 7)  # what every prompt ends with
 RATIOS = [(slow, fast) for slow in ("apart", "peft") for fast in ("reply", "all")]
 
 
 def write_base(folder: Path, shape: str, mean: int) -> None:
     """The checkpoint that all sides load. mean: tokens of a reply, if nothing cut it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    sizes = SHAPES[shape]
     torch.manual_seed(0)
-    ends = list(range(11, sizes["vocab_size"], mean))
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            **sizes,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            bos_token_id=1,
-            eos_token_id=ends,
-            pad_token_id=0,
-        )
-    )
+    ends = list(range(11, causal_base.SHAPES[SHAPES[shape]]["vocab_size"], mean))
+    model = AutoModelForCausalLM.from_config(causal_base.config_of(SHAPES[shape], eos_token_id=ends))
     model.generation_config.eos_token_id = ends
     model.save_pretrained(folder)
 
@@ -105,7 +78,9 @@ def main() -> None:
         folder = Path(scratch)
         write_base(folder / "base", args.shape, args.mean)
         random = torch.Generator().manual_seed(1)
-        ids = torch.randint(12, SHAPES[args.shape]["vocab_size"], (args.prompts, args.source), generator=random)
+        ids = torch.randint(
+            12, causal_base.SHAPES[SHAPES[args.shape]]["vocab_size"], (args.prompts, args.source), generator=random
+        )
         ids[:, -len(HEADER) :] = torch.tensor(HEADER)
         times = measured(
             {

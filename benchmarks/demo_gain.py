@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from emorl_core.ensemble import Ensemble
+from emorl_core.scorers import Context, build_scorer
+from emorl_core.scorers.words import ngrams, words
 from training.pipeline.prepare import distinct, load_data
 from training.recipe.recipe import load_recipe
-from training.scorers import Context, build_scorer
-from training.scorers.words import ngrams, words
 from training.search.bootstrap import mean_interval, resamples
 
 

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emorl_core.ensemble import Ensemble
+from emorl_core.scorers.words import ngrams, words
 from emorl_core.types import Completion
 from training.data.records import Record
 from training.evaluation.cells import Reply
 from training.evaluation.scores import measures_of
-from training.scorers.words import ngrams, words
 
 SHOWN = ("words", "copy_rate", "ended", "same_start", "distinct")
 

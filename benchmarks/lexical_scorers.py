@@ -12,12 +12,12 @@ import argparse
 from collections.abc import Callable
 from statistics import fmean
 
+from emorl_core.scorers import Context, build_scorer
 from training.data.records import Record
 from training.data.sources import load_records
 from training.data.synthetic.grammar import generate
 from training.data.synthetic.person import to_second_person
 from training.data.synthetic.styles import STYLES
-from training.scorers import Context, build_scorer
 from training.scorers.learned.metrics import ranking_accuracy
 
 RECORDS, KNOWN, SEED = 4000, 3000, 0  # the rest is what the trigram model never saw

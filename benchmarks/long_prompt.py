@@ -21,20 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
+from benchmarks.speed import causal_base
 from emorl_core.adapters.adapter import Adapter, LoraPair
 from emorl_core.engine.engine import Engine
 from emorl_core.models.family import TrainableModel
 from emorl_core.models.registry import load_model
 from emorl_core.types import Failure, Request, Sampling, TokenEvent
 
-# hidden, intermediate, layers, heads, key-value heads, vocabulary: SmolLM2-135M, and one of no published model.
-SHAPES = {"tiny": (64, 128, 4, 4, 2, 512), "135m": (576, 1536, 30, 9, 3, 49152)}
+SHAPES = {"tiny": "llama-tiny", "135m": "smollm2-135m"}
 _TARGET = 5.0  # the gaps' 99th percentile beside their median
 _RANK = 8
 _BEFORE = 24  # tokens that each stream gets before the long prompt comes
-_END = 1  # the end of sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +50,19 @@ class Measured:
 
 
 def random_model(shape: str, folder: Path, objectives: int, dtype: torch.dtype) -> TrainableModel:
-    """A Llama of this shape with random weights, and adapters on q and v."""
-    hidden, inner, layers, heads, shared, vocabulary = SHAPES[shape]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=shared,
-        vocab_size=vocabulary,
-        max_position_embeddings=16384,
-        tie_word_embeddings=True,
-        bos_token_id=2,
-        eos_token_id=_END,
-        pad_token_id=0,
-    )
+    """A model of this shape with random weights, and adapters on q and v."""
+    config = causal_base.config_of(SHAPES[shape], max_position_embeddings=16384)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     model = load_model(folder, device=torch.device("cpu"), dtype=dtype)
-    shapes = {names[0]: (linear.in_features, linear.out_features) for names, linear in model.linears()}
+    shapes = causal_base.linear_shapes(SHAPES[shape])
     model.attach(
         [
             Adapter(
                 f"objective-{i}",
                 {
                     name: LoraPair(torch.randn(_RANK, into) * into**-0.5, torch.randn(out, _RANK) * 0.02, 1.0)
-                    for name, (into, out) in shapes.items()
+                    for name, (out, into) in shapes.items()
                     if name.endswith(("q_proj", "v_proj"))
                 },
             )

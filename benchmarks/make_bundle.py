@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import causal_base
+from benchmarks.speed import causal_base
 from emorl_core.adapters.adapter import Adapter, LoraPair
 from emorl_core.adapters.writer import write_peft
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, ProfileSpec, write_spec

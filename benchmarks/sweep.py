@@ -65,8 +65,8 @@ class Ours:
         return dict(zip(self.objectives, point, strict=True))
 
     def search(self, *, infer: bool) -> dict[tuple[int, Any], str]:
+        from emorl_core.scorers import checked
         from training.data.records import Record
-        from training.scorers import checked
         from training.search.evaluator import Evaluator
         from training.search.generator import EnsembleGenerator
 

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from server.settings import load_settings
 
     folder: Path = args.folder or default_folder(args)
-    settings = checking_hosts(load_settings(host=args.host, port=args.port, bundle=str(folder)))
+    settings = checking_hosts(watching_for_crises(load_settings(host=args.host, port=args.port, bundle=str(folder))))
     if args.build_only:
         signal.signal(signal.SIGTERM, _exit)  # whose default would leave pip running
         code = build_here(folder, args)
@@ -171,6 +171,13 @@ def checking_hosts(settings: Settings) -> Settings:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     own = () if host in ("", "0.0.0.0", "[::]", *LOOPBACK_HOSTS) else (host,)
     return settings.model_copy(update={"allowed_hosts": (*LOOPBACK_HOSTS, *own)})
+
+
+def watching_for_crises(settings: Settings) -> Settings:
+    """With the shipped list of crisis cues, unless the environment names another policy."""
+    from server.policy.loading import CRISIS_CUES
+
+    return settings if settings.policy is not None else settings.model_copy(update={"policy": CRISIS_CUES})
 
 
 def curl_line(url: str, spec: BundleSpec) -> str:

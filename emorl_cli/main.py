@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "say whether a scorer can be fooled, and by which sentence",
     ),
     "search": ("emorl_cli.learning.search", "find the weights that score best and store them as a profile"),
+    "learn-weights": ("emorl_cli.learning.learn_weights", "learn a profile from the drafts that a person took"),
     "evaluate": ("emorl_cli.learning.evaluate", "compare training methods on the same prompts, as one table"),
     "bench": ("emorl_cli.bench", "speed beside what a user would run instead, in one run"),
     "bake": ("emorl_cli.bundles.bake", "write a mix of a bundle's adapters as one PEFT adapter"),

@@ -73,6 +73,7 @@ def check(settings: Settings) -> None:
     from emorl_core.models.compiling import check_compiler
     from server.door.auth import Keys
     from server.door.connections import most_connections
+    from server.policy.loading import load_policy
     from server.settings import unknown_variables
     from server.watch.tracing import check_tracing
 
@@ -83,6 +84,7 @@ def check(settings: Settings) -> None:
         check_compiler()
     most_connections(settings)
     Keys.read(settings)
+    load_policy(settings)
     check_tracing(settings)
     for name in unknown_variables():
         print(f"note: {name} is no setting of emorl; it is ignored", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The folder that serves: `bundle.yaml`, `adapters/<objective>/`, optionally `base/`.
+"""The folder that serves: `bundle.yaml`, `adapters/<objective>/`, optionally `base/` and `scorers/`.
 
 This is the only place that knows the file names. Training writes bundles through it and serving reads them through it.
 """
@@ -22,11 +22,13 @@ from emorl_core.files.documents import MOST_YAML, parse_yaml
 from emorl_core.files.reading import Missing, Unreadable, is_folder, read_bytes
 from emorl_core.files.text_files import decode
 from emorl_core.files.writing import replacing
+from emorl_core.scorers import ScorerError, parse_scorer, parts_of
 from emorl_core.weights import BASE, resolve
 
 BUNDLE_FILE = "bundle.yaml"
 ADAPTERS_DIR = "adapters"
 BASE_DIR = "base"
+SCORERS_DIR = "scorers"
 PROMPT = "{prompt}"
 # A file cut short is often good YAML still, without its last objective. So a file that begins with the first of these
 # lines must hold the second one; what a person or an older version wrote has neither.
@@ -49,8 +51,10 @@ def _of_words(text: str) -> str:
     return text
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
 Template = Annotated[str, AfterValidator(_with_one_prompt)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SystemMessage = Annotated[str, AfterValidator(_of_words)]
 
 
@@ -134,6 +138,21 @@ class BundleSpec(Strict):
     objectives: dict[Name, ObjectiveSpec]
     profiles: dict[Name, ProfileSpec] = Field(default_factory=dict)
     default_profile: str | None = None
+    # What judges texts, each as a recipe writes it; usually by the objective that it was trained for.
+    scorers: dict[Name, dict[str, Any] | str] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    # Of scorers: folder inside the bundle -> SHA-256 over the names and contents of its files.
+    scorer_files: dict[str, Sha256] = Field(default_factory=dict, exclude_if=lambda value: not value)
+
+    @field_validator("scorers")
+    @classmethod
+    def _known_scorers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, given in value.items():
+            try:
+                for _ in parts_of(parse_scorer(given, where=name), where=name):
+                    pass
+            except ScorerError as error:
+                raise ValueError(error.message) from None
+        return value
 
     @model_validator(mode="after")
     def _names(self) -> BundleSpec:
@@ -227,6 +246,10 @@ class Bundle:
         adapter = self.spec.objectives[objective].adapter
         assert adapter is not None  # one of `BundleSpec.adapted`
         return self._inside(adapter, f"objectives.{objective}.adapter")
+
+    def scorer_folder(self, path: str) -> Path:
+        """One of `scorer_files`."""
+        return self._inside(path, f"scorer_files.{path}")
 
     def _inside(self, relative: str, key: str) -> Path:
         path = self.folder / relative

@@ -24,6 +24,7 @@ from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
 from emorl_core.requests import Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
+from emorl_core.stored_scorers import Scorers
 from emorl_core.text.prompts import Encoded
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import Completion, Failure, Quantize, Request, Threads, TokenEvent
@@ -61,6 +62,7 @@ class Ensemble(Requests):
         self.hashes = hashes
         self.quantize = quantize  # how the base's matrices are kept
         self.threads = threads or ThreadChoice([torch.get_num_threads()])
+        self.scorers: Scorers = {}
         self._driver = Driver(engine)
 
     @classmethod
@@ -80,6 +82,8 @@ class Ensemble(Requests):
         hashed: bool = False,
         max_prompt_chars: int | None = None,
         threads: Threads = "auto",
+        scorer_device: str | None = None,
+        scorer_code: bool = False,
     ) -> Ensemble:
         """Load a bundle.
 
@@ -105,6 +109,8 @@ class Ensemble(Requests):
             max_prompt_chars: longer prompts are refused before they are tokenised; None: twice what the bundle's
                 `max_source_tokens` can hold if each is the longest token of the vocabulary.
             threads: of torch on a CPU; `auto`: as torch has it, until `warm_up` has chosen the fastest by measuring.
+            scorer_device: of the bundle's scorers, which go into `scorers`; None: they are not loaded.
+            scorer_code: load those of kind `callable` too, which are Python functions that the bundle names.
 
         Raises:
             BundleError, AdapterError, UnsupportedModel: one line that names the file, the key and the reason.
@@ -115,7 +121,16 @@ class Ensemble(Requests):
             torch.set_num_threads(count)
         target = pick_device(device)
         precision, kept = pick_dtype(dtype, target), pick_quantize(quantize, dtype, target)
-        loaded = load_bundle(where, device=target, dtype=precision, quantize=kept, revision=revision, hashed=hashed)
+        loaded = load_bundle(
+            where,
+            device=target,
+            dtype=precision,
+            quantize=kept,
+            revision=revision,
+            hashed=hashed,
+            scorer_device=scorer_device,
+            scorer_code=scorer_code,
+        )
         bundle, model, tokenizer = loaded.bundle, loaded.model, loaded.tokenizer
         if target.type == "cpu":
             use_huge_pages()
@@ -140,6 +155,7 @@ class Ensemble(Requests):
             threads=ThreadChoice.of(threads, target),
             quantize=kept,
         )
+        ensemble.scorers = loaded.scorers
         ensemble._prompts.check()
         return ensemble
 

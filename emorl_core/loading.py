@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from emorl_core.bundle import Bundle
 from emorl_core.models.family import LaneModel
 from emorl_core.models.registry import load_model
 from emorl_core.snapshot import Hashes, Snapshot, steadily
+from emorl_core.stored_scorers import Scorers, load_scorers
 from emorl_core.text.tokenizer import HuggingFaceTokenizer, Tokenizer
 from emorl_core.types import Quantize
 
@@ -29,6 +31,7 @@ class Loaded:
     model: LaneModel
     tokenizer: Tokenizer
     hashes: Hashes | None
+    scorers: Scorers
 
 
 def load_bundle(
@@ -39,9 +42,12 @@ def load_bundle(
     quantize: Quantize = "off",
     revision: str | None = None,
     hashed: bool = False,
+    scorer_device: str | None = None,
+    scorer_code: bool = False,
 ) -> Loaded:
     """Arguments and errors as `Ensemble.load`."""
-    read = partial(_read, device=device, dtype=dtype, quantize=quantize, hashed=hashed)
+    scorers = partial(load_scorers, device=scorer_device, code=scorer_code) if scorer_device is not None else None
+    read = partial(_read, device=device, dtype=dtype, quantize=quantize, hashed=hashed, scorers=scorers)
     if not isinstance(where, Snapshot):
         return steadily(where, read, revision=revision)
     loaded = read(where)
@@ -49,7 +55,15 @@ def load_bundle(
     return loaded
 
 
-def _read(files: Snapshot, *, device: torch.device, dtype: torch.dtype, quantize: Quantize, hashed: bool) -> Loaded:
+def _read(
+    files: Snapshot,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize,
+    hashed: bool,
+    scorers: Callable[[Bundle], Scorers] | None,
+) -> Loaded:
     with ThreadPoolExecutor(max_workers=1) as beside:  # hashing needs no interpreter, so it costs little time here
         hashes = beside.submit(files.hashes) if hashed else None
         model = load_model(files.base, device=device, dtype=dtype)
@@ -59,4 +73,5 @@ def _read(files: Snapshot, *, device: torch.device, dtype: torch.dtype, quantize
         tokenizer = HuggingFaceTokenizer(files.base)
         for doubt in of_another_base(adapters, files.bundle.spec.base.hub):
             logger.warning("%s", doubt)
-        return Loaded(files.bundle, model, tokenizer, None if hashes is None else hashes.result())
+        judges = {} if scorers is None else scorers(files.inside)
+        return Loaded(files.bundle, model, tokenizer, None if hashes is None else hashes.result(), judges)

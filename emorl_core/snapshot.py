@@ -44,9 +44,10 @@ class Hashes:
 
 
 class Snapshot:
-    """`bundle` is for people and for writing; what is loaded comes from `base` and `adapters`.
+    """`bundle` is for people and for writing; what is loaded comes from `base`, `adapters` and `inside`, the bundle for
+    those who load its scorers.
 
-    These two lead into the folders that were there when it was opened, whatever is renamed since, on Linux, where a
+    These lead into the folders that were there when it was opened, whatever is renamed since, on Linux, where a
     folder that is held open has a path. Elsewhere only `check` tells.
     """
 
@@ -63,6 +64,8 @@ class Snapshot:
                 from_hub = self.bundle.spec.base.hub is not None
                 self.base = self._hold(self.bundle.base_folder()) if from_hub else inside.base_folder()
                 self.adapters = {name: inside.adapter_folder(name) for name in self.bundle.spec.adapted}
+                self.scorers = [inside.scorer_folder(path) for path in self.bundle.spec.scorer_files]
+                self.inside = inside
                 self._stamps = self._settled()
                 if read_spec_bytes(held / BUNDLE_FILE) != data:
                     raise Changed(f"{folder / BUNDLE_FILE}: was changed while the bundle was opened; open it again")
@@ -153,7 +156,7 @@ class Snapshot:
         """Every file and folder that serving reads, and the links on the way to them. Raises `Unreadable`, OSError."""
         spec = self._held[0][1] / BUNDLE_FILE
         stamps = {spec: _stamp(spec.stat())}
-        for folder in (self.base, *self.adapters.values()):
+        for folder in (self.base, *self.adapters.values(), *self.scorers):
             inside = next((held for _, held, _ in self._held if folder.is_relative_to(held)), folder)
             way = [inside]
             for part in folder.relative_to(inside).parts:

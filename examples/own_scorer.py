@@ -28,7 +28,7 @@ def no_advice(
 
 
 if __name__ == "__main__":
-    from training.scorers import build_scorer
+    from emorl_core.scorers import build_scorer
 
     replies = ["You feel that work asks too much of you.", "You should take a week off. Have you tried yoga?", ""]
     # Built as a recipe builds it: the answer is checked for its length, type and range at every call.

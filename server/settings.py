@@ -103,6 +103,18 @@ class Settings(BaseSettings):
         False, description="Compile the decoding step: faster tokens for a slower start; a CPU needs a C++ compiler."
     )
 
+    # judging texts
+    score: bool = Field(True, description="Load the scorers that the bundle names, for requests with score.")
+    scorer_device: str = Field("cpu", description="Device of scorers with models: auto, cpu, cuda or cuda:N.")
+    scorer_code: bool = Field(
+        False, description="Run scorers of kind callable: Python functions that the bundle names. Only if you trust it."
+    )
+    score_timeout_s: float = Field(10.0, gt=0, description="Longest wait for scores; then a text is left unscored.")
+    score_queue: int = Field(256, ge=32, description="Texts that may wait to be scored; more are left unscored.")
+    max_score_chars: int = Field(
+        8192, ge=1, description="Longest prompt or text that is scored, in characters; others are left unscored."
+    )
+
     # where to listen
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
@@ -171,6 +183,22 @@ class Settings(BaseSettings):
         description="Hosts that requests may name, comma-separated, on any port; empty: any. Probes may name any.",
     )
     cors_origins: Names = Field((), description="Origins a browser may call from, comma-separated; empty: CORS is off.")
+
+    # policy
+    policy: str | None = Field(
+        None,
+        min_length=1,
+        description="What decides which messages get no draft: crisis-cues, a YAML file of patterns, or a Python"
+        " callable as package.module:function. Unset: all get one.",
+    )
+    policy_timeout_s: float = Field(
+        2.0, gt=0, description="Longest wait for its answer about one prompt or chat; then nothing is drafted."
+    )
+
+    # choices
+    choices_file: Path | None = Field(
+        None, description="SQLite file that POST /choices writes to, without any text. Unset: choices are not kept."
+    )
 
     # the page
     playground: bool = Field(True, description="Serve the playground page at /.")

@@ -17,18 +17,18 @@ from pydantic import BaseModel
 from emorl_cli.main import VERBS, Parser
 from emorl_core.errors import EmorlError
 from emorl_core.fake import fake_ensemble
+from emorl_core.kinds import Section
 from emorl_core.models.causal.gguf import ARCHITECTURES as ARCHITECTURES_OF_GGUF
+from emorl_core.scorers import SCORERS
 from server.api.fields import Body
 from server.app import create_app
 from server.door.admission import MAX_RETRY_AFTER_S
 from server.door.errors import QueueFull, rule_for
 from server.settings import Settings
 from tests.supported_models import ARCHITECTURES
-from training.config import Section
 from training.data.sources import SOURCES
 from training.recipe.recipe import Recipe
 from training.rl.settings import PAPER
-from training.scorers import SCORERS
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"

@@ -21,6 +21,9 @@ import training.pipeline.demo
 from emorl_cli import demo, serving
 from emorl_cli.main import VERBS
 from emorl_core.adapters.adapter import read_peft
+from emorl_core.bundle import read_spec
+from emorl_core.choices.record import Choice
+from emorl_core.choices.store import ChoiceStore
 from server.settings import Settings
 from tests.builders import tiny_t5
 from tests.cli.gguf_files import tokens_of, write_gguf
@@ -123,12 +126,23 @@ def _answer_with_receipt(bundle: Path, folder: Path) -> None:
         (folder / "answer.json").write_text(answer.text, encoding="utf-8")
 
 
+def _choices(bundle: Path, folder: Path) -> None:
+    spec = read_spec(bundle / "bundle.yaml")
+    first, second = list(spec.objectives)[:2]
+    shown = [
+        {"weights": {first: 1.0}, "text_sha256": "0" * 64, "outcome": "taken"},
+        {"weights": {second: 1.0}, "text_sha256": "1" * 64},
+    ]
+    ChoiceStore(folder / "choices.db").add(Choice.model_validate({"user": "ward-3", "shown": shown}), spec.name)
+
+
 WHAT_IT_NEEDS: dict[str, Callable[[Path, Path], None]] = {
     "import-gguf": _model_as_gguf,
     "import-npz": _adapter_as_published,
     "train-scorer": _graded_pairs,
     "examine-scorer": _graded_pairs,
     "replay": _answer_with_receipt,
+    "learn-weights": _choices,
 }
 WRITES = {"train", "warm-start", "train-scorer", "import-gguf", "import-npz"}  # their --out must be new
 

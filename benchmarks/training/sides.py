@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from emorl_core.models.registry import load_model
+from emorl_core.scorers import checked
 from emorl_core.text.spelling import Spelling
 from training.data.prompts import Prompt
 from training.pipeline.prepare import Encoded
@@ -20,7 +21,6 @@ from training.pipeline.workshop import task_of
 from training.recipe.recipe import parse_recipe
 from training.rl.processes import Processes
 from training.rl.trainer import Trainer
-from training.scorers import checked
 
 NAMES = ("reflection", "empathy", "fluency")
 RANK, ALPHA, DROPOUT, KL, RATE, CLIP = 8, 32, 0.05, 0.05, 1e-4, 2.0

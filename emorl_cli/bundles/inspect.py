@@ -44,7 +44,8 @@ def examine(where: str, *, dtype: str = "float32") -> Report:
 
     Returns:
         JSON-ready: `valid`, `faults`, `warnings` (of what serves and may be wrong) and `notes`, one line each, and what
-        was found as far as it could be read: `name`, `base`, `tokenizer`, `objectives`, `profiles`, `parameter_bytes`.
+        was found as far as it could be read: `name`, `base`, `tokenizer`, `objectives`, `profiles`, `scorers`,
+        `parameter_bytes`.
     """
     from emorl_core.bundle import Bundle
 
@@ -55,6 +56,7 @@ def examine(where: str, *, dtype: str = "float32") -> Report:
         report["name"] = bundle.spec.name
         model, tokenizer = _examine_base(bundle, dtype, report)
         _examine_profiles(bundle, report)
+        _examine_scorers(bundle, report)
         if model is not None and tokenizer is not None and not faults:
             _attempt(faults, "running it", partial(_run_once, bundle.spec, model, tokenizer))
     report["valid"] = not faults
@@ -198,6 +200,18 @@ def _examine_profiles(bundle: Bundle, report: Report) -> None:
         report["notes"].append("no default_profile: every request must name weights or a profile")
 
 
+def _examine_scorers(bundle: Bundle, report: Report) -> None:
+    """By their files; they are loaded by a server alone."""
+    from emorl_core.stored_scorers import check_scorer_files
+
+    spec = bundle.spec
+    report["scorers"] = {
+        name: given if isinstance(given, dict) else {"kind": given} for name, given in spec.scorers.items()
+    }
+    report["scorer_files"] = dict(spec.scorer_files)
+    _attempt(report["faults"], "scorers", lambda: check_scorer_files(bundle))
+
+
 def _run_once(spec: BundleSpec, model: LaneModel, tokenizer: HuggingFaceTokenizer) -> None:
     """A real token over all lanes: finds what no file shows by itself, such as NaN in the base."""
     from emorl_core.engine.engine import Engine
@@ -222,6 +236,8 @@ def render(report: Report) -> str:
     for title, entries, describe in (
         ("objectives", report.get("objectives", {}), _objective),
         ("profiles", report.get("profiles", {}), _profile),
+        ("scorers", report.get("scorers", {}), _scorer),
+        ("", report.get("scorer_files", {}), "SHA-256 {}".format),
     ):
         width = max(map(len, entries), default=0)
         lines += [
@@ -257,6 +273,11 @@ def _objective(entry: Report) -> str:
         parts.insert(0, f"rank {ranks}, {entry['modules']} modules, {entry['parameters']:,} parameters")
     text = "; ".join(parts)
     return f"{text}: {entry['description']}" if entry["description"] else text
+
+
+def _scorer(entry: Report) -> str:
+    options = ", ".join(f"{key} {value}" for key, value in entry.items() if key != "kind")
+    return f"{entry['kind']}: {options}" if options else str(entry["kind"])
 
 
 def _profile(entry: Report) -> str:

@@ -132,7 +132,7 @@ def _say(line: str) -> None:
 
 
 def _wanted(args: argparse.Namespace, known: Sequence[str], left_out: Mapping[str, str], plots: bool) -> Any:
-    from training.config import nearest
+    from emorl_core.kinds import nearest
     from training.evaluation.cells import EvaluationError
     from training.evaluation.run import Wanted
 

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from emorl_core.errors import InvalidRequest
-    from training.scorers import Context, build_scorer
+    from emorl_core.scorers import Context, build_scorer
     from training.scorers.exam.examine import ExamSettings, examine
     from training.scorers.exam.material import parts_of
     from training.scorers.exam.report import text_lines
@@ -76,7 +76,7 @@ def scorer_spec(text: str) -> Any:
     """
     from emorl_core.files.documents import parse_yaml
     from emorl_core.files.reading import Unreadable
-    from training.scorers import SCORERS, ScorerError
+    from emorl_core.scorers import SCORERS, ScorerError
 
     if text.lstrip().startswith("{"):
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -146,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
             set_default=args.set_default,
             overwrite=args.overwrite,
             resumed=resumed,
+            scorers=inputs.storable,
+            scorers_folder=inputs.folder,
         )
         report["profile"] = args.profile
     if not args.no_plots and installed():
@@ -210,6 +213,7 @@ def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
 
 def _scorers(given: list[str]) -> dict[str, Any]:
     """`reflection=lexical_reflection`, `empathy={kind: cross_encoder, model: scorers/empathy}` -> specs by name."""
+    from emorl_core.bundle import NAME
     from emorl_core.files.documents import parse_yaml
     from emorl_core.files.reading import Unreadable
     from training.search.grid import SearchError
@@ -219,6 +223,10 @@ def _scorers(given: list[str]) -> dict[str, Any]:
         name, equals, spec = text.partition("=")
         if not equals or not name.strip():
             raise SearchError(f"--scorer {text[:60]!r} is not NAME=KIND", param="scorer")
+        if not re.fullmatch(NAME, name):
+            raise SearchError(
+                f"--scorer: the name {name[:40]!r} must be up to 64 letters, digits, _, . and -", param="scorer"
+            )
         if name in specs:
             raise SearchError(f"--scorer: {name[:40]!r} is given twice", param="scorer")
         try:

@@ -67,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from emorl_core.errors import InvalidRequest
-    from training.config import parse_fields
-    from training.scorers.base import ScorerError
+    from emorl_core.kinds import parse_fields
+    from emorl_core.scorers.base import ScorerError
     from training.scorers.learned.settings import ScorerTraining
 
     kind = kind_of(args.data[0])

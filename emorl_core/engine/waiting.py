@@ -34,9 +34,6 @@ class Waiting:
         """Branches."""
         return self._branches
 
-    def __contains__(self, job: object) -> bool:
-        return job in self._queues
-
     @property
     def heads(self) -> Iterator[tuple[Job, Branch | None]]:
         """The jobs in order of turn, and the branch that is next in each; None: its branches all run."""

@@ -80,7 +80,8 @@ class FrozenMatrix(nn.Module):
             return
         self.extra_nbytes = 0 if rows is None else rows.numel() * rows.element_size()
         if self.compact is not None:
-            self.extra = rows
+            # Its own tensor: a view would show the compiler other sizes, which are equal to lane rows by accident.
+            self.extra = None if rows is None else rows.clone()
             return
         plain = self._plain()[: self.shape[0]]
         self._set(plain.clone() if rows is None else torch.cat([plain, rows]))

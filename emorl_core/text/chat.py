@@ -32,6 +32,11 @@ class Message:
     text: str
 
 
+def statement(text: str) -> tuple[Message]:
+    """A prompt that stands alone, as the chat that it is."""
+    return (Message("user", text),)
+
+
 def read_messages(messages: Sequence[Message | Mapping[str, Any]], *, field: str = "messages") -> tuple[Message, ...]:
     """Messages as chat clients write them: `role`, and `content` as text or a list of parts `{type: text, text: …}`,
     which are joined.

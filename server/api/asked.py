@@ -12,6 +12,7 @@ from server.api.fields import Body, FirstFault, Text, Texts
 from server.api.openai.messages import Message, chat_of
 from server.door.errors import MissingField
 
+Conversation = tuple[chat.Message, ...]
 Chat = Annotated[list[Message], FirstFault(), Field(min_length=1)]
 Chats = Annotated[list[Chat], FirstFault(), Field(min_length=1)]
 
@@ -26,6 +27,11 @@ class ChatField(Body):
     @property
     def chat(self) -> list[chat.Message] | None:
         return None if self.messages is None else chat_of(self.messages)
+
+    @property
+    def said(self) -> list[Conversation]:
+        """Every conversation that is asked about: a prompt is a user's only message."""
+        return [] if self.chat is None else [tuple(self.chat)]
 
     def check_one(self, *names: str) -> None:
         """Raises InvalidRequest unless exactly one of these fields is there."""
@@ -50,6 +56,10 @@ class PromptFields(ChatField):
         self.check_one("prompt", "messages")
         return self
 
+    @property
+    def said(self) -> list[Conversation]:
+        return [chat.statement(self.prompt)] if self.prompt is not None else super().said
+
 
 class PromptsFields(ChatField):
     """Of requests about several prompts, or several chats."""
@@ -65,6 +75,11 @@ class PromptsFields(ChatField):
     @property
     def every_chat(self) -> list[list[chat.Message]] | None:
         return None if self.chats is None else [chat_of(each) for each in self.chats]
+
+    @property
+    def said(self) -> list[Conversation]:
+        alone = [chat.statement(each) for each in self.prompts or ()]
+        return alone + [tuple(each) for each in self.every_chat or ()] + super().said
 
     @property
     def count(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 _EXAMPLES: dict[int, tuple[str, str, str, str | None, str]] = {
     # status: (description, message, type, param, code)
@@ -39,6 +39,8 @@ class ErrorDetail(BaseModel):
     type: str
     param: str | None
     code: str | None
+    reason: str | None = Field(None, description="Only with the code not_drafted: the policy's reason.")
+    notice: str | None = Field(None, description="Only with the code not_drafted: the operator's own text.")
 
 
 class ErrorBody(BaseModel):

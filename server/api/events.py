@@ -21,6 +21,9 @@ class TypedEvents(ABC):
     def begin(self) -> bytes:
         return b""
 
+    async def settle(self) -> None:  # noqa: B027 - most answers need nothing
+        """Find out what the answer needs besides the completions."""
+
     def failed(self, error: EmorlError) -> bytes:
         return sse.data({"type": "error", "error": error_object(error)})
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from emorl_core.ensemble import Ensemble
 from emorl_core.types import Completion, Event, TokenEvent
+from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
 from server.api.documented import GENERATION_ERRORS, errors, streamed
 from server.api.events import TypedEvents
 from server.api.generate_models import GenerateRequest, GenerateResponse, answer, attribution_of, finite
+from server.api.scores import check_scored, scores_of
 from server.door.bodies import StrictBody
 from server.serving import sse
 from server.serving.receipt import make_receipt
@@ -38,7 +41,13 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     request_id = f"gen-{secrets.token_hex(12)}"
     limit = service.settings.max_new_tokens
     sent = body.chat or body.prompt or ""  # one of the two is there
-    generation = await service.accept(request, lambda e: [body.to_core(e, request_id, max_new_tokens=limit)])
+
+    def build(ensemble: Ensemble) -> list[EngineRequest]:
+        if body.score:
+            check_scored(ensemble)
+        return [body.to_core(ensemble, request_id, max_new_tokens=limit)]
+
+    generation = await service.accept(request, lambda _: body.said, build)
     identity = generation.deployment.identity if body.receipt else None
 
     def finished(completion: Completion) -> dict[str, Any]:
@@ -49,19 +58,32 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
             content["receipt"] = receipt.model_dump(mode="json")
         return content
 
+    async def judged(completion: Completion) -> dict[str, Any]:
+        if not body.score:
+            return {}
+        (scores,) = await scores_of(generation.deployment, [sent], [completion.text])
+        return scores
+
     if body.stream:
-        dialect = NativeDialect(generation.deployment.ensemble.lanes, finished)
+        dialect = NativeDialect(generation.deployment.ensemble.lanes, finished, judged)
         return await sse.stream(generation, dialect, service.settings)
     (completion,) = await generation.finish()
-    return json_response(finished(completion))
+    return json_response(finished(completion) | await judged(completion))
 
 
 class NativeDialect(TypedEvents):
     """`{"type": "token", …}` for every token, one last `{"type": "done", …the answer…}`, or `{"type": "error", …}`."""
 
-    def __init__(self, lanes: Sequence[str], finished: Callable[[Completion], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        lanes: Sequence[str],
+        finished: Callable[[Completion], dict[str, Any]],
+        judged: Callable[[Completion], Awaitable[dict[str, Any]]],
+    ) -> None:
         self._lanes = lanes
         self._finished = finished  # completion -> the answer
+        self._judged = judged  # completion -> what the answer has of scores
+        self._scores: dict[str, Any] = {}
         self._done: Completion | None = None
 
     def event(self, event: Event) -> bytes:
@@ -82,4 +104,8 @@ class NativeDialect(TypedEvents):
 
     def answer(self) -> dict[str, Any]:
         assert self._done is not None
-        return self._finished(self._done)
+        return self._finished(self._done) | self._scores
+
+    async def settle(self) -> None:
+        assert self._done is not None
+        self._scores = await self._judged(self._done)

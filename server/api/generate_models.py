@@ -13,10 +13,11 @@ from emorl_core.types import Attribution, Completion, Request
 from emorl_core.weights import named
 from server.api.asked import PromptFields
 from server.api.fields import SamplingFields, Weights
+from server.api.scores_models import Reason, ScoreField, Unit
 from server.serving.receipt import Receipt
 
 
-class GenerateRequest(PromptFields, SamplingFields):
+class GenerateRequest(PromptFields, ScoreField, SamplingFields):
     """`POST /generate`. `weights` and `profile` exclude each other; with neither, the bundle's default profile."""
 
     model_config = ConfigDict(
@@ -104,6 +105,8 @@ class GenerateResponse(BaseModel):
     timing: Timing
     tokens: list[Token] | None
     receipt: Receipt | None = Field(None, description="Only when asked for.")
+    scores: dict[str, Unit | None] | None = Field(None, description="As `POST /score` gives them; when asked for.")
+    unscored: dict[str, Reason] | None = Field(None, description="Beside `scores`: why there is none.")
 
 
 # --- the answer as plain dictionaries: these are made for every token, models would double their cost -----------------

@@ -47,7 +47,7 @@ async def sweep_line(body: SegmentsBody, request: Request) -> Response:
             time_limit_s=settings.sweep_line_timeout_s,
         )
 
-    generation, asked = await service.accept_built(request, build, lambda asked: [asked])
+    generation, asked = await service.accept_built(request, lambda _: body.said, build, lambda asked: [asked])
     ensemble = generation.deployment.ensemble
     dialect = SegmentsDialect(asked, ensemble.name, ensemble.lanes)
     if body.stream:

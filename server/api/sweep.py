@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,9 +17,12 @@ from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
 from server.api.documented import GENERATION_ERRORS, errors, streamed
 from server.api.events import TypedEvents
+from server.api.scores import check_scored, scores_of
 from server.api.sweep_models import SweepRequest, SweepResponse, sweep_answer, sweep_item
 from server.door.bodies import StrictBody
 from server.serving import sse
+from server.serving.deployment import Deployment
+from server.serving.receipt import Sent
 
 router = APIRouter(tags=["native"], route_class=StrictBody)
 
@@ -42,22 +45,38 @@ async def sweep(body: SweepRequest, request: Request) -> Response:
     settings = service.settings
 
     def build(ensemble: Ensemble) -> SweepPlan:
+        if body.score:
+            check_scored(ensemble)
         return body.plan(ensemble, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep)
 
     # Each prompt takes one place of the queue; the branches they fork into use only free slots.
     rows = min(body.count, service.admission.slots)
-    generation, plan = await service.accept_built(request, build, _requests_of, rows)
-    dialect = SweepDialect(f"sweep-{secrets.token_hex(12)}", generation.deployment.ensemble.name, plan)
+    generation, plan = await service.accept_built(request, lambda _: body.said, build, _requests_of, rows)
+
+    async def judged(answer: dict[str, Any]) -> None:
+        if body.score:
+            await _add_scores(generation.deployment, body, answer)
+
+    dialect = SweepDialect(f"sweep-{secrets.token_hex(12)}", generation.deployment.ensemble.name, plan, judged)
     if body.stream:
         return await sse.stream(generation, dialect, settings)
-    # Off the event loop: the answer to thousands of completions takes long to build.
-    return await asyncio.to_thread(_whole, dialect, await generation.finish())
+    await asyncio.to_thread(_take_all, dialect, await generation.finish())
+    await dialect.settle()
+    return await asyncio.to_thread(lambda: json_response(dialect.answer()))
 
 
-def _whole(dialect: SweepDialect, completions: Sequence[Completion]) -> Response:
+def _take_all(dialect: SweepDialect, completions: Sequence[Completion]) -> None:
     for completion in completions:
         dialect.take(completion)
-    return json_response(dialect.answer())
+
+
+async def _add_scores(deployment: Deployment, body: SweepRequest, answer: dict[str, Any]) -> None:
+    """Of every distinct text of each prompt."""
+    asked: list[Sent] = [*(body.prompts or body.every_chat or [body.chat or ""])]
+    texts = [(sent, text) for sent, own in zip(asked, answer["results"], strict=True) for text in own]
+    scores = await scores_of(deployment, [sent for sent, _ in texts], [text["text"] for _, text in texts])
+    for (_, text), own in zip(texts, scores, strict=True):
+        text.update(own)
 
 
 def _requests_of(plan: SweepPlan) -> list[EngineRequest]:
@@ -67,17 +86,29 @@ def _requests_of(plan: SweepPlan) -> list[EngineRequest]:
 class SweepDialect(TypedEvents):
     """`{"type": "item", …}` for every prompt and vector as it finishes, one last `{"type": "done", …the answer…}`."""
 
-    def __init__(self, sweep_id: str, model: str, plan: SweepPlan) -> None:
+    def __init__(
+        self, sweep_id: str, model: str, plan: SweepPlan, judged: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> None:
         self._id = sweep_id
         self._model = model
         self._plan = plan
+        self._judged = judged  # adds scores to the answer
+        self._answer: dict[str, Any] = {}
 
     def take(self, completion: Completion) -> list[SweepItem]:
         return self._plan.take(completion)
 
     def answer(self) -> dict[str, Any]:
-        """Once every completion has been taken."""
+        """Once it is settled."""
+        return self._answer
+
+    def _built(self) -> dict[str, Any]:
         return sweep_answer(self._id, self._model, self._plan, self._plan.result())
+
+    async def settle(self) -> None:
+        # Off the event loop: the answer to thousands of completions takes long to build.
+        self._answer = await asyncio.to_thread(self._built)
+        await self._judged(self._answer)
 
     def event(self, event: Event) -> bytes:
         assert isinstance(event, Completion)  # the requests of a sweep stream no tokens

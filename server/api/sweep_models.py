@@ -11,11 +11,12 @@ from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, texts_of
 from emorl_core.ensemble import Ensemble
 from server.api.asked import PromptsFields
 from server.api.fields import FirstFault, Int, SamplingFields, Seed, Weights
+from server.api.scores_models import Reason, ScoreField, Unit
 
 Vectors = Annotated[list[Weights], FirstFault(), Field(min_length=1)]
 
 
-class SweepRequest(PromptsFields, SamplingFields):
+class SweepRequest(PromptsFields, ScoreField, SamplingFields):
     """`POST /sweep`: every prompt under every weight vector. Give exactly one of `weights` and `resolution`."""
 
     model_config = ConfigDict(
@@ -52,6 +53,8 @@ class SweepText(BaseModel):
     finish_reason: Literal["stop", "length", "cancelled"]
     completion_tokens: int
     weights: list[int]
+    scores: dict[str, Unit | None] | None = Field(None, description="As `POST /score` gives them; when asked for.")
+    unscored: dict[str, Reason] | None = Field(None, description="Beside `scores`: why there is none.")
 
 
 class SweepCost(BaseModel):

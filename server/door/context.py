@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("emorl.access")
 
+NOT_DRAFTED = "not_drafted"  # an outcome
 _SCOPE_KEY = "emorl.context"
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -45,6 +46,7 @@ class RequestContext:
     started: float = field(default_factory=time.perf_counter)
     key: str | None = None  # name of the API key, filled in by `server.door.auth`
     generation: Generation | None = None  # filled in by `Service.accept`
+    not_drafted: str | None = None  # the policy's reason, filled in by `Service.accept`
     status: int = 0
 
 
@@ -106,6 +108,9 @@ class ContextMiddleware:
             return
         if context.generation is not None:
             outcome = context.generation.outcome
+        elif context.not_drafted is not None:
+            outcome = NOT_DRAFTED
+            self._metrics.not_drafted.labels(context.not_drafted).inc()
         else:
             outcome = "error" if context.status in (0, 500) else "rejected"
         self._metrics.requests.labels(scope["path"], outcome).inc()
@@ -128,6 +133,8 @@ class ContextMiddleware:
         if generation is not None:
             facts["outcome"] = generation.outcome
             facts["tokens"] = generation.tokens
+        if context.not_drafted is not None:
+            facts |= {"outcome": NOT_DRAFTED, "reason": context.not_drafted}
         # Finished generations are always logged; other lines are rate-limited (log_lines_per_s).
         finished = generation is not None and generation.outcome in ("stop", "length")
         kind = None if finished else f"{context.status // 100}xx"
@@ -140,6 +147,8 @@ class ContextMiddleware:
                 "http.response.status_code": context.status,
                 "emorl.request_id": context.request_id,
             }
+            if context.not_drafted is not None:
+                attributes |= {"emorl.outcome": NOT_DRAFTED, "emorl.reason": context.not_drafted}
             if generation is not None:
                 attributes |= {"emorl.outcome": generation.outcome, "emorl.tokens": generation.tokens}
             self._tracing.record(scope, context.started, attributes, generation)

@@ -1,8 +1,8 @@
 """EmorlError -> status and body: the only place with status codes.
 
-Every answer that is not a success has the one body `{"error": {"message", "type", "param", "code"}}`. Messages come
-from errors that this project raised on purpose; the text of any other exception never leaves the process, because it
-may hold a prompt.
+Every answer that is not a success has the one body `{"error": {"message", "type", "param", "code"}}`; where a policy
+has no draft written, `reason` and `notice` stand beside them. Messages come from errors that this project raised on
+purpose; the text of any other exception never leaves the process, because it may hold a prompt.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from starlette.responses import Response
 
 from emorl_core.errors import BundleError, EmorlError, EngineError, InvalidRequest, NonFinite, OutOfMemory
+from emorl_core.policy import FAILED
 
 OPENAI_PREFIX = "/v1/"
 
@@ -55,6 +56,17 @@ class UnknownField(InvalidRequest):
 
 class MissingField(InvalidRequest):
     code = "missing_field"
+
+
+class NotDrafted(InvalidRequest):
+    """The operator's policy has no draft written for this. `reason` out of `emorl_core.policy`, `notice` for people."""
+
+    code = "not_drafted"
+
+    def __init__(self, notice: str, *, reason: str = FAILED) -> None:
+        super().__init__(" ".join(notice.split()))
+        self.reason = reason
+        self.notice = notice
 
 
 class UnsupportedMediaType(EmorlError):
@@ -155,6 +167,7 @@ class Rule:
 _INVALID = "invalid_request_error"
 _RULES: dict[type[EmorlError], Rule] = {
     InvalidRequest: Rule(422, _INVALID),
+    NotDrafted: Rule(422, "policy_error", repeats=True),
     InvalidJson: Rule(400, _INVALID),
     UnknownModel: Rule(404, _INVALID),
     RouteNotFound: Rule(404, _INVALID),
@@ -205,10 +218,14 @@ def status_for(error: EmorlError, path: str = "") -> int:
 
 
 def error_object(error: EmorlError) -> dict[str, Any]:
-    """The value of `"error"`, with all four keys; also what an error event of a stream carries."""
+    """The value of `"error"`, with all four keys, and two more of `NotDrafted`; also what an error event of a stream
+    carries."""
     rule = rule_for(error)
     message = error.message if rule.message is None else rule.message
-    return {"message": printable(message), "type": rule.type, "param": _printable(error.param), "code": error.code}
+    told = {"message": printable(message), "type": rule.type, "param": _printable(error.param), "code": error.code}
+    if isinstance(error, NotDrafted):
+        return told | {"reason": error.reason, "notice": printable(error.notice)}
+    return told
 
 
 def error_headers(error: EmorlError) -> dict[str, str]:

@@ -18,7 +18,8 @@ export const hasKey = () => key !== null;
 
 /**
  * A failure that a person can read. `kind`: key (one is needed or wrong), busy, away (shutting down, loading or not
- * reachable), refused (this request will not do), failed. `retryAfterS`: when to try again, null when that is no use.
+ * reachable), refused (this request will not do), undrafted (the policy has no draft written; `message` is its notice),
+ * failed. `retryAfterS`: when to try again, null when that is no use.
  */
 export class Trouble extends Error {
   constructor(kind, message, { retryAfterS = null, param = null } = {}) {
@@ -96,6 +97,7 @@ function inWords(status, error, retryAfter) {
   if (error.code === "queue_timeout") return new Trouble("busy", `The server is too busy${detail}.`, waits(2));
   if (error.code === "engine_restarted") return new Trouble("away", "The server's engine had to start again.", waits(1));
   if (error.code === "not_ready") return new Trouble("away", `The server is not ready yet${detail}.`, waits(2));
+  if (error.code === "not_drafted") return new Trouble("undrafted", error.notice);
   if (status >= 400 && status < 500 && error.message) {
     return new Trouble("refused", `The server cannot take this: ${error.message}.`, { param: error.param });
   }

@@ -29,7 +29,7 @@ const store = createStore({
   axes: [], weights: [], profile: null, // weights: in the order of the axes, sum 1
   chat: null, system: "", turns: [], prompt: "", // chat: of the bundle, null without; turns: before what the client says now
   options: { ...NEUTRAL, max_new_tokens: TOKENS },
-  draft: null, map: null, pins: [], reference: null,
+  draft: null, notice: null, map: null, pins: [], reference: null,
 });
 const trouble = createTrouble();
 const keyForm = createKeyForm(() => connect());
@@ -116,8 +116,8 @@ createShares(store);
 createDraftActions(store);
 createCompare(store);
 createSnippets(store);
-store.watch(["draft"], ({ draft }) => {
-  if (draft === null || !["writing", "done"].includes(draft.state)) return;
+store.watch(["draft", "notice"], ({ draft, notice }) => {
+  if (notice === null && (draft === null || !["writing", "done"].includes(draft.state))) return;
   trouble.clear("draft");
   trouble.clear("server");
 });

@@ -25,15 +25,16 @@ export function createDraft(store) {
   const text = h("div", { class: "draft", role: "group", tabindex: "0", hidden: true, "aria-label": "Draft, token by token" });
   const ahead = h("span", { class: "ahead" }); // of a text that the map knows: what has not been written again yet
   const empty = h("p", { class: "hint empty" });
+  const refusal = h("div", { class: "refusal", role: "alert", hidden: true });
   const loading = h("div", { class: "loading", "aria-hidden": "true" }, h("div", { class: "skeleton" }), h("div", { class: "skeleton short" }));
   const hint = h("p", { class: "hint", hidden: true }, "Point at a word, or go through them with the arrow keys, for the exact parts.");
-  place.replaceChildren(empty, loading, text, hint);
+  place.replaceChildren(empty, refusal, loading, text, hint);
   const tooltip = createTooltip(place);
   let shown = null; // the draft whose tokens stand there
   let spans = [];
   let active = -1;
 
-  store.watch(["draft", "turns", "model", "prompt"], ({ draft, turns, model, prompt }) => {
+  store.watch(["draft", "notice", "turns", "model", "prompt"], ({ draft, notice, turns, model, prompt }) => {
     const nothing = model !== null && !prompt.trim();
     empty.hidden = !nothing;
     empty.textContent = turns.length
@@ -44,7 +45,8 @@ export function createDraft(store) {
       clear();
       text.hidden = true;
     }
-    loading.hidden = nothing || spans.length > 0 || draft?.state === "broken" || Boolean(draft?.text);
+    refuse(notice);
+    loading.hidden = nothing || notice !== null || spans.length > 0 || draft?.state === "broken" || Boolean(draft?.text);
     hint.hidden = draft?.state !== "done" || !draft.tokens.length;
     byId("status").textContent = draft === null ? "" : STATES[draft.state](draft);
     if (draft !== null) write(draft);
@@ -65,6 +67,15 @@ export function createDraft(store) {
     ahead.textContent = draft.state !== "done" && before?.startsWith(written) ? before.slice(written.length) : "";
     if (ahead.textContent) text.append(ahead);
     else ahead.remove();
+  }
+
+  /** The operator's own text in place of a draft, or nothing. */
+  function refuse(notice) {
+    refusal.hidden = notice === null;
+    refusal.replaceChildren(...(notice === null ? [] : [
+      ...notice.split(/\n+/).map((line) => h("p", {}, line)),
+      h("p", {}, h("a", { href: "playground/clinical-use.html", target: "_blank", rel: "noopener" }, "Before clinical use")),
+    ]));
   }
 
   function clear() {

@@ -27,6 +27,7 @@ export function createTrouble() {
     if (words.textContent !== said) words.textContent = said; // the same again would be read out again
     waits.textContent = "";
     place.hidden = false;
+    button.hidden = problem.kind === "undrafted"; // it would be told the same
     if (problem.retryAfterS === null || problem.retryAfterS === undefined || tries >= TRIES) return;
     // Longer from try to try where the server said nothing better, so that many pages do not knock at once.
     let left = Math.max(problem.retryAfterS, problem.kind === "away" ? Math.min(LONGEST_S, 2 ** Math.floor(tries / 2)) : 0);

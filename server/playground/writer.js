@@ -64,7 +64,7 @@ export function createWriter(store, { onTrouble }) {
     const draft = begun();
     const certain = isCertain(store.state);
     const tell = (now) => {
-      if (!mine.signal.aborted) store.set({ draft: { ...draft, state: now } });
+      if (!mine.signal.aborted) store.set({ draft: { ...draft, state: now }, notice: null });
     };
     tell("waiting");
     try {
@@ -83,6 +83,7 @@ export function createWriter(store, { onTrouble }) {
       }
     } catch (error) {
       if (mine.signal.aborted) return undefined;
+      if (error.kind === "undrafted") return clear(error.message);
       tell("broken");
       controller = null;
       onTrouble(error, write);
@@ -107,10 +108,10 @@ export function createWriter(store, { onTrouble }) {
     controller = null;
   }
 
-  /** There is nothing to answer. */
-  function clear() {
+  /** There is nothing to answer, or no draft of it: `notice` says why. */
+  function clear(notice = null) {
     abort();
-    store.set({ draft: null });
+    store.set({ draft: null, notice });
   }
 
   /** The person has seen enough; what is there stays. */

@@ -20,6 +20,7 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.machine.threads import ThreadChoice, most_threads
 from server.door.errors import EngineRestarted, NotReady
 from server.serving.receipt import Identity
+from server.serving.scoring import Scoring
 from server.serving.worker import Worker
 from server.settings import Settings, SettingsError
 from server.watch.metrics import Metrics
@@ -44,6 +45,7 @@ class Deployment:
     worker: Worker
     since: int
     identity: Identity
+    scoring: Scoring
     users: int = 0
 
     @classmethod
@@ -60,7 +62,9 @@ class Deployment:
             queue_timeout_s=settings.queue_timeout_s,
         )
         source = settings.bundle if ensemble.bundle is not None and not _is_folder(settings.bundle) else None
-        return cls(ensemble, worker, int(time.time()), Identity.of(ensemble.spec, ensemble.hashes, source))
+        metrics.know_scorers(ensemble.scorers)
+        identity = Identity.of(ensemble.spec, ensemble.hashes, source)
+        return cls(ensemble, worker, int(time.time()), identity, Scoring(ensemble.scorers, settings, metrics))
 
     async def start(self) -> None:
         """Run the warm-up on the worker's thread.
@@ -75,7 +79,7 @@ class Deployment:
 
     async def stop(self) -> None:
         """End the thread; what is still in it hears of it."""
-        await self.worker.stop()
+        await asyncio.gather(self.worker.stop(), self.scoring.stop())
 
 
 def _observer(metrics: Metrics, threads: ThreadChoice) -> Callable[[EngineStats, float], None]:
@@ -123,6 +127,8 @@ def load(settings: Settings) -> Ensemble:
         hashed=True,
         max_prompt_chars=settings.max_prompt_chars,
         threads=settings.threads,
+        scorer_device=settings.scorer_device if settings.score else None,
+        scorer_code=settings.scorer_code,
     )
 
 

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from emorl_core import __version__
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
 from emorl_core.types import Request
@@ -19,9 +19,12 @@ from server.door.admission import Admission
 from server.door.connections import Connections
 from server.door.context import context_of
 from server.door.errors import NotReady, ReloadFailed, ShuttingDown
+from server.policy.door import Conversation, PolicyDoor
+from server.policy.loading import load_policy
 from server.serving.channel import Unread
 from server.serving.deployment import Deployment, daemon_threads_ended, in_daemon_thread, load
 from server.serving.generation import Generation
+from server.serving.readings import counted, reading_of
 from server.settings import Settings
 from server.watch.log_queue import dropped_lines
 from server.watch.metrics import EngineReading, Metrics
@@ -31,6 +34,7 @@ logger = logging.getLogger("emorl.server")
 GENERATION_ROUTES = ("/generate", "/sweep", "/sweep/line", "/v1/completions", "/v1/chat/completions")
 _POLL_S = 0.02
 T = TypeVar("T")
+Said = Callable[[Ensemble], Sequence[Conversation]]
 _LOAD_STOP_S = 10.0  # as long as a worker may take, beside it
 
 
@@ -41,6 +45,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics(self.reading, GENERATION_ROUTES)
         self.admission = Admission(settings.slots, settings.max_queue, settings.max_concurrent_per_key)
+        self._policy = PolicyDoor(load_policy(settings), settings.policy_timeout_s)
         self.draining = False
         self.started = False  # was ready at least once
         self.failure: BaseException | None = None  # the bundle cannot be served at all
@@ -168,15 +173,7 @@ class Service:
         while old.users:
             await asyncio.sleep(_POLL_S)
         await old.stop()
-        stats = old.worker.stats
-        self._past.update(
-            hits=stats.prefill_hits,
-            misses=stats.prefill_misses,
-            tokens_found=stats.prefill_tokens_found,
-            tokens_computed=stats.prefill_tokens_computed,
-            restarts=old.worker.restarts,
-            faults=stats.faults,
-        )
+        self._past.update(counted(old))
 
     def drain(self) -> None:
         """From now on readiness says 503 and new requests are refused; running ones go on."""
@@ -253,26 +250,34 @@ class Service:
     # --- requests --------------------------------------------------------------------------------------------------
 
     async def accept(
-        self, http: HttpRequest, build: Callable[[Ensemble], Sequence[Request]], rows: int = 1
+        self,
+        http: HttpRequest,
+        said: Said,
+        build: Callable[[Ensemble], Sequence[Request]],
+        rows: int = 1,
     ) -> Generation:
         """`accept_built` for a `build` that makes the engine's requests themselves."""
-        generation, _ = await self.accept_built(http, build, lambda built: built, rows)
+        generation, _ = await self.accept_built(http, said, build, lambda built: built, rows)
         return generation
 
     async def accept_built(
         self,
         http: HttpRequest,
+        said: Said,
         build: Callable[[Ensemble], T],
         requests_of: Callable[[T], Sequence[Request]],
         rows: int = 1,
     ) -> tuple[Generation, T]:
-        """A permit first, then tokenising off the event loop, then the engine. Returns what `build` made, too.
+        """A permit first, then the policy, then tokenising off the event loop, then the engine. Returns what `build`
+        made, too.
 
-        `build` runs on another thread; `requests_of` gives the engine's requests of what it made. The generation ends
-        with the HTTP request at the latest (`server.door.context` closes it).
+        `said` gives every conversation that is asked about. `build` runs on another thread; `requests_of` gives the
+        engine's requests of what it made. The generation ends with the HTTP request at the latest
+        (`server.door.context` closes it).
 
         Raises:
             NotReady, ShuttingDown, QueueFull, KeyLimit: at the door.
+            NotDrafted: the policy has no draft written for one of the conversations.
             InvalidRequest: what `build` found wrong.
         """
         unready = self.unready()
@@ -283,6 +288,7 @@ class Service:
         permit = self.admission.acquire(rows, context.key)
         deployment.users += 1
         try:
+            await self._policy.check(context, lambda: said(deployment.ensemble))
             built = await asyncio.to_thread(build, deployment.ensemble)
             generation = Generation(deployment, requests_of(built), permit, self.metrics, self._unread, self._closed)
         except BaseException:
@@ -293,6 +299,19 @@ class Service:
         context.generation = generation
         generation.watch(http.receive)
         return generation, built
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Deployment]:
+        """What serves now, kept until the end, for work beside the engine. Raises NotReady, ShuttingDown."""
+        unready = self.unready()
+        if unready is not None:
+            raise unready
+        deployment = self.deployment()
+        deployment.users += 1
+        try:
+            yield deployment
+        finally:
+            deployment.users -= 1
 
     def _closed(self, generation: Generation) -> None:
         self.active.discard(generation)
@@ -311,25 +330,6 @@ class Service:
             "connections_cut": {} if self.connections is None else self.connections.cut,
             "log_lines_dropped": dropped_lines(),
         }
-        deployment = self._deployment
-        if deployment is None:
+        if self._deployment is None:
             return EngineReading(**door)
-        worker, ensemble = deployment.worker, deployment.ensemble
-        stats = worker.stats
-        return EngineReading(
-            running=stats.running,
-            waiting=max(0, worker.pending - stats.running),
-            lanes_running=stats.lanes_running,
-            slots=stats.slots,
-            slots_used=stats.slots_used,
-            kv_cache_bytes=stats.kv_cache_bytes,
-            kv_cache_limit=stats.kv_cache_limit,
-            prefill_hits=stats.prefill_hits + self._past["hits"],
-            prefill_misses=stats.prefill_misses + self._past["misses"],
-            prefill_tokens_found=stats.prefill_tokens_found + self._past["tokens_found"],
-            prefill_tokens_computed=stats.prefill_tokens_computed + self._past["tokens_computed"],
-            restarts=worker.restarts + self._past["restarts"],
-            faults=stats.faults + self._past["faults"],
-            info={"version": __version__, "bundle": ensemble.name, "device": ensemble.device, "dtype": ensemble.dtype},
-            **door,
-        )
+        return reading_of(self._deployment, self._past, door)

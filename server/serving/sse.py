@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -39,6 +40,8 @@ class Dialect(Protocol):
 
     def event(self, event: Any) -> bytes: ...  # of those that its route asks the engine for
 
+    async def settle(self) -> None: ...  # what is to be known before the end; every event has been seen
+
     def failed(self, error: EmorlError) -> bytes: ...
 
     def end(self) -> bytes: ...
@@ -56,6 +59,14 @@ async def chunks(generation: Generation, dialect: Dialect, keep_alive_s: float) 
             if chunk:
                 yield chunk
         begin = b""
+    if generation.error is None:
+        settled = asyncio.ensure_future(dialect.settle())
+        try:
+            while not (await asyncio.wait({settled}, timeout=keep_alive_s))[0]:
+                yield KEEP_ALIVE
+            await settled
+        finally:
+            settled.cancel()
     if isinstance(generation.error, ClientGone):
         return
     yield (dialect.end() if generation.error is None else dialect.failed(generation.error)) + DONE

@@ -15,12 +15,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from emorl_core.policy import FAILED, REASONS
 from emorl_core.types import Attribution, Completion
 from emorl_core.weights import BASE, MAX_WEIGHT
 from server.door.connections import REASONS as CUT_REASONS
 from server.watch.log_queue import REASONS as DROP_REASONS
 
-OUTCOMES = ("stop", "length", "cancelled", "rejected", "error")
+UNSCORED = ("failed", "timeout", "busy", "code", "too_long")
+OUTCOMES = ("stop", "length", "cancelled", "rejected", "not_drafted", "error")
 
 _FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _INTER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
@@ -130,6 +132,14 @@ class Metrics:
         for route in routes:  # every series exists from the start, so that rates over the first event are right
             for outcome in OUTCOMES:
                 self.requests.labels(route, outcome)
+        self.not_drafted = Counter(
+            "emorl_not_drafted",
+            "Requests that the policy had no draft written for; policy_failed: it did not answer.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in (*REASONS, FAILED):
+            self.not_drafted.labels(reason)
         self.prompt_tokens = Counter("emorl_prompt_tokens", "Tokens of accepted prompts.", registry=registry)
         self.generated_tokens = Counter("emorl_generated_tokens", "Tokens generated.", registry=registry)
         self.first_token = Histogram(
@@ -165,6 +175,39 @@ class Metrics:
             buckets=_SHARES,
             registry=registry,
         )
+
+        self.score_seconds = Histogram(
+            "emorl_score_seconds",
+            "Time of one call of an objective's scorer, for up to 32 texts.",
+            ["objective"],
+            buckets=_FIRST_TOKEN_S,
+            registry=registry,
+        )
+        self.scored_texts = Counter(
+            "emorl_scored_texts", "Texts that an objective's scorer gave a score.", ["objective"], registry=registry
+        )
+        self.unscored_texts = Counter(
+            "emorl_unscored_texts",
+            "Texts left without an objective's score: its scorer failed, was late (timeout), may not run (code), or the"
+            " queue was full (busy) or the text too long.",
+            ["objective", "reason"],
+            registry=registry,
+        )
+
+    def know_scorers(self, names: Iterable[str]) -> None:
+        """Create the series of a bundle's scorers at zero."""
+        for name in names:
+            self.score_seconds.labels(name)
+            self.scored_texts.labels(name)
+            for reason in UNSCORED:
+                self.unscored_texts.labels(name, reason)
+
+    def scored(self, name: str, unscored: str | None) -> None:
+        """Count one text of a scorer. unscored: why it has no score."""
+        if unscored is None:
+            self.scored_texts.labels(name).inc()
+        else:
+            self.unscored_texts.labels(name, unscored).inc()
 
     def know_objectives(self, objectives: Sequence[str]) -> None:
         """Create the series of a bundle's objectives at zero."""

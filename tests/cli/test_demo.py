@@ -223,3 +223,19 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, capfd:
         assert sum("emorl: error" in line for line in err) == 1
         assert "Traceback" not in err
     assert (tmp_path / "letters" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("environment", "policy"), [({}, "crisis-cues"), ({"EMORL_POLICY": "ours.yaml"}, "ours.yaml")])
+def test_the_demo_drafts_nothing_beside_crisis_cues(
+    emorl,
+    builds: list,
+    ready_texts: list[Settings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    policy: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert emorl("demo", "--tiny", "--folder", tmp_path / "demo", "--port", 0).code == 0
+    assert ready_texts[0].policy == policy

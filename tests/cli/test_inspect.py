@@ -16,7 +16,7 @@ from emorl_core.adapters.adapter import read_peft
 from emorl_core.adapters.writer import write_peft
 from emorl_core.bundle import ObjectiveSpec, PromptSpec
 from emorl_core.ensemble import Ensemble
-from emorl_core.files.hashes import weights_hash
+from emorl_core.files.hashes import folder_hash, weights_hash
 from tests.chats import tiny_chat_bundle
 from tests.supported_models import tiny_causal
 
@@ -75,6 +75,23 @@ def test_a_date_in_a_profiles_origin_is_no_stumbling_block(emorl, own_bundle: Pa
     )
     report = json.loads(emorl("inspect", own_bundle, "--json").out)
     assert report["profiles"]["balanced"]["origin"] == {"on": "2025-08-01"}
+
+
+def test_scorers_are_shown_and_their_files_checked(emorl, own_bundle: Path) -> None:
+    judge = own_bundle / "scorers" / "judge"
+    judge.mkdir(parents=True)
+    (judge / "config.json").write_text("{}")
+    scorers = {"empathy": "lexical_empathy", "reflection": {"kind": "cross_encoder", "model": "scorers/judge"}}
+    edit_spec(own_bundle, scorers=scorers, scorer_files={"scorers/judge": folder_hash(judge)})
+    ran = emorl("inspect", own_bundle)
+    assert ran.code == 0
+    shown = [line.split() for line in ran.out.splitlines()]
+    assert ["scorers", "empathy", "lexical_empathy"] in shown
+    assert ["reflection", "cross_encoder:", "model", "scorers/judge"] in shown
+    assert ["scorers/judge", "SHA-256", folder_hash(judge)] in shown
+    (judge / "config.json").write_text("{ }")
+    (fault,) = faults_of(emorl, own_bundle)
+    assert "scorer_files.scorers/judge" in fault
 
 
 def test_every_fault_is_reported_at_once(emorl, own_bundle: Path) -> None:

@@ -55,6 +55,7 @@ def test_the_found_weights_become_a_profile_with_their_origin(search, own_bundle
         "long": {"kind": "length", "min_words": 1, "max_words": 9},
         "reflection": "lexical_reflection",
     }
+    assert after.scorers == origin["scorers"]
     assert origin["search_prompts"] == report["prompts"]["search"]
     assert origin["command"].startswith("emorl search broken --prompts prompts.txt --scorer ")
     assert str(tmp_path) not in (own_bundle / BUNDLE_FILE).read_text(), "a bundle travels; paths of a machine do not"
@@ -225,6 +226,7 @@ def test_a_recipe_gives_prompts_and_scorers_also_from_within_the_bundle(
         (("--recipe", "recipe.yaml"), "--recipe and --prompts exclude each other"),
         (("--scorer", "x"), "--scorer 'x' is not NAME=KIND"),
         (("--scorer", "long=length"), "'long' is given twice"),
+        (("--scorer", "no name!=length"), "the name 'no name!' must be up to 64 letters"),
         (("--scorer", "other=no_such"), "scorer other.kind is 'no_such'"),
         (("--scorer", "other={"), "neither a kind nor a YAML mapping"),
         (("--scorer", "other={kind: length, kind: lexical_empathy}"), "key 'kind' stands twice"),

@@ -20,8 +20,11 @@ from emorl_core.errors import BundleError, UnsupportedModel
 from emorl_core.files.hashes import folder_hash
 from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.registry import load_model
+from emorl_core.scorers import Context, build_scorer
 from emorl_core.snapshot import Changed, Hashes, Snapshot, steadily
+from emorl_core.stored_scorers import load_scorers, store_scorers
 from tests.builders import OBJECTIVES
+from tests.learn.scorer_models import classifier
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -138,6 +141,26 @@ def test_what_is_changed_inside_the_bundle_meanwhile_is_read_once_more(
     monkeypatch.undo()
     assert ensemble.hashes == hashes_on_disk(bundle)
     assert answer(ensemble) == answer(Ensemble.load(bundle))
+
+
+def test_scorers_are_those_of_the_bundle_that_was_opened(bundle: Path, other: Path, tmp_path: Path) -> None:
+    spec = {"kind": "cross_encoder", "model": "judge"}
+    for folder, seed in ((bundle, 1), (other, 2)):
+        classifier(tmp_path / f"{seed}" / "judge", ["bad", "good"], seed=seed)
+        scorers, stored = store_scorers(folder, {"empathy": spec}, tmp_path / f"{seed}")
+        update = {"scorers": scorers, "scorer_files": stored}
+        write_spec(folder, read_spec(folder / BUNDLE_FILE).model_copy(update=update))
+    texts = ["i feel sad"], ["you feel tired"]
+    with Snapshot.open(bundle) as files:
+        swap(bundle, other)
+        judge = load_scorers(files.inside)["empathy"]
+        files.check()
+        assert judge is not None
+        assert judge(*texts) == build_scorer(spec, Context("cpu", tmp_path / "1"))(*texts)
+        (place,) = files.bundle.spec.scorer_files
+        (other / place / "more.txt").write_text("x")
+        with pytest.raises(Changed, match=place):
+            files.check()
 
 
 def test_a_bundle_that_never_holds_still_is_refused_in_one_line(bundle: Path) -> None:

@@ -65,7 +65,12 @@ def test_retry_after_grows_with_the_queue_and_how_long_answers_take() -> None:
 def test_a_full_queue_answers_429_before_any_tokenising() -> None:
     with live(Settings(port=0, max_queue=1), fake_ensemble(slots=1, step_delay_s=0.005)) as server:
         held = [call(server, LONG), call(server, {**LONG, "stream": True})]
-        wait_until(lambda: server.service.reading().permits == 2, "slot and queue are taken")
+
+        def taken() -> bool:  # not the permits: a request takes those before its own prompt is encoded
+            now = server.service.reading()
+            return now.running == 1 and now.waiting == 1
+
+        wait_until(taken, "slot and queue are taken")
         ensemble = server.service.deployment().ensemble
         with server.client() as client, mock.patch.object(ensemble.tokenizer, "encode") as encode:
             for stream in (False, True):

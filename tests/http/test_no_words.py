@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
+from emorl_core.scorers import Checked
 from server.settings import Settings, load_settings
 from server.watch.log_queue import LogWriter
 from server.watch.logs import logging_to
@@ -34,12 +35,13 @@ LINE = {"prompt": PROMPT, "from": {"reflection": 1.0}, "to": {"empathy": 1.0}, "
 
 # What each generation route takes, with the marker in it; a new route belongs here.
 BODIES: dict[str, dict[str, Any]] = {
-    "/generate": {"prompt": PROMPT, "receipt": True, "attribution": True, "max_new_tokens": 20},
+    "/generate": {"prompt": PROMPT, "receipt": True, "attribution": True, "score": True, "max_new_tokens": 20},
     "/sweep": {"prompts": [PROMPT, f"{MARKER} again"], "resolution": 3, "max_new_tokens": 20},
     "/sweep/line": LINE,
     "/v1/completions": {"model": "fake", "prompt": [PROMPT], "n": 2, "echo": True, "receipt": True},
     "/v1/chat/completions": {"model": "fake", "messages": CHAT, "receipt": True, "logprobs": True, "max_tokens": 20},
 }
+TEXTLESS = ("/choices", "/profiles/learn")  # take no words; tests/http/test_choices.py has their answers
 BAD: list[tuple[str, dict[str, Any]]] = [
     ("/generate", {"prompt": PROMPT, "max_new_tokens": 0}),
     ("/generate", {"prompt": f"{MARKER} " * 100}),
@@ -48,6 +50,10 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("/generate", {"prompt": {"text": MARKER}}),
     ("/generate", {"prompt": "x", "stop": [[MARKER]]}),
     ("/generate", {"prompt": f"{MARKER} \ud800"}),
+    ("/score", {"prompt": PROMPT, "texts": [[MARKER]]}),
+    ("/choices", {"user": "x", "reason": MARKER, "shown": [{"weights": {"empathy": 1}, "text_sha256": MARKER}]}),
+    ("/choices", {"user": MARKER * 20, "shown": [], "text": MARKER}),
+    ("/profiles/learn", {"user": [MARKER]}),
     ("/sweep", {"prompts": [PROMPT]}),
     ("/sweep", {"prompts": [[MARKER]], "resolution": 2}),
     ("/sweep", {"prompts": [f"{MARKER} " * 100], "resolution": 2}),
@@ -132,10 +138,16 @@ def seen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield Seen(log, writer, spans)
 
 
+def _loud(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """A scorer that fails with a person's words in its error."""
+    raise RuntimeError(f"no score for {prompts} {completions}")
+
+
 @contextmanager
 def serving(seen: Seen, **settings: Any) -> Iterator[tuple[Live, httpx.Client]]:
     whole = {"response": [lambda response: response.read()]}
     ensemble = fake_ensemble(mean_length=15)
+    ensemble.scorers = {"loud": Checked(_loud)}
     with live(load_settings(port=0, **settings), ensemble) as server, server.client(event_hooks=whole) as client:
         yield server, client
         wait_until(lambda: idle(server), "everything is free again")
@@ -147,12 +159,19 @@ def serving(seen: Seen, **settings: Any) -> Iterator[tuple[Live, httpx.Client]]:
 def test_every_route_answers_well_and_tells_nobody_else(seen: Seen, capfd: pytest.CaptureFixture[str]) -> None:
     with serving(seen, admin_keys="boss") as (server, client):
         documented = client.get("/openapi.json").json()["paths"]
-        assert {path for path, each in documented.items() if "post" in each} == {*BODIES, "/admin/reload"}
+        assert {path for path, each in documented.items() if "post" in each} == {
+            *BODIES,
+            *TEXTLESS,
+            "/score",
+            "/admin/reload",
+        }
         for path, body in BODIES.items():
             for stream in (False, True):
                 response = seen.answered(client.post(f"{path}?q={MARKER}", json={**body, "stream": stream}))
                 assert response.status_code == 200, (path, response.text)
                 assert "data: [DONE]" in response.text or not stream
+        response = client.post(f"/score?q={MARKER}", json={"prompt": PROMPT, "texts": [MARKER, "x"]})
+        assert [each["unscored"] for each in response.json()["results"]] == [{"loud": "failed"}] * 2
         for path, methods in documented.items():
             if "get" in methods:
                 seen.answered(client.get(path.replace("{model}", MARKER), params={"q": MARKER}))

@@ -21,10 +21,13 @@ import pytest
 from emorl_core.bundle import BUNDLE_FILE, Bundle, ProfileSpec, write_spec
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
+from emorl_core.scorers import Context, build_scorer
+from emorl_core.stored_scorers import store_scorers
 from server.door.errors import ReloadFailed
 from server.settings import Settings, load_settings
 from tests.builders import tiny_adapter, tiny_t5_bundle
 from tests.http.harness import PROMPT, error_of, events, idle, in_process, is_ready, live, wait_until
+from tests.learn.scorer_models import classifier
 
 BOSS = {"Authorization": "Bearer boss"}
 
@@ -64,6 +67,28 @@ def test_new_profiles_and_retrained_adapters_are_taken(bundle: Path) -> None:
         assert client.post("/generate", json={**ask, "profile": "plain"}).status_code == 200
         assert client.post("/generate", json=ask).json()["text"] != before
         assert "tiny:plain" in [model["id"] for model in client.get("/v1/models").json()["data"]]
+
+
+def test_scorers_come_with_a_reload_and_other_files_than_those_are_refused(bundle: Path, tmp_path: Path) -> None:
+    judge = classifier(tmp_path / "judge", ["bad", "good"])
+    given = {"kind": "cross_encoder", "model": "judge"}
+    texts = ["you feel tired", "go old new red"]
+    ask = {"prompt": "i feel sad", "texts": texts}
+    with live(settings_for(bundle)) as server, server.client() as client:
+        assert error_of(client.post("/score", json=ask))["param"] == "score"
+        scorers, files = store_scorers(bundle, {"reflection": given}, tmp_path)
+        spec = Bundle.open(bundle).spec
+        write_spec(bundle, spec.model_copy(update={"scorers": scorers, "scorer_files": files}))
+        assert client.post("/admin/reload", headers=BOSS).status_code == 200
+        results = client.post("/score", json=ask).json()["results"]
+        wanted = build_scorer(given, Context("cpu", tmp_path))(["i feel sad"] * 2, texts)
+        assert [each["scores"]["reflection"] for each in results] == [round(score, 6) for score in wanted]
+        (place,) = files
+        shutil.copyfile(judge / "config.json", bundle / place / "more.json")
+        refused = client.post("/admin/reload", headers=BOSS)
+        assert refused.status_code == 409
+        assert f"scorer_files.{place}" in error_of(refused)["message"]
+        assert client.post("/score", json=ask).json()["results"] == results
 
 
 @pytest.mark.parametrize("damage", ["yaml", "adapter", "tokenizer", "vocabulary", "gone"])

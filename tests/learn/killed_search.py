@@ -10,8 +10,8 @@ from typing import Any
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
+from emorl_core.scorers import checked
 from training.data.records import Record
-from training.scorers import checked
 from training.search.inputs import Inputs
 from training.search.run import Outcome, SearchSettings, run_search
 

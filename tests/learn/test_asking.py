@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from emorl_core.scorers import ScorerError, checked
+from emorl_core.scorers.asking import Panel, ask, ask_rounded
 from training.data.prompts import Prompt
 from training.data.records import Record
-from training.scorers import ScorerError, checked
-from training.scorers.asking import Panel, ask, ask_rounded
 
 RECORD = Record("i feel sad", references=("you feel sad",), extras={"topic": "sad"})
 PROMPT = Prompt(0, "i feel sad", (1,), (1,), ("you feel sad",), extras={"topic": "sad"})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from emorl_core.adapters.sums import weighted_sum
+from emorl_core.scorers import checked
 from emorl_core.types import Combine
 from emorl_core.weights import anchored, resolve
 from tests.apart import exit_code
@@ -33,7 +34,6 @@ from training.evaluation.per_prompt import STEPS, predicted
 from training.evaluation.stages import StageName, trained
 from training.evaluation.weight_choice import evaluations
 from training.recipe.recipe import parse_recipe
-from training.scorers import checked
 
 SEED = 7
 ADAPTERS = tuple(sorted(NAMES))  # the order in which the recipe's file has them

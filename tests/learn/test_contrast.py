@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from emorl_core.scorers import Context, ScorerError, build_scorer
 from training.data.records import Record
-from training.scorers import Context, ScorerError, build_scorer
 
 CORPUS = [Record(f"I lost my item{n}.") for n in range(10)]
 

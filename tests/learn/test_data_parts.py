@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from emorl_core.scorers.words import prompt_key
 from tests.learn.trainer_tasks import tiny_recipe
 from training.data.parts import split_sources
 from training.data.records import DIALOGUE, DataError, Record
-from training.data.splits import Splits, check_disjoint, prompt_key, split_by_prompt
+from training.data.splits import Splits, check_disjoint, split_by_prompt
 from training.pipeline.base import warm_start_records
 from training.pipeline.prepare import load_data
 from training.recipe.recipe import WarmStart

@@ -6,10 +6,11 @@ import random
 
 import pytest
 
+from emorl_core.scorers.words import prompt_key
 from tests.learn.real_data import real
 from training.data.records import DataError, Record
 from training.data.sources import load_records
-from training.data.splits import check_disjoint, prompt_key, split_by_prompt
+from training.data.splits import check_disjoint, split_by_prompt
 
 
 def records(prompts: int, replies: int = 3) -> list[Record]:

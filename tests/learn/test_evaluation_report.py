@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from emorl_core.scorers.diversity import distinct_bigrams
+from emorl_core.scorers.lexical.scorers import LexicalReflection
 from tests.learn.evaluation_cells import copying, deaf, listening, tiny_data, write_cell
 from training.data.records import Record
 from training.evaluation.cells import Reply
 from training.evaluation.run import Wanted, judge
 from training.evaluation.scores import MEASURES, copy_rate, measures_of
-from training.scorers.diversity import distinct_bigrams
-from training.scorers.lexical.scorers import LexicalReflection
 
 ALL = Wanted(("base", "uniform", "emorl"), (1, 2), "emorl", (("emorl", "base"),), side_by_side=3)
 

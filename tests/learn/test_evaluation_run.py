@@ -204,7 +204,7 @@ def test_two_programs_do_not_work_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_scores_are_kept_until_replies_or_scorers_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training.scorers.base import Checked
+    from emorl_core.scorers.base import Checked
 
     asked: list[str] = []
     call = Checked.__call__

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from emorl_core.scorers import Checked, ScorerError, checked
 from training.data.records import DIALOGUE, DataError, Record, RecordSet
-from training.scorers import Checked, ScorerError, checked
 from training.scorers.exam import figures
 from training.scorers.exam.constants import candidates_of, search_constants
 from training.scorers.exam.examine import CLASSES, LENGTH, LEVELS, ExamSettings, examine

@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 
+from emorl_core.scorers.words import prompt_key
 from training.data.exchanges.source import ExchangesSource, Manner, tables
 from training.data.records import Record
 from training.data.sources import load_records
-from training.data.splits import prompt_key
 from training.data.synthetic.judging_prompts import EVALUATION_PROMPTS
 from training.data.synthetic.slots import SLOT
 

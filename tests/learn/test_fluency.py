@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from emorl_core.scorers import Context, ScorerError, build_scorer
+from emorl_core.scorers.fluency import OTHERS, FluencyWeights, Likelihood, LikelihoodReader
 from tests.learn import scorer_models
 from tests.learn.test_exam import graded
-from training.scorers import Context, ScorerError, build_scorer
 from training.scorers.exam.examine import ExamSettings
-from training.scorers.fluency import OTHERS, FluencyWeights, Likelihood, LikelihoodReader
 from training.scorers.learned.fluency import fit_weights, train_fluency
 from training.scorers.learned.settings import ScorerTraining
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from emorl_core.scorers import ScorerError, checked
 from tests.learn.trainer_tasks import NAMES, WANTED, letter_scorer, tiny_recipe, tiny_task
 from training.evaluation.dynaopt import DynaOpt
 from training.pipeline.workshop import Joint
@@ -20,7 +21,6 @@ from training.rl.processes import Processes
 from training.rl.rewards import FixedMix, RewardMix
 from training.rl.tracking import LOG_FILE
 from training.rl.trainer import Trainer
-from training.scorers import ScorerError, checked
 
 WEIGHTS = {"reflection": 0.5, "empathy": 0.2, "fluency": 0.3}
 

@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from emorl_core.errors import EmorlError
-from training.config import RecipeError, Section
+from emorl_core.kinds import Section
+from training.config import RecipeError
 from training.recipe.recipe import Recipe, load_recipe, parse_recipe
 from training.rl.settings import RlSettings
 

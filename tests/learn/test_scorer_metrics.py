@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.data.records import Record
-from training.scorers.calibration import (
+from emorl_core.scorers.calibration import (
     Isotonic,
     Platt,
     fit_isotonic,
@@ -21,6 +20,7 @@ from training.scorers.calibration import (
     softmax,
     write_calibration,
 )
+from training.data.records import Record
 from training.scorers.learned.batches import examples_of, margin_loss, plan_epoch
 from training.scorers.learned.metrics import brier, expected_calibration_error, macro_f1, ranking_accuracy
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from emorl_core.scorers import SCORERS, Context, Scorer, ScorerError, build_scorer, checked, parse_scorer
+from emorl_core.scorers.base import name_of
 from tests.learn import scorer_models
 from training.data.records import Record
-from training.scorers import SCORERS, Context, Scorer, ScorerError, build_scorer, checked, parse_scorer
-from training.scorers.base import name_of
 
 PROMPTS = [
     "I feel sad because my boss is never home.",

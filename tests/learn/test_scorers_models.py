@@ -17,9 +17,9 @@ from transformers import (
     AutoTokenizer,
 )
 
+from emorl_core.scorers import Context, ScorerError, build_scorer
+from emorl_core.scorers.calibration import Isotonic, Platt, Temperature, write_calibration
 from tests.learn import scorer_models
-from training.scorers import Context, ScorerError, build_scorer
-from training.scorers.calibration import Isotonic, Platt, Temperature, write_calibration
 
 CPU = Context(device="cpu")
 PROMPTS = [

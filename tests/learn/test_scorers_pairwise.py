@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from emorl_core.scorers import Context, ScorerError, build_scorer
 from tests.learn import scorer_models
 from tests.learn.test_exam import dialogues, graded
 from training.data.records import Record, RecordSet
-from training.scorers import Context, ScorerError, build_scorer
 from training.scorers.exam.examine import ExamSettings
 from training.scorers.exam.material import Material, parts_of
 from training.scorers.learned.pairwise import PairLessons, Unit

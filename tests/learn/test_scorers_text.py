@@ -7,14 +7,14 @@ import random
 
 import pytest
 
+from emorl_core.scorers import Context, ScorerError, build_scorer
+from emorl_core.scorers.edit_rate import levenshtein
+from emorl_core.scorers.lexical.lexicon import FAMILY_OF, FRAME, FUNCTION, POSITIVE_FAMILIES, stem
+from emorl_core.scorers.lexical.ngram import NgramModel, pieces
+from emorl_core.scorers.lexical.reading import read
+from emorl_core.scorers.lexical.scorers import LexicalEmpathy, LexicalReflection
+from emorl_core.scorers.words import words
 from training.data.records import Record
-from training.scorers import Context, ScorerError, build_scorer
-from training.scorers.edit_rate import levenshtein
-from training.scorers.lexical.lexicon import FAMILY_OF, FRAME, FUNCTION, POSITIVE_FAMILIES, stem
-from training.scorers.lexical.ngram import NgramModel, pieces
-from training.scorers.lexical.reading import read
-from training.scorers.lexical.scorers import LexicalEmpathy, LexicalReflection
-from training.scorers.words import words
 
 CLIENT = "I feel overwhelmed because my boss keeps giving me new projects and I can't sleep at night."
 

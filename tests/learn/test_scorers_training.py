@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from emorl_core.scorers import Context, ScorerError, build_scorer
 from tests.learn import scorer_models
 from tests.learn.real_data import real
 from tests.modes import closed_files
 from training.data.clusters import split_by_cluster
 from training.data.records import DataError, Record, RecordSet
 from training.data.sources import load_records
-from training.scorers import Context, ScorerError, build_scorer
 from training.scorers.learned.metrics import ranking_accuracy
 from training.scorers.learned.settings import ScorerTraining
 from training.scorers.learned.train import train_scorer

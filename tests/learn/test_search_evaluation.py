@@ -14,9 +14,9 @@ import pytest
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeTokenizer
+from emorl_core.scorers import Checked, ScorerError, checked
 from tests.builders import tiny_t5_bundle
 from training.data.records import Record
-from training.scorers import Checked, ScorerError, checked
 from training.search.evaluator import Evaluator, Known
 from training.search.generator import EnsembleGenerator
 from training.search.log import EvaluationLog

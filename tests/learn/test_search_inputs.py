@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import yaml
 
 from emorl_core.bundle import BUNDLE_FILE, BundleSpec, read_spec, write_spec
 from emorl_core.fake import fake_ensemble
+from emorl_core.files.hashes import folder_hash
+from emorl_core.scorers import ScorerError
+from tests.learn.scorer_models import classifier
 from training.data.records import DataError, Record
 from training.recipe.recipe import load_recipe
-from training.scorers import ScorerError
 from training.search.grid import SearchError
 from training.search.inputs import Inputs, chosen, from_files, from_recipe, prompts_hash, read_prompts, stored_recipe
 from training.search.profile import check_profile, write_profile
@@ -170,6 +173,34 @@ def test_a_profile_is_written_with_its_origin_and_all_else_stays(tmp_path: Path)
     write_profile(tmp_path, "searched", {"empathy": 1.0}, {}, set_default=True, overwrite=True)
     assert read_spec(tmp_path / BUNDLE_FILE).default_profile == "searched"
     assert [path.name for path in tmp_path.iterdir()] == [BUNDLE_FILE]
+
+
+def test_the_scorers_of_a_search_stay_in_the_bundle_with_their_files(tmp_path: Path) -> None:
+    bundle, recipe = tmp_path / "bundle", tmp_path / "recipe"
+    bundle.mkdir()
+    classifier(recipe / "judge", ["bad", "good"])
+    spec_in(bundle)
+    judge = {"kind": "cross_encoder", "model": "judge"}
+
+    def write(scorers: dict[str, object]) -> BundleSpec:
+        weights = {"empathy": 1.0}
+        options = {"set_default": False, "overwrite": True, "scorers": scorers, "scorers_folder": recipe}
+        write_profile(bundle, "searched", weights, {}, **options)
+        return read_spec(bundle / BUNDLE_FILE)
+
+    write({"reflection": "length", "empathy": judge})
+    after = write({"reflection": "lexical_reflection"})
+    ((place, sha256),) = after.scorer_files.items()
+    assert after.scorers == {"reflection": "lexical_reflection", "empathy": {**judge, "model": place}}
+    assert folder_hash(bundle / place) == sha256
+
+
+def test_scorers_that_learned_from_the_data_stay_out_of_the_bundle(tmp_path: Path) -> None:
+    (prompts := tmp_path / "prompts.txt").write_text("".join(f"i feel {word}\n" for word in "abcdefgh"))
+    specs = {"fluency": "lexical_fluency", "empathy": "lexical_empathy"}
+    inputs = from_files(prompts, specs)
+    assert inputs.storable == specs  # there was nothing to learn from
+    assert replace(inputs, corpus=True).storable == {"empathy": "lexical_empathy"}
 
 
 def test_a_profile_s_name_is_checked_before_the_search(tmp_path: Path) -> None:

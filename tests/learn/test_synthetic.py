@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from emorl_core.scorers.words import prompt_key
 from tests.learn.trainer_tasks import tiny_recipe
 from training.data.records import DataError, Record
-from training.data.splits import prompt_key
 from training.data.synthetic.domains import DOMAINS
 from training.data.synthetic.frames import CLIENT, CLIENT_GOOD, REPLIES, REPLIES_GOOD
 from training.data.synthetic.grammar import draw_prompt, generate, reply

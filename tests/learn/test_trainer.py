@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from emorl_core.scorers import Checked, ScorerError, checked
 from emorl_core.types import Sampling
 from emorl_core.weights import BASE
 from tests.learn.trainer_tasks import NAMES, TEXTS, WANTED, letter_scorer, tiny_recipe, tiny_task, tiny_trainer
@@ -18,7 +19,6 @@ from training.rl.rollout import Rollout
 from training.rl.task import Order
 from training.rl.tracking import LOG_FILE
 from training.rl.trainer import Trainer
-from training.scorers import Checked, ScorerError, checked
 
 
 def records(trainer: Trainer) -> list[dict[str, Any]]:

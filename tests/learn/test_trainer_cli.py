@@ -16,6 +16,7 @@ from emorl_core.adapters.adapter import read_peft
 from emorl_core.bundle import Bundle
 from emorl_core.ensemble import Ensemble
 from emorl_core.files.hashes import weights_hash
+from emorl_core.stored_scorers import learned
 from tests.apart import started
 from tests.learn.test_resume import write_recipe
 from tests.modes import closed_files
@@ -55,6 +56,14 @@ def test_the_bundle_serves_and_tells_how_it_came_about(trained: Path) -> None:
         assert {"base", "best", "best_step", "last"} == set(objective["validation"])
     assert str(trained) not in json.dumps(report)  # no path of this machine
     assert closed_files(trained / "out") == []
+
+
+def test_the_bundle_has_the_scorers_of_its_recipe(trained: Path) -> None:
+    recipe = json.loads((trained / "out" / "training.json").read_text())["recipe"]
+    wanted = {name: objective["scorer"] for name, objective in recipe["objectives"].items()}
+    kept = {name: spec for name, spec in wanted.items() if not learned(spec)}
+    assert kept
+    assert Bundle.open(trained / "out").spec.scorers == kept
 
 
 def test_adapters_know_the_weights_of_their_base(trained: Path) -> None:

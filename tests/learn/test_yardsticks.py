@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from emorl_core.scorers import Checked, checked
 from tests.learn.evaluation_cells import FEELINGS, PLACES, deaf, listening, tiny_recipe, write_cell
 from training.data.records import Record
 from training.evaluation.run import Wanted, held_out_records, judge
 from training.pipeline.fooled import warn_of_constants
 from training.pipeline.prepare import load_data
-from training.scorers import Checked, checked
 
 WANTED = Wanted(("base", "emorl"), (1,), "emorl", plots=False)
 SENTENCE = "Things will be better soon, I am sure of it."

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from emorl_core.models.registry import adapter_task, load_model
+from emorl_core.scorers import Checked, checked
 from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from tests.builders import tiny_t5
 from training.data.prompts import encode_prompts
@@ -22,7 +23,6 @@ from training.rl.processes import Processes
 from training.rl.task import Task
 from training.rl.tracking import Report
 from training.rl.trainer import Trainer
-from training.scorers import Checked, checked
 
 TEXTS = (
     "i feel sad at work",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from emorl_core.scorers.words import prompt_key
 from training.data.records import DIALOGUE, Record
-from training.data.splits import Splits, prompt_key, split_by_prompt
+from training.data.splits import Splits, split_by_prompt
 
 # Of the data of a scorer. More is held out than of a policy's prompts: some rows of the exam have few replies.
 SCORER_FRACTIONS: dict[str, float] = {"train": 0.7, "validation": 0.1, "test": 0.2}

@@ -6,9 +6,10 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from emorl_core.scorers.words import prompt_key
 from training.data.clusters import clusters_of
 from training.data.records import DataError, Record
-from training.data.splits import FRACTIONS, Splits, check_disjoint, check_fractions, prompt_key, sizes_of
+from training.data.splits import FRACTIONS, Splits, check_disjoint, check_fractions, sizes_of
 
 
 def split_sources(sources: Sequence[Sequence[Record]], seed: int, fractions: Mapping[str, float] = FRACTIONS) -> Splits:

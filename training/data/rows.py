@@ -16,7 +16,7 @@ from pydantic import field_validator
 from emorl_core.files.documents import repeated
 from emorl_core.files.reading import Unreadable, read_bytes
 from emorl_core.files.text_files import decode, lines_of
-from training.config import Spec
+from emorl_core.kinds import Spec
 from training.data.records import DataError, OnBadRow, Record, RecordSet, Tally
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.config import parse_spec
+from emorl_core.kinds import parse_spec
 from training.data.exchanges.source import ExchangesSource
 from training.data.kinds.annomi import AnnomiSource
 from training.data.kinds.epitome import EpitomeSource

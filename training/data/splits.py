@@ -8,21 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
+from emorl_core.scorers.words import prompt_key
 from training.data.records import DIALOGUE, DataError, Record
 
 FRACTIONS: dict[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}  # method.md section 2
 
 Splits = dict[str, tuple[Record, ...]]
-
-
-def prompt_key(prompt: str) -> str:
-    """What makes two prompts the same: their words, whatever the case, spacing, quotes and punctuation."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", prompt).casefold())
-    return " ".join(words) or prompt.strip()
 
 
 def split_by_prompt(records: Iterable[Record], seed: int, fractions: Mapping[str, float] = FRACTIONS) -> Splits:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from emorl_core.scorers.asking import Panel
 from emorl_core.types import Completion
 from emorl_core.weights import ResolvedWeights
 from training.evaluation.answers import Answered, Answers
 from training.evaluation.experiment import Experiment
 from training.progress import Progress
-from training.scorers.asking import Panel
 
 
 def best_of(

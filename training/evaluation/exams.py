@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from emorl_core.files.writing import replacing
+from emorl_core.scorers import ScorerError
 from training.data.records import Record
 from training.evaluation.scores import Scorers
 from training.pipeline.prepare import Data, records_hash
-from training.scorers import ScorerError
 from training.scorers.exam.examine import ExamSettings, examine
 from training.scorers.exam.material import Material
 

@@ -19,8 +19,8 @@ from training.progress import Say
 from training.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
+    from emorl_core.scorers import Checked
     from training.pipeline.workshop import Workshop
-    from training.scorers import Checked
 
 SHARED_DIR = "shared"
 SEARCH_PROMPTS, LEVELS = 64, 5

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from emorl_core.engine.sweep import SweepItem
+from emorl_core.scorers.asking import Panel
 from emorl_core.types import Combine
 from emorl_core.weights import ResolvedWeights, resolve
 from training.data.prompts import Prompt
@@ -22,7 +23,6 @@ from training.evaluation.experiment import Experiment
 from training.evaluation.front import STEPS as FRONT_STEPS
 from training.evaluation.front import Front, as_values, grid_points
 from training.progress import Progress
-from training.scorers.asking import Panel
 from training.search.predictor import fit, targets
 from training.search.score_table import Array
 from training.search.spaces import Point

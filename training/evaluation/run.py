@@ -23,6 +23,7 @@ from emorl_core.errors import EmorlError
 from emorl_core.files.disk import disk_full
 from emorl_core.files.hashes import folder_hash
 from emorl_core.files.writing import replacing
+from emorl_core.scorers import Context, ScorerError
 from training.data.clusters import clusters_of
 from training.data.records import Record, one_per_prompt
 from training.evaluation.blind import sheet_and_key, write_sheet
@@ -37,7 +38,6 @@ from training.pipeline.prepare import NOT_TRAINING, Data, records_hash
 from training.progress import Progress, Say
 from training.recipe.evaluation import EvaluationSettings
 from training.recipe.recipe import Recipe
-from training.scorers import Context, ScorerError
 from training.search.inputs import prompts_hash
 
 FORMAT = "emorl-evaluation/1"

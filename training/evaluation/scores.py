@@ -18,13 +18,13 @@ import numpy as np
 
 from emorl_core.files.hashes import folder_hash
 from emorl_core.files.writing import replacing
+from emorl_core.scorers import Checked, Context, build_scorer
+from emorl_core.scorers.asking import ask_rounded
+from emorl_core.scorers.diversity import distinct_bigrams
+from emorl_core.scorers.edit_rate import edit_rate
+from emorl_core.scorers.words import longest_run, words
 from training.data.records import Record
 from training.evaluation.cells import Cell, Reply, cell_folder
-from training.scorers import Checked, Context, build_scorer
-from training.scorers.asking import ask_rounded
-from training.scorers.diversity import distinct_bigrams
-from training.scorers.edit_rate import edit_rate
-from training.scorers.words import longest_run, words
 from training.search.score_table import Array
 
 FORMAT = "emorl-scores/1"

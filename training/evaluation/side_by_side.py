@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from emorl_core.scorers.words import prompt_key
 from training.data.records import Record
-from training.data.splits import prompt_key
 from training.evaluation.results import MEAN, OBJECTIVES, Scored
 
 Texts = Mapping[str, Mapping[int, Sequence[str]]]  # method -> seed -> one reply per held-out prompt

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emorl_core.files.writing import replacing
+from emorl_core.scorers import ScorerError
+from emorl_core.scorers.asking import Asked
+from emorl_core.scorers.words import words
 from training.data.clusters import clusters_of
 from training.data.records import Record
 from training.evaluation.cells import Cell, Reply, prompt_sha256
@@ -20,12 +23,9 @@ from training.evaluation.exams import best_replies
 from training.evaluation.results import Scored, scored
 from training.evaluation.scores import Scorers, measures_of, scores_of
 from training.pipeline.prepare import Data, records_hash
-from training.scorers import ScorerError
-from training.scorers.asking import Asked
 from training.scorers.exam.constants import candidates_of, search_constants
 from training.scorers.exam.examine import Asking, ExamSettings
 from training.scorers.exam.nearest import nearest
-from training.scorers.words import words
 
 HUMAN, CONSTANT, COPY, OTHER = "human", "constant", "copy", "other-client"
 ABOUT: dict[str, str] = {

@@ -10,11 +10,11 @@ from typing import Any
 from emorl_core.adapters.adapter import ACTIVATED_TASK
 from emorl_core.bundle import PROMPT, hub_folder
 from emorl_core.models.registry import adapter_task
+from emorl_core.scorers.words import prompt_key
 from emorl_core.text.tokenizer import load_tokenizer
 from training.config import RecipeError
 from training.data.records import DIALOGUE, Record
 from training.data.sources import load_records
-from training.data.splits import prompt_key
 from training.data.wording import ChatSettings
 from training.pipeline.prepare import Data
 from training.progress import FitProgress

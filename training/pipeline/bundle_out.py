@@ -23,6 +23,7 @@ from emorl_core.bundle import (
 from emorl_core.files.hashes import weights_hash
 from emorl_core.files.writing import appearing
 from emorl_core.models.registry import adapter_task
+from emorl_core.stored_scorers import learned, store_scorers
 from training.config import RecipeError
 from training.pipeline.prepare import Data
 from training.recipe.recipe import Recipe
@@ -35,12 +36,14 @@ _PACKAGES = ("emorl", "torch", "transformers", "accelerate", "safetensors")
 
 
 def write_bundle(
-    folder: Path, recipe: Recipe, trainer: Trainer, data: Data, base: Path, *, overwrite: bool
+    folder: Path, recipe: Recipe, trainer: Trainer, data: Data, base: Path, *, recipe_folder: Path, overwrite: bool
 ) -> dict[str, Any]:
     """Write the bundle so that it appears whole or not at all; returns the report.
 
     `adapters/<objective>` are the weights that `rl.keep` names, the ones that serve; the others lie in
-    `adapters-last/<objective>` (or `adapters-best`). Raises `RecipeError` when the folder is taken.
+    `adapters-last/<objective>` (or `adapters-best`). The scorers go with them, but for those that learned from the
+    data: its texts stay out of bundles. recipe_folder: where the recipe's relative paths start. Raises `RecipeError`
+    when the folder is taken.
     """
     if folder.exists() and not overwrite:
         if not folder.is_dir() or any(folder.iterdir()):
@@ -68,7 +71,11 @@ def write_bundle(
         if recipe.base.hub is None:
             copy_checkpoint(base, bundle / BASE_DIR)
         (bundle / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_spec(bundle, _spec(recipe, trainer))
+        used = {name: recipe.objectives[name].scorer for name in report["objectives"]}
+        scorers, files = store_scorers(
+            bundle, {name: spec for name, spec in used.items() if not learned(spec)}, recipe_folder
+        )
+        write_spec(bundle, _spec(recipe, trainer).model_copy(update={"scorers": scorers, "scorer_files": files}))
     return report
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from emorl_core.bundle import BASE_DIR
 from emorl_core.files.writing import appearing, clear_leftovers
-from training.config import Section
+from emorl_core.kinds import Section
 from training.data.synthetic.tables import FOLDER as GRAMMAR
 from training.pipeline.demo_folder import alone, check_target, key_of, write_receipt
 from training.progress import Progress
@@ -182,7 +182,7 @@ def build_bundle(work: Path, recipe: Recipe, progress: Progress | None = None) -
 
     trainer = workshop.trainer(work / RUN_DIR, report)
     trainer.run(resume=True)
-    write_bundle(work / BUNDLE_DIR, workshop.recipe, trainer, data, workshop.base, overwrite=False)
+    write_bundle(work / BUNDLE_DIR, workshop.recipe, trainer, data, workshop.base, recipe_folder=work, overwrite=False)
 
 
 def publish(bundle: Path, folder: Path, key: str) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from emorl_core.scorers import Checked
+from emorl_core.scorers.asking import ask_rounded
 from training.data.records import Record
 from training.progress import Say
-from training.scorers import Checked
-from training.scorers.asking import ask_rounded
 from training.scorers.exam.examine import Asking, ExamSettings, best_constant
 
 SEARCH = ExamSettings(candidates=120, prompts=12)  # short: it is part of every start

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emorl_core.bundle import BASE_DIR
+from emorl_core.stored_scorers import learned
 from training.config import RecipeError
 from training.pipeline.bundle_out import write_bundle
 from training.progress import FitProgress, Say
@@ -87,7 +88,12 @@ def train(
     processes.close()
     if not processes.is_main:
         return {}
-    return write_bundle(places.bundle, workshop.recipe, trainer, data, workshop.base, overwrite=overwrite)
+    for name, objective in recipe.objectives.items():
+        if learned(objective.scorer):
+            say(f"the bundle gets no scorer for {name}: its scorer learned from the data, which bundles do not carry")
+    return write_bundle(
+        places.bundle, workshop.recipe, trainer, data, workshop.base, recipe_folder=folder, overwrite=overwrite
+    )
 
 
 def warm_start_progress(say: Say) -> FitProgress:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from emorl_core.models.registry import adapter_task, load_model
+from emorl_core.scorers import Checked, Context, build_scorer
 from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from training.config import RecipeError
 from training.pipeline.base import base_folder, how_prompts_go, run_warm_start, start_folder, warm_started, worded
@@ -27,7 +28,6 @@ from training.rl.settings import LoraSettings
 from training.rl.task import Goal, Task
 from training.rl.tracking import Report
 from training.rl.trainer import Trainer
-from training.scorers import Checked, Context, build_scorer
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from emorl_core.bundle import Name, SystemMessage
-from training.config import Section
-from training.scorers import parse_scorer
+from emorl_core.kinds import Section
+from emorl_core.scorers import parse_scorer
 
 
 class EvaluationSettings(Section):

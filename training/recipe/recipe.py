@@ -13,8 +13,10 @@ from emorl_core.config import key_of, reason_of
 from emorl_core.errors import InvalidWeights, cut
 from emorl_core.files.documents import read_yaml
 from emorl_core.files.reading import Missing, Unreadable, is_folder
+from emorl_core.kinds import Section, nearest
+from emorl_core.scorers import parse_scorer
 from emorl_core.weights import BASE, resolve
-from training.config import RecipeError, Section, Start, is_default, nearest
+from training.config import RecipeError, Start, is_default
 from training.data.sources import parse_source
 from training.data.splits import FRACTIONS
 from training.data.wording import ChatSettings
@@ -22,7 +24,6 @@ from training.recipe.adapter_start import AdapterStart
 from training.recipe.evaluation import EvaluationSettings
 from training.recipe.overrides import apply_override
 from training.rl.settings import ComputeSettings, LoraSettings, Preset, RlSettings, with_preset
-from training.scorers import parse_scorer
 from training.warm_start.fit import FitSettings
 from training.warm_start.scratch_t5 import ScratchSettings
 from training.warm_start.warm_start import WarmStartSettings

@@ -11,11 +11,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from emorl_core.adapters.adapter import Adapter
+from emorl_core.scorers import Checked
 from training.rl.rewards import RewardMix, RunningStatistics, Scores, to_rewards
 from training.rl.settings import Transform
 from training.rl.stacks import ObjectiveOptimizer, Stacks
 from training.rl.stopping import StopState, record
-from training.scorers import Checked
 
 Status = Literal["active", "finished", "failed"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from emorl_core.scorers import Checked, ScorerError
+from emorl_core.scorers.asking import ask
 from training.data.prompts import Prompt
 from training.rl.rollout import Sample
-from training.scorers import Checked, ScorerError
-from training.scorers.asking import ask
 
 
 class ScoringFault(Exception):

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from training.config import Section, is_default
+from emorl_core.kinds import Section
+from training.config import is_default
 
 Advantage = Literal["mean", "leave_one_out", "group_standardised"]
 Transform = Literal["raw", "log", "standardised"]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from random import Random
 
 from emorl_core.models.family import TrainableModel
+from emorl_core.scorers import Checked
 from emorl_core.text.tokenizer import Tokenizer
 from training.data.prompts import Prompt
 from training.rl.given import Given
 from training.rl.rewards import RewardMix
 from training.rl.rollout import Sample
 from training.rl.settings import ComputeSettings, LoraSettings, RlSettings
-from training.scorers import Checked
 from training.seeds import derive
 
 

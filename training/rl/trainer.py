@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from emorl_core.scorers import ScorerError
 from emorl_core.types import Sampling
 from emorl_core.weights import BASE
 from training.config import RecipeError
@@ -31,7 +32,6 @@ from training.rl.stopping import ask, at_limit, reason_to_stop
 from training.rl.supervised import SupervisedStart
 from training.rl.task import Order, Task
 from training.rl.tracking import Report, RunLog
-from training.scorers import ScorerError
 from training.seeds import derive
 
 

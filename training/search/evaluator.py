@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from training.scorers import Checked
-from training.scorers.asking import Asked, Panel
+from emorl_core.scorers import Checked
+from emorl_core.scorers.asking import Asked, Panel
 from training.search.generator import Generator
 from training.search.grid import SearchError
 from training.search.log import EvaluationLog

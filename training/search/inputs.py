@@ -12,12 +12,14 @@ from typing import Any
 from emorl_core.files.documents import read_json
 from emorl_core.files.reading import Missing, Unreadable
 from emorl_core.files.text_files import read_lines
+from emorl_core.scorers import Checked, Context, build_scorer
+from emorl_core.scorers.words import prompt_key
+from emorl_core.stored_scorers import learned
 from training.data.clusters import split_by_cluster
 from training.data.records import DataError, Record, clean, one_per_prompt
 from training.data.sources import load_records
-from training.data.splits import check_disjoint, prompt_key
+from training.data.splits import check_disjoint
 from training.recipe.recipe import Recipe, parse_recipe
-from training.scorers import Checked, Context, build_scorer
 from training.search.grid import SearchError
 
 SEARCH, HELD_OUT = "search", "held_out"
@@ -32,6 +34,13 @@ class Inputs:
     scorers: Mapping[str, Checked]
     specs: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    folder: Path | None = None  # where relative paths of `specs` start
+    corpus: bool = False  # whether scorers could learn from records
+
+    @property
+    def storable(self) -> dict[str, Any]:
+        """Specifications of the scorers that a bundle can carry: those that learned nothing from the data."""
+        return {name: spec for name, spec in self.specs.items() if not (self.corpus and learned(spec))}
 
 
 def from_recipe(recipe: Recipe, folder: Path, *, device: str = "auto") -> Inputs:
@@ -48,7 +57,15 @@ def from_recipe(recipe: Recipe, folder: Path, *, device: str = "auto") -> Inputs
     specs = {name: objective.scorer for name, objective in recipe.objectives.items()}
     context = Context(device, folder, data.parts["train"])
     scorers = {name: build_scorer(spec, context, where=f"objectives.{name}.scorer") for name, spec in specs.items()}
-    return Inputs(tuple(one_per_prompt([*search])), tuple(one_per_prompt([*held_out])), scorers, specs, tuple(notes))
+    return Inputs(
+        tuple(one_per_prompt([*search])),
+        tuple(one_per_prompt([*held_out])),
+        scorers,
+        specs,
+        tuple(notes),
+        folder,
+        corpus=True,
+    )
 
 
 def stored_recipe(bundle: Path) -> Recipe:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from emorl_core.bundle import BUNDLE_FILE, BundleSpec, ProfileSpec, read_spec, write_spec
 from emorl_core.config import explain
+from emorl_core.stored_scorers import store_scorers
 from training.search.grid import SearchError
 
 BY = "emorl search"
@@ -43,15 +44,23 @@ def write_profile(
     set_default: bool,
     overwrite: bool,
     resumed: str | None = None,
+    scorers: Mapping[str, Any] | None = None,
+    scorers_folder: Path | None = None,
 ) -> None:
-    """Put the profile into the bundle's file, which a reader sees as it was or as it is, never half written.
+    """Put the profile, and the scorers that found it, into the bundle's file, which a reader sees as it was or as it
+    is, never half written.
+
+    scorers: name -> specification; they replace those of the bundle by the same names. scorers_folder: where their
+    relative paths start.
 
     The file is read again first, so that what others wrote meanwhile stays. Raises `SearchError`, `BundleError`.
     """
     spec = read_spec(folder / BUNDLE_FILE)
     check_profile(spec, name, overwrite=overwrite, resumed=resumed)
     profile = ProfileSpec(weights=dict(weights), origin=dict(origin))
-    write_spec(folder, _with_profile(spec, name, profile, set_default=set_default))
+    stored, files = store_scorers(folder, scorers or {}, scorers_folder)
+    kept = {"scorers": {**spec.scorers, **stored}, "scorer_files": {**spec.scorer_files, **files}}
+    write_spec(folder, _with_profile(spec, name, profile, set_default=set_default, **kept))
 
 
 def origin_of(report: Mapping[str, Any], command: str) -> dict[str, Any]:
@@ -80,8 +89,11 @@ def origin_of(report: Mapping[str, Any], command: str) -> dict[str, Any]:
     }
 
 
-def _with_profile(spec: BundleSpec, name: str, profile: ProfileSpec, *, set_default: bool) -> BundleSpec:
-    values = spec.model_dump()
+def _with_profile(
+    spec: BundleSpec, name: str, profile: ProfileSpec, *, set_default: bool, **changed: object
+) -> BundleSpec:
+    """changed: other keys of `bundle.yaml`."""
+    values = spec.model_dump() | changed
     values["profiles"][name] = profile.model_dump()
     if set_default:
         values["default_profile"] = name

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from training.config import nearest
+from emorl_core.kinds import nearest
 from training.search.grid import SearchError
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from emorl_core.files.writing import follow_umask
-from training.config import Section
-from training.progress import FitProgress, quiet_transformers
+from emorl_core.kinds import Section
+from emorl_core.scorers.base import quiet_transformers
+from training.progress import FitProgress
 from training.seeds import derive
 from training.warm_start.errors import FitError
 from training.warm_start.examples import NO_LABEL, Example

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from training.config import Section
+from emorl_core.kinds import Section
 from training.seeds import derive
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from pydantic import Field
 from emorl_core.bundle import PROMPT, Template, hub_folder
 from emorl_core.errors import BundleError, UnsupportedModel, one_line
 from emorl_core.files.writing import appearing
+from emorl_core.kinds import Section
 from emorl_core.text.tokenizer import load_tokenizer
-from training.config import Section, Start, is_default
+from training.config import Start, is_default
 from training.data.records import Record
 from training.data.wording import ChatSettings
 from training.progress import FitProgress
@@ -147,7 +148,7 @@ def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
     from emorl_core.models.config import read_config, refuse_quantised
     from emorl_core.models.registry import family_of
-    from training.scorers.base import quiet_loading
+    from emorl_core.scorers.base import quiet_loading
 
     try:
         config = read_config(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ class Head:
     index_of: dict[str, int]
     ensemble: Ensemble
     receipt_of: Callable[[int, Completion], Receipt] | None = None  # index of the choice, its completion
+    scores_of: Callable[[Sequence[Completion]], Awaitable[list[dict[str, Any]]]] | None = None  # of all choices
 
     def names(self) -> TokenNames:
         """For the tokens of one choice."""
@@ -54,6 +55,13 @@ def steering_of(head: Head, completions: Sequence[Completion]) -> dict[str, Any]
         receipts = [head.receipt_of(head.index_of[each.request_id], each) for each in completions]
         steering["receipts"] = [receipt.model_dump(mode="json") for receipt in receipts]
     return steering
+
+
+async def with_scores(head: Head, body: dict[str, Any], completions: Sequence[Completion]) -> dict[str, Any]:
+    """The body of an answer, with its choices' scores where they are asked for."""
+    if head.scores_of is not None:
+        body["emorl"]["scores"] = await head.scores_of(completions)
+    return body
 
 
 # --- /v1/completions -------------------------------------------------------------------------------------------------
@@ -121,6 +129,7 @@ class OpenAIDialect(ABC):
     with_logprobs: bool
     completions: dict[int, Completion] = field(default_factory=dict)
     names: dict[int, TokenNames] = field(default_factory=dict)  # per choice, once it has begun
+    scores: list[dict[str, Any]] | None = None  # per choice, where they are asked for
 
     kind: ClassVar[str]
 
@@ -162,11 +171,22 @@ class OpenAIDialect(ABC):
     def failed(self, error: EmorlError) -> bytes:
         return sse.data({"error": error_object(error)})
 
+    @property
+    def in_order(self) -> list[Completion]:
+        return [self.completions[index] for index in sorted(self.completions)]
+
+    async def settle(self) -> None:
+        if self.head.scores_of is not None:
+            self.scores = await self.head.scores_of(self.in_order)
+
     def end(self) -> bytes:
-        if not self.include_usage:
-            return b""
-        completions = [self.completions[index] for index in sorted(self.completions)]
-        return self.chunk([], usage_of(completions, self.choices_per_prompt))
+        last = b""
+        if self.scores is not None:
+            steering = {**steering_of(self.head, self.in_order), "scores": self.scores}
+            last = sse.data({**self.head.of(self.kind), "choices": [], "emorl": steering})
+        if self.include_usage:
+            last += self.chunk([], usage_of(self.in_order, self.choices_per_prompt))
+        return last
 
 
 @dataclass

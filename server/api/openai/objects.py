@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from server.api.fields import example
 from server.api.generate_models import Usage
+from server.api.scores_models import TextScores
 from server.serving.receipt import Receipt
 
 Finish = Literal["stop", "length"]
@@ -43,6 +44,9 @@ class Steering(BaseModel):
     profile: str | None
     seeds: list[int] = Field(description="One per choice.")
     receipts: list[Receipt] | None = Field(None, description="One per choice, only when asked for.")
+    scores: list[TextScores] | None = Field(
+        None, description="One per choice, only when asked for; in a stream, in a chunk without choices before the end."
+    )
 
 
 class TextLogprobs(BaseModel):

@@ -66,6 +66,8 @@ class OpenAIRequest(Body):
     no_repeat_ngram_size: Int = Field(0, ge=0, description="0 is off. Not in OpenAI's API.")
     receipt: bool = Field(False, description="Give a receipt per choice in `emorl`. Not in OpenAI's API.")
 
+    score: bool = Field(False, description="Give each choice's scores in `emorl`. Not in OpenAI's API.")
+
     metadata: Annotated[Any, Off(None, {})] = None
     service_tier: Annotated[Any, Off(None, "auto", "default")] = None
     store: Annotated[Any, Off(None, False)] = None

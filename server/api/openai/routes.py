@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
-from emorl_core.text.chat import Message
+from emorl_core.text.chat import Message, statement
 from emorl_core.types import Completion
 from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
@@ -23,12 +23,15 @@ from server.api.openai.answers import (
     Head,
     chat_completion,
     text_completion,
+    with_scores,
 )
 from server.api.openai.messages import chat_of, single_statement
 from server.api.openai.objects import ChatCompletion, Model, ModelList, TextCompletion
 from server.api.openai.requests import ChatRequest, CompletionRequest, OpenAIRequest
+from server.api.scores import check_scored, scores_of
 from server.door.bodies import StrictBody
 from server.door.errors import UnknownModel
+from server.policy.door import Conversation
 from server.serving import sse
 from server.serving.deployment import Deployment
 from server.serving.generation import Generation
@@ -87,13 +90,16 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         ]
 
     sent = [prompt for _, prompt in prompts for _ in range(n)]
-    generation, head = await _accept(request, body, build, "cmpl", len(sent), lambda _: sent)
+    generation, head = await _accept(
+        request, body, build, "cmpl", len(sent), lambda _: sent, lambda e: _conversations(e, prompts)
+    )
     echoes = [_echo(head.ensemble, prompt) if body.echo else "" for prompt in sent]
     with_logprobs = body.logprobs is not None
     if body.stream:
         dialect = CompletionDialect(head, n, body.include_usage, with_logprobs, echoes=echoes)
         return await sse.stream(generation, dialect, service_of(request).settings)
-    return json_response(text_completion(head, await generation.finish(), n, echoes, with_logprobs))
+    done = await generation.finish()
+    return json_response(await with_scores(head, text_completion(head, done, n, echoes, with_logprobs), done))
 
 
 @router.post("/chat/completions", response_model=ChatCompletion, responses={200: _CHAT_STREAM, **_ERRORS})
@@ -113,11 +119,14 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     def sent(ensemble: Ensemble) -> list[Sent]:
         return [_said(ensemble, body)[1]] * body.choices
 
-    generation, head = await _accept(request, body, build, "chatcmpl", body.choices, sent)
+    generation, head = await _accept(
+        request, body, build, "chatcmpl", body.choices, sent, lambda _: [tuple(chat_of(body.messages))]
+    )
     if body.stream:
         dialect = ChatDialect(head, body.choices, body.include_usage, bool(body.logprobs))
         return await sse.stream(generation, dialect, service_of(request).settings)
-    return json_response(chat_completion(head, await generation.finish(), bool(body.logprobs)))
+    done = await generation.finish()
+    return json_response(await with_scores(head, chat_completion(head, done, bool(body.logprobs)), done))
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -163,11 +172,18 @@ async def _accept(
     kind: str,
     rows: int,
     sent: Callable[[Ensemble], Sequence[Sent]],
+    said: Callable[[Ensemble], Sequence[Conversation]],
 ) -> tuple[Generation, Head]:
-    """sent: the prompt of each choice, for receipts."""
+    """sent: the prompt of each choice, for receipts and scores; said: what is asked about, for the policy."""
     service = service_of(request)
     answer_id = f"{kind}-{secrets.token_hex(12)}"
-    generation = await service.accept(request, lambda ensemble: build(ensemble, answer_id), rows)
+
+    def checked(ensemble: Ensemble) -> list[EngineRequest]:
+        if body.score:
+            check_scored(ensemble)
+        return build(ensemble, answer_id)
+
+    generation = await service.accept(request, said, checked, rows)
     ids = {each.request_id: index for index, each in enumerate(generation.requests)}
     ensemble = generation.deployment.ensemble
     identity = generation.deployment.identity if body.receipt else None
@@ -180,8 +196,12 @@ async def _accept(
         prompt, engine_request = prompts[index], generation.requests[index]
         return make_receipt(ensemble, identity, prompt, engine_request, completion, raw=raw and isinstance(prompt, str))
 
+    async def judged(completions: Sequence[Completion]) -> list[dict[str, Any]]:
+        return await scores_of(generation.deployment, prompts, [each.text for each in completions])
+
     makes_receipts = None if identity is None else receipt_of
-    return generation, Head(answer_id, body.model, generation.accepted, ids, ensemble, makes_receipts)
+    asks = judged if body.score else None
+    return generation, Head(answer_id, body.model, generation.accepted, ids, ensemble, makes_receipts, asks)
 
 
 Located = tuple[str, str | list[int] | list[Message]]  # a prompt with the field that it is in
@@ -237,6 +257,16 @@ def _keywords(ensemble: Ensemble, body: OpenAIRequest, located: Located) -> dict
     if isinstance(prompt, str) and ensemble.spec.chat is not None:
         return {"prompt": ensemble.encode_raw(prompt, field=place)}
     return {"prompt": prompt}
+
+
+def _conversations(ensemble: Ensemble, prompts: Sequence[tuple[str, str | list[int]]]) -> list[Conversation]:
+    """Token ids as the text that they are; those that are no tokens stand for none, and are refused later."""
+
+    def known(ids: list[int]) -> list[int]:
+        return [token for token in ids if token < ensemble.engine.facts.vocab_size]
+
+    texts = [each if isinstance(each, str) else ensemble.tokenizer.decode(known(each)) for _, each in prompts]
+    return [statement(text) for text in texts]
 
 
 def _echo(ensemble: Ensemble, prompt: str | Sequence[int]) -> str:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from emorl_core.scorers.asking import Asked
 from training.data.phrases import STOCK
 from training.data.records import Record
-from training.scorers.asking import Asked
 from training.scorers.exam.material import Score
 
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")

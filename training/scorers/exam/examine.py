@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from emorl_core.scorers.asking import Asked, ask_rounded
+from emorl_core.scorers.base import Checked
 from training.data.corruptions import CORRUPTIONS
 from training.data.records import Record
-from training.scorers.asking import Asked, ask_rounded
-from training.scorers.base import Checked
 from training.scorers.exam.constants import Constant, candidates_of, search_constants
 from training.scorers.exam.figures import (
     Figure,

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from emorl_core.scorers.asking import Asked
+from emorl_core.scorers.words import prompt_key, words
 from training.data.clusters import clusters_of, split_by_cluster
 from training.data.records import DataError, Record, RecordSet
-from training.data.splits import prompt_key
-from training.scorers.asking import Asked
 from training.scorers.exam.nearest import nearest
-from training.scorers.words import words
 
 _NEIGHBOURS = 10
 Score = Callable[[Sequence[Asked], Sequence[str]], Sequence[float]]  # what replies answer, replies -> a number each

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.scorers.words import words
+from emorl_core.scorers.words import words
 
 _MOST_WORDS = 4000  # of the vocabulary
 

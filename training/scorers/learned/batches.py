@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from emorl_core.scorers.words import prompt_key
 from training.data.records import Record
-from training.data.splits import prompt_key
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from training.scorers.asking import Asked
-from training.scorers.calibration import Calibration, fit_platt
+from emorl_core.scorers.asking import Asked
+from emorl_core.scorers.calibration import Calibration, fit_platt
 from training.scorers.exam.material import Material
 from training.scorers.exam.pairs import CONSTANT, NEAR, OWN, Pair, constant_pairs, own_pairs, ranked_pairs
 from training.scorers.learned.batches import examples_of

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorl_core.files.writing import replacing
+from emorl_core.scorers.base import ScorerError
+from emorl_core.scorers.cross_encoder import encode_pairs, raw_outputs
 from training.progress import FitProgress
-from training.scorers.base import ScorerError
-from training.scorers.cross_encoder import encode_pairs, raw_outputs
 from training.scorers.learned.batches import derived_seed
 from training.scorers.learned.lessons import Lessons
 from training.scorers.learned.settings import ScorerTraining

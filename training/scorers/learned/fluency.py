@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorl_core.files.writing import appearing
+from emorl_core.scorers.base import checked
+from emorl_core.scorers.calibration import fit_platt
+from emorl_core.scorers.cross_encoder import local_or_hub, shown
+from emorl_core.scorers.fluency import FEATURES, WEIGHTS_FILE, FluencyWeights, Likelihood, LikelihoodReader
 from training.data.phrases import stock_phrases
 from training.data.records import RecordSet
 from training.progress import FitProgress
-from training.scorers.base import checked
-from training.scorers.calibration import fit_platt
-from training.scorers.cross_encoder import local_or_hub, shown
 from training.scorers.exam.examine import ExamSettings, examine
 from training.scorers.exam.material import Material, parts_of
 from training.scorers.exam.pairs import Pair, constant_pairs, own_pairs
 from training.scorers.exam.report import markdown_lines
-from training.scorers.fluency import FEATURES, WEIGHTS_FILE, FluencyWeights, Likelihood, LikelihoodReader
 from training.scorers.learned.settings import ScorerTraining
 from training.scorers.learned.train import Trained, check_target
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emorl_core.scorers.calibration import Calibration, Temperature, fit_isotonic, fit_platt, fit_temperature, sigmoid
+from emorl_core.scorers.words import prompt_key
 from training.data.records import Record
-from training.data.splits import prompt_key
-from training.scorers.calibration import Calibration, Temperature, fit_isotonic, fit_platt, fit_temperature, sigmoid
 from training.scorers.exam.report import markdown_lines
 from training.scorers.learned.metrics import brier, expected_calibration_error, macro_f1, ranking_accuracy
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from training.config import Spec
+from emorl_core.kinds import Spec
 
 
 class ScorerTraining(Spec):

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorl_core.files.writing import appearing
+from emorl_core.scorers.base import ScorerError, checked, pick_device, quiet_loading
+from emorl_core.scorers.calibration import Calibration, write_calibration
+from emorl_core.scorers.cross_encoder import load_pretrained, local_or_hub, pick_max_length, shown
+from emorl_core.scorers.words import prompt_key
 from training.data.records import DataError, RecordSet
-from training.data.splits import prompt_key
 from training.progress import FitProgress
-from training.scorers.base import ScorerError, checked, pick_device, quiet_loading
-from training.scorers.calibration import Calibration, write_calibration
-from training.scorers.cross_encoder import load_pretrained, local_or_hub, pick_max_length, shown
 from training.scorers.exam.examine import ExamSettings, examine
 from training.scorers.exam.material import Material, parts_of
 from training.scorers.learned.courses import Course, GradedCourse, PairCourse

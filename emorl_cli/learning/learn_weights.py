@@ -1,0 +1,41 @@
+"""`emorl learn-weights`: a profile from the drafts that a person took."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from emorl_cli.console.options import add_example
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, help="the bundle's folder, whose drafts were chosen among")
+    parser.add_argument("--choices", type=Path, required=True, help="the file that the server's choices_file names")
+    parser.add_argument("--user", required=True, help="whose choices to learn from")
+    parser.add_argument("--profile", help="the profile to write; without it the weights are only printed")
+    parser.add_argument("--overwrite", action="store_true", help="replace a profile of that name")
+    add_example(parser, "emorl learn-weights my-bundle --choices choices.db --user ward-3 --profile ward-3")
+
+
+def run(args: argparse.Namespace) -> int:
+    from emorl_core.bundle import Bundle
+    from emorl_core.choices.learning import Preference
+    from emorl_core.choices.store import ChoiceStore
+    from emorl_core.errors import InvalidRequest
+    from training.search.profile import write_profile
+
+    spec = Bundle.open(args.bundle).spec
+    belief = Preference(tuple(spec.objectives))
+    belief.learn(ChoiceStore(args.choices, create=False).of(args.user, spec.name))
+    found = belief.result()
+    if not found.choices:
+        raise InvalidRequest(f"{args.choices} has no choice of {args.user!r} among drafts of {spec.name}", param="user")
+    print(f"{found.choices} choices of {args.user}")
+    for name, weight in found.weights.items():
+        low, high = found.region[name]
+        print(f"{name:<20} {weight:.3f} ± {found.deviation[name]:.3f}  ({low:.2f} to {high:.2f})")
+    if args.profile is not None:
+        origin = found.origin("emorl learn-weights", args.user)
+        write_profile(args.bundle, args.profile, found.weights, origin, set_default=False, overwrite=args.overwrite)
+        print(f"profile {args.profile} written to {args.bundle}")
+    return 0

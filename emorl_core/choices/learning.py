@@ -1,0 +1,146 @@
+"""A person's weights, learned from what they took: a Bayesian Bradley-Terry model over the weight simplex.
+
+A person has a point w* on the simplex, and likes a draft the better the nearer its weights lie: its worth is
+-|w - w*|^2 s. Of the drafts shown they take each with probability softmax(worth); of two that is Bradley and Terry's
+(1952) sigmoid of the difference. How sharply they choose, s, is not known either. The posterior is computed on a grid
+of points and sharpnesses, from a uniform prior over both: no approximation but the grid's step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emorl_core.choices.record import Choice
+from emorl_core.errors import InvalidRequest
+
+Array = NDArray[np.float64]
+SHARPNESS = (2.0, 5.0, 10.0, 20.0, 40.0)
+MAX_POINTS = 1500
+MIN_RESOLUTION = 4
+CREDIBLE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedWeights:
+    """`weights`: the posterior's mean. `deviation`: its standard deviation by objective. `region`: the least and the
+    most weight of each objective among the likeliest points, which together hold `CREDIBLE` of the posterior.
+    `choices`: how many it was learned from."""
+
+    weights: dict[str, float]
+    deviation: dict[str, float]
+    region: dict[str, tuple[float, float]]
+    choices: int
+
+    def origin(self, by: str, user: str) -> dict[str, Any]:
+        """For a profile."""
+        return {
+            "by": by,
+            "user": user,
+            "choices": self.choices,
+            "deviation": self.deviation,
+            "region": {name: list(bounds) for name, bounds in self.region.items()},
+            "credible": CREDIBLE,
+        }
+
+
+class Preference:
+    """What is believed about one person's weights."""
+
+    def __init__(self, objectives: Sequence[str]) -> None:
+        """Raises `InvalidRequest` for fewer than two objectives, and for more than a grid can hold."""
+        self.objectives = tuple(objectives)
+        count = len(self.objectives)
+        sizes = range(1, 101) if count > 1 else range(0)
+        resolution = max((r for r in sizes if math.comb(r + count - 1, count - 1) <= MAX_POINTS), default=0)
+        if resolution < MIN_RESOLUTION:
+            raise InvalidRequest(
+                f"{count} objectives; allowed: from 2 to as many as {MAX_POINTS} grid points hold", param="objectives"
+            )
+        self.points: Array = grid(count, resolution)  # [P, K]
+        self._log = np.zeros((len(self.points), len(SHARPNESS)))  # [P, S] log posterior, up to a constant
+        self.count = 0
+
+    def take(self, shown: Array, taken: int) -> None:
+        """Learn that of the drafts with these weights [D, K], sum 1 each, number `taken` was the one."""
+        self._log += self._log_chances(shown)[:, :, taken]
+        self.count += 1
+
+    def learn(self, choices: Sequence[Choice]) -> None:
+        """From choices among several drafts of which one was taken; others say nothing about weights."""
+        for choice in choices:
+            if choice.taken is not None and len(choice.shown) > 1:
+                self.take(np.array([self._vector(each.weights) for each in choice.shown]), choice.taken)
+
+    def result(self) -> LearnedWeights:
+        chances = self._chances().sum(axis=1)  # [P]
+        mean = chances @ self.points
+        deviation = np.sqrt(np.maximum(chances @ (self.points - mean) ** 2, 0.0))
+        order = np.argsort(-chances)
+        inside = self.points[order[: int(np.searchsorted(np.cumsum(chances[order]), CREDIBLE)) + 1]]
+        bounds = zip(inside.min(axis=0).tolist(), inside.max(axis=0).tolist(), strict=True)
+        return LearnedWeights(
+            dict(zip(self.objectives, mean.tolist(), strict=True)),
+            dict(zip(self.objectives, deviation.tolist(), strict=True)),
+            dict(zip(self.objectives, bounds, strict=True)),
+            self.count,
+        )
+
+    def next_pair(self, candidates: Array) -> tuple[int, int]:
+        """The two of these weight vectors [C, K] whose comparison is expected to tell most: the pair with the largest
+        mutual information between the answer and what is not known yet. The first one where several tell as much."""
+        chances = self._chances()
+        worth = -_distances(self.points, candidates)  # [P, C]
+        pairs = np.array(list(itertools.combinations(range(len(candidates)), 2)))
+        gap = worth[:, pairs[:, 0]] - worth[:, pairs[:, 1]]  # [P, pairs]
+        mean, doubt = np.zeros(len(pairs)), np.zeros(len(pairs))
+        for s, sharpness in enumerate(SHARPNESS):
+            first = 1.0 / (1.0 + np.exp(-sharpness * gap))
+            mean += chances[:, s] @ first
+            doubt += chances[:, s] @ _entropy(first)
+        best = pairs[int(np.argmax(_entropy(mean) - doubt))]
+        return int(best[0]), int(best[1])
+
+    def _chances(self) -> Array:
+        """The posterior [P, S], sum 1."""
+        raised: Array = np.exp(self._log - self._log.max())
+        return raised / raised.sum()
+
+    def _log_chances(self, shown: Array) -> Array:
+        """log P(taken | point, sharpness), [P, S, D]."""
+        worth = -_distances(self.points, shown)[:, None, :] * np.array(SHARPNESS)[None, :, None]
+        top = worth.max(axis=2, keepdims=True)
+        logs: Array = worth - top - np.log(np.exp(worth - top).sum(axis=2, keepdims=True))
+        return logs
+
+    def _vector(self, weights: dict[str, float]) -> Array:
+        """On the simplex of the objectives: what other names weigh (the bare model) is left out."""
+        vector = np.array([weights.get(name, 0.0) for name in self.objectives])
+        total = vector.sum()
+        return vector / total if total > 0.0 else np.full(len(vector), 1.0 / len(vector))
+
+
+def grid(count: int, resolution: int) -> Array:
+    """Every weight vector of steps 1 / resolution, sum 1: [points, count]."""
+    bars = itertools.combinations(range(resolution + count - 1), count - 1)
+    steps = [np.diff((-1, *each, resolution + count - 1)) - 1 for each in bars]
+    return np.array(steps, dtype=np.float64) / resolution
+
+
+def _distances(points: Array, others: Array) -> Array:
+    """Squared, [P, others]."""
+    squared: Array = ((points[:, None, :] - others[None, :, :]) ** 2).sum(axis=2)
+    return squared
+
+
+def _entropy(chance: Array) -> Array:
+    """Of a coin, in nats."""
+    held = np.clip(chance, 1e-12, 1.0 - 1e-12)
+    entropy: Array = -(held * np.log(held) + (1.0 - held) * np.log(1.0 - held))
+    return entropy

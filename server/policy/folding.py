@@ -1,0 +1,37 @@
+"""Text as lists of patterns see it: what looks alike is alike.
+
+Lower case without accents; no apostrophes; words apart by one space; the end of a sentence is ` . `.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+import regex
+
+_APOSTROPHES = regex.compile(r"['’‘‛ʼʹ′`´＇]")
+# Format characters (zero-width ones, soft hyphens, marks of direction), accents, and letters without a shape.
+_UNSEEN = regex.compile(r"[\p{Cf}\p{Mn}\u115f\u1160\u3164\uffa0\u2800]+")
+_PAUSE = regex.compile(r"\.{2,}")
+_SENTENCE_END = regex.compile(r"[.!?;。！？]+(?!\w)")
+_NO_WORD = regex.compile(r"[^\p{L}\p{N}\n]+")
+_INSIDE = regex.compile(r"(?<=\p{L})[0134579@$!|]+(?=\p{L})")  # k1ll, su!cide
+_DIGITS = str.maketrans("0134579@$!|", "oieastgasil")
+_SPELT = regex.compile(r"(?<!\p{L})(?:\p{L}[ .*_-]){2,}\p{L}(?!\p{L})")  # k i l l
+_DRAWN_OUT = regex.compile(r"(\p{L})\1{2,}")
+# Letters of other scripts that look like Latin ones.
+_LATIN = str.maketrans("авеіјкмһнорсѕтухуԁɡαεικνορτυχ", "abeijkmhhopcstyxydgaeikvoptux")
+
+
+def folded(text: str) -> tuple[str, ...]:
+    """The text with what cannot be seen left out, and once more with a space for it, where that differs: it may stand
+    inside a word or between two."""
+    plain = _APOSTROPHES.sub("", unicodedata.normalize("NFKD", text)).casefold().translate(_LATIN)
+    return tuple(dict.fromkeys(_words(_UNSEEN.sub(instead, plain)) for instead in ("", " ")))
+
+
+def _words(text: str) -> str:
+    text = _INSIDE.sub(lambda found: found[0].translate(_DIGITS), text)
+    text = _SPELT.sub(lambda found: regex.sub(r"\P{L}", "", found[0]), _PAUSE.sub(" ", text))
+    lines = _SENTENCE_END.sub("\n", " ".join(text.split()))
+    return " ".join(_DRAWN_OUT.sub(r"\1", _NO_WORD.sub(" ", lines)).replace("\n", " . ").split())
