@@ -67,11 +67,11 @@ def fit(states: Array, wanted: Array, ridge: float = RIDGE) -> Predictor:
         optimiser.zero_grad()
         said = (inputs @ head.T + bias).log_softmax(-1)
         value = -(goal * said).sum(-1).mean() + ridge / 2 * head.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
-        optimiser.step(loss)  # type: ignore[arg-type]
+        optimiser.step(loss)
     return Predictor(mean, scale, head.detach().numpy(), bias.detach().numpy())
 
 
