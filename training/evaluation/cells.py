@@ -60,7 +60,7 @@ class Inference(_Part):
     tokens: int = 0
     ms_per_token: float = 0.0
     seconds: float = 0.0
-    first_token_ms: float = 0.0  # of one prompt by itself; the first reply's, where one of several is chosen
+    first_token_ms: float | None = None  # of one prompt by itself; the first reply's, where one of several is chosen
 
 
 class FrontPoint(_Part):

@@ -122,7 +122,7 @@ def _cost(found: Mapping[str, Any]) -> str:
                 _count(clock["search_seconds"]),
                 f"{per_token:.2f}",
                 f"{clock['ms_per_token']['mean']:.2f}",
-                f"{clock['first_token_ms']['mean']:.1f}",
+                f"{clock['first_token_ms']['mean']:.1f}" if "first_token_ms" in clock else "–",
                 f"{held['base']['mean'] / _MIB:.1f}",
                 f"{held['adapters']['mean'] / _MIB:.2f}",
                 ", ".join(other for other in used["shared_with"] if other != name) or "–",

@@ -138,8 +138,9 @@ def _method(by_seed: Mapping[int, Scored], draws: Draws) -> dict[str, Any]:
         "search_seconds": _across(cell_of, "search", "seconds"),
         "inference_seconds": _across(cell_of, "inference", "seconds"),
         "ms_per_token": _across(cell_of, "inference", "ms_per_token"),
-        "first_token_ms": _across(cell_of, "inference", "first_token_ms"),
     }
+    if all(cell.inference.first_token_ms is not None for cell in cell_of.values()):
+        entry["measured"]["first_token_ms"] = _across(cell_of, "inference", "first_token_ms")
     return entry
 
 
