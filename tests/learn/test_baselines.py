@@ -27,13 +27,14 @@ from training.data.records import Record
 from training.evaluation.answers import Answers
 from training.evaluation.cells import CELL_FILE, REPLIES_FILE, Cell, cell_folder, read_cell, read_replies
 from training.evaluation.experiment import Experiment
-from training.evaluation.front import grid_points
 from training.evaluation.generators import SoupGenerator
 from training.evaluation.methods import left_out, method_names, methods_of, run_cell
-from training.evaluation.per_prompt import STEPS, predicted
+from training.evaluation.per_prompt import predicted
 from training.evaluation.stages import StageName, trained
 from training.evaluation.weight_choice import evaluations
 from training.recipe.recipe import parse_recipe
+from training.search.predictor import STEPS
+from training.search.spaces import grid_points
 
 SEED = 7
 ADAPTERS = tuple(sorted(NAMES))  # the order in which the recipe's file has them

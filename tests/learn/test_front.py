@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.evaluation.front import Front, as_values, grid_points, hypervolume, undominated
+from training.evaluation.front import STEPS, Front, as_values, hypervolume, undominated
 from training.search.score_table import Array
+from training.search.spaces import grid_points
 
 
 def random_front(seed: int, objectives: int, points: int = 30) -> Array:
@@ -62,8 +63,8 @@ def test_cover_counts_distinct_trade_offs() -> None:
 
 
 def test_the_grid_has_steps_of_a_tenth() -> None:
-    assert (len(grid_points(2)), len(grid_points(3))) == (11, 66)
-    assert all(sum(point) == pytest.approx(1) for point in grid_points(3))
+    assert (len(grid_points(2, STEPS)), len(grid_points(3, STEPS))) == (11, 66)
+    assert all(sum(point) == pytest.approx(1) for point in grid_points(3, STEPS))
 
 
 def test_values_name_the_objectives() -> None:

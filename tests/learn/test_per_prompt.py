@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.evaluation.front import grid_points
 from training.search.predictor import RIDGE, fit, targets
+from training.search.spaces import grid_points
 
 RANDOM = np.random.Generator(np.random.PCG64(3))
 

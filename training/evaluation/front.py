@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emorl_core.engine.sweep import simplex_grid
 from training.search.score_table import Array
-from training.search.spaces import Point
 
 STEPS = 10  # of a weight from 0 to 1
 
@@ -38,12 +36,6 @@ class Front:
     def cover(self) -> float:
         """Distinct scores that no other point beats, over all points: whether other weights give other trade-offs."""
         return len(np.unique(self.scores[undominated(self.scores)], axis=0)) / len(self.scores)
-
-
-def grid_points(objectives: int, steps: int = STEPS) -> list[Point]:
-    """All weights in steps of 1 / `steps` that sum to 1: 11 for two objectives and 66 for three, at ten steps."""
-    names = [str(number) for number in range(objectives)]
-    return [tuple(vector.values()) for vector in simplex_grid(names, steps)]
 
 
 def undominated(scores: Array) -> np.ndarray:

@@ -21,13 +21,11 @@ from training.data.prompts import Prompt
 from training.evaluation.answers import Answered, Answers
 from training.evaluation.experiment import Experiment
 from training.evaluation.front import STEPS as FRONT_STEPS
-from training.evaluation.front import Front, as_values, grid_points
+from training.evaluation.front import Front, as_values
 from training.progress import Progress
-from training.search.predictor import fit, targets
+from training.search.predictor import STEPS, fit, targets
 from training.search.score_table import Array
-from training.search.spaces import Point
-
-STEPS = 4  # of a weight from 0 to 1, where every prompt is swept by itself: 5 points for two objectives, 15 for three
+from training.search.spaces import Point, grid_points
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,6 +110,6 @@ def predicted(experiment: Experiment, answers: Answers, names: Sequence[str], pr
         "seconds": time.perf_counter() - started,
         "score": float(means.max(axis=1).mean()),
     }
-    said = head.weights(answers.base_states(experiment.test))
-    vectors = [resolve(answers.lanes, dict(zip(names, own, strict=True))) for own in said.tolist()]
+    said = map(head.chosen, answers.base_states(experiment.test))
+    vectors = [resolve(answers.lanes, dict(zip(names, own, strict=True))) for own in said]
     return Predicted(tuple(vectors), cost)

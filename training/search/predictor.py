@@ -1,4 +1,4 @@
-"""Weights for a prompt that nobody has searched for: a linear head on what the base makes of the prompt.
+"""Fitting the head that says weights for a prompt (`emorl_core.predictor`).
 
 It learns from a sweep: on training prompts every point of a grid has been tried and scored. What it should say of a
 prompt is not the best point alone, which noise decides, but all points, each as much as its score speaks for it.
@@ -7,32 +7,18 @@ prompt is not the best point alone, which noise decides, but all points, each as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from emorl_core.predictor import Predictor, softmax
 from training.search.score_table import Array
 from training.search.spaces import Point
 
+STEPS = 4  # of a weight from 0 to 1, where every prompt is swept by itself: 5 points for two objectives, 15 for three
 RIDGE = 0.1  # against weights of a head that has more inputs than prompts to learn from
 _ITERATIONS = 500
 _LEAST_SPREAD = 1e-6  # of scores, and of one number of the states: below it they say nothing
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Predictor:
-    """softmax(`head` x + `bias`) of states x [D] that were shifted by `mean` and divided by `scale`; N weights that sum
-    to 1."""
-
-    mean: Array  # [D]
-    scale: Array  # [D]
-    head: Array  # [N, D]
-    bias: Array  # [N]
-
-    def weights(self, states: Array) -> Array:
-        """States [P, D] -> weights [P, N]."""
-        return _softmax((states - self.mean) / self.scale @ self.head.T + self.bias)
 
 
 def targets(scores: Array, points: Sequence[Point]) -> Array:
@@ -43,7 +29,7 @@ def targets(scores: Array, points: Sequence[Point]) -> Array:
     normalised = np.where(
         deviation < _LEAST_SPREAD, 0.0, (scores - scores.mean(axis=1, keepdims=True)) / np.maximum(deviation, 1e-300)
     )
-    return np.asarray(_softmax(normalised) @ np.array(points))
+    return np.asarray(softmax(normalised) @ np.array(points))
 
 
 def fit(states: Array, wanted: Array, ridge: float = RIDGE) -> Predictor:
@@ -73,8 +59,3 @@ def fit(states: Array, wanted: Array, ridge: float = RIDGE) -> Predictor:
     with torch.enable_grad():
         optimiser.step(loss)
     return Predictor(mean, scale, head.detach().numpy(), bias.detach().numpy())
-
-
-def _softmax(values: Array) -> Array:
-    raised = np.exp(values - values.max(axis=-1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=-1, keepdims=True))
