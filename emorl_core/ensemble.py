@@ -22,6 +22,7 @@ from emorl_core.loading import load_bundle
 from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
 from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
+from emorl_core.predictor import Predictor
 from emorl_core.requests import Requests, Weights
 from emorl_core.snapshot import Hashes, Snapshot
 from emorl_core.stored_scorers import Scorers
@@ -49,6 +50,7 @@ class Ensemble(Requests):
         max_prompt_chars: int | None = None,
         threads: ThreadChoice | None = None,
         quantize: Quantize = "off",
+        predictors: Mapping[str, Predictor] | None = None,
     ) -> None:
         super().__init__(
             spec,
@@ -56,6 +58,7 @@ class Ensemble(Requests):
             vocab_size=engine.facts.vocab_size,
             context=engine.facts.max_positions,
             max_prompt_chars=max_prompt_chars,
+            predictors=predictors,
         )
         self.engine = engine
         self.bundle = bundle
@@ -154,6 +157,7 @@ class Ensemble(Requests):
             max_prompt_chars=max_prompt_chars,
             threads=ThreadChoice.of(threads, target),
             quantize=kept,
+            predictors=loaded.predictors,
         )
         ensemble.scorers = loaded.scorers
         ensemble._prompts.check()

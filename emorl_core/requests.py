@@ -14,6 +14,7 @@ from emorl_core.engine.intake import draw_seed
 from emorl_core.engine.segments import SegmentsRequest
 from emorl_core.engine.sweep import SweepPlan, sweep_vectors
 from emorl_core.errors import InvalidRequest, InvalidWeights, shown
+from emorl_core.predictor import Prediction, Predictor
 from emorl_core.text.prompts import PromptEncoder
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import MAX_TOP_LOGPROBS, Combine, Request, Sampling, check_width
@@ -33,15 +34,17 @@ class Requests:
         vocab_size: int,
         context: int | None = None,
         max_prompt_chars: int | None = None,
+        predictors: Mapping[str, Predictor] | None = None,
     ) -> None:
         """context: tokens of prompt and reply together that the base takes, None: any; max_prompt_chars: see
-        `PromptEncoder`. Raises BundleError for a chat template that cannot be used."""
+        `PromptEncoder`; predictors: by profile. Raises BundleError for a chat template that cannot be used."""
         self.spec = spec
         self.tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._prompts = PromptEncoder(spec, tokenizer, max_prompt_chars)
         self._reader = Reader(self._prompts, vocab_size=vocab_size, most=spec.max_source_tokens, context=context)
         self._numbers = itertools.count(1)
+        self._predictors = predictors or {}
 
     @property
     def name(self) -> str:
@@ -97,7 +100,8 @@ class Requests:
     def resolve(
         self, weights: Weights | None = None, profile: str | None = None, *, normalize: bool = True
     ) -> ResolvedWeights:
-        """Weights or a profile -> the vector the engine uses; see `emorl_core.weights`."""
+        """Weights or a profile -> the vector the engine uses; see `emorl_core.weights`. Of a profile that predicts
+        weights there is none without a prompt."""
         return resolve(
             self.lanes,
             weights,
@@ -133,7 +137,8 @@ class Requests:
         Raises:
             InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
         """
-        resolved = self.resolve(weights, profile, normalize=normalize)
+        predict = self._predict(weights, profile, combine)
+        resolved = self.resolve(weights, profile, normalize=normalize) if predict is None else predict.read
         check_combine(combine, resolved.vector, attribution=attribution)
         if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
             raise InvalidRequest(
@@ -156,7 +161,23 @@ class Requests:
             profile=resolved.profile,
             stream=stream,
             lane_prompts=encoded.of_lanes,
+            predict=predict,
         )
+
+    def _predict(self, weights: Weights | None, profile: str | None, combine: Combine) -> Prediction | None:
+        """How a request's weights are found once its prompt is read; None: they are known. Raises InvalidRequest."""
+        name = self.spec.default_profile if profile is None else profile
+        if weights is not None or name is None or name not in self._predictors:
+            return None
+        spec = self.spec.profiles[name].predictor
+        assert spec is not None  # a predictor was loaded for it
+        if combine == "weights":
+            raise InvalidRequest(
+                "combine is 'weights', which sums adapters before the prompt is read, and profile "
+                f"{shown(name)} predicts weights from it; allowed with it: hidden, probs",
+                param="combine",
+            )
+        return Prediction(name, self._predictors[name], self.lanes, tuple(spec.objectives))
 
     def sweep_plan(
         self,
