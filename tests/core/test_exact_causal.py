@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, write_spec
 from emorl_core.ensemble import Ensemble
 from tests.builders import OBJECTIVES
-from tests.chats import tokenizer_of
+from tests.chats import ENDS, tokenizer_of
 from tests.core import test_sweep_line as lines
 from tests.core import test_sweep_map as maps
 from tests.supported_models import tiny_causal, tiny_causal_adapter
@@ -23,6 +24,7 @@ UNEVEN: list[dict[str, float]] = [{"reflection": 1.7}, {"empathy": 0.4, "base": 
 def causal(folder: Path, architecture: str) -> Ensemble:
     base = tiny_causal(folder / BASE_DIR, architecture, vocab_size=260)
     tokenizer_of(None).save_pretrained(base)
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": list(ENDS)}), encoding="utf-8")
     for seed, name in enumerate(OBJECTIVES, start=1):
         tiny_causal_adapter(base, folder / ADAPTERS_DIR / name, 2, seed, "all-linear")
     spec: dict[str, Any] = {
