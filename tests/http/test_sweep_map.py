@@ -12,7 +12,7 @@ from emorl_core.fake import fake_ensemble
 from server.settings import Settings
 from tests.http.harness import PROMPT, error_of, events, idle, live, wait_until
 
-BODY: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 6}
+BODY: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 4}
 CORNERS = [{"reflection": 3, "fluency": 1}, {"fluency": 5, "base": 2}, {"empathy": 1}]
 
 
@@ -31,7 +31,7 @@ def expected(found: MapResult) -> list[tuple[Any, ...]]:
 def test_the_regions_are_those_of_the_front_door(client: httpx.Client, change: dict[str, Any]) -> None:
     answer = client.post("/sweep/map", json={**BODY, **change}).json()
     options = {"most" if name == "max_regions" else name: value for name, value in change.items()}
-    found = fake_ensemble(slots=4).sweep_map(PROMPT, max_new_tokens=6, **options)
+    found = fake_ensemble(slots=4).sweep_map(PROMPT, max_new_tokens=4, **options)
     assert regions_of(answer) == expected(found)
     assert len(answer["regions"]) > 1
     assert answer["corners"] == list(found.corners)
