@@ -14,16 +14,18 @@ import torch
 from emorl_core.bundle import Bundle, BundleSpec
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
+from emorl_core.engine.regions import MapResult
 from emorl_core.engine.segments import SegmentsResult
 from emorl_core.engine.sweep import SweepItem, SweepResult
 from emorl_core.errors import InvalidRequest
+from emorl_core.exact_requests import ExactRequests
 from emorl_core.lanes.huge_pages import use_huge_pages
 from emorl_core.loading import load_bundle
 from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
 from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
 from emorl_core.predictor import Predictor
-from emorl_core.requests import Requests, Weights
+from emorl_core.requests import Weights
 from emorl_core.snapshot import Hashes, Snapshot
 from emorl_core.stored_scorers import Scorers
 from emorl_core.text.prompts import Encoded
@@ -32,7 +34,7 @@ from emorl_core.types import Completion, Failure, Quantize, Request, Threads, To
 from emorl_core.weights import BASE
 
 
-class Ensemble(Requests):
+class Ensemble(ExactRequests):
     """One base model and its adapters, ready to generate.
 
     What makes requests may be called from any thread. `generate` and `stream` drive the engine themselves, one call
@@ -279,6 +281,15 @@ class Ensemble(Requests):
         Arguments: see `segments_request`. Raises as `generate`.
         """
         return self._driver.segments(self.segments_request(prompt, from_weights, to_weights, **options))
+
+    def sweep_map(
+        self, prompt: str | None = None, corners: Sequence[Weights] | None = None, **options: Any
+    ) -> MapResult:
+        """All greedy texts of every mix of three weight vectors, with the exact borders between them.
+
+        Arguments: see `map_request`. Raises as `generate`.
+        """
+        return self._driver.map(self.map_request(prompt, corners, **options))
 
     def warm_up(self) -> None:
         """One token through all lanes at once: proves that the model, its adapters and the head really work. Then a few

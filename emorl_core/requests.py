@@ -11,13 +11,12 @@ from emorl_core.asked import Messages, Reader
 from emorl_core.bundle import BundleSpec
 from emorl_core.combine_modes import check_combine
 from emorl_core.engine.intake import draw_seed
-from emorl_core.engine.segments import SegmentsRequest
 from emorl_core.engine.sweep import SweepPlan, sweep_vectors
 from emorl_core.errors import InvalidRequest, InvalidWeights, shown
 from emorl_core.predictor import Prediction, Predictor
 from emorl_core.text.prompts import PromptEncoder
 from emorl_core.text.tokenizer import Tokenizer
-from emorl_core.types import MAX_TOP_LOGPROBS, Combine, Request, Sampling, check_width
+from emorl_core.types import MAX_TOP_LOGPROBS, Combine, Request, Sampling
 from emorl_core.weights import ResolvedWeights, resolve
 
 Weights = Mapping[str, float]
@@ -238,57 +237,6 @@ class Requests:
             prefix=f"sweep{next(self._numbers)}",
             lane_prompts=[each.of_lanes for each in encoded],
         )
-
-    def segments_request(
-        self,
-        prompt: str | None,
-        from_weights: Weights,
-        to_weights: Weights,
-        *,
-        messages: Messages | None = None,
-        names: tuple[str, str] = ("from_weights", "to_weights"),
-        min_width: float = 1e-7,
-        normalize: bool = True,
-        request_id: str | None = None,
-        max_new_tokens: int = 64,
-        min_new_tokens: int = 0,
-        stop: str | Sequence[str] = (),
-        **limits: Any,
-    ) -> SegmentsRequest:
-        """All greedy texts under (1 - t) from + t to, 0 <= t <= 1, checked in full and not begun.
-
-        prompt: a text, or None beside `messages`, a chat. Intervals of t narrower than `min_width` are not divided
-        further. names: what errors call the two vectors; limits: further fields of `SegmentsRequest`. Raises as
-        `request`.
-        """
-        check_width(min_width)
-        start, end = (
-            self._named_end(name, weights, normalize)
-            for name, weights in zip(names, (from_weights, to_weights), strict=True)
-        )
-        settings = sampling_of(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=stop, seed=0)
-        asked = self._reader.read(prompt, messages, "prompt")
-        encoded = self._reader.encode(asked, [start, end], "hidden")
-        self._reader.check_context(encoded, settings, asked[0])
-        return SegmentsRequest(
-            request_id or f"local-{next(self._numbers)}",
-            encoded.ids,
-            start,
-            settings,
-            stream=False,
-            lane_prompts=encoded.of_lanes,
-            to=end,
-            min_width=min_width,
-            **limits,
-        )
-
-    def _named_end(self, name: str, weights: Weights, normalize: bool) -> tuple[float, ...]:
-        """The vector of one end; its errors say which end."""
-        try:
-            return self.resolve(weights, normalize=normalize).vector
-        except InvalidWeights as error:
-            param = (error.param or "weights").replace("weights", name, 1)
-            raise InvalidWeights(f"{name}: {error.message}", param=param) from None
 
 
 def sampling_of(

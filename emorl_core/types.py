@@ -1,5 +1,5 @@
 """The frozen words of the engine: what goes in (`Sampling`, `Request`) and what comes out (`TokenEvent`, `Completion`,
-`IntervalFound`, `Failure`). What comes out carries its request's `tag`."""
+`IntervalFound`, `RegionFound`, `Failure`). What comes out carries its request's `tag`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ Combine = Literal["hidden", "probs", "weights"]  # see `emorl_core.combine_modes
 COMBINE_MODES: tuple[Combine, ...] = get_args(Combine)
 # Token ids per lane for objectives that have prompts of their own, empty for the other lanes; (): none has one.
 LanePrompts = tuple[tuple[int, ...], ...]
+Place = tuple[float, float, float]  # how much of each of three weight vectors; sum 1
 Threads = int | Literal["auto"]  # that torch computes with; auto: chosen by measuring
 Quantize = Literal["off", "float16", "int8"]  # how a base's matrices are kept; off: as the number format says
 MAX_THREADS = 1024
@@ -270,4 +271,24 @@ class IntervalFound:
     tag: Any = None
 
 
-Event = TokenEvent | IntervalFound | Completion | Failure
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Mixes of three weight vectors that give this text: all those in a convex polygon, or points of a grid."""
+
+    polygon: tuple[Place, ...]  # its corners in turn; none where only the points are known
+    points: tuple[Place, ...]
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class RegionFound:
+    """One more region of a request for a map. When the first one with points comes, those before it hold no more."""
+
+    request_id: str
+    region: Region
+    tag: Any = None
+
+
+Event = TokenEvent | IntervalFound | RegionFound | Completion | Failure

@@ -139,6 +139,9 @@ class Settings(BaseSettings):
     max_choices: int = Field(8, ge=1, le=128, description="Most completions that one OpenAI request may ask for.")
     max_sweep: int = Field(4096, ge=1, description="Most completions (prompts times weight vectors) of one sweep.")
     sweep_line_timeout_s: float = Field(30.0, gt=0, description="Longest run of one /sweep/line; then 422.")
+    sweep_map_timeout_s: float = Field(
+        30.0, gt=0, description="Longest search for the exact map of one /sweep/map; then it is a grid."
+    )
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body; then 413.")
     max_header_bytes: int = Field(16 * 1024, ge=1024, description="Largest headers of a request; then 431.")
     max_unread_events: int = Field(

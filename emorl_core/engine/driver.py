@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 
 from emorl_core.engine.engine import Engine
+from emorl_core.engine.regions import MapCompletion, MapRequest, MapResult
 from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest, SegmentsResult
 from emorl_core.engine.sequences import Job
 from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult
@@ -96,6 +97,19 @@ class Driver:
             named(self._engine.lanes, request.weights),
             named(self._engine.lanes, request.to),
             done.intervals,
+            request.min_width,
+            done.lane_row_steps,
+        )
+
+    def map(self, request: MapRequest) -> MapResult:
+        """All texts between three requests' weights."""
+        (done,) = self.finish([request])
+        assert isinstance(done, MapCompletion)  # the end of such a request
+        return MapResult(
+            tuple(named(self._engine.lanes, corner) for corner in request.corners),
+            done.regions,
+            done.why_not,
+            request.resolution,
             request.min_width,
             done.lane_row_steps,
         )

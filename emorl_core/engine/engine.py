@@ -233,8 +233,12 @@ class Engine:
         groups = sorted(by_token.items(), key=lambda item: item[0] in self._eos)
         branches = [branch, *(branch.fork([member for member, _ in group]) for _, group in groups[1:])]
         branch.members = [member for member, _ in groups[0][1]]
-        if branch.chooser is not None and (error := branch.chooser.split(len(branches))) is not None:
-            events += self._report.failed(branch, branch.members[0], error)
+        if branch.chooser is not None and (instead := branch.chooser.split(branch, len(branches))) is not None:
+            if isinstance(instead, Branch):
+                branch.chooser.over = True
+                self.scheduler.add_first([instead])
+            else:
+                events += self._report.failed(branch, branch.members[0], instead)
             self._drop_siblings(branch)
             branch.members = []
             return []

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from emorl_core.errors import EmorlError
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.models.family import LaneModel
 from emorl_core.text.detokenize import Detokenizer
-from emorl_core.types import Attribution, Request
+from emorl_core.types import Attribution, Completion, Event, FinishReason, Request
 
 
 @dataclass(slots=True)
@@ -96,14 +96,26 @@ class Chooser(Protocol):
     """Chooses the tokens of a request's branches in a way of its own, instead of from one mix of lanes a member. All
     branches of the request share it, and have one member each."""
 
-    over: bool  # the request's last event has been made
+    over: bool  # the request's last event has been made, or another chooser goes on
+    going: int  # branches that are not at their end
+
+    @property
+    def corners(self) -> Sequence[Sequence[float]]:
+        """The weight vectors that it mixes."""
 
     def choose(self, model: LaneModel, branch: Branch, hidden: Tensor) -> list[tuple[Member, Choice]]:
         """hidden: [N, D], a row per lane of the branch's member. Returns the members that follow it, with different
         tokens. May be called again for the same tokens, so it changes nothing."""
 
-    def split(self, branches: int) -> EmorlError | None:
-        """A branch has forked into this many. Returns the error to end the request with, if these are too many."""
+    def split(self, branch: Branch, into: int) -> EmorlError | Branch | None:
+        """A branch has one token more and has forked into this many. If that is more than the request may take: returns
+        the error to end it with, or the branch with another chooser that it begins again with."""
+
+    def ended(self, member: Member, text: str, tokens: tuple[int, ...], reason: FinishReason) -> Event:
+        """A branch is at its end; returns what is told of it."""
+
+    def completion(self, reason: FinishReason, **common: Any) -> Completion:
+        """The request is at its end. common: the fields that it shares with others."""
 
 
 @dataclass(slots=True, eq=False)
@@ -144,6 +156,12 @@ class Branch:
             self.admitted,
             self.first_token,
         )
+
+    def restarted(self, member: Member, chooser: Chooser) -> Branch:
+        """The same request from its first token on, chosen in another way."""
+        fresh = Branch(self.prompt_ids, [member], self.detokenizer.fresh(), self.job, chooser, self.meter)
+        fresh.admitted, fresh.first_token = self.admitted, self.first_token
+        return fresh
 
 
 def members_of(requests: Sequence[Request], points: Sequence[Coefficients], arrived: float) -> list[Member]:

@@ -240,7 +240,7 @@ def simplex_grid(objectives: Sequence[str], resolution: int) -> list[dict[str, f
     grid_size(len(objectives), resolution)
     return [
         {name: count / resolution for name, count in zip(objectives, counts, strict=True)}
-        for counts in _compositions(resolution, len(objectives))
+        for counts in compositions(resolution, len(objectives))
     ]
 
 
@@ -273,10 +273,11 @@ def _key(vector: Sequence[float], greedy: bool) -> tuple[float, ...]:
     return tuple(round(value / largest, _RAY_DECIMALS) + 0.0 for value in vector)
 
 
-def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Every way to write `total` as so many whole numbers from 0, the largest first."""
     if parts == 1:
         yield (total,)
         return
     for first in range(total, -1, -1):
-        for rest in _compositions(total - first, parts - 1):
+        for rest in compositions(total - first, parts - 1):
             yield (first, *rest)

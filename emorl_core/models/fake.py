@@ -228,6 +228,9 @@ class FakeModel:
     def head(self, hidden: Tensor) -> Tensor:
         return hidden.float() @ self._head.t()
 
+    def uncapped_head(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)
+
     def head_rows(self, token_ids: Tensor) -> Tensor:
         return self._head[token_ids]
 

@@ -138,6 +138,9 @@ class LaneModel(Protocol):
     def head(self, hidden: Tensor) -> Tensor:
         """[B, D] -> logits [B, V] float32. Any scale of the architecture belongs here."""
 
+    def uncapped_head(self, hidden: Tensor) -> Tensor:
+        """The same before any cap, which bends logits and changes no order: affine in `hidden`."""
+
     def head_rows(self, token_ids: Tensor) -> Tensor:
         """[...] -> the head's rows [..., D] float32, scale included: logit = row . hidden."""
 

@@ -17,7 +17,7 @@ from server.app import create_app
 from server.settings import Settings
 from tests.http.harness import PROMPT, Live, idle, live, wait_until
 
-POSTS = ("/generate", "/sweep", "/sweep/line", "/v1/completions", "/v1/chat/completions")
+POSTS = ("/generate", "/sweep", "/sweep/line", "/sweep/map", "/v1/completions", "/v1/chat/completions")
 EXAMPLES = settings.default.max_examples  # of each kind: 3 kinds of 5 operations and one of a sixth
 
 

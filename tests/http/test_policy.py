@@ -48,6 +48,8 @@ def bodies(said: str, ids: list[int]) -> list[tuple[str, dict[str, Any]]]:
         ("/sweep", {"chats": [[{"role": "user", "content": CALM}], chat], "resolution": 2, **few}),
         ("/sweep/line", {"prompt": said, **ENDS}),
         ("/sweep/line", {"messages": chat, **ENDS}),
+        ("/sweep/map", {"prompt": said, **few}),
+        ("/sweep/map", {"messages": chat, **few}),
         ("/v1/completions", {"prompt": said, **V1}),
         ("/v1/completions", {"prompt": [CALM, said], **V1}),
         ("/v1/completions", {"prompt": ids, **V1}),

@@ -229,6 +229,9 @@ class CausalModel(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         return self._head.logits(hidden)
 
+    def uncapped_head(self, hidden: Tensor) -> Tensor:
+        return self._head.uncapped(hidden)
+
     def head_rows(self, token_ids: Tensor) -> Tensor:
         return self._head.rows(token_ids)
 

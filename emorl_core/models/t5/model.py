@@ -229,6 +229,9 @@ class T5(nn.Module):
             return torch.mm(weight, scaled.t()).t().float().contiguous()
         return F.linear(scaled, weight).float()
 
+    def uncapped_head(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)
+
     def head_rows(self, token_ids: Tensor) -> Tensor:
         return self.lm_head.rows(token_ids).float() * self.head_scale
 
