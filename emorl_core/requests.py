@@ -209,9 +209,11 @@ class Requests:
         vectors: Sequence[ResolvedWeights],
         settings: Sampling,
         combine: Combine,
+        *,
+        prefix: str | None = None,
         **options: Any,
     ) -> SweepPlan:
-        """options: of `SweepPlan`. Raises as `sweep_plan`."""
+        """prefix: of the request ids; options: of `SweepPlan`. Raises as `sweep_plan`."""
         every = [each.vector for each in vectors]
         encoded = [self._reader.encode(each, every, combine) for each in asked]
         for (field, _), each in zip(asked, encoded, strict=True):
@@ -221,7 +223,7 @@ class Requests:
             vectors,
             settings,
             combine=combine,
-            prefix=f"sweep{next(self._numbers)}",
+            prefix=prefix or f"sweep{next(self._numbers)}",
             lane_prompts=[each.of_lanes for each in encoded],
             **options,
         )
@@ -233,16 +235,18 @@ class Requests:
         messages: Messages | None = None,
         wanted: Wanted | None = None,
         combine: Combine = "hidden",
-        attribution: bool = True,
+        attribution: bool | None = None,
         max_sweep: int | None = None,
+        request_id: str | None = None,
         **sampling: Any,
     ) -> DraftsPlan:
         """Drafts to choose from, checked in full and not begun: one prompt or chat under a spread of weights.
 
         Args:
             wanted: how many drafts, and out of how many; none given: three, as `Wanted` has it.
-            attribution: split each draft over the objectives; not done where `combine` has no attribution.
+            attribution: split each draft over the objectives; None: where `combine` can be split.
             max_sweep: most completions (weights times seeds) that it may ask for; counted before anything is made.
+            request_id: what the ids of its requests begin with.
             sampling: the fields of `Sampling`.
 
         Raises `InvalidRequest` and its kinds.
@@ -264,9 +268,10 @@ class Requests:
             vectors * wanted.seeds,
             settings,
             combine,
+            prefix=request_id,
             seeds=seeds,
             logprobs=True,
-            attribution=attribution and combine == "hidden",
+            attribution=combine == "hidden" if attribution is None else attribution,
         )
         return DraftsPlan(sweep, wanted, self.lanes)
 

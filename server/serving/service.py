@@ -31,7 +31,7 @@ from server.watch.metrics import EngineReading, Metrics
 
 logger = logging.getLogger("emorl.server")
 
-GENERATION_ROUTES = ("/generate", "/sweep", "/sweep/line", "/v1/completions", "/v1/chat/completions")
+GENERATION_ROUTES = ("/generate", "/sweep", "/sweep/line", "/drafts", "/v1/completions", "/v1/chat/completions")
 _POLL_S = 0.02
 T = TypeVar("T")
 Said = Callable[[Ensemble], Sequence[Conversation]]

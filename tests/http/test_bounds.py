@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from emorl_core.engine import sweep as sweep_module
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Attribution, Completion, FinishReason
+from server.api.drafts_models import DraftsRequest
 from server.api.fields import MAX_NAMES
 from server.api.generate_models import GenerateRequest
 from server.api.openai.requests import ChatRequest, CompletionRequest
@@ -32,6 +33,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "/generate": GenerateRequest,
     "/sweep": SweepRequest,
     "/sweep/line": SegmentsBody,
+    "/drafts": DraftsRequest,
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
 }
@@ -54,6 +56,7 @@ def post(client: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Respons
         ("/sweep", {"prompts": [PROMPT, LONG], "resolution": 1}),
         ("/sweep", {"prompts": [LONG], "weights": [{"empathy": 1.0}]}),
         ("/sweep/line", {**LINE, "prompt": LONG}),
+        ("/drafts", {"prompt": LONG}),
         ("/v1/completions", {"model": "fake", "prompt": LONG}),
         ("/v1/completions", {"model": "fake", "prompt": [PROMPT, LONG]}),
         ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": LONG}]}),

@@ -38,6 +38,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/generate": {"prompt": PROMPT, "receipt": True, "attribution": True, "score": True, "max_new_tokens": 20},
     "/sweep": {"prompts": [PROMPT, f"{MARKER} again"], "resolution": 3, "max_new_tokens": 20},
     "/sweep/line": LINE,
+    "/drafts": {"prompt": PROMPT, "candidates": 5, "max_new_tokens": 20},
     "/v1/completions": {"model": "fake", "prompt": [PROMPT], "n": 2, "echo": True, "receipt": True},
     "/v1/chat/completions": {"model": "fake", "messages": CHAT, "receipt": True, "logprobs": True, "max_tokens": 20},
 }
@@ -58,6 +59,10 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("/sweep", {"prompts": [[MARKER]], "resolution": 2}),
     ("/sweep", {"prompts": [f"{MARKER} " * 100], "resolution": 2}),
     ("/sweep/line", {**LINE, "from": {"reflection": 0.0}}),
+    ("/drafts", {"prompt": PROMPT, "count": MARKER}),
+    ("/drafts", {"prompt": PROMPT, "seeds": 2}),
+    ("/generate", {"prompt": PROMPT, "weights": MARKER}),
+    ("/generate", {"prompt": PROMPT, "weights": "auto", "profile": MARKER}),
     ("/sweep/line", {**LINE, "prompt": f"{MARKER} " * 100}),
     ("/v1/completions", {"model": MARKER, "prompt": "x"}),
     ("/v1/completions", {"model": "fake", "prompt": f"{MARKER} " * 100}),
