@@ -288,13 +288,15 @@ class Ensemble(Requests):
         plan = self.drafts_plan(prompt, messages=messages, wanted=Wanted(**named), **options)
         for completion in self._driver.finish(plan.requests, together=True):
             plan.take(completion)
-        scorers = {name: scorer for name, scorer in self.scorers.items() if scorer is not None}
-        if not scorers:
+        if not self.scorers:
             return plan.choose(None)
         texts = plan.texts()
         about = [Statement(last_said(read_messages(messages or ())) if prompt is None else prompt)] * len(texts)
-        columns = [ask_rounded(scorer, about, texts) for scorer in scorers.values()]
-        return plan.choose([dict(zip(scorers, own, strict=True)) for own in zip(*columns, strict=True)])
+        columns = [
+            [None] * len(texts) if scorer is None else ask_rounded(scorer, about, texts)
+            for scorer in self.scorers.values()
+        ]
+        return plan.choose([dict(zip(self.scorers, own, strict=True)) for own in zip(*columns, strict=True)])
 
     def sweep_line(
         self, prompt: str | None, from_weights: Weights, to_weights: Weights, **options: Any

@@ -90,8 +90,9 @@ def test_drafts_are_ranked_by_the_mean_of_the_scorers() -> None:
     assert found.ranked_by == "scores"
     assert means == sorted(means, reverse=True)
     for draft in found.drafts:
-        assert draft.scores == {"long": round(min(1.0, len(draft.text) / 200), 6), "calm": float("?" not in draft.text)}
-        assert draft.mean == pytest.approx(sum(draft.scores.values()) / 2)
+        long, calm = round(min(1.0, len(draft.text) / 200), 6), float("?" not in draft.text)
+        assert draft.scores == {"long": long, "calm": calm, "code": None}
+        assert draft.mean == pytest.approx((long + calm) / 2)
     every = ensemble.sweep(PROMPT, spread(ensemble.objectives, 16, ensemble.resolve().as_dict()))
     best = max(min(1.0, len(text) / 200) + float("?" not in text) for text in every.distinct(0))
     assert means[0] == pytest.approx(best / 2)
