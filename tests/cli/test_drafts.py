@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from emorl_core.bundle import ChatSpec
 from emorl_core.ensemble import Ensemble
+from emorl_core.fake import fake_ensemble
 from server.serving.receipt import Receipt
 
 PROMPT = "i feel tired and alone"
@@ -59,7 +61,8 @@ def test_sampled_drafts_name_their_seeds(emorl, fake) -> None:
     assert "; seed " in emorl("drafts", "b", PROMPT, "--temperature", 1, "--seed", 3, "--seeds", 2).out
 
 
-def test_a_chat_from_a_file(emorl, fake, tmp_path: Path) -> None:
+def test_a_chat_from_a_file(emorl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ensemble, "load", lambda *_, **__: fake_ensemble(chat=ChatSpec()))
     path = tmp_path / "chat.json"
     path.write_text(json.dumps([{"role": "user", "content": PROMPT}]), encoding="utf-8")
     document = json.loads(emorl("drafts", "b", "--chat", path, "--json", "--receipt").out)
