@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, overload
 
 import torch
 
+from emorl_core.asked import Messages
 from emorl_core.bundle import Bundle, BundleSpec
+from emorl_core.drafts.plan import Drafts, Wanted
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
 from emorl_core.engine.regions import MapResult
@@ -26,8 +29,10 @@ from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
 from emorl_core.predictor import Predictor
 from emorl_core.requests import Weights
+from emorl_core.scorers.asking import Statement, ask_rounded
 from emorl_core.snapshot import Hashes, Snapshot
 from emorl_core.stored_scorers import Scorers
+from emorl_core.text.chat import last_said, read_messages
 from emorl_core.text.prompts import Encoded
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import Completion, Failure, Quantize, Request, Threads, TokenEvent
@@ -272,6 +277,32 @@ class Ensemble(ExactRequests):
             cancelled.
         """
         return self._driver.sweep(self.sweep_plan(prompts, weights, **options), on_item)
+
+    def drafts(self, prompt: str | None = None, *, messages: Messages | None = None, **options: Any) -> Drafts:
+        """A few good and different texts out of one sweep over a spread of weights, each token for token what
+        `generate` gives with its weights.
+
+        Ranked by the mean of the bundle's scorers where they are loaded (`scorer_device` of `load`), else by
+        likelihood; `ranked_by` of the answer says which.
+
+        Args: see `drafts_plan`; `count`, `candidates`, `seeds`, `diversity` and `min_distance` of `Wanted` by name.
+
+        Raises:
+            InvalidRequest and its kinds before anything runs; EngineError when a completion fails; ScorerError.
+        """
+        named = {field.name: options.pop(field.name) for field in fields(Wanted) if field.name in options}
+        plan = self.drafts_plan(prompt, messages=messages, wanted=Wanted(**named), **options)
+        for completion in self._driver.finish(plan.requests, together=True):
+            plan.take(completion)
+        if not self.scorers:
+            return plan.choose(None)
+        texts = plan.texts()
+        about = [Statement(last_said(read_messages(messages or ())) if prompt is None else prompt)] * len(texts)
+        columns = [
+            [None] * len(texts) if scorer is None else ask_rounded(scorer, about, texts)
+            for scorer in self.scorers.values()
+        ]
+        return plan.choose([dict(zip(self.scorers, own, strict=True)) for own in zip(*columns, strict=True)])
 
     def sweep_line(
         self, prompt: str | None, from_weights: Weights, to_weights: Weights, **options: Any

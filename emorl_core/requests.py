@@ -7,12 +7,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from emorl_core.asked import Messages, Reader
+from emorl_core.asked import Asked, Messages, Reader
 from emorl_core.bundle import BundleSpec
 from emorl_core.combine_modes import check_combine
+from emorl_core.drafts.plan import DraftsPlan, Wanted
+from emorl_core.drafts.spread import spread
 from emorl_core.engine.intake import draw_seed
 from emorl_core.engine.sweep import SweepPlan, sweep_vectors
-from emorl_core.errors import InvalidRequest, InvalidWeights, shown
+from emorl_core.errors import InvalidRequest, shown
 from emorl_core.predictor import Prediction, Predictor
 from emorl_core.text.prompts import PromptEncoder
 from emorl_core.text.tokenizer import Tokenizer
@@ -221,6 +223,20 @@ class Requests:
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
         asked = self._reader.read_all(prompts, messages, chats)
+        return self._sweep(asked, vectors, settings, combine, pause=pause, only=only)
+
+    def _sweep(
+        self,
+        asked: Sequence[Asked],
+        vectors: Sequence[ResolvedWeights],
+        settings: Sampling,
+        combine: Combine,
+        *,
+        pause: Callable[[], None] | None = None,
+        prefix: str | None = None,
+        **options: Any,
+    ) -> SweepPlan:
+        """pause: see `sweep_plan`; prefix: of the request ids; options: of `SweepPlan`. Raises as `sweep_plan`."""
         every = [each.vector for each in vectors]
         encoded = []
         for each in asked:
@@ -233,10 +249,57 @@ class Requests:
             vectors,
             settings,
             combine=combine,
-            only=only,
-            prefix=f"sweep{next(self._numbers)}",
+            prefix=prefix or f"sweep{next(self._numbers)}",
             lane_prompts=[each.of_lanes for each in encoded],
+            **options,
         )
+
+    def drafts_plan(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Messages | None = None,
+        wanted: Wanted | None = None,
+        combine: Combine = "hidden",
+        attribution: bool | None = None,
+        max_sweep: int | None = None,
+        request_id: str | None = None,
+        **sampling: Any,
+    ) -> DraftsPlan:
+        """Drafts to choose from, checked in full and not begun: one prompt or chat under a spread of weights.
+
+        Args:
+            wanted: how many drafts, and out of how many; none given: three, as `Wanted` has it.
+            attribution: split each draft over the objectives; None: where `combine` can be split.
+            max_sweep: most completions (weights times seeds) that it may ask for; counted before anything is made.
+            request_id: what the ids of its requests begin with.
+            sampling: the fields of `Sampling`.
+
+        Raises `InvalidRequest` and its kinds.
+        """
+        wanted = wanted or Wanted()
+        settings = self._sampling(**sampling)
+        wanted.check(greedy=settings.greedy, most=max_sweep)
+        if settings.seed is None:
+            settings = replace(settings, seed=draw_seed())
+        asked = self._reader.read(prompt, messages, "prompt")
+        profile = None if self.spec.default_profile is None else self.resolve()
+        vectors = [
+            profile if profile is not None and weights == profile.as_dict() else self.resolve(weights)
+            for weights in spread(self.objectives, wanted.candidates, profile and profile.as_dict())
+        ]
+        seeds = [each for each in wanted.seeds_from(settings.seed) for _ in vectors]
+        sweep = self._sweep(
+            [asked],
+            vectors * wanted.seeds,
+            settings,
+            combine,
+            prefix=request_id,
+            seeds=seeds,
+            logprobs=True,
+            attribution=combine == "hidden" if attribution is None else attribution,
+        )
+        return DraftsPlan(sweep, wanted, self.lanes)
 
 
 def sampling_of(

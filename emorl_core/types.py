@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -197,6 +198,14 @@ class Attribution:
     margin: float
     parts: tuple[float, ...]
     runner_up: int
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """Each lane's share of what spoke for the token, sum 1; None where nothing did."""
+        spoke_for = sum(max(part, 0.0) for part in self.parts)
+        if not 0.0 < spoke_for < math.inf:
+            return None
+        return tuple(max(part, 0.0) / spoke_for for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,9 +64,13 @@ class Driver:
         with closing(self.events(groups, job, at_once=at_once)) as events:
             yield from (event for event in events if isinstance(event, (Completion, Failure)))
 
-    def finish(self, requests: Sequence[Request]) -> list[Completion]:
-        """Run requests to their ends, in one batch. Raises the error of the first that fails and cancels the others."""
-        with closing(self.ends([[request] for request in requests])) as ends:
+    def finish(self, requests: Sequence[Request], *, together: bool = False) -> list[Completion]:
+        """Run requests to their ends, in one batch. Raises the error of the first that fails and cancels the others.
+
+        together: they share a prompt, and what they begin with is computed once.
+        """
+        groups = [requests] if together else [[request] for request in requests]
+        with closing(self.ends(groups)) as ends:
             done = {event.request_id: _sound(event) for event in ends}
         return [done[request.request_id] for request in requests]
 

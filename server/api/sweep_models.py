@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, texts_of
 from emorl_core.ensemble import Ensemble
 from server.api.asked import PromptsFields
-from server.api.fields import FirstFault, Int, SamplingFields, Seed, Weights
+from server.api.fields import FirstFault, Int, NormalizeField, SamplingFields, Seed, Weights
 from server.api.scores_models import Reason, ScoreField, Unit
 from server.serving.bulk import Pause
 
 Vectors = Annotated[list[Weights], FirstFault(), Field(min_length=1)]
 
 
-class SweepRequest(PromptsFields, ScoreField, SamplingFields):
+class SweepRequest(PromptsFields, ScoreField, NormalizeField, SamplingFields):
     """`POST /sweep`: every prompt under every weight vector. Give exactly one of `weights` and `resolution`."""
 
     model_config = ConfigDict(

@@ -32,7 +32,8 @@ from server.watch.metrics import EngineReading, Metrics
 
 logger = logging.getLogger("emorl.server")
 
-GENERATION_ROUTES = ("/generate", "/sweep", "/sweep/line", "/sweep/map", "/v1/completions", "/v1/chat/completions")
+_OWN = ("/generate", "/sweep", "/sweep/line", "/sweep/map", "/drafts")
+GENERATION_ROUTES = (*_OWN, "/v1/completions", "/v1/chat/completions")
 _POLL_S = 0.02
 T = TypeVar("T")
 Said = Callable[[Ensemble], Sequence[Conversation]]
@@ -250,8 +251,7 @@ class Service:
             return "the engine's thread does not answer"
         return None
 
-    def busy(self) -> bool:
-        """Whether requests run."""
+    def busy(self) -> bool:  # whether requests run
         return self._deployment is not None and self._deployment.worker.stats.running > 0
 
     # --- requests --------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ ever becomes a label or a value.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -244,12 +243,12 @@ class Metrics:
     def _attributed(self, attribution: Attribution, lanes: Sequence[str]) -> None:
         # Parts can be negative and Prometheus sums must not fall: of the parts that spoke for the token, each one's
         # share. The shares of a token sum to 1.
-        spoke_for = sum(max(part, 0.0) for part in attribution.parts)
-        if not (attribution.margin > 0.0 and math.isfinite(spoke_for)):
+        shares = attribution.shares
+        if shares is None or not attribution.margin > 0.0:
             return  # the token did not win: it was sampled against the odds, and shares of a loss say nothing
-        for lane, part in zip(lanes, attribution.parts, strict=True):
+        for lane, part, share in zip(lanes, attribution.parts, shares, strict=True):
             if lane != BASE or part != 0.0:
-                self.attribution.labels(lane).observe(max(part, 0.0) / spoke_for)
+                self.attribution.labels(lane).observe(share)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type, as the scraper's `Accept` header prefers."""

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from emorl_core.engine import sweep as sweep_module
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Attribution, Completion, FinishReason
+from server.api.drafts_models import DraftsRequest
 from server.api.fields import MAX_NAMES
 from server.api.generate_models import GenerateRequest
 from server.api.map_models import MapBody
@@ -34,6 +35,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "/sweep": SweepRequest,
     "/sweep/line": SegmentsBody,
     "/sweep/map": MapBody,
+    "/drafts": DraftsRequest,
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
 }
@@ -57,6 +59,7 @@ def post(client: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Respons
         ("/sweep", {"prompts": [LONG], "weights": [{"empathy": 1.0}]}),
         ("/sweep/line", {**LINE, "prompt": LONG}),
         ("/sweep/map", {"prompt": LONG}),
+        ("/drafts", {"prompt": LONG}),
         ("/v1/completions", {"model": "fake", "prompt": LONG}),
         ("/v1/completions", {"model": "fake", "prompt": [PROMPT, LONG]}),
         ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": LONG}]}),
@@ -186,7 +189,7 @@ def test_no_vector_names_more_objectives_than_any_bundle_has(client: httpx.Clien
         f"weights: must have at most {MAX_NAMES} entries",
     )
     schema = client.get("/openapi.json").json()["components"]["schemas"]["GenerateRequest"]["properties"]["weights"]
-    assert schema["anyOf"][0]["maxProperties"] == MAX_NAMES
+    assert schema["anyOf"][0]["oneOf"][0]["maxProperties"] == MAX_NAMES
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------------

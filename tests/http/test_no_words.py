@@ -39,6 +39,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/sweep": {"prompts": [PROMPT, f"{MARKER} again"], "resolution": 3, "max_new_tokens": 20},
     "/sweep/line": LINE,
     "/sweep/map": {"prompt": PROMPT, "max_new_tokens": 6},
+    "/drafts": {"prompt": PROMPT, "candidates": 5, "max_new_tokens": 20},
     "/v1/completions": {"model": "fake", "prompt": [PROMPT], "n": 2, "echo": True, "receipt": True},
     "/v1/chat/completions": {"model": "fake", "messages": CHAT, "receipt": True, "logprobs": True, "max_tokens": 20},
 }
@@ -59,6 +60,10 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("/sweep", {"prompts": [[MARKER]], "resolution": 2}),
     ("/sweep", {"prompts": [f"{MARKER} " * 100], "resolution": 2}),
     ("/sweep/line", {**LINE, "from": {"reflection": 0.0}}),
+    ("/drafts", {"prompt": PROMPT, "count": MARKER}),
+    ("/drafts", {"prompt": PROMPT, "seeds": 2}),
+    ("/generate", {"prompt": PROMPT, "weights": MARKER}),
+    ("/generate", {"prompt": PROMPT, "weights": "auto", "profile": MARKER}),
     ("/sweep/line", {**LINE, "prompt": f"{MARKER} " * 100}),
     ("/sweep/map", {"prompt": PROMPT, "corners": [{"reflection": 1.0}]}),
     ("/sweep/map", {"prompt": f"{MARKER} " * 100}),
