@@ -20,6 +20,7 @@ from emorl_core.engine.engine import Engine
 from emorl_core.engine.sequences import Job
 from emorl_core.engine.stats import EngineStats
 from emorl_core.errors import EmorlError, EngineError
+from emorl_core.models.family import LaneModel
 from emorl_core.types import Completion, Event, Failure, FinishReason, Request
 from server.door.errors import EngineRestarted, NotReady, QueueTimeout, ShuttingDown
 from server.serving.channel import Channel
@@ -47,6 +48,11 @@ class _Cancel:
     request_ids: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Switch:
+    model: LaneModel
+
+
 class _Stop:
     pass
 
@@ -58,7 +64,7 @@ class _Arriving:
     deadline: float
 
 
-_Command = _Add | _Cancel | _Stop
+_Command = _Add | _Cancel | _Switch | _Stop
 
 
 class Worker:
@@ -152,6 +158,10 @@ class Worker:
         if request_ids:
             self._commands.put(_Cancel(tuple(request_ids)))
 
+    def switch(self, model: LaneModel) -> None:
+        """See `Engine.switch`; between two steps."""
+        self._commands.put(_Switch(model))
+
     async def stop(self, timeout_s: float = 10.0) -> bool:
         """End every request with `ShuttingDown` and the thread with them; False when a step does not return in time."""
         self._stopping = True
@@ -239,6 +249,8 @@ class Worker:
                     job = Job(command.client)  # one HTTP request counts once, however many prompts and choices it has
                     self._arriving.extend(_Arriving(group, job, command.deadline) for group in command.groups)
                     self._inside.update(request.request_id for group in command.groups for request in group)
+                elif isinstance(command, _Switch):
+                    self._engine.switch(command.model)
                 else:
                     self._cancel(command.request_ids)
                 command = self._commands.get_nowait()
@@ -325,7 +337,7 @@ class Worker:
         for command in commands:
             if isinstance(command, _Add):
                 ids.update(request.request_id for group in command.groups for request in group)
-            elif isinstance(command, _Stop):
+            elif isinstance(command, (_Switch, _Stop)):
                 self._commands.put(command)
         self._arriving.clear()
         self._unwanted.clear()
