@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, overload
+from pathlib import Path
+from typing import Any, Literal, overload
 
 import torch
 
@@ -20,13 +22,15 @@ from emorl_core.engine.engine import Engine
 from emorl_core.engine.regions import MapResult
 from emorl_core.engine.segments import SegmentsResult
 from emorl_core.engine.sweep import SweepItem, SweepResult
-from emorl_core.errors import InvalidRequest
+from emorl_core.errors import InvalidRequest, UnsupportedModel
 from emorl_core.exact_requests import ExactRequests
 from emorl_core.lanes.huge_pages import use_huge_pages
 from emorl_core.loading import load_bundle
 from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
 from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
+from emorl_core.models.compiling import Compilation
+from emorl_core.models.family import LaneModel
 from emorl_core.predictor import Predictor
 from emorl_core.requests import Weights
 from emorl_core.scorers.asking import Statement, ask_rounded
@@ -73,6 +77,7 @@ class Ensemble(ExactRequests):
         self.quantize = quantize  # how the base's matrices are kept
         self.threads = threads or ThreadChoice([torch.get_num_threads()])
         self.scorers: Scorers = {}
+        self.compilation: Compilation[LaneModel] | None = None  # of a step that is not compiled yet
         self._driver = Driver(engine)
 
     @classmethod
@@ -87,7 +92,8 @@ class Ensemble(ExactRequests):
         prefill_cache_bytes: int = 256 * 2**20,
         prefill_tokens: int | None = None,
         kv_cache_bytes: int | None = None,
-        compile: bool = False,  # noqa: A002 - the name that torch and its users have for it
+        compile: bool | Literal["auto"] = False,  # noqa: A002 - the name that torch and its users have for it
+        compile_cache: str | os.PathLike[str] | None = None,
         revision: str | None = None,
         hashed: bool = False,
         max_prompt_chars: int | None = None,
@@ -111,9 +117,11 @@ class Ensemble(ExactRequests):
                 runs, eight times as many; None: all there are, which is fastest for all together.
             kv_cache_bytes: bound on the keys and values of what runs; what does not fit waits, what never fits is
                 refused; None: no bound but `slots`.
-            compile: compile the decoding step: 1.4 to 2 times as fast on a CPU (docs/performance.md), for a minute of
-                loading the first time and some ten seconds later. On a CPU it needs a C++ compiler; on CUDA it records
-                CUDA graphs instead.
+            compile: compile the decoding step: 1.4 to 2 times as fast on a CPU (docs/performance.md), for a minute or
+                more of loading the first time and a fraction of a second later. On a CPU it needs a C++ compiler; on
+                CUDA it records CUDA graphs instead. `auto`: use what was compiled before on a CPU, and leave what is
+                still to be compiled in `compilation`, for whoever has the time.
+            compile_cache: folder of compiled steps; None: `.cache/emorl/compiled` in the user's home.
             revision: branch, tag or commit of a hub id.
             hashed: put hashes of what was loaded into `hashes`, as receipts need them; reads every file once more.
             max_prompt_chars: longer prompts are refused before they are tokenised; None: twice what the bundle's
@@ -144,8 +152,14 @@ class Ensemble(ExactRequests):
         bundle, model, tokenizer = loaded.bundle, loaded.model, loaded.tokenizer
         if target.type == "cpu":
             use_huge_pages()
-        if compile:
-            model.compile_step()
+        folder = Path.home() / ".cache/emorl/compiled" if compile_cache is None else Path(compile_cache)
+        compilation: Compilation[LaneModel] | None = None
+        if compile is True:
+            model = model.compilation(folder).make()
+        elif compile and target.type == "cpu":
+            with contextlib.suppress(UnsupportedModel):
+                compilation = model.compilation(folder)
+                model = compilation.load() or model
         engine = Engine(
             model,
             tokenizer.decode,
@@ -167,6 +181,7 @@ class Ensemble(ExactRequests):
             predictors=loaded.predictors,
         )
         ensemble.scorers = loaded.scorers
+        ensemble.compilation = None if model.compiled else compilation
         ensemble._prompts.check()
         return ensemble
 
@@ -182,7 +197,7 @@ class Ensemble(ExactRequests):
 
     @property
     def compiled(self) -> bool:
-        """Whether the decoding step is compiled (`compile` of `load`)."""
+        """Whether requests that begin now have a compiled decoding step."""
         return self.engine.model.compiled
 
     def parameter_bytes(self) -> dict[str, int]:

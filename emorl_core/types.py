@@ -243,6 +243,7 @@ class Completion:
     first_token_s: float = 0.0  # accepted -> first token
     total_s: float = 0.0  # accepted -> end
     lane_row_steps: int = 0  # lane rows computed for it so far, one token each; shared with the others of its group
+    compiled: bool = False  # by which step it was decoded
     tag: Any = None
 
     @property

@@ -49,7 +49,7 @@ def _farthest(
     away = np.full(len(points), np.inf)  # to the nearest that was picked, squared
     for each in found:
         away = np.minimum(away, ((points - _vector(names, each)) ** 2).sum(axis=1))
-    picked = []
+    picked: list[Mapping[str, float]] = []
     while len(picked) < count and away.max() > 1e-9:
         # Rounding must not decide between points that are equally far: the first one is taken.
         best = int(np.argmax(away.round(9)))

@@ -115,6 +115,7 @@ def _common(branch: Branch, member: Member) -> dict[str, Any]:
         "first_token_s": (branch.first_token or now) - member.arrived,
         "total_s": now - member.arrived,
         "lane_row_steps": branch.meter.lane_row_steps,
+        "compiled": bool(branch.compiled),
         "tag": request.tag,
     }
 

@@ -133,6 +133,7 @@ class Branch:
     admitted: float = 0.0
     first_token: float = 0.0
     tokens_before: int = 0  # it had when it last got a slot
+    compiled: bool | None = None  # which step decodes it; None: it has not begun
     alone: bool = False  # one request by itself: a later prompt may begin with its prompt and reply
 
     @property
@@ -155,6 +156,7 @@ class Branch:
             list(self.texts),
             self.admitted,
             self.first_token,
+            compiled=self.compiled,
         )
 
     def restarted(self, member: Member, chooser: Chooser) -> Branch:

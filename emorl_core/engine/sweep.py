@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from emorl_core.combine_modes import check_combine
 from emorl_core.errors import InvalidRequest, InvalidWeights, shown
@@ -110,7 +111,7 @@ class SweepPlan:
         rays = merge_rays([v.vector for v in vectors], greedy=scales, seeds=seeds)
         seeded = {seed: replace(sampling, seed=seed) for seed in seeds or ()}  # one object each, as the engine likes it
         self._samplings = [sampling] * len(vectors) if seeds is None else [seeded[seed] for seed in seeds]
-        self._told = {"logprobs": logprobs, "attribution": attribution}
+        self._told: dict[str, Any] = {"logprobs": logprobs, "attribution": attribution}
         self._same: list[dict[int, list[int]]] = [{} for _ in self.prompts]  # per prompt: the vectors of each request
         for p, same in enumerate(self._same):
             for i in range(len(self.vectors)) if only is None else sorted(set(only[p])):

@@ -117,7 +117,7 @@ class Info(BaseModel):
     default_profile: str | None
     device: str
     dtype: str
-    compiled: bool
+    compiled: bool  # the decoding step of requests that begin now
     threads: int
     parameter_bytes: dict[str, int]
     identity: Identity

@@ -201,7 +201,7 @@ def make_receipt(
         identity=identity,
         device=ensemble.device,
         dtype=ensemble.dtype,
-        compiled=ensemble.compiled,
+        compiled=completion.compiled,
         versions=versions(ensemble.device),
         sha256="",
         raw=raw,

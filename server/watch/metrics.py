@@ -41,6 +41,7 @@ class EngineReading:
     slots_used: int = 0
     kv_cache_bytes: int = 0
     kv_cache_limit: int | None = None
+    compiled: bool = False
     prefill_hits: int = 0
     prefill_misses: int = 0
     prefill_tokens_found: int = 0
@@ -78,6 +79,7 @@ class _EngineCollector(Collector):
         if now.kv_cache_limit is not None:
             limit.add_metric([], now.kv_cache_limit)
         yield limit
+        yield _gauge("emorl_step_compiled", "1 where requests that begin now decode compiled, else 0.", now.compiled)
         yield _counter("emorl_prefill_cache_hits", "Prompts found whole in the cache, per lane.", now.prefill_hits)
         yield _counter("emorl_prefill_cache_misses", "Prompts computed, or their ends, per lane.", now.prefill_misses)
         found = "Tokens of prompts that were read before, per lane."

@@ -381,4 +381,4 @@ def test_other_devices_are_refused_by_name(plain_bundle: Path) -> None:
     model = model_of(plain(plain_bundle))
     model.facts = replace(model.facts, device=torch.device("meta"))
     with pytest.raises(UnsupportedModel, match=r"the device is meta; allowed: cpu, cuda"):
-        model.compile_step()
+        model.compilation(Path("unused"))
