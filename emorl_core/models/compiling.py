@@ -152,7 +152,9 @@ def check_compiler() -> None:
             f"compile: torch finds no C++ compiler {reason}; install g++ or name one in CXX", param="compile"
         ) from None
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        raise UnsupportedModel("compile: this Python has no headers (Python.h); on Debian python3-dev has them", param="compile")
+        raise UnsupportedModel(
+            "compile: this Python has no headers (Python.h); on Debian python3-dev has them", param="compile"
+        )
 
 
 def _cannot(reason: str) -> UnsupportedModel:
