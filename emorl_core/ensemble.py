@@ -117,8 +117,8 @@ class Ensemble(ExactRequests):
                 runs, eight times as many; None: all there are, which is fastest for all together.
             kv_cache_bytes: bound on the keys and values of what runs; what does not fit waits, what never fits is
                 refused; None: no bound but `slots`.
-            compile: compile the decoding step: 1.4 to 2 times as fast on a CPU (docs/performance.md), for a minute or
-                more of loading the first time and a fraction of a second later. On a CPU it needs a C++ compiler; on
+            compile: compile the decoding step: 1.4 to 2 times as fast on a CPU (docs/performance.md), for minutes of
+                loading the first time and a fraction of a second later. On a CPU it needs a C++ compiler; on
                 CUDA it records CUDA graphs instead. `auto`: use what was compiled before on a CPU, and leave what is
                 still to be compiled in `compilation`, for whoever has the time.
             compile_cache: folder of compiled steps; None: `.cache/emorl/compiled` in the user's home.

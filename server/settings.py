@@ -110,8 +110,8 @@ class Settings(BaseSettings):
     )
     compile: Compile = Field(
         "auto",
-        description="Compile the decoding step, for faster tokens: on, before serving, which takes a minute or more the"
-        " first time; auto, in the background where a CPU serves and a C++ compiler is; off.",
+        description="Compile the decoding step, for faster tokens: on, before serving, which takes minutes the first"
+        " time; auto, in the background where a CPU serves and a C++ compiler is; off.",
     )
     compile_cache: Path | None = Field(
         None,

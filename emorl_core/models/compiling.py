@@ -149,14 +149,16 @@ def check_compiler() -> None:
     except InvalidCxxCompiler as error:
         reason = str(error).partition(":")[2].strip()
         raise UnsupportedModel(
-            f"torch finds no C++ compiler {reason}; install g++ or name one in CXX", param="compile"
+            f"compile: torch finds no C++ compiler {reason}; install g++ or name one in CXX", param="compile"
         ) from None
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        raise UnsupportedModel("this Python has no headers (Python.h); on Debian python3-dev has them", param="compile")
+        raise UnsupportedModel(
+            "compile: this Python has no headers (Python.h); on Debian python3-dev has them", param="compile"
+        )
 
 
 def _cannot(reason: str) -> UnsupportedModel:
-    return UnsupportedModel(f"the decoding step cannot be compiled: {reason}", param="compile")
+    return UnsupportedModel(f"compile: the decoding step cannot be compiled: {reason}", param="compile")
 
 
 def _loaded(path: Path) -> Compiled:
