@@ -222,7 +222,7 @@ def faults(ensemble: Ensemble) -> dict[str, tuple[Any, str, Any]]:
         "prefill": (model, "on_prefill", _raise(ValueError(words))),
         "step": (model, "on_step", _raise(RuntimeError(words))),
         "memory": (model, "on_step", _raise(torch.OutOfMemoryError(words))),
-        "sampling": (engine.runner, "_choose", _raise(RuntimeError(words))),
+        "sampling": (engine.runner.batches[False], "_choose", _raise(RuntimeError(words))),
         "thread": (engine, "step", _raise(RuntimeError(words))),
         "adding": (engine, "add_group", _raise(KeyError(words))),
         "tokenising": (ensemble.tokenizer, "encode", _raise(KeyError(words))),
