@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
@@ -15,7 +13,6 @@ from emorl_core.errors import BundleError
 from emorl_core.files.hashes import folder_hash
 from emorl_core.files.reading import Unreadable, read_bytes
 from emorl_core.files.writing import appearing
-from emorl_core.models.family import LaneModel
 from emorl_core.predictor import Array, Predictor
 
 PREDICTOR_FILE = "predictor.safetensors"
@@ -56,17 +53,6 @@ def load_predictors(bundle: Bundle) -> dict[str, Predictor]:
             )
         loaded[name] = _read(folder / PREDICTOR_FILE, len(spec.objectives), key)
     return loaded
-
-
-def check_predictors(predictors: Mapping[str, Predictor], model: LaneModel) -> None:
-    """By profile. Raises `BundleError` for one of states of another size than the model's."""
-    size = model.head_rows(torch.zeros(1, dtype=torch.long, device=model.facts.device)).shape[-1]
-    for name, predictor in predictors.items():
-        if predictor.mean.size != size:
-            key = f"profiles.{name}.predictor"
-            raise BundleError(
-                f"{BUNDLE_FILE}: {key} reads states of {predictor.mean.size} numbers; the base's have {size}", param=key
-            )
 
 
 def _read(path: Path, objectives: int, key: str) -> Predictor:
