@@ -163,7 +163,7 @@ def _end(ensemble: Ensemble, text: str) -> Mapping[str, float]:
     if "=" in text:
         return parse_weights(text) or {}
     if text in ensemble.spec.profiles:
-        return ensemble.spec.profiles[text].weights
+        return ensemble.spec.profiles[text].weights or ensemble.resolve(profile=text).as_dict()
     return {text: 1.0}  # a name that is no lane is refused with the names that are
 
 

@@ -15,6 +15,7 @@ import torch
 from emorl_core.asked import Messages
 from emorl_core.bundle import Bundle, BundleSpec
 from emorl_core.drafts.plan import Drafts, Wanted
+from emorl_core.drafts.requests import DraftsRequests
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
 from emorl_core.engine.segments import SegmentsResult
@@ -25,7 +26,8 @@ from emorl_core.loading import load_bundle
 from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
 from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
-from emorl_core.requests import Requests, Weights
+from emorl_core.predictor import Predictor
+from emorl_core.requests import Weights
 from emorl_core.scorers.asking import Statement, ask_rounded
 from emorl_core.snapshot import Hashes, Snapshot
 from emorl_core.stored_scorers import Scorers
@@ -36,7 +38,7 @@ from emorl_core.types import Completion, Failure, Quantize, Request, Threads, To
 from emorl_core.weights import BASE
 
 
-class Ensemble(Requests):
+class Ensemble(DraftsRequests):
     """One base model and its adapters, ready to generate.
 
     What makes requests may be called from any thread. `generate` and `stream` drive the engine themselves, one call
@@ -54,6 +56,7 @@ class Ensemble(Requests):
         max_prompt_chars: int | None = None,
         threads: ThreadChoice | None = None,
         quantize: Quantize = "off",
+        predictors: Mapping[str, Predictor] | None = None,
     ) -> None:
         super().__init__(
             spec,
@@ -61,6 +64,7 @@ class Ensemble(Requests):
             vocab_size=engine.facts.vocab_size,
             context=engine.facts.max_positions,
             max_prompt_chars=max_prompt_chars,
+            predictors=predictors,
         )
         self.engine = engine
         self.bundle = bundle
@@ -159,6 +163,7 @@ class Ensemble(Requests):
             max_prompt_chars=max_prompt_chars,
             threads=ThreadChoice.of(threads, target),
             quantize=kept,
+            predictors=loaded.predictors,
         )
         ensemble.scorers = loaded.scorers
         ensemble._prompts.check()

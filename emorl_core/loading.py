@@ -15,7 +15,9 @@ from emorl_core.adapters.adapter import of_another_base, read_peft
 from emorl_core.bundle import Bundle
 from emorl_core.models.family import LaneModel
 from emorl_core.models.registry import load_model
+from emorl_core.predictor import Predictor
 from emorl_core.snapshot import Hashes, Snapshot, steadily
+from emorl_core.stored_predictors import check_predictors, load_predictors
 from emorl_core.stored_scorers import Scorers, load_scorers
 from emorl_core.text.tokenizer import HuggingFaceTokenizer, Tokenizer
 from emorl_core.types import Quantize
@@ -32,6 +34,7 @@ class Loaded:
     tokenizer: Tokenizer
     hashes: Hashes | None
     scorers: Scorers
+    predictors: dict[str, Predictor]  # by profile
 
 
 def load_bundle(
@@ -74,4 +77,7 @@ def _read(
         for doubt in of_another_base(adapters, files.bundle.spec.base.hub):
             logger.warning("%s", doubt)
         judges = {} if scorers is None else scorers(files.inside)
-        return Loaded(files.bundle, model, tokenizer, None if hashes is None else hashes.result(), judges)
+        predictors = load_predictors(files.inside)
+        check_predictors(predictors, model)
+        found = None if hashes is None else hashes.result()
+        return Loaded(files.bundle, model, tokenizer, found, judges, predictors)

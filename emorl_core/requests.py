@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from emorl_core.asked import Asked, Messages, Reader
 from emorl_core.bundle import BundleSpec
 from emorl_core.combine_modes import check_combine
-from emorl_core.drafts.plan import DraftsPlan, Wanted
-from emorl_core.drafts.spread import spread
 from emorl_core.engine.intake import draw_seed
 from emorl_core.engine.segments import SegmentsRequest
 from emorl_core.engine.sweep import SweepPlan, sweep_vectors
 from emorl_core.errors import InvalidRequest, InvalidWeights, shown
+from emorl_core.predictor import Prediction, Predictor
 from emorl_core.text.prompts import PromptEncoder
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import MAX_TOP_LOGPROBS, Combine, Request, Sampling, check_width
@@ -35,15 +34,17 @@ class Requests:
         vocab_size: int,
         context: int | None = None,
         max_prompt_chars: int | None = None,
+        predictors: Mapping[str, Predictor] | None = None,
     ) -> None:
         """context: tokens of prompt and reply together that the base takes, None: any; max_prompt_chars: see
-        `PromptEncoder`. Raises BundleError for a chat template that cannot be used."""
+        `PromptEncoder`; predictors: by profile. Raises BundleError for a chat template that cannot be used."""
         self.spec = spec
         self.tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._prompts = PromptEncoder(spec, tokenizer, max_prompt_chars)
         self._reader = Reader(self._prompts, vocab_size=vocab_size, most=spec.max_source_tokens, context=context)
         self._numbers = itertools.count(1)
+        self._predictors = predictors or {}
 
     @property
     def name(self) -> str:
@@ -99,7 +100,8 @@ class Requests:
     def resolve(
         self, weights: Weights | None = None, profile: str | None = None, *, normalize: bool = True
     ) -> ResolvedWeights:
-        """Weights or a profile -> the vector the engine uses; see `emorl_core.weights`."""
+        """Weights or a profile -> the vector the engine uses; see `emorl_core.weights`. Of a profile that predicts
+        weights there is none without a prompt."""
         return resolve(
             self.lanes,
             weights,
@@ -135,7 +137,8 @@ class Requests:
         Raises:
             InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
         """
-        resolved = self.resolve(weights, profile, normalize=normalize)
+        predict = self._predict(weights, profile, combine)
+        resolved = self.resolve(weights, profile, normalize=normalize) if predict is None else predict.read
         check_combine(combine, resolved.vector, attribution=attribution)
         if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
             raise InvalidRequest(
@@ -158,7 +161,23 @@ class Requests:
             profile=resolved.profile,
             stream=stream,
             lane_prompts=encoded.of_lanes,
+            predict=predict,
         )
+
+    def _predict(self, weights: Weights | None, profile: str | None, combine: Combine) -> Prediction | None:
+        """How a request's weights are found once its prompt is read; None: they are known. Raises InvalidRequest."""
+        name = self.spec.default_profile if profile is None else profile
+        if weights is not None or name is None or name not in self._predictors:
+            return None
+        spec = self.spec.profiles[name].predictor
+        assert spec is not None  # a predictor was loaded for it
+        if combine == "weights":
+            raise InvalidRequest(
+                "combine is 'weights', which sums adapters before the prompt is read, and profile "
+                f"{shown(name)} predicts weights from it; allowed with it: hidden, probs",
+                param="combine",
+            )
+        return Prediction(name, self._predictors[name], self.lanes, tuple(spec.objectives))
 
     def sweep_plan(
         self,
@@ -172,6 +191,7 @@ class Requests:
         combine: Combine = "hidden",
         only: Sequence[Collection[int]] | None = None,
         max_sweep: int | None = None,
+        pause: Callable[[], None] | None = None,
         **sampling: Any,
     ) -> SweepPlan:
         """A sweep, checked in full and not begun: every prompt under every weight vector.
@@ -182,6 +202,7 @@ class Requests:
             weights: the vectors; or give `resolution`, for the grid of steps 1 / resolution over all objectives.
             only: per prompt the indices of the vectors that it is swept with; none given: all.
             max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
+            pause: called after each prompt has been read; a server gives way to its engine there.
             sampling: the fields of `Sampling`; one seed serves all, so that equal prefixes stay shared.
 
         Raises:
@@ -201,7 +222,7 @@ class Requests:
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
         asked = self._reader.read_all(prompts, messages, chats)
-        return self._sweep(asked, vectors, settings, combine, only=only)
+        return self._sweep(asked, vectors, settings, combine, pause=pause, only=only)
 
     def _sweep(
         self,
@@ -211,13 +232,17 @@ class Requests:
         combine: Combine,
         *,
         prefix: str | None = None,
+        pause: Callable[[], None] | None = None,
         **options: Any,
     ) -> SweepPlan:
-        """prefix: of the request ids; options: of `SweepPlan`. Raises as `sweep_plan`."""
+        """prefix: of the request ids; pause: see `sweep_plan`; options: of `SweepPlan`. Raises as `sweep_plan`."""
         every = [each.vector for each in vectors]
-        encoded = [self._reader.encode(each, every, combine) for each in asked]
-        for (field, _), each in zip(asked, encoded, strict=True):
-            self._reader.check_context(each, settings, field)
+        encoded = []
+        for each in asked:
+            encoded.append(self._reader.encode(each, every, combine))
+            self._reader.check_context(encoded[-1], settings, each[0])
+            if pause is not None:
+                pause()
         return SweepPlan(
             [each.ids for each in encoded],
             vectors,
@@ -227,53 +252,6 @@ class Requests:
             lane_prompts=[each.of_lanes for each in encoded],
             **options,
         )
-
-    def drafts_plan(
-        self,
-        prompt: str | None = None,
-        *,
-        messages: Messages | None = None,
-        wanted: Wanted | None = None,
-        combine: Combine = "hidden",
-        attribution: bool | None = None,
-        max_sweep: int | None = None,
-        request_id: str | None = None,
-        **sampling: Any,
-    ) -> DraftsPlan:
-        """Drafts to choose from, checked in full and not begun: one prompt or chat under a spread of weights.
-
-        Args:
-            wanted: how many drafts, and out of how many; none given: three, as `Wanted` has it.
-            attribution: split each draft over the objectives; None: where `combine` can be split.
-            max_sweep: most completions (weights times seeds) that it may ask for; counted before anything is made.
-            request_id: what the ids of its requests begin with.
-            sampling: the fields of `Sampling`.
-
-        Raises `InvalidRequest` and its kinds.
-        """
-        wanted = wanted or Wanted()
-        settings = self._sampling(**sampling)
-        wanted.check(greedy=settings.greedy, most=max_sweep)
-        if settings.seed is None:
-            settings = replace(settings, seed=draw_seed())
-        asked = self._reader.read(prompt, messages, "prompt")
-        profile = None if self.spec.default_profile is None else self.resolve()
-        vectors = [
-            profile if profile is not None and weights == profile.as_dict() else self.resolve(weights)
-            for weights in spread(self.objectives, wanted.candidates, profile and profile.as_dict())
-        ]
-        seeds = [each for each in wanted.seeds_from(settings.seed) for _ in vectors]
-        sweep = self._sweep(
-            [asked],
-            vectors * wanted.seeds,
-            settings,
-            combine,
-            prefix=request_id,
-            seeds=seeds,
-            logprobs=True,
-            attribution=combine == "hidden" if attribution is None else attribution,
-        )
-        return DraftsPlan(sweep, wanted, self.lanes)
 
     def segments_request(
         self,

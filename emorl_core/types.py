@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from emorl_core.errors import EmorlError, InvalidRequest, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Combine = Literal["hidden", "probs", "weights"]  # see `emorl_core.combine_modes`
 COMBINE_MODES: tuple[Combine, ...] = get_args(Combine)
@@ -173,6 +177,9 @@ class Request:
     logprobs: bool = True  # False, and no stream: the Completion has none, and they are not computed
     tag: Any = None  # the caller's own, echoed in the request's events
     lane_prompts: LanePrompts = ()
+    # The base's last hidden state of the prompt [D] -> the weights, found before the first token is chosen. `weights`
+    # then only say which lanes read the prompt; `base` must be one of them.
+    predict: Callable[[Tensor], tuple[float, ...]] | None = None
 
     def prompt_of(self, lane: int) -> tuple[int, ...]:
         """What a lane reads before its reply."""

@@ -88,7 +88,7 @@ class Reporter:
             finish_reason=reason,
             token_ids=tuple(branch.tokens),
             logprobs=tuple(member.logprobs),
-            weights=named(self._lanes, member.request.weights),
+            weights=named(self._lanes, member.vector),
             attributions=tuple(member.attributions),
             top_logprobs=tuple(member.top_logprobs),
             token_texts=tuple(branch.texts),

@@ -141,6 +141,9 @@ class Runner:
         """Run every lane row one token further and choose a token for every member."""
         layout = self._layout = self._layout or self._arrange()
         hidden = self._forward(layout)
+        decided = self._decide(hidden, layout)
+        if decided:
+            layout = self._arrange()  # the same lane rows, mixed otherwise
         choices: list[Choice] = []
         for first in range(0, len(layout.members), _LOGIT_ROWS):
             choices += self._choose(hidden, layout, slice(first, first + _LOGIT_ROWS))
@@ -150,7 +153,16 @@ class Runner:
                 places = [self.seats.of(branch)[lane] for lane in branch.members[0].lanes]
                 chosen = branch.chooser.choose(self.model, branch, hidden[places])
                 outcomes += [(branch, member, choice) for member, choice in chosen]
+        for branch in decided:
+            self.narrow(branch)
         return outcomes
+
+    def _decide(self, hidden: Tensor, layout: _Layout) -> list[Branch]:
+        """Members that wait for weights get them, by the base's states of their prompts; returns their branches."""
+        waiting = [(branch, member) for branch, member in layout.members if member.undecided]
+        for branch, member in waiting:
+            member.decide(hidden[self.seats.of(branch)[member.lanes[0]]])
+        return list(dict.fromkeys(branch for branch, _ in waiting))
 
     def _forward(self, layout: _Layout) -> Tensor:
         """Feed every lane row its branch's last token; returns hidden states [M, D]."""

@@ -68,10 +68,28 @@ class Member:
     attributions: list[Attribution] = field(default_factory=list)
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     silent: bool = field(init=False)  # nothing but its tokens is wanted
+    undecided: bool = field(init=False)  # its weights are still to be predicted
 
     def __post_init__(self) -> None:
         request = self.request
         self.silent = not (request.stream or request.logprobs or request.attribution or request.top_logprobs)
+        self.undecided = request.predict is not None
+
+    @property
+    def vector(self) -> tuple[float, ...]:
+        """One number per named lane; all 0 while they are undecided."""
+        if self.request.predict is None:
+            return self.request.weights
+        found = {} if self.undecided else dict(zip(self.numbers, self.weights, strict=True))
+        return tuple(found.get(number, 0.0) for number in range(len(self.request.weights)))
+
+    def decide(self, state: Tensor) -> None:
+        """state: the base's [D], from which it would choose the first token. Lanes without weight are mixed no more."""
+        assert self.request.predict is not None  # it is undecided
+        vector = self.request.predict(state)
+        kept = [(lane, vector[n], n) for lane, n in zip(self.lanes, self.numbers, strict=True) if vector[n] != 0.0]
+        self.lanes, self.weights, self.numbers = (tuple(each) for each in zip(*kept, strict=True))
+        self.undecided = False
 
 
 class Chooser(Protocol):

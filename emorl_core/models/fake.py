@@ -65,6 +65,9 @@ class FakeTokenizer:
     def encode_reply(self, text: str) -> list[int]:
         return self.encode(text)[:-1]
 
+    def count(self, text: str) -> int:
+        return len(self.encode_reply(text))
+
     def chat(self, system: str | None) -> FakeChat:
         return FakeChat(self, system)
 

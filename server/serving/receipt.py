@@ -190,7 +190,7 @@ def make_receipt(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         prompt=sent,
         prompt_sha256=hash_of(sent),
-        weights=dict(zip(ensemble.lanes, request.weights, strict=True)),
+        weights={name: completion.weights.get(name, 0.0) for name in ensemble.lanes},
         profile=completion.profile,
         combine=request.combine,
         sampling=ReceiptSampling(**sampling),

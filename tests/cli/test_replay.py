@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emorl_core.bundle import Bundle, ProfileSpec, write_spec
+from emorl_core.bundle import Bundle, write_spec
 from emorl_core.ensemble import Ensemble
+from emorl_core.profiles import ProfileSpec
 from server.settings import Settings
 from tests.chats import tiny_chat_bundle
 from tests.http.harness import events, live

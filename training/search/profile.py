@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from emorl_core.bundle import BUNDLE_FILE, BundleSpec, ProfileSpec, read_spec, write_spec
+from emorl_core.bundle import BUNDLE_FILE, BundleSpec, read_spec, write_spec
 from emorl_core.config import explain
+from emorl_core.profiles import ProfileSpec
 from emorl_core.stored_scorers import store_scorers
 from training.search.grid import SearchError
 
