@@ -43,7 +43,7 @@ def mean_score(ensemble: Ensemble, prompt: str, text: str) -> float:
 
 def ask(ensemble: Ensemble, statement: str, count: int, new_tokens: int) -> Asked:
     drafts = ensemble.drafts(statement, count=count, max_new_tokens=new_tokens)
-    profiles = ensemble.spec.profile_weights()
+    profiles = {name: own for name, own in ensemble.spec.profile_weights().items() if own is not None}
     items = ensemble.sweep(statement, list(profiles.values()), max_new_tokens=new_tokens).items
     texts = zip(profiles, items, strict=True)
     return Asked(drafts, {name: mean_score(ensemble, statement, item.text) for name, item in texts})

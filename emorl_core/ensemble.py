@@ -17,6 +17,7 @@ import torch
 from emorl_core.asked import Messages
 from emorl_core.bundle import Bundle, BundleSpec
 from emorl_core.drafts.plan import Drafts, Wanted
+from emorl_core.drafts.requests import DraftsRequests
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
 from emorl_core.engine.regions import MapResult
@@ -43,7 +44,7 @@ from emorl_core.types import Completion, Failure, Quantize, Request, Threads, To
 from emorl_core.weights import BASE
 
 
-class Ensemble(ExactRequests):
+class Ensemble(ExactRequests, DraftsRequests):
     """One base model and its adapters, ready to generate.
 
     What makes requests may be called from any thread. `generate` and `stream` drive the engine themselves, one call
