@@ -8,10 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from emorl_core.fake import fake_ensemble
-from server.settings import Settings
 from tests.browser.conftest import Open
-from tests.http.harness import PROMPT, Live, live, wait_until
+from tests.http.harness import PROMPT, Live, wait_until
 
 pytestmark = pytest.mark.browser
 TOKENS = 3
@@ -60,18 +58,24 @@ def test_the_map_has_the_true_borders_and_a_click_takes_the_text_there(server: L
     assert cells.count() == 0
 
 
-def test_a_map_with_too_many_regions_is_drawn_as_the_grid_and_says_why(open_page: Open) -> None:
-    with live(Settings(port=0, max_sweep=240), fake_ensemble()) as server:
-        desk = open_page(server.url)
-        desk.option("Most tokens", "40")
-        desk.write(PROMPT)
-        desk.button("Draw the map").click()
-        desk.page.get_by_text("on 231 points. Not exact: there are more than 240 regions").wait_for(timeout=120_000)
-        assert desk.page.locator(".cell").count() == 231
-        answer = mapped(server, max_new_tokens=40, max_regions=240)
-        assert not answer["exact"]
-        listed = {each.text_content() for each in desk.page.locator(".region-text").all()}
-        assert listed == {each["text"] for each in answer["regions"]}
+def test_a_map_with_too_many_regions_is_drawn_as_the_grid_and_says_why(server: Live, open_page: Open) -> None:
+    desk = open_page(server.url)
+    desk.option("Most tokens", str(TOKENS))
+    desk.write(PROMPT)
+
+    def with_few(route: Any) -> None:
+        asked = route.request.post_data_json
+        assert (asked["max_regions"], asked["resolution"]) == (400, 20)
+        route.continue_(post_data=json.dumps({**asked, "max_regions": 3}))
+
+    desk.page.route("**/sweep/map", with_few)
+    desk.button("Draw the map").click()
+    desk.page.get_by_text("on 231 points. Not exact: there are more than 3 regions").wait_for()
+    assert desk.page.locator(".cell").count() == 231
+    answer = mapped(server, max_regions=3)
+    assert not answer["exact"]
+    listed = {each.text_content() for each in desk.page.locator(".region-text").all()}
+    assert listed == {each["text"] for each in answer["regions"]}
 
 
 def test_options_that_let_chance_decide_have_a_grid(server: Live, open_page: Open) -> None:
