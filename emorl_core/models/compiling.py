@@ -168,7 +168,7 @@ def _loaded(path: Path) -> Compiled:
 
     def run(arguments: list[Tensor]) -> Tensor:
         (result,) = loader.run(arguments)
-        return result  # type: ignore[no-any-return]
+        return result
 
     return run
 
