@@ -25,8 +25,11 @@ Argument = Tensor | Sequence[Tensor]
 class StepFunction(Protocol):
     """A decoding step of one model, and what another process needs to make it again."""
 
-    tensors: StepTensors
-    settings: tuple[Any, ...]
+    @property
+    def tensors(self) -> StepTensors: ...
+
+    @property
+    def settings(self) -> tuple[Any, ...]: ...
 
 
 class CompiledStep(ABC):

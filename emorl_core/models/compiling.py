@@ -86,8 +86,9 @@ class Compilation(Generic[M]):
         try:
             return self._finish([_loaded(path) for path in self._paths])
         except RuntimeError:  # cut short, or of another machine
-            for path in self._paths:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                for path in self._paths:
+                    path.unlink(missing_ok=True)
             return None
 
     def make(self, *, idly: bool = False) -> M:
@@ -162,7 +163,8 @@ def _cannot(reason: str) -> UnsupportedModel:
 
 
 def _loaded(path: Path) -> Compiled:
-    os.utime(path)  # the one used longest ago goes first
+    with contextlib.suppress(OSError):  # a folder that came with an image cannot be written
+        os.utime(path)  # the one used longest ago goes first
     # Not through `torch._inductor`: importing the compiler takes seconds of Python's lock.
     loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
 
