@@ -42,16 +42,16 @@ class DraftsRequests(Requests):
         wanted = wanted or Wanted()
         settings = self._sampling(**sampling)
         wanted.check(greedy=settings.greedy, most=max_sweep)
-        if settings.seed is None:
-            settings = replace(settings, seed=draw_seed())
+        seed = draw_seed() if settings.seed is None else settings.seed
+        settings = replace(settings, seed=seed)
         asked = self._reader.read(prompt, messages, "prompt")
         default = self.spec.default_profile
         profile = None if default is None or default in self._predictors else self.resolve()
         vectors = [
             profile if profile is not None and weights == profile.as_dict() else self.resolve(weights)
-            for weights in spread(self.objectives, wanted.candidates, profile and profile.as_dict())
+            for weights in spread(self.objectives, wanted.candidates, None if profile is None else profile.as_dict())
         ]
-        seeds = [each for each in wanted.seeds_from(settings.seed) for _ in vectors]
+        seeds = [each for each in wanted.seeds_from(seed) for _ in vectors]
         sweep = self._sweep(
             [asked],
             vectors * wanted.seeds,
