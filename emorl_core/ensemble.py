@@ -17,7 +17,7 @@ from emorl_core.engine.engine import Engine
 from emorl_core.engine.segments import SegmentsResult
 from emorl_core.engine.sweep import SweepItem, SweepResult
 from emorl_core.errors import InvalidRequest
-from emorl_core.lanes.huge_pages import use_huge_pages
+from emorl_core.lanes import huge_pages
 from emorl_core.loading import load_bundle
 from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
 from emorl_core.machine.threads import ThreadChoice, check_threads
@@ -132,8 +132,8 @@ class Ensemble(Requests):
             scorer_code=scorer_code,
         )
         bundle, model, tokenizer = loaded.bundle, loaded.model, loaded.tokenizer
-        if target.type == "cpu":
-            use_huge_pages()
+        if target.type == "cpu" and sum(model.parameter_bytes().values()) >= huge_pages.WORTH_FROM:
+            huge_pages.use_huge_pages()
         if compile:
             model.compile_step()
         engine = Engine(
