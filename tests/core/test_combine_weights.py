@@ -70,7 +70,8 @@ class Sums:
         """A plain loop over the whole sequences."""
         longest = max(map(len, prompts))
         ids = torch.tensor([[*prompt, *[PAD] * (longest - len(prompt))] for prompt in prompts])
-        fixed, key, fed = {}, "input_ids", ids
+        fixed: dict[str, torch.Tensor] = {}
+        key, fed = "input_ids", ids
         if self._encoder:
             mask = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts])
             fixed = {"input_ids": ids, "attention_mask": mask}
