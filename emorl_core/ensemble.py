@@ -25,7 +25,7 @@ from emorl_core.engine.segments import SegmentsResult
 from emorl_core.engine.sweep import SweepItem, SweepResult
 from emorl_core.errors import InvalidRequest, UnsupportedModel
 from emorl_core.exact_requests import ExactRequests
-from emorl_core.lanes.huge_pages import use_huge_pages
+from emorl_core.lanes import huge_pages
 from emorl_core.loading import load_bundle
 from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
 from emorl_core.machine.threads import ThreadChoice, check_threads
@@ -151,8 +151,8 @@ class Ensemble(ExactRequests, DraftsRequests):
             scorer_code=scorer_code,
         )
         bundle, model, tokenizer = loaded.bundle, loaded.model, loaded.tokenizer
-        if target.type == "cpu":
-            use_huge_pages()
+        if target.type == "cpu" and sum(model.parameter_bytes().values()) >= huge_pages.WORTH_FROM:
+            huge_pages.use_huge_pages()
         folder = Path.home() / ".cache/emorl/compiled" if compile_cache is None else Path(compile_cache)
         compilation: Compilation[LaneModel] | None = None
         if compile is True:

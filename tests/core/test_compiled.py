@@ -21,6 +21,9 @@ from tests.core.conftest import PROMPTS
 from tests.core.driving import completions, drain, joining, mixed_requests, prefilled, rows_of, run, said
 from tests.core.reference import SeparateModels
 from tests.core.test_against_hf_peft import MIXES, as_requests
+from tests.core.test_combine_weights import TOKENS as SUM_TOKENS
+from tests.core.test_combine_weights import as_requests as as_sums
+from tests.core.test_combine_weights import t5_expected as sums_expected
 
 try:
     check_compiler()
@@ -53,6 +56,13 @@ def test_greedy_tokens_are_those_of_separate_models(compiled: Ensemble, judge: S
     assert [completion.token_ids for completion in done] == judge.greedy(
         [ids for ids, _ in rows], [mix for _, mix in rows], 20
     )
+
+
+@needs_compiler
+def test_against_peft_sums_of_adapters(bundle: Path, compiled: Ensemble) -> None:
+    prompts = [compiled.encode(prompt) for prompt in PROMPTS]
+    done = run(compiled.engine, as_sums(prompts, SUM_TOKENS))
+    assert [completion.token_ids for completion in done] == sums_expected(bundle, prompts)
 
 
 @needs_compiler
