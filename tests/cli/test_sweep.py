@@ -78,7 +78,7 @@ def test_ends_of_a_line_may_be_profiles_and_mixes(emorl, fake) -> None:
 def test_the_map_of_three_objectives(emorl, fake) -> None:
     options = ("--map", *OBJECTIVES, "--max-new-tokens", 3)
     result = emorl("sweep", "b", PROMPT, *options)
-    expected = fake_ensemble().sweep_map(PROMPT, max_new_tokens=3)
+    expected = fake_ensemble(slots=2).sweep_map(PROMPT, max_new_tokens=3)  # as many as `fake` has
     assert f"{len(expected.regions)} regions; exact; {expected.lane_row_steps} lane-row steps" in result.out
     assert " ".join(expected.regions[0].text.split()) in result.out
     document = json.loads(emorl("sweep", "b", PROMPT, *options, "--json").out)
