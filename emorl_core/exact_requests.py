@@ -128,4 +128,4 @@ class ExactRequests(Requests):
             return self.resolve(weights, normalize=normalize).vector
         except InvalidWeights as error:
             param = (error.param or "weights").replace("weights", name, 1)
-            raise InvalidWeights(f"{name}: {error.message}", param=param) from None
+            raise InvalidWeights(f"{name}: {error.message.removeprefix('weights: ')}", param=param) from None
