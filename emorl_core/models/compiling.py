@@ -130,7 +130,7 @@ class Compilation(Generic[M]):
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                start_new_session=True,
+                process_group=0,  # not a session: Linux weighs niceness within a session only
             )
         _, told = self._process.communicate(pickle.dumps(sys.path) + pickle.dumps((missing, idly)))
         with self._lock:
