@@ -83,8 +83,8 @@ class PromptEncoder:
 
     def encode(self, said: Said, *, field: str = "prompt") -> tuple[int, ...]:
         """As `base` reads it. Raises PromptTooLong, and InvalidRequest for a chat that the template does not take."""
-        for text in (said,) if isinstance(said, str) else (message.text for message in said):
-            self._check_beginning(text, field)
+        # A chat's messages as one text: many of them may be too long only together.
+        self._check_beginning(said if isinstance(said, str) else " ".join(each.text for each in said), field)
         return self._checked(self.ids(said, field=field), field, "its template")
 
     def lane_prompts(self, said: Said, lanes: Collection[int], *, field: str = "prompt") -> LanePrompts:

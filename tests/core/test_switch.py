@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from emorl_core.engine.engine import Engine
+from emorl_core.errors import UnsupportedModel
 from emorl_core.fake import fake_ensemble
+from emorl_core.models import compiling
 from emorl_core.types import Completion, Request
 from tests.core.driving import completions, drain, mixed_requests, run, said
 
@@ -93,3 +97,12 @@ def test_the_bound_on_keys_and_values_holds_for_both_together(tmp_path: Path) ->
         events += engine.step()
         assert engine.stats.kv_cache_bytes <= most
     assert len(completions(events)) == 6
+
+
+def test_the_compiler_runs_in_the_servers_session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Linux weighs niceness within a session only; in one of its own the compiler took half of the processors."""
+    monkeypatch.setattr(compiling, "_RUN", "import os, sys; sys.exit(f'{os.getsid(0)} {os.getpgid(0) == os.getpid()}')")
+    shape = compiling.Shape((1,), (1,), torch.float32)
+    recipe = compiling.Recipe("emorl_core.models.step_linear:nothing", (), (shape,))
+    with pytest.raises(UnsupportedModel, match=rf": {os.getsid(0)} True$"):
+        compiling.Compilation([recipe], tmp_path, lambda functions: functions).make(idly=True)
