@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "deploy": ("emorl_cli.deploy", "serve a bundle on several replicas, by Ray Serve"),
     "generate": ("emorl_cli.generate", "answer one prompt, or a file of prompts"),
     "sweep": ("emorl_cli.sweep", "one prompt under many weights: the distinct texts and the weights that give them"),
+    "drafts": ("emorl_cli.drafts", "a few good and different texts to choose from, best first"),
     "replay": ("emorl_cli.replay", "make the text of a receipt again and say whether it is the same"),
     "new": ("emorl_cli.bundles.new", "make a bundle of a base and adapters, or sentences, and inspect it"),
     "inspect": ("emorl_cli.bundles.inspect", "explain a bundle and validate it in full"),

@@ -239,6 +239,7 @@ def _load(files: Snapshot, receipt: Receipt, device: str | None, dtype: str | No
     from emorl_core.ensemble import Ensemble
     from emorl_core.errors import InvalidRequest, UnsupportedModel
     from emorl_core.machine.precision import pick_device, pick_quantize
+    from server.settings import load_settings
 
     if device is None:
         try:
@@ -251,7 +252,8 @@ def _load(files: Snapshot, receipt: Receipt, device: str | None, dtype: str | No
         quantize = pick_quantize(receipt.quantize, dtype, pick_device(device))
     if receipt.compiled:
         with contextlib.suppress(UnsupportedModel):  # the same
-            return Ensemble.load(files, device=device, dtype=dtype, quantize=quantize, compile=True)
+            kept = load_settings().compiled_steps
+            return Ensemble.load(files, device=device, dtype=dtype, quantize=quantize, compile=True, compile_cache=kept)
     return Ensemble.load(files, device=device, dtype=dtype, quantize=quantize)
 
 

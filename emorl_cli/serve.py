@@ -88,7 +88,7 @@ def check(settings: Settings) -> None:
     device = pick_device(settings.device)
     pick_dtype(settings.dtype, device)
     pick_quantize(settings.quantize, settings.dtype, device)
-    if settings.compile and device.type == "cpu":
+    if settings.compile == "on" and device.type == "cpu":
         check_compiler()
     most_connections(settings)
     Keys.read(settings)

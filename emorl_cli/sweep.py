@@ -1,4 +1,4 @@
-"""`emorl sweep`: one prompt, many weights, one run; or all texts on the line between two weights, exactly."""
+"""`emorl sweep`: one prompt, many weights, one run; or all texts between two or three of them, exactly."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from emorl_cli.console.options import (
 )
 from emorl_cli.console.printing import print_json
 from emorl_cli.console.reading import parse_weights, read_chat, utf_8
+from emorl_cli.sweep_map import MAX_REGIONS, map_document, print_map, written
 
 if TYPE_CHECKING:
     from emorl_core.engine.segments import SegmentsResult
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
 
 SHOWN = 6  # weights printed per text; --json has all
-# On the line every text is greedy.
-LINE_FIELDS = ("max_new_tokens", "min_new_tokens", "stop")
+# On the line and the map every text is greedy.
+EXACT_FIELDS = ("max_new_tokens", "min_new_tokens", "stop")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("FROM", "TO"),
         help="every greedy text between two mixes and where it changes; each an objective, a profile or NAME=NUMBER,…",
     )
+    which.add_argument(
+        "--map",
+        nargs=3,
+        metavar=("A", "B", "C"),
+        help="every greedy text of all mixes of three, and the borders between them; each as for --line",
+    )
+    parser.add_argument(
+        "--max-regions", type=int, metavar="N", help=f"of --map; with more it is a grid instead (default {MAX_REGIONS})"
+    )
     parser.add_argument(
         "--no-normalize", dest="normalize", action="store_false", help="use the numbers as given; negative ones too"
     )
@@ -59,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         'emorl sweep my-bundle "I can\'t keep up at work." --resolution 10',
         'emorl sweep my-bundle "I can\'t keep up at work." --line reflection empathy --json',
+        'emorl sweep my-bundle "I can\'t keep up at work." --map reflection empathy fluency --max-new-tokens 24',
     )
 
 
@@ -69,14 +80,18 @@ def run(args: argparse.Namespace) -> int:
     if (args.prompt is None) == (args.chat is None):
         raise InvalidRequest("give either a prompt or --chat", param="prompt")
     fields = sampling_fields(args)
-    if args.line is not None:
+    exact = "--line" if args.line is not None else "--map" if args.map is not None else None
+    if exact is not None:
         plain = Sampling()
-        for name in sorted(set(fields) - {*LINE_FIELDS}):
+        for name in sorted(set(fields) - {*EXACT_FIELDS}):
             default = {} if name == "logit_bias" else getattr(plain, name)
             if fields[name] != default:
-                raise InvalidRequest(f"--line is for greedy texts; it takes no --{name.replace('_', '-')}", param=name)
+                raise InvalidRequest(f"{exact} is for greedy texts; it takes no --{name.replace('_', '-')}", param=name)
         if args.combine != "hidden":
-            raise InvalidRequest(f"--line mixes hidden states; it takes no --combine {args.combine}", param="combine")
+            raise InvalidRequest(f"{exact} mixes hidden states; it takes no --combine {args.combine}", param="combine")
+    if args.max_regions is not None and (args.map is None or args.max_regions < 1):
+        only = "--max-regions is for --map" if args.map is None else f"--max-regions is {args.max_regions}"
+        raise InvalidRequest(f"{only}; allowed: a whole number from 1, beside --map", param="max_regions")
     prompt = None if args.prompt is None else utf_8(args.prompt, "the prompt")
     messages = None if args.chat is None else read_chat(args.chat)
     by_line = _read_weights(args.weights_file) if args.weights_file is not None else None
@@ -85,17 +100,16 @@ def run(args: argparse.Namespace) -> int:
 
     use_threads(args.threads, args.device, say=False)
     ensemble = Ensemble.load(args.bundle, device=args.device, dtype=args.dtype, slots=args.slots)
-    if args.line is not None:
-        start, end = (_end(ensemble, text) for text in args.line)
-        line = ensemble.sweep_line(
-            prompt,
-            start,
-            end,
-            messages=messages,
-            normalize=args.normalize,
-            **{name: fields[name] for name in LINE_FIELDS},
-        )
-        print_json(_line_document(line)) if args.json else _print_line(line)
+    if exact is not None:
+        corners = [_corner(ensemble, text) for text in args.line or args.map]
+        options = {"messages": messages, "normalize": args.normalize, **{name: fields[name] for name in EXACT_FIELDS}}
+        if args.line is not None:
+            line = ensemble.sweep_line(prompt, *corners, **options)
+            print_json(_line_document(line)) if args.json else _print_line(line)
+        else:
+            most = args.max_regions or MAX_REGIONS
+            found = ensemble.sweep_map(prompt, corners, most=most, most_named="--max-regions", **options)
+            print_json(map_document(found)) if args.json else print_map(found)
         return 0
     if by_line is not None:
         _check_weights(args.weights_file, by_line, ensemble, normalize=args.normalize)
@@ -158,12 +172,12 @@ def _check_weights(
             raise InvalidWeights(f"{path}: line {number}: {error.message}", param="weights_file") from None
 
 
-def _end(ensemble: Ensemble, text: str) -> Mapping[str, float]:
-    """One end of a line: a lane, a profile, or weights as written for --weights."""
+def _corner(ensemble: Ensemble, text: str) -> Mapping[str, float]:
+    """One end of a line or corner of a map: a lane, a profile, or weights as written for --weights."""
     if "=" in text:
         return parse_weights(text) or {}
     if text in ensemble.spec.profiles:
-        return ensemble.spec.profiles[text].weights
+        return ensemble.spec.profiles[text].weights or ensemble.resolve(profile=text).as_dict()
     return {text: 1.0}  # a name that is no lane is refused with the names that are
 
 
@@ -208,7 +222,7 @@ def _print_sweep(result: SweepResult, *, seeded: bool) -> None:
     texts = result.distinct(0)
     for text, indices in sorted(texts.items(), key=lambda found: -len(found[1])):
         print(" ".join(text.split()))
-        shown = "; ".join(_written(items[index].weights) for index in indices[:SHOWN])
+        shown = "; ".join(written(items[index].weights) for index in indices[:SHOWN])
         more = f"; … {len(indices) - SHOWN} more" if len(indices) > SHOWN else ""
         print(f"    {len(indices)} of {len(items)}: {shown}{more}\n")
     saved = result.unshared_lane_row_steps / max(1, result.lane_row_steps)
@@ -220,7 +234,7 @@ def _print_sweep(result: SweepResult, *, seeded: bool) -> None:
 
 
 def _print_line(line: SegmentsResult) -> None:
-    print(f"t = 0: {_written(line.from_weights)}; t = 1: {_written(line.to_weights)}\n")
+    print(f"t = 0: {written(line.from_weights)}; t = 1: {written(line.to_weights)}\n")
     for interval in line.intervals:
         print(f"{interval.start:.7f} to {interval.end:.7f}")
         print(f"    {' '.join(interval.text.split())}")
@@ -229,7 +243,3 @@ def _print_line(line: SegmentsResult) -> None:
 
 def _distinct(line: SegmentsResult) -> int:
     return len({interval.text for interval in line.intervals})
-
-
-def _written(weights: Mapping[str, float]) -> str:
-    return " ".join(f"{name}={value:.4g}" for name, value in weights.items() if value) or "none"

@@ -1,11 +1,10 @@
-"""The folder that serves: `bundle.yaml`, `adapters/<objective>/`, optionally `base/` and `scorers/`.
+"""The folder that serves: `bundle.yaml`, `adapters/<objective>/`, optionally `base/`, `scorers/` and `predictors/`.
 
 This is the only place that knows the file names. Training writes bundles through it and serving reads them through it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -14,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
-from pydantic_core import to_json
 
 from emorl_core.config import Strict, explain
 from emorl_core.errors import BundleError, InvalidWeights, cut, one_line
@@ -22,19 +20,20 @@ from emorl_core.files.documents import MOST_YAML, parse_yaml
 from emorl_core.files.reading import Missing, Unreadable, is_folder, read_bytes
 from emorl_core.files.text_files import decode
 from emorl_core.files.writing import replacing
+from emorl_core.profiles import ProfileSpec, Sha256
 from emorl_core.scorers import ScorerError, parse_scorer, parts_of
-from emorl_core.weights import BASE, resolve
+from emorl_core.weights import BASE
 
 BUNDLE_FILE = "bundle.yaml"
 ADAPTERS_DIR = "adapters"
 BASE_DIR = "base"
 SCORERS_DIR = "scorers"
+PREDICTORS_DIR = "predictors"
 PROMPT = "{prompt}"
 # A file cut short is often good YAML still, without its last objective. So a file that begins with the first of these
 # lines must hold the second one; what a person or an older version wrote has neither.
 FIRST_LINE = '# A bundle of emorl. It is whole when it ends with the line "# end of bundle".'
 LAST_LINE = "# end of bundle"
-_MOST_ORIGIN = 2**16  # bytes of a profile's origin as JSON
 # What is read of a checkpoint or an adapter, by name: weights as safetensors, JSON, YAML and tokenizer files.
 FILE_PATTERNS = ("*.safetensors", "*.json", "*.yaml", "*.model", "*.txt", "*.md", "*.jinja")
 
@@ -54,7 +53,6 @@ def _of_words(text: str) -> str:
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 Template = Annotated[str, AfterValidator(_with_one_prompt)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SystemMessage = Annotated[str, AfterValidator(_of_words)]
 
 
@@ -108,24 +106,6 @@ class ChatSpec(Strict):
     system: SystemMessage | None = None  # the system message of chats that bring none
 
 
-class ProfileSpec(Strict):
-    """Named weights and where they came from (a search, a person), as plain JSON data."""
-
-    weights: dict[str, float]
-    origin: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("origin", mode="before")
-    @classmethod
-    def _origin(cls, value: object) -> object:
-        try:
-            text = to_json(value, inf_nan_mode="null")
-        except ValueError as error:
-            raise ValueError(f"must be plain JSON data: {one_line(error)}") from None
-        if len(text) > _MOST_ORIGIN:
-            raise ValueError(f"has {len(text):,} bytes as JSON; allowed: up to {_MOST_ORIGIN:,}")
-        return json.loads(text)
-
-
 class BundleSpec(Strict):
     """`bundle.yaml`. Unknown keys are refused."""
 
@@ -166,7 +146,7 @@ class BundleSpec(Strict):
                 raise ValueError(f"objectives.{name}.prompt: must be {fits}")
         for name, profile in self.profiles.items():
             try:
-                resolve(self.lanes, profile.weights)
+                profile.check(self.lanes)
             except InvalidWeights as error:
                 raise ValueError(f"profiles.{name}: {error.message}") from None
         if self.default_profile is not None and self.default_profile not in self.profiles:
@@ -188,6 +168,11 @@ class BundleSpec(Strict):
     def adapted(self) -> tuple[str, ...]:
         """The objectives that have an adapter."""
         return tuple(name for name, each in self.objectives.items() if each.adapter is not None)
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """The profiles that have a predictor."""
+        return tuple(name for name, each in self.profiles.items() if each.predictor is not None)
 
     @property
     def around(self) -> tuple[str, str]:
@@ -212,8 +197,9 @@ class BundleSpec(Strict):
                 param="max_source_tokens",
             )
 
-    def profile_weights(self) -> dict[str, dict[str, float]]:
-        return {name: dict(profile.weights) for name, profile in self.profiles.items()}
+    def profile_weights(self) -> dict[str, dict[str, float] | None]:
+        """By name; None: a predictor says them, for each prompt its own."""
+        return {name: profile.weights for name, profile in self.profiles.items()}
 
 
 class Bundle:
@@ -250,6 +236,12 @@ class Bundle:
     def scorer_folder(self, path: str) -> Path:
         """One of `scorer_files`."""
         return self._inside(path, f"scorer_files.{path}")
+
+    def predictor_folder(self, profile: str) -> Path:
+        """Of a profile that has a predictor."""
+        predictor = self.spec.profiles[profile].predictor
+        assert predictor is not None  # the caller has looked
+        return self._inside(predictor.path, f"profiles.{profile}.predictor.path")
 
     def _inside(self, relative: str, key: str) -> Path:
         path = self.folder / relative

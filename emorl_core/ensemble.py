@@ -5,33 +5,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, overload
 
 import torch
 
+from emorl_core.asked import Messages
 from emorl_core.bundle import Bundle, BundleSpec
+from emorl_core.drafts.plan import Drafts, Wanted
+from emorl_core.drafts.requests import DraftsRequests
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
+from emorl_core.engine.regions import MapResult
 from emorl_core.engine.segments import SegmentsResult
 from emorl_core.engine.sweep import SweepItem, SweepResult
-from emorl_core.errors import InvalidRequest
-from emorl_core.lanes.huge_pages import use_huge_pages
+from emorl_core.errors import InvalidRequest, UnsupportedModel
+from emorl_core.exact_requests import ExactRequests
+from emorl_core.lanes import huge_pages
 from emorl_core.loading import load_bundle
 from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
 from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
-from emorl_core.requests import Requests, Weights
+from emorl_core.models.compiling import Compilation
+from emorl_core.models.family import LaneModel
+from emorl_core.predictor import Predictor
+from emorl_core.requests import Weights
+from emorl_core.scorers.asking import Statement, ask_rounded
 from emorl_core.snapshot import Hashes, Snapshot
 from emorl_core.stored_scorers import Scorers
+from emorl_core.text.chat import last_said, read_messages
 from emorl_core.text.prompts import Encoded
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import Completion, Failure, Quantize, Request, Threads, TokenEvent
 from emorl_core.weights import BASE
 
 
-class Ensemble(Requests):
+class Ensemble(ExactRequests, DraftsRequests):
     """One base model and its adapters, ready to generate.
 
     What makes requests may be called from any thread. `generate` and `stream` drive the engine themselves, one call
@@ -49,6 +62,7 @@ class Ensemble(Requests):
         max_prompt_chars: int | None = None,
         threads: ThreadChoice | None = None,
         quantize: Quantize = "off",
+        predictors: Mapping[str, Predictor] | None = None,
     ) -> None:
         super().__init__(
             spec,
@@ -56,6 +70,7 @@ class Ensemble(Requests):
             vocab_size=engine.facts.vocab_size,
             context=engine.facts.max_positions,
             max_prompt_chars=max_prompt_chars,
+            predictors=predictors,
         )
         self.engine = engine
         self.bundle = bundle
@@ -63,6 +78,7 @@ class Ensemble(Requests):
         self.quantize = quantize  # how the base's matrices are kept
         self.threads = threads or ThreadChoice([torch.get_num_threads()])
         self.scorers: Scorers = {}
+        self.compilation: Compilation[LaneModel] | None = None  # of a step that is not compiled yet
         self._driver = Driver(engine)
 
     @classmethod
@@ -77,7 +93,8 @@ class Ensemble(Requests):
         prefill_cache_bytes: int = 256 * 2**20,
         prefill_tokens: int | None = None,
         kv_cache_bytes: int | None = None,
-        compile: bool = False,  # noqa: A002 - the name that torch and its users have for it
+        compile: bool | Literal["auto"] = False,  # noqa: A002 - the name that torch and its users have for it
+        compile_cache: str | os.PathLike[str] | None = None,
         revision: str | None = None,
         hashed: bool = False,
         max_prompt_chars: int | None = None,
@@ -101,9 +118,11 @@ class Ensemble(Requests):
                 runs, eight times as many; None: all there are, which is fastest for all together.
             kv_cache_bytes: bound on the keys and values of what runs; what does not fit waits, what never fits is
                 refused; None: no bound but `slots`.
-            compile: compile the decoding step: 1.4 to 2 times as fast on a CPU (docs/performance.md), for a minute of
-                loading the first time and some ten seconds later. On a CPU it needs a C++ compiler; on CUDA it records
-                CUDA graphs instead.
+            compile: compile the decoding step: 1.4 to 2 times as fast on a CPU (docs/performance.md), for minutes of
+                loading the first time and a fraction of a second later. On a CPU it needs a C++ compiler; on
+                CUDA it records CUDA graphs instead. `auto`: use what was compiled before on a CPU, and leave what is
+                still to be compiled in `compilation`, for whoever has the time.
+            compile_cache: folder of compiled steps; None: `.cache/emorl/compiled` in the user's home.
             revision: branch, tag or commit of a hub id.
             hashed: put hashes of what was loaded into `hashes`, as receipts need them; reads every file once more.
             max_prompt_chars: longer prompts are refused before they are tokenised; None: twice what the bundle's
@@ -132,10 +151,16 @@ class Ensemble(Requests):
             scorer_code=scorer_code,
         )
         bundle, model, tokenizer = loaded.bundle, loaded.model, loaded.tokenizer
-        if target.type == "cpu":
-            use_huge_pages()
-        if compile:
-            model.compile_step()
+        if target.type == "cpu" and sum(model.parameter_bytes().values()) >= huge_pages.WORTH_FROM:
+            huge_pages.use_huge_pages()
+        folder = Path.home() / ".cache/emorl/compiled" if compile_cache is None else Path(compile_cache)
+        compilation: Compilation[LaneModel] | None = None
+        if compile is True:
+            model = model.compilation(folder).make()
+        elif compile and target.type == "cpu":
+            with contextlib.suppress(UnsupportedModel):
+                compilation = model.compilation(folder)
+                model = compilation.load() or model
         engine = Engine(
             model,
             tokenizer.decode,
@@ -154,8 +179,10 @@ class Ensemble(Requests):
             max_prompt_chars=max_prompt_chars,
             threads=ThreadChoice.of(threads, target),
             quantize=kept,
+            predictors=loaded.predictors,
         )
         ensemble.scorers = loaded.scorers
+        ensemble.compilation = None if model.compiled else compilation
         ensemble._prompts.check()
         return ensemble
 
@@ -171,7 +198,7 @@ class Ensemble(Requests):
 
     @property
     def compiled(self) -> bool:
-        """Whether the decoding step is compiled (`compile` of `load`)."""
+        """Whether requests that begin now have a compiled decoding step."""
         return self.engine.model.compiled
 
     def parameter_bytes(self) -> dict[str, int]:
@@ -267,6 +294,32 @@ class Ensemble(Requests):
         """
         return self._driver.sweep(self.sweep_plan(prompts, weights, **options), on_item)
 
+    def drafts(self, prompt: str | None = None, *, messages: Messages | None = None, **options: Any) -> Drafts:
+        """A few good and different texts out of one sweep over a spread of weights, each token for token what
+        `generate` gives with its weights.
+
+        Ranked by the mean of the bundle's scorers where they are loaded (`scorer_device` of `load`), else by
+        likelihood; `ranked_by` of the answer says which.
+
+        Args: see `drafts_plan`; `count`, `candidates`, `seeds`, `diversity` and `min_distance` of `Wanted` by name.
+
+        Raises:
+            InvalidRequest and its kinds before anything runs; EngineError when a completion fails; ScorerError.
+        """
+        named = {field.name: options.pop(field.name) for field in fields(Wanted) if field.name in options}
+        plan = self.drafts_plan(prompt, messages=messages, wanted=Wanted(**named), **options)
+        for completion in self._driver.finish(plan.requests, together=True):
+            plan.take(completion)
+        if not self.scorers:
+            return plan.choose(None)
+        texts = plan.texts()
+        about = [Statement(last_said(read_messages(messages or ())) if prompt is None else prompt)] * len(texts)
+        columns = [
+            [None] * len(texts) if scorer is None else ask_rounded(scorer, about, texts)
+            for scorer in self.scorers.values()
+        ]
+        return plan.choose([dict(zip(self.scorers, own, strict=True)) for own in zip(*columns, strict=True)])
+
     def sweep_line(
         self, prompt: str | None, from_weights: Weights, to_weights: Weights, **options: Any
     ) -> SegmentsResult:
@@ -275,6 +328,15 @@ class Ensemble(Requests):
         Arguments: see `segments_request`. Raises as `generate`.
         """
         return self._driver.segments(self.segments_request(prompt, from_weights, to_weights, **options))
+
+    def sweep_map(
+        self, prompt: str | None = None, corners: Sequence[Weights] | None = None, **options: Any
+    ) -> MapResult:
+        """All greedy texts of every mix of three weight vectors, with the exact borders between them.
+
+        Arguments: see `map_request`. Raises as `generate`.
+        """
+        return self._driver.map(self.map_request(prompt, corners, **options))
 
     def warm_up(self) -> None:
         """One token through all lanes at once: proves that the model, its adapters and the head really work. Then a few

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +12,13 @@ from functools import partial
 import torch
 
 from emorl_core.adapters.adapter import of_another_base, read_peft
-from emorl_core.bundle import Bundle
+from emorl_core.bundle import BUNDLE_FILE, Bundle
+from emorl_core.errors import BundleError
 from emorl_core.models.family import LaneModel
 from emorl_core.models.registry import load_model
+from emorl_core.predictor import Predictor
 from emorl_core.snapshot import Hashes, Snapshot, steadily
+from emorl_core.stored_predictors import load_predictors
 from emorl_core.stored_scorers import Scorers, load_scorers
 from emorl_core.text.tokenizer import HuggingFaceTokenizer, Tokenizer
 from emorl_core.types import Quantize
@@ -32,6 +35,7 @@ class Loaded:
     tokenizer: Tokenizer
     hashes: Hashes | None
     scorers: Scorers
+    predictors: dict[str, Predictor]  # by profile
 
 
 def load_bundle(
@@ -74,4 +78,18 @@ def _read(
         for doubt in of_another_base(adapters, files.bundle.spec.base.hub):
             logger.warning("%s", doubt)
         judges = {} if scorers is None else scorers(files.inside)
-        return Loaded(files.bundle, model, tokenizer, None if hashes is None else hashes.result(), judges)
+        predictors = load_predictors(files.inside)
+        _check_predictors(predictors, model)
+        found = None if hashes is None else hashes.result()
+        return Loaded(files.bundle, model, tokenizer, found, judges, predictors)
+
+
+def _check_predictors(predictors: Mapping[str, Predictor], model: LaneModel) -> None:
+    """By profile. Raises `BundleError` for one of states of another size than the model's."""
+    size = model.head_rows(torch.zeros(1, dtype=torch.long, device=model.facts.device)).shape[-1]
+    for name, predictor in predictors.items():
+        if predictor.mean.size != size:
+            key = f"profiles.{name}.predictor"
+            raise BundleError(
+                f"{BUNDLE_FILE}: {key} reads states of {predictor.mean.size} numbers; the base's have {size}", param=key
+            )

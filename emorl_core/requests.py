@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from emorl_core.asked import Messages, Reader
+from emorl_core.asked import Asked, Messages, Reader
 from emorl_core.bundle import BundleSpec
 from emorl_core.combine_modes import check_combine
 from emorl_core.engine.intake import draw_seed
-from emorl_core.engine.segments import SegmentsRequest
 from emorl_core.engine.sweep import SweepPlan, sweep_vectors
-from emorl_core.errors import InvalidRequest, InvalidWeights, shown
+from emorl_core.errors import InvalidRequest, shown
+from emorl_core.predictor import Prediction, Predictor
 from emorl_core.text.prompts import PromptEncoder
 from emorl_core.text.tokenizer import Tokenizer
-from emorl_core.types import MAX_TOP_LOGPROBS, Combine, Request, Sampling, check_width
+from emorl_core.types import MAX_TOP_LOGPROBS, Combine, Request, Sampling
 from emorl_core.weights import ResolvedWeights, resolve
 
 Weights = Mapping[str, float]
@@ -33,15 +33,17 @@ class Requests:
         vocab_size: int,
         context: int | None = None,
         max_prompt_chars: int | None = None,
+        predictors: Mapping[str, Predictor] | None = None,
     ) -> None:
         """context: tokens of prompt and reply together that the base takes, None: any; max_prompt_chars: see
-        `PromptEncoder`. Raises BundleError for a chat template that cannot be used."""
+        `PromptEncoder`; predictors: by profile. Raises BundleError for a chat template that cannot be used."""
         self.spec = spec
         self.tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._prompts = PromptEncoder(spec, tokenizer, max_prompt_chars)
         self._reader = Reader(self._prompts, vocab_size=vocab_size, most=spec.max_source_tokens, context=context)
         self._numbers = itertools.count(1)
+        self._predictors = predictors or {}
 
     @property
     def name(self) -> str:
@@ -97,7 +99,8 @@ class Requests:
     def resolve(
         self, weights: Weights | None = None, profile: str | None = None, *, normalize: bool = True
     ) -> ResolvedWeights:
-        """Weights or a profile -> the vector the engine uses; see `emorl_core.weights`."""
+        """Weights or a profile -> the vector the engine uses; see `emorl_core.weights`. Of a profile that predicts
+        weights there is none without a prompt."""
         return resolve(
             self.lanes,
             weights,
@@ -133,7 +136,8 @@ class Requests:
         Raises:
             InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
         """
-        resolved = self.resolve(weights, profile, normalize=normalize)
+        predict = self._predict(weights, profile, combine)
+        resolved = self.resolve(weights, profile, normalize=normalize) if predict is None else predict.read
         check_combine(combine, resolved.vector, attribution=attribution)
         if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
             raise InvalidRequest(
@@ -156,7 +160,23 @@ class Requests:
             profile=resolved.profile,
             stream=stream,
             lane_prompts=encoded.of_lanes,
+            predict=predict,
         )
+
+    def _predict(self, weights: Weights | None, profile: str | None, combine: Combine) -> Prediction | None:
+        """How a request's weights are found once its prompt is read; None: they are known. Raises InvalidRequest."""
+        name = self.spec.default_profile if profile is None else profile
+        if weights is not None or name is None or name not in self._predictors:
+            return None
+        spec = self.spec.profiles[name].predictor
+        assert spec is not None  # a predictor was loaded for it
+        if combine == "weights":
+            raise InvalidRequest(
+                "combine is 'weights', which sums adapters before the prompt is read, and profile "
+                f"{shown(name)} predicts weights from it; allowed with it: hidden, probs",
+                param="combine",
+            )
+        return Prediction(name, self._predictors[name], self.lanes, tuple(spec.objectives))
 
     def sweep_plan(
         self,
@@ -170,6 +190,7 @@ class Requests:
         combine: Combine = "hidden",
         only: Sequence[Collection[int]] | None = None,
         max_sweep: int | None = None,
+        pause: Callable[[], None] | None = None,
         **sampling: Any,
     ) -> SweepPlan:
         """A sweep, checked in full and not begun: every prompt under every weight vector.
@@ -180,6 +201,7 @@ class Requests:
             weights: the vectors; or give `resolution`, for the grid of steps 1 / resolution over all objectives.
             only: per prompt the indices of the vectors that it is swept with; none given: all.
             max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
+            pause: called after each prompt has been read; a server gives way to its engine there.
             sampling: the fields of `Sampling`; one seed serves all, so that equal prefixes stay shared.
 
         Raises:
@@ -199,70 +221,36 @@ class Requests:
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
         asked = self._reader.read_all(prompts, messages, chats)
+        return self._sweep(asked, vectors, settings, combine, pause=pause, only=only)
+
+    def _sweep(
+        self,
+        asked: Sequence[Asked],
+        vectors: Sequence[ResolvedWeights],
+        settings: Sampling,
+        combine: Combine,
+        *,
+        pause: Callable[[], None] | None = None,
+        prefix: str | None = None,
+        **options: Any,
+    ) -> SweepPlan:
+        """pause: see `sweep_plan`; prefix: of the request ids; options: of `SweepPlan`. Raises as `sweep_plan`."""
         every = [each.vector for each in vectors]
-        encoded = [self._reader.encode(each, every, combine) for each in asked]
-        for (field, _), each in zip(asked, encoded, strict=True):
-            self._reader.check_context(each, settings, field)
+        encoded = []
+        for each in asked:
+            encoded.append(self._reader.encode(each, every, combine))
+            self._reader.check_context(encoded[-1], settings, each[0])
+            if pause is not None:
+                pause()
         return SweepPlan(
             [each.ids for each in encoded],
             vectors,
             settings,
             combine=combine,
-            only=only,
-            prefix=f"sweep{next(self._numbers)}",
+            prefix=prefix or f"sweep{next(self._numbers)}",
             lane_prompts=[each.of_lanes for each in encoded],
+            **options,
         )
-
-    def segments_request(
-        self,
-        prompt: str | None,
-        from_weights: Weights,
-        to_weights: Weights,
-        *,
-        messages: Messages | None = None,
-        names: tuple[str, str] = ("from_weights", "to_weights"),
-        min_width: float = 1e-7,
-        normalize: bool = True,
-        request_id: str | None = None,
-        max_new_tokens: int = 64,
-        min_new_tokens: int = 0,
-        stop: str | Sequence[str] = (),
-        **limits: Any,
-    ) -> SegmentsRequest:
-        """All greedy texts under (1 - t) from + t to, 0 <= t <= 1, checked in full and not begun.
-
-        prompt: a text, or None beside `messages`, a chat. Intervals of t narrower than `min_width` are not divided
-        further. names: what errors call the two vectors; limits: further fields of `SegmentsRequest`. Raises as
-        `request`.
-        """
-        check_width(min_width)
-        start, end = (
-            self._named_end(name, weights, normalize)
-            for name, weights in zip(names, (from_weights, to_weights), strict=True)
-        )
-        settings = sampling_of(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=stop, seed=0)
-        asked = self._reader.read(prompt, messages, "prompt")
-        encoded = self._reader.encode(asked, [start, end], "hidden")
-        self._reader.check_context(encoded, settings, asked[0])
-        return SegmentsRequest(
-            request_id or f"local-{next(self._numbers)}",
-            encoded.ids,
-            start,
-            settings,
-            stream=False,
-            lane_prompts=encoded.of_lanes,
-            to=end,
-            min_width=min_width,
-            **limits,
-        )
-
-    def _named_end(self, name: str, weights: Weights, normalize: bool) -> tuple[float, ...]:
-        """The vector of one end; its errors say which end."""
-        try:
-            return self.resolve(weights, normalize=normalize).vector
-        except InvalidWeights as error:
-            param = (error.param or "weights").replace("weights", name, 1)
-            raise InvalidWeights(f"{name}: {error.message}", param=param) from None
 
 
 def sampling_of(

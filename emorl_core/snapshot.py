@@ -45,7 +45,7 @@ class Hashes:
 
 class Snapshot:
     """`bundle` is for people and for writing; what is loaded comes from `base`, `adapters` and `inside`, the bundle for
-    those who load its scorers.
+    those who load its scorers and predictors.
 
     These lead into the folders that were there when it was opened, whatever is renamed since, on Linux, where a
     folder that is held open has a path. Elsewhere only `check` tells.
@@ -65,6 +65,7 @@ class Snapshot:
                 self.base = self._hold(self.bundle.base_folder()) if from_hub else inside.base_folder()
                 self.adapters = {name: inside.adapter_folder(name) for name in self.bundle.spec.adapted}
                 self.scorers = [inside.scorer_folder(path) for path in self.bundle.spec.scorer_files]
+                self.predictors = [inside.predictor_folder(name) for name in self.bundle.spec.predicted]
                 self.inside = inside
                 self._stamps = self._settled()
                 if read_spec_bytes(held / BUNDLE_FILE) != data:
@@ -156,7 +157,7 @@ class Snapshot:
         """Every file and folder that serving reads, and the links on the way to them. Raises `Unreadable`, OSError."""
         spec = self._held[0][1] / BUNDLE_FILE
         stamps = {spec: _stamp(spec.stat())}
-        for folder in (self.base, *self.adapters.values(), *self.scorers):
+        for folder in (self.base, *self.adapters.values(), *self.scorers, *self.predictors):
             inside = next((held for _, held, _ in self._held if folder.is_relative_to(held)), folder)
             way = [inside]
             for part in folder.relative_to(inside).parts:

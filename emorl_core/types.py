@@ -1,18 +1,24 @@
 """The frozen words of the engine: what goes in (`Sampling`, `Request`) and what comes out (`TokenEvent`, `Completion`,
-`IntervalFound`, `Failure`). What comes out carries its request's `tag`."""
+`IntervalFound`, `RegionFound`, `Failure`). What comes out carries its request's `tag`."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from emorl_core.errors import EmorlError, InvalidRequest, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Combine = Literal["hidden", "probs", "weights"]  # see `emorl_core.combine_modes`
 COMBINE_MODES: tuple[Combine, ...] = get_args(Combine)
 # Token ids per lane for objectives that have prompts of their own, empty for the other lanes; (): none has one.
 LanePrompts = tuple[tuple[int, ...], ...]
+Place = tuple[float, float, float]  # how much of each of three weight vectors; sum 1
 Threads = int | Literal["auto"]  # that torch computes with; auto: chosen by measuring
 Quantize = Literal["off", "float16", "int8"]  # how a base's matrices are kept; off: as the number format says
 MAX_THREADS = 1024
@@ -172,6 +178,9 @@ class Request:
     logprobs: bool = True  # False, and no stream: the Completion has none, and they are not computed
     tag: Any = None  # the caller's own, echoed in the request's events
     lane_prompts: LanePrompts = ()
+    # The base's last hidden state of the prompt [D] -> the weights, found before the first token is chosen. `weights`
+    # then only say which lanes read the prompt; `base` must be one of them.
+    predict: Callable[[Tensor], tuple[float, ...]] | None = None
 
     def prompt_of(self, lane: int) -> tuple[int, ...]:
         """What a lane reads before its reply."""
@@ -189,6 +198,14 @@ class Attribution:
     margin: float
     parts: tuple[float, ...]
     runner_up: int
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """Each lane's share of what spoke for the token, sum 1; None where nothing did."""
+        spoke_for = sum(max(part, 0.0) for part in self.parts)
+        if not 0.0 < spoke_for < math.inf:
+            return None
+        return tuple(max(part, 0.0) / spoke_for for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +243,7 @@ class Completion:
     first_token_s: float = 0.0  # accepted -> first token
     total_s: float = 0.0  # accepted -> end
     lane_row_steps: int = 0  # lane rows computed for it so far, one token each; shared with the others of its group
+    compiled: bool = False  # by which step it was decoded
     tag: Any = None
 
     @property
@@ -263,4 +281,24 @@ class IntervalFound:
     tag: Any = None
 
 
-Event = TokenEvent | IntervalFound | Completion | Failure
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Mixes of three weight vectors that give this text: all those in a convex polygon, or points of a grid."""
+
+    polygon: tuple[Place, ...]  # its corners in turn; none where only the points are known
+    points: tuple[Place, ...]
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class RegionFound:
+    """One more region of a request for a map. When the first one with points comes, those before it hold no more."""
+
+    request_id: str
+    region: Region
+    tag: Any = None
+
+
+Event = TokenEvent | IntervalFound | RegionFound | Completion | Failure

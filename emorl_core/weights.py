@@ -38,15 +38,16 @@ def resolve(
     weights: Mapping[str, float] | None = None,
     profile: str | None = None,
     *,
-    profiles: Mapping[str, Mapping[str, float]] | None = None,
+    profiles: Mapping[str, Mapping[str, float] | None] | None = None,
     default_profile: str | None = None,
     normalize: bool = True,
 ) -> ResolvedWeights:
     """Resolve what a request named into one vector over `lanes`.
 
-    `weights` and `profile` exclude each other; with neither, `default_profile` is used. With `normalize` (the default)
-    negative numbers are refused and the vector is scaled to sum 1; without it the numbers are used as they are. What
-    is not 0 then has a size from MIN_WEIGHT to MAX_WEIGHT.
+    `weights` and `profile` exclude each other; with neither, `default_profile` is used. `profiles` has None for one
+    that predicts weights, which only a request with a prompt can use. With `normalize` (the default) negative numbers
+    are refused and the vector is scaled to sum 1; without it the numbers are used as they are. What is not 0 then has
+    a size from MIN_WEIGHT to MAX_WEIGHT.
 
     Raises:
         InvalidWeights: one line that names the objective or profile, the value and what is allowed.
@@ -64,6 +65,13 @@ def resolve(
         if profile not in profiles:
             raise InvalidWeights(f"profile {shown(profile)} is unknown; profiles: {_list(profiles)}", param="profile")
         weights = profiles[profile]
+        if weights is None:
+            fixed = _list([name for name, own in profiles.items() if own is not None])
+            raise InvalidWeights(
+                f"profile {shown(profile)} predicts weights for each prompt; allowed here: weights, or one of the "
+                f"profiles {fixed}",
+                param="profile",
+            )
     return ResolvedWeights(tuple(lanes), _vector(lanes, weights, normalize), profile)
 
 

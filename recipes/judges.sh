@@ -6,7 +6,7 @@
 #
 # DATA: a folder with pair/, annomi/, epitome/ and esconv/. ENCODER: a small encoder, see docs/scorers.md. BASE, for fluency:
 # a causal language model such as HuggingFaceTB/SmolLM2-135M-Instruct, best the one that is steered. Each judge takes
-# some minutes on one CPU core. One that was interrupted goes on; one that is there is left alone.
+# three quarters of an hour on one CPU core that is its own. One that was interrupted goes on; one that is there is left alone.
 set -eu
 : "${DATA:?a folder with the data sets}" "${ENCODER:?a folder or hub id of an encoder}" "${OUT:=scorers}"
 PAIR=pair:$DATA/pair/pair.csv
@@ -24,10 +24,10 @@ judge() { # name, then what `emorl train-scorer` takes
 }
 
 # Rewards.
-judge reflection "$PAIR" "$ANNOMI" --epochs 3 --prompts-per-epoch 108
-judge empathy "$REACTIONS" --replies "$PAIR" --epochs 3 --prompts-per-epoch 108
+judge reflection "$PAIR" "$ANNOMI" --epochs 6 --prompts-per-epoch 360
+judge empathy "$REACTIONS" --replies "$PAIR" --epochs 6 --prompts-per-epoch 360
 # Judges of reports: other data than the rewards'.
-judge listening "$ESCONV" --epochs 3 --prompts-per-epoch 108
+judge listening "$ESCONV" --epochs 6 --prompts-per-epoch 360
 
 # Weights for the likelihoods under BASE.
 if [ -n "${BASE:-}" ] && [ ! -d "$OUT/fluency" ]; then

@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 
 from emorl_core import __version__
 from emorl_core.ensemble import Ensemble
-from server.api import admin, choices, generate, operations, scores, segments, sweep
+from server.api import admin, choices, drafts, generate, map, operations, scores, segments, sweep  # noqa: A004 - the module of a route
 from server.api import page as playground
 from server.api.openai import routes as openai
 from server.door.auth import AuthMiddleware, Cors, Keys
@@ -95,6 +95,8 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
     app.include_router(generate.router)
     app.include_router(sweep.router)
     app.include_router(segments.router)
+    app.include_router(map.router)
+    app.include_router(drafts.router)
     app.include_router(scores.router)
     app.include_router(openai.router)
     app.include_router(choices.router)

@@ -53,6 +53,15 @@ def _threads(value: object) -> object:
 ThreadCount = Annotated[Threads, BeforeValidator(_threads)]
 
 
+def _compile(value: object) -> object:
+    """YAML reads on and off as true and false."""
+    known = {"true": "on", "1": "on", "false": "off", "0": "off"}
+    return known.get(str(value).lower(), value)
+
+
+Compile = Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile)]
+
+
 class SettingsError(EmorlError):
     """A setting that cannot be used; one line names it, the value and what is allowed."""
 
@@ -99,8 +108,15 @@ class Settings(BaseSettings):
         description="Threads to compute with on a CPU: a number, or auto: the fastest number, measured at the start and"
         " whenever steps have become slow or the machine may be quiet again.",
     )
-    compile: bool = Field(
-        False, description="Compile the decoding step: faster tokens for a slower start; a CPU needs a C++ compiler."
+    compile: Compile = Field(
+        "auto",
+        description="Compile the decoding step, for faster tokens: on, before serving, which takes minutes the first"
+        " time; auto, in the background where a CPU serves and a C++ compiler is; off.",
+    )
+    compile_cache: Path | None = Field(
+        None,
+        description="Folder that keeps compiled steps for the next start. Unset: emorl/compiled in $XDG_CACHE_HOME or"
+        " ~/.cache.",
     )
 
     # judging texts
@@ -139,6 +155,9 @@ class Settings(BaseSettings):
     max_choices: int = Field(8, ge=1, le=128, description="Most completions that one OpenAI request may ask for.")
     max_sweep: int = Field(4096, ge=1, description="Most completions (prompts times weight vectors) of one sweep.")
     sweep_line_timeout_s: float = Field(30.0, gt=0, description="Longest run of one /sweep/line; then 422.")
+    sweep_map_timeout_s: float = Field(
+        30.0, gt=0, description="Longest search for the exact map of one /sweep/map; then it is a grid."
+    )
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body; then 413.")
     max_header_bytes: int = Field(16 * 1024, ge=1024, description="Largest headers of a request; then 431.")
     max_unread_events: int = Field(
@@ -217,6 +236,12 @@ class Settings(BaseSettings):
     log_flush_s: float = Field(2.0, ge=0, description="At the end, longest wait for the log's reader.")
 
     tracing: bool = Field(False, description="Send OpenTelemetry traces, as the OTEL_... variables say.")
+
+    @property
+    def compiled_steps(self) -> Path:
+        """Where compiled steps are kept."""
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return self.compile_cache or caches / "emorl" / "compiled"
 
     @model_validator(mode="wrap")
     @classmethod

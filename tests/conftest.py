@@ -24,6 +24,7 @@ _REQUIRED = {mark.strip() for mark in os.environ.get("TESTS_CI_REQUIRE", "").spl
 _REAL_MODEL = os.environ.get("TESTS_REAL_MODEL")
 for _name in [name for name in os.environ if name.startswith("EMORL_")]:
     del os.environ[_name]  # also for subprocesses: a setting in someone's shell must not change what is tested
+os.environ["EMORL_COMPILE"] = "off"  # no compiler beside every server; the tests of it say otherwise
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads and fork() do not mix
 

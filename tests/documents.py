@@ -22,11 +22,11 @@ from emorl_core.bundle import (
     BUNDLE_FILE,
     ChatSpec,
     ObjectiveSpec,
-    ProfileSpec,
     PromptSpec,
     read_spec,
     write_spec,
 )
+from emorl_core.profiles import ProfileSpec
 from tests.builders import tiny_t5_bundle
 from tests.chats import tiny_chat_bundle
 from tests.supported_models import tiny_causal_adapter

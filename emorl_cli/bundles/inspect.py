@@ -185,17 +185,20 @@ def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> HuggingF
 
 
 def _examine_profiles(bundle: Bundle, report: Report) -> None:
+    from emorl_core.stored_predictors import load_predictors
     from emorl_core.weights import resolve
 
     spec = bundle.spec
     report["profiles"] = {
         name: {
-            "weights": resolve(spec.lanes, profile.weights).as_dict(),
+            "kind": profile.kind,
+            "weights": {} if profile.weights is None else resolve(spec.lanes, profile.weights).as_dict(),
             "default": name == spec.default_profile,
             "origin": profile.origin,
         }
         for name, profile in spec.profiles.items()
     }
+    _attempt(report["faults"], "profiles", lambda: load_predictors(bundle))
     if spec.default_profile is None:
         report["notes"].append("no default_profile: every request must name weights or a profile")
 
@@ -282,4 +285,4 @@ def _scorer(entry: Report) -> str:
 
 def _profile(entry: Report) -> str:
     weights = ", ".join(f"{name} {value:g}" for name, value in entry["weights"].items())
-    return weights + (" (default)" if entry["default"] else "")
+    return (weights or "predicted for each prompt") + (" (default)" if entry["default"] else "")

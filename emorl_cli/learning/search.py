@@ -15,7 +15,10 @@ from emorl_cli.console.printing import print_json
 
 if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
+    from emorl_core.predictor import Predictor
+    from emorl_core.profiles import PredictorSpec
     from training.search.inputs import Inputs
+    from training.search.per_prompt import Fitted
     from training.search.run import Outcome, SearchSettings
 
 PREFILL_CACHE_BYTES = 2**30  # every level sweeps the same prompts: all of them should stay encoded
@@ -55,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--method",
         default="auto",
-        choices=("auto", "grid", "tpe"),
-        help="auto: grid up to 5 objectives, then Optuna's TPE",
+        choices=("auto", "grid", "tpe", "per-prompt"),
+        help="auto: grid up to 5 objectives, then Optuna's TPE; per-prompt: learn to say weights for each prompt",
     )
     how.add_argument("--trials", type=int, default=200, metavar="N", help="evaluations of tpe (default 200)")
     how.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="of a reply (default 64)")
@@ -89,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "emorl search my-bundle --prompts prompts.txt --scorer reflection=lexical_reflection "
         "--scorer empathy=lexical_empathy --goal worst",
         "emorl search my-bundle --recipe recipes/demo.yaml --space cube --resume",
+        "emorl search my-bundle --recipe recipes/demo.yaml --method per-prompt --profile auto",
     )
 
 
@@ -96,9 +100,10 @@ def run(args: argparse.Namespace) -> int:
     from emorl_core.bundle import Bundle
     from training.search.grid import SearchError
     from training.search.inputs import chosen
+    from training.search.per_prompt import Fitted
     from training.search.plots import MISSING, draw_all, installed
     from training.search.profile import check_profile, origin_of, write_profile
-    from training.search.run import EVALUATIONS_FILE, SearchSettings, check_folder, check_objectives
+    from training.search.run import EVALUATIONS_FILE, Outcome, SearchSettings, check_folder, check_objectives
     from training.search.score_table import parse_goal
 
     settings = SearchSettings(
@@ -114,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
         if not Path(args.bundle).is_dir():
             raise SearchError("a bundle from the hub cannot be written; give --no-write, or a folder", param="bundle")
         check_profile(bundle.spec, args.profile, overwrite=args.overwrite, resumed=resumed)
+    if args.resume and settings.method == "per-prompt":
+        raise SearchError("--resume does not go with the method per-prompt, which keeps no log", param="resume")
     names = tuple(args.objectives.split(",")) if args.objectives else tuple(bundle.spec.objectives)
     check_objectives(bundle.spec.lanes, names)
     settings.budget(len(names))
@@ -136,13 +143,14 @@ def run(args: argparse.Namespace) -> int:
     ensemble.warm_up()
     inputs = chosen(inputs, _fits(ensemble), search=args.search_prompts, held_out=args.held_out_most, seed=args.seed)
     outcome = _search(args, ensemble, inputs, settings, folder, names)
+    found = outcome if isinstance(outcome, Outcome) else None
     report = {**outcome.report, "profile": None, "plots": []}
     if not args.no_write:
         origin = origin_of(outcome.report, _command(args))
         write_profile(
             bundle.folder,
             args.profile,
-            outcome.weights,
+            _stored(bundle.folder, outcome.predictor, names) if isinstance(outcome, Fitted) else outcome.weights,
             origin,
             set_default=args.set_default,
             overwrite=args.overwrite,
@@ -151,13 +159,13 @@ def run(args: argparse.Namespace) -> int:
             scorers_folder=inputs.folder,
         )
         report["profile"] = args.profile
-    if not args.no_plots and installed():
-        report["plots"] = [path.name for path in draw_all(folder, outcome.found, outcome.tables, names)]
+    if found is not None and not args.no_plots and installed():
+        report["plots"] = [path.name for path in draw_all(folder, found.found, found.tables, names)]
     if args.json:
         print_json(report)
     else:
         _print(report, folder)
-    if not args.no_plots and not installed():
+    if found is not None and not args.no_plots and not installed():
         print(f"nothing is drawn: {MISSING}", file=sys.stderr)
     return 0
 
@@ -169,8 +177,9 @@ def _search(
     settings: SearchSettings,
     folder: Path,
     names: tuple[str, ...],
-) -> Outcome:
+) -> Outcome | Fitted:
     from emorl_cli.console.progress import Stages
+    from training.search.per_prompt import run_per_prompt
     from training.search.run import EVALUATIONS_FILE, HELD_OUT_FILE, run_search
 
     for note in inputs.notes:
@@ -184,7 +193,17 @@ def _search(
         for file in (EVALUATIONS_FILE, HELD_OUT_FILE):
             (folder / file).unlink(missing_ok=True)
     with Stages() as stages:
+        if settings.method == "per-prompt":
+            return run_per_prompt(ensemble, inputs, settings, folder, objectives=names, progress=stages)
         return run_search(ensemble, inputs, settings, folder, objectives=names, resume=args.resume, progress=stages)
+
+
+def _stored(bundle: Path, predictor: Predictor, names: tuple[str, ...]) -> PredictorSpec:
+    from emorl_core.profiles import PredictorSpec
+    from emorl_core.stored_predictors import store_predictor
+
+    path, sha256 = store_predictor(bundle, predictor)
+    return PredictorSpec(path=path, sha256=sha256, objectives=list(names))
 
 
 def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
@@ -295,5 +314,7 @@ def _print(report: dict[str, Any], folder: Path) -> None:
             print(f"  {'':22} found is better by {gain['score']:+.4f} [{low:+.4f}, {high:+.4f}]")
     print("\nthe search score of what was found is the best of many looks; the held-out score is the one to quote")
     if report["profile"] is not None:
-        print(f"profile {report['profile']}: {json.dumps({k: round(v, 4) for k, v in report['weights'].items()})}")
+        said = ", in the mean over the held-out prompts" if report["method"] == "per-prompt" else ""
+        rounded = {name: round(weight, 4) for name, weight in report["weights"].items()}
+        print(f"profile {report['profile']}: {json.dumps(rounded)}{said}")
     print(f"{folder}: every evaluation, the report{', plots' if report['plots'] else ''}")

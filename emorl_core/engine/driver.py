@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 
 from emorl_core.engine.engine import Engine
+from emorl_core.engine.regions import MapCompletion, MapRequest, MapResult
 from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest, SegmentsResult
 from emorl_core.engine.sequences import Job
 from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult
@@ -63,9 +64,13 @@ class Driver:
         with closing(self.events(groups, job, at_once=at_once)) as events:
             yield from (event for event in events if isinstance(event, (Completion, Failure)))
 
-    def finish(self, requests: Sequence[Request]) -> list[Completion]:
-        """Run requests to their ends, in one batch. Raises the error of the first that fails and cancels the others."""
-        with closing(self.ends([[request] for request in requests])) as ends:
+    def finish(self, requests: Sequence[Request], *, together: bool = False) -> list[Completion]:
+        """Run requests to their ends, in one batch. Raises the error of the first that fails and cancels the others.
+
+        together: they share a prompt, and what they begin with is computed once.
+        """
+        groups = [requests] if together else [[request] for request in requests]
+        with closing(self.ends(groups)) as ends:
             done = {event.request_id: _sound(event) for event in ends}
         return [done[request.request_id] for request in requests]
 
@@ -96,6 +101,19 @@ class Driver:
             named(self._engine.lanes, request.weights),
             named(self._engine.lanes, request.to),
             done.intervals,
+            request.min_width,
+            done.lane_row_steps,
+        )
+
+    def map(self, request: MapRequest) -> MapResult:
+        """All texts between three requests' weights."""
+        (done,) = self.finish([request])
+        assert isinstance(done, MapCompletion)  # the end of such a request
+        return MapResult(
+            tuple(named(self._engine.lanes, corner) for corner in request.corners),
+            done.regions,
+            done.why_not,
+            request.resolution,
             request.min_width,
             done.lane_row_steps,
         )

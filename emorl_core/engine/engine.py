@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
+from emorl_core.engine.batch import Outcome
 from emorl_core.engine.events import Reporter
 from emorl_core.engine.intake import Intake
 from emorl_core.engine.room import Room
-from emorl_core.engine.runner import Outcome, Runner
+from emorl_core.engine.runner import Runner
 from emorl_core.engine.scheduler import Scheduler, requests_of
 from emorl_core.engine.sequences import Branch, Choice, Job, Member
 from emorl_core.engine.stats import EngineStats
@@ -50,7 +51,7 @@ class Engine:
         if missing := set(model.adapters) - set(self.lanes):
             raise InvalidRequest(f"lanes lacks {', '.join(sorted(missing))}, adapters of the model", param="lanes")
         self.runner = Runner(model, prefill_cache_bytes=prefill_cache_bytes, prefill_tokens=prefill_tokens)
-        self._room = Room(self.runner.seats, kv_cache_bytes)
+        self._room = Room(self.runner, kv_cache_bytes)
         self.scheduler = Scheduler(slots, self._room.fits)
         self._intake = Intake(named_points(self.lanes, model.adapters), decode)
         self._report = Reporter(self.lanes)
@@ -88,9 +89,10 @@ class Engine:
             prefill_tokens_found=runner.reader.tokens_found,
             prefill_tokens_computed=runner.reader.tokens_computed,
             prefill_cache_bytes=runner.prefill_cache.nbytes,
-            kv_cache_bytes=runner.seats.cache.nbytes,
+            kv_cache_bytes=runner.kv_cache_bytes,
             kv_cache_limit=self._room.most_bytes,
             faults=self.faults,
+            compiled=runner.model.compiled,
         )
 
     def add(self, request: Request) -> None:
@@ -122,14 +124,20 @@ class Engine:
         self._take_cancelled(events)
         self._admit()
         self._read(events)
-        self._batch_rows = requests_of(self.runner.seats.branches)
-        if len(self.runner.seats):
+        running = self.runner.branches
+        self._batch_rows = requests_of(running)
+        if running:
             self._postprocess(self._run(events), events)
         return events
 
+    def switch(self, model: LaneModel) -> None:
+        """The same model with its step compiled, for requests that begin to decode from now on; those that run end with
+        the step they began with."""
+        self.runner.switch(model)
+
     def rest(self) -> None:
         """No request is expected soon: where none runs, give back the memory that is kept for the next ones."""
-        self.runner.seats.cache.shrink_if_empty()
+        self.runner.rest()
 
     def drop_all(self, error: EmorlError) -> list[Event]:
         """Fail every request, queued and running, and start empty, to restart after a fault."""
@@ -187,7 +195,7 @@ class Engine:
         No branch has lane rows afterwards; the survivors go to the front of the queue and read their tokens again.
         """
         outcomes: list[Outcome] = []
-        for branch in self.runner.seats.branches:
+        for branch in self.runner.branches:
             if not branch.members:  # dropped with another branch of its request
                 continue
             self.runner.vacate()
@@ -233,8 +241,12 @@ class Engine:
         groups = sorted(by_token.items(), key=lambda item: item[0] in self._eos)
         branches = [branch, *(branch.fork([member for member, _ in group]) for _, group in groups[1:])]
         branch.members = [member for member, _ in groups[0][1]]
-        if branch.chooser is not None and (error := branch.chooser.split(len(branches))) is not None:
-            events += self._report.failed(branch, branch.members[0], error)
+        if branch.chooser is not None and (instead := branch.chooser.split(branch, len(branches))) is not None:
+            if isinstance(instead, Branch):
+                branch.chooser.over = True
+                self.scheduler.add_first([instead])
+            else:
+                events += self._report.failed(branch, branch.members[0], instead)
             self._drop_siblings(branch)
             branch.members = []
             return []

@@ -1,4 +1,4 @@
-"""What the engine tells about its requests: tokens, intervals, endings."""
+"""What the engine tells about its requests: tokens, parts of exact ones, endings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from emorl_core.engine.segments import Segments, SegmentsCompletion, Span
-from emorl_core.engine.sequences import Branch, Choice, Member
+from emorl_core.engine.sequences import Branch, Choice, Chooser, Member
 from emorl_core.errors import EmorlError, EngineError, OutOfMemory
-from emorl_core.types import Completion, Event, Failure, FinishReason, Interval, IntervalFound, TokenEvent
+from emorl_core.types import Completion, Event, Failure, FinishReason, TokenEvent
 from emorl_core.weights import named
 
 
@@ -26,8 +25,8 @@ class Reporter:
         self, branch: Branch, member: Member, choice: Choice, text: str, reason: FinishReason | None
     ) -> list[Event]:
         """A member has taken the branch's last token, which released `text`; reason: why the branch ends here."""
-        if isinstance(member, Span):
-            return [] if reason is None else self._interval(branch, member, reason)
+        if branch.chooser is not None:
+            return [] if reason is None else self._part(branch, branch.chooser, reason)
         request = member.request
         if not member.silent:
             member.logprobs.append(choice.logprob)
@@ -55,13 +54,13 @@ class Reporter:
 
     def cancelled(self, branch: Branch, member: Member) -> list[Event]:
         """A member has been cancelled; a request with several branches reports it once."""
-        if not isinstance(member, Span):
+        chooser = branch.chooser
+        if chooser is None:
             return [self._completion(branch, member, FinishReason.CANCELLED)]
-        segments = _segments(branch)
-        if segments.over:
+        if chooser.over:
             return []
-        segments.over = True
-        return [self._segments_completion(branch, member, FinishReason.CANCELLED)]
+        chooser.over = True
+        return [self._whole(branch, chooser, member, FinishReason.CANCELLED)]
 
     def failed(self, branch: Branch, member: Member, error: Exception) -> list[Event]:
         """A member has failed; a request with several branches fails as a whole, and reports it once."""
@@ -71,15 +70,13 @@ class Reporter:
             branch.chooser.over = True
         return [Failure(member.request.request_id, _told(error), member.request.tag)]
 
-    def _interval(self, branch: Branch, span: Span, reason: FinishReason) -> list[Event]:
-        segments, request = _segments(branch), span.request
-        interval = Interval(span.start, span.end, "".join(branch.texts), tuple(branch.tokens), reason)
-        segments.ended.append(interval)
-        segments.going -= 1
-        events: list[Event] = [IntervalFound(request.request_id, interval, request.tag)]
-        if not segments.going:
-            segments.over = True
-            events.append(self._segments_completion(branch, span, FinishReason.STOP))
+    def _part(self, branch: Branch, chooser: Chooser, reason: FinishReason) -> list[Event]:
+        (member,) = branch.members
+        events = [chooser.ended(member, "".join(branch.texts), tuple(branch.tokens), reason)]
+        chooser.going -= 1
+        if not chooser.going:
+            chooser.over = True
+            events.append(self._whole(branch, chooser, member, FinishReason.STOP))
         return events
 
     def _completion(self, branch: Branch, member: Member, reason: FinishReason) -> Completion:
@@ -88,24 +85,22 @@ class Reporter:
             finish_reason=reason,
             token_ids=tuple(branch.tokens),
             logprobs=tuple(member.logprobs),
-            weights=named(self._lanes, member.request.weights),
+            weights=named(self._lanes, member.vector),
             attributions=tuple(member.attributions),
             top_logprobs=tuple(member.top_logprobs),
             token_texts=tuple(branch.texts),
             **_common(branch, member),
         )
 
-    def _segments_completion(self, branch: Branch, span: Span, reason: FinishReason) -> SegmentsCompletion:
-        segments = _segments(branch)
-        ends = zip(segments.request.weights, segments.request.to, strict=True)
-        return SegmentsCompletion(
+    def _whole(self, branch: Branch, chooser: Chooser, member: Member, reason: FinishReason) -> Completion:
+        middle = tuple(sum(each) / len(each) for each in zip(*chooser.corners, strict=True))
+        return chooser.completion(
+            reason,
             text="",
-            finish_reason=reason,
             token_ids=(),
             logprobs=(),
-            weights=named(self._lanes, tuple((a + b) / 2 for a, b in ends)),
-            intervals=() if reason is FinishReason.CANCELLED else segments.intervals(),
-            **_common(branch, span),
+            weights=named(self._lanes, middle),
+            **_common(branch, member),
         )
 
 
@@ -120,13 +115,9 @@ def _common(branch: Branch, member: Member) -> dict[str, Any]:
         "first_token_s": (branch.first_token or now) - member.arrived,
         "total_s": now - member.arrived,
         "lane_row_steps": branch.meter.lane_row_steps,
+        "compiled": bool(branch.compiled),
         "tag": request.tag,
     }
-
-
-def _segments(branch: Branch) -> Segments:
-    assert isinstance(branch.chooser, Segments)  # a branch with spans has it
-    return branch.chooser
 
 
 def _told(error: Exception) -> EmorlError:

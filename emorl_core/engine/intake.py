@@ -7,7 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from emorl_core.engine.segments import Segments, SegmentsRequest, Span
+from emorl_core.engine.exact import Exact, ExactRequest
+from emorl_core.engine.regions import MapRequest, Regions
+from emorl_core.engine.segments import Segments
 from emorl_core.engine.sequences import Branch, Job, members_of
 from emorl_core.errors import InvalidRequest
 from emorl_core.lanes.lane import Coefficients
@@ -40,20 +42,22 @@ class Intake:
         if not first.prompt_ids:
             raise InvalidRequest("the prompt is empty after tokenising", param="prompt")
         detokenizer = Detokenizer(self._decode, first.sampling.stop)
-        if isinstance(first, SegmentsRequest):
-            return self._segments(first, detokenizer, job)
+        if isinstance(first, ExactRequest):
+            return self._exact(first, detokenizer, job)
         members = members_of(requests, self._points, time.perf_counter())
         job = Job() if job is None else job
         return Branch(first.prompt_ids, members, detokenizer, job, alone=len(requests) == 1)
 
-    def _segments(self, request: SegmentsRequest, detokenizer: Detokenizer, asked: Job | None) -> Branch:
-        """One branch from one weight vector to the other; it forks where the chosen token changes."""
-        self._check_weights(request.to)
-        either = tuple(float(a != 0.0 or b != 0.0) for a, b in zip(request.weights, request.to, strict=True))
-        (whole,) = members_of([replace(request, weights=either)], self._points, time.perf_counter())
-        span = Span(request, whole.arrived, whole.lanes, whole.weights, whole.numbers)
+    def _exact(self, request: ExactRequest, detokenizer: Detokenizer, asked: Job | None) -> Branch:
+        """One branch for all mixes of its corners; it forks where the chosen token changes."""
+        for corner in request.others:
+            self._check_weights(corner)
+        chooser: Exact = Regions(request) if isinstance(request, MapRequest) else Segments(request)
+        any_has = tuple(float(any(weights)) for weights in zip(*request.corners, strict=True))
+        (whole,) = members_of([replace(request, weights=any_has)], self._points, time.perf_counter())
+        whole.request = request
         job = Job(None if asked is None else asked.client, request.most_slots)
-        return Branch(request.prompt_ids, [span], detokenizer, job, Segments(request))
+        return Branch(request.prompt_ids, [chooser.part(whole)], detokenizer, job, chooser)
 
     def _check_weights(self, weights: Sequence[float]) -> None:
         if len(weights) != len(self._points) or not any(weights):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emorl_core.engine.seats import Seats
+from emorl_core.engine.batch import Batch
+from emorl_core.engine.runner import Runner
 from emorl_core.engine.sequences import Branch
 from emorl_core.errors import InvalidRequest, PromptTooLong
 
@@ -13,21 +14,26 @@ class Room:
     """Every lane row has room for as many tokens as the longest may get: prompt and `max_new_tokens`. So what branches
     take is all their lane rows times that, and it is known before they run."""
 
-    def __init__(self, seats: Seats, most_bytes: int | None) -> None:
+    def __init__(self, runner: Runner, most_bytes: int | None) -> None:
         """most_bytes: None for no bound."""
-        self._seats, self._cache = seats, seats.cache
+        self._runner = runner
         self.most_bytes = most_bytes
 
     def fits(self, branches: Sequence[Branch]) -> bool:
         """Whether these can run together; all that have lane rows are among them, or end when others have copied those.
-        If so, the cache grows to what they need and no further."""
+        If so, the caches grow to what they need and no further."""
         if self.most_bytes is None:
             return True
-        unseated = sum(len(branch.lanes) for branch in branches if branch not in self._seats)
-        extent = (len(self._seats) + unseated, *_longest(branches))
-        if self._cache.bytes_of(*extent) > self.most_bytes:
+        extents = {batch: _extent(batch, branches, self._runner) for batch in self._runner.batches.values()}
+        needed = {batch: batch.seats.cache.bytes_of(*extent) for batch, extent in extents.items() if extent[0]}
+        total = sum(needed.values())
+        if total > self.most_bytes:
             return False
-        self._cache.bound(*extent, self.most_bytes)
+        for batch, extent in extents.items():
+            if batch in needed:
+                batch.seats.cache.bound(*extent, self.most_bytes - total + needed[batch])
+            else:
+                batch.seats.cache.shrink_if_empty()
         return True
 
     def check(self, branch: Branch) -> None:
@@ -39,7 +45,8 @@ class Room:
         if self.most_bytes is None:
             return
         rows, (prompt, reply) = len(branch.lanes), _longest([branch])
-        needed = self._cache.bytes_of(rows, prompt, reply)
+        cache = self._runner.seats.cache
+        needed = cache.bytes_of(rows, prompt, reply)
         if needed <= self.most_bytes:
             return
         lanes = f"{rows} lane" if rows == 1 else f"{rows} lanes"
@@ -47,9 +54,16 @@ class Room:
             f"the prompt has {prompt} tokens and max_new_tokens is {reply}; in {lanes} their keys and values take"
             f" {needed} bytes; allowed: up to {self.most_bytes} (kv_cache_bytes)"
         )
-        if self._cache.bytes_of(rows, prompt, 1) > self.most_bytes:
+        if cache.bytes_of(rows, prompt, 1) > self.most_bytes:
             raise PromptTooLong(text, param="prompt")
         raise InvalidRequest(text, param="max_new_tokens")
+
+
+def _extent(batch: Batch, branches: Sequence[Branch], runner: Runner) -> tuple[int, int, int]:
+    """Lane rows of a batch with these branches, and the longest prompt and reply among them."""
+    own = [branch for branch in branches if runner.batch_of(branch) is batch]
+    unseated = sum(len(branch.lanes) for branch in own if branch not in batch.seats)
+    return len(batch.seats) + unseated, *_longest(own)
 
 
 def _longest(branches: Sequence[Branch]) -> tuple[int, int]:

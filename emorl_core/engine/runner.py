@@ -1,65 +1,77 @@
-"""The tensors of one step: lanes -> mix -> head -> sample.
+"""Branches on their way through a model.
 
-The runner keeps a set of branches on the device. `admit` takes them, `read` reads what their lanes have to read and
-then gives them lane rows, `step` chooses one token for every member of every branch that has them, `fork` copies a
-branch's lane rows, `remove` frees them.
+`admit` takes them, `read` reads what their lanes have to read and then gives them lane rows, `step` chooses one token
+for every member of every branch that has them, `fork` copies a branch's lane rows, `remove` frees them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from emorl_core import combine, sampling
 from emorl_core.cache.prefix import PrefillCache
+from emorl_core.engine.batch import Batch, Outcome
 from emorl_core.engine.reader import Reader
 from emorl_core.engine.seats import Seats
-from emorl_core.engine.sequences import Branch, Choice, Member
-from emorl_core.errors import NonFinite
-from emorl_core.lanes.index import LaneIndex
+from emorl_core.engine.sequences import Branch
 from emorl_core.lanes.lane import Lane
 from emorl_core.models.family import LaneModel
-from emorl_core.types import Attribution
-
-# Members whose logits are held at once: 64 rows of a 32k vocabulary in float32 are 8 MB.
-_LOGIT_ROWS = 64
-
-Outcome = tuple[Branch, Member, Choice]
-
-
-@dataclass(slots=True)
-class _Layout:
-    """What changes only when branches come, leave or lose members. Q members, M lane rows, N lanes at most."""
-
-    lanes: LaneIndex  # of M rows
-    owners: list[tuple[Branch, int]]  # [M] branch of each lane row, and what is fed before it has a token
-    members: list[tuple[Branch, Member]]  # [Q]; those of branches with a chooser of their own are not here
-    lane_rows: Tensor  # [Q, N] lane rows of each member, padded with its first
-    weights: Tensor  # [Q, N] float32, 0 on padding
 
 
 class Runner:
-    """Owns the key-value cache of one model. Single-threaded, like everything above it."""
+    """Owns the key-value caches of one model. Single-threaded, like everything above it.
+
+    The model's step may be exchanged for a compiled one, which rounds differently: a branch ends with the step it began
+    with, so there are two batches then, and the one before empties.
+    """
 
     def __init__(self, model: LaneModel, *, prefill_cache_bytes: int, prefill_tokens: int | None) -> None:
-        self.model = model
-        self.seats = Seats(model.new_cache())
+        self.model = model  # of branches that begin
+        self.batches = {model.compiled: Batch(model)}
         self.prefill_cache = PrefillCache(prefill_cache_bytes)
         self.reader = Reader(model, self.prefill_cache, prefill_tokens)
-        self.lane_row_steps = 0  # lane rows computed, one token each: the unit of cost
-        self._layout: _Layout | None = None
+
+    def switch(self, model: LaneModel) -> None:
+        """The same model with another step, for branches that begin from now on."""
+        self.model = model
+        self.batches.setdefault(model.compiled, Batch(model))
+
+    @property
+    def seats(self) -> Seats:
+        """Of branches that begin now."""
+        return self.batches[self.model.compiled].seats
+
+    def batch_of(self, branch: Branch) -> Batch:
+        """Where the branch decodes, or will."""
+        return self.batches[self.model.compiled if branch.compiled is None else branch.compiled]
+
+    @property
+    def branches(self) -> list[Branch]:
+        """Those with lane rows."""
+        return [branch for batch in self.batches.values() for branch in batch.seats.branches]
 
     @property
     def lanes_running(self) -> int:
         """Distinct points in adapter space."""
-        return len({lane.coefficients for _, lane in self.seats.owners})
+        return len({lane.coefficients for batch in self.batches.values() for _, lane in batch.seats.owners})
+
+    @property
+    def lane_row_steps(self) -> int:
+        """Lane rows computed, one token each: the unit of cost."""
+        return sum(batch.lane_row_steps for batch in self.batches.values())
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """That the caches take, capacity included."""
+        return sum(batch.seats.cache.nbytes for batch in self.batches.values())
+
+    def rest(self) -> None:
+        """Give back what caches without lane rows keep for the next ones."""
+        for batch in self.batches.values():
+            batch.seats.cache.shrink_if_empty()
 
     def holds(self, branch: Branch) -> bool:
         """Whether the branch has lane rows, or is read for them."""
-        return branch in self.seats or branch in self.reader
+        return branch in self.batch_of(branch).seats or branch in self.reader
 
     def admit(self, branches: Sequence[Branch]) -> None:
         """Take these branches, to be read.
@@ -72,37 +84,37 @@ class Runner:
     def read(self, only: Branch | None = None, *, whole: bool = False) -> None:
         """Read on for the branches without lane rows, or for this one, and give lane rows to those that have read all;
         see `Reader.read`."""
-        self._seat(self.reader.read(only, whole=whole, beside=len(self.seats) > 0))
+        self._seat(self.reader.read(only, whole=whole, beside=bool(self.branches)))
 
     def _seat(self, branches: Sequence[Branch]) -> None:
-        if not branches:
-            return
-        self._layout = None
         try:
             for branch in branches:
+                batch = self.batch_of(branch)
+                branch.compiled = batch.model.compiled
+                batch.changed()
                 for lane, memory in self.reader.memories(branch).items():
-                    self.seats.insert(branch, lane, memory)
-            self._feed(branches)
+                    batch.seats.insert(branch, lane, memory)
+            for batch in self.batches.values():
+                batch.feed([branch for branch in branches if branch in batch.seats])
         except BaseException:
             for branch in branches:
-                self.seats.leave(branch, wipe=True)
+                self.batch_of(branch).seats.leave(branch, wipe=True)
             raise
         for branch in branches:
             self.reader.remove(branch)
 
     def fork(self, source: Branch, child: Branch) -> None:
         """Give `child`, which shares `source`'s tokens, copies of the lane rows that its members need."""
-        self._layout = None
-        self.seats.fork(source, child)
+        batch = self.batch_of(source)
+        batch.changed()
+        batch.seats.fork(source, child)
 
     def narrow(self, branch: Branch) -> None:
         """The branch has lost members: drop lane rows that none of the others mixes."""
         if branch in self.reader:
             self.reader.keep_lanes(branch, branch.lanes)
             return
-        self._layout = None
-        for lane in set(self.seats.of(branch)) - set(branch.lanes):
-            self.seats.remove(branch, lane)
+        self.batch_of(branch).narrow(branch)
 
     def remove(self, branch: Branch, *, poisoned: bool = False, keep: bool = False) -> None:
         """Free a branch's lane rows.
@@ -110,188 +122,35 @@ class Runner:
         poisoned: its values may not be finite and must not be reused. keep: what they have read and written may be read
         again, so the prefill cache gets it.
         """
-        self._layout = None
+        batch = self.batch_of(branch)
+        batch.changed()
         self.reader.remove(branch, poisoned=poisoned)
-        for lane, place in self.seats.of(branch).items():
+        for lane, place in batch.seats.of(branch).items():
             if poisoned:
                 self.prefill_cache.discard(self.model.passage(lane, branch.tokens).labels)
             elif keep:
                 self._keep(branch, lane, place)
-        self.seats.leave(branch, wipe=poisoned)
+        batch.seats.leave(branch, wipe=poisoned)
 
     def _keep(self, branch: Branch, lane: Lane, place: int) -> None:
         passage = self.model.passage(lane, branch.tokens)
         known = self.prefill_cache.known(passage.labels)
         if known < len(passage.labels):
             first, last = known * passage.width, len(passage.labels) * passage.width
-            self.prefill_cache.put(passage.labels, self.seats.cache.memory(place, first, last), known)
+            cache = self.batch_of(branch).seats.cache
+            self.prefill_cache.put(passage.labels, cache.memory(place, first, last), known)
 
     def vacate(self) -> None:
         """Take the lane rows of all branches; what is being read goes on."""
-        self._layout = None
-        self.seats.clear()
+        for batch in self.batches.values():
+            batch.changed()
+            batch.seats.clear()
 
     def reset(self) -> None:
         """Forget every branch."""
         self.vacate()
         self.reader.clear()
 
-    @torch.inference_mode()
     def step(self) -> list[Outcome]:
         """Run every lane row one token further and choose a token for every member."""
-        layout = self._layout = self._layout or self._arrange()
-        hidden = self._forward(layout)
-        choices: list[Choice] = []
-        for first in range(0, len(layout.members), _LOGIT_ROWS):
-            choices += self._choose(hidden, layout, slice(first, first + _LOGIT_ROWS))
-        outcomes = [(branch, member, choice) for (branch, member), choice in zip(layout.members, choices, strict=True)]
-        for branch in self.seats.branches:
-            if branch.chooser is not None:
-                places = [self.seats.of(branch)[lane] for lane in branch.members[0].lanes]
-                chosen = branch.chooser.choose(self.model, branch, hidden[places])
-                outcomes += [(branch, member, choice) for member, choice in chosen]
-        return outcomes
-
-    def _forward(self, layout: _Layout) -> Tensor:
-        """Feed every lane row its branch's last token; returns hidden states [M, D]."""
-        tokens = [[branch.tokens[-1] if branch.tokens else first] for branch, first in layout.owners]
-        fed = torch.tensor(tokens, device=self.model.facts.device)
-        hidden = self.model.step(fed, layout.lanes, self.seats.cache)[:, 0]
-        self.lane_row_steps += len(tokens)
-        for branch, _ in layout.owners:
-            branch.meter.lane_row_steps += 1
-        return hidden
-
-    def _choose(self, hidden: Tensor, layout: _Layout, part: slice) -> list[Choice]:
-        members, weights = layout.members[part], layout.weights[part]
-        lanes = hidden[layout.lane_rows[part]]  # [Q, N, D]
-        logits = self._mixed_logits(lanes, weights, members)  # [Q, V]
-        finite = torch.isfinite(logits.sum(dim=-1))  # the sum is finite only if all are
-        rows = self._row_parameters(members)
-        ids = sampling.choose(sampling.constrain(logits, rows, self.model.facts.eos_token_ids), rows)
-        if all(member.silent for _, member in members):
-            pairs = torch.stack([ids, finite.long()], dim=1).tolist()
-            made = {(token, sound): _choice(token, bool(sound)) for token, sound in {(i, f) for i, f in pairs}}
-            return [made[token, sound] for token, sound in pairs]
-        logprobs = torch.log_softmax(logits, dim=-1)
-        chosen = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
-        # One copy from the device for everything: each copy would synchronise with it. float64 holds every token id
-        # exactly.
-        told = torch.stack([ids.double(), finite.double(), chosen.double()], dim=1).tolist()  # [Q, 3]
-        attributions = self._attributions(logits, ids, lanes, layout, part)
-        most = max(member.request.top_logprobs for _, member in members)
-        best = torch.topk(logprobs, most, dim=-1) if most else None
-        top: list[tuple[tuple[int, float], ...]] = [()] * len(members)
-        if best is not None:
-            ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            top = [tuple(zip(i, v, strict=True)) for i, v in ranked]
-        return [
-            _choice(int(token), bool(sound), logprob, attributions.get(i), top[i][: member.request.top_logprobs])
-            for i, ((_, member), (token, sound, logprob)) in enumerate(zip(members, told, strict=True))
-        ]
-
-    def _row_parameters(self, members: Sequence[tuple[Branch, Member]]) -> list[sampling.RowParameters]:
-        """One per member; those of a branch that share their sampling, as a sweep's do, share one."""
-        rows: list[sampling.RowParameters] = []
-        for i, (branch, member) in enumerate(members):
-            settings = member.request.sampling
-            if i and members[i - 1][0] is branch and rows[-1].sampling is settings:
-                rows.append(rows[-1])
-            else:
-                seen = self._seen(branch, member)
-                rows.append(sampling.RowParameters(settings, settings.seed or 0, len(branch.tokens), seen))
-        return rows
-
-    def _seen(self, branch: Branch, member: Member) -> Sequence[int]:
-        if not member.request.sampling.looks_back:
-            return ()
-        return (*self.model.already_said(member.request.prompt_ids), *branch.tokens)
-
-    def _mixed_logits(self, lanes: Tensor, weights: Tensor, members: Sequence[tuple[Branch, Member]]) -> Tensor:
-        """[Q, N, D] -> [Q, V]: through one head product a member, or one a lane for those that mix probabilities."""
-        by_probs = [i for i, (_, member) in enumerate(members) if member.request.combine == "probs"]
-        if not by_probs:
-            return self.model.head(combine.mix_hidden(lanes, weights))
-        by_hidden = [i for i in range(len(members)) if i not in set(by_probs)]
-        logits = torch.empty(len(members), self.model.facts.vocab_size, device=lanes.device)
-        if by_hidden:
-            logits[by_hidden] = self.model.head(combine.mix_hidden(lanes[by_hidden], weights[by_hidden]))
-        some = lanes[by_probs]
-        each = self.model.head(some.reshape(-1, some.shape[-1]).float()).view(*some.shape[:2], -1)
-        logits[by_probs] = combine.mix_probs(each, weights[by_probs])
-        return logits
-
-    def _attributions(
-        self, logits: Tensor, ids: Tensor, lanes: Tensor, layout: _Layout, part: slice
-    ) -> dict[int, Attribution]:
-        members = layout.members[part]
-        wanted = [i for i, (_, member) in enumerate(members) if member.request.attribution]
-        if not wanted:
-            return {}
-        # The most likely other token: the best one once the chosen one is out.
-        others = logits[wanted].scatter(1, ids[wanted].unsqueeze(1), float("-inf"))
-        runner_up = others.argmax(dim=-1)
-        direction = self.model.head_rows(ids[wanted]) - self.model.head_rows(runner_up)
-        parts = combine.attribute(lanes[wanted], layout.weights[part][wanted], direction).tolist()
-        result = {}
-        for i, values, other in zip(wanted, parts, runner_up.tolist(), strict=True):
-            full = [0.0] * len(members[i][1].request.weights)
-            for lane, value in zip(members[i][1].numbers, values, strict=False):  # padding has no lane
-                full[lane] = value
-            result[i] = Attribution(sum(full), tuple(full), other)
-        return result
-
-    def _arrange(self) -> _Layout:
-        device, owners = self.model.facts.device, self.seats.owners
-        members: list[tuple[Branch, Member]] = []
-        rows: list[list[int]] = []
-        weights: list[list[float]] = []
-        for branch in self.seats.branches:
-            for member in branch.members if branch.chooser is None else ():
-                members.append((branch, member))
-                rows.append([self.seats.of(branch)[lane] for lane in member.lanes])
-                weights.append(list(member.weights))
-        most = max((len(row) for row in rows), default=0)
-        return _Layout(
-            lanes=LaneIndex.of([self.model.acting(lane) for _, lane in owners], len(self.model.adapters), device),
-            owners=[(branch, self.model.unread(lane, ())[-1]) for branch, lane in owners],
-            members=members,
-            lane_rows=torch.tensor([row + row[:1] * (most - len(row)) for row in rows], device=device),
-            weights=torch.tensor([row + [0.0] * (most - len(row)) for row in weights], device=device),
-        )
-
-    @torch.inference_mode()
-    def _feed(self, branches: Sequence[Branch]) -> None:
-        """Feed what comes before these branches' next step, in a temporary cache, then adopt its rows.
-
-        That is what their lanes have not read, but for the last token, which the step feeds. Rows with equally many are
-        fed together.
-        """
-        by_number: dict[int, list[tuple[Branch, int, Lane, tuple[int, ...]]]] = {}
-        for branch in branches:
-            for lane, place in self.seats.of(branch).items():
-                tokens = self.model.unread(lane, branch.tokens)[:-1]
-                by_number.setdefault(len(tokens), []).append((branch, place, lane, tokens))
-        for number, rows in by_number.items():
-            if not number:
-                continue
-            device, places = self.model.facts.device, [place for _, place, _, _ in rows]
-            cache = self.seats.cache.take(places)
-            points = [self.model.acting(lane) for _, _, lane, _ in rows]
-            index = LaneIndex.of(points, len(self.model.adapters), device)
-            self.model.step(torch.tensor([tokens for _, _, _, tokens in rows], device=device), index, cache)
-            self.seats.cache.give_back(places, cache)
-            self.lane_row_steps += number * len(rows)
-            for branch, _, _, _ in rows:
-                branch.meter.lane_row_steps += number
-
-
-def _choice(
-    token_id: int,
-    finite: bool,
-    logprob: float = 0.0,
-    attribution: Attribution | None = None,
-    top_logprobs: tuple[tuple[int, float], ...] = (),
-) -> Choice:
-    error = None if finite else NonFinite("the model produced NaN or inf for this request")
-    return Choice(token_id, logprob, attribution, top_logprobs, error)
+        return [outcome for batch in self.batches.values() if len(batch.seats) for outcome in batch.step()]

@@ -1,24 +1,20 @@
-"""Two weight vectors, every text between them, exactly and without a grid.
+"""Two weight vectors and every text between them: the exact line.
 
-Along w(t) = (1 - t) a + t b each logit is linear in t, for a given prefix of tokens. So the chosen token changes
-only where two lines cross: the upper envelope of V lines gives all of them, each segment of the envelope is a prefix
-one token longer on a smaller interval, and the recursion ends with the texts. In the engine an interval is a branch
-with one member, and this chooser.
+Along w(t) = (1 - t) a + t b the largest of V linear logits is their upper envelope; each of its segments is an interval
+of t with one token.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from emorl_core import combine
-from emorl_core.engine.sequences import Branch, Choice, Member
-from emorl_core.errors import EmorlError, InvalidRequest, NonFinite
-from emorl_core.models.family import LaneModel
-from emorl_core.types import Completion, Interval, Request
+from emorl_core.engine.exact import CornerLogits, Exact, ExactCompletion, ExactRequest
+from emorl_core.engine.sequences import Branch, Member
+from emorl_core.errors import InvalidRequest
+from emorl_core.types import FinishReason, Interval, IntervalFound
 
 # By rounding, a crossing computed from the two ends differs from the t where the argmax of the mixed float32 logits
 # really changes. That t is searched for within this distance.
@@ -28,21 +24,19 @@ _FINEST = 1e-15  # narrower than this, hardly any float64 values of t are left t
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentsRequest(Request):
-    """A request for every greedy text between its own weights and those of `to`, which share all the rest."""
+class SegmentsRequest(ExactRequest):
+    """A request for every greedy text between its own weights and those of the other end."""
 
-    to: tuple[float, ...] = ()
-    min_width: float = 1e-7  # narrower intervals are not divided
-    most: int | None = None  # intervals; with more it fails
-    most_slots: int | None = None  # intervals that run at once
-    time_limit_s: float | None = None  # from its first slot on; it then fails
-    most_named: str = "most"  # what the caller calls these limits, for the errors
-    time_limit_named: str = "time_limit_s"
+    @property
+    def to(self) -> tuple[float, ...]:
+        """The weights at t = 1."""
+        (end,) = self.others
+        return end
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentsCompletion(Completion):
-    """`weights` are those in the middle; `intervals` in rising order, empty when cancelled."""
+class SegmentsCompletion(ExactCompletion):
+    """`intervals` in rising order, empty when cancelled."""
 
     intervals: tuple[Interval, ...] = ()
 
@@ -81,82 +75,76 @@ class Span(Member):
 
 
 @dataclass(slots=True, eq=False)
-class Segments:
-    """The `Chooser` of one request."""
+class Segments(Exact):
+    """The `Chooser` of one request for segments."""
 
-    request: SegmentsRequest
-    over: bool = False
-    ended: list[Interval] = field(default_factory=list)  # in the order they finished; neighbours may be merged
-    going: int = 1  # branches that are not at their end
+    asked_for = "segments"
+    intervals: list[Interval] = field(default_factory=list)  # in the order they finished; neighbours may be merged
 
-    def __post_init__(self) -> None:
-        sampling = self.request.sampling
-        if self.request.combine != "hidden":
-            raise InvalidRequest(
-                f"combine is {self.request.combine!r}; allowed for segments: hidden, since only mixed logits are "
-                "linear in the weights",
-                param="combine",
-            )
-        if not sampling.greedy or sampling.looks_back or sampling.logit_bias:
-            raise InvalidRequest("segments are exact for greedy decoding without penalties or bias only")
+    @property
+    def found(self) -> int:
+        return len(self.intervals)
 
-    def intervals(self) -> tuple[Interval, ...]:
+    def part(self, whole: Member) -> Span:
+        return Span(whole.request, whole.arrived, whole.lanes, whole.weights, whole.numbers)
+
+    def divide(self, logits: CornerLogits, member: Member) -> list[tuple[Member, int]]:
+        assert isinstance(member, Span)  # made so by `part`
+        parts = _Envelope(logits, member, self.request.min_width).parts()
+        parts.sort(key=lambda part: part[0] - part[1])
+        return [(replace(member, start=start, end=end), token) for start, end, token in parts]
+
+    def ended(self, member: Member, text: str, tokens: tuple[int, ...], reason: FinishReason) -> IntervalFound:
+        assert isinstance(member, Span)
+        interval = Interval(member.start, member.end, text, tokens, reason)
+        self.intervals.append(interval)
+        return IntervalFound(member.request.request_id, interval, member.request.tag)
+
+    def completion(self, reason: FinishReason, **common: Any) -> SegmentsCompletion:
+        intervals = () if reason is FinishReason.CANCELLED else self._merged()
+        return SegmentsCompletion(finish_reason=reason, intervals=intervals, **common)
+
+    def _merged(self) -> tuple[Interval, ...]:
         """What was found, in rising order; neighbours with the same tokens are one."""
         merged: list[Interval] = []
-        for interval in sorted(self.ended, key=lambda found: found.start):
+        for interval in sorted(self.intervals, key=lambda found: found.start):
             if merged and merged[-1].token_ids == interval.token_ids:
                 interval = replace(merged.pop(), end=interval.end)
             merged.append(interval)
         return tuple(merged)
 
-    def split(self, branches: int) -> EmorlError | None:
-        self.going += branches - 1
-        most = self.request.most
-        if most is None or len(self.ended) + self.going <= most:
-            return None
-        return InvalidRequest(
-            f"there are more than {most} intervals between the two weight vectors; allowed: up to that many"
-            f" ({self.request.most_named}); ask for fewer tokens or weights that are closer",
-            param="max_new_tokens",
-        )
-
-    def choose(self, model: LaneModel, branch: Branch, hidden: Tensor) -> list[tuple[Member, Choice]]:
-        """The longest interval comes first: it keeps the lane rows, and the others copy them."""
-        (span,) = branch.members
-        assert isinstance(span, Span)  # made so by the engine
-        try:
-            limit = self.request.time_limit_s
-            if limit is not None and time.perf_counter() > branch.admitted + limit:
-                raise InvalidRequest(
-                    f"the intervals between the two weight vectors took more than {limit:g} seconds"
-                    f" ({self.request.time_limit_named}); ask for fewer tokens, a larger min_width or closer weights",
-                    param="max_new_tokens",
-                )
-            parts = _Envelope(self.request, model, span, len(branch.tokens), hidden).parts()
-        except EmorlError as error:
-            return [(span, Choice(0, error=error))]
-        parts.sort(key=lambda part: part[0] - part[1])
-        return [(replace(span, start=start, end=end), Choice(token)) for start, end, token in parts]
+    def split(self, branch: Branch, into: int) -> InvalidRequest | None:
+        self.going += into - 1
+        request = self.request
+        if self.too_many():
+            return InvalidRequest(
+                f"there are more than {request.most} intervals between the two weight vectors; allowed: up to that many"
+                f" ({request.most_named}); ask for fewer tokens or weights that are closer",
+                param="max_new_tokens",
+            )
+        if self.too_long(branch):
+            return InvalidRequest(
+                f"the intervals between the two weight vectors took more than {request.time_limit_s:g} seconds"
+                f" ({request.time_limit_named}); ask for fewer tokens, a larger min_width or closer weights",
+                param="max_new_tokens",
+            )
+        return None
 
 
 class _Envelope:
     """The largest logits along one span, for one position."""
 
-    def __init__(self, request: SegmentsRequest, model: LaneModel, span: Span, position: int, hidden: Tensor) -> None:
-        self._model, self._span, self._hidden = model, span, hidden
-        self._min_width = max(request.min_width, _FINEST)
-        ends = [[vector[number] for number in span.numbers] for vector in (request.weights, request.to)]
-        self._weights = torch.tensor(ends, dtype=torch.float64, device=hidden.device)  # [2, N]
-        held = position < request.sampling.min_new_tokens
-        self._forbidden = list(model.facts.eos_token_ids) if held else []
+    def __init__(self, logits: CornerLogits, span: Span, min_width: float) -> None:
+        self._logits, self._span = logits, span
+        self._min_width = max(min_width, _FINEST)
 
     def parts(self) -> list[tuple[float, float, int]]:
         """(start, end, token id) along the span, in rising order, tokens all different."""
-        span, logits = self._span, self._logits
+        span = self._span
         if span.end - span.start <= self._min_width:
-            middle = logits(torch.tensor([(span.start + span.end) / 2], dtype=torch.float64))
+            middle = self._logits.at(_places(torch.tensor([(span.start + span.end) / 2], dtype=torch.float64)))
             return [(span.start, span.end, int(middle.argmax(dim=-1)))]
-        at_from, at_to = self._ends()
+        at_from, at_to = self._logits.affine()
         slope = at_to - at_from
         value = at_from + span.start * slope
         tokens, borders = [int(value.argmax())], [span.start]
@@ -180,22 +168,6 @@ class _Envelope:
         parts = [(refined[i], refined[i + 1], token) for i, token in enumerate(tokens)]
         return [part for part in parts if part[1] > part[0]]
 
-    def _ends(self) -> Tensor:
-        """[2, V] float64: the logits at t = 0 and t = 1, mixed from the lanes' own, so that the slopes of a narrow
-        span are as good as those of a wide one."""
-        mixed = self._weights @ self._model.head(self._hidden).double()
-        _check(mixed)
-        mixed[:, self._forbidden] = -1e30
-        return mixed
-
-    def _logits(self, t: Tensor) -> Tensor:
-        """t [K] float64 -> logits [K, V], computed just as the runner computes a request's."""
-        weights = torch.lerp(self._weights[0], self._weights[1], t.to(self._weights.device).unsqueeze(1)).float()
-        mixed = self._model.head(combine.mix_hidden(self._hidden.unsqueeze(0), weights))
-        _check(mixed)
-        mixed[:, self._forbidden] = float("-inf")
-        return mixed
-
     def _refined(self, crossing: float, before: int, after: int) -> float:
         """The t near `crossing` where the mixed logits of `after` really overtake those of `before`.
 
@@ -204,7 +176,7 @@ class _Envelope:
         low, high = max(self._span.start, crossing - _SEARCH), min(self._span.end, crossing + _SEARCH)
         while high - low > self._min_width:
             probes = torch.linspace(low, high, _PROBES + 2, dtype=torch.float64)[1:-1]
-            mixed = self._logits(probes)
+            mixed = self._logits.at(_places(probes))
             overtaken = (mixed[:, after] > mixed[:, before]).tolist()
             first = overtaken.index(True) if True in overtaken else _PROBES
             edges = [low, *probes.tolist(), high]
@@ -212,6 +184,6 @@ class _Envelope:
         return (low + high) / 2
 
 
-def _check(logits: Tensor) -> None:
-    if not torch.isfinite(logits).all():
-        raise NonFinite("the model produced NaN or inf for this request")
+def _places(t: torch.Tensor) -> torch.Tensor:
+    """t [P] -> u [P, 2]."""
+    return torch.stack([1 - t, t], dim=1)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from emorl_core.errors import EmorlError
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.models.family import LaneModel
 from emorl_core.text.detokenize import Detokenizer
-from emorl_core.types import Attribution, Request
+from emorl_core.types import Attribution, Completion, Event, FinishReason, Request
 
 
 @dataclass(slots=True)
@@ -68,24 +68,54 @@ class Member:
     attributions: list[Attribution] = field(default_factory=list)
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     silent: bool = field(init=False)  # nothing but its tokens is wanted
+    undecided: bool = field(init=False)  # its weights are still to be predicted
 
     def __post_init__(self) -> None:
         request = self.request
         self.silent = not (request.stream or request.logprobs or request.attribution or request.top_logprobs)
+        self.undecided = request.predict is not None
+
+    @property
+    def vector(self) -> tuple[float, ...]:
+        """One number per named lane; all 0 while they are undecided."""
+        if self.request.predict is None:
+            return self.request.weights
+        found = {} if self.undecided else dict(zip(self.numbers, self.weights, strict=True))
+        return tuple(found.get(number, 0.0) for number in range(len(self.request.weights)))
+
+    def decide(self, state: Tensor) -> None:
+        """state: the base's [D], from which it would choose the first token. Lanes without weight are mixed no more."""
+        assert self.request.predict is not None  # it is undecided
+        vector = self.request.predict(state)
+        kept = [(lane, vector[n], n) for lane, n in zip(self.lanes, self.numbers, strict=True) if vector[n] != 0.0]
+        self.lanes, self.weights, self.numbers = (tuple(each) for each in zip(*kept, strict=True))
+        self.undecided = False
 
 
 class Chooser(Protocol):
     """Chooses the tokens of a request's branches in a way of its own, instead of from one mix of lanes a member. All
     branches of the request share it, and have one member each."""
 
-    over: bool  # the request's last event has been made
+    over: bool  # the request's last event has been made, or another chooser goes on
+    going: int  # branches that are not at their end
+
+    @property
+    def corners(self) -> Sequence[Sequence[float]]:
+        """The weight vectors that it mixes."""
 
     def choose(self, model: LaneModel, branch: Branch, hidden: Tensor) -> list[tuple[Member, Choice]]:
         """hidden: [N, D], a row per lane of the branch's member. Returns the members that follow it, with different
         tokens. May be called again for the same tokens, so it changes nothing."""
 
-    def split(self, branches: int) -> EmorlError | None:
-        """A branch has forked into this many. Returns the error to end the request with, if these are too many."""
+    def split(self, branch: Branch, into: int) -> EmorlError | Branch | None:
+        """A branch has one token more and has forked into this many. If that is more than the request may take: returns
+        the error to end it with, or the branch with another chooser that it begins again with."""
+
+    def ended(self, member: Member, text: str, tokens: tuple[int, ...], reason: FinishReason) -> Event:
+        """A branch is at its end; returns what is told of it."""
+
+    def completion(self, reason: FinishReason, **common: Any) -> Completion:
+        """The request is at its end. common: the fields that it shares with others."""
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +133,7 @@ class Branch:
     admitted: float = 0.0
     first_token: float = 0.0
     tokens_before: int = 0  # it had when it last got a slot
+    compiled: bool | None = None  # which step decodes it; None: it has not begun
     alone: bool = False  # one request by itself: a later prompt may begin with its prompt and reply
 
     @property
@@ -125,7 +156,14 @@ class Branch:
             list(self.texts),
             self.admitted,
             self.first_token,
+            compiled=self.compiled,
         )
+
+    def restarted(self, member: Member, chooser: Chooser) -> Branch:
+        """The same request from its first token on, chosen in another way."""
+        fresh = Branch(self.prompt_ids, [member], self.detokenizer.fresh(), self.job, chooser, self.meter)
+        fresh.admitted, fresh.first_token = self.admitted, self.first_token
+        return fresh
 
 
 def members_of(requests: Sequence[Request], points: Sequence[Coefficients], arrived: float) -> list[Member]:

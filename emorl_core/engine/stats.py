@@ -23,4 +23,5 @@ class EngineStats:
     prefill_cache_bytes: int
     kv_cache_bytes: int  # of running branches, capacity included
     kv_cache_limit: int | None  # bytes that they may take; None: no bound
+    compiled: bool  # the step of requests that begin now
     faults: int  # prefills and steps that failed and were retried individually

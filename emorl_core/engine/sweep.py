@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from emorl_core.combine_modes import check_combine
 from emorl_core.errors import InvalidRequest, InvalidWeights, shown
@@ -81,9 +82,13 @@ class SweepPlan:
         only: Sequence[Collection[int]] | None = None,
         prefix: str = "sweep",
         lane_prompts: Sequence[LanePrompts] | None = None,
+        seeds: Sequence[int] | None = None,
+        logprobs: bool = False,
+        attribution: bool = False,
     ) -> None:
         """prompts: token ids each; lane_prompts: see `Request`, one each; sampling: with its seed set; only: per prompt
-        the indices of the vectors it is swept with, None: all; prefix: of the request ids.
+        the indices of the vectors it is swept with, None: all; prefix: of the request ids; seeds: one per vector, None:
+        sampling's for all; logprobs, attribution: of the completions.
 
         Raises InvalidRequest or InvalidWeights: nothing to do, or vectors that cannot be mixed in this way.
         """
@@ -92,7 +97,7 @@ class SweepPlan:
         if not vectors:
             raise InvalidRequest("weights is empty; allowed: at least one vector", param="weights")
         for i, each in enumerate(vectors):
-            check_combine(combine, each.vector, param=f"weights.{i}")
+            check_combine(combine, each.vector, attribution=attribution, param=f"weights.{i}")
         _check_only(only, len(prompts), len(vectors))
         self.prompts = [tuple(prompt) for prompt in prompts]
         self._lane_prompts = [()] * len(self.prompts) if lane_prompts is None else list(lane_prompts)
@@ -103,7 +108,10 @@ class SweepPlan:
         # Only mixed logits scale with the weights, and what is added to them does not: combined in any other way, or
         # with a penalty that is subtracted, only equal vectors are merged.
         scales = sampling.greedy and combine == "hidden" and not sampling.adds
-        rays = merge_rays([v.vector for v in vectors], greedy=scales)
+        rays = merge_rays([v.vector for v in vectors], greedy=scales, seeds=seeds)
+        seeded = {seed: replace(sampling, seed=seed) for seed in seeds or ()}  # one object each, as the engine likes it
+        self._samplings = [sampling] * len(vectors) if seeds is None else [seeded[seed] for seed in seeds]
+        self._told: dict[str, Any] = {"logprobs": logprobs, "attribution": attribution}
         self._same: list[dict[int, list[int]]] = [{} for _ in self.prompts]  # per prompt: the vectors of each request
         for p, same in enumerate(self._same):
             for i in range(len(self.vectors)) if only is None else sorted(set(only[p])):
@@ -129,11 +137,11 @@ class SweepPlan:
                     f"{self._prefix}-{p}-{v}",
                     prompt,
                     self.vectors[v].vector,
-                    self.sampling,
+                    self._samplings[v],
                     self._combine,
                     profile=self.vectors[v].profile,
                     stream=False,
-                    logprobs=False,
+                    **self._told,
                     tag=(p, v),
                     lane_prompts=self._lane_prompts[p],
                 )
@@ -240,15 +248,20 @@ def simplex_grid(objectives: Sequence[str], resolution: int) -> list[dict[str, f
     grid_size(len(objectives), resolution)
     return [
         {name: count / resolution for name, count in zip(objectives, counts, strict=True)}
-        for counts in _compositions(resolution, len(objectives))
+        for counts in compositions(resolution, len(objectives))
     ]
 
 
-def merge_rays(vectors: Sequence[Sequence[float]], *, greedy: bool) -> list[int]:
+def merge_rays(vectors: Sequence[Sequence[float]], *, greedy: bool, seeds: Sequence[int] | None = None) -> list[int]:
     """For each vector the index of the first one that gives the same text: equal vectors always, and under greedy
-    decoding positive multiples of each other (scaling all logits does not move their largest)."""
-    first: dict[tuple[float, ...], int] = {}
-    return [first.setdefault(_key(vector, greedy), i) for i, vector in enumerate(vectors)]
+    decoding positive multiples of each other (scaling all logits does not move their largest). seeds: one each, where
+    they differ."""
+    first: dict[tuple[tuple[float, ...], int], int] = {}
+    each = [0] * len(vectors) if seeds is None else seeds
+    return [
+        first.setdefault((_key(vector, greedy), seed), i)
+        for i, (vector, seed) in enumerate(zip(vectors, each, strict=True))
+    ]
 
 
 def _prompt_of(item: SweepItem) -> int:
@@ -273,10 +286,11 @@ def _key(vector: Sequence[float], greedy: bool) -> tuple[float, ...]:
     return tuple(round(value / largest, _RAY_DECIMALS) + 0.0 for value in vector)
 
 
-def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Every way to write `total` as so many whole numbers from 0, the largest first."""
     if parts == 1:
         yield (total,)
         return
     for first in range(total, -1, -1):
-        for rest in _compositions(total - first, parts - 1):
+        for rest in compositions(total - first, parts - 1):
             yield (first, *rest)

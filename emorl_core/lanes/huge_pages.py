@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+WORTH_FROM = 8 * 2**20  # bytes of weights: pages of 4 KiB that a CPU's address cache (TLB) holds all at once
 _HUGE = 2 * 2**20
 _PAGE = 4096
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # the second since Linux 6.1

@@ -7,8 +7,10 @@ changes the text. Some pieces of its vocabulary are single bytes, so text crosse
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from emorl_core.cache.store import Store
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
+from emorl_core.models.compiling import Compilation
 from emorl_core.models.family import Facts, Passage, Piece
 from emorl_core.sampling import hash32
 from emorl_core.text.chat import Message
@@ -64,6 +67,9 @@ class FakeTokenizer:
 
     def encode_reply(self, text: str) -> list[int]:
         return self.encode(text)[:-1]
+
+    def count(self, text: str) -> int:
+        return len(self.encode_reply(text))
 
     def chat(self, system: str | None) -> FakeChat:
         return FakeChat(self, system)
@@ -115,6 +121,7 @@ class FakeModel:
             dtype=torch.float32,
         )
         self.encoder = encoder
+        self.compiled = False
         self.adapters: tuple[str, ...] = ()
         self.mean_length = mean_length
         self.step_delay_s = step_delay_s
@@ -136,15 +143,14 @@ class FakeModel:
         del training
         self.adapters = tuple(adapter.name for adapter in adapters)
 
-    @property
-    def compiled(self) -> bool:
-        return False
-
     def quantize(self, how: Quantize) -> None:
         """It has no matrices."""
 
-    def compile_step(self) -> None:
-        """There is nothing to compile."""
+    def compilation(self, folder: Path) -> Compilation[FakeModel]:
+        """There is nothing to compile; the result is only called so."""
+        other = copy.copy(self)
+        other.compiled = True
+        return Compilation([], folder, lambda _: other)
 
     # An entry of a store: keys hold the token id, values the lane's code; exact in float64.
 
@@ -224,6 +230,9 @@ class FakeModel:
 
     def head(self, hidden: Tensor) -> Tensor:
         return hidden.float() @ self._head.t()
+
+    def uncapped_head(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)
 
     def head_rows(self, token_ids: Tensor) -> Tensor:
         return self._head[token_ids]

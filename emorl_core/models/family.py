@@ -19,6 +19,7 @@ from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
+from emorl_core.models.compiling import Compilation
 from emorl_core.models.shape import Shape
 from emorl_core.types import Quantize
 
@@ -86,7 +87,7 @@ class LaneModel(Protocol):
 
     @property
     def compiled(self) -> bool:
-        """Whether `compile_step` is in force: sums may then round differently."""
+        """Whether `step` is compiled: sums may then round differently."""
 
     def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
         """Every adaptable layer: the names of its fused projections as adapters name them, in order, and the layer."""
@@ -98,8 +99,9 @@ class LaneModel(Protocol):
         """Keep the base's matrices in fewer bits from now on; adapters and norms stay. Before adapters are attached,
         on a CPU, not for training."""
 
-    def compile_step(self) -> None:
-        """Make `step` faster for the adapters attached now, at the cost of time here. Raises UnsupportedModel."""
+    def compilation(self, folder: Path) -> Compilation[Any]:
+        """What gives this model with a faster `step` for the adapters attached now; folder: where compiled functions
+        are kept. Raises UnsupportedModel where there is none."""
 
     def parameter_bytes(self) -> dict[str, int]:
         """{"base": ..., "adapters": ...}"""
@@ -137,6 +139,9 @@ class LaneModel(Protocol):
 
     def head(self, hidden: Tensor) -> Tensor:
         """[B, D] -> logits [B, V] float32. Any scale of the architecture belongs here."""
+
+    def uncapped_head(self, hidden: Tensor) -> Tensor:
+        """The same before any cap, which bends logits and changes no order: affine in `hidden`."""
 
     def head_rows(self, token_ids: Tensor) -> Tensor:
         """[...] -> the head's rows [..., D] float32, scale included: logit = row . hidden."""

@@ -37,6 +37,11 @@ def statement(text: str) -> tuple[Message]:
     return (Message("user", text),)
 
 
+def last_said(messages: Sequence[Message]) -> str:
+    """What a reply answers: what the user said last, or nothing."""
+    return next((each.text for each in reversed(messages) if each.role == "user"), "")
+
+
 def read_messages(messages: Sequence[Message | Mapping[str, Any]], *, field: str = "messages") -> tuple[Message, ...]:
     """Messages as chat clients write them: `role`, and `content` as text or a list of parts `{type: text, text: …}`,
     which are joined.

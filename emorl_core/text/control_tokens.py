@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece that stands for one byte, where a tokenizer falls back to bytes
 _BYTE_NAME = r"0x[0-9A-F]{2}>"
+_SHORT = 500  # characters
 Span = tuple[int, int]
 
 
@@ -24,12 +25,22 @@ class PromptEncoder(Protocol):
 
     def encode(self, before: str, prompt: str, after: str, *, whole: bool = True) -> list[int]: ...
 
+    def count(self, text: str) -> int: ...
+
 
 def prompt_encoder(tokenizer: PreTrainedTokenizerBase) -> PromptEncoder:
     """For a tokenizer of the `tokenizers` library, or for one written in Python (ByT5)."""
     if not tokenizer.is_fast:
         return _PythonEncoder(tokenizer)
     return _FastEncoder(tokenizer.backend_tokenizer, set(tokenizer.all_special_ids), tokenizer.unk_token_id)
+
+
+def encoded(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> Encoding:
+    """`Tokenizer.encode`, which keeps the interpreter's lock for as long as it takes; with a batch of one other threads
+    go on meanwhile, which costs a short text more than it gives."""
+    if len(text) <= _SHORT:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    return tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
 
 class _FastEncoder:
@@ -50,7 +61,7 @@ class _FastEncoder:
     def encode(self, before: str, prompt: str, after: str, *, whole: bool = True) -> list[int]:
         text = before + prompt + after
         start, end = len(before), len(before) + len(prompt)
-        encoding = self._tokenizer.encode(text, add_special_tokens=whole)
+        encoding = encoded(self._tokenizer, text, add_special_tokens=whole)
         of_template: list[Span] = []
         control = set(self._special)  # and whatever else the template uses as one
         inside: list[tuple[int, str]] = []
@@ -68,6 +79,9 @@ class _FastEncoder:
         as_text = self._as_text(text, of_template)
         return list((self._tokenizer.post_process(as_text) if whole else as_text).ids)
 
+    def count(self, text: str) -> int:
+        return len(encoded(self._tokenizer, text, add_special_tokens=False))
+
     def _is_forged(self, token: int, text: str, control: set[int]) -> bool:
         """Whether `text`, of the prompt, spells the token's name; what is unknown or falls back to bytes does not."""
         unknown, name = self._unknown
@@ -82,9 +96,9 @@ class _FastEncoder:
         parts: list[Encoding] = []
         at = 0
         for a, b in of_template:
-            parts += [self._text.encode(whole[at:a]), self._tokenizer.encode(whole[a:b], add_special_tokens=False)]
+            parts += [encoded(self._text, whole[at:a]), encoded(self._tokenizer, whole[a:b], add_special_tokens=False)]
             at = b
-        parts.append(self._text.encode(whole[at:]))
+        parts.append(encoded(self._text, whole[at:]))
         return Encoding.merge(parts, growing_offsets=True)
 
 
@@ -99,7 +113,7 @@ class ChatEncoder(_FastEncoder):
 
     def names(self, text: str) -> list[Span]:
         """What of a client's text would be read as control tokens."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = encoded(self._tokenizer, text, add_special_tokens=False)
         return [
             (a, b)
             for token, (a, b) in zip(encoding.ids, encoding.offsets, strict=True)
@@ -108,7 +122,7 @@ class ChatEncoder(_FastEncoder):
 
     def encode_chat(self, whole: str, as_text: list[Span]) -> list[int]:
         """whole: a rendered chat; as_text: the `names` in it that clients wrote."""
-        encoding = self._tokenizer.encode(whole, add_special_tokens=False)
+        encoding = encoded(self._tokenizer, whole, add_special_tokens=False)
         if not as_text:
             return list(encoding.ids)
         of_template = [
@@ -148,3 +162,6 @@ class _PythonEncoder:
             for token in self._tokenizer.encode(part, add_special_tokens=False, split_special_tokens=as_text)
         ]
         return list(self._tokenizer.build_inputs_with_special_tokens(ids)) if whole else ids
+
+    def count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))

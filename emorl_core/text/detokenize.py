@@ -53,11 +53,15 @@ class Detokenizer:
 
     def fork(self) -> Detokenizer:
         """An independent copy, for a branch that goes on with another token."""
-        other = Detokenizer(self._decode, self._stop)
+        other = self.fresh()
         other._ids = list(self._ids)
         other._window, other._read, other._held = self._window, self._read, self._held
         other.text, other.stopped = self.text, self.stopped
         return other
+
+    def fresh(self) -> Detokenizer:
+        """One for another sequence."""
+        return Detokenizer(self._decode, self._stop)
 
     def _release(self, new: str) -> str:
         pending = self._held + new

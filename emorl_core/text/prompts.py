@@ -16,6 +16,7 @@ from emorl_core.types import LanePrompts
 # Tokenizers drop some characters (all but one of a run of spaces) and join others (a letter and its accents), so a text
 # may have more characters than its tokens have.
 _SPARE_CHARS = 2
+_FEW_CHARS = 8  # a token, about twice what a text of a known language has
 
 Said = str | tuple[Message, ...]  # what a client said, checked
 
@@ -82,6 +83,8 @@ class PromptEncoder:
 
     def encode(self, said: Said, *, field: str = "prompt") -> tuple[int, ...]:
         """As `base` reads it. Raises PromptTooLong, and InvalidRequest for a chat that the template does not take."""
+        # A chat's messages as one text: many of them may be too long only together.
+        self._check_beginning(said if isinstance(said, str) else " ".join(each.text for each in said), field)
         return self._checked(self.ids(said, field=field), field, "its template")
 
     def lane_prompts(self, said: Said, lanes: Collection[int], *, field: str = "prompt") -> LanePrompts:
@@ -103,6 +106,7 @@ class PromptEncoder:
     def encode_raw(self, text: str, *, field: str = "prompt") -> tuple[int, ...]:
         """Without any template, and with control tokens where their names stand. Raises as `read` and `encode`."""
         self.read(text, field=field)
+        self._check_beginning(text, field)
         return self._checked(self._tokenizer.encode(text), field, "what the tokenizer adds")
 
     def ids(self, said: Said, objective: str | None = None, *, field: str = "prompt") -> list[int]:
@@ -143,6 +147,18 @@ class PromptEncoder:
                 param=field,
             )
         return ids
+
+    def _check_beginning(self, text: str, field: str) -> None:
+        """Refuse a text that is far too long by its beginning: what is refused costs no more than what is read. Of a
+        beginning with twice the tokens that are allowed no text can be within the limit."""
+        most, length = self._spec.max_source_tokens, _FEW_CHARS * self._spec.max_source_tokens
+        while length < len(text):
+            if self._tokenizer.count(text[:length]) > 2 * most:
+                raise PromptTooLong(
+                    f"{field} has more than {2 * most} tokens; allowed: up to {most} (max_source_tokens of the bundle)",
+                    param=field,
+                )
+            length *= 2
 
     def _check_chars(self, prompt: str, field: str) -> None:
         if isinstance(prompt, str):

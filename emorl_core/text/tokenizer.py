@@ -46,6 +46,9 @@ class Tokenizer(Protocol):
     def chat(self, system: str | None) -> Chat:
         """system: of chats that bring none. Raises BundleError when there is no chat template that can be used."""
 
+    def count(self, text: str) -> int:
+        """Tokens of a text by itself, control tokens and all; cheaper than any `encode`."""
+
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def spell(self, token_id: int, *, first: bool) -> Spelling: ...
@@ -71,6 +74,9 @@ class HuggingFaceTokenizer:
 
     def encode_reply(self, text: str) -> list[int]:
         return self._encoder.encode("", text, "", whole=False)
+
+    def count(self, text: str) -> int:
+        return self._encoder.count(text)
 
     def chat(self, system: str | None) -> ChatTemplate:
         return ChatTemplate(self._tokenizer, system=system)

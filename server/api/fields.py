@@ -113,10 +113,15 @@ def check_limit(name: str, value: int, limit: int) -> None:
         raise InvalidRequest(f"{name} is {shown(value)}; allowed: up to {limit} (a setting of this server)", param=name)
 
 
-class LengthFields(Body):
-    """Fields of every request of the native API: how long its texts are, and how weights are scaled."""
+class NormalizeField(Body):
+    """A request that names weights."""
 
     normalize: bool = Field(True, description="Scale the weights to sum 1. Negative weights need false.")
+
+
+class LengthFields(Body):
+    """Fields of every request of the native API that generates: how long its texts are."""
+
     max_new_tokens: Int = Field(64, ge=1, description="Most tokens to generate; the server's own limit is in /info.")
     min_new_tokens: Int = Field(0, ge=0, description="The end cannot come before this many tokens.")
     stop: Stops = Field(default_factory=list, description="Texts that end the answer; never part of it.")
@@ -124,11 +129,11 @@ class LengthFields(Body):
     def options(self, *, max_new_tokens: int) -> dict[str, Any]:
         """The shared fields as keywords of `Requests`. max_new_tokens: the server's limit; raises InvalidRequest."""
         check_limit("max_new_tokens", self.max_new_tokens, max_new_tokens)
-        return self.model_dump(include=set(SamplingFields.model_fields))
+        return self.model_dump(include={*NormalizeField.model_fields, *SamplingFields.model_fields})
 
 
 class SamplingFields(LengthFields):
-    """Fields of requests that may sample: `POST /generate` and `POST /sweep`."""
+    """Fields of requests that may sample."""
 
     combine: Combine = Field(
         "hidden", description="Mix hidden states or probabilities, or sum the adapters (`weights`): one model's price."

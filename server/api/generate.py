@@ -9,11 +9,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from emorl_core.drafts.plan import DraftsPlan
 from emorl_core.ensemble import Ensemble
 from emorl_core.types import Completion, Event, TokenEvent
 from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
 from server.api.documented import GENERATION_ERRORS, errors, streamed
+from server.api.drafts import choose
+from server.api.drafts_models import chosen_among
 from server.api.events import TypedEvents
 from server.api.generate_models import GenerateRequest, GenerateResponse, answer, attribution_of, finite
 from server.api.scores import check_scored, scores_of
@@ -36,25 +39,28 @@ _STREAM_EXAMPLE = (
     responses={200: streamed(_STREAM_EXAMPLE), **errors(*GENERATION_ERRORS)},
 )
 async def generate(body: GenerateRequest, request: Request) -> Response:
-    """Generate one text, steered by weights or a profile; with `stream: true` token by token."""
+    """Generate one text, steered by weights or a profile; with `stream: true` token by token. With weights `auto`, the
+    best draft."""
     service = service_of(request)
+    settings = service.settings
     request_id = f"gen-{secrets.token_hex(12)}"
-    limit = service.settings.max_new_tokens
     sent = body.chat or body.prompt or ""  # one of the two is there
 
-    def build(ensemble: Ensemble) -> list[EngineRequest]:
+    def build(ensemble: Ensemble) -> EngineRequest | DraftsPlan:
         if body.score:
             check_scored(ensemble)
-        return [body.to_core(ensemble, request_id, max_new_tokens=limit)]
+        limit = settings.max_new_tokens
+        if body.weights == "auto":
+            return body.plan(ensemble, request_id, max_new_tokens=limit, max_sweep=settings.max_sweep)
+        return body.to_core(ensemble, request_id, max_new_tokens=limit)
 
-    generation = await service.accept(request, lambda _: body.said, build)
-    identity = generation.deployment.identity if body.receipt else None
+    generation, built = await service.accept_built(request, lambda _: body.said, build, _requests_of)
+    ensemble, identity = generation.deployment.ensemble, generation.deployment.identity
 
-    def finished(completion: Completion) -> dict[str, Any]:
-        ensemble = generation.deployment.ensemble
+    def finished(completion: Completion, made_of: EngineRequest) -> dict[str, Any]:
         content = answer(completion, ensemble.name, ensemble.lanes)
-        if identity is not None:
-            receipt = make_receipt(ensemble, identity, sent, generation.requests[0], completion)
+        if body.receipt:
+            receipt = make_receipt(ensemble, identity, sent, made_of, completion)
             content["receipt"] = receipt.model_dump(mode="json")
         return content
 
@@ -64,11 +70,22 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
         (scores,) = await scores_of(generation.deployment, [sent], [completion.text])
         return scores
 
+    if isinstance(built, DraftsPlan):
+        for completion in await generation.finish():
+            built.take(completion)
+        found = await choose(generation.deployment, built, sent)
+        best = found.drafts.drafts[0]
+        content = finished(best.completion, best.request) | {"chosen": chosen_among(found.drafts)}
+        return json_response(content | (found.scores[best.text] if body.score else {}))
     if body.stream:
-        dialect = NativeDialect(generation.deployment.ensemble.lanes, finished, judged)
-        return await sse.stream(generation, dialect, service.settings)
+        dialect = NativeDialect(ensemble.lanes, lambda completion: finished(completion, built), judged)
+        return await sse.stream(generation, dialect, settings)
     (completion,) = await generation.finish()
-    return json_response(finished(completion) | await judged(completion))
+    return json_response(finished(completion, built) | await judged(completion))
+
+
+def _requests_of(built: EngineRequest | DraftsPlan) -> Sequence[EngineRequest]:
+    return built.requests if isinstance(built, DraftsPlan) else [built]
 
 
 class NativeDialect(TypedEvents):

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from emorl_core.drafts.plan import DraftsPlan
 from emorl_core.ensemble import Ensemble
+from emorl_core.errors import InvalidRequest
 from emorl_core.types import Attribution, Completion, Request
 from emorl_core.weights import named
 from server.api.asked import PromptFields
-from server.api.fields import SamplingFields, Weights
+from server.api.drafts_models import Chosen
+from server.api.fields import NormalizeField, SamplingFields, Weights
 from server.api.scores_models import Reason, ScoreField, Unit
 from server.serving.receipt import Receipt
 
 
-class GenerateRequest(PromptFields, ScoreField, SamplingFields):
+def _kind(value: object) -> str:
+    return "word" if isinstance(value, str) else "mapping"
+
+
+# Told apart before they are checked, so that a fault is told of one of them.
+WeightsOrAuto = Annotated[
+    Annotated[Weights, Tag("mapping")] | Annotated[Literal["auto"], Tag("word")], Discriminator(_kind)
+]
+
+
+class GenerateRequest(PromptFields, ScoreField, NormalizeField, SamplingFields):
     """`POST /generate`. `weights` and `profile` exclude each other; with neither, the bundle's default profile."""
 
     model_config = ConfigDict(
@@ -25,18 +38,51 @@ class GenerateRequest(PromptFields, ScoreField, SamplingFields):
             "examples": [
                 {"prompt": "I can't keep up at work.", "weights": {"reflection": 0.7, "empathy": 0.3}},
                 {"prompt": "I can't keep up at work.", "profile": "balanced", "temperature": 0.7, "stream": True},
+                {"prompt": "I can't keep up at work.", "weights": "auto"},
             ]
         }
     )
 
-    weights: Weights | None = Field(None, description="Objective -> number; names not listed weigh 0.")
+    weights: WeightsOrAuto | None = Field(
+        None,
+        description="Objective -> number; names not listed weigh 0. Or `auto`: those of the best draft that"
+        " `POST /drafts` finds by its defaults; not with stream.",
+    )
     profile: str | None = Field(None, description="Named weights of the bundle, instead of `weights`.")
     stream: bool = Field(False, description="Answer with server-sent events.")
     attribution: bool = Field(False, description="Give `tokens`, each with its margin split over the objectives.")
     receipt: bool = Field(False, description="Give `receipt`: all that is needed to make this text again.")
 
+    @model_validator(mode="after")
+    def _auto_alone(self) -> GenerateRequest:
+        """Raises InvalidRequest for what has no meaning beside weights that are still to be found."""
+        if self.weights == "auto":
+            beside = {
+                "profile": (self.profile is None, "a profile", "one of them"),
+                "normalize": (self.normalize, "normalize: false", "true, as the weights looked at sum to 1"),
+                "stream": (not self.stream, "stream: true", "false, as the best text is known when all are whole"),
+            }
+            for name, (fits, found, allowed) in beside.items():
+                if not fits:
+                    raise InvalidRequest(f"{found} does not go with weights: auto; allowed: {allowed}", param=name)
+        return self
+
+    def plan(self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int, max_sweep: int) -> DraftsPlan:
+        """Of a request with `auto`. Raises `InvalidRequest` and its kinds. The last two are the server's limits."""
+        options = self.options(max_new_tokens=max_new_tokens)
+        del options["normalize"]
+        return ensemble.drafts_plan(
+            self.prompt,
+            messages=self.chat,
+            attribution=self.attribution,
+            max_sweep=max_sweep,
+            request_id=request_id,
+            **options,
+        )
+
     def to_core(self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int) -> Request:
         """Raises `InvalidRequest` and its kinds. `max_new_tokens`: the server's limit."""
+        assert self.weights != "auto"
         return ensemble.request(
             self.prompt,
             messages=self.chat,
@@ -107,6 +153,7 @@ class GenerateResponse(BaseModel):
     receipt: Receipt | None = Field(None, description="Only when asked for.")
     scores: dict[str, Unit | None] | None = Field(None, description="As `POST /score` gives them; when asked for.")
     unscored: dict[str, Reason] | None = Field(None, description="Beside `scores`: why there is none.")
+    chosen: Chosen | None = Field(None, description="Only with weights `auto`.")
 
 
 # --- the answer as plain dictionaries: these are made for every token, models would double their cost -----------------

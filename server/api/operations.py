@@ -37,8 +37,8 @@ async def profiles(request: Request) -> Response:
     ensemble = service_of(request).deployment().ensemble
     listed: list[dict[str, Any]] = []
     for name, profile in ensemble.spec.profiles.items():
-        weights = ensemble.resolve(profile=name).as_dict()
-        listed.append({"name": name, "weights": weights, "origin": profile.origin})
+        weights = {} if profile.predictor is not None else ensemble.resolve(profile=name).as_dict()
+        listed.append({"name": name, "kind": profile.kind, "weights": weights, "origin": profile.origin})
     return json_response({"default": ensemble.spec.default_profile, "profiles": listed})
 
 

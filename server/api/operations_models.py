@@ -33,9 +33,11 @@ class Objectives(BaseModel):
 
 
 class Profile(BaseModel):
-    """`weights` as a request with this profile resolves them; `origin` as the bundle tells it."""
+    """`weights` as a request with this profile resolves them, empty where each prompt gets its own; `origin` as the
+    bundle tells it."""
 
     name: str
+    kind: Literal["fixed", "predicted"]
     weights: dict[str, float]
     origin: dict[str, Any]
 
@@ -43,7 +45,14 @@ class Profile(BaseModel):
 class Profiles(BaseModel):
     model_config = example(
         default="balanced",
-        profiles=[{"name": "balanced", "weights": {"reflection": 0.6, "empathy": 0.4}, "origin": {"by": "a search"}}],
+        profiles=[
+            {
+                "name": "balanced",
+                "kind": "fixed",
+                "weights": {"reflection": 0.6, "empathy": 0.4},
+                "origin": {"by": "a search"},
+            }
+        ],
     )
 
     default: str | None
@@ -108,7 +117,7 @@ class Info(BaseModel):
     default_profile: str | None
     device: str
     dtype: str
-    compiled: bool
+    compiled: bool  # the decoding step of requests that begin now
     threads: int
     parameter_bytes: dict[str, int]
     identity: Identity

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
-from emorl_core.text.chat import Message
+from emorl_core.text.chat import Message, last_said
 from server.api.answers import json_response, service_of
 from server.api.documented import errors
 from server.api.fields import check_limit
@@ -55,4 +55,4 @@ def statement_of(sent: Sent, ensemble: Ensemble) -> str:
     messages = [each for each in sent if isinstance(each, Message)]
     if not messages:
         return ensemble.tokenizer.decode([each for each in sent if isinstance(each, int)])
-    return next((each.text for each in reversed(messages) if each.role == "user"), "")
+    return last_said(messages)

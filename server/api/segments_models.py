@@ -12,13 +12,13 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.types import MIN_WIDTH, Interval
 from emorl_core.weights import named
 from server.api.asked import PromptFields
-from server.api.fields import Int, LengthFields, Weights
+from server.api.fields import Int, LengthFields, NormalizeField, Weights
 
 # Most intervals of one request that run at once: more would slow down every other request's steps.
 _SLOTS = 4
 
 
-class SegmentsBody(PromptFields, LengthFields):
+class SegmentsBody(PromptFields, NormalizeField, LengthFields):
     """`POST /sweep/line`: every greedy text on the line w(t) = (1 - t) * from + t * to, and the exact t at which it
     changes."""
 

@@ -21,6 +21,7 @@ from server.api.scores import check_scored, scores_of
 from server.api.sweep_models import SweepRequest, SweepResponse, sweep_answer, sweep_item
 from server.door.bodies import StrictBody
 from server.serving import sse
+from server.serving.bulk import MANY, pauses
 from server.serving.deployment import Deployment
 from server.serving.receipt import Sent
 
@@ -47,11 +48,13 @@ async def sweep(body: SweepRequest, request: Request) -> Response:
     def build(ensemble: Ensemble) -> SweepPlan:
         if body.score:
             check_scored(ensemble)
-        return body.plan(ensemble, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep)
+        pause = pauses(service.busy)
+        return body.plan(ensemble, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep, pause=pause)
 
     # Each prompt takes one place of the queue; the branches they fork into use only free slots.
     rows = min(body.count, service.admission.slots)
-    generation, plan = await service.accept_built(request, lambda _: body.said, build, _requests_of, rows)
+    many = body.count > MANY
+    generation, plan = await service.accept_built(request, lambda _: body.said, build, _requests_of, rows, many=many)
 
     async def judged(answer: dict[str, Any]) -> None:
         if body.score:

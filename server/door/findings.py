@@ -96,6 +96,8 @@ def _words(finding: Finding) -> str:
         return f"must have at most {context['max_length']} items, has {context['actual_length']}"
     if finding["type"] == "too_short" and context["min_length"] == 1:
         return "must not be empty"
+    if finding["type"] == "too_short":
+        return f"must have at least {context['min_length']} items, has {context['actual_length']}"
     message = reason_of(finding)
     return message[:1].lower() + message[1:]
 

@@ -1,16 +1,21 @@
-// The map: one sweep over the pad, and a region for every distinct text.
+// The map: a region of the pad for every distinct text, with exact borders, or as a sweep over a grid finds them.
 
 import { freshId, h, oncePerFrame, svg } from "./dom.js";
 import { placeNumber } from "./labels.js";
 import { mixColour } from "./lanes.js";
 import { createRegions } from "./mapping.js";
 import { steer } from "./point.js";
+import { createPolygons } from "./polygons.js";
 import { textList } from "./regions.js";
-import { isCertain, named, sampling, subjectOfSweep, topic } from "./request.js";
+import { isCertain, isPlain, named, sampling, subjectOf, subjectOfSweep, topic } from "./request.js";
+import { cellsOf, polygonsOf } from "./shapes.js";
 import { compositions, toPoint } from "./simplex.js";
 import { createRun } from "./sweeping.js";
 
-const GRIDS = [[10, "66 points"], [20, "231 points"], [30, "496 points"]];
+const EXACT = "exact";
+const GRIDS = [[EXACT, "exact borders"], [10, "66 points"], [20, "231 points"], [30, "496 points"]];
+const RATHER = 20; // the grid, where borders cannot be exact or would be too many
+const MOST = 400; // exact regions; more cannot be told apart on the pad
 const IDLE = "Point at the map to read its texts; a click takes one.";
 const FROM_EDGE = 0.045; // as a weight
 
@@ -30,15 +35,18 @@ export function createMap(store, actions, geometry) {
   const list = h("div", { id: freshId("map-texts") });
   const controls = h("div", { class: "map-panel" }, h("div", { class: "row" }, draw, hide, grid, progress, counted), told, peeked);
   let regions = null;
+  let whyNot = null; // the borders are not exact, though they were asked for
   let lit = null;
   const paintSoon = oncePerFrame(() => paint());
   const run = createRun(
     (event) => {
       actions.fine();
-      if (event.type !== "item") return;
-      regions.add(event.weights, event.text);
-      progress.value = event.completed / event.total;
-      counted.textContent = `${event.completed} of ${event.total}`;
+      if (event.type === "item") {
+        regions.add(event.weights, event.text);
+        progress.value = event.completed / event.total;
+        counted.textContent = `${event.completed} of ${event.total}`;
+      } else if (event.type === "region") take(event);
+      else whyNot = event.why_not ?? whyNot;
       paintSoon();
     },
     (error) => {
@@ -54,20 +62,53 @@ export function createMap(store, actions, geometry) {
   function start() {
     const { state } = store;
     if (!state.prompt.trim()) return actions.needPrompt();
-    const resolution = Number(grid.value);
+    const exact = grid.value === EXACT;
+    whyNot = exact && !isPlain(state) ? "the options let chance or earlier words decide" : null;
+    if (exact && whyNot === null) byBorders(state);
+    else byPoints(state, exact ? RATHER : Number(grid.value));
+    buttons();
+    paint();
+    return undefined;
+  }
+
+  function byBorders(state) {
+    show(createPolygons(), state);
+    const corners = state.axes.map((name) => ({ [name]: 1 }));
+    const most = { max_regions: Math.min(MOST, state.limits.max_sweep), max_new_tokens: state.options.max_new_tokens };
+    run.start("/sweep/map", { ...subjectOf(state), corners, resolution: RATHER, ...most });
+    progress.removeAttribute("value");
+    counted.textContent = "";
+  }
+
+  function byPoints(state, resolution) {
     const counts = compositions(resolution, 3);
-    const mine = (regions = createRegions(counts));
-    const drawn = topic(state);
-    const certain = isCertain(state);
-    const textAt = (now) => (certain && topic(now) === drawn ? mine.textAt(now.weights) : null);
-    store.set({ map: { resolution, topic: drawn, textAt } });
+    show(createRegions(counts), state);
     const weights = counts.map((each) => named(state.axes, each.map((count) => count / resolution)));
     run.start("/sweep", { ...subjectOfSweep(state), weights, ...sampling(state) });
     progress.value = 0;
     counted.textContent = `0 of ${counts.length}`;
-    buttons();
-    paint();
-    return undefined;
+  }
+
+  /** From now on these are drawn. */
+  function show(mine, state) {
+    regions = mine;
+    const drawn = topic(state);
+    const certain = isCertain(state);
+    const textAt = (now) => (certain && topic(now) === drawn ? mine.textAt(now.weights) : null);
+    store.set({ map: { resolution: mine.resolution, topic: drawn, textAt } });
+  }
+
+  /** One region of `/sweep/map`; with the first one that has points it is a grid after all. */
+  function take({ polygon, points, text, share }) {
+    if (points.length && regions.resolution === null) {
+      const { map } = store.state;
+      const mine = (regions = createRegions(compositions(RATHER, 3)));
+      store.set({ map: { ...map, resolution: RATHER, textAt: (now) => (topic(now) === map.topic ? mine.textAt(now.weights) : null) } });
+    }
+    if (points.length) for (const point of points) regions.place(point, text);
+    else regions.add(polygon, text, share);
+    const known = regions.describe().length;
+    counted.textContent = `${known} ${known === 1 ? "text" : "texts"}`;
   }
 
   function off() {
@@ -97,15 +138,15 @@ export function createMap(store, actions, geometry) {
     const { axes, objectives } = store.state;
     const found = regions.describe();
     const colour = (region) => mixColour(axes, region.centre, objectives, region.fade);
-    const spacing = geometry.side / regions.resolution;
+    const exact = regions.resolution === null;
+    const spacing = exact ? null : geometry.side / regions.resolution;
     const taken = geometry.taken();
-    cells.replaceChildren(
-      ...found.flatMap((region, i) => region.cells.map((cell) => hexagon(at(cell), spacing, colour(region), i))),
-      svg("path", { class: "map-borders", d: regions.borders().map(([a, b]) => border(at(a), at(b), spacing)).join("") }),
-    );
+    cells.replaceChildren(...(exact ? polygonsOf(regions, geometry.place, colour) : cellsOf(regions, at, spacing, colour)));
     numbers.replaceChildren(...found.map((region, i) => number(region, i, spacing, taken)));
     if (run.busy) return;
-    told.textContent = `${found.length} ${found.length === 1 ? "text" : "texts"} on ${regions.size} points.`;
+    const texts = `${found.length} ${found.length === 1 ? "text" : "texts"}`;
+    const why = whyNot === null ? "" : ` Not exact: ${whyNot}.`;
+    told.textContent = exact ? `${texts}, with exact borders.` : `${texts} on ${regions.size} points.${why}`;
     list.replaceChildren(textList(
       found.map((region) => ({ ...region, colour: colour(region), take: () => steer(store, region.middle) })), look));
   }
@@ -120,7 +161,9 @@ export function createMap(store, actions, geometry) {
 
   function number(region, i, spacing, taken) {
     const text = String(i + 1);
-    const { x, y, size, fits } = placeNumber(region.cells.map(inside), inside(region.middle), spacing, text, taken);
+    const middle = spacing === null ? at(region.middle) : inside(region.middle);
+    const room = spacing ?? 2 * region.room * geometry.side;
+    const { x, y, size, fits } = placeNumber(region.cells?.map(inside) ?? [middle], middle, room, text, taken);
     return svg("text", { x, y: y + size / 3, class: fits ? "map-number" : "map-number tiny", "data-region": i, "text-anchor": "middle", vars: { "--size": `${size}px` } }, text);
   }
 
@@ -144,22 +187,4 @@ export function createMap(store, actions, geometry) {
     if (stale) told.textContent = "This map is of another prompt or other options.";
   });
   return { layer, controls, list, peek };
-}
-
-/** A cell: all points nearer to this one than to any other of the grid; the pad's edge cuts it. */
-function hexagon({ x, y }, spacing, colour, region) {
-  const radius = (spacing / Math.sqrt(3)) * 1.02; // a hair larger, so that no ground shows between cells
-  const points = [30, 90, 150, 210, 270, 330].map((degrees) => {
-    const angle = (degrees * Math.PI) / 180;
-    return `${(x + radius * Math.cos(angle)).toFixed(2)},${(y + radius * Math.sin(angle)).toFixed(2)}`;
-  });
-  return svg("polygon", { points: points.join(" "), class: "cell", "data-region": region, vars: { "--fill": colour } });
-}
-
-/** The edge between two neighbouring cells, as a piece of a path. */
-function border(a, b, spacing) {
-  const [mx, my] = [(a.x + b.x) / 2, (a.y + b.y) / 2];
-  const half = spacing / Math.sqrt(3) / 2;
-  const [dx, dy] = [((b.y - a.y) / spacing) * half, (-(b.x - a.x) / spacing) * half];
-  return `M${(mx - dx).toFixed(2)} ${(my - dy).toFixed(2)}L${(mx + dx).toFixed(2)} ${(my + dy).toFixed(2)}`;
 }

@@ -54,13 +54,17 @@ export function createRegions(counts) {
     }
   }
 
+  function add(i, text) {
+    texts[i] = text;
+    found = null;
+  }
+
   return {
     resolution,
     size: counts.length,
-    add(i, text) {
-      texts[i] = text;
-      found = null;
-    },
+    add,
+    /** The same by weights, which are a point of the grid. */
+    place: (where, text) => add(index.get(nearestOnGrid(where, resolution).join()), text),
     get missing() {
       return texts.includes(null);
     },

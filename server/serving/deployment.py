@@ -10,14 +10,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
 from emorl_core.engine.engine import Engine
 from emorl_core.engine.stats import EngineStats
 from emorl_core.ensemble import Ensemble
+from emorl_core.errors import EmorlError
 from emorl_core.machine.threads import ThreadChoice, most_threads
+from emorl_core.models.compiling import Compilation
+from emorl_core.models.family import LaneModel
 from server.door.errors import EngineRestarted, NotReady
 from server.serving.receipt import Identity
 from server.serving.scoring import Scoring
@@ -30,6 +33,7 @@ logger = logging.getLogger("emorl.server")
 T = TypeVar("T")
 _THREAD = "emorl-load"
 _POLL_S = 0.02
+_COMPILE: dict[str, bool | Literal["auto"]] = {"on": True, "auto": "auto", "off": False}
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +51,7 @@ class Deployment:
     identity: Identity
     scoring: Scoring
     users: int = 0
+    compiling: asyncio.Task[None] | None = None
 
     @classmethod
     def make(cls, ensemble: Ensemble, settings: Settings, metrics: Metrics) -> Deployment:
@@ -76,23 +81,47 @@ class Deployment:
         await self.worker.settled()
         if self.worker.failure is not None:
             raise NotReady(f"the warm-up failed ({type(self.worker.failure).__name__})") from self.worker.failure
+        if self.ensemble.compilation is not None:
+            compiling = compile_beside(self.ensemble.compilation, self.worker.switch)
+            self.compiling = asyncio.create_task(compiling, name="emorl-compile")
 
     async def stop(self) -> None:
         """End the thread; what is still in it hears of it."""
+        if self.compiling is not None and self.ensemble.compilation is not None:
+            self.ensemble.compilation.stop()
+            await self.compiling
         await asyncio.gather(self.worker.stop(), self.scoring.stop())
+
+
+async def compile_beside(compilation: Compilation[LaneModel], take: Callable[[LaneModel], None]) -> None:
+    """Have a decoding step compiled while the plain one serves."""
+    logger.info("the decoding step is being compiled in the background; the plain one serves meanwhile")
+    began = time.monotonic()
+    try:
+        model = await in_daemon_thread(lambda: compilation.make(idly=True))
+    except EmorlError as error:
+        logger.info("the plain decoding step serves on: %s", error.message)
+        return
+    take(model)
+    took_s = time.monotonic() - began
+    logger.info("the decoding step is compiled, after %.0f s; requests that begin from now on use it", took_s)
 
 
 def _observer(metrics: Metrics, threads: ThreadChoice) -> Callable[[EngineStats, float], None]:
     """Observe one step, on the engine's thread."""
     rows = computed = 0
+    compiled: bool | None = None
 
     def note(stats: EngineStats, took_s: float) -> None:
-        nonlocal rows, computed
+        nonlocal rows, computed, compiled
         metrics.batch_rows.observe(stats.batch_rows)
         # A step with a prefill in it says nothing about how long decoding steps take.
         plain = stats.prefill_tokens_computed == computed
         threads.observe(took_s, stats.lane_row_steps - rows if plain else 0)
         rows, computed = stats.lane_row_steps, stats.prefill_tokens_computed
+        if compiled is False and stats.compiled:
+            threads.start()  # another number may be the fastest for another step
+        compiled = stats.compiled
 
     return note
 
@@ -123,7 +152,8 @@ def load(settings: Settings) -> Ensemble:
         prefill_cache_bytes=settings.prefill_cache_bytes,
         prefill_tokens=settings.prefill_tokens,
         kv_cache_bytes=settings.kv_cache_bytes,
-        compile=settings.compile,
+        compile=_COMPILE[settings.compile],
+        compile_cache=settings.compiled_steps,
         hashed=True,
         max_prompt_chars=settings.max_prompt_chars,
         threads=settings.threads,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Receive
 
-from emorl_core.engine.segments import SegmentsCompletion
+from emorl_core.engine.exact import ExactCompletion
 from emorl_core.errors import EmorlError
 from emorl_core.types import Completion, Event, Failure, FinishReason, Request, TokenEvent
 from server.door.admission import Permit
@@ -109,8 +109,8 @@ class Generation:
             elif isinstance(event, Completion):
                 self.completions[event.request_id] = event
                 self.tokens += event.completion_tokens
-                # The texts of segments share their tokens: there is no time between two of them to observe.
-                streamed = event.request_id in self._last_token or isinstance(event, SegmentsCompletion)
+                # The texts of segments and maps share their tokens: there is no time between two of them to observe.
+                streamed = event.request_id in self._last_token or isinstance(event, ExactCompletion)
                 self._metrics.completed(event, self.deployment.ensemble.lanes, streamed=streamed)
             elif isinstance(event, Failure) and self.error is None:
                 self.error = event.error

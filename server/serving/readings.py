@@ -35,6 +35,7 @@ def reading_of(deployment: Deployment, past: Mapping[str, int], door: Mapping[st
         slots_used=stats.slots_used,
         kv_cache_bytes=stats.kv_cache_bytes,
         kv_cache_limit=stats.kv_cache_limit,
+        compiled=stats.compiled,
         info={"version": __version__, "bundle": ensemble.name, "device": ensemble.device, "dtype": ensemble.dtype},
         **counts,
         **door,

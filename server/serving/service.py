@@ -21,6 +21,7 @@ from server.door.context import context_of
 from server.door.errors import NotReady, ReloadFailed, ShuttingDown
 from server.policy.door import Conversation, PolicyDoor
 from server.policy.loading import load_policy
+from server.serving.bulk import Bulk
 from server.serving.channel import Unread
 from server.serving.deployment import Deployment, daemon_threads_ended, in_daemon_thread, load
 from server.serving.generation import Generation
@@ -31,7 +32,8 @@ from server.watch.metrics import EngineReading, Metrics
 
 logger = logging.getLogger("emorl.server")
 
-GENERATION_ROUTES = ("/generate", "/sweep", "/sweep/line", "/v1/completions", "/v1/chat/completions")
+_OWN = ("/generate", "/sweep", "/sweep/line", "/sweep/map", "/drafts")
+GENERATION_ROUTES = (*_OWN, "/v1/completions", "/v1/chat/completions")
 _POLL_S = 0.02
 T = TypeVar("T")
 Said = Callable[[Ensemble], Sequence[Conversation]]
@@ -62,6 +64,7 @@ class Service:
         self._loading = asyncio.Lock()  # one bundle is loaded at a time
         self._load: asyncio.Task[Deployment] | None = None  # of the reload in progress
         self._next_reload: asyncio.Task[None] | None = None  # one that waits for its turn
+        self._bulk = Bulk()
         self._past = Counter[str]()  # what the deployments before this one had counted
         self._bring_up_task: asyncio.Task[None] | None = None
 
@@ -197,6 +200,7 @@ class Service:
         """End everything. Safe at any moment, also while loading."""
         load = self._load
         self.drain()
+        self._bulk.close()
         for task in (self._bring_up_task, self._next_reload):
             if task is not None:
                 task.cancel()
@@ -251,6 +255,9 @@ class Service:
             return "the engine's thread does not answer"
         return None
 
+    def busy(self) -> bool:  # whether requests run
+        return self._deployment is not None and self._deployment.worker.stats.running > 0
+
     # --- requests --------------------------------------------------------------------------------------------------
 
     async def accept(
@@ -271,13 +278,15 @@ class Service:
         build: Callable[[Ensemble], T],
         requests_of: Callable[[T], Sequence[Request]],
         rows: int = 1,
+        *,
+        many: bool = False,
     ) -> tuple[Generation, T]:
         """A permit first, then the policy, then tokenising off the event loop, then the engine. Returns what `build`
         made, too.
 
-        `said` gives every conversation that is asked about. `build` runs on another thread; `requests_of` gives the
-        engine's requests of what it made. The generation ends with the HTTP request at the latest
-        (`server.door.context` closes it).
+        `said` gives every conversation that is asked about. `build` runs on another thread, and so does
+        `requests_of`, which gives the engine's requests of what it made; `many`: on the one for long reading. The
+        generation ends with the HTTP request at the latest (`server.door.context` closes it).
 
         Raises:
             NotReady, ShuttingDown, QueueFull, KeyLimit: at the door.
@@ -291,10 +300,15 @@ class Service:
         context = context_of(http.scope)
         permit = self.admission.acquire(rows, context.key)
         deployment.users += 1
+
+        def work() -> tuple[T, Sequence[Request]]:
+            made = build(deployment.ensemble)
+            return made, requests_of(made)
+
         try:
             await self._policy.check(context, lambda: said(deployment.ensemble))
-            built = await asyncio.to_thread(build, deployment.ensemble)
-            generation = Generation(deployment, requests_of(built), permit, self.metrics, self._unread, self._closed)
+            built, requests = await (self._bulk.run(work) if many else asyncio.to_thread(work))
+            generation = Generation(deployment, requests, permit, self.metrics, self._unread, self._closed)
         except BaseException:
             permit.release()
             deployment.users -= 1

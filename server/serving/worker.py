@@ -20,9 +20,11 @@ from emorl_core.engine.engine import Engine
 from emorl_core.engine.sequences import Job
 from emorl_core.engine.stats import EngineStats
 from emorl_core.errors import EmorlError, EngineError
+from emorl_core.models.family import LaneModel
 from emorl_core.types import Completion, Event, Failure, FinishReason, Request
 from server.door.errors import EngineRestarted, NotReady, QueueTimeout, ShuttingDown
 from server.serving.channel import Channel
+from server.serving.commands import Add, Cancel, Command, Stop, Switch
 from server.serving.process import give_back_memory
 from server.watch.logs import where
 
@@ -36,29 +38,10 @@ _GROUPS_A_STEP = 64  # handed to the engine between two steps: a sweep may have 
 
 
 @dataclass(frozen=True, slots=True)
-class _Add:
-    groups: tuple[tuple[Request, ...], ...]
-    client: str | None
-    deadline: float  # time.monotonic() until which they may wait for a slot
-
-
-@dataclass(frozen=True, slots=True)
-class _Cancel:
-    request_ids: tuple[str, ...]
-
-
-class _Stop:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
 class _Arriving:
     group: tuple[Request, ...]
     job: Job
     deadline: float
-
-
-_Command = _Add | _Cancel | _Stop
 
 
 class Worker:
@@ -89,7 +72,7 @@ class Worker:
         self._on_step = on_step
         self._on_orphan = on_orphan
         self._queue_timeout_s = queue_timeout_s
-        self._commands: SimpleQueue[_Command] = SimpleQueue()
+        self._commands: SimpleQueue[Command] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._channels: dict[str, Channel] = {}  # event loop only
         self._settled = asyncio.Event()  # event loop only: ready, or given up
@@ -136,7 +119,7 @@ class Worker:
         """
         channel = Channel(request.request_id for request in requests)
         groups = tuple(tuple(group) for _, group in groupby(requests, key=lambda request: request.prompt_ids))
-        command = _Add(groups, client, time.monotonic() + self._queue_timeout_s)
+        command = Add(groups, client, time.monotonic() + self._queue_timeout_s)
         with self._lock:
             if not self._accepting:
                 raise NotReady("the engine has stopped")
@@ -150,12 +133,16 @@ class Worker:
         for request_id in request_ids:
             self._channels.pop(request_id, None)
         if request_ids:
-            self._commands.put(_Cancel(tuple(request_ids)))
+            self._commands.put(Cancel(tuple(request_ids)))
+
+    def switch(self, model: LaneModel) -> None:
+        """See `Engine.switch`; between two steps."""
+        self._commands.put(Switch(model))
 
     async def stop(self, timeout_s: float = 10.0) -> bool:
         """End every request with `ShuttingDown` and the thread with them; False when a step does not return in time."""
         self._stopping = True
-        self._commands.put(_Stop())
+        self._commands.put(Stop())
         deadline = time.monotonic() + timeout_s
         while self._thread.is_alive() and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_S)  # a thread that joins could itself wait for one that is free
@@ -233,19 +220,21 @@ class Worker:
         try:
             command = self._next_command() if wait else self._commands.get_nowait()
             while True:
-                if isinstance(command, _Stop):
+                if isinstance(command, Stop):
                     return False
-                if isinstance(command, _Add):
+                if isinstance(command, Add):
                     job = Job(command.client)  # one HTTP request counts once, however many prompts and choices it has
                     self._arriving.extend(_Arriving(group, job, command.deadline) for group in command.groups)
                     self._inside.update(request.request_id for group in command.groups for request in group)
+                elif isinstance(command, Switch):
+                    self._engine.switch(command.model)
                 else:
                     self._cancel(command.request_ids)
                 command = self._commands.get_nowait()
         except Empty:
             return True
 
-    def _next_command(self) -> _Command:
+    def _next_command(self) -> Command:
         """Wait for it. What is not needed while nothing is asked goes back to the system."""
         try:
             return self._commands.get(timeout=_REST_S)
@@ -316,16 +305,16 @@ class Worker:
         with self._lock:
             self._accepting = self._accepting and not last
             ids = set(self._inside)
-            commands: list[_Command] = []
+            commands: list[Command] = []
             while True:
                 try:
                     commands.append(self._commands.get_nowait())
                 except Empty:
                     break
         for command in commands:
-            if isinstance(command, _Add):
+            if isinstance(command, Add):
                 ids.update(request.request_id for group in command.groups for request in group)
-            elif isinstance(command, _Stop):
+            elif isinstance(command, (Switch, Stop)):
                 self._commands.put(command)
         self._arriving.clear()
         self._unwanted.clear()
@@ -340,4 +329,4 @@ class Worker:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:  # the loop is closed: nobody is left to tell
             self._stopping = True
-            self._commands.put(_Stop())
+            self._commands.put(Stop())

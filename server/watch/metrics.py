@@ -6,7 +6,6 @@ ever becomes a label or a value.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -42,6 +41,7 @@ class EngineReading:
     slots_used: int = 0
     kv_cache_bytes: int = 0
     kv_cache_limit: int | None = None
+    compiled: bool = False
     prefill_hits: int = 0
     prefill_misses: int = 0
     prefill_tokens_found: int = 0
@@ -91,6 +91,7 @@ class _EngineCollector(Collector):
         yield _gauge("vllm:num_requests_waiting", "emorl_requests_waiting, by vLLM's name.", now.waiting)
         text = "Share of the room for running requests, by vLLM's name: of kv_cache_bytes where set, else of slots."
         yield _gauge("vllm:kv_cache_usage_perc", text, now.cache_use)
+        yield _gauge("emorl_step_compiled", "1 where requests that begin now decode compiled, else 0.", now.compiled)
         yield _counter("emorl_prefill_cache_hits", "Prompts found whole in the cache, per lane.", now.prefill_hits)
         yield _counter("emorl_prefill_cache_misses", "Prompts computed, or their ends, per lane.", now.prefill_misses)
         found = "Tokens of prompts that were read before, per lane."
@@ -256,12 +257,12 @@ class Metrics:
     def _attributed(self, attribution: Attribution, lanes: Sequence[str]) -> None:
         # Parts can be negative and Prometheus sums must not fall: of the parts that spoke for the token, each one's
         # share. The shares of a token sum to 1.
-        spoke_for = sum(max(part, 0.0) for part in attribution.parts)
-        if not (attribution.margin > 0.0 and math.isfinite(spoke_for)):
+        shares = attribution.shares
+        if shares is None or not attribution.margin > 0.0:
             return  # the token did not win: it was sampled against the odds, and shares of a loss say nothing
-        for lane, part in zip(lanes, attribution.parts, strict=True):
+        for lane, part, share in zip(lanes, attribution.parts, shares, strict=True):
             if lane != BASE or part != 0.0:
-                self.attribution.labels(lane).observe(max(part, 0.0) / spoke_for)
+                self.attribution.labels(lane).observe(share)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type, as the scraper's `Accept` header prefers."""

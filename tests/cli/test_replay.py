@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
-from emorl_core.bundle import Bundle, ProfileSpec, write_spec
+from emorl_core.bundle import Bundle, write_spec
 from emorl_core.ensemble import Ensemble
+from emorl_core.profiles import ProfileSpec
 from server.settings import Settings
 from tests.chats import tiny_chat_bundle
 from tests.http.harness import events, live
@@ -258,7 +258,7 @@ def test_other_versions_are_noted_and_decide_nothing(emorl, answers: dict[str, A
 
 
 def test_a_compiled_step_is_compiled_again_or_a_note_says_that_it_was_not(
-    emorl, answers: dict[str, Any], bundle: Path, save: Save, monkeypatch: pytest.MonkeyPatch
+    emorl, answers: dict[str, Any], bundle: Path, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from server.serving.receipt import Receipt, _seal
 
@@ -274,8 +274,9 @@ def test_a_compiled_step_is_compiled_again_or_a_note_says_that_it_was_not(
         return load(where, **options)
 
     monkeypatch.setattr(Ensemble, "load", spied)
-    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
-        ran = emorl("replay", save(receipt.model_dump(mode="json")), bundle)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing compiled here"))
+    ran = emorl("replay", save(receipt.model_dump(mode="json")), bundle)
     assert asked == [True, False]
     assert ran.code == 0
     assert "note: compile was true and is false" in ran.out

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from emorl_core.ensemble import Ensemble
+from emorl_core.fake import fake_ensemble
+from tests.builders import OBJECTIVES
 
 PROMPT = "i feel tired and alone"
 
@@ -73,10 +75,29 @@ def test_ends_of_a_line_may_be_profiles_and_mixes(emorl, fake) -> None:
     assert document["to"] == {"reflection": 0.0, "empathy": 0.25, "fluency": 0.75}
 
 
+def test_the_map_of_three_objectives(emorl, fake) -> None:
+    options = ("--map", *OBJECTIVES, "--max-new-tokens", 3)
+    result = emorl("sweep", "b", PROMPT, *options)
+    expected = fake_ensemble(slots=2).sweep_map(PROMPT, max_new_tokens=3)  # as many as `fake` has
+    assert f"{len(expected.regions)} regions; exact; {expected.lane_row_steps} lane-row steps" in result.out
+    assert " ".join(expected.regions[0].text.split()) in result.out
+    document = json.loads(emorl("sweep", "b", PROMPT, *options, "--json").out)
+    assert document["exact"] is True
+    assert [each["text"] for each in document["regions"]] == [region.text for region in expected.regions]
+    assert [tuple(map(tuple, each["polygon"])) for each in document["regions"]] == [r.polygon for r in expected.regions]
+
+
+def test_a_map_with_too_many_regions_is_a_grid_and_says_so(emorl, fake) -> None:
+    result = emorl("sweep", "b", PROMPT, "--map", *OBJECTIVES, "--max-new-tokens", 3, "--max-regions", 2)
+    assert result.code == 0
+    assert "not exact, since there are more than 2 regions (--max-regions); a grid in steps of 1/20" in result.out
+    assert "of 231 points" in result.out
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ((), "one of the arguments --resolution --weights-file --line is required"),
+        ((), "one of the arguments --resolution --weights-file --line --map is required"),
         (("--resolution", 2, "--line", "a", "b"), "not allowed with"),
         (("--resolution", 0), "resolution is 0"),
         (("--resolution", 2, "--temperature", -1), "temperature is -1"),
@@ -88,6 +109,13 @@ def test_ends_of_a_line_may_be_profiles_and_mixes(emorl, fake) -> None:
         (("--line", "reflection", "empathy", "--repetition-penalty", 2), "no --repetition-penalty"),
         (("--line", "reflection", "empathy", "--combine", "probs"), "--line mixes hidden states"),
         (("--line", "reflection", "empathy", "--combine", "weights"), "it takes no --combine weights"),
+        (("--map", "reflection", "empathy", "empaty"), "corners.2: unknown objective 'empaty'"),
+        (("--map", "reflection", "empathy"), "--map: expected 3 arguments"),
+        (("--map", *OBJECTIVES, "--line", "reflection", "empathy"), "not allowed with"),
+        (("--map", *OBJECTIVES, "--temperature", 1), "--map is for greedy texts; it takes no --temperature"),
+        (("--map", *OBJECTIVES, "--combine", "probs"), "--map mixes hidden states"),
+        (("--map", *OBJECTIVES, "--max-regions", 0), "--max-regions is 0; allowed: a whole number from 1"),
+        (("--resolution", 2, "--max-regions", 9), "--max-regions is for --map"),
         (("--weights-file", "missing.txt"), "missing.txt: no such file"),
     ],
 )

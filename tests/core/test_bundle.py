@@ -21,12 +21,12 @@ from emorl_core.bundle import (
     Bundle,
     BundleSpec,
     ObjectiveSpec,
-    ProfileSpec,
     read_spec,
     write_spec,
 )
 from emorl_core.config import explain
 from emorl_core.errors import BundleError
+from emorl_core.profiles import ProfileSpec
 
 GOOD: dict[str, Any] = {
     "format": "emorl-bundle/1",

@@ -296,3 +296,15 @@ def test_a_sweep_takes_one_chat_or_several() -> None:
         assert caught.value.param == param
     with pytest.raises(InvalidRequest, match=r"chats.0: this bundle has no chat"):
         fake_ensemble().sweep(chats=[CHAT], resolution=1)
+
+
+def test_a_chat_that_is_far_too_long_in_sum_is_refused_before_it_is_read(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No message of it is too long by itself."""
+    ensemble = Ensemble.load(bundle, device="cpu", dtype="float32", max_prompt_chars=1_000_000)
+    most = ensemble.spec.max_source_tokens
+    turns = [{"role": role, "content": "i drink " * 20} for role in ("user", "assistant")] * most
+    monkeypatch.setattr(ChatTemplate, "encode", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(PromptTooLong, match=f"more than {2 * most} tokens; allowed: up to {most} "):
+        ensemble.encode_chat([*turns, turns[0]])

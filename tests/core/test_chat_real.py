@@ -69,29 +69,31 @@ def ensemble(loaded: Ensemble) -> Ensemble:
 
 
 def test_against_hf_generate_twenty_chats(real_model: Path, ensemble: Ensemble) -> None:
+    """The library reads all chats in one batch, padded on the left."""
     found = ensemble.generate(list(CHATS), weights={"base": 1.0}, max_new_tokens=TOKENS)
-    tokenizer = AutoTokenizer.from_pretrained(real_model)
+    tokenizer = AutoTokenizer.from_pretrained(real_model, padding_side="left")
     library = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32)
     ends = list(ensemble.engine.facts.eos_token_ids)
-    settings = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, pad_token_id=0, eos_token_id=ends)
-    for chat, completion in zip(CHATS, found, strict=True):
-        ids = tokenizer.apply_chat_template(
-            [{"role": "system", "content": SYSTEM}, {"role": "user", "content": chat}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=False,
-        )
-        out = library.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        assert list(completion.token_ids) == out[0, ids.shape[1] :].tolist()
+    settings = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, pad_token_id=ends[0], eos_token_id=ends)
+    read = tokenizer.apply_chat_template(
+        [[{"role": "system", "content": SYSTEM}, {"role": "user", "content": chat}] for chat in CHATS],
+        add_generation_prompt=True,
+        padding=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    out = library.generate(**read, generation_config=settings)
+    for row, completion in zip(out[:, read["input_ids"].shape[1] :].tolist(), found, strict=True):
+        length = next((place for place, token in enumerate(row, 1) if token in ends), TOKENS)
+        assert list(completion.token_ids) == row[:length]
         assert completion.text == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
 
 
-def test_three_turns_by_the_unchanged_client(real_model: Path, tmp_path: Path, ensemble: Ensemble) -> None:
-    served = Ensemble.load(real_bundle(tmp_path, real_model), device="cpu", dtype="float32", quantize="off")
+def test_three_turns_by_the_unchanged_client(ensemble: Ensemble) -> None:
     history: list[Any] = []
     extra = {"objective_weights": {"base": 1.0}}
     with (
-        live(Settings(port=0), served) as server,
+        live(Settings(port=0), ensemble) as server,
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as ai,
     ):
         for said in ("My name is Ada. Say hello.", "What is the capital of France?", "What is my name?"):
@@ -103,6 +105,7 @@ def test_three_turns_by_the_unchanged_client(real_model: Path, tmp_path: Path, e
             assert text
             history.append({"role": "assistant", "content": text})
     assert "Paris" in history[3]["content"]
+    ensemble.engine.runner.prefill_cache.clear()
     for turn in (1, 3, 5):
         alone = ensemble.generate(messages=history[:turn], weights={"base": 1.0}, max_new_tokens=TOKENS)
         assert alone.text == history[turn]["content"]
@@ -161,6 +164,6 @@ def test_three_sentences_steer_an_untrained_model(real_model: Path, tmp_path: Pa
     objectives = {name: {"prompt": {"system": sentence}} for name, sentence in SENTENCES.items()}
     ensemble = Ensemble.load(real_bundle(tmp_path, real_model, objectives=objectives), device="cpu", dtype="float32")
     vectors = [{name: 1.0} for name in SENTENCES]
-    swept = ensemble.sweep(list(STATEMENTS), vectors, max_new_tokens=TOKENS)
+    swept = ensemble.sweep(list(STATEMENTS), vectors, max_new_tokens=TOKENS // 2)
     distinct = [len(swept.distinct(i)) for i in range(len(STATEMENTS))]
     assert sum(count == 3 for count in distinct) >= 15, distinct

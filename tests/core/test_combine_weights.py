@@ -25,7 +25,6 @@ from tests.core.driving import completions, drain, run, said
 from tests.core.test_causal_engine import engine_of
 from tests.core.test_causal_golden import PROMPTS as CAUSAL_PROMPTS
 from tests.core.test_causal_golden import adapters_of
-from tests.core.test_compiled import compiled, loaded, needs_compiler  # noqa: F401 - fixtures
 from tests.supported_models import BY_NAME, tiny_causal
 
 MIXES = (  # base and three adapters
@@ -37,7 +36,7 @@ MIXES = (  # base and three adapters
     (0.0, 0.2, 0.3, 0.5),
 )
 TOKENS = 12
-END = 1
+END, PAD = 1, 0
 
 
 class Sums:
@@ -56,25 +55,33 @@ class Sums:
         self._model.eval()
 
     def greedy(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, ...]]:
-        """Mix by mix; the end of sequence included."""
+        """Mix by mix; the end of sequence included. A decoder's prompts are read one by one, without padding."""
+        batches = [prompts] if self._encoder else [[prompt] for prompt in prompts]
         found = []
         for number, mix in enumerate(MIXES):
             if any(mix[1:]):
                 self._model.set_adapter(f"sum {number}")
             with nullcontext() if any(mix[1:]) else self._model.disable_adapter():
-                found += [self._reply(prompt, tokens) for prompt in prompts]
+                found += [reply for batch in batches for reply in self._replies(batch, tokens)]
         return found
 
     @torch.inference_mode()
-    def _reply(self, prompt: Sequence[int], tokens: int) -> tuple[int, ...]:
-        """A plain loop over the whole sequence."""
-        fixed = {"input_ids": torch.tensor([list(prompt)])} if self._encoder else {}
-        key, ids = ("decoder_input_ids", [0]) if self._encoder else ("input_ids", list(prompt))
-        reply: list[int] = []
-        while len(reply) < tokens and END not in reply:
-            out = self._model(**fixed, **{key: torch.tensor([[*ids, *reply]])}, use_cache=False)
-            reply.append(int(out.logits[0, -1].argmax()))
-        return tuple(reply)
+    def _replies(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, ...]]:
+        """A plain loop over the whole sequences."""
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[*prompt, *[PAD] * (longest - len(prompt))] for prompt in prompts])
+        fixed: dict[str, torch.Tensor] = {}
+        key, fed = "input_ids", ids
+        if self._encoder:
+            mask = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts])
+            fixed = {"input_ids": ids, "attention_mask": mask}
+            key, fed = "decoder_input_ids", torch.zeros(len(prompts), 1, dtype=torch.int64)
+        before = fed.shape[1]
+        for _ in range(tokens):
+            out = self._model(**fixed, **{key: fed}, use_cache=False)
+            fed = torch.cat([fed, out.logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+        rows = fed[:, before:].tolist()
+        return [tuple(row[: row.index(END) + 1] if END in row else row) for row in rows]
 
 
 def as_requests(prompts: Sequence[tuple[int, ...]], tokens: int) -> list[Request]:
@@ -97,13 +104,6 @@ def test_against_peft_a_sum_of_adapters_of_t5(bundle: Path, ensemble: Ensemble) 
     done = run(ensemble.engine, as_requests(prompts, TOKENS))
     assert [completion.token_ids for completion in done] == t5_expected(bundle, prompts)
     assert len({completion.token_ids for completion in done}) > len(MIXES)  # and they are not all the same
-
-
-@needs_compiler
-def test_against_peft_through_the_compiled_step(bundle: Path, compiled: Ensemble) -> None:  # noqa: F811
-    prompts = [compiled.encode(prompt) for prompt in PROMPTS]
-    done = run(compiled.engine, as_requests(prompts, TOKENS))
-    assert [completion.token_ids for completion in done] == t5_expected(bundle, prompts)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])

@@ -1,27 +1,29 @@
-"""The compiled decoding step against the plain one and against separate models: same tokens, and compiled only once."""
+"""The compiled decoding step against the plain one and against separate models: same tokens."""
 
 from __future__ import annotations
 
-import gc
+import getpass
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import UnsupportedModel
 from emorl_core.lanes.frozen import FrozenMatrix, packed_product_available
-from emorl_core.models import compiling
 from emorl_core.models.compiling import check_compiler
 from emorl_core.models.t5.model import T5
 from emorl_core.models.t5.step import StepFunction, StepRows
-from emorl_core.types import Failure, Request, Sampling
+from emorl_core.types import Completion, Failure, Request, Sampling
 from tests.builders import tiny_t5_bundle
 from tests.core.conftest import PROMPTS
-from tests.core.driving import joining, mixed_requests, prefilled, rows_of, run, said
+from tests.core.driving import completions, drain, joining, mixed_requests, prefilled, rows_of, run, said
 from tests.core.reference import SeparateModels
 from tests.core.test_against_hf_peft import MIXES, as_requests
+from tests.core.test_combine_weights import TOKENS as SUM_TOKENS
+from tests.core.test_combine_weights import as_requests as as_sums
+from tests.core.test_combine_weights import t5_expected as sums_expected
 
 try:
     check_compiler()
@@ -29,21 +31,21 @@ try:
 except UnsupportedModel as lacking:
     _LACKING = str(lacking)
 needs_compiler = pytest.mark.skipif(bool(_LACKING), reason=_LACKING)
+# Compiling takes a minute: what earlier runs of these tests compiled is used again, as long as its sources are the same.
+COMPILED = Path(tempfile.gettempdir()) / f"emorl-tests-compiled-{getpass.getuser()}"
 needs_packing = pytest.mark.skipif(not packed_product_available(), reason="this torch packs no matrices")
 
 
 @pytest.fixture(scope="module")
 def loaded(bundle: Path) -> Ensemble:
-    return Ensemble.load(bundle, device="cpu", dtype="float32", compile=True)
+    return Ensemble.load(bundle, device="cpu", dtype="float32", compile=True, compile_cache=COMPILED)
 
 
 @pytest.fixture
 def compiled(loaded: Ensemble) -> Iterator[Ensemble]:
-    """Compiled when it was loaded; a test in which anything is compiled again fails."""
     loaded.engine.runner.reset()
     loaded.engine.runner.prefill_cache.clear()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield loaded
+    yield loaded
     assert loaded.engine.faults == 0, loaded.engine.last_fault
 
 
@@ -54,6 +56,13 @@ def test_greedy_tokens_are_those_of_separate_models(compiled: Ensemble, judge: S
     assert [completion.token_ids for completion in done] == judge.greedy(
         [ids for ids, _ in rows], [mix for _, mix in rows], 20
     )
+
+
+@needs_compiler
+def test_against_peft_sums_of_adapters(bundle: Path, compiled: Ensemble) -> None:
+    prompts = [compiled.encode(prompt) for prompt in PROMPTS]
+    done = run(compiled.engine, as_sums(prompts, SUM_TOKENS))
+    assert [completion.token_ids for completion in done] == sums_expected(bundle, prompts)
 
 
 @needs_compiler
@@ -102,16 +111,37 @@ def test_a_request_that_is_not_finite_fails_alone(compiled: Ensemble, ensemble: 
 
 
 @needs_compiler
-@pytest.mark.slow
-def test_a_process_may_load_any_number_of_models(loaded: Ensemble, bundle: Path, ensemble: Ensemble) -> None:
-    """Torch compiles a function a few times only, unless it is told that these are different models. They are of one
-    shape here: what was compiled for the first one lies in the compiler's cache on disk."""
+def test_what_was_compiled_serves_every_later_model_of_that_shape(
+    loaded: Ensemble, bundle: Path, ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a compiler, too."""
     assert loaded.compiled
-    # Two compilations a model: of rows that use one adapter each, and of rows that sum several.
-    with torch._dynamo.config.patch(recompile_limit=2, accumulated_recompile_limit=2):
-        other = Ensemble.load(bundle, device="cpu", dtype="float32", compile=True)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    other = Ensemble.load(bundle, device="cpu", dtype="float32", compile="auto", compile_cache=COMPILED)
+    assert other.compiled
+    assert other.compilation is None
     request = Request("one", other.encode(PROMPTS[1]), (0.0, 0.5, 0.5, 0.0), Sampling(max_new_tokens=8))
     assert run(other.engine, [request])[0].token_ids == run(ensemble.engine, [request])[0].token_ids
+
+
+@needs_compiler
+def test_a_request_ends_with_the_step_it_began_with(loaded: Ensemble, bundle: Path, ensemble: Ensemble) -> None:
+    """Both steps run meanwhile, and each request is told its own."""
+    engine = Ensemble.load(bundle, device="cpu", dtype="float32").engine
+    requests = mixed_requests(ensemble, 8, 1, longest=12)
+    expected = {request.request_id: said(run(ensemble.engine, [request])[0]) for request in requests}
+    for request in requests[:4]:
+        engine.add(request)
+    events = engine.step()
+    begun = {branch.members[0].request.request_id for branch in engine.runner.branches}
+    engine.switch(engine.model.compilation(COMPILED).make())
+    for request in requests[4:]:
+        engine.add(request)
+    done = completions([*events, *drain(engine)])
+    assert {name: said(completion) for name, completion in done.items()} == expected
+    ended_at_once = {event.request_id for event in events if isinstance(event, Completion)}
+    assert {name for name, completion in done.items() if not completion.compiled} == begun | ended_at_once
+    assert engine.faults == 0
 
 
 @needs_compiler
@@ -123,35 +153,25 @@ def test_with_packed_matrices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     request = Request("one", (5, 9, 7, 1), (0.0, 0.3, 0.3, 0.4), Sampling(max_new_tokens=8, min_new_tokens=8))
     expected = run(Ensemble.load(folder, device="cpu", dtype="float32").engine, [request])[0].token_ids
     monkeypatch.setattr(FrozenMatrix, "PACK_FROM", 1)
-    compiled = Ensemble.load(folder, device="cpu", dtype="float32", compile=True)
+    compiled = Ensemble.load(folder, device="cpu", dtype="float32", compile=True, compile_cache=COMPILED)
     assert run(compiled.engine, [request])[0].token_ids == expected
 
 
 @needs_packing
-def test_a_later_model_takes_over_the_numbers_of_packed_matrices(
+def test_models_of_one_shape_share_what_is_compiled_also_where_matrices_are_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The compiler's cache on disk knows them. While a server reloads, two models are alive and share none."""
+    """While a server reloads, two of them are alive."""
     folder = tiny_t5_bundle(tmp_path)
     monkeypatch.setattr(FrozenMatrix, "PACK_FROM", 1)
-
-    def loaded() -> tuple[T5, set[int]]:
-        before = set(compiling._matrices)
-        model = Ensemble.load(folder, device="cpu", dtype="float32").engine.model
-        assert isinstance(model, T5)
-        StepFunction(model)
-        return model, set(compiling._matrices) - before
-
-    gc.collect()
-    first, numbers = loaded()
-    second, others = loaded()
-    assert len(numbers) == len(others) > 0
-    del first
-    gc.collect()
-    assert set(compiling._matrices) >= others
-    third, again = loaded()
-    assert again == numbers
-    assert second is not third
+    models = [Ensemble.load(folder, device="cpu", dtype="float32").engine.model for _ in range(2)]
+    names = [[path.name for path in model.compilation(tmp_path)._paths] for model in models]
+    assert names[0] == names[1]
+    assert len(set(names[0])) == 2  # rows of one adapter, and of several
+    assert isinstance(models[0], T5)
+    function = StepFunction(models[0])
+    numbers = [layer.matrix for block in function.settings[0] for layer in block]
+    assert numbers == list(range(len(function.tensors.matrices)))
 
 
 def test_spare_rows_repeat_the_first_in_places_nobody_uses(ensemble: Ensemble) -> None:
@@ -167,13 +187,36 @@ def test_spare_rows_repeat_the_first_in_places_nobody_uses(ensemble: Ensemble) -
     assert [int((mask == 0).sum()) for mask in rows.source_mask] == [3, 2, 3, 3]
 
 
-def test_without_a_compiler_it_says_so(bundle: Path) -> None:
-    with (
-        torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
-        pytest.raises(UnsupportedModel, match=r"compile is on and torch finds no C\+\+ compiler") as raised,
-    ):
-        Ensemble.load(bundle, device="cpu", compile=True)
+def test_without_a_compiler_it_says_so(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UnsupportedModel, match=r"torch finds no C\+\+ compiler") as raised:
+        Ensemble.load(bundle, device="cpu", compile=True, compile_cache=tmp_path)
     assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_compilation_that_was_stopped_begins_nothing(bundle: Path, tmp_path: Path) -> None:
+    found = Ensemble.load(bundle, device="cpu", compile="auto", compile_cache=tmp_path)
+    assert not found.compiled
+    assert found.compilation is not None
+    found.compilation.stop()
+    with pytest.raises(UnsupportedModel, match="it was stopped"):
+        found.compilation.make()
+
+
+def test_a_folder_that_cannot_be_written_says_so(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnsupportedModel, match=r"cannot be compiled: .*file"):
+        Ensemble.load(bundle, device="cpu", compile=True, compile_cache=tmp_path / "file")
+
+
+def test_what_is_no_compiled_function_is_compiled_again(bundle: Path, tmp_path: Path) -> None:
+    model = Ensemble.load(bundle, device="cpu").engine.model
+    found = model.compilation(tmp_path)
+    for path in found._paths:
+        path.write_bytes(b"cut short")
+    assert found.load() is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_pythons_headers_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, 
 
 from emorl_core.bundle import BASE_DIR, split_template
 from emorl_core.ensemble import Ensemble
-from emorl_core.text.control_tokens import prompt_encoder
+from emorl_core.text.control_tokens import encoded, prompt_encoder
 from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from tests.builders import VOCABULARY, tiny_tokenizer
 
@@ -189,3 +189,28 @@ def test_an_ensemble_takes_names_as_text(plain_bundle: Path) -> None:
     assert (ids.count(SEP), ids.count(END), ids[-1]) == (1, 1, END)
     assert ensemble.tokenizer.decode(ids) == "work </s> [SEP] hurts  "
     assert ensemble.generate("work </s> [SEP] hurts", max_new_tokens=3).prompt_tokens == len(ids)
+
+
+def test_a_long_text_is_read_without_the_interpreters_lock() -> None:
+    """`Tokenizer.encode` keeps it; a server's streams waited for every long prompt that anybody sent."""
+    tokenizer = tiny_tokenizer()
+    known = tokenizer.backend_tokenizer
+    kept: list[int] = []
+
+    class Watched:
+        def encode(self, text: str, **options: bool) -> object:
+            kept.append(len(text))
+            return known.encode(text, **options)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(known, name)
+
+    long = "i drink and </s> drink " * 200
+    for text in ("i drink", long):
+        for special in (True, False):
+            read = encoded(Watched(), text, add_special_tokens=special)  # type: ignore[arg-type]
+            assert (read.ids, read.offsets) == (
+                known.encode(text, add_special_tokens=special).ids,
+                known.encode(text, add_special_tokens=special).offsets,
+            )
+    assert kept == [len("i drink")] * 2

@@ -26,6 +26,7 @@ from emorl_core.errors import (
 )
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
+from emorl_core.text import prompts
 from emorl_core.types import Completion, Failure, FinishReason, Request, TokenEvent
 from tests.builders import tiny_t5_bundle
 from tests.core.driving import drain, run, said
@@ -147,6 +148,33 @@ def test_a_prompt_with_too_many_characters_is_not_tokenised(monkeypatch: pytest.
     monkeypatch.setattr(ensemble.tokenizer, "encode", lambda text: pytest.fail("tokenised"))
     with pytest.raises(PromptTooLong, match=r"prompt has 321 characters; allowed: up to 320 \(max_prompt_chars\)"):
         ensemble.generate("y" * 321)
+
+
+def test_a_prompt_that_is_far_too_long_is_refused_by_its_beginning(
+    plain_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """240,000 characters that no limit in characters refused were read whole, and three times over in a chat."""
+    ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32", max_prompt_chars=1_000_000)
+    most = ensemble.spec.max_source_tokens
+    read: list[int] = []
+    count = ensemble.tokenizer.count
+    monkeypatch.setattr(ensemble.tokenizer, "count", lambda text: (read.append(len(text)), count(text))[1])
+    monkeypatch.setattr(ensemble.tokenizer, "encode_prompt", lambda *_: pytest.fail("read whole"))
+    with pytest.raises(
+        PromptTooLong, match=rf"^prompt has more than {2 * most} tokens; allowed: up to {most} \(max_so"
+    ):
+        ensemble.generate("i drink " * 30_000)
+    assert sum(read) < 100 * most
+
+
+def test_a_long_prompt_whose_tokens_fit_is_read(plain_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many characters as its tokens can have: the beginning alone does not refuse it."""
+    ensemble = Ensemble.load(plain_bundle, device="cpu", dtype="float32")
+    monkeypatch.setattr(prompts, "_FEW_CHARS", 1)
+    limit = ensemble.spec.max_source_tokens
+    longest = max((ensemble.tokenizer.decode([i]) for i in range(4, ensemble.engine.facts.vocab_size)), key=len)
+    assert limit < len(" ".join([longest] * (limit - 4)))
+    assert len(ensemble.encode(" ".join([longest] * (limit - 4)))) <= limit
 
 
 def test_no_prompt_whose_tokens_fit_has_too_many_characters(plain_bundle: Path) -> None:

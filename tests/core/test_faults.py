@@ -201,7 +201,7 @@ def test_members_of_a_group_without_the_broken_lane_go_on() -> None:
     ensemble = fake_ensemble()
     broken = LaneOfNan()
     broken.adapters = model_of(ensemble).adapters
-    ensemble.engine.runner.model = broken
+    ensemble.engine.runner.batches[broken.compiled].model = broken
     mixes = [{"reflection": 1.0}, {"empathy": 0.1, "reflection": 1.0}, {"fluency": 1.0}, {"empathy": 1.0}]
     group = [
         ensemble.request("so much", weights=mix, seed=1, max_new_tokens=8, request_id=str(i))

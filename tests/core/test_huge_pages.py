@@ -10,6 +10,8 @@ import psutil
 import pytest
 import torch
 
+from emorl_core.ensemble import Ensemble
+from emorl_core.lanes import huge_pages
 from emorl_core.lanes.huge_pages import use_huge_pages
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -36,3 +38,14 @@ def test_large_tensors_move() -> None:
 def test_elsewhere_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert use_huge_pages() == 0
+
+
+@pytest.mark.parametrize(("least", "asked"), [(1, 1), (huge_pages.WORTH_FROM, 0)], ids=["large", "small"])
+def test_only_a_model_that_gains_by_it_asks_for_them(
+    least: int, asked: int, plain_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(huge_pages, "WORTH_FROM", least)
+    monkeypatch.setattr(huge_pages, "use_huge_pages", lambda: calls.append(1))
+    Ensemble.load(plain_bundle, device="cpu", dtype="float32")
+    assert len(calls) == asked

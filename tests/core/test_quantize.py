@@ -20,7 +20,7 @@ from tests.builders import tiny_t5_bundle
 from tests.core.causal_reference import lockstep
 from tests.core.driving import run
 from tests.core.test_causal_golden import CPU, MIXES, PROMPTS, adapters_of, loaded
-from tests.core.test_compiled import needs_compiler
+from tests.core.test_compiled import COMPILED, needs_compiler
 from tests.supported_models import BY_NAME, tiny_causal
 
 KINDS: tuple[Quantize, ...] = ("float16", "int8")
@@ -157,9 +157,7 @@ def test_compiled_they_give_the_same(kind: Quantize, tmp_path: Path, monkeypatch
     base = tiny_causal(tmp_path / "base", "qwen2", num_hidden_layers=1)
     model = in_fewer_bits(base, adapters_of(BY_NAME["qwen2"], base, tmp_path), kind)
     expected, wanted = lockstep(model, PROMPTS, MIXES, 6)
-    model.compile_step()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        tokens, logits = lockstep(model, PROMPTS, MIXES, 6)
+    tokens, logits = lockstep(model.compilation(COMPILED).make(), PROMPTS, MIXES, 6)
     # An input near the middle between two steps may be rounded to the other one.
     torch.testing.assert_close(logits[:, :, 0], wanted[:, :, 0], atol=1e-3, rtol=0.0)
     assert tokens.tolist() == expected.tolist()

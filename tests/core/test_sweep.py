@@ -322,8 +322,8 @@ def test_a_large_sweep_leaves_room_for_a_request_that_comes_later() -> None:
 def test_a_sweep_of_long_texts_gives_slots_back_to_plain_requests_and_ends_the_same() -> None:
     ensemble, steps = fake_ensemble(slots=3, mean_length=500), 60
     options: dict[str, Any] = {"max_new_tokens": steps, "seed": 3}
-    expected = fake_ensemble(mean_length=500).sweep(PROMPTS[:2], resolution=8, **options)
-    plan = ensemble.sweep_plan(PROMPTS[:2], resolution=8, **options)
+    expected = fake_ensemble(mean_length=500).sweep(PROMPTS[:2], resolution=5, **options)
+    plan = ensemble.sweep_plan(PROMPTS[:2], resolution=5, **options)
     job = Job()
     for group in plan.groups():
         ensemble.engine.add_group(group, job)

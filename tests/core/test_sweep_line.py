@@ -200,7 +200,9 @@ def test_bad_lines_are_refused() -> None:
 def segments(ensemble: Ensemble, **changes: Any) -> SegmentsRequest:
     """What `sweep_line` gives the engine, with other limits."""
     first, last = (ensemble.request(PROMPTS[0], weights=each, seed=0) for each in ENDS[0])
-    made = SegmentsRequest("line", first.prompt_ids, first.weights, first.sampling, stream=False, to=last.weights)
+    made = SegmentsRequest(
+        "line", first.prompt_ids, first.weights, first.sampling, stream=False, others=(last.weights,)
+    )
     return replace(made, **changes)
 
 

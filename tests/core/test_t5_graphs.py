@@ -77,6 +77,7 @@ def graphed(folder: Path, *, slots: int = 16, most: int = 64) -> tuple[Ensemble,
     ensemble, recorder = Ensemble.load(folder, device="cpu", dtype="float32", slots=slots), Recorder()
     model = model_of(ensemble)
     model._fast = GraphedStep(model, capture=recorder, most=most)
+    ensemble.engine.switch(model)
     assert (recorder.captures, len(model._fast._buckets)) == (1, 0)
     recorder.captures = recorder.replays = 0
     return ensemble, recorder
@@ -381,4 +382,4 @@ def test_other_devices_are_refused_by_name(plain_bundle: Path) -> None:
     model = model_of(plain(plain_bundle))
     model.facts = replace(model.facts, device=torch.device("meta"))
     with pytest.raises(UnsupportedModel, match=r"the device is meta; allowed: cpu, cuda"):
-        model.compile_step()
+        model.compilation(Path("unused"))

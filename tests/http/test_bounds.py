@@ -15,8 +15,10 @@ from pydantic import BaseModel, ValidationError
 from emorl_core.engine import sweep as sweep_module
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Attribution, Completion, FinishReason
+from server.api.drafts_models import DraftsRequest
 from server.api.fields import MAX_NAMES
 from server.api.generate_models import GenerateRequest
+from server.api.map_models import MapBody
 from server.api.openai.requests import ChatRequest, CompletionRequest
 from server.api.segments_models import SegmentsBody
 from server.api.sweep_models import SweepRequest
@@ -32,6 +34,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "/generate": GenerateRequest,
     "/sweep": SweepRequest,
     "/sweep/line": SegmentsBody,
+    "/sweep/map": MapBody,
+    "/drafts": DraftsRequest,
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
 }
@@ -54,6 +58,8 @@ def post(client: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Respons
         ("/sweep", {"prompts": [PROMPT, LONG], "resolution": 1}),
         ("/sweep", {"prompts": [LONG], "weights": [{"empathy": 1.0}]}),
         ("/sweep/line", {**LINE, "prompt": LONG}),
+        ("/sweep/map", {"prompt": LONG}),
+        ("/drafts", {"prompt": LONG}),
         ("/v1/completions", {"model": "fake", "prompt": LONG}),
         ("/v1/completions", {"model": "fake", "prompt": [PROMPT, LONG]}),
         ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": LONG}]}),
@@ -183,7 +189,7 @@ def test_no_vector_names_more_objectives_than_any_bundle_has(client: httpx.Clien
         f"weights: must have at most {MAX_NAMES} entries",
     )
     schema = client.get("/openapi.json").json()["components"]["schemas"]["GenerateRequest"]["properties"]["weights"]
-    assert schema["anyOf"][0]["maxProperties"] == MAX_NAMES
+    assert schema["anyOf"][0]["oneOf"][0]["maxProperties"] == MAX_NAMES
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------------
@@ -233,6 +239,7 @@ def test_weights_that_float32_cannot_mix_are_refused_and_leave_no_trace_in_the_m
         ("/generate", {"prompt": PROMPT, "weights": weights}, "weights.empathy"),
         ("/sweep", {"prompts": [PROMPT], "weights": [{"base": 1.0}, weights]}, "weights.1"),
         ("/sweep/line", {**LINE, "to": weights}, "to.empathy"),
+        ("/sweep/map", {"prompt": PROMPT, "corners": [{"base": 1.0}] * 2 + [weights]}, "corners.2.empathy"),
         ("/v1/completions", {"model": "fake", "prompt": PROMPT, "objective_weights": weights}, "objective_weights.empathy"),
         ("/v1/chat/completions", {**CHAT, "objective_weights": weights}, "objective_weights.empathy"),
     ):  # fmt: skip

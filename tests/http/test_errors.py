@@ -65,7 +65,8 @@ TWICE = {
 def test_a_key_that_stands_twice_is_refused_wherever_there_is_a_body(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     routes = [path for path, methods in paths.items() if "requestBody" in methods.get("post", {})]
-    assert {"/generate", "/sweep", "/sweep/line", "/v1/completions", "/v1/chat/completions"} <= set(routes)
+    wanted = {"/generate", "/sweep", "/sweep/line", "/sweep/map", "/drafts", "/v1/completions", "/v1/chat/completions"}
+    assert wanted <= set(routes)
     for route in routes:
         for content, key in TWICE.items():
             response = client.post(route, content=content, headers=JSON)

@@ -20,6 +20,8 @@ VALID: dict[str, dict[str, Any]] = {
     "/generate": {"prompt": PROMPT},
     "/sweep": {"prompts": [PROMPT], "weights": [{"empathy": 1}]},
     "/sweep/line": {"prompt": PROMPT, "from": {"empathy": 1}, "to": {"reflection": 1}},
+    "/sweep/map": {"prompt": PROMPT},
+    "/drafts": {"prompt": PROMPT},
     "/v1/completions": {"model": "fake", "prompt": PROMPT},
     "/v1/chat/completions": {"model": "fake", "messages": [{"role": "user", "content": PROMPT}]},
 }

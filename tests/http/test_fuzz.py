@@ -17,8 +17,8 @@ from server.app import create_app
 from server.settings import Settings
 from tests.http.harness import PROMPT, Live, idle, live, wait_until
 
-POSTS = ("/generate", "/sweep", "/sweep/line", "/v1/completions", "/v1/chat/completions")
-EXAMPLES = settings.default.max_examples  # of each kind: 3 kinds of 5 operations and one of a sixth
+POSTS = ("/generate", "/sweep", "/sweep/line", "/sweep/map", "/drafts", "/v1/completions", "/v1/chat/completions")
+EXAMPLES = settings.default.max_examples  # of each kind: 3 kinds of 6 operations and one of a seventh
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,8 @@ def names_that_exist(case: schemathesis.Case) -> None:
             body[name] = 3
     if body.get("logit_bias"):
         body["logit_bias"] = {str(i): value for i, value in enumerate(body["logit_bias"].values())}
+    for name in ("candidates", "seeds"):
+        body.pop(name, None)
     if "min_new_tokens" in body:
         body["min_new_tokens"] = 0
     if body.get("prompt", "") is None or isinstance(body.get("prompt"), str):

@@ -25,6 +25,7 @@ BOUND = 60_000
         ("/generate", {"prompt": PROMPT}),
         ("/generate", {"prompt": PROMPT, "stream": True}),
         ("/sweep", {"prompts": [PROMPT], "resolution": 2}),
+        ("/drafts", {"prompt": PROMPT}),
     ],
 )
 def test_what_can_never_fit_is_refused_naming_the_limit(route: str, body: dict[str, Any]) -> None:

@@ -249,13 +249,13 @@ def test_a_fault_anywhere_in_the_engine_fails_only_the_request_at_fault(
     elif where == "step":
         server.model.on_step = fail_on
     else:
-        choose = ensemble.engine.runner._choose
+        choose = ensemble.engine.runner.batches[False]._choose
 
         def failing(hidden: object, layout: Any, part: slice) -> Any:
             fail_on([branch.prompt_ids for branch, _ in layout.members[part]])
             return choose(hidden, layout, part)  # type: ignore[arg-type]
 
-        ensemble.engine.runner._choose = failing  # type: ignore[method-assign]
+        ensemble.engine.runner.batches[False]._choose = failing  # type: ignore[method-assign]
     prompts = [PROMPT, "poison that", "you feel alone", "work hurts"]
     with server.client() as client, ThreadPoolExecutor(4) as pool:
         body: dict[str, Any] = {"min_new_tokens": 12, "max_new_tokens": 12}

@@ -15,7 +15,7 @@ from training.evaluation.methods import run_cell
 from training.evaluation.run import Wanted, judge, open_run, run_cells
 from training.progress import Progress
 
-TRAINED = ("base", "single:reflection", "dynaopt", "soups", "emorl")
+TRAINED = ("base", "single:reflection", "dynaopt", "weights", "emorl", "best-of:base")
 
 
 class Moments:

@@ -7,11 +7,12 @@ import signal
 from pathlib import Path
 
 from tests.learn.test_resume import write_recipe
+from tests.learn.trainer_tasks import NAMES
 from training.evaluation.experiment import Experiment, prepare
 from training.evaluation.methods import run_cell
 from training.recipe.recipe import load_recipe
 
-METHODS = ("dynaopt", "soups", "emorl-anchored")
+METHODS = ("dynaopt", "weights", "emorl-anchored", "sentences", "best-of:uniform", "per-prompt:predicted")
 SPLITS = {"train": 0.5, "validation": 0.25, "test": 0.25}
 
 
@@ -20,7 +21,10 @@ def tiny_experiment(folder: Path) -> Experiment:
     path = folder / "recipe.yaml"
     if not path.exists():
         write_recipe(folder)
-    recipe = load_recipe(path, [f"data.splits={SPLITS}"])
+    told = [f"evaluation.sentences.{name}=Answer with {name}." for name in NAMES]
+    told.append("evaluation.instruction=Answer a client with reflection, empathy and fluency.")
+    told += ["evaluation.front_prompts=2", "evaluation.predictor_prompts=4"]
+    recipe = load_recipe(path, [f"data.splits={SPLITS}", *told])
     return prepare(recipe, folder, folder / "out", levels=2)
 
 

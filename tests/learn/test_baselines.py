@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from emorl_core.adapters.sums import weighted_sum
 from emorl_core.scorers import checked
 from emorl_core.types import Combine
 from emorl_core.weights import anchored, resolve
@@ -21,18 +22,33 @@ from tests.apart import exit_code
 from tests.core.reference import SeparateModels
 from tests.learn.killed_methods import METHODS, run, tiny_experiment
 from tests.learn.trainer_tasks import NAMES
+from training.config import RecipeError
 from training.data.records import Record
 from training.evaluation.answers import Answers
 from training.evaluation.cells import CELL_FILE, REPLIES_FILE, Cell, cell_folder, read_cell, read_replies
 from training.evaluation.experiment import Experiment
 from training.evaluation.generators import SoupGenerator
 from training.evaluation.methods import left_out, method_names, methods_of, run_cell
+from training.evaluation.per_prompt import predicted
 from training.evaluation.stages import StageName, trained
 from training.evaluation.weight_choice import evaluations
+from training.recipe.recipe import parse_recipe
+from training.search.predictor import STEPS
+from training.search.spaces import grid_points
 
 SEED = 7
 ADAPTERS = tuple(sorted(NAMES))  # the order in which the recipe's file has them
-SEARCHED = ("soups", "soups-raw", "probs", "emorl", "emorl-anchored")
+SEARCHED = (
+    "sentences",
+    "soups-raw",
+    "weights",
+    "probs",
+    "emorl",
+    "emorl-anchored",
+    "per-prompt:predicted",
+    "best-of:emorl",
+)
+MIXED = tuple(name for name in SEARCHED if name != "sentences")  # of trained adapters
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -77,7 +93,8 @@ def plain_greedy(experiment: Experiment, logits: Callable[[list[tuple[int, ...]]
 
 def test_every_method_leaves_a_whole_cell(experiment: Experiment) -> None:
     assert list(methods_of(experiment.recipe)) == [
-        "base", *(f"single:{name}" for name in ADAPTERS), "uniform", "dynaopt", "soups", "soups-raw", "probs", "emorl", "emorl-anchored",
+        "base", "prompt-only", "sentences", *(f"single:{name}" for name in ADAPTERS), "uniform", "dynaopt", "soups", "soups-raw",
+        "weights", "probs", "emorl", "emorl-anchored", "per-prompt:best", "per-prompt:predicted", "best-of:base", "best-of:uniform", "best-of:emorl",
     ]  # fmt: skip
     for method in method_names(experiment.recipe):
         found = cell(experiment, method)
@@ -95,14 +112,14 @@ def test_consumption_is_the_sum_over_the_adapters_in_use(experiment: Experiment)
         used = cell(experiment, method).consumption
         assert (used.prompts, used.samples) == (36, 108), method
     singles = [cell(experiment, f"single:{name}").consumption for name in ADAPTERS]
-    for method in SEARCHED:
+    for method in ("soups", *MIXED):
         used = cell(experiment, method).consumption
         assert (used.prompts, used.samples) == (108, 324)
         assert used.tokens == sum(each.tokens for each in singles)
         assert used.seconds == pytest.approx(sum(each.seconds for each in singles))
         assert {method, *used.shared_with} >= {"emorl", "soups", "probs", "single:fluency"}
         assert method not in used.shared_with
-    assert cell(experiment, "uniform").consumption.shared_with == ()
+    assert cell(experiment, "uniform").consumption.shared_with == ("best-of:uniform",)
 
 
 def test_curves_have_the_base_and_every_validation(experiment: Experiment) -> None:
@@ -177,7 +194,7 @@ def answered(
     answers = Answers(experiment)
     answers.attach(trained(experiment, "adapters", SEED, quiet).adapters(ADAPTERS))
     vector = anchored(answers.lanes, weights) if on_base else resolve(answers.lanes, weights)
-    return [item.text for item in answers.answer(experiment.test, vector, combine).items]
+    return [item.text for item in answers.answer(experiment.test, vector, combine).replies]
 
 
 def test_anchored_with_all_weights_zero_is_the_base(experiment: Experiment) -> None:
@@ -202,7 +219,7 @@ def test_texts_of_a_later_level_are_those_of_their_own_weights(experiment: Exper
         answers.sweep(experiment.search, vectors[:1], combine)
         items = answers.sweep(experiment.search, vectors, combine).items
         later = [[item.text for item in items if item.weights_index == i] for i in range(len(vectors))]
-        alone = [[item.text for item in answers.answer(experiment.search, v, combine).items] for v in vectors]
+        alone = [[item.text for item in answers.answer(experiment.search, v, combine).replies] for v in vectors]
         assert later == alone
         assert all(all(own) for own in later)
 
@@ -214,7 +231,7 @@ def test_a_comparison_killed_twice_gives_the_same_replies(experiment: Experiment
     """In the middle of a training, and of the search after it."""
     for event, count in (("training dynaopt", 5), ("searching weights", 2)):
         assert exit_code(run, tmp_path, event, count) == -signal.SIGKILL
-        assert read_cell(tmp_path / "out", "soups", SEED) is None
+        assert read_cell(tmp_path / "out", "weights", SEED) is None
     run(tmp_path)
     for method in METHODS:
         whole, again = (cell_folder(out, method, SEED) for out in (experiment.out, tmp_path / "out"))
@@ -224,7 +241,12 @@ def test_a_comparison_killed_twice_gives_the_same_replies(experiment: Experiment
 
 def without_seconds(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / CELL_FILE).read_text())
-    for part, key in (("consumption", "seconds"), ("inference", "seconds"), ("inference", "ms_per_token")):
+    for part, key in (
+        ("consumption", "seconds"),
+        ("inference", "seconds"),
+        ("inference", "ms_per_token"),
+        ("inference", "first_token_ms"),
+    ):
         del found[part][key]
     if found["search"] is not None:
         del found["search"]["seconds"]
@@ -295,7 +317,7 @@ def test_joint_training_takes_logs_unless_the_recipe_says_otherwise(experiment: 
 
 
 def test_every_search_runs_as_many_evaluations(experiment: Experiment) -> None:
-    counts = {method: cell(experiment, method).search for method in SEARCHED}
+    counts = {method: cell(experiment, method).search for method in SEARCHED if method != "per-prompt:predicted"}
     most = evaluations(len(ADAPTERS), experiment.levels)
     for method, cost in counts.items():
         assert cost is not None
@@ -320,9 +342,170 @@ def test_raw_soups_add_the_updates_up_whatever_the_weights_sum_to(
 
 
 def test_a_run_too_short_for_dynaopt_leaves_it_out_and_says_why(experiment: Experiment) -> None:
-    (name,) = left_out(experiment.recipe)
-    assert name == "dynaopt"
+    name = "dynaopt"
+    assert set(left_out(experiment.recipe)) == {name}
     assert "would have 3 rounds" in left_out(experiment.recipe)[name]
     stop = experiment.recipe.rl.stop.model_copy(update={"max_steps": 10_000})
     rl = experiment.recipe.rl.model_copy(update={"stop": stop})
     assert not left_out(experiment.recipe.model_copy(update={"rl": rl}))
+
+
+# -- without training, and best of n ---------------------------------------------------------------------------------
+
+
+def test_against_hf_best_of_n_gives_what_a_loop_over_single_replies_would_choose(experiment: Experiment) -> None:
+    """Each reply generated by itself, each scored by itself; the first of the best."""
+    answers = Answers(experiment)
+    answers.attach(trained(experiment, "uniform", SEED, quiet).adapters(("uniform",)))
+    vector = resolve(answers.lanes, {"uniform": 1.0})
+    chosen, rows, made = [], 0, 0
+    sampled, _ = answers.sampled(experiment.test, vector, len(ADAPTERS), SEED)
+    for prompt, replies in zip(experiment.test, sampled, strict=True):
+        best: tuple[float, str] | None = None
+        for reply in replies:
+            rows, made = rows + len(reply.token_ids), made + 1
+            asked = {"prompts": [prompt.text], "completions": [reply.text]}
+            score = sum(round(scorer(**asked)[0], 6) for scorer in experiment.scorers.values()) / len(ADAPTERS)
+            if best is None or score > best[0]:
+                best = (score, reply.text)
+        assert best is not None
+        chosen.append(best[1])
+    found = cell(experiment, "best-of:uniform")
+    assert texts(experiment, "best-of:uniform") == chosen
+    assert made == len(ADAPTERS) * len(experiment.test)
+    assert found.inference.lane_row_steps == rows, "what was not chosen was computed too"
+    assert len({reply.text for own in sampled for reply in own}) > len(experiment.test), "replies differ"
+
+
+def test_sampled_replies_do_not_depend_on_what_runs_beside_them(experiment: Experiment) -> None:
+    answers = Answers(experiment)
+    vector = resolve(answers.lanes, {"base": 1.0})
+    together, _ = answers.sampled(experiment.test, vector, 3, SEED)
+    fewer, _ = answers.sampled(experiment.test[:2], vector, 2, SEED)
+    assert [[reply.text for reply in own] for own in fewer] == [
+        [reply.text for reply in own[:2]] for own in together[:2]
+    ]
+    other, _ = answers.sampled(experiment.test, vector, 3, SEED + 1)
+    assert [[reply.text for reply in own] for own in other] != [[reply.text for reply in own] for own in together]
+
+
+def test_best_of_n_takes_as_many_rows_as_its_lanes_and_replies(experiment: Experiment) -> None:
+    for method in ("best-of:base", "best-of:uniform"):
+        found = cell(experiment, method).inference
+        assert found.lane_row_steps >= found.tokens, method
+    weights = cell(experiment, "best-of:emorl").weights
+    assert weights == cell(experiment, "emorl").weights, "the mix that was searched once"
+
+
+def test_against_hf_an_instruction_stands_in_front_of_the_prompt(experiment: Experiment, judge: SeparateModels) -> None:
+    recipe = experiment.recipe
+    instruction = recipe.evaluation.instruction
+    encode = experiment.workshop.tokenizer.encode_prompt
+    before, _, after = recipe.prompt_template.partition("{prompt}")
+    told = [tuple(encode(each.text, before=f"{instruction} {before}", after=after)) for each in experiment.test]
+    assert all(len(ids) < recipe.max_source_tokens for ids in told)
+
+    def logits(prompts: list[tuple[int, ...]], ids: Tensor) -> Tensor:
+        return judge.head(judge.hidden(told, ids)[0][:, -1])
+
+    assert texts(experiment, "prompt-only") == plain_greedy(experiment, logits)
+
+
+def test_against_hf_sentences_are_mixed_as_last_hidden_states_of_the_base(
+    experiment: Experiment, judge: SeparateModels
+) -> None:
+    recipe = experiment.recipe
+    found = dict(cell(experiment, "sentences").weights or {})
+    encode = experiment.workshop.tokenizer.encode_prompt
+    before, _, after = recipe.prompt_template.partition("{prompt}")
+    told = {
+        name: [tuple(encode(each.text, before=f"{sentence} {before}", after=after)) for each in experiment.test]
+        for name, sentence in recipe.evaluation.sentences.items()
+    }
+
+    def logits(prompts: list[tuple[int, ...]], ids: Tensor) -> Tensor:
+        each = [found[name] * judge.hidden(told[name], ids)[0][:, -1] for name in told if found[name]]
+        return judge.head(torch.stack(each).sum(0))
+
+    assert texts(experiment, "sentences") == plain_greedy(experiment, logits)
+    assert cell(experiment, "sentences").consumption.prompts == 0
+
+
+def test_weights_are_one_lane_and_give_what_the_soup_of_them_gives(experiment: Experiment) -> None:
+    """An exact sum of the updates as an adapter of its own; `test_combine_weights` has PEFT's."""
+    found = cell(experiment, "weights")
+    assert found.combine == "weights"
+    assert found.inference.lane_row_steps == found.inference.tokens
+    adapters = trained(experiment, "adapters", SEED, quiet).adapters(ADAPTERS)
+    answers = Answers(experiment)
+    weights = dict(found.weights or {})
+    answers.attach([weighted_sum("sum", adapters, [weights[name] for name in ADAPTERS])])
+    replies = answers.answer(experiment.test, resolve(answers.lanes, {"sum": 1.0})).replies
+    assert [reply.text for reply in replies] == texts(experiment, "weights")
+
+
+def test_a_sentence_for_some_objectives_only_is_refused(experiment: Experiment) -> None:
+    values = experiment.recipe.model_dump(mode="json")
+    values["evaluation"]["sentences"] = {"empathy": "Be kind."}
+    with pytest.raises(RecipeError, match="sentences lacks"):
+        parse_recipe(values)
+    values["evaluation"]["sentences"] = {"empathi": "Be kind."}
+    with pytest.raises(RecipeError, match=r"sentences\.empathi is no objective"):
+        parse_recipe(values)
+
+
+# -- weights of each prompt, and fronts ------------------------------------------------------------------------------
+
+
+def asked_alone(experiment: Experiment, vectors: list[dict[str, float]], combine: Combine) -> list[list[str]]:
+    """[vectors][prompts], each vector by itself."""
+    return [answered(experiment, weights, combine) for weights in vectors]
+
+
+def mean_reward(experiment: Experiment, prompt: str, text: str) -> float:
+    scores = [scorer(prompts=[prompt], completions=[text])[0] for scorer in experiment.scorers.values()]
+    return sum(round(score, 6) for score in scores) / len(scores)
+
+
+def test_the_best_text_of_each_prompt_is_what_a_loop_over_the_grid_finds(experiment: Experiment) -> None:
+    vectors = [dict(zip(ADAPTERS, point, strict=True)) for point in grid_points(len(ADAPTERS), STEPS)]
+    each = asked_alone(experiment, vectors, "hidden")
+    for place, (prompt, text) in enumerate(zip(experiment.test, texts(experiment, "per-prompt:best"), strict=True)):
+        rewards = [mean_reward(experiment, prompt.text, own[place]) for own in each]
+        assert mean_reward(experiment, prompt.text, text) == pytest.approx(max(rewards))
+        assert text in {own[place] for own in each}
+
+
+def test_predicted_weights_are_each_prompts_own(experiment: Experiment) -> None:
+    answers = Answers(experiment)
+    answers.attach(trained(experiment, "adapters", SEED, quiet).adapters(ADAPTERS))
+    said = predicted(experiment, answers, ADAPTERS, quiet)
+    alone = [
+        answers.answer([prompt], vector).replies[0].text
+        for prompt, vector in zip(experiment.test, said.vectors, strict=True)
+    ]
+    assert texts(experiment, "per-prompt:predicted") == alone
+    assert len({vector.vector for vector in said.vectors}) == len(experiment.test)
+
+
+def test_against_hf_the_predictor_reads_the_bases_own_state(experiment: Experiment, judge: SeparateModels) -> None:
+    answers = Answers(experiment)
+    answers.attach(trained(experiment, "adapters", SEED, quiet).adapters(ADAPTERS))
+    start = torch.zeros(len(experiment.test), 1, dtype=torch.int64)
+    expected = judge.hidden([prompt.source for prompt in experiment.test], start)[0][:, -1]
+    found = torch.from_numpy(answers.base_states(experiment.test)).float()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fronts_are_measured_over_the_whole_grid(experiment: Experiment) -> None:
+    for method in ("sentences", "weights", "probs", "emorl"):
+        front = cell(experiment, method).front
+        assert front is not None
+        assert (front.prompts, len(front.points)) == (2, 66)
+    front = cell(experiment, "weights").front
+    assert front is not None
+    for point in (front.points[0], front.points[30]):
+        (own,) = asked_alone(experiment, [dict(point.weights)], "weights")
+        expected = [mean_reward(experiment, experiment.test[place].text, own[place]) for place in range(2)]
+        assert sum(point.scores.values()) / len(ADAPTERS) == pytest.approx(sum(expected) / 2, abs=1e-6)
+    assert cell(experiment, "soups").front is None

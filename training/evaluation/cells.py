@@ -60,6 +60,24 @@ class Inference(_Part):
     tokens: int = 0
     ms_per_token: float = 0.0
     seconds: float = 0.0
+    first_token_ms: float | None = None  # of one prompt by itself; the first reply's, where one of several is chosen
+
+
+class FrontPoint(_Part):
+    """What one weight vector reached in the mean over the prompts."""
+
+    weights: Mapping[str, float]
+    scores: Mapping[str, float]
+
+
+class FrontOf(_Part):
+    """What the weights of a method reach, see `training.evaluation.front`."""
+
+    prompts: int
+    hypervolume: float
+    mean_inner_product: float
+    cover: float
+    points: tuple[FrontPoint, ...]
 
 
 class Memory(_Part):
@@ -93,6 +111,7 @@ class Cell(_Part):
     curve: Mapping[str, tuple[CurvePoint, ...]] = {}
     inference: Inference = Inference()
     memory: Memory = Memory()
+    front: FrontOf | None = None
 
     @property
     def done(self) -> bool:

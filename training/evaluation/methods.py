@@ -1,24 +1,22 @@
 """The methods that are compared (method.md section 5), each of them one cell per seed.
 
-All use the same trainer, base, prompts, number of trained parameters and greedy decoding. The mixes and soups of one
-seed share one training of the objectives' adapters; those with weights search them in the same way, with the same
-number of evaluations, each for itself.
+All use the same trainer, base, prompts, number of trained parameters and greedy decoding; only best-of-n samples, since
+it has to choose. The mixes and soups of one seed share one training of the objectives' adapters; those with weights
+search them in the same way, with the same number of evaluations, each for itself.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emorl_core.adapters.adapter import Adapter
 from emorl_core.errors import EmorlError
 from emorl_core.files.writing import replacing
-from emorl_core.types import Combine
-from emorl_core.weights import BASE, ResolvedWeights, anchored, resolve
-from training.evaluation.answers import Answers
+from training.evaluation.answering import BEST_OF, FRONTS, PER_PROMPT, SINGLE, Answering, Method, adapters_of, settled
+from training.evaluation.answers import Answered, Answers
+from training.evaluation.best_of import best_of
 from training.evaluation.cells import (
     CELL_FILE,
     FORMAT,
@@ -30,59 +28,49 @@ from training.evaluation.cells import (
 )
 from training.evaluation.dynaopt import too_few_rounds
 from training.evaluation.experiment import Experiment, as_json
-from training.evaluation.generators import MixGenerator, SoupGenerator
-from training.evaluation.stages import Stage, StageName, trained
-from training.evaluation.weight_choice import choose
+from training.evaluation.per_prompt import best_texts, front_of
+from training.evaluation.stages import Stage, trained
 from training.progress import Progress
 from training.recipe.recipe import Recipe
 from training.rl.settings import Transform
-from training.search.spaces import Point
 
-SINGLE = "single:"
-SOUPS = ("soups", "soups-raw")
 _SCORES: dict[Transform, str] = {"log": "log scores", "raw": "scores", "standardised": "standardised scores"}
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """`needs`: the training it shares with every other method that needs the same; None: no training."""
-
-    name: str
-    description: str
-    needs: StageName | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Answering:
-    """What a method answers with. `echo`: weights as the cell shows them; None: those that were mixed."""
-
-    vector: ResolvedWeights
-    combine: Combine = "hidden"
-    anchored: bool = False
-    echo: Mapping[str, float] | None = None
-    search: Mapping[str, Any] | None = None
 
 
 def methods_of(recipe: Recipe) -> dict[str, Method]:
     """Name -> method, in the order of the table."""
+    lanes = len(recipe.objectives)
     every = [
         Method("base", "the frozen model", None),
+        Method("prompt-only", "the base, told in one instruction what all objectives ask for", None),
+        Method("sentences", "the base's last hidden states under one sentence an objective, mixed, searched", None),
         *(Method(f"{SINGLE}{name}", f"the adapter of {name} alone", "adapters") for name in recipe.objectives),
         Method("uniform", f"one adapter, rewarded by the mean of the {_SCORES[recipe.rl.joint_reward]}", "uniform"),
         Method("dynaopt", "one adapter, reward weights moved by a bandit (Min et al. 2024)", "dynaopt"),
-        Method("soups", "the adapters' weight updates added up, with searched weights", "adapters"),
-        Method("soups-raw", "the same, with weights from 0 to 1 of any sum, as published", "adapters"),
+        Method("soups", "the adapters' weight updates averaged: one model, fixed", "adapters"),
+        Method("soups-raw", "the updates added up, searched weights from 0 to 1 of any sum, as published", "adapters"),
+        Method("weights", "the updates averaged in one lane per request, with searched weights", "adapters"),
         Method("probs", "the adapters' token probabilities mixed, with searched weights", "adapters"),
         Method("emorl", "the adapters' last hidden states mixed, with searched weights", "adapters"),
         Method("emorl-anchored", "the base's state, moved by the weighted differences from it", "adapters"),
+        Method(f"{PER_PROMPT}best", "of each prompt the best text on a grid of emorl's weights", "adapters"),
+        Method(f"{PER_PROMPT}predicted", "emorl, weights predicted from the base's state of the prompt", "adapters"),
+        Method(f"{BEST_OF}base", f"the best of {lanes} sampled replies of the base, by the mean reward", None),
+        Method(f"{BEST_OF}uniform", f"the best of {lanes} sampled replies of uniform's adapter", "uniform"),
+        Method(f"{BEST_OF}emorl", f"the best of {lanes} sampled replies of the mix that emorl found", "adapters"),
     ]
     return {method.name: method for method in every}
 
 
 def left_out(recipe: Recipe) -> dict[str, str]:
     """Method -> why a run of this recipe would say nothing about it; such methods are not run."""
-    reason = too_few_rounds(recipe.rl, recipe.preset)
-    return {} if reason is None else {"dynaopt": reason}
+    reasons = {"dynaopt": too_few_rounds(recipe.rl, recipe.preset)}
+    settings = recipe.evaluation
+    if settings.instruction is None:
+        reasons["prompt-only"] = "the recipe has no evaluation.instruction"
+    if not settings.sentences:
+        reasons["sentences"] = "the recipe has no evaluation.sentences"
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def method_names(recipe: Recipe) -> tuple[str, ...]:
@@ -122,26 +110,28 @@ def _run(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The content of `cell.json` and the lines of `replies.jsonl`."""
     stage = None if method.needs is None else trained(experiment, method.needs, seed, progress, retry=retry)
-    uses = _adapters_of(method, experiment)
+    uses = adapters_of(method, experiment)
     answers = Answers(experiment)
     adapters = [] if stage is None else stage.adapters(uses)
     if adapters:
         answers.attach(adapters)
-    log = experiment.shared(seed) / f"search-{method.name}.jsonl"
-    answering = _answering(method, experiment, answers, adapters, log, progress)
+    answering = settled(method, seed, experiment, answers, adapters, progress)
     progress("answering", 0, len(experiment.test))
-    answered = answers.answer(experiment.test, answering.vector, answering.combine)
+    answered = _answered(method, seed, experiment, answers, answering, progress)
     progress("answering", len(experiment.test), len(experiment.test))
+    lanes = tuple(experiment.recipe.objectives)
+    front = front_of(experiment, answers, lanes, answering.combine, progress) if method.name in FRONTS else None
     replies = [
         {
-            "index": item.prompt_index,
-            "prompt_sha256": prompt_sha256(experiment.test[item.prompt_index].text),
-            "text": item.text,
-            "tokens": len(item.token_ids),
-            "finish_reason": str(item.finish_reason),
+            "index": index,
+            "prompt_sha256": prompt_sha256(prompt.text),
+            "text": reply.text,
+            "tokens": len(reply.token_ids),
+            "finish_reason": str(reply.finish_reason),
         }
-        for item in answered.items
+        for index, (prompt, reply) in enumerate(zip(experiment.test, answered.replies, strict=True))
     ]
+    first_token = answers.first_token_seconds(experiment.test, answering.vector, answering.combine)
     cell: dict[str, Any] = {
         "format": FORMAT,
         "method": method.name,
@@ -159,8 +149,10 @@ def _run(
             "tokens": answered.tokens,
             "ms_per_token": 1000 * answered.seconds / answered.tokens,
             "seconds": answered.seconds,
+            "first_token_ms": 1000 * first_token,
         },
         "memory": answers.parameter_bytes(),
+        "front": front,
     }
     if method.needs not in (None, "adapters"):
         assert stage is not None  # it needs one
@@ -168,42 +160,17 @@ def _run(
     return cell, replies
 
 
-def _adapters_of(method: Method, experiment: Experiment) -> tuple[str, ...]:
-    """The adapters of its stage that a method uses."""
-    if method.needs is None:
-        return ()
-    if method.needs != "adapters":
-        return (method.needs,)
-    if method.name.startswith(SINGLE):
-        return (method.name.removeprefix(SINGLE),)
-    return tuple(experiment.recipe.objectives)
-
-
-def _answering(
-    method: Method, experiment: Experiment, answers: Answers, adapters: Sequence[Adapter], log: Path, progress: Progress
-) -> _Answering:
-    """The weights of a method, searched where it has any to search."""
-    lanes = answers.lanes
-    if not adapters:
-        return _Answering(resolve(lanes, {BASE: 1.0}))
-    if (len(adapters) == 1 and method.needs != "adapters") or method.name.startswith(SINGLE):
-        return _Answering(resolve(lanes, {adapters[0].name: 1.0}))
-    names = tuple(adapter.name for adapter in adapters)
-    if method.name in SOUPS:
-        soups = SoupGenerator(answers, experiment.search, adapters)
-        choice = choose(experiment, soups, log, cube=method.name == "soups-raw", progress=progress)
-        answers.attach([soups.soup("soup", choice.point)])
-        weights = dict(zip(names, choice.point, strict=True))
-        return _Answering(resolve(answers.lanes, {"soup": 1.0}), echo=weights, search=choice.as_cost())
-    combine: Combine = "probs" if method.name == "probs" else "hidden"
-    on_base = method.name == "emorl-anchored"
-
-    def mix(point: Point) -> ResolvedWeights:
-        return (anchored if on_base else resolve)(lanes, dict(zip(names, point, strict=True)))
-
-    generator = MixGenerator(answers, experiment.search, mix, combine)
-    choice = choose(experiment, generator, log, cube=on_base, progress=progress)
-    return _Answering(mix(choice.point), combine, on_base, search=choice.as_cost())
+def _answered(
+    method: Method, seed: int, experiment: Experiment, answers: Answers, answering: Answering, progress: Progress
+) -> Answered:
+    names = tuple(experiment.recipe.objectives)
+    if method.name.startswith(BEST_OF):
+        return best_of(experiment, answers, answering.vector, len(names), seed, progress)
+    if method.name == f"{PER_PROMPT}best":
+        return best_texts(experiment, answers, names, progress)
+    if answering.vectors:
+        return answers.answer_each(experiment.test, answering.vectors)
+    return answers.answer(experiment.test, answering.vector, answering.combine)
 
 
 def _consumption(method: Method, recipe: Recipe, stage: Stage | None, uses: Sequence[str]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def draw_all(folder: Path, found: Mapping[str, Any]) -> list[Path]:
     figures: dict[str, Figure] = {}
     if shown:
         figures["reward-consumption"] = reward_against_consumption(shown)
+        figures["reward-rows"] = reward_against_rows(shown)
         figures["objectives"] = bars(shown, OBJECTIVES, columns_of(found, OBJECTIVES), "score (training rewards)")
         if columns_of(found, JUDGES):
             figures["judges"] = bars(shown, JUDGES, columns_of(found, JUDGES), "score (judges)")
@@ -61,6 +62,33 @@ def reward_against_consumption(methods: Mapping[str, Any]) -> Figure:
             x = [used["seeds"][seed] + aside for seed in seeds]
             axes.scatter(x, list(seeds.values()), s=9, color=colour, alpha=0.5, linewidths=0)
     axes.set_xlabel("prompts consumed in training")
+    axes.set_ylabel("mean reward on held-out prompts")
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def reward_against_rows(methods: Mapping[str, Any]) -> Figure:
+    """Mean reward over the rows of the model that a token of a reply takes, one point a method; the line joins those
+    that no other beats for as few rows."""
+    figure, (axes,) = figure_of(1, 7.2, 4.6)
+    places = []
+    for number, (name, own) in enumerate(methods.items()):
+        mean, ran = own[OBJECTIVES][MEAN], own["inference"]
+        rows = ran["lane_row_steps"]["mean"] / max(1, ran["tokens"]["mean"])
+        places.append((rows, mean["mean"]))
+        axes.errorbar(
+            rows,
+            mean["mean"],
+            yerr=[[mean["mean"] - mean["low"]], [mean["high"] - mean["mean"]]],
+            fmt=_SHAPES[number % len(_SHAPES)],
+            color=_COLOURS[number % len(_COLOURS)],
+            capsize=3,
+            label=name,
+        )
+    best = [place for place in sorted(places) if not any(x <= place[0] and y > place[1] for x, y in places)]
+    axes.step(*zip(*best, strict=True), where="post", color="#888888", linewidth=0.8, zorder=0)
+    axes.set_xscale("log")
+    axes.set_xlabel("forward rows per token of the reply that is given")
     axes.set_ylabel("mean reward on held-out prompts")
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -7,7 +7,16 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from training.evaluation.results import JUDGES, MEAN, OBJECTIVES, TEXT, columns_of, enough_seeds, failures
+from training.evaluation.results import (
+    FRONT_MEASURES,
+    JUDGES,
+    MEAN,
+    OBJECTIVES,
+    TEXT,
+    columns_of,
+    enough_seeds,
+    failures,
+)
 from training.evaluation.scores import MEASURES
 from training.evaluation.yardsticks import ABOUT
 from training.scorers.exam.report import markdown_lines
@@ -44,6 +53,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     notes = "\n".join(f"- `{name}`: {note}" for name, note in MEASURES.items())
     parts.append(f"## Text\n\n{_scores(found, TEXT)}\n\n{notes}")
     parts.append("## Cost\n\n" + _cost(found))
+    if fronts := _fronts(found):
+        parts.append("## Fronts\n\n" + fronts)
     if weighted := _weights(found):
         parts.append("## Weights\n\n" + weighted)
     if reference is not None:
@@ -93,7 +104,7 @@ def _seeds(own: Mapping[str, Any]) -> str:
 def _cost(found: Mapping[str, Any]) -> str:
     head = [
         *("method", "prompts", "samples", "tokens", "training s", "search evaluations", "search s"),
-        *("lane steps / token", "ms / token", "base MiB", "adapters MiB", "training shared with"),
+        *("forward rows / token", "ms / token", "first token ms", "base MiB", "adapters MiB", "training shared with"),
     ]
     rows = []
     for name, own in found["methods"].items():
@@ -111,6 +122,7 @@ def _cost(found: Mapping[str, Any]) -> str:
                 _count(clock["search_seconds"]),
                 f"{per_token:.2f}",
                 f"{clock['ms_per_token']['mean']:.2f}",
+                f"{clock['first_token_ms']['mean']:.1f}" if "first_token_ms" in clock else "–",
                 f"{held['base']['mean'] / _MIB:.1f}",
                 f"{held['adapters']['mean'] / _MIB:.2f}",
                 ", ".join(other for other in used["shared_with"] if other != name) or "–",
@@ -121,6 +133,25 @@ def _cost(found: Mapping[str, Any]) -> str:
         "its objectives. Methods that share adapters were trained once; seconds are of this run and this machine."
     )
     return f"{table(head, rows)}\n\n{note}"
+
+
+def _fronts(found: Mapping[str, Any]) -> str:
+    rows = []
+    for name, own in found["methods"].items():
+        if "front" in own:
+            front = own["front"]
+            rows.append([name, *(_number(front[key]) for key in FRONT_MEASURES[:3]), _count(front["prompts"])])
+    note = (
+        "Every weight vector in steps of a tenth, on the first held-out prompts, as points of mean rewards. "
+        "Hypervolume: the share of the unit cube that some point reaches. Mean inner product: of weights and rewards, "
+        "what the weights asked for. Cover: points with rewards of their own that no other point beats, of all points."
+    )
+    head = ["method", "hypervolume", "mean inner product", "cover", "prompts"]
+    return f"{table(head, rows)}\n\n{note}" if rows else ""
+
+
+def _number(value: Mapping[str, Any]) -> str:
+    return f"{value['mean']:.3f}" + (f" ± {value['spread']:.3f}" if value["spread"] is not None else "")
 
 
 def _count(value: Mapping[str, Any]) -> str:
@@ -176,7 +207,7 @@ def csv_text(found: Mapping[str, Any]) -> str:
     for name, own in found["methods"].items():
         for seed in own["failed"]:
             writer.writerow([name, seed, "status", "failed", "", "", "", ""])
-        for group in (OBJECTIVES, JUDGES, TEXT, "consumption", "inference", "memory", "measured"):
+        for group in (OBJECTIVES, JUDGES, TEXT, "consumption", "inference", "memory", "front", "measured"):
             for column, value in own.get(group, {}).items():
                 if isinstance(value, Mapping):
                     writer.writerows(_lines(name, group, column, value))

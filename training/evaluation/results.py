@@ -22,6 +22,7 @@ from training.search.score_table import Array
 FORMAT = "emorl-evaluation-results/1"
 MEAN = "mean"
 OBJECTIVES, JUDGES, TEXT = "objectives", "judges", "text"
+FRONT_MEASURES = ("hypervolume", "mean_inner_product", "cover", "prompts")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,6 +127,8 @@ def _method(by_seed: Mapping[int, Scored], draws: Draws) -> dict[str, Any]:
     }
     entry["inference"] = {key: _across(cell_of, "inference", key) for key in ("lane_row_steps", "tokens")}
     entry["memory"] = {key: _across(cell_of, "memory", key) for key in ("base", "adapters")}
+    if first.cell.front is not None:
+        entry["front"] = {key: _across(cell_of, "front", key) for key in FRONT_MEASURES}
     entry["curves"] = {
         str(seed): {name: [point.model_dump() for point in points] for name, points in cell.curve.items()}
         for seed, cell in cell_of.items()
@@ -136,6 +139,8 @@ def _method(by_seed: Mapping[int, Scored], draws: Draws) -> dict[str, Any]:
         "inference_seconds": _across(cell_of, "inference", "seconds"),
         "ms_per_token": _across(cell_of, "inference", "ms_per_token"),
     }
+    if all(cell.inference.first_token_ms is not None for cell in cell_of.values()):
+        entry["measured"]["first_token_ms"] = _across(cell_of, "inference", "first_token_ms")
     return entry
 
 

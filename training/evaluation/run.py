@@ -36,6 +36,7 @@ from training.evaluation.side_by_side import side_by_side
 from training.evaluation.yardsticks import yardsticks
 from training.pipeline.prepare import NOT_TRAINING, Data, records_hash
 from training.progress import Progress, Say
+from training.recipe.evaluation import EvaluationSettings
 from training.recipe.recipe import Recipe
 from training.search.inputs import prompts_hash
 
@@ -130,7 +131,14 @@ def _about(recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
         "data": records_hash([*data.parts["train"], *data.parts["validation"]]),
         "test": prompts_hash(held_out_records(recipe, data)),
         "search": [recipe.evaluation.search_prompts, recipe.evaluation.search_levels],
+        "methods": _methods(recipe.evaluation),
     }
+
+
+def _methods(settings: EvaluationSettings) -> dict[str, Any] | None:
+    """What a recipe says to single methods; None: nothing."""
+    asked = {"instruction", "sentences", "front_prompts", "predictor_prompts"}
+    return settings.model_dump(mode="json", include=asked, exclude_defaults=True) or None
 
 
 def _check_about(path: Path, about: Mapping[str, Any]) -> None:

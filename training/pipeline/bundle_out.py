@@ -16,13 +16,13 @@ from emorl_core.bundle import (
     BaseRef,
     BundleSpec,
     ObjectiveSpec,
-    ProfileSpec,
     copy_checkpoint,
     write_spec,
 )
 from emorl_core.files.hashes import weights_hash
 from emorl_core.files.writing import appearing
 from emorl_core.models.registry import adapter_task
+from emorl_core.profiles import ProfileSpec
 from emorl_core.stored_scorers import learned, store_scorers
 from training.config import RecipeError
 from training.pipeline.prepare import Data

@@ -193,6 +193,12 @@ class Recipe(Section):
         for name in value.scorers:
             if name in info.data.get("objectives", {}):
                 raise ValueError(f"scorers.{name} is an objective's name too; choose another, the table shows both")
+        objectives = info.data.get("objectives", {})
+        for name in value.sentences:
+            if objectives and name not in objectives:
+                raise ValueError(f"sentences.{name} is no objective{nearest(name, objectives)}")
+        if value.sentences and (missing := [name for name in objectives if name not in value.sentences]):
+            raise ValueError(f"sentences lacks {', '.join(missing)}; allowed: none, or one for every objective")
         return value
 
     @model_validator(mode="after")

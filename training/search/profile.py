@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from emorl_core.bundle import BUNDLE_FILE, BundleSpec, ProfileSpec, read_spec, write_spec
+from emorl_core.bundle import BUNDLE_FILE, BundleSpec, read_spec, write_spec
 from emorl_core.config import explain
+from emorl_core.profiles import PredictorSpec, ProfileSpec
 from emorl_core.stored_scorers import store_scorers
 from training.search.grid import SearchError
 
@@ -38,7 +39,7 @@ def check_profile(spec: BundleSpec, name: str, *, overwrite: bool, resumed: str 
 def write_profile(
     folder: Path,
     name: str,
-    weights: Mapping[str, float],
+    weights: Mapping[str, float] | PredictorSpec,
     origin: Mapping[str, Any],
     *,
     set_default: bool,
@@ -50,6 +51,7 @@ def write_profile(
     """Put the profile, and the scorers that found it, into the bundle's file, which a reader sees as it was or as it
     is, never half written.
 
+    weights: or the predictor that says them, stored in the bundle already.
     scorers: name -> specification; they replace those of the bundle by the same names. scorers_folder: where their
     relative paths start.
 
@@ -57,7 +59,8 @@ def write_profile(
     """
     spec = read_spec(folder / BUNDLE_FILE)
     check_profile(spec, name, overwrite=overwrite, resumed=resumed)
-    profile = ProfileSpec(weights=dict(weights), origin=dict(origin))
+    said = {"predictor": weights} if isinstance(weights, PredictorSpec) else {"weights": dict(weights)}
+    profile = ProfileSpec.model_validate({**said, "origin": dict(origin)})
     stored, files = store_scorers(folder, scorers or {}, scorers_folder)
     kept = {"scorers": {**spec.scorers, **stored}, "scorer_files": {**spec.scorer_files, **files}}
     write_spec(folder, _with_profile(spec, name, profile, set_default=set_default, **kept))

@@ -21,13 +21,14 @@ from training.search.generator import EnsembleGenerator
 from training.search.grid import Found, SearchError, budget, search
 from training.search.inputs import Inputs, prompts_hash
 from training.search.log import EvaluationLog, check_log
+from training.search.predictor import STEPS
 from training.search.report import Candidate, compared
 from training.search.score_table import Goal, ScoreTable, parse_goal
-from training.search.spaces import Cube, Point, Simplex, Space
+from training.search.spaces import Cube, Point, Simplex, Space, grid_points
 from training.search.tpe import check_installed, search_tpe
 
 SpaceName = Literal["simplex", "cube"]
-Method = Literal["auto", "grid", "tpe"]
+Method = Literal["auto", "grid", "tpe", "per-prompt"]
 
 MOST_BY_GRID = 5  # objectives; beyond, `auto` is TPE
 EVALUATIONS_FILE, HELD_OUT_FILE, REPORT_FILE = "evaluations.jsonl", "held-out.jsonl", "report.json"
@@ -55,6 +56,8 @@ class SearchSettings:
         for name, number, least in (("levels", self.levels, 1), ("trials", self.trials, 2), ("seed", self.seed, 0)):
             if number < least:
                 raise SearchError(f"{name} is {number}; allowed: a whole number from {least}", param=name)
+        if self.method == "per-prompt" and self.goal != "mean":
+            raise SearchError(f"goal is {self.goal!r}; allowed with the method per-prompt: mean", param="goal")
         if self.levels > 30:
             raise SearchError(f"levels is {self.levels}; allowed: up to 30", param="levels")
 
@@ -66,6 +69,12 @@ class SearchSettings:
 
     def budget(self, objectives: int) -> int:
         """Evaluations that will be requested. Raises `SearchError` when TPE is to run and is not installed."""
+        if self.method == "per-prompt":
+            if objectives < 2:
+                raise SearchError(
+                    "objectives: there is one; the method per-prompt weighs two or more", param="objectives"
+                )
+            return len(grid_points(objectives, STEPS))
         if self.by_grid(objectives):
             return budget(self.space_of(objectives), self.levels)
         check_installed()
@@ -74,6 +83,8 @@ class SearchSettings:
     def explained(self, objectives: int) -> str:
         """The budget in words."""
         asked = self.budget(objectives)
+        if self.method == "per-prompt":
+            return f"{asked} points of a grid over {objectives} objectives, all of them on every prompt"
         if not self.by_grid(objectives):
             return f"{asked} evaluations by TPE over {objectives} objectives"
         per_level = self.space_of(objectives).points_per_level

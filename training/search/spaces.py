@@ -12,9 +12,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
+from emorl_core.engine.sweep import simplex_grid
+
 Point = tuple[float, ...]  # one number per objective
 Cell = tuple[Point, ...]  # the corners of a cell: two opposite ones of a box, all of a simplex
 Part = tuple[Cell, tuple[Point, ...]]  # a half-size cell, and the points whose sum is its score
+
+
+def grid_points(objectives: int, steps: int) -> list[Point]:
+    """All weights in steps of 1 / `steps` that sum to 1: 11 for two objectives and 66 for three, at ten steps."""
+    names = [str(number) for number in range(objectives)]
+    return [tuple(vector.values()) for vector in simplex_grid(names, steps)]
 
 
 class Space(Protocol):

@@ -36,6 +36,11 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, D] -> [B, V] float32."""
+        logits = self.uncapped(hidden)
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def uncapped(self, hidden: Tensor) -> Tensor:
+        """The same before the cap."""
         given, weight = hidden.to(self.matrix.dtype), self.matrix.weight
         if weight is None:  # in fewer bits
             logits = self.matrix(given).float()
@@ -46,9 +51,7 @@ class Head:
             logits = logits if self.bias is None else logits + self.bias
         else:
             logits = F.linear(given, weight, self.bias).float()
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+        return logits if self.scale == 1.0 else logits * self.scale
 
     def rows(self, token_ids: Tensor) -> Tensor:
         """[...] -> [..., D] float32 with the scale: logit before the cap, without the bias, is row . hidden."""

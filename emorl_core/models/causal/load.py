@@ -16,10 +16,10 @@ from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal import admission, selftest
 from emorl_core.models.causal.body import Body, LibraryBody
-from emorl_core.models.causal.compiled import CompiledStep
+from emorl_core.models.causal.compiled import compilation
 from emorl_core.models.causal.head import Head
 from emorl_core.models.causal.lean import LeanBody, takes
-from emorl_core.models.causal.model import CausalModel, MakeStep
+from emorl_core.models.causal.model import CausalModel, Compile
 from emorl_core.models.family import Facts, Piece
 from emorl_core.models.special_tokens import end_tokens
 
@@ -44,7 +44,7 @@ def load(
     with selftest.faults_refused(kind), selftest.short_windows(library, library.config):
         wanted = selftest.expected(library, prompts, device)
 
-    def tested(make: Callable[[Any], Body], fast_steps: Mapping[str, MakeStep]) -> CausalModel:
+    def tested(make: Callable[[Any], Body], compilations: Mapping[str, Compile]) -> CausalModel:
         with selftest.faults_refused(kind):
             head, name = _head(library)
             facts = Facts(
@@ -55,7 +55,7 @@ def load(
                 device=device,
                 dtype=dtype,
             )
-            model = CausalModel(make(library), head, facts, head_name=name, fast_steps=fast_steps)
+            model = CausalModel(make(library), head, facts, head_name=name, compilations=compilations)
             for _, layer in model.body.linears():
                 layer.base.pack(keep_plain=training)
             with selftest.short_windows(model, library.config):
@@ -65,7 +65,7 @@ def load(
 
     if not training and takes(library):  # training changes single matrices, as PEFT has them
         try:
-            return tested(LeanBody, {"cpu": CompiledStep})
+            return tested(LeanBody, {"cpu": compilation})
         except UnsupportedModel:
             logger.warning(
                 "base model_type %r: the lean decoder fails its self-test; transformers' slower code runs instead",

@@ -6,8 +6,10 @@ adapters.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -27,6 +29,7 @@ from emorl_core.models.causal.body import Body
 from emorl_core.models.causal.head import Head
 from emorl_core.models.causal.prompts import prefill
 from emorl_core.models.causal.reading import Reading, read, read_beside
+from emorl_core.models.compiling import Compilation
 from emorl_core.models.family import Facts, Group, Passage, Piece
 from emorl_core.models.stacking import stack_adapters
 from emorl_core.types import Quantize
@@ -39,7 +42,7 @@ class FastStep(Protocol):
         """tokens [M, 1] -> last hidden states [M, D], good until the next call."""
 
 
-MakeStep = Callable[["CausalModel"], FastStep]
+Compile = Callable[["CausalModel", Path], Compilation["CausalModel"]]
 
 
 class CausalModel(nn.Module):
@@ -48,16 +51,16 @@ class CausalModel(nn.Module):
     lanes_apart = True
 
     def __init__(
-        self, body: Body, head: Head, facts: Facts, *, head_name: str, fast_steps: Mapping[str, MakeStep]
+        self, body: Body, head: Head, facts: Facts, *, head_name: str, compilations: Mapping[str, Compile]
     ) -> None:
-        """head_name: the head's in checkpoints; fast_steps: kind of device -> what makes `step` fast there."""
+        """head_name: the head's in checkpoints; compilations: kind of device -> what makes `step` fast there."""
         super().__init__()
         self.body, self.decoder = body, body.decoder
         self.facts = facts
         self.adapters: tuple[str, ...] = ()
         self._head, self._head_name = head, head_name
         self._embedding = body.share(head.matrix)
-        self._fast_steps = fast_steps
+        self._compilations = compilations
         self._fast: FastStep | None = None
         self._cache_shape = (0, 0, 0)  # L, K, d
         self._invocations: tuple[tuple[int, ...] | None, ...] = ()
@@ -126,19 +129,26 @@ class CausalModel(nn.Module):
     def compiled(self) -> bool:
         return self._fast is not None
 
-    def compile_step(self) -> None:
-        """Have `step` compiled for the adapters attached now; its result is then good until the next step only.
+    def compilation(self, folder: Path) -> Compilation[CausalModel]:
+        """For the adapters attached now. The result of that `step` is good until the next step only. folder: where
+        compiled functions are kept.
 
         Raises:
-            UnsupportedModel: an architecture without such a step, another device, or torch cannot do it here.
+            UnsupportedModel: an architecture without such a step, or another device.
         """
         device = self.facts.device
-        if device.type not in self._fast_steps:
+        if device.type not in self._compilations:
             raise UnsupportedModel(
                 f"compile is on, and {self.facts.architecture!r} has no compiled step on {device}; allowed: off",
                 param="compile",
             )
-        self._fast = self._fast_steps[device.type](self)
+        return self._compilations[device.type](self, folder)
+
+    def with_step(self, fast: FastStep) -> CausalModel:
+        """This model with the same parameters and another `step` for one new token a row."""
+        other = copy.copy(self)
+        other._fast = fast
+        return other
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
@@ -228,6 +238,9 @@ class CausalModel(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         return self._head.logits(hidden)
+
+    def uncapped_head(self, hidden: Tensor) -> Tensor:
+        return self._head.uncapped(hidden)
 
     def head_rows(self, token_ids: Tensor) -> Tensor:
         return self._head.rows(token_ids)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.models.causal.lean import LeanDecoder, LeanLayer
-from emorl_core.models.compiling import StepLinear
+from emorl_core.models.step_linear import StepLinear, StepTensors
 
 # (x, used, coefficients, places, positions, cosines, sines, masks, own, parameters) -> hidden
 Step = Callable[..., Tensor]
@@ -37,26 +37,28 @@ class _Layer:
 
 
 class StepFunction:
-    """The function for one model with the adapters it has now, its parameters, and the windows of its masks."""
+    """The function for one model with the adapters it has now, its tensors, what it is made of, and the windows of its
+    masks."""
 
     def __init__(self, decoder: LeanDecoder, dtype: torch.dtype) -> None:
-        self.parameters: list[Tensor] = []
+        self.tensors = StepTensors([], [])
         layers = [layer for layer in decoder.layers if isinstance(layer, LeanLayer)]
         self.windows = list(dict.fromkeys(layer.sliding_window for layer in layers))
-        linears = [[StepLinear.of(linear, self.parameters) for _, linear in layer.linears()] for layer in layers]
-        self._norms = len(self.parameters)
+        linears = [[StepLinear.of(linear, self.tensors) for _, linear in layer.linears()] for layer in layers]
+        first_norm = len(self.tensors.parameters)
         for layer in layers:
-            self.parameters += layer.norms()
-        self.parameters.append(decoder.norm)
+            self.tensors.parameters += layer.norms()
+        self.tensors.parameters.append(decoder.norm)
         made = []
         for (qkv, o, gate_up, down), layer in zip(linears, layers, strict=True):
             mask, normed = self.windows.index(layer.sliding_window), layer.head_norms is not None
             sizes = (layer.heads, layer.shared, layer.size, layer.scale)
             made.append(_Layer(qkv, o, gate_up, down, *sizes, layer.rotates, mask, layer.epsilon, normed))
-        self.function = _step_of(made, self._norms, decoder.epsilon, dtype)
+        self.settings = (made, first_norm, decoder.epsilon, dtype)
+        self.function = step_of(*self.settings)
 
 
-def _step_of(layers: Sequence[_Layer], first_norm: int, epsilon: float, dtype: torch.dtype) -> Step:
+def step_of(layers: Sequence[_Layer], first_norm: int, epsilon: float, dtype: torch.dtype) -> Step:
     """The function to compile, for one model's shapes."""
 
     def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

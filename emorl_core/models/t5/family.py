@@ -12,9 +12,9 @@ from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.family import Facts
 from emorl_core.models.shape import LinearShape, Shape, TokenCost
 from emorl_core.models.special_tokens import decoder_start, end_tokens
-from emorl_core.models.t5.compiled import CompiledStep
+from emorl_core.models.t5.compiled import compilation
 from emorl_core.models.t5.config import T5Config
-from emorl_core.models.t5.graphs import GraphedStep
+from emorl_core.models.t5.graphs import graphs
 from emorl_core.models.t5.model import T5
 
 # The first converters wrote it; cross-attention has no positions, and transformers passes it over too.
@@ -101,7 +101,7 @@ class T5Family:
                 checkpoint,
                 facts,
                 start_token_id=start,
-                fast_steps={"cpu": CompiledStep, "cuda": GraphedStep},
+                compilations={"cpu": compilation, "cuda": graphs},
             )
             checkpoint.refuse_unread(_HARMLESS)
             for _, layer in model.linears():

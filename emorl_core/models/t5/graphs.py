@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.errors import UnsupportedModel
 from emorl_core.lanes.index import LaneIndex
+from emorl_core.models.compiling import Compilation
 from emorl_core.models.graphs import Capture, CudaCapture, graph_rows, graph_tokens
 from emorl_core.models.t5.model import T5
 from emorl_core.models.t5.step import StepFunction, StepRows
@@ -33,7 +35,7 @@ class GraphedStep:
         """
         self._model = model
         step = StepFunction(model)
-        self._step, self._parameters = step.function, step.parameters
+        self._step, self._parameters = step.function, step.tensors.parameters
         embedding = model.embedding.weight
         assert embedding is not None  # never packed
         self._embedding = embedding
@@ -121,6 +123,10 @@ class GraphedStep:
                 f"compile is on, but no CUDA graph can be captured here: {reason}", param="compile"
             ) from error
         self._buckets.clear()
+
+
+def graphs(model: T5, folder: Path) -> Compilation[T5]:
+    return Compilation([], folder, lambda _: model.with_step(GraphedStep(model)))
 
 
 class _Bucket:

@@ -8,8 +8,10 @@ are not scaled (T5 folds the scale into its weights).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -24,6 +26,7 @@ from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.checkpoint import Checkpoint
+from emorl_core.models.compiling import Compilation
 from emorl_core.models.family import Facts, Group, Passage, Piece
 from emorl_core.models.graphs import graph_rows
 from emorl_core.models.stacking import stack_adapters
@@ -58,16 +61,16 @@ class T5(nn.Module):
         facts: Facts,
         *,
         start_token_id: int,
-        fast_steps: Mapping[str, Callable[[T5], FastStep]],
+        compilations: Mapping[str, Callable[[T5, Path], Compilation[T5]]],
     ) -> None:
-        """start_token_id: the decoder's; fast_steps: kind of device -> what makes `step` fast there."""
+        """start_token_id: the decoder's; compilations: kind of device -> what makes `step` fast there."""
         super().__init__()
         self.config, self.facts = config, facts
         self.start_token_id = start_token_id
         self.adapters: tuple[str, ...] = ()
         self._encoding: tuple[bool, ...] = ()  # which of them change what the encoder makes of a prompt
         self._reading: tuple[bool, ...] = ()  # which change that, or the keys and values made of it
-        self._fast_steps = fast_steps
+        self._compilations = compilations
         self.embedding, self.lm_head = embedding_and_head(config, checkpoint)
         self.head_scale = config.d_model**-0.5 if config.scaled_head else 1.0
         self.encoder = nn.ModuleList(T5Block(config, checkpoint, "encoder", i) for i in range(config.num_layers))
@@ -84,7 +87,6 @@ class T5(nn.Module):
         )
         self.encoder_positions = EncoderPositions(config, self._encoder_bias)
         self.decoder_positions = DecoderPositions(config, self._decoder_bias)
-        self._compiles = False
         self._fast: FastStep | None = None
 
     # -- adapters ------------------------------------------------------------------------------------------------
@@ -99,7 +101,7 @@ class T5(nn.Module):
         yield [f"{n}.{p}" for n in names for p in "kv"], self.cross_kv
 
     def attach(self, adapters: Sequence[Adapter], *, training: bool = False) -> None:
-        self._fast, self._compiles = None, False
+        self._fast = None
         stack_adapters(self.linears(), adapters, training=training)
         self.adapters = tuple(adapter.name for adapter in adapters)
         self._encoding = tuple(any(map(_encodes, adapter.modules)) for adapter in adapters)
@@ -125,25 +127,26 @@ class T5(nn.Module):
     def compiled(self) -> bool:
         return self._fast is not None
 
-    def compile_step(self) -> None:
-        """Have `step` and `head` compiled on a CPU, `step` captured as graphs on CUDA, for the adapters attached now.
+    def compilation(self, folder: Path) -> Compilation[T5]:
+        """For the adapters attached now: `step` and `head` compiled on a CPU, `step` captured as graphs on CUDA.
 
-        `step`'s result is then good until the next step only.
+        The result of that `step` is good until the next step only. folder: where compiled functions are kept.
 
         Raises:
-            UnsupportedModel: the model is elsewhere, or torch cannot do it on this machine.
+            UnsupportedModel: the model is elsewhere.
         """
         device = self.facts.device
-        if device.type not in self._fast_steps:
+        if device.type not in self._compilations:
             raise UnsupportedModel(
-                f"compile is on and the device is {device}; allowed: {', '.join(self._fast_steps)}", param="compile"
+                f"compile is on and the device is {device}; allowed: {', '.join(self._compilations)}", param="compile"
             )
-        self._compiles = True  # before the compiled step makes a cache for its trial run
-        try:
-            self._fast = self._fast_steps[device.type](self)
-        except UnsupportedModel:
-            self._compiles = False
-            raise
+        return self._compilations[device.type](self, folder)
+
+    def with_step(self, fast: FastStep) -> T5:
+        """This model with the same parameters and another `step` for one new token a row."""
+        other = copy.copy(self)
+        other._fast = fast
+        return other
 
     # -- the engine's methods ------------------------------------------------------------------------------------
 
@@ -151,10 +154,10 @@ class T5(nn.Module):
         device = self.facts.device
         # A CPU's batched products of few rows are up to three times as fast in float32 (docs/log.md), and more exact. A
         # compiled step has no such products, and reads half as much in bfloat16.
-        dtype = torch.float32 if device.type == "cpu" and not self._compiles else self.facts.dtype
+        dtype = torch.float32 if device.type == "cpu" and not self.compiled else self.facts.dtype
         layers, heads, d_kv = self.config.num_decoder_layers, self.config.num_heads, self.config.d_kv
         own, cross = (Store(layers, heads, d_kv, dtype=dtype, device=device) for _ in range(2))
-        return KVCache(own, cross, rows_for=graph_rows if self._compiles and device.type == "cuda" else int)
+        return KVCache(own, cross, rows_for=graph_rows if self.compiled and device.type == "cuda" else int)
 
     def passage(self, lane: Lane, reply: Sequence[int]) -> Passage:  # noqa: ARG002 - the decoder's
         """Adapters that change nothing before the decoder's own layers leave one reading of the prompt for all."""
@@ -228,6 +231,9 @@ class T5(nn.Module):
             # The wide matrix on the left: with few rows the CPU library streams it 2 to 3 times as fast this way.
             return torch.mm(weight, scaled.t()).t().float().contiguous()
         return F.linear(scaled, weight).float()
+
+    def uncapped_head(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)
 
     def head_rows(self, token_ids: Tensor) -> Tensor:
         return self.lm_head.rows(token_ids).float() * self.head_scale

@@ -18,7 +18,7 @@ from emorl_core.cache.kv import KVCache
 from emorl_core.cache.store import round_size
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.linear import LaneLinear
-from emorl_core.models.compiling import StepLinear
+from emorl_core.models.step_linear import StepLinear, StepTensors
 from emorl_core.models.t5.model import T5
 
 # (x, used, coefficients, places, positions, bias, source mask, own, cross, parameters) -> hidden
@@ -26,16 +26,17 @@ Step = Callable[..., Tensor]
 
 
 class StepFunction:
-    """The function for one model with the adapters it has now, and its parameters."""
+    """The function for one model with the adapters it has now, its tensors, and what it is made of."""
 
     def __init__(self, model: T5) -> None:
-        self.parameters: list[Tensor] = []
-        blocks = [tuple(StepLinear.of(layer, self.parameters) for layer in _linears(block)) for block in model.decoder]
+        self.tensors = StepTensors([], [])
+        blocks = [tuple(StepLinear.of(layer, self.tensors) for layer in _linears(block)) for block in model.decoder]
         for block in model.decoder:
-            self.parameters += block.norms  # type: ignore[arg-type]
-        self.parameters.append(model.decoder_norm)
+            self.tensors.parameters += block.norms  # type: ignore[arg-type]
+        self.tensors.parameters.append(model.decoder_norm)
         config = model.config
-        self.function = _step_of(blocks, config.num_heads, config.d_kv, config.epsilon, config.gated, model.facts.dtype)
+        self.settings = (blocks, config.num_heads, config.d_kv, config.epsilon, config.gated, model.facts.dtype)
+        self.function = step_of(*self.settings)
 
 
 class StepRows:
@@ -46,23 +47,27 @@ class StepRows:
 
     def __init__(self, lanes: LaneIndex, cache: KVCache, rows: int) -> None:
         """lanes: of the cache's M rows; rows >= M."""
-        assert cache.cross is not None  # an encoder-decoder's cache
         spare = rows - cache.count
         # [rows, K] each
         self.used, self.coefficients = (torch.cat([own, own[:1].expand(spare, -1)]) for own in lanes.used())
-        device = self.used.device
-        self.places = torch.arange(rows, device=device)
-        lengths = cache.cross.lengths + cache.cross.lengths[:1] * spare
-        span = torch.arange(round_size(max(lengths)), device=device)
-        padding = span >= torch.tensor(lengths, device=device).unsqueeze(1)
-        self.source_mask = torch.zeros(padding.shape, device=device).masked_fill(padding, float("-inf"))  # [rows, S]
+        self.places = torch.arange(rows, device=self.used.device)
+        self.source_mask = source_mask(cache, rows)
+
+
+def source_mask(cache: KVCache, rows: int) -> Tensor:
+    """What cross-attention adds to its scores [rows, S]: nothing, or -inf beyond a row's prompt."""
+    assert cache.cross is not None  # an encoder-decoder's cache
+    device = cache.cross.device
+    lengths = cache.cross.lengths + cache.cross.lengths[:1] * (rows - cache.count)
+    padding = torch.arange(round_size(max(lengths)), device=device) >= torch.tensor(lengths, device=device).unsqueeze(1)
+    return torch.zeros(padding.shape, device=device).masked_fill(padding, float("-inf"))
 
 
 def _linears(block: torch.nn.Module) -> tuple[LaneLinear, ...]:
     return (block.qkv, block.o, block.cross_q, block.cross_o, block.wi, block.wo)  # type: ignore[return-value]
 
 
-def _step_of(
+def step_of(
     blocks: Sequence[tuple[StepLinear, ...]], heads: int, d_kv: int, epsilon: float, gated: bool, dtype: torch.dtype
 ) -> Step:
     """The function to compile, for one model's shapes."""

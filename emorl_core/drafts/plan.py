@@ -1,0 +1,183 @@
+"""A sweep over a spread of weights, and the drafts that are chosen out of its texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from emorl_core.drafts.choosing import pick
+from emorl_core.engine.sweep import SweepPlan
+from emorl_core.errors import InvalidRequest, shown
+from emorl_core.types import MAX_SEED, Attribution, Completion, Request
+from emorl_core.weights import named
+
+MAX_COUNT = 16  # as many drafts as a choice may hold
+MAX_CANDIDATES = 256
+MAX_SEEDS = 64
+RankedBy = Literal["scores", "likelihood"]
+Scores = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How many drafts, out of how many texts.
+
+    `candidates`: weight vectors to look at (`spread`), each with `seeds` seeds. `diversity`, `min_distance`: of `pick`.
+    """
+
+    count: int = 3
+    candidates: int = 16
+    seeds: int = 1
+    diversity: float = 0.3
+    min_distance: float = 0.3
+
+    def check(self, *, greedy: bool, most: int | None) -> None:
+        """Raises InvalidRequest naming the field. most: completions that may be asked for."""
+        for name, limit in (("count", MAX_COUNT), ("candidates", MAX_CANDIDATES), ("seeds", MAX_SEEDS)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+                raise InvalidRequest(f"{name} is {shown(value)}; allowed: a whole number from 1 to {limit}", param=name)
+        for name in ("diversity", "min_distance"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+                raise InvalidRequest(f"{name} is {shown(value)}; allowed: a number from 0 to 1", param=name)
+        if self.seeds > 1 and greedy:
+            raise InvalidRequest(
+                f"seeds is {self.seeds} at temperature 0, where every seed gives the same text; allowed: 1, or a"
+                " temperature above 0",
+                param="seeds",
+            )
+        if most is not None and self.candidates * self.seeds > most:
+            raise InvalidRequest(
+                f"candidates is {self.candidates}, with {self.seeds} seeds each; allowed: up to {most} completions"
+                " (max_sweep)",
+                param="candidates",
+            )
+
+    def seeds_from(self, first: int) -> list[int]:
+        return [(first + i) % (MAX_SEED + 1) for i in range(self.seeds)]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One text to choose, with the weights and seed that give it.
+
+    `request` and `completion`: of the first of those weights, in the order of the spread. `mean`: of `scores`, None
+    where one is missing. `likelihood`: the geometric mean of its tokens' probabilities. `shares`: of each objective in
+    what spoke for the tokens, on average; None without attribution. `given_by`: how many candidates give this text.
+    """
+
+    request: Request
+    completion: Completion
+    scores: dict[str, float | None]
+    mean: float | None
+    likelihood: float
+    shares: dict[str, float] | None
+    given_by: int
+
+    @property
+    def text(self) -> str:
+        return self.completion.text
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return self.completion.weights
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """`drafts`: best first, by what `ranked_by` says. `candidates`: weights times seeds; `distinct`: texts they gave.
+
+    `lane_row_steps`: lane rows computed, one token each; `unshared_lane_row_steps`: what one request per candidate
+    would have computed.
+    """
+
+    drafts: tuple[Draft, ...]
+    ranked_by: RankedBy
+    candidates: int
+    distinct: int
+    seed: int
+    lane_row_steps: int
+    unshared_lane_row_steps: int
+
+
+class DraftsPlan:
+    """Give `requests` to the engine as one group and every Completion to `take`; have `texts` scored, then `choose`."""
+
+    def __init__(self, sweep: SweepPlan, wanted: Wanted, lanes: Sequence[str]) -> None:
+        """sweep: of one prompt, with log-probabilities."""
+        self.sweep = sweep
+        self.wanted = wanted
+        self._lanes = tuple(lanes)
+        (group,) = sweep.groups()
+        self.requests = tuple(group)
+        self._completions: dict[str, Completion] = {}
+        self._given_by: dict[str, int] = {}  # by text
+
+    def take(self, completion: Completion) -> None:
+        self._completions[completion.request_id] = completion
+        given_by = len(self.sweep.take(completion))
+        self._given_by[completion.text] = self._given_by.get(completion.text, 0) + given_by
+
+    def texts(self) -> list[str]:
+        """Distinct ones that say something, in the order of the spread; an empty one only where nothing else came."""
+        return list(self._found())
+
+    def choose(self, scores: Sequence[Scores] | None) -> Drafts:
+        """scores: of each of `texts`, by scorer; None: nothing can score them.
+
+        Ranked by the mean of the scores. A scorer that scored no text does not count; where none does, texts are ranked
+        by likelihood.
+        """
+        found = self._found()
+        given = [dict(each) for each in scores] if scores is not None else [{} for _ in found]
+        counting = {name for each in given for name, score in each.items() if score is not None}
+        drafts = [self._draft(request, own, counting) for (request, own) in zip(found.values(), given, strict=True)]
+        worth = [draft.mean if counting else draft.likelihood for draft in drafts]
+        picked = pick(
+            list(found),
+            worth,
+            self.wanted.count,
+            diversity=self.wanted.diversity,
+            min_distance=self.wanted.min_distance,
+        )
+        cost = self.sweep.result()
+        return Drafts(
+            drafts=tuple(drafts[i] for i in picked),
+            ranked_by="scores" if counting else "likelihood",
+            candidates=len(cost.items),
+            distinct=len(self._given_by),
+            seed=cost.seed,
+            lane_row_steps=cost.lane_row_steps,
+            unshared_lane_row_steps=cost.unshared_lane_row_steps,
+        )
+
+    def _found(self) -> dict[str, Request]:
+        """Text -> the first request that gave it."""
+        first: dict[str, Request] = {}
+        for request in self.requests:
+            first.setdefault(self._completions[request.request_id].text, request)
+        return {text: request for text, request in first.items() if text.strip()} or first
+
+    def _draft(self, request: Request, scores: dict[str, float | None], counting: set[str]) -> Draft:
+        completion = self._completions[request.request_id]
+        known = [score for name in counting if (score := scores[name]) is not None]
+        return Draft(
+            request=request,
+            completion=completion,
+            scores=scores,
+            mean=fmean(known) if known and len(known) == len(counting) else None,
+            likelihood=math.exp(fmean(completion.logprobs)) if completion.logprobs else 0.0,
+            shares=mean_shares(completion.attributions, self._lanes),
+            given_by=self._given_by[completion.text],
+        )
+
+
+def mean_shares(attributions: Sequence[Attribution], lanes: Sequence[str]) -> dict[str, float] | None:
+    """Objective -> its share of what spoke for a token, averaged over the tokens that something spoke for; None where
+    there is no such token."""
+    each = [shares for attribution in attributions if (shares := attribution.shares) is not None]
+    return named(lanes, [fmean(own) for own in zip(*each, strict=True)]) if each else None

@@ -1,0 +1,62 @@
+"""Which weights are looked at, when nobody knows yet which are wanted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from emorl_core.engine.sweep import simplex_grid
+from emorl_core.weights import BASE
+
+MAX_POINTS = 2000  # of the grid that is picked from
+
+
+def spread(
+    objectives: Sequence[str], count: int, profile: Mapping[str, float] | None = None
+) -> list[Mapping[str, float]]:
+    """Up to `count` different weight vectors, sum 1 each: the profile's, then one per objective alone, equal weights,
+    and then out of a grid always the one that lies farthest from all before it.
+
+    profile: of sum 1. Fewer than `count` come back where the coarsest grid that would hold as many is too large, and
+    for one objective.
+    """
+    names = (BASE, *objectives)
+    corners = simplex_grid(objectives, 1)
+    equal = dict.fromkeys(objectives, 1.0 / len(objectives))
+    found: list[Mapping[str, float]] = []
+    for each in ([] if profile is None else [profile]) + corners + [equal]:
+        if not any(np.allclose(_vector(names, each), _vector(names, other)) for other in found):
+            found.append(each)
+    if len(found) < count and (resolution := _resolution(len(objectives), count)):
+        found += _farthest(names, found, simplex_grid(objectives, resolution), count - len(found))
+    return found[:count]
+
+
+def _resolution(objectives: int, count: int) -> int:
+    """Of the coarsest grid with as many points; 0: none, or too large."""
+    if objectives == 1:
+        return 0
+    resolution = next(r for r in range(1, count + 1) if math.comb(r + objectives - 1, objectives - 1) >= count)
+    return resolution if math.comb(resolution + objectives - 1, objectives - 1) <= MAX_POINTS else 0
+
+
+def _farthest(
+    names: Sequence[str], found: Sequence[Mapping[str, float]], grid: Sequence[Mapping[str, float]], count: int
+) -> list[Mapping[str, float]]:
+    points = np.array([_vector(names, each) for each in grid])  # [points, lanes]
+    away = np.full(len(points), np.inf)  # to the nearest that was picked, squared
+    for each in found:
+        away = np.minimum(away, ((points - _vector(names, each)) ** 2).sum(axis=1))
+    picked: list[Mapping[str, float]] = []
+    while len(picked) < count and away.max() > 1e-9:
+        # Rounding must not decide between points that are equally far: the first one is taken.
+        best = int(np.argmax(away.round(9)))
+        picked.append(grid[best])
+        away = np.minimum(away, ((points - points[best]) ** 2).sum(axis=1))
+    return picked
+
+
+def _vector(names: Sequence[str], weights: Mapping[str, float]) -> list[float]:
+    return [weights.get(name, 0.0) for name in names]

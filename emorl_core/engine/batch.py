@@ -1,0 +1,227 @@
+"""The tensors of one step: lanes -> mix -> head -> sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emorl_core import combine, sampling
+from emorl_core.engine.seats import Seats
+from emorl_core.engine.sequences import Branch, Choice, Member
+from emorl_core.errors import NonFinite
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.lanes.lane import Lane
+from emorl_core.models.family import LaneModel
+from emorl_core.types import Attribution
+
+# Members whose logits are held at once: 64 rows of a 32k vocabulary in float32 are 8 MB.
+_LOGIT_ROWS = 64
+
+Outcome = tuple[Branch, Member, Choice]
+
+
+@dataclass(slots=True)
+class _Layout:
+    """What changes only when branches come, leave or lose members. Q members, M lane rows, N lanes at most."""
+
+    lanes: LaneIndex  # of M rows
+    owners: list[tuple[Branch, int]]  # [M] branch of each lane row, and what is fed before it has a token
+    members: list[tuple[Branch, Member]]  # [Q]; those of branches with a chooser of their own are not here
+    lane_rows: Tensor  # [Q, N] lane rows of each member, padded with its first
+    weights: Tensor  # [Q, N] float32, 0 on padding
+
+
+class Batch:
+    """Branches that one model decodes together, and its key-value cache. `step` chooses one token for every member of
+    every branch that has lane rows."""
+
+    def __init__(self, model: LaneModel) -> None:
+        self.model = model
+        self.seats = Seats(model.new_cache())
+        self.lane_row_steps = 0  # lane rows computed, one token each
+        self._layout: _Layout | None = None
+
+    def changed(self) -> None:
+        """Lane rows come or leave, or branches lose members."""
+        self._layout = None
+
+    @torch.inference_mode()
+    def step(self) -> list[Outcome]:
+        """Run every lane row one token further and choose a token for every member."""
+        layout = self._layout = self._layout or self._arrange()
+        hidden = self._forward(layout)
+        decided = self._decide(hidden, layout)
+        if decided:
+            layout = self._arrange()  # the same lane rows, mixed otherwise
+        choices: list[Choice] = []
+        for first in range(0, len(layout.members), _LOGIT_ROWS):
+            choices += self._choose(hidden, layout, slice(first, first + _LOGIT_ROWS))
+        outcomes = [(branch, member, choice) for (branch, member), choice in zip(layout.members, choices, strict=True)]
+        for branch in self.seats.branches:
+            if branch.chooser is not None:
+                places = [self.seats.of(branch)[lane] for lane in branch.members[0].lanes]
+                chosen = branch.chooser.choose(self.model, branch, hidden[places])
+                outcomes += [(branch, member, choice) for member, choice in chosen]
+        for branch in decided:
+            self.narrow(branch)
+        return outcomes
+
+    def narrow(self, branch: Branch) -> None:
+        """Drop the lane rows that none of the branch's members mixes any more."""
+        self.changed()
+        for lane in set(self.seats.of(branch)) - set(branch.lanes):
+            self.seats.remove(branch, lane)
+
+    def _decide(self, hidden: Tensor, layout: _Layout) -> list[Branch]:
+        """Members that wait for weights get them, by the base's states of their prompts; returns their branches."""
+        waiting = [(branch, member) for branch, member in layout.members if member.undecided]
+        for branch, member in waiting:
+            member.decide(hidden[self.seats.of(branch)[member.lanes[0]]])
+        return list(dict.fromkeys(branch for branch, _ in waiting))
+
+    def _forward(self, layout: _Layout) -> Tensor:
+        """Feed every lane row its branch's last token; returns hidden states [M, D]."""
+        tokens = [[branch.tokens[-1] if branch.tokens else first] for branch, first in layout.owners]
+        fed = torch.tensor(tokens, device=self.model.facts.device)
+        hidden = self.model.step(fed, layout.lanes, self.seats.cache)[:, 0]
+        self.lane_row_steps += len(tokens)
+        for branch, _ in layout.owners:
+            branch.meter.lane_row_steps += 1
+        return hidden
+
+    def _choose(self, hidden: Tensor, layout: _Layout, part: slice) -> list[Choice]:
+        members, weights = layout.members[part], layout.weights[part]
+        lanes = hidden[layout.lane_rows[part]]  # [Q, N, D]
+        logits = self._mixed_logits(lanes, weights, members)  # [Q, V]
+        finite = torch.isfinite(logits.sum(dim=-1))  # the sum is finite only if all are
+        rows = self._row_parameters(members)
+        ids = sampling.choose(sampling.constrain(logits, rows, self.model.facts.eos_token_ids), rows)
+        if all(member.silent for _, member in members):
+            pairs = torch.stack([ids, finite.long()], dim=1).tolist()
+            made = {(token, sound): _choice(token, bool(sound)) for token, sound in {(i, f) for i, f in pairs}}
+            return [made[token, sound] for token, sound in pairs]
+        logprobs = torch.log_softmax(logits, dim=-1)
+        chosen = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
+        # One copy from the device for everything: each copy would synchronise with it. float64 holds every token id
+        # exactly.
+        told = torch.stack([ids.double(), finite.double(), chosen.double()], dim=1).tolist()  # [Q, 3]
+        attributions = self._attributions(logits, ids, lanes, layout, part)
+        most = max(member.request.top_logprobs for _, member in members)
+        best = torch.topk(logprobs, most, dim=-1) if most else None
+        top: list[tuple[tuple[int, float], ...]] = [()] * len(members)
+        if best is not None:
+            ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            top = [tuple(zip(i, v, strict=True)) for i, v in ranked]
+        return [
+            _choice(int(token), bool(sound), logprob, attributions.get(i), top[i][: member.request.top_logprobs])
+            for i, ((_, member), (token, sound, logprob)) in enumerate(zip(members, told, strict=True))
+        ]
+
+    def _row_parameters(self, members: Sequence[tuple[Branch, Member]]) -> list[sampling.RowParameters]:
+        """One per member; those of a branch that share their sampling, as a sweep's do, share one."""
+        rows: list[sampling.RowParameters] = []
+        for i, (branch, member) in enumerate(members):
+            settings = member.request.sampling
+            if i and members[i - 1][0] is branch and rows[-1].sampling is settings:
+                rows.append(rows[-1])
+            else:
+                seen = self._seen(branch, member)
+                rows.append(sampling.RowParameters(settings, settings.seed or 0, len(branch.tokens), seen))
+        return rows
+
+    def _seen(self, branch: Branch, member: Member) -> Sequence[int]:
+        if not member.request.sampling.looks_back:
+            return ()
+        return (*self.model.already_said(member.request.prompt_ids), *branch.tokens)
+
+    def _mixed_logits(self, lanes: Tensor, weights: Tensor, members: Sequence[tuple[Branch, Member]]) -> Tensor:
+        """[Q, N, D] -> [Q, V]: through one head product a member, or one a lane for those that mix probabilities."""
+        by_probs = [i for i, (_, member) in enumerate(members) if member.request.combine == "probs"]
+        if not by_probs:
+            return self.model.head(combine.mix_hidden(lanes, weights))
+        by_hidden = [i for i in range(len(members)) if i not in set(by_probs)]
+        logits = torch.empty(len(members), self.model.facts.vocab_size, device=lanes.device)
+        if by_hidden:
+            logits[by_hidden] = self.model.head(combine.mix_hidden(lanes[by_hidden], weights[by_hidden]))
+        some = lanes[by_probs]
+        each = self.model.head(some.reshape(-1, some.shape[-1]).float()).view(*some.shape[:2], -1)
+        logits[by_probs] = combine.mix_probs(each, weights[by_probs])
+        return logits
+
+    def _attributions(
+        self, logits: Tensor, ids: Tensor, lanes: Tensor, layout: _Layout, part: slice
+    ) -> dict[int, Attribution]:
+        members = layout.members[part]
+        wanted = [i for i, (_, member) in enumerate(members) if member.request.attribution]
+        if not wanted:
+            return {}
+        # The most likely other token: the best one once the chosen one is out.
+        others = logits[wanted].scatter(1, ids[wanted].unsqueeze(1), float("-inf"))
+        runner_up = others.argmax(dim=-1)
+        direction = self.model.head_rows(ids[wanted]) - self.model.head_rows(runner_up)
+        parts = combine.attribute(lanes[wanted], layout.weights[part][wanted], direction).tolist()
+        result = {}
+        for i, values, other in zip(wanted, parts, runner_up.tolist(), strict=True):
+            full = [0.0] * len(members[i][1].request.weights)
+            for lane, value in zip(members[i][1].numbers, values, strict=False):  # padding has no lane
+                full[lane] = value
+            result[i] = Attribution(sum(full), tuple(full), other)
+        return result
+
+    def _arrange(self) -> _Layout:
+        device, owners = self.model.facts.device, self.seats.owners
+        members: list[tuple[Branch, Member]] = []
+        rows: list[list[int]] = []
+        weights: list[list[float]] = []
+        for branch in self.seats.branches:
+            for member in branch.members if branch.chooser is None else ():
+                members.append((branch, member))
+                rows.append([self.seats.of(branch)[lane] for lane in member.lanes])
+                weights.append(list(member.weights))
+        most = max((len(row) for row in rows), default=0)
+        return _Layout(
+            lanes=LaneIndex.of([self.model.acting(lane) for _, lane in owners], len(self.model.adapters), device),
+            owners=[(branch, self.model.unread(lane, ())[-1]) for branch, lane in owners],
+            members=members,
+            lane_rows=torch.tensor([row + row[:1] * (most - len(row)) for row in rows], device=device),
+            weights=torch.tensor([row + [0.0] * (most - len(row)) for row in weights], device=device),
+        )
+
+    @torch.inference_mode()
+    def feed(self, branches: Sequence[Branch]) -> None:
+        """Feed what comes before these branches' next step, in a temporary cache, then adopt its rows.
+
+        That is what their lanes have not read, but for the last token, which the step feeds. Rows with equally many are
+        fed together.
+        """
+        by_number: dict[int, list[tuple[Branch, int, Lane, tuple[int, ...]]]] = {}
+        for branch in branches:
+            for lane, place in self.seats.of(branch).items():
+                tokens = self.model.unread(lane, branch.tokens)[:-1]
+                by_number.setdefault(len(tokens), []).append((branch, place, lane, tokens))
+        for number, rows in by_number.items():
+            if not number:
+                continue
+            device, places = self.model.facts.device, [place for _, place, _, _ in rows]
+            cache = self.seats.cache.take(places)
+            points = [self.model.acting(lane) for _, _, lane, _ in rows]
+            index = LaneIndex.of(points, len(self.model.adapters), device)
+            self.model.step(torch.tensor([tokens for _, _, _, tokens in rows], device=device), index, cache)
+            self.seats.cache.give_back(places, cache)
+            self.lane_row_steps += number * len(rows)
+            for branch, _, _, _ in rows:
+                branch.meter.lane_row_steps += number
+
+
+def _choice(
+    token_id: int,
+    finite: bool,
+    logprob: float = 0.0,
+    attribution: Attribution | None = None,
+    top_logprobs: tuple[tuple[int, float], ...] = (),
+) -> Choice:
+    error = None if finite else NonFinite("the model produced NaN or inf for this request")
+    return Choice(token_id, logprob, attribution, top_logprobs, error)

@@ -1,0 +1,126 @@
+"""A decoding step on a CPU as one compiled function, which fuses its small operations (figures in docs/log.md).
+
+Letters: M lane rows, D hidden, K adapters that a row uses at most.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from emorl_core.cache.kv import KVCache, Memory
+from emorl_core.cache.store import SIZE_STEP, round_size
+from emorl_core.lanes.frozen import FrozenMatrix
+from emorl_core.lanes.index import LaneIndex
+from emorl_core.models.compiling import Compiled, Names, Recipe, Shape
+from emorl_core.models.step_linear import StepTensors, multiplying
+
+Argument = Tensor | Sequence[Tensor]
+
+
+class StepFunction(Protocol):
+    """A decoding step of one model, and what another process needs to make it again."""
+
+    @property
+    def tensors(self) -> StepTensors: ...
+
+    @property
+    def settings(self) -> tuple[Any, ...]: ...
+
+
+class CompiledStep(ABC):
+    """A model's `step` for one new token a lane row, compiled for all sizes. Not for training; for one thread."""
+
+    MAKE: str  # the recipe's
+    SIZES: tuple[Names, ...]  # of `_arguments`
+
+    def __init__(self, function: StepFunction, embedding: FrozenMatrix, adapters: int) -> None:
+        self._settings, self._tensors = function.settings, function.tensors
+        self._embedding = embedding
+        self._adapters = adapters
+        # Rows of one adapter each and rows that sum several are two functions, see `LaneIndex.used`.
+        self._kinds = sorted({1, max(1, adapters)})
+        self._functions: dict[int, Compiled] = {}
+        self._lanes: LaneIndex | None = None
+
+    @abstractmethod
+    def _arrange(self, cache: KVCache, rows: int) -> None:
+        """Lane rows have come, left or moved; steps have so many rows, spare ones included."""
+
+    @abstractmethod
+    def _arguments(self, cache: KVCache, positions: Tensor) -> tuple[Argument, ...]:
+        """What the function takes between the positions [rows] and the parameters."""
+
+    def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
+        """tokens [M, 1], lanes of M rows -> last hidden states [M, D]; writes the new token's keys and values."""
+        arguments = self._whole(tokens, lanes, cache)
+        flat: list[Tensor] = []
+        for each in arguments:
+            if isinstance(each, Tensor):
+                flat.append(each)
+            else:
+                flat += each
+        with multiplying(self._tensors.matrices):
+            hidden = self._functions[self._used.shape[1]](flat)
+        count = cache.count
+        cache.advance(1)
+        return hidden[:count]
+
+    def _whole(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> tuple[Argument, ...]:
+        count = cache.count
+        cache.reserve(1)
+        rows = max(2, count)  # a size of 1 would be another function, so a single row is padded to two
+        if self._lanes is not lanes:
+            self._lanes, spare = lanes, rows - count
+            self._used, self._coefficients = (torch.cat([own, own[:1].expand(spare, -1)]) for own in lanes.used())
+            self._places = torch.arange(rows)
+            self._arrange(cache, rows)
+        x = self._embedding.rows(tokens[:, 0]).contiguous()
+        x = x.repeat(2, 1) if count == 1 else x
+        positions = torch.tensor(cache.lengths + cache.lengths[:1] * (rows - count))
+        varying = self._arguments(cache, positions)
+        return (x, self._used, self._coefficients, self._places, positions, *varying, self._tensors.parameters)
+
+    # -- compiling -----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def recipes(self, cache: KVCache) -> list[Recipe]:
+        """One for each kind of rows; cache: an empty one, which is filled with examples."""
+        layers, (_, _, heads, _, size) = len(cache.own.layers), cache.own.layers[0].shape
+        for length in (3, 5, 2 * SIZE_STEP + 1):  # sizes that are equal by accident only would be taken for one
+            cache.insert(Memory(torch.zeros(2, layers, heads, length, size, dtype=cache.own.dtype)))
+        rows: tuple[Names, ...] = ({0: "rows"},) * 5
+        made = []
+        for kind in self._kinds:
+            arguments = self._whole(torch.zeros(cache.count, 1, dtype=torch.int64), self._of_kind(kind, cache), cache)
+            shapes = [_shapes(each, names) for each, names in zip(arguments, (*rows, *self.SIZES, {}), strict=True)]
+            made.append(Recipe(self.MAKE, self._settings, tuple(shapes)))
+        return made
+
+    @torch.inference_mode()
+    def take(self, functions: Sequence[Compiled], cache: KVCache) -> None:
+        """Use these, made from `recipes`, once each has run; cache: an empty one."""
+        layers, (_, _, heads, _, size) = len(cache.own.layers), cache.own.layers[0].shape
+        self._functions = dict(zip(self._kinds, functions, strict=True))
+        cache.insert(Memory(torch.zeros(2, layers, heads, 1, size, dtype=cache.own.dtype)))
+        for kind in self._kinds:
+            self(torch.zeros(1, 1, dtype=torch.int64), self._of_kind(kind, cache), cache)
+        self._lanes = None
+
+    def _of_kind(self, kind: int, cache: KVCache) -> LaneIndex:
+        """Rows that use so many adapters each, or all where there are fewer."""
+        own = (torch.arange(self._adapters) < kind).float()
+        return LaneIndex(own.expand(cache.count, -1))
+
+
+def tokens_read(cache: KVCache) -> int:
+    """By self-attention in the next step."""
+    return round_size(max(cache.lengths) + 1)
+
+
+def _shapes(argument: Argument, names: Names) -> Shape | list[Shape]:
+    return Shape.of(argument, names) if isinstance(argument, Tensor) else [Shape.of(each, names) for each in argument]

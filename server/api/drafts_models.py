@@ -1,0 +1,190 @@
+"""The HTTP models of `POST /drafts`, and of weights that are chosen (`auto` on `POST /generate`)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from emorl_core.drafts.plan import MAX_CANDIDATES, MAX_COUNT, MAX_SEEDS, Draft, Drafts, DraftsPlan, Wanted
+from emorl_core.ensemble import Ensemble
+from emorl_core.types import Completion
+from server.api.asked import PromptFields
+from server.api.fields import Int, SamplingFields, Seed
+from server.api.scores_models import Reason, Unit
+from server.api.sweep_models import SweepCost
+from server.serving.receipt import Receipt
+
+RankedBy = Literal["scores", "likelihood"]
+_DEFAULT = Wanted()
+
+
+class DraftsRequest(PromptFields, SamplingFields):
+    """`POST /drafts`: a few good and different texts, out of those that a spread of weights gives."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "I can't keep up at work."},
+                {"prompt": "I can't keep up at work.", "count": 2, "candidates": 8, "receipt": False},
+                {"prompt": "I can't keep up at work.", "temperature": 0.7, "seeds": 3, "stream": True},
+            ]
+        }
+    )
+
+    count: Int = Field(_DEFAULT.count, ge=1, le=MAX_COUNT, description="Most drafts; fewer where texts are too alike.")
+    candidates: Int = Field(
+        _DEFAULT.candidates,
+        ge=1,
+        le=MAX_CANDIDATES,
+        description="Weights to look at: the default profile, each objective alone, all alike, then those farthest"
+        " from all before.",
+    )
+    seeds: Int = Field(
+        _DEFAULT.seeds,
+        ge=1,
+        le=MAX_SEEDS,
+        description="Seeds to look at with each of them, from `seed` on; above 1 with a temperature.",
+    )
+    diversity: float = Field(
+        _DEFAULT.diversity,
+        ge=0.0,
+        le=1.0,
+        description="How much being different counts beside being good, from the second draft on.",
+    )
+    min_distance: float = Field(
+        _DEFAULT.min_distance,
+        ge=0.0,
+        le=1.0,
+        description="Texts nearer to a better draft are left out: 0 the same words, 1 none in common.",
+    )
+    seed: Seed | None = Field(None, description="Of the first text of each weights. Null: one is drawn.")
+    receipt: bool = Field(True, description="Give each draft's `receipt`: all that is needed to make it again.")
+    stream: bool = Field(False, description="Answer with server-sent events: each text as it is found, drafts at last.")
+
+    def plan(self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int, max_sweep: int) -> DraftsPlan:
+        """Raises `InvalidRequest` and its kinds. The last two are the server's limits."""
+        return ensemble.drafts_plan(
+            self.prompt,
+            messages=self.chat,
+            wanted=Wanted(self.count, self.candidates, self.seeds, self.diversity, self.min_distance),
+            max_sweep=max_sweep,
+            request_id=request_id,
+            **self.options(max_new_tokens=max_new_tokens),
+        )
+
+
+class DraftText(BaseModel):
+    """One draft. `weights` and `seed` give this text; so do other candidates, `given_by` in all."""
+
+    text: str
+    finish_reason: Literal["stop", "length", "cancelled"]
+    completion_tokens: int
+    weights: dict[str, float]
+    profile: str | None
+    seed: int
+    scores: dict[str, Unit | None] = Field(description="As `POST /score` gives them; none where nothing can score.")
+    unscored: dict[str, Reason]
+    mean: Unit | None = Field(description="Of the scores; null where one is missing.")
+    likelihood: Unit = Field(description="The geometric mean of its tokens' probabilities.")
+    shares: dict[str, float] | None = Field(
+        description="Objective -> its share of what spoke for the tokens, on average; null where `combine` is not"
+        " hidden."
+    )
+    given_by: int
+    receipt: Receipt | None = Field(None, description="Unless `receipt` is false.")
+
+
+class Chosen(BaseModel):
+    """What a text was chosen among."""
+
+    ranked_by: RankedBy = Field(description="The mean of the scores, or likelihood where nothing was scored.")
+    candidates: int = Field(description="Weights times seeds.")
+    distinct: int = Field(description="Different texts among them.")
+    cost: SweepCost
+
+
+class DraftsResponse(Chosen):
+    """The answer of `POST /drafts`, and the last event of its stream (with `"type": "done"`)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "drafts-0f3a",
+                    "model": "counselor-demo",
+                    "drafts": [
+                        {
+                            "text": "You feel that work asks more than you have.",
+                            "finish_reason": "stop",
+                            "completion_tokens": 11,
+                            "weights": {"reflection": 0.0, "empathy": 1.0, "fluency": 0.0},
+                            "profile": None,
+                            "seed": 17,
+                            "scores": {"reflection": 0.71, "empathy": 0.8},
+                            "unscored": {},
+                            "mean": 0.755,
+                            "likelihood": 0.62,
+                            "shares": {"reflection": 0.0, "empathy": 1.0, "fluency": 0.0},
+                            "given_by": 5,
+                        }
+                    ],
+                    "seed": 17,
+                    "ranked_by": "scores",
+                    "candidates": 16,
+                    "distinct": 7,
+                    "cost": {"lane_row_steps": 310, "unshared_lane_row_steps": 520},
+                }
+            ]
+        }
+    )
+
+    id: str
+    model: str
+    drafts: list[DraftText] = Field(description="Best first.")
+    seed: int
+
+
+def chosen_among(found: Drafts) -> dict[str, Any]:
+    """`Chosen` as plain dictionaries."""
+    return {
+        "ranked_by": found.ranked_by,
+        "candidates": found.candidates,
+        "distinct": found.distinct,
+        "cost": {
+            "lane_row_steps": found.lane_row_steps,
+            "unshared_lane_row_steps": found.unshared_lane_row_steps,
+        },
+    }
+
+
+def draft_text(draft: Draft, judged: dict[str, Any], receipt: Receipt | None) -> dict[str, Any]:
+    """`DraftText` as plain dictionaries. judged: `TextScores` of it."""
+    content = {
+        "text": draft.text,
+        "finish_reason": draft.completion.finish_reason.value,
+        "completion_tokens": draft.completion.completion_tokens,
+        "weights": draft.weights,
+        "profile": draft.completion.profile,
+        "seed": draft.completion.seed,
+        "scores": draft.scores,
+        "unscored": judged.get("unscored", {}),
+        "mean": draft.mean,
+        "likelihood": draft.likelihood,
+        "shares": draft.shares,
+        "given_by": draft.given_by,
+    }
+    return content if receipt is None else {**content, "receipt": receipt.model_dump(mode="json")}
+
+
+def found_text(completion: Completion, plan: DraftsPlan) -> dict[str, Any]:
+    """One event of the stream; `completed` of `total` tells the progress."""
+    return {
+        "type": "text",
+        "text": completion.text,
+        "weights": completion.weights,
+        "seed": completion.seed,
+        "finish_reason": completion.finish_reason.value,
+        "completed": plan.sweep.completed,
+        "total": len(plan.sweep.vectors),
+    }

@@ -1,0 +1,178 @@
+"""A search whose result is no weights but a head that says them for each prompt, compared as any other search is."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from emorl_core.ensemble import Ensemble
+from emorl_core.files.writing import replacing
+from emorl_core.predictor import Predictor
+from emorl_core.scorers.asking import Panel
+from emorl_core.weights import BASE
+from training.data.clusters import clusters_of
+from training.data.records import Record
+from training.progress import Progress
+from training.search.evaluator import Evaluator
+from training.search.generator import EnsembleGenerator
+from training.search.inputs import Inputs, prompts_hash
+from training.search.predictor import STEPS, fit, targets
+from training.search.report import Candidate, compared
+from training.search.run import REPORT_FILE, SearchSettings, check_objectives
+from training.search.score_table import Array, ScoreTable, parse_goal
+from training.search.spaces import Point, grid_points
+
+_AT_ONCE = 64  # prompts in the engine
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    predictor: Predictor
+    report: dict[str, Any]
+
+
+def run_per_prompt(
+    ensemble: Ensemble,
+    inputs: Inputs,
+    settings: SearchSettings,
+    folder: Path,
+    *,
+    objectives: Sequence[str],
+    progress: Progress = lambda stage, done, total: None,
+) -> Fitted:
+    """Try a grid on every search prompt, fit the head, compare it with fixed weights on held-out prompts, and write
+    `report.json` into `folder`. Raises `SearchError`, `ScorerError`, `InvalidRequest`, `EngineError`."""
+    names = tuple(objectives)
+    check_objectives(ensemble.objectives, names)
+    goal = parse_goal(settings.goal, tuple(inputs.scorers))
+    started = time.perf_counter()
+    points = grid_points(len(names), STEPS)
+    even = (1.0 / len(names),) * len(names)
+    total = len(points) * len(inputs.search)
+    done = 0
+
+    def settled(texts: int) -> None:
+        nonlocal done
+        done = min(total, done + texts)
+        progress("texts", done, total)
+
+    evaluator, held_out = (
+        _evaluator(ensemble, names, records, inputs, settings, told)
+        for records, told in ((inputs.search, settled), (inputs.held_out, lambda texts: None))
+    )
+    tables = dict(zip(points, evaluator.tables(points), strict=True))
+    scores = np.stack([table.scores.mean(axis=1) for table in tables.values()], axis=1)  # [P, K]
+    searched, judged_on = (
+        base_states(ensemble, [record.prompt for record in records]) for records in (inputs.search, inputs.held_out)
+    )
+    predictor = fit(searched, targets(scores, points))
+    said = [predictor.chosen(state) for state in judged_on]
+    own, own_held_out = (
+        _answered(ensemble, names, records, weights, inputs, settings)
+        for records, weights in ((inputs.search, map(predictor.chosen, searched)), (inputs.held_out, said))
+    )
+
+    def fixed(name: str, point: Point) -> Candidate:
+        table = tables.get(point) or evaluator.tables([point])[0]
+        return Candidate(name, point, goal(table), table.means)
+
+    mean: Point = tuple(np.mean(said, axis=0).tolist())
+    singles = [point for point in points if max(point) == 1.0]
+    candidates = [
+        Candidate("predicted", mean, goal(own), own.means),
+        fixed("best single objective", max(singles, key=lambda point: goal(tables[point]))),
+        fixed("uniform", even),
+        fixed("best of the grid", max(points, key=lambda point: goal(tables[point]))),
+    ]
+    judged = [own_held_out, *held_out.tables([candidate.point for candidate in candidates[1:]])]
+    report = {
+        "format": "emorl-search-report/1",
+        "bundle": ensemble.name,
+        "objectives": list(names),
+        "scorers": dict(inputs.specs),
+        "goal": settings.goal,
+        "method": settings.method,
+        "space": "simplex",
+        "levels": None,
+        "seed": settings.seed,
+        "max_new_tokens": settings.max_new_tokens,
+        "weights": dict(zip(names, mean, strict=True)),  # the mean of those that the held-out prompts got
+        "evaluations": {
+            "requested": len(points),
+            "distinct_points": len(points),
+            "resumed": 0,
+            **asdict(evaluator.counts),
+        },
+        "prompts": {
+            "search": {"count": len(inputs.search), "sha256": prompts_hash(inputs.search)},
+            "held_out": {"count": len(inputs.held_out), "sha256": prompts_hash(inputs.held_out)},
+        },
+        "candidates": compared(
+            candidates, judged, names, goal, clusters=clusters_of(inputs.held_out), seed=settings.seed
+        ),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / REPORT_FILE) as temporary:
+        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return Fitted(predictor, report)
+
+
+def base_states(ensemble: Ensemble, prompts: Sequence[str]) -> Array:
+    """What serving predicts from: the bare base's last hidden state of each prompt, [P, D]."""
+    states: dict[int, Array] = {}
+
+    def note(place: int, state: Tensor) -> tuple[float, ...]:
+        states[place] = state.double().cpu().numpy()
+        return bare
+
+    bare = ensemble.resolve({BASE: 1.0}).vector
+    requests = (
+        replace(
+            ensemble.request(prompt, weights={BASE: 1.0}, max_new_tokens=1, seed=0, stream=False),
+            predict=partial(note, place),
+        )
+        for place, prompt in enumerate(prompts)
+    )
+    for _ in ensemble.ends(requests, at_once=_AT_ONCE):
+        pass
+    return np.stack([states[place] for place in range(len(prompts))])
+
+
+def _evaluator(
+    ensemble: Ensemble,
+    names: Sequence[str],
+    records: Sequence[Record],
+    inputs: Inputs,
+    settings: SearchSettings,
+    settled: Callable[[int], None],
+) -> Evaluator:
+    prompts = [record.prompt for record in records]
+    generator = EnsembleGenerator(ensemble, names, prompts, max_new_tokens=settings.max_new_tokens)
+    return Evaluator(generator, records, inputs.scorers, settled=settled)
+
+
+def _answered(
+    ensemble: Ensemble,
+    names: Sequence[str],
+    records: Sequence[Record],
+    said: Iterable[Sequence[float]],
+    inputs: Inputs,
+    settings: SearchSettings,
+) -> ScoreTable:
+    """Every prompt under the weights that were said for it."""
+    weights = [dict(zip(names, own, strict=True)) for own in said]
+    prompts = [record.prompt for record in records]
+    replies = ensemble.generate(prompts, weights, max_new_tokens=settings.max_new_tokens, seed=0)
+    panel = Panel(inputs.scorers)
+    panel.score({place: (records[place], reply.text) for place, reply in enumerate(replies)})
+    return ScoreTable(tuple(inputs.scorers), np.array([panel[place] for place in range(len(records))]))
