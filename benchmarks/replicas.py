@@ -1,12 +1,13 @@
-"""Replicas by Ray Serve under load: a replica that is killed, a bundle that is rolled. Needs the extra `ray`.
+"""Replicas by Ray Serve under load: one that is killed, a bundle that is rolled, fewer of them. Needs the extra `ray`.
 
     python -m benchmarks.replicas --bundle my-bundle --clients 100 --seconds 60
     python -m benchmarks.replicas --bundle my-bundle --kill-after 20
-    python -m benchmarks.replicas --bundle my-bundle --roll-to my-new-bundle --roll-after 20
+    python -m benchmarks.replicas --bundle my-bundle --roll-to my-new-bundle --change-after 20
+    python -m benchmarks.replicas --bundle my-bundle --scale-to 1 --change-after 20
 
 Starts `emorl deploy` with two replicas of one core and stops it again. Exit code 1: something that must hold did not:
 every request is completed or refused (429), but for those in a killed replica, which end with an error that a client
-sees; none hangs; a killed replica is replaced; a new bundle costs no request. The last line is JSON.
+sees; none hangs; a killed replica is replaced; a new bundle and a smaller number cost no request. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import argparse
 import asyncio
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -31,50 +35,99 @@ from benchmarks.load import MOST_CLIENTS, MOST_SECONDS, Report
 from benchmarks.streams import Answer, Target, ask, generate_body
 
 _HANG_S = 180.0
-_REPLACED_WITHIN_S = 180.0
-_REPLICA = "ServeReplica:emorl"
+_SETTLED_WITHIN_S = 180.0
+_ENDED_WITHIN_S = 120.0
+_REPLICA = "ServeReplica:emorl"  # how Ray names a replica's process
+_SEEN_TO_END = ("connection", "unanswered", "cut short", "status 5")
 
 
-@contextmanager
-def deployed(bundle: Path, replicas: int, slots: int) -> Iterator[tuple[Target, subprocess.Popen[str]]]:
-    """`emorl deploy` on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+class StillThere(RuntimeError):
+    """Ray left processes behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """An `emorl deploy` with a Ray of its own: `environment` is that of every command that means this one."""
+
+    target: Target
+    process: subprocess.Popen[str]
+    environment: dict[str, str]
+    slots: int
+
+    def command(self, bundle: Path, replicas: int) -> list[str]:
+        return _command(bundle, replicas, self.target.port, self.slots)
+
+    def replicas(self) -> set[int]:
+        """Process ids."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return {each.pid for each in below if _REPLICA in " ".join(_command_line(each))}
+
+    async def again(self, bundle: Path, replicas: int) -> str | None:
+        """Deploy this in place of what is deployed; the fault when that fails."""
+        command = [*self.command(bundle, replicas), "--ray", "auto"]
+        again = await asyncio.create_subprocess_exec(
+            *command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.environment
+        )
+        code = await again.wait()
+        return None if code == 0 else f"emorl deploy {bundle} --replicas {replicas} ended with {code}"
+
+    async def settled(self, holds: Callable[[set[int]], bool], what: str) -> str | None:
+        """Wait until that holds for the replicas' process ids; the fault when it does not come to that."""
+        begun = time.monotonic()
+        while not holds(self.replicas()):
+            if time.monotonic() - begun > _SETTLED_WITHIN_S:
+                return f"{what}: not within {_SETTLED_WITHIN_S:g} s"
+            await asyncio.sleep(0.5)
+        return None
+
+
+def _command(bundle: Path, replicas: int, port: int, slots: int) -> list[str]:
     command = [sys.executable, "-m", "emorl_cli", "deploy", str(bundle), "--replicas", str(replicas)]
-    command += ["--port", str(port), "--slots", str(slots), "--queue-timeout-s", "600"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("serving on "):
-                    break
-            else:
-                raise SystemExit("emorl deploy did not start: see above")
-            yield Target("127.0.0.1", port), process
-        finally:
-            process.terminate()
+    return [*command, "--port", str(port), "--slots", str(slots), "--queue-timeout-s", "600"]
 
 
-def replica_pids(deploy: subprocess.Popen[str]) -> set[int]:
-    """Processes of replicas below `emorl deploy`. Ray names them in their command line."""
-    below = psutil.Process(deploy.pid).children(recursive=True)
-    return {each.pid for each in below if _REPLICA in " ".join(_command(each))}
-
-
-def _command(process: psutil.Process) -> list[str]:
+def _command_line(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
     except psutil.Error:
         return []
 
 
-async def load(target: Target, clients: int, seconds: float, new_tokens: int, report: Report) -> None:
+@contextmanager
+def deployed(bundle: Path, replicas: int, slots: int) -> Iterator[Deployed]:
+    """`emorl deploy` on a free port. Raises `StillThere`: not everything of Ray ended with it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # short, as sockets need it
+        environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+        command = _command(bundle, replicas, port, slots)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            try:
+                assert process.stdout is not None
+                if not any(line.startswith("serving on ") for line in process.stdout):
+                    raise SystemExit("emorl deploy did not start: see above")
+                yield Deployed(Target("127.0.0.1", port), process, environment, slots)
+            finally:
+                _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    every = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    process.communicate(timeout=_ENDED_WITHIN_S)
+    _, left = psutil.wait_procs(every, timeout=30)
+    for each in left:
+        each.kill()
+    if left:
+        raise StillThere(f"{len(left)} processes of Ray were still there after emorl deploy had ended")
+
+
+async def load(target: Target, clients: int, going: Callable[[], bool], new_tokens: int, report: Report) -> None:
     """Each client sends its next request when it has its answer."""
-    end = time.monotonic() + seconds
 
     async def client(dice: Random) -> None:
-        while time.monotonic() < end:
+        while going():
             try:
                 answer = await asyncio.wait_for(ask(target, generate_body(dice, new_tokens, stream=True)), _HANG_S)
             except TimeoutError:
@@ -86,77 +139,104 @@ async def load(target: Target, clients: int, seconds: float, new_tokens: int, re
     await asyncio.gather(*(client(Random(number)) for number in range(clients)))
 
 
-async def kill_one(deploy: subprocess.Popen[str], after_s: float) -> str | None:
+async def kill_one(at: Deployed) -> str | None:
     """SIGKILL one replica; the fault when no other takes its place."""
-    await asyncio.sleep(after_s)
-    before = replica_pids(deploy)
+    before = at.replicas()
     victim = min(before)
     os.kill(victim, signal.SIGKILL)
-    begun = time.monotonic()
-    while time.monotonic() - begun < _REPLACED_WITHIN_S:
-        now = replica_pids(deploy)
-        if victim not in now and len(now) >= len(before):
-            print(f"replaced after   {time.monotonic() - begun:.1f} s", flush=True)
-            return None
-        await asyncio.sleep(0.5)
-    return f"a killed replica was not replaced within {_REPLACED_WITHIN_S:g} s"
+    return await at.settled(lambda now: victim not in now and len(now) >= len(before), "another replica")
 
 
-async def roll(bundle: Path, target: Target, slots: int, after_s: float) -> str | None:
-    """Deploy another bundle on the same cluster; the fault when that fails."""
-    await asyncio.sleep(after_s)
-    command = [sys.executable, "-m", "emorl_cli", "deploy", str(bundle), "--replicas", "2", "--ray", "auto"]
-    command += ["--port", str(target.port), "--slots", str(slots), "--queue-timeout-s", "600"]
-    begun = time.monotonic()
-    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
-    code = await process.wait()
-    print(f"rolled in        {time.monotonic() - begun:.1f} s", flush=True)
-    return None if code == 0 else f"emorl deploy of {bundle} ended with {code}"
+async def roll(at: Deployed, bundle: Path, replicas: int) -> str | None:
+    """Deploy a new bundle; the fault when an old replica is left."""
+    before = at.replicas()
+    return await at.again(bundle, replicas) or await at.settled(
+        lambda now: not now & before and len(now) == replicas, "only replicas of the new bundle"
+    )
 
 
-async def measure(
-    options: argparse.Namespace, target: Target, deploy: subprocess.Popen[str]
+async def scale(at: Deployed, bundle: Path, replicas: int) -> str | None:
+    """Deploy the same bundle on another number of replicas; the fault when it is not reached."""
+    return await at.again(bundle, replicas) or await at.settled(
+        lambda now: len(now) == replicas, f"{replicas} replica(s)"
+    )
+
+
+async def under_load(
+    at: Deployed, change: Callable[[], Awaitable[str | None]] | None, options: argparse.Namespace
 ) -> tuple[Report, list[str]]:
+    """What the clients saw while it happened, and what did not hold. The load lasts `seconds`, and as long as the
+    change takes."""
     report = Report(options.clients, options.seconds)
-    beside = []
-    if options.kill_after is not None:
-        beside.append(kill_one(deploy, options.kill_after))
-    if options.roll_to is not None:
-        beside.append(roll(options.roll_to, target, options.slots, options.roll_after))
-    work = load(target, options.clients, options.seconds, options.new_tokens, report)
-    _, *found = await asyncio.gather(work, *beside)
-    allowed = {"completed", "refused"}
-    if options.kill_after is not None:  # what was in it ends, and is seen to end
-        allowed |= {
-            kind for kind in report.outcomes if kind.startswith(("connection", "unanswered", "cut", "status 5"))
-        }
-    faults = [fault for fault in found if fault is not None]
-    faults += [f"{count} requests: {kind}" for kind, count in report.outcomes.items() if kind not in allowed]
+    end = time.monotonic() + options.seconds
+    changing = asyncio.create_task(_later(change, options.change_after))
+    work = load(
+        at.target, options.clients, lambda: time.monotonic() < end or not changing.done(), options.new_tokens, report
+    )
+    _, fault = await asyncio.gather(work, changing)
+    return report, [] if fault is None else [fault]
+
+
+async def _later(change: Callable[[], Awaitable[str | None]] | None, after_s: float) -> str | None:
+    if change is None:
+        return None
+    await asyncio.sleep(after_s)
+    begun = time.monotonic()
+    fault = await change()
+    print(f"changed in       {time.monotonic() - begun:.1f} s", flush=True)
+    return fault
+
+
+def faults(report: Report, clients: int, *, killed: bool) -> list[str]:
+    """Outcomes that must not be, one line each."""
+    ended = {kind: count for kind, count in report.outcomes.items() if killed and kind.startswith(_SEEN_TO_END)}
+    found = [
+        f"{count} requests: {kind}"
+        for kind, count in report.outcomes.items()
+        if kind not in ("completed", "refused") and kind not in ended
+    ]
+    if sum(ended.values()) > clients:  # a client has one request at a time
+        found.append(f"{sum(ended.values())} requests ended with one replica; {clients} were in progress")
     if not report.outcomes["completed"]:
-        faults.append("no request was completed")
-    return report, faults
+        found.append("no request was completed")
+    return found
+
+
+def _change(options: argparse.Namespace, at: Deployed) -> Callable[[], Awaitable[str | None]] | None:
+    if options.kill_after is not None:
+        options.change_after = options.kill_after
+        return lambda: kill_one(at)
+    if options.roll_to is not None:
+        return lambda: roll(at, options.roll_to, options.replicas)
+    if options.scale_to is not None:
+        return lambda: scale(at, options.bundle, options.scale_to)
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--bundle", type=Path, required=True)
     made.add_argument("--clients", type=int, default=100)
-    made.add_argument("--seconds", type=float, default=60.0)
+    made.add_argument("--seconds", type=float, default=60.0, help="at least (default 60)")
     made.add_argument("--new-tokens", type=int, default=32)
     made.add_argument("--replicas", type=int, default=2)
     made.add_argument("--slots", type=int, default=16)
-    made.add_argument("--kill-after", type=float, help="kill -9 of one replica, so many seconds into the load")
-    made.add_argument("--roll-to", type=Path, help="another bundle, deployed while the load runs")
-    made.add_argument("--roll-after", type=float, default=10.0, help="seconds into the load (default 10)")
+    what = made.add_mutually_exclusive_group()
+    what.add_argument("--kill-after", type=float, help="kill -9 of one replica, so many seconds into the load")
+    what.add_argument("--roll-to", type=Path, help="another bundle, deployed while the load runs")
+    what.add_argument("--scale-to", type=int, help="another number of replicas, deployed while the load runs")
+    made.add_argument("--change-after", type=float, default=10.0, help="seconds into the load (default 10)")
     options = made.parse_args(argv)
     if not (0 < options.clients <= MOST_CLIENTS and 0 < options.seconds <= MOST_SECONDS):
         made.error(f"--clients: up to {MOST_CLIENTS}; --seconds: up to {MOST_SECONDS:g}")
-    with deployed(options.bundle, options.replicas, options.slots) as (target, deploy):
-        report, faults = asyncio.run(measure(options, target, deploy))
+    with deployed(options.bundle, options.replicas, options.slots) as at:
+        change = _change(options, at)
+        report, found = asyncio.run(under_load(at, change, options))
+    found += faults(report, options.clients, killed=options.kill_after is not None)
     shown = [line for line in report.lines() if not line.startswith("FAULT")]
-    print("\n".join([*shown, *(f"FAULT            {fault}" for fault in faults)]))
-    print(json.dumps({"holds": not faults, **report.facts()}))
-    return 1 if faults else 0
+    print("\n".join([*shown, *(f"FAULT            {fault}" for fault in found)]))
+    print(json.dumps({"holds": not found, **report.facts()}))
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

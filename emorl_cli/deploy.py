@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
-import threading
+import time
 from pathlib import Path
 
 from emorl_cli.console.exits import DONE, FAILED, complain
@@ -72,18 +73,16 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from server.ray.deploying import Cluster
 
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    with Cluster(plan, args.ray) as cluster:
+    with contextlib.suppress(KeyboardInterrupt), Cluster(plan, args.ray) as cluster:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # only now: Ray sets one that aborts the process
         url = cluster.deploy(plan, settings)
         print(f"serving on {url}", flush=True)
         if args.ray is not None:  # Serve's controller goes on without us
             return DONE
-        while not ended.wait(1.0):
-            if not cluster.alive():
-                complain("Ray has ended")
-                return FAILED
+        while cluster.alive():
+            time.sleep(1.0)
+        complain("Ray has ended")
+        return FAILED
     return DONE
 
 

@@ -123,7 +123,6 @@ class Plan(Strict):
             "graceful_shutdown_wait_loop_s": 0.2,
             "graceful_shutdown_timeout_s": settings.drain_timeout_s + LAST_S,
             "max_surge_percent": 20,  # of a new version, replicas start before old ones stop: it needs a core to spare
-            "logging_config": {"enable_access_log": False},  # Serve's has the raw path in it
             **({"request_router_config": {"request_router_class": _BY_SESSION}} if self.session_affinity else {}),
         }
 

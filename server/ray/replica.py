@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from typing import Any
 
@@ -27,6 +28,7 @@ class Replica:
     def __init__(self, args: dict[str, Any]) -> None:
         settings = Plan.read(args).replica_settings()
         share_the_interpreter()
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # each request is told in our words already
         self._log = ExitStack()
         self._log.enter_context(logging_to(to_stderr(), settings))
         self._application = create_app(settings)
