@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from emorl_cli.console.exits import DONE, FAILED, complain
+from emorl_cli.console.cluster import connected
+from emorl_cli.console.exits import DONE, INTERRUPTED
 from emorl_cli.console.options import BUNDLE_HELP, add_example
 from emorl_cli.serve import add_settings
+
+if TYPE_CHECKING:
+    from server.ray.plan import Plan
+    from server.settings import Settings
 
 _OWN = ("replicas", "session_affinity", "ray", "serve_config")
 
@@ -69,20 +72,25 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.serve_config} is written; on a machine of the cluster: serve deploy {args.serve_config}")
         return DONE
 
-    # Ray tells its makers how it is used unless this says no; of a running cluster, whoever started it decides.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    from server.ray.deploying import Cluster
+    with connected(args.ray, cores=plan.cores()):
+        return _deploy(plan, settings, stay=args.ray is None)
 
-    with contextlib.suppress(KeyboardInterrupt), Cluster(plan, args.ray) as cluster:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # only now: Ray sets one that aborts the process
-        url = cluster.deploy(plan, settings)
-        print(f"serving on {url}", flush=True)
-        if args.ray is not None:  # Serve's controller goes on without us
-            return DONE
-        while cluster.alive():
+
+def _deploy(plan: Plan, settings: Settings, *, stay: bool) -> int:
+    """stay: as long as nobody ends this program; otherwise Serve's controller goes on without us."""
+    from ray import serve
+
+    from server.ray.deploying import deploy
+
+    try:
+        print(f"serving on {deploy(plan, settings)}", flush=True)
+        while stay:
             time.sleep(1.0)
-        complain("Ray has ended")
-        return FAILED
+    except KeyboardInterrupt:
+        return DONE if stay else INTERRUPTED
+    finally:
+        if stay:
+            serve.shutdown()  # replicas drain first
     return DONE
 
 

@@ -15,6 +15,7 @@ from emorl_cli.console.reading import whole
 if TYPE_CHECKING:
     from training.evaluation.run import RunCell
     from training.pipeline.prepare import Data
+    from training.progress import Progress
     from training.recipe.recipe import Recipe
 
 REFERENCE = "emorl"
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--retry-failed", action="store_true", help="with --resume: run failed cells again")
     where.add_argument("--report-only", action="store_true", help="train nothing: the table of what --out holds")
     where.add_argument("--overwrite", action="store_true", help="throw away what --out holds")
+    where.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run cells as tasks of a Ray cluster, such as auto or 10.0.0.1:6379, whose machines all see the recipe's "
+        "folder and --out (docs/guides/scale.md)",
+    )
     texts = parser.add_argument_group("for people to read and to rate")
     texts.add_argument("--side-by-side", type=int, default=12, metavar="N", help="prompts shown (default 12)")
     texts.add_argument(
@@ -58,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "emorl evaluate recipes/demo.yaml --seeds 1",
         "emorl evaluate recipes/demo.yaml --methods base,uniform,emorl --seeds 1,2,3,4,5 --out runs/five --resume",
+        "emorl evaluate recipes/demo.yaml --seeds 1,2,3,4,5 --ray auto",
         "emorl evaluate --score-ab runs/five/ab-sheet.csv",
     )
 
@@ -84,8 +92,9 @@ def run(args: argparse.Namespace) -> int:
     check_installed()
     plots = not args.no_plots and installed()
     wanted = _wanted(args, known, left_out(recipe), plots)
-    if args.report_only and args.overwrite:
-        raise EvaluationError("--report-only and --overwrite exclude each other", param="overwrite")
+    for name in ("overwrite", "ray"):
+        if args.report_only and getattr(args, name):
+            raise EvaluationError(f"--report-only and --{name} exclude each other", param=name)
     folder = args.recipe.resolve().parent
     out = args.out or Path(f"evaluation-{recipe.name}")
     if args.report_only and not out.is_dir():
@@ -94,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         _say(f"{name} is left out: {why}")
     data = load_data(recipe, folder)
     with open_run(out, recipe, folder, data, resume=args.resume or args.report_only, overwrite=args.overwrite):
-        use_threads(args.threads, recipe.compute.device)
+        use_threads(args.threads if args.ray is None else _of_a_task(args), recipe.compute.device)
         found = _run(args, out, wanted, recipe, folder, data)
     code = _tell(args, out, found, plots)
     if not args.no_plots and not plots:
@@ -105,7 +114,6 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
     from emorl_cli.console.progress import Stages
     from training.evaluation.run import judge, run_cells
-    from training.progress import Progress
 
     def prepare() -> RunCell:
         from training.evaluation.experiment import prepare as prepare_methods
@@ -122,9 +130,27 @@ def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folde
         return run
 
     with Stages() as stages:
-        if not args.report_only:
+        if args.ray is not None:
+            _run_on_ray(args, out, wanted, recipe, folder, stages)
+        elif not args.report_only:
             run_cells(out, wanted, prepare, retry_failed=args.retry_failed, progress=stages, say=_say)
         return judge(out, wanted, recipe, folder, data, progress=stages)
+
+
+def _run_on_ray(
+    args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folder: Path, progress: Progress
+) -> None:
+    from emorl_cli.console.cluster import connected
+    from training.evaluation.on_ray import Setting, run_cells
+
+    setting = Setting(recipe, folder, out.resolve(), _of_a_task(args))
+    with connected(args.ray):
+        run_cells(out, wanted, setting, retry_failed=args.retry_failed, progress=progress, say=_say)
+
+
+def _of_a_task(args: argparse.Namespace) -> int:
+    """Threads. Other tasks compute beside it, so that none is measured."""
+    return 1 if args.threads == "auto" else int(args.threads)
 
 
 def _say(line: str) -> None:

@@ -99,6 +99,10 @@ class Plan(Strict):
         _check(settings)
         return settings if settings.threads != "auto" else settings.model_copy(update={"threads": 1})
 
+    def cores(self) -> int:
+        """Of a cluster that has room for every replica, and for one of a new version beside them."""
+        return (self.max_replicas + 1) * int(self.replica_settings().threads)
+
     def deployment(self) -> dict[str, Any]:
         """The options of Serve's deployment, by Serve's names."""
         settings = self.replica_settings()

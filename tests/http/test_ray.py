@@ -54,7 +54,7 @@ def test_an_answer_has_one_request_id_and_errors_are_the_servers_own(client: htt
 
 
 def test_the_openai_client_streams(client: httpx.Client) -> None:
-    with openai.OpenAI(base_url=f"{client.base_url}v1", api_key="unused", max_retries=0, timeout=120) as ai:
+    with openai.OpenAI(base_url=str(client.base_url.join("/v1")), api_key="unused", max_retries=0, timeout=120) as ai:
         (model, *_) = ai.models.list()
         whole = ai.completions.create(model=model.id, prompt=PROMPT, max_tokens=6, temperature=0)
         pieces = ai.completions.create(model=model.id, prompt=PROMPT, max_tokens=6, temperature=0, stream=True)

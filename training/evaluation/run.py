@@ -175,12 +175,9 @@ def run_cells(
         prepare: loads what the methods need, only when a cell is missing.
         retry_failed: run failed cells again; otherwise they stay as they are.
     """
-    every = [(method, seed) for seed in wanted.seeds for method in wanted.methods]
-    missing = [key for key in every if _is_missing(read_cell(out, *key), retry_failed)]
+    missing = missing_cells(out, wanted, retry_failed=retry_failed, say=say)
     if not missing:
         return
-    if len(missing) < len(every):
-        say(f"{len(every) - len(missing)} of {len(every)} cells are there already")
     run = prepare()
     for number, (method, seed) in enumerate(missing, start=1):
         label = f"{method}, seed {seed} ({number} of {len(missing)})"
@@ -188,15 +185,28 @@ def run_cells(
         def told(stage: str, done: int, total: int, label: str = label) -> None:
             progress(f"{label}: {stage}", done, total)
 
-        cell = _run_cell(out, method, seed, run, told)
-        say(f"{label}: {cell.status}" + (f": {cell.reason}" if cell.reason else ""))
+        say(f"{label}: {told_of(attempt(out, method, seed, run, told))}")
+
+
+def missing_cells(out: Path, wanted: Wanted, *, retry_failed: bool, say: Say) -> list[tuple[str, int]]:
+    """(method, seed) of what has to be run, seed by seed."""
+    every = [(method, seed) for seed in wanted.seeds for method in wanted.methods]
+    missing = [key for key in every if _is_missing(read_cell(out, *key), retry_failed)]
+    if 0 < len(missing) < len(every):
+        say(f"{len(every) - len(missing)} of {len(every)} cells are there already")
+    return missing
+
+
+def told_of(cell: Cell) -> str:
+    return f"{cell.status}: {cell.reason}" if cell.reason else cell.status
 
 
 def _is_missing(cell: Cell | None, retry_failed: bool) -> bool:
     return cell is None or (retry_failed and not cell.done)
 
 
-def _run_cell(out: Path, method: str, seed: int, run: RunCell, told: Progress) -> Cell:
+def attempt(out: Path, method: str, seed: int, run: RunCell, told: Progress) -> Cell:
+    """Run a cell; whatever goes wrong in it makes it a failed one, but for a full disk, which is raised."""
     try:
         run(method, seed, told)
     except EmorlError as error:

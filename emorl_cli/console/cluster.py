@@ -1,0 +1,52 @@
+"""Ray, for as long as a command needs it: a cluster that runs, or one of this machine's. Needs the extra `ray`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from emorl_core.errors import EmorlError
+
+
+class ClusterError(EmorlError):
+    """Ray is not installed, or there is no cluster at the address."""
+
+    code = "no_cluster"
+
+
+@contextmanager
+def connected(address: str | None, *, cores: int | None = None) -> Iterator[None]:
+    """Be connected to the cluster at the address. Without one: a Ray with so many cores, which ends with the block.
+
+    A SIGTERM ends the block as Ctrl-C does.
+
+    Raises:
+        ClusterError: one line.
+    """
+    # Ray tells its makers how it is used unless this says no; of a cluster that runs, whoever started it decides.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # the log would lose lines
+    try:
+        import ray
+    except ImportError:
+        raise ClusterError("this needs Ray, which is not installed; pip install 'emorl[ray]'", param="ray") from None
+    try:
+        if address is None:
+            ray.init(num_cpus=cores, include_dashboard=False, logging_level=logging.WARNING)
+        else:
+            ray.init(address=address, logging_level=logging.WARNING)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = "on this machine" if address is None else f"at {address!r}"
+        raise ClusterError(f"no Ray cluster {where}: {first_line(error)}", param="ray") from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one that aborts the process
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
