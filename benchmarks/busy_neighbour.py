@@ -26,8 +26,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.http.streams import Target, ask, generate_body
 from benchmarks.load import served
-from benchmarks.streams import Target, ask, generate_body
 
 _BUSY = "import os\nos.sched_setaffinity(0, {int(__import__('sys').argv[1])})\nwhile True: pass"
 _WARM_UP = 3

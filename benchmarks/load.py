@@ -31,8 +31,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks import drain, leavers, overhead
-from benchmarks.streams import Answer, NotHere, Target, ask, generate_body, seconds_until_idle
+from benchmarks.http import drain, leavers, overhead
+from benchmarks.http.streams import Answer, NotHere, Target, ask, generate_body, seconds_until_idle
 
 MOST_CLIENTS, MOST_SECONDS, MOST_REQUESTS = 1000, 600.0, 200_000
 _FREE_WITHIN_S = 5.0

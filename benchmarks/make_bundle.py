@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from benchmarks.speed import causal_base
 from emorl_core.adapters.adapter import Adapter, LoraPair
 from emorl_core.adapters.writer import write_peft
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, write_spec
+from emorl_core.bundles.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, write_spec
+from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.files.writing import follow_umask
-from emorl_core.profiles import ProfileSpec
 
 # From the public configs of google-t5/t5-*: d_model, d_kv, d_ff, layers, heads.
 SHAPES: dict[str, tuple[int, int, int, int, int]] = {

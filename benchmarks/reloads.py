@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import load
+from benchmarks.http.streams import Target, connection, generate_body, head_of
 from benchmarks.make_bundle import write_bundle
-from benchmarks.streams import Target, connection, generate_body, head_of
-from emorl_core.bundle import Bundle, write_spec
+from emorl_core.bundles.bundle import Bundle, write_spec
 
 MOST_RELOADS = 1000
 _NAMES = ("first", "second", "third")

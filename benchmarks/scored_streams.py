@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.http.streams import Answer, Target, ask, generate_body
 from benchmarks.load import served
-from benchmarks.streams import Answer, Target, ask, generate_body
 
 _WAYS = {"off": False, "on": True}
 

@@ -3,10 +3,10 @@
     python -m benchmarks.siege --bundle my-bundle
     python -m benchmarks.siege --seconds 10 --json
 
-It starts `emorl serve` with 1,024 descriptors and two API keys and lets `benchmarks.attackers` have it with one of them
-for ten seconds. Ten streams run with the other, first alone and then beside the attackers, and the server is ended in
-the middle of a last siege. Without `--bundle` a tiny random one is made. Exit code 1: something that must hold did not.
-The last line is JSON.
+It starts `emorl serve` with 1,024 descriptors and two API keys and lets `benchmarks.http.attackers` have it with one of
+them for ten seconds. Ten streams run with the other, first alone and then beside the attackers, and the server is ended
+in the middle of a last siege. Without `--bundle` a tiny random one is made. Exit code 1: something that must hold did
+not. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from typing import Any
 
 import psutil
 
-from benchmarks import attackers, drain, load
+from benchmarks import load
+from benchmarks.http import attackers, drain
+from benchmarks.http.streams import Target, get
 from benchmarks.make_bundle import write_bundle
-from benchmarks.streams import Target, get
 
 MOST_SECONDS = 600.0
 _SLOWER = 3.0  # times the gap between tokens of the calm, at the 99th percentile
@@ -221,7 +222,7 @@ def _mib(process: psutil.Process) -> float:
 def _besieged(target: Target, seconds: float, kinds: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     """The attackers, as a process of their own."""
     options = {"url": f"http://{target.host}:{target.port}", "key": target.key, "seconds": seconds}
-    command = [sys.executable, "-m", "benchmarks.attackers"]
+    command = [sys.executable, "-m", "benchmarks.http.attackers"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     command += [part for kind in kinds for part in ("--only", kind)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from emorl_cli.console.progress import Stages  # noqa: E402
-from emorl_cli.demo_bundle import default_folder, make  # noqa: E402
+from emorl_cli.demo.bundle import default_folder, make  # noqa: E402
 from server.app import create_app  # noqa: E402
 from server.run import make_server  # noqa: E402
 from server.settings import Settings  # noqa: E402

@@ -23,7 +23,7 @@ from server.serving.signals import stand_by
 
 # verb -> (module, what it does). The order is the order of `emorl --help`.
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("emorl_cli.demo", "make the demo bundle on first use and serve it"),
+    "demo": ("emorl_cli.demo.demo", "make the demo bundle on first use and serve it"),
     "serve": ("emorl_cli.serve", "serve a bundle over HTTP"),
     "deploy": ("emorl_cli.deploy", "serve a bundle on several replicas, by Ray Serve"),
     "generate": ("emorl_cli.generate", "answer one prompt, or a file of prompts"),

@@ -16,8 +16,8 @@ from emorl_cli.console.printing import print_json
 from emorl_cli.console.reading import STDIN, STDIN_NAME, read_source
 
 if TYPE_CHECKING:
+    from emorl_core.bundles.snapshot import Snapshot
     from emorl_core.ensemble import Ensemble
-    from emorl_core.snapshot import Snapshot
     from server.serving.receipt import Identity, Prompt, Receipt
 
 SAME, NOT_SAME = 0, 1
@@ -176,8 +176,8 @@ def _prompt(receipt: Receipt, prompt_file: str | None) -> Prompt:
 
 def _bundle_of(receipt: Receipt) -> str:
     """Where the bundle may be when none was named."""
-    from emorl_cli.demo import demo_folders
-    from emorl_core.bundle import Bundle
+    from emorl_cli.demo.demo import demo_folders
+    from emorl_core.bundles.bundle import Bundle
     from server.settings import load_settings
 
     configured = load_settings().bundle
@@ -205,7 +205,7 @@ def _find_out(
     where: str, receipts: list[Receipt], prompts: list[Prompt], args: argparse.Namespace
 ) -> tuple[str, list[Finding]]:
     """The bundle's name, and a finding for each receipt: by hashes of what is then loaded and run."""
-    from emorl_core.snapshot import Snapshot
+    from emorl_core.bundles.snapshot import Snapshot
     from server.serving.receipt import Identity
 
     with Snapshot.open(where) as files:

@@ -52,7 +52,7 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: Container[str] = ()
 def run(args: argparse.Namespace) -> int:
     from emorl_cli.bundles.inspect import examine, render
     from emorl_cli.serving import check_address, serve
-    from emorl_core.bundle import Bundle
+    from emorl_core.bundles.bundle import Bundle
     from emorl_core.errors import InvalidRequest
     from server.settings import load_settings
 

@@ -15,7 +15,10 @@ from typing import Any, Literal, overload
 import torch
 
 from emorl_core.asked import Messages
-from emorl_core.bundle import Bundle, BundleSpec
+from emorl_core.bundles.bundle import Bundle, BundleSpec
+from emorl_core.bundles.predictor import Predictor
+from emorl_core.bundles.snapshot import Hashes, Snapshot
+from emorl_core.bundles.stored_scorers import Scorers
 from emorl_core.drafts.plan import Drafts, Wanted
 from emorl_core.drafts.requests import DraftsRequests
 from emorl_core.engine.driver import Driver
@@ -32,11 +35,8 @@ from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
 from emorl_core.models.compiling import Compilation
 from emorl_core.models.family import LaneModel
-from emorl_core.predictor import Predictor
 from emorl_core.requests import Weights
 from emorl_core.scorers.asking import Statement, ask_rounded
-from emorl_core.snapshot import Hashes, Snapshot
-from emorl_core.stored_scorers import Scorers
 from emorl_core.text.chat import last_said, read_messages
 from emorl_core.text.prompts import Encoded
 from emorl_core.text.tokenizer import Tokenizer

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from emorl_core.adapters.adapter import Adapter
-from emorl_core.bundle import PROMPT, BaseRef, BundleSpec, ChatSpec, ObjectiveSpec, PromptSpec
+from emorl_core.bundles.bundle import PROMPT, BaseRef, BundleSpec, ChatSpec, ObjectiveSpec, PromptSpec
+from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.models.fake import FakeModel, FakeTokenizer
-from emorl_core.profiles import ProfileSpec
 
 
 def fake_ensemble(

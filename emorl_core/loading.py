@@ -12,14 +12,14 @@ from functools import partial
 import torch
 
 from emorl_core.adapters.adapter import of_another_base, read_peft
-from emorl_core.bundle import BUNDLE_FILE, Bundle
+from emorl_core.bundles.bundle import BUNDLE_FILE, Bundle
+from emorl_core.bundles.predictor import Predictor
+from emorl_core.bundles.snapshot import Hashes, Snapshot, steadily
+from emorl_core.bundles.stored_predictors import load_predictors
+from emorl_core.bundles.stored_scorers import Scorers, load_scorers
 from emorl_core.errors import BundleError
 from emorl_core.models.family import LaneModel
 from emorl_core.models.registry import load_model
-from emorl_core.predictor import Predictor
-from emorl_core.snapshot import Hashes, Snapshot, steadily
-from emorl_core.stored_predictors import load_predictors
-from emorl_core.stored_scorers import Scorers, load_scorers
 from emorl_core.text.tokenizer import HuggingFaceTokenizer, Tokenizer
 from emorl_core.types import Quantize
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from emorl_core.asked import Asked, Messages, Reader
-from emorl_core.bundle import BundleSpec
+from emorl_core.bundles.bundle import BundleSpec
+from emorl_core.bundles.predictor import Prediction, Predictor
 from emorl_core.combine_modes import check_combine
 from emorl_core.engine.intake import draw_seed
 from emorl_core.engine.sweep import SweepPlan, sweep_vectors
 from emorl_core.errors import InvalidRequest, shown
-from emorl_core.predictor import Prediction, Predictor
 from emorl_core.text.prompts import PromptEncoder
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import MAX_TOP_LOGPROBS, Combine, Request, Sampling

@@ -11,9 +11,10 @@ from starlette.middleware import Middleware
 
 from emorl_core import __version__
 from emorl_core.ensemble import Ensemble
-from server.api import admin, choices, drafts, generate, map, operations, scores, segments, sweep  # noqa: A004 - the module of a route
+from server.api import admin, choices, drafts, generate, operations, scores
 from server.api import page as playground
 from server.api.openai import routes as openai
+from server.api.sweeps import map, segments, sweep  # noqa: A004 - the module of a route
 from server.door.auth import AuthMiddleware, Cors, Keys
 from server.door.context import ContextMiddleware
 from server.door.document import document, make_router

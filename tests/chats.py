@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from emorl_core.bundle import BASE_DIR, BaseRef, BundleSpec, ChatSpec, ObjectiveSpec, write_spec
-from emorl_core.profiles import ProfileSpec
+from emorl_core.bundles.bundle import BASE_DIR, BaseRef, BundleSpec, ChatSpec, ObjectiveSpec, write_spec
+from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.text.chat import Message
 from tests.supported_models import tiny_causal, tiny_causal_adapter
 

@@ -37,6 +37,12 @@ settings.register_profile("usual", max_examples=40)
 settings.register_profile("thorough", max_examples=140)
 settings.load_profile("usual")  # `--hypothesis-profile=thorough` loads the other one later
 
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests that drive a browser or a server wait for half of their time."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+
+
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 

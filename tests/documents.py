@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from emorl_cli.main import main
-from emorl_core.bundle import (
+from emorl_core.bundles.bundle import (
     BASE_DIR,
     BUNDLE_FILE,
     ChatSpec,
@@ -26,7 +26,7 @@ from emorl_core.bundle import (
     read_spec,
     write_spec,
 )
-from emorl_core.profiles import ProfileSpec
+from emorl_core.bundles.profiles import ProfileSpec
 from tests.builders import tiny_t5_bundle
 from tests.chats import tiny_chat_bundle
 from tests.supported_models import tiny_causal_adapter

@@ -170,7 +170,7 @@ def test_the_server_of_compose_is_configured_with_settings_that_exist() -> None:
 
 
 def test_the_demo_bundle_is_built_by_a_command_that_exists() -> None:
-    from emorl_cli.demo import add_arguments
+    from emorl_cli.demo.demo import add_arguments
     from emorl_cli.main import Parser
 
     program, verb, *arguments = services()["demo-bundle"]["entrypoint"]

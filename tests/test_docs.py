@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from emorl_cli.main import VERBS, Parser
-from emorl_core.bundle import BaseRef, BundleSpec, ObjectiveSpec
-from emorl_core.profiles import ProfileSpec
+from emorl_core.bundles.bundle import BaseRef, BundleSpec, ObjectiveSpec
+from emorl_core.bundles.profiles import ProfileSpec
 from tests import manual
 from tests.documents import ROOT, blocks, lines
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emorl_core.bundle import Bundle
+from emorl_core.bundles.bundle import Bundle
 from server.settings import Settings
 from tests.documents import ROOT, Reader, blocks, chat_like, demo_like, lines
 from tests.http.harness import Live, live

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 
 import training.pipeline.demo
-from emorl_cli import demo, serving
+from emorl_cli import serving
+from emorl_cli.demo import demo
 from emorl_cli.main import VERBS
 from emorl_core.adapters.adapter import read_peft
-from emorl_core.bundle import read_spec
+from emorl_core.bundles.bundle import read_spec
 from emorl_core.choices.record import Choice
 from emorl_core.choices.store import ChoiceStore
 from server.settings import Settings

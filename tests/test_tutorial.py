@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from emorl_core.bundle import Bundle
+from emorl_core.bundles.bundle import Bundle
 from tests.documents import ROOT, SMALL_BASE, SMALL_RL, Reader, blocks, lines, options
 from training.recipe.recipe import load_recipe
 

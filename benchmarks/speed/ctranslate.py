@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.workload import Setup, Times, Work, check_length
-from emorl_core.bundle import Bundle
+from emorl_core.bundles.bundle import Bundle
 
 
 class CTranslate2:

@@ -22,7 +22,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from transformers.utils import logging
 
 from benchmarks.speed.workload import EOS, Setup, Times, Work, check_length
-from emorl_core.bundle import Bundle
+from emorl_core.bundles.bundle import Bundle
 from emorl_core.machine.precision import pick_dtype
 
 logging.set_verbosity_error()  # its hints about missing settings are not for who measures

@@ -14,7 +14,7 @@ from benchmarks.speed.ctranslate import convert
 from benchmarks.speed.figures import Figure
 from benchmarks.speed.rounds import say
 from benchmarks.speed.worker import WorkerFailed
-from emorl_core.bundle import Bundle
+from emorl_core.bundles.bundle import Bundle
 
 PROMPT = "I can not keep up at work and nobody seems to notice any more."  # 62 bytes, 63 tokens with </s>
 
@@ -70,9 +70,9 @@ def cold(bench: Bench) -> None:
 
 def http(bench: Bench) -> None:
     """One stream through `emorl serve` beside the same tokens from the engine in this process, in turn."""
-    from benchmarks import overhead
+    from benchmarks.http import overhead
+    from benchmarks.http.streams import Target
     from benchmarks.load import served
-    from benchmarks.streams import Target
 
     bench.pool.only([])
     options = Namespace(dtype=bench.dtype, slots=16, max_queue=64, threads=bench.threads)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from emorl_core.bundle import Bundle
+    from emorl_core.bundles.bundle import Bundle
     from emorl_core.combine_modes import check_combine
     from emorl_core.errors import InvalidWeights
     from emorl_core.weights import resolve

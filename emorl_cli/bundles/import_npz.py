@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
     from emorl_core.adapters.npz import read_npz
     from emorl_core.adapters.writer import write_peft
-    from emorl_core.bundle import hub_folder
+    from emorl_core.bundles.bundle import hub_folder
     from emorl_core.files.hashes import weights_hash
     from emorl_core.files.writing import appearing
     from emorl_core.models.registry import adapter_task, load_model

@@ -13,7 +13,7 @@ from emorl_cli.console.printing import print_json
 
 if TYPE_CHECKING:
     from emorl_core.adapters.adapter import Adapter
-    from emorl_core.bundle import Bundle, BundleSpec
+    from emorl_core.bundles.bundle import Bundle, BundleSpec
     from emorl_core.models.family import LaneModel
     from emorl_core.text.tokenizer import HuggingFaceTokenizer
 
@@ -47,7 +47,7 @@ def examine(where: str, *, dtype: str = "float32") -> Report:
         was found as far as it could be read: `name`, `base`, `tokenizer`, `objectives`, `profiles`, `scorers`,
         `parameter_bytes`.
     """
-    from emorl_core.bundle import Bundle
+    from emorl_core.bundles.bundle import Bundle
 
     faults: list[str] = []
     report: Report = {"bundle": where, "valid": False, "faults": faults, "warnings": [], "notes": []}
@@ -185,7 +185,7 @@ def _examine_tokenizer(bundle: Bundle, folder: Path, report: Report) -> HuggingF
 
 
 def _examine_profiles(bundle: Bundle, report: Report) -> None:
-    from emorl_core.stored_predictors import load_predictors
+    from emorl_core.bundles.stored_predictors import load_predictors
     from emorl_core.weights import resolve
 
     spec = bundle.spec
@@ -205,7 +205,7 @@ def _examine_profiles(bundle: Bundle, report: Report) -> None:
 
 def _examine_scorers(bundle: Bundle, report: Report) -> None:
     """By their files; they are loaded by a server alone."""
-    from emorl_core.stored_scorers import check_scorer_files
+    from emorl_core.bundles.stored_scorers import check_scorer_files
 
     spec = bundle.spec
     report["scorers"] = {

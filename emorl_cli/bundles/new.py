@@ -15,7 +15,7 @@ from emorl_cli.console.options import add_example, check_new
 from emorl_cli.console.printing import print_json
 
 if TYPE_CHECKING:
-    from emorl_core.bundle import BundleSpec, ChatSpec
+    from emorl_core.bundles.bundle import BundleSpec, ChatSpec
 
 PROFILE = "even"
 CHAT_TOKENS = 4096  # of prompts in a chat bundle: whole histories come in
@@ -97,7 +97,7 @@ def write(out: Path, args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         BundleError, InvalidRequest: what would be written is no bundle that serves.
     """
-    from emorl_core.bundle import BASE_DIR, copy_checkpoint, write_spec
+    from emorl_core.bundles.bundle import BASE_DIR, copy_checkpoint, write_spec
     from emorl_core.errors import BundleError
     from emorl_core.files.reading import is_folder
     from emorl_core.files.writing import appearing
@@ -127,7 +127,7 @@ def read_objectives(options: Sequence[str]) -> dict[str, Given]:
     Raises:
         BundleError: a part that is none of these, an adapter that cannot be read, or a name with two of a kind.
     """
-    from emorl_core.bundle import hub_folder
+    from emorl_core.bundles.bundle import hub_folder
     from emorl_core.errors import BundleError, cut
     from emorl_core.files.reading import is_folder
 
@@ -170,7 +170,7 @@ def _check_adapter(folder: Path, name: str, what: str) -> None:
 
 def _base_folder(args: argparse.Namespace, is_local: bool) -> Path:
     """Raises `BundleError` for what holds no model of a known family, and for an option of the other kind."""
-    from emorl_core.bundle import hub_folder
+    from emorl_core.bundles.bundle import hub_folder
     from emorl_core.errors import BundleError, cut
     from emorl_core.files.reading import check_folder
     from emorl_core.models.config import read_config
@@ -198,7 +198,7 @@ def _spec(
 ) -> BundleSpec:
     from pydantic import ValidationError
 
-    from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BundleSpec
+    from emorl_core.bundles.bundle import ADAPTERS_DIR, BASE_DIR, BundleSpec
     from emorl_core.config import explain
     from emorl_core.errors import BundleError
 
@@ -232,7 +232,7 @@ def _spec(
 
 
 def _check_templates(given: dict[str, Given]) -> None:
-    from emorl_core.bundle import PROMPT
+    from emorl_core.bundles.bundle import PROMPT
     from emorl_core.errors import BundleError, cut
 
     for name, each in given.items():
@@ -247,7 +247,7 @@ def _chat(args: argparse.Namespace, base_folder: Path) -> ChatSpec | None:
     """Asked for, or taken for granted of a base that has a chat template. Raises `BundleError`."""
     from pydantic import ValidationError
 
-    from emorl_core.bundle import ChatSpec
+    from emorl_core.bundles.bundle import ChatSpec
     from emorl_core.config import explain
     from emorl_core.errors import BundleError
     from emorl_core.text.tokenizer import load_tokenizer

@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
         return _score_ab(args)
     if args.recipe is None:
         raise EvaluationError("name a recipe, or --score-ab SHEET", param="recipe")
-    from training.evaluation.methods import left_out, method_names
+    from training.evaluation.methods.methods import left_out, method_names
+    from training.evaluation.reporting.statistics import check_installed
     from training.evaluation.run import open_run
-    from training.evaluation.statistics import check_installed
     from training.pipeline.prepare import load_data
     from training.recipe.recipe import load_recipe
     from training.search.plots import MISSING, installed
@@ -116,8 +116,8 @@ def _run(args: argparse.Namespace, out: Path, wanted: Any, recipe: Recipe, folde
     from training.evaluation.run import judge, run_cells
 
     def prepare() -> RunCell:
-        from training.evaluation.experiment import prepare as prepare_methods
-        from training.evaluation.methods import run_cell
+        from training.evaluation.methods.experiment import prepare as prepare_methods
+        from training.evaluation.methods.methods import run_cell
 
         settings = recipe.evaluation
         experiment = prepare_methods(
@@ -207,7 +207,7 @@ def _pairs(given: Sequence[str], methods: Sequence[str], reference: str | None) 
 
 
 def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any], plots: bool) -> int:
-    from training.evaluation.results import failures
+    from training.evaluation.reporting.results import failures
 
     failed = failures(found)
     if args.json:
@@ -222,8 +222,8 @@ def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any], plots: 
 
 def result_lines(found: Mapping[str, Any]) -> list[str]:
     """One line per method."""
-    from training.evaluation.report import shown
-    from training.evaluation.results import enough_seeds
+    from training.evaluation.reporting.report import shown
+    from training.evaluation.reporting.results import enough_seeds
 
     width = max(map(len, [*found["methods"], *found["yardsticks"]]))
     lines = [f"mean reward on {found['test_prompts']} held-out prompts, 95 % interval ± spread over seeds"]
@@ -244,9 +244,9 @@ def result_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _score_ab(args: argparse.Namespace) -> int:
-    from training.evaluation.blind import score_sheets
     from training.evaluation.cells import EvaluationError
-    from training.evaluation.statistics import check_installed
+    from training.evaluation.reporting.blind import score_sheets
+    from training.evaluation.reporting.statistics import check_installed
 
     check_installed()
     if args.recipe is not None:

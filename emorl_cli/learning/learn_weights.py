@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from emorl_core.bundle import Bundle
+    from emorl_core.bundles.bundle import Bundle
     from emorl_core.choices.learning import Preference
     from emorl_core.choices.store import ChoiceStore
     from emorl_core.errors import InvalidRequest

@@ -14,9 +14,9 @@ from emorl_cli.console.options import BUNDLE_HELP, add_device_options, add_examp
 from emorl_cli.console.printing import print_json
 
 if TYPE_CHECKING:
+    from emorl_core.bundles.predictor import Predictor
+    from emorl_core.bundles.profiles import PredictorSpec
     from emorl_core.ensemble import Ensemble
-    from emorl_core.predictor import Predictor
-    from emorl_core.profiles import PredictorSpec
     from training.search.inputs import Inputs
     from training.search.per_prompt import Fitted
     from training.search.run import Outcome, SearchSettings
@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from emorl_core.bundle import Bundle
+    from emorl_core.bundles.bundle import Bundle
     from training.search.grid import SearchError
     from training.search.inputs import chosen
     from training.search.per_prompt import Fitted
@@ -199,8 +199,8 @@ def _search(
 
 
 def _stored(bundle: Path, predictor: Predictor, names: tuple[str, ...]) -> PredictorSpec:
-    from emorl_core.profiles import PredictorSpec
-    from emorl_core.stored_predictors import store_predictor
+    from emorl_core.bundles.profiles import PredictorSpec
+    from emorl_core.bundles.stored_predictors import store_predictor
 
     path, sha256 = store_predictor(bundle, predictor)
     return PredictorSpec(path=path, sha256=sha256, objectives=list(names))
@@ -232,7 +232,7 @@ def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
 
 def _scorers(given: list[str]) -> dict[str, Any]:
     """`reflection=lexical_reflection`, `empathy={kind: cross_encoder, model: scorers/empathy}` -> specs by name."""
-    from emorl_core.bundle import NAME
+    from emorl_core.bundles.bundle import NAME
     from emorl_core.files.documents import parse_yaml
     from emorl_core.files.reading import Unreadable
     from training.search.grid import SearchError

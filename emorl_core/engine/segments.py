@@ -148,7 +148,9 @@ class _Envelope:
         slope = at_to - at_from
         value = at_from + span.start * slope
         tokens, borders = [int(value.argmax())], [span.start]
-        while True:
+        # What is largest at both ends is largest in between; most steps see this and are spared the crossings.
+        undivided = int((at_from + span.end * slope).argmax()) == tokens[0]
+        while not undivided:
             now, token = borders[-1], tokens[-1]
             steeper = slope > slope[token]
             gap = (value[token] - value) + (slope[token] - slope) * (now - span.start)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emorl_core.bundle import BundleSpec, split_template
+from emorl_core.bundles.bundle import BundleSpec, split_template
 from emorl_core.errors import BundleError, InvalidRequest, PromptTooLong
 from emorl_core.text.chat import Message, read_messages
 from emorl_core.text.tokenizer import Tokenizer

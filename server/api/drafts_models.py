@@ -12,7 +12,7 @@ from emorl_core.types import Completion
 from server.api.asked import PromptFields
 from server.api.fields import Int, SamplingFields, Seed
 from server.api.scores_models import Reason, Unit
-from server.api.sweep_models import SweepCost
+from server.api.sweeps.sweep_models import SweepCost
 from server.serving.receipt import Receipt
 
 RankedBy = Literal["scores", "likelihood"]

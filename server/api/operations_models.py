@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from emorl_core.bundle import ChatSpec, PromptSpec
+from emorl_core.bundles.bundle import ChatSpec, PromptSpec
 from server.api.fields import example
 from server.serving.receipt import Identity
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 Pause = Callable[[], None]
 MANY = 16  # prompts, from which on they are read here
 _PIECE_S = 0.002  # of work between two rests
-_REST = 2.0  # times as long as the work before it
+_REST = 4.0  # times as long as the work before it
 
 
 class Bulk:

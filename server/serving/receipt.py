@@ -20,11 +20,11 @@ import torch
 from pydantic import Field
 
 from emorl_core import __version__
-from emorl_core.bundle import BundleSpec, ChatSpec, PromptSpec
+from emorl_core.bundles.bundle import BundleSpec, ChatSpec, PromptSpec
+from emorl_core.bundles.snapshot import Hashes
 from emorl_core.config import Strict
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
-from emorl_core.snapshot import Hashes
 from emorl_core.text.chat import Message, Role
 from emorl_core.types import Combine, Completion, FinishReason, Quantize, Request
 

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from emorl_core.bundles.stored_scorers import Scorers
 from emorl_core.scorers import Checked
 from emorl_core.scorers.asking import Statement, ask_rounded
-from emorl_core.stored_scorers import Scorers
 from server.settings import Settings
 from server.watch.logs import where
 from server.watch.metrics import UNSCORED, Metrics

@@ -255,7 +255,8 @@ class Service:
             return "the engine's thread does not answer"
         return None
 
-    def busy(self) -> bool:  # whether requests run
+    def busy(self) -> bool:
+        """Whether requests run."""
         return self._deployment is not None and self._deployment.worker.stats.running > 0
 
     # --- requests --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import groupby
 from queue import Empty, SimpleQueue
 
@@ -23,6 +23,7 @@ from emorl_core.errors import EmorlError, EngineError
 from emorl_core.models.family import LaneModel
 from emorl_core.types import Completion, Event, Failure, FinishReason, Request
 from server.door.errors import EngineRestarted, NotReady, QueueTimeout, ShuttingDown
+from server.serving.arriving import Arriving, Group, ids_of
 from server.serving.channel import Channel
 from server.serving.commands import Add, Cancel, Command, Stop, Switch
 from server.serving.process import give_back_memory
@@ -34,14 +35,6 @@ _RESTARTS_IN_A_ROW = 3
 _RESTART_PAUSE_S = 0.05
 _POLL_S = 0.02
 _REST_S = 1.0  # without a request, until the heap is trimmed
-_GROUPS_A_STEP = 64  # handed to the engine between two steps: a sweep may have thousands, and streams wait meanwhile
-
-
-@dataclass(frozen=True, slots=True)
-class _Arriving:
-    group: tuple[Request, ...]
-    job: Job
-    deadline: float
 
 
 class Worker:
@@ -81,10 +74,10 @@ class Worker:
         self._stopping = False
         self._step_started: float | None = None
         # Only the thread touches these:
-        self._arriving: deque[_Arriving] = deque()  # taken from the commands, not handed to the engine yet
+        self._arriving = Arriving()  # taken from the commands, not handed to the engine yet
         self._unwanted: set[str] = set()  # cancelled while they arrived
         self._inside: set[str] = set()  # arriving or in the engine, last event not seen yet
-        self._deadlines: deque[tuple[float, str]] = deque()
+        self._deadlines: deque[tuple[float, Job, list[str]]] = deque()
         self._timed_out: set[str] = set()
         self._faults_told = 0
         self._thread = threading.Thread(target=self._main, name="emorl-engine", daemon=True)
@@ -193,7 +186,7 @@ class Worker:
 
     def _serve(self) -> None:
         """Commands in, steps, events out; returns when told to stop."""
-        while self._obey(wait=not (self._arriving or self._engine.has_work)):
+        while self._obey(wait=not (len(self._arriving) or self._engine.has_work)):
             self._take_in()
             if not self._engine.has_work:
                 continue
@@ -201,7 +194,8 @@ class Worker:
             started = self._step_started = time.monotonic()
             events = self._engine.step()
             self._step_started = None
-            self.stats = self._engine.stats
+            stats = self._engine.stats
+            self.stats = replace(stats, waiting=stats.waiting + len(self._arriving))
             self._on_step(self.stats, time.monotonic() - started)
             self._tell_faults()
             if events:
@@ -224,8 +218,10 @@ class Worker:
                     return False
                 if isinstance(command, Add):
                     job = Job(command.client)  # one HTTP request counts once, however many prompts and choices it has
-                    self._arriving.extend(_Arriving(group, job, command.deadline) for group in command.groups)
-                    self._inside.update(request.request_id for group in command.groups for request in group)
+                    ids = ids_of(command.groups)
+                    self._arriving.add(job, command.groups)
+                    self._inside.update(ids)
+                    self._deadlines.append((command.deadline, job, ids))
                 elif isinstance(command, Switch):
                     self._engine.switch(command.model)
                 else:
@@ -244,21 +240,21 @@ class Worker:
             return self._commands.get()
 
     def _cancel(self, request_ids: Sequence[str]) -> None:
-        arriving = {request.request_id for each in self._arriving for request in each.group}
         for request_id in request_ids:
-            if request_id in arriving:
+            if request_id in self._arriving:
                 self._unwanted.add(request_id)
             else:
                 self._engine.cancel(request_id)
 
     def _take_in(self) -> None:
-        for _ in range(min(len(self._arriving), _GROUPS_A_STEP)):
-            self._add(self._arriving.popleft())
+        waiting = self._engine.scheduler.waiting
+        for job, group in self._arriving.take(lambda job: len(waiting.of(job))):
+            self._add(group, job)
 
-    def _add(self, arriving: _Arriving) -> None:
-        ids = [request.request_id for request in arriving.group]
+    def _add(self, group: Group, job: Job) -> None:
+        ids = ids_of([group])
         try:
-            self._engine.add_group(arriving.group, arriving.job)
+            self._engine.add_group(group, job)
         except Exception as error:  # noqa: BLE001  a request the engine will not take fails alone
             if isinstance(error, EmorlError):
                 failure = error
@@ -268,7 +264,6 @@ class Worker:
             self._unwanted.difference_update(ids)
             self._post(self._deliver, [self._seen(Failure(request_id, failure)) for request_id in ids])
             return
-        self._deadlines.extend((arriving.deadline, request_id) for request_id in ids)
         for request_id in self._unwanted.intersection(ids):
             self._unwanted.discard(request_id)
             self._engine.cancel(request_id)
@@ -276,17 +271,30 @@ class Worker:
     def _expire(self) -> None:
         """Cancel what has waited for a slot too long. The deadlines are in order: all may wait equally long."""
         now = time.monotonic()
-        late: list[str] = []
+        late: set[str] = set()
         while self._deadlines and self._deadlines[0][0] <= now:
-            late.append(self._deadlines.popleft()[1])
+            _, job, ids = self._deadlines.popleft()
+            late.update(ids)
+            # The timeout is for jobs that have not started; what is left of a started job may wait longer.
+            if not job.started:
+                self._give_up(self._arriving.drop(job))
         if not self._inside.intersection(late):
             return
-        # The timeout is for jobs that have not started; later branches of a started job may wait longer.
         fresh = [branch for branch in self._engine.scheduler.waiting if not branch.job.started]
         waiting = {member.request.request_id for branch in fresh for member in branch.members}
         for request_id in waiting.intersection(late):
             self._engine.cancel(request_id)
             self._timed_out.add(request_id)
+
+    def _give_up(self, ids: Sequence[str]) -> None:
+        """These have not reached the engine in time."""
+        self._unwanted.difference_update(ids)
+        if ids:
+            self._post(self._deliver, [self._seen(Failure(each, QueueTimeout(self._too_late))) for each in ids])
+
+    @property
+    def _too_late(self) -> str:
+        return f"no slot came free within {self._queue_timeout_s:g} seconds; try again later"
 
     def _seen(self, event: Event) -> Event:
         """Forget a request at its last event; a cancellation for a queue timeout becomes that error."""
@@ -296,8 +304,7 @@ class Worker:
         if event.request_id in self._timed_out:
             self._timed_out.discard(event.request_id)
             if isinstance(event, Completion) and event.finish_reason is FinishReason.CANCELLED:
-                message = f"no slot came free within {self._queue_timeout_s:g} seconds; try again later"
-                return Failure(event.request_id, QueueTimeout(message))
+                return Failure(event.request_id, QueueTimeout(self._too_late))
         return event
 
     def _fail_inside(self, error: EmorlError, *, last: bool) -> None:
@@ -313,7 +320,7 @@ class Worker:
                     break
         for command in commands:
             if isinstance(command, Add):
-                ids.update(request.request_id for group in command.groups for request in group)
+                ids.update(ids_of(command.groups))
             elif isinstance(command, (Switch, Stop)):
                 self._commands.put(command)
         self._arriving.clear()

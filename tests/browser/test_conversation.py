@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from emorl_core.bundle import ChatSpec, ObjectiveSpec, PromptSpec
+from emorl_core.bundles.bundle import ChatSpec, ObjectiveSpec, PromptSpec
+from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.fake import fake_ensemble
-from emorl_core.profiles import ProfileSpec
 from server.serving.receipt import Receipt
 from server.settings import Settings
 from tests.browser.conftest import Open

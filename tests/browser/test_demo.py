@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emorl_cli.demo import tiny_folder
+from emorl_cli.demo.demo import tiny_folder
 from server.serving.receipt import Receipt
 from server.settings import Settings
 from tests.browser.conftest import Open

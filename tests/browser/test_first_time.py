@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from emorl_core.bundle import ChatSpec
+from emorl_core.bundles.bundle import ChatSpec
 from emorl_core.fake import fake_ensemble
 from server.settings import Settings
 from tests.browser.conftest import Open

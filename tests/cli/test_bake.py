@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Generation
 
 from emorl_core.adapters.adapter import Adapter, read_peft
 from emorl_core.adapters.writer import write_peft
-from emorl_core.bundle import BUNDLE_FILE, ObjectiveSpec, PromptSpec, read_spec, write_spec
+from emorl_core.bundles.bundle import BUNDLE_FILE, ObjectiveSpec, PromptSpec, read_spec, write_spec
 from emorl_core.ensemble import Ensemble
 from emorl_core.files.hashes import weights_hash
 from tests.builders import outdated_peft, tiny_adapter

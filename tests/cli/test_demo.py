@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 import training.pipeline.demo
-from emorl_cli import demo, serving
+from emorl_cli import serving
+from emorl_cli.demo import demo
 from emorl_cli.main import main
-from emorl_core.bundle import Bundle
+from emorl_core.bundles.bundle import Bundle
 from server.settings import Settings
 from tests.documents import ROOT
 
@@ -157,7 +158,7 @@ def test_what_ends_the_command_ends_the_build(tmp_path: Path, number: signal.Sig
     script = (
         # Where the tests run in the background, interrupts are ignored from the start.
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from emorl_cli import demo; from emorl_cli.main import main;"
+        "from emorl_cli.demo import demo; from emorl_cli.main import main;"
         f"demo.build_command = lambda folder, args: [sys.executable, '-c', {sleeper!r}];"
         f"sys.exit(main(['demo', '--folder', {str(tmp_path / 'demo')!r}, '--port', '0']))"
     )

@@ -18,9 +18,12 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from emorl_cli import demo, demo_base, demo_bundle, serving
+from emorl_cli import serving
+from emorl_cli.demo import base as demo_base
+from emorl_cli.demo import bundle as demo_bundle
+from emorl_cli.demo import demo
 from emorl_core.adapters.adapter import CONFIG_FILE, WEIGHTS_FILE, read_peft
-from emorl_core.bundle import Bundle, ChatSpec, read_spec, write_spec
+from emorl_core.bundles.bundle import Bundle, ChatSpec, read_spec, write_spec
 from emorl_core.ensemble import Ensemble
 from server.settings import Settings
 from tests.cli.conftest import Ran

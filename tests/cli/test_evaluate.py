@@ -30,7 +30,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     values = made.model_dump(mode="json", exclude_unset=True)
     path.write_text(yaml.safe_dump(values))
     monkeypatch.chdir(tmp_path)
-    methods = ModuleType("training.evaluation.methods")
+    methods = ModuleType("training.evaluation.methods.methods")
     records = held_out_records(made, load_data(made, tmp_path))
 
     def prepare(recipe: Any, folder: Path, out: Path, **options: Any) -> Path:
@@ -45,8 +45,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     methods.method_names = lambda recipe: METHODS  # type: ignore[attr-defined]
     methods.left_out = lambda recipe: {}  # type: ignore[attr-defined]
     methods.run_cell = run_cell  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "training.evaluation.methods", methods)
-    monkeypatch.setattr("training.evaluation.experiment.prepare", prepare)
+    monkeypatch.setitem(sys.modules, "training.evaluation.methods.methods", methods)
+    monkeypatch.setattr("training.evaluation.methods.experiment.prepare", prepare)
     return path
 
 
@@ -106,7 +106,7 @@ def test_what_is_there_can_be_reported_without_training(emorl: Any, recipe: Path
 def test_a_method_that_a_run_says_nothing_about_is_left_out_with_the_reason(
     emorl: Any, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    methods = sys.modules["training.evaluation.methods"]
+    methods = sys.modules["training.evaluation.methods.methods"]
     monkeypatch.setattr(methods, "left_out", lambda recipe: {"uniform": "it has too few rounds"})
     ran = emorl("evaluate", recipe, "--no-plots", "--json")
     assert ran.code == 0

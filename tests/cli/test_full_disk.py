@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from emorl_cli.main import main
-from emorl_core.bundle import BUNDLE_FILE, Bundle, read_spec
+from emorl_core.bundles.bundle import BUNDLE_FILE, Bundle, read_spec
 from emorl_core.ensemble import Ensemble
 from tests.cli.test_evaluate import recipe as comparison  # noqa: F401  a fixture
 from tests.cli.test_search import prompts, search  # noqa: F401  fixtures

@@ -11,7 +11,7 @@ import pytest
 
 from emorl_cli import generate
 from emorl_cli.console.reading import parse_weights
-from emorl_core.bundle import ChatSpec
+from emorl_core.bundles.bundle import ChatSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidWeights
 from emorl_core.fake import fake_ensemble

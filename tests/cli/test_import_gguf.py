@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emorl_core.bundle import BUNDLE_FILE, read_spec
+from emorl_core.bundles.bundle import BUNDLE_FILE, read_spec
 from emorl_core.ensemble import Ensemble
 from emorl_core.models.causal import gguf as importer
 from tests.chats import END, START

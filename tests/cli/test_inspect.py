@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from emorl_core.adapters.adapter import read_peft
 from emorl_core.adapters.writer import write_peft
-from emorl_core.bundle import ObjectiveSpec, PromptSpec
+from emorl_core.bundles.bundle import ObjectiveSpec, PromptSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.files.hashes import folder_hash, weights_hash
 from tests.chats import tiny_chat_bundle
@@ -222,7 +222,7 @@ def test_a_fifo_is_a_fault_and_not_a_wait(emorl, own_bundle: Path, place: str) -
 def test_a_base_of_another_name_or_with_other_weights_is_a_warning(emorl, own_bundle: Path, monkeypatch) -> None:
     """A mirror, a renamed copy: it serves, and a person should look."""
     base = own_bundle / "base"
-    monkeypatch.setattr("emorl_core.bundle.hub_folder", lambda name, revision=None: base)
+    monkeypatch.setattr("emorl_core.bundles.bundle.hub_folder", lambda name, revision=None: base)
     edit_spec(own_bundle, base={"hub": "clinic/mirror-of-t5"})
     config = own_bundle / "adapters" / "empathy" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "google-t5/t5-base"}))
@@ -241,7 +241,7 @@ def test_a_base_of_another_name_or_with_other_weights_is_a_warning(emorl, own_bu
 
 
 def test_a_name_is_no_reason_to_refuse_serving_but_is_logged(own_bundle: Path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr("emorl_core.bundle.hub_folder", lambda name, revision=None: own_bundle / "base")
+    monkeypatch.setattr("emorl_core.bundles.bundle.hub_folder", lambda name, revision=None: own_bundle / "base")
     edit_spec(own_bundle, base={"hub": "clinic/mirror-of-t5"})
     config = own_bundle / "adapters" / "empathy" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "google-t5/t5-base"}))

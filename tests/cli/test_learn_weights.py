@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emorl_core.bundle import Bundle
+from emorl_core.bundles.bundle import Bundle
 from emorl_core.choices.record import Choice
 from emorl_core.choices.store import ChoiceStore
 

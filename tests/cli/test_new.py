@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import emorl_core.bundle
-from emorl_core.bundle import BUNDLE_FILE, Bundle, PromptSpec, read_spec
+import emorl_core.bundles.bundle
+from emorl_core.bundles.bundle import BUNDLE_FILE, Bundle, PromptSpec, read_spec
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import BundleError
 from tests.chats import TURNS, tiny_chat_bundle
@@ -41,7 +41,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, bundle: Path, chat: Path) -> None:
             raise BundleError(f"hub id {name!r}: cannot be fetched: no network")
         return known[name]
 
-    monkeypatch.setattr(emorl_core.bundle, "hub_folder", fetch)
+    monkeypatch.setattr(emorl_core.bundles.bundle, "hub_folder", fetch)
 
 
 def test_adapters_of_t5(emorl: Emorl, bundle: Path, tmp_path: Path) -> None:

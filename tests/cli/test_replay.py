@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from emorl_core.bundle import Bundle, write_spec
+from emorl_core.bundles.bundle import Bundle, write_spec
+from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.ensemble import Ensemble
-from emorl_core.profiles import ProfileSpec
 from server.settings import Settings
 from tests.chats import tiny_chat_bundle
 from tests.http.harness import events, live
@@ -129,7 +129,7 @@ def test_the_bundle_comes_from_the_environment_or_the_receipt_when_none_is_named
 
     receipt = answers["greedy"]["receipt"]
     from_hub = {**receipt, "identity": {**receipt["identity"], "source": "clinic/tiny"}}
-    monkeypatch.setattr("emorl_core.bundle.hub_folder", fetch)
+    monkeypatch.setattr("emorl_core.bundles.bundle.hub_folder", fetch)
     assert emorl("replay", save(from_hub)).code == 1, "the seal shows that the source was put in"
     assert asked == ["clinic/tiny"]
 

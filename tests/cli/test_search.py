@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emorl_core.bundle import BUNDLE_FILE, read_spec
+from emorl_core.bundles.bundle import BUNDLE_FILE, read_spec
 
 WORDS = "sad tired angry lost small empty tense numb worried hurt".split()
 SCORERS = ("--scorer", "long={kind: length, min_words: 1, max_words: 9}", "--scorer", "reflection=lexical_reflection")
@@ -262,6 +262,6 @@ def test_a_bundle_from_the_hub_is_not_written(
     emorl, bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fetched = shutil.copytree(bundle, tmp_path / "cache")
-    monkeypatch.setattr("emorl_core.bundle._from_hub", lambda name, revision: fetched)
+    monkeypatch.setattr("emorl_core.bundles.bundle._from_hub", lambda name, revision: fetched)
     refused = emorl("search", "someone/bundle", "--prompts", "p.txt", "--scorer", "a=length").refused()
     assert "a bundle from the hub cannot be written; give --no-write, or a folder" in refused

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
+from emorl_core.bundles.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from tests.builders import OBJECTIVES, tiny_t5_bundle

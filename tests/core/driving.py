@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emorl_core.bundle import PromptSpec
+from emorl_core.bundles.bundle import PromptSpec
 from emorl_core.cache.kv import Memory
 from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble

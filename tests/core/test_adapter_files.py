@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from emorl_core.adapters.adapter import CONFIG_FILE, WEIGHTS_FILE, read_peft
-from emorl_core.bundle import ADAPTERS_DIR
+from emorl_core.bundles.bundle import ADAPTERS_DIR
 from tests.core.adapter_folders import KEY, Q, edit_weights, refusal
 
 

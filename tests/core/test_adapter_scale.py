@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emorl_core.adapters.adapter import read_peft
-from emorl_core.bundle import ADAPTERS_DIR
+from emorl_core.bundles.bundle import ADAPTERS_DIR
 from tests.core.adapter_folders import edit_config, refusal
 
 

@@ -17,7 +17,7 @@ from transformers import T5ForConditionalGeneration
 
 from emorl_core.adapters.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, LoraPair, of_another_base, read_peft
 from emorl_core.adapters.writer import write_peft
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
+from emorl_core.bundles.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.errors import AdapterError
 from emorl_core.models.registry import load_model
 from tests.builders import outdated_peft, tiny_adapter, tiny_t5

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, T5ForConditionalGeneration
 from emorl_core.adapters.adapter import read_peft
 from emorl_core.adapters.npz import read_npz
 from emorl_core.adapters.writer import write_peft
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
+from emorl_core.bundles.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.models.registry import load_model

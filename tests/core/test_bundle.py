@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from emorl_core.bundle import (
+from emorl_core.bundles.bundle import (
     BUNDLE_FILE,
     FIRST_LINE,
     LAST_LINE,
@@ -24,9 +24,9 @@ from emorl_core.bundle import (
     read_spec,
     write_spec,
 )
+from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.config import explain
 from emorl_core.errors import BundleError
-from emorl_core.profiles import ProfileSpec
 
 GOOD: dict[str, Any] = {
     "format": "emorl-bundle/1",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import normalizers
 
-from emorl_core.bundle import BundleSpec, ChatSpec, read_spec, write_spec
+from emorl_core.bundles.bundle import BundleSpec, ChatSpec, read_spec, write_spec
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import BundleError, InvalidRequest, PromptTooLong
 from emorl_core.fake import fake_ensemble

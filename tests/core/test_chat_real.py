@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from emorl_core.bundle import BASE_DIR, BaseRef, BundleSpec, ChatSpec, write_spec
+from emorl_core.bundles.bundle import BASE_DIR, BaseRef, BundleSpec, ChatSpec, write_spec
 from emorl_core.ensemble import Ensemble
 from server.settings import Settings
 from tests.http.harness import live

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
-from emorl_core.bundle import BASE_DIR
+from emorl_core.bundles.bundle import BASE_DIR
 from emorl_core.files.reading import is_lfs_pointer
 from tests.builders import tiny_t5
 from tests.core.bases import INDEX, LFS_POINTER, WEIGHTS, edit_config, edit_json, edit_weights, load, refusal

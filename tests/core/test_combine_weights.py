@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
+from emorl_core.bundles.bundle import ADAPTERS_DIR, BASE_DIR
 from emorl_core.engine.segments import SegmentsRequest
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest

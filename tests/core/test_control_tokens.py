@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from emorl_core.bundle import BASE_DIR, split_template
+from emorl_core.bundles.bundle import BASE_DIR, split_template
 from emorl_core.ensemble import Ensemble
 from emorl_core.text.control_tokens import encoded, prompt_encoder
 from emorl_core.text.tokenizer import HuggingFaceTokenizer

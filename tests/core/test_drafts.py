@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emorl_core.bundle import ChatSpec
+from emorl_core.bundles.bundle import ChatSpec
 from emorl_core.drafts.choosing import distance, features, pick
 from emorl_core.drafts.plan import MAX_COUNT, Wanted, mean_shares
 from emorl_core.drafts.spread import spread

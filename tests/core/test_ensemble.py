@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from emorl_core import Ensemble as LazyEnsemble
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE, read_spec, write_spec
+from emorl_core.bundles.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE, read_spec, write_spec
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import (
     AdapterError,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, write_spec
+from emorl_core.bundles.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, write_spec
 from emorl_core.ensemble import Ensemble
 from tests.builders import OBJECTIVES
 from tests.chats import ENDS, tokenizer_of

@@ -13,7 +13,7 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from emorl_core.adapters.adapter import read_peft
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR
+from emorl_core.bundles.bundle import ADAPTERS_DIR, BASE_DIR
 from tests.builders import OBJECTIVES, tiny_t5
 from tests.core.bases import INDEX, WEIGHTS, edit_config, edit_weights, load, refusal
 from tests.core.driving import prefilled, rows_of

@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from emorl_core.bundle import BUNDLE_FILE, read_spec, write_spec
+from emorl_core.bundles.bundle import BUNDLE_FILE, read_spec, write_spec
+from emorl_core.bundles.predictor import Array, Predictor
+from emorl_core.bundles.profiles import PredictorSpec, ProfileSpec
+from emorl_core.bundles.snapshot import Changed, Snapshot
+from emorl_core.bundles.stored_predictors import PREDICTOR_FILE, store_predictor
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import BundleError, InvalidRequest, InvalidWeights
 from emorl_core.files.hashes import folder_hash
 from emorl_core.lanes.lane import Lane
 from emorl_core.models.family import Group
-from emorl_core.predictor import Array, Predictor
-from emorl_core.profiles import PredictorSpec, ProfileSpec
-from emorl_core.snapshot import Changed, Snapshot
-from emorl_core.stored_predictors import PREDICTOR_FILE, store_predictor
 from tests.builders import tiny_t5_bundle
 
 PROMPTS = ("I can't keep up at work.", "My sister and I had a fight.", "Nothing helps.")

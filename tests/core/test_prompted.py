@@ -12,7 +12,7 @@ from peft import PeftModel
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from emorl_core.bundle import (
+from emorl_core.bundles.bundle import (
     ADAPTERS_DIR,
     BASE_DIR,
     BundleSpec,

@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emorl_core.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE, BundleSpec, read_spec, write_spec
+from emorl_core.bundles.bundle import ADAPTERS_DIR, BASE_DIR, BUNDLE_FILE, BundleSpec, read_spec, write_spec
+from emorl_core.bundles.snapshot import Changed, Hashes, Snapshot, steadily
+from emorl_core.bundles.stored_scorers import load_scorers, store_scorers
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import BundleError, UnsupportedModel
 from emorl_core.files.hashes import folder_hash
 from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.registry import load_model
 from emorl_core.scorers import Context, build_scorer
-from emorl_core.snapshot import Changed, Hashes, Snapshot, steadily
-from emorl_core.stored_scorers import load_scorers, store_scorers
 from tests.builders import OBJECTIVES
 from tests.learn.scorer_models import classifier
 

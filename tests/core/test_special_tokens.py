@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from emorl_core.bundle import BASE_DIR
+from emorl_core.bundles.bundle import BASE_DIR
 from emorl_core.models.registry import load_model
 from tests.core.bases import CPU, edit_config, load, refusal
 from tests.supported_models import VOCABULARY, tiny_causal

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from emorl_core.bundle import BUNDLE_FILE, BaseRef, Bundle, BundleSpec, ObjectiveSpec, write_spec
+from emorl_core.bundles.bundle import BUNDLE_FILE, BaseRef, Bundle, BundleSpec, ObjectiveSpec, write_spec
+from emorl_core.bundles.stored_scorers import learned, load_scorers, store_scorers
 from emorl_core.errors import BundleError
 from emorl_core.files.hashes import folder_hash
 from emorl_core.scorers import Context, build_scorer
-from emorl_core.stored_scorers import learned, load_scorers, store_scorers
 from tests.learn.scorer_models import classifier
 
 PROMPTS, REPLIES = ["i feel tired of work"] * 2, ["you feel tired", "go old new red"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emorl_core.bundle import BASE_DIR
+from emorl_core.bundles.bundle import BASE_DIR
 from emorl_core.errors import BundleError
 from emorl_core.models.fake import FakeTokenizer
 from emorl_core.text.tokenizer import HuggingFaceTokenizer

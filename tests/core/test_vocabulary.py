@@ -15,7 +15,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from emorl_core.bundle import BASE_DIR, BUNDLE_FILE
+from emorl_core.bundles.bundle import BASE_DIR, BUNDLE_FILE
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import BundleError
 from emorl_core.text.tokenizer import HuggingFaceTokenizer, load_tokenizer

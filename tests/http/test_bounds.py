@@ -18,10 +18,10 @@ from emorl_core.types import Attribution, Completion, FinishReason
 from server.api.drafts_models import DraftsRequest
 from server.api.fields import MAX_NAMES
 from server.api.generate_models import GenerateRequest
-from server.api.map_models import MapBody
 from server.api.openai.requests import ChatRequest, CompletionRequest
-from server.api.segments_models import SegmentsBody
-from server.api.sweep_models import SweepRequest
+from server.api.sweeps.map_models import MapBody
+from server.api.sweeps.segments_models import SegmentsBody
+from server.api.sweeps.sweep_models import SweepRequest
 from server.door.errors import UnknownField
 from server.serving.deployment import load
 from server.settings import Settings

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from emorl_core.bundle import ChatSpec, PromptSpec, read_spec
+from emorl_core.bundles.bundle import ChatSpec, PromptSpec, read_spec
 from emorl_core.engine.driver import Driver
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from emorl_core.bundle import ChatSpec
+from emorl_core.bundles.bundle import ChatSpec
 from emorl_core.engine.driver import Driver
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble

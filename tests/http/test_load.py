@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from benchmarks.http.streams import Target
 from benchmarks.load import run
-from benchmarks.streams import Target
 from tests.http.test_shutdown import process
 
 

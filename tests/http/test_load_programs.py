@@ -15,8 +15,9 @@ from pathlib import Path
 import prometheus_client
 import pytest
 
-from benchmarks import busy_neighbour, drain, leavers, load
-from benchmarks.streams import Answer, NotHere, Target
+from benchmarks import busy_neighbour, load
+from benchmarks.http import drain, leavers
+from benchmarks.http.streams import Answer, NotHere, Target
 from emorl_core.fake import fake_ensemble
 from server.settings import Settings
 from tests.builders import tiny_t5_bundle

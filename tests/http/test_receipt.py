@@ -10,7 +10,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from emorl_core.bundle import Bundle, write_spec
+from emorl_core.bundles.bundle import Bundle, write_spec
 from emorl_core.engine.driver import Driver
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
@@ -90,7 +90,7 @@ def test_a_receipt_names_what_was_loaded_though_another_bundle_took_its_place(
     moment: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import emorl_core.loading
-    from emorl_core.snapshot import Snapshot
+    from emorl_core.bundles.snapshot import Snapshot
 
     served, waiting = shutil.copytree(bundle, tmp_path / "served"), tmp_path / "waiting"
     tiny_t5_bundle(waiting, seed=5)

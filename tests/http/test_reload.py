@@ -18,12 +18,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from emorl_core.bundle import BUNDLE_FILE, Bundle, write_spec
+from emorl_core.bundles.bundle import BUNDLE_FILE, Bundle, write_spec
+from emorl_core.bundles.profiles import ProfileSpec
+from emorl_core.bundles.stored_scorers import store_scorers
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
-from emorl_core.profiles import ProfileSpec
 from emorl_core.scorers import Context, build_scorer
-from emorl_core.stored_scorers import store_scorers
 from server.door.errors import ReloadFailed
 from server.settings import Settings, load_settings
 from tests.builders import tiny_adapter, tiny_t5_bundle

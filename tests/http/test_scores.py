@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from emorl_core.bundle import ChatSpec
+from emorl_core.bundles.bundle import ChatSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from emorl_core.scorers import Checked, build_scorer

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import attackers, load, reloads, siege
-from benchmarks.streams import Target
+from benchmarks import load, reloads, siege
+from benchmarks.http import attackers
+from benchmarks.http.streams import Target
 from emorl_core.fake import fake_ensemble
 from server.settings import load_settings
 from tests.http.harness import PROMPT, idle, live, wait_until

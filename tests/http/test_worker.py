@@ -7,7 +7,6 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ import torch
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Completion, Event, Failure, FinishReason, TokenEvent
-from server.door.errors import EngineRestarted, NotReady, ShuttingDown
+from server.door.errors import EngineRestarted, NotReady, QueueTimeout, ShuttingDown
 from server.serving.deployment import emptied
 from server.serving.worker import Worker
 from tests.http.harness import PROMPT, Live, error_of, events, idle, live, model_of, until, wait_until
@@ -78,26 +77,53 @@ async def test_a_worker_that_rests_gives_the_cache_back(monkeypatch: pytest.Monk
         assert isinstance((await everything(worker, ensemble))[-1], Completion)
 
 
-async def test_many_prompts_reach_the_engine_a_few_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.serving.worker._GROUPS_A_STEP", 2)
+async def test_of_many_prompts_few_wait_in_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.serving.arriving._AHEAD", 2)
     ensemble = fake_ensemble()
+    scheduler = ensemble.engine.scheduler
+    waited: list[int] = []  # branches, before each step
     added: list[str] = []
-    steps: list[int] = []  # groups added before each
     add_group, step = ensemble.engine.add_group, ensemble.engine.step
     orphans: list[Completion] = []
     async with working(ensemble, on_orphan=orphans.append) as worker:
         monkeypatch.setattr(
             ensemble.engine, "add_group", lambda group, job: (added.append(group[0].request_id), add_group(group, job))
         )
-        monkeypatch.setattr(ensemble.engine, "step", lambda: (steps.append(len(added)), step())[1])
+        monkeypatch.setattr(ensemble.engine, "step", lambda: (waited.append(len(scheduler.waiting)), step())[1])
         seen = await drained(worker.submit([ensemble.request(f"{PROMPT} {number}") for number in range(10)]))
         assert sorted(event.request_id for event in seen if isinstance(event, Completion)) == sorted(added)
-        assert [later - earlier for earlier, later in pairwise([0, *steps[:5]])] == [2] * 5
+        assert len(added) == 10
+        assert max(waited) == 2
         unwanted = [ensemble.request(f"{PROMPT} {number}") for number in range(10)]
         worker.submit(unwanted)
         worker.cancel([request.request_id for request in unwanted])
         await until(lambda: len(orphans) == len(unwanted), "every cancelled request has ended")
     assert {orphan.finish_reason for orphan in orphans} == {FinishReason.CANCELLED}
+
+
+async def test_a_request_goes_into_the_engine_before_the_rest_of_a_sweep_that_came_first() -> None:
+    ensemble = fake_ensemble(slots=2)
+    async with working(ensemble) as worker:
+        many = [ensemble.request(f"{PROMPT} {number}", max_new_tokens=4) for number in range(100)]
+        sweep = worker.submit(many, client="sweeper")
+        (*_, last) = await drained(worker.submit([ensemble.request(PROMPT, max_new_tokens=4)], client="other"))
+        assert isinstance(last, Completion)
+        ended = [event for event in sweep.take() if isinstance(event, Completion)]
+        assert len(ended) < len(many)
+        assert worker.stats.waiting > len(many) // 2  # those that have not reached the engine count too
+        assert sum(isinstance(event, Completion) for event in await drained(sweep)) + len(ended) == len(many)
+
+
+async def test_what_has_not_reached_the_engine_in_time_is_told_so() -> None:
+    ensemble = fake_ensemble(slots=1)
+    async with working(ensemble, queue_timeout_s=0.05) as worker:
+        running = worker.submit([ensemble.request(PROMPT, min_new_tokens=1000, max_new_tokens=1000, stream=True)])
+        assert await running.wait(60)
+        late = worker.submit([ensemble.request(f"{PROMPT} {number}") for number in range(100)])
+        failures = await drained(late)
+        assert len(failures) == 100
+        assert all(isinstance(event, Failure) and isinstance(event.error, QueueTimeout) for event in failures)
+        assert worker.stats.waiting == 0
 
 
 async def drained(channel: object) -> list[Event]:

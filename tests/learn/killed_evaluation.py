@@ -10,8 +10,8 @@ from typing import Any
 from emorl_core.scorers import Checked
 from tests.learn.evaluation_cells import run_by_rule, tiny_data
 from training.evaluation.cells import REPLIES_FILE, cell_folder
-from training.evaluation.experiment import prepare
-from training.evaluation.methods import run_cell
+from training.evaluation.methods.experiment import prepare
+from training.evaluation.methods.methods import run_cell
 from training.evaluation.run import Wanted, judge, open_run, run_cells
 from training.progress import Progress
 

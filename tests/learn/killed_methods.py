@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.learn.test_resume import write_recipe
 from tests.learn.trainer_tasks import NAMES
-from training.evaluation.experiment import Experiment, prepare
-from training.evaluation.methods import run_cell
+from training.evaluation.methods.experiment import Experiment, prepare
+from training.evaluation.methods.methods import run_cell
 from training.recipe.recipe import load_recipe
 
 METHODS = ("dynaopt", "weights", "emorl-anchored", "sentences", "best-of:uniform", "per-prompt:predicted")

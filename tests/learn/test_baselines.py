@@ -24,14 +24,14 @@ from tests.learn.killed_methods import METHODS, run, tiny_experiment
 from tests.learn.trainer_tasks import NAMES
 from training.config import RecipeError
 from training.data.records import Record
-from training.evaluation.answers import Answers
 from training.evaluation.cells import CELL_FILE, REPLIES_FILE, Cell, cell_folder, read_cell, read_replies
-from training.evaluation.experiment import Experiment
-from training.evaluation.generators import SoupGenerator
-from training.evaluation.methods import left_out, method_names, methods_of, run_cell
-from training.evaluation.per_prompt import predicted
-from training.evaluation.stages import StageName, trained
-from training.evaluation.weight_choice import evaluations
+from training.evaluation.methods.answers import Answers
+from training.evaluation.methods.experiment import Experiment
+from training.evaluation.methods.generators import SoupGenerator
+from training.evaluation.methods.methods import left_out, method_names, methods_of, run_cell
+from training.evaluation.methods.per_prompt import predicted
+from training.evaluation.methods.stages import StageName, trained
+from training.evaluation.methods.weight_choice import evaluations
 from training.recipe.recipe import parse_recipe
 from training.search.predictor import STEPS
 from training.search.spaces import grid_points

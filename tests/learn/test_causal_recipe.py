@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from emorl_cli.main import main
 from emorl_core.adapters.adapter import read_peft
-from emorl_core.bundle import Bundle, ChatSpec
+from emorl_core.bundles.bundle import Bundle, ChatSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.text.tokenizer import HuggingFaceTokenizer
 from server.settings import load_settings
@@ -24,7 +24,7 @@ from tests.http.harness import live
 from tests.learn.causal_tasks import START, SYSTEM, TURNS, tiny_chat_base, write_causal_recipe
 from tests.learn.test_resume import kill_after_step, same_run
 from tests.learn.trainer_tasks import NAMES, TEXTS
-from training.evaluation.methods import method_names
+from training.evaluation.methods.methods import method_names
 from training.pipeline.base import worded
 from training.pipeline.plan import make_plan
 from training.pipeline.prepare import encode, load_data

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emorl_core.bundle import Bundle
+from emorl_core.bundles.bundle import Bundle
 from emorl_core.ensemble import Ensemble
 from emorl_core.files.hashes import folder_hash
 from training.data.synthetic.tables import FOLDER as GRAMMAR

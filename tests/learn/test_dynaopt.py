@@ -9,7 +9,7 @@ import statistics
 
 import pytest
 
-from training.evaluation.dynaopt import (
+from training.evaluation.methods.dynaopt import (
     BUMP,
     GAMMA,
     ROUNDS_NEEDED,

@@ -10,9 +10,16 @@ import pytest
 
 from tests.learn.evaluation_cells import copying, deaf, listening
 from training.data.records import Record
-from training.evaluation.blind import KEY_FILE, SHEET_FILE, krippendorff_alpha, score_sheets, sheet_and_key, write_sheet
 from training.evaluation.cells import EvaluationError
-from training.evaluation.side_by_side import sampled
+from training.evaluation.reporting.blind import (
+    KEY_FILE,
+    SHEET_FILE,
+    krippendorff_alpha,
+    score_sheets,
+    sheet_and_key,
+    write_sheet,
+)
+from training.evaluation.reporting.side_by_side import sampled
 
 RECORDS = tuple(Record(f"I feel {word} at work.") for word in "tired angry sad alone lost worried hurt stuck".split())
 TEXTS = {

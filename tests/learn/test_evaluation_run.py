@@ -15,7 +15,7 @@ from tests.builders import tiny_t5
 from tests.learn import killed_evaluation
 from tests.learn.evaluation_cells import deaf, listening, run_by_rule, tiny_data, write_cell
 from training.evaluation.cells import cell_folder, read_cell
-from training.evaluation.results import failures
+from training.evaluation.reporting.results import failures
 from training.evaluation.run import EvaluationError, RunCell, Wanted, judge, open_run, run_cells
 from training.progress import Progress
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from training.evaluation.cells import EvaluationError
-from training.evaluation.hierarchy import over_trainings_and_prompts
-from training.evaluation.statistics import (
+from training.evaluation.reporting.hierarchy import over_trainings_and_prompts
+from training.evaluation.reporting.statistics import (
     FEWEST_SEEDS,
     Answers,
     across,

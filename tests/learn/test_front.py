@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.evaluation.front import STEPS, Front, as_values, hypervolume, undominated
+from training.evaluation.methods.front import STEPS, Front, as_values, hypervolume, undominated
 from training.search.score_table import Array
 from training.search.spaces import grid_points
 

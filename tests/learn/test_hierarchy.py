@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.evaluation.hierarchy import over_trainings_and_prompts
+from training.evaluation.reporting.hierarchy import over_trainings_and_prompts
 from training.search.score_table import Array
 
 SEEDS, PROMPTS = 5, 120

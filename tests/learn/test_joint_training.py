@@ -14,7 +14,7 @@ import torch
 
 from emorl_core.scorers import ScorerError, checked
 from tests.learn.trainer_tasks import NAMES, WANTED, letter_scorer, tiny_recipe, tiny_task
-from training.evaluation.dynaopt import DynaOpt
+from training.evaluation.methods.dynaopt import DynaOpt
 from training.pipeline.workshop import Joint
 from training.rl.logprobs import group_of, reply_logprobs
 from training.rl.processes import Processes

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from emorl_core.bundle import BUNDLE_FILE, BundleSpec, read_spec, write_spec
+from emorl_core.bundles.bundle import BUNDLE_FILE, BundleSpec, read_spec, write_spec
 from emorl_core.fake import fake_ensemble
 from emorl_core.files.hashes import folder_hash
 from emorl_core.scorers import ScorerError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emorl_cli.main import main
-from emorl_core.bundle import BUNDLE_FILE, read_spec
+from emorl_core.bundles.bundle import BUNDLE_FILE, read_spec
 from emorl_core.ensemble import Ensemble
 from emorl_core.scorers import Context, build_scorer
 from server.serving.receipt import Receipt, replay_request

@@ -13,10 +13,10 @@ import pytest
 
 from emorl_cli.main import main
 from emorl_core.adapters.adapter import read_peft
-from emorl_core.bundle import Bundle
+from emorl_core.bundles.bundle import Bundle
+from emorl_core.bundles.stored_scorers import learned
 from emorl_core.ensemble import Ensemble
 from emorl_core.files.hashes import weights_hash
-from emorl_core.stored_scorers import learned
 from tests.apart import started
 from tests.learn.test_resume import write_recipe
 from tests.modes import closed_files

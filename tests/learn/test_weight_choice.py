@@ -16,8 +16,8 @@ from emorl_core.scorers import checked
 from emorl_core.types import FinishReason
 from training.data.prompts import Prompt
 from training.data.records import Record
-from training.evaluation.generators import _Distinct
-from training.evaluation.weight_choice import choose, evaluations
+from training.evaluation.methods.generators import _Distinct
+from training.evaluation.methods.weight_choice import choose, evaluations
 from training.search.inputs import prompts_hash
 from training.search.spaces import Point, Simplex
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from emorl_core.bundle import ChatSpec, SystemMessage, split_template
+from emorl_core.bundles.bundle import ChatSpec, SystemMessage, split_template
 from emorl_core.kinds import Section
 from emorl_core.text.chat import Chat, Message
 from emorl_core.text.tokenizer import Tokenizer

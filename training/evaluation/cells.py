@@ -71,7 +71,7 @@ class FrontPoint(_Part):
 
 
 class FrontOf(_Part):
-    """What the weights of a method reach, see `training.evaluation.front`."""
+    """What the weights of a method reach, see `training.evaluation.methods.front`."""
 
     prompts: int
     hypervolume: float

@@ -26,13 +26,13 @@ from emorl_core.files.writing import replacing
 from emorl_core.scorers import Context, ScorerError
 from training.data.clusters import clusters_of
 from training.data.records import Record, one_per_prompt
-from training.evaluation.blind import sheet_and_key, write_sheet
 from training.evaluation.cells import Cell, EvaluationError, cell_folder, read_cell, read_replies, write_failed
 from training.evaluation.exams import exams
-from training.evaluation.report import csv_text, markdown
-from training.evaluation.results import Scored, failures, results, scored
+from training.evaluation.reporting.blind import sheet_and_key, write_sheet
+from training.evaluation.reporting.report import csv_text, markdown
+from training.evaluation.reporting.results import Scored, failures, results, scored
+from training.evaluation.reporting.side_by_side import side_by_side
 from training.evaluation.scores import Scorers, build_scorers, measures_of, scores_of
-from training.evaluation.side_by_side import side_by_side
 from training.evaluation.yardsticks import yardsticks
 from training.pipeline.prepare import NOT_TRAINING, Data, records_hash
 from training.progress import Progress, Say
@@ -294,7 +294,7 @@ def judge(
     if pairs:
         write_sheet(out, sheet, key)
     if wanted.plots:
-        from training.evaluation.plots import draw_all
+        from training.evaluation.reporting.plots import draw_all
 
         draw_all(out, found)
     return found

@@ -20,7 +20,7 @@ from training.data.clusters import clusters_of
 from training.data.records import Record
 from training.evaluation.cells import Cell, Reply, prompt_sha256
 from training.evaluation.exams import best_replies
-from training.evaluation.results import Scored, scored
+from training.evaluation.reporting.results import Scored, scored
 from training.evaluation.scores import Scorers, measures_of, scores_of
 from training.pipeline.prepare import Data, records_hash
 from training.scorers.exam.constants import candidates_of, search_constants

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emorl_core.adapters.adapter import ACTIVATED_TASK
-from emorl_core.bundle import PROMPT, hub_folder
+from emorl_core.bundles.bundle import PROMPT, hub_folder
 from emorl_core.models.registry import adapter_task
 from emorl_core.scorers.words import prompt_key
 from emorl_core.text.tokenizer import load_tokenizer

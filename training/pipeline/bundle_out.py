@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from emorl_core.adapters.writer import write_peft
-from emorl_core.bundle import (
+from emorl_core.bundles.bundle import (
     ADAPTERS_DIR,
     BASE_DIR,
     BaseRef,
@@ -19,11 +19,11 @@ from emorl_core.bundle import (
     copy_checkpoint,
     write_spec,
 )
+from emorl_core.bundles.profiles import ProfileSpec
+from emorl_core.bundles.stored_scorers import learned, store_scorers
 from emorl_core.files.hashes import weights_hash
 from emorl_core.files.writing import appearing
 from emorl_core.models.registry import adapter_task
-from emorl_core.profiles import ProfileSpec
-from emorl_core.stored_scorers import learned, store_scorers
 from training.config import RecipeError
 from training.pipeline.prepare import Data
 from training.recipe.recipe import Recipe

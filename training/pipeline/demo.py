@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
-from emorl_core.bundle import BASE_DIR
+from emorl_core.bundles.bundle import BASE_DIR
 from emorl_core.files.writing import appearing, clear_leftovers
 from emorl_core.kinds import Section
 from training.data.synthetic.tables import FOLDER as GRAMMAR

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from emorl_core.bundle import BUNDLE_FILE
+from emorl_core.bundles.bundle import BUNDLE_FILE
 from emorl_core.errors import EmorlError
 
 RECEIPT = "demo.json"

@@ -7,8 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from emorl_core.bundle import BASE_DIR
-from emorl_core.stored_scorers import learned
+from emorl_core.bundles.bundle import BASE_DIR
+from emorl_core.bundles.stored_scorers import learned
 from training.config import RecipeError
 from training.pipeline.bundle_out import write_bundle
 from training.progress import FitProgress, Say

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from emorl_core.bundle import Name
+from emorl_core.bundles.bundle import Name
 from training.data.sources import parse_source
 from training.rl.settings import AdapterFit
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from emorl_core.bundle import Name, SystemMessage
+from emorl_core.bundles.bundle import Name, SystemMessage
 from emorl_core.kinds import Section
 from emorl_core.scorers import parse_scorer
 from training.config import is_default

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from emorl_core.bundle import PROMPT, Name, Template
+from emorl_core.bundles.bundle import PROMPT, Name, Template
 from emorl_core.config import key_of, reason_of
 from emorl_core.errors import InvalidWeights, cut
 from emorl_core.files.documents import read_yaml

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from emorl_core.bundles.stored_scorers import learned
 from emorl_core.files.documents import read_json
 from emorl_core.files.reading import Missing, Unreadable
 from emorl_core.files.text_files import read_lines
 from emorl_core.scorers import Checked, Context, build_scorer
 from emorl_core.scorers.words import prompt_key
-from emorl_core.stored_scorers import learned
 from training.data.clusters import split_by_cluster
 from training.data.records import DataError, Record, clean, one_per_prompt
 from training.data.sources import load_records

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from emorl_core.bundles.predictor import Predictor
 from emorl_core.ensemble import Ensemble
 from emorl_core.files.writing import replacing
-from emorl_core.predictor import Predictor
 from emorl_core.scorers.asking import Panel
 from emorl_core.weights import BASE
 from training.data.clusters import clusters_of

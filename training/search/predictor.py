@@ -1,4 +1,4 @@
-"""Fitting the head that says weights for a prompt (`emorl_core.predictor`).
+"""Fitting the head that says weights for a prompt (`emorl_core.bundles.predictor`).
 
 It learns from a sweep: on training prompts every point of a grid has been tried and scored. What it should say of a
 prompt is not the best point alone, which noise decides, but all points, each as much as its score speaks for it.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from emorl_core.predictor import Predictor, softmax
+from emorl_core.bundles.predictor import Predictor, softmax
 from training.search.score_table import Array
 from training.search.spaces import Point
 

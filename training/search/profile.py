@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from emorl_core.bundle import BUNDLE_FILE, BundleSpec, read_spec, write_spec
+from emorl_core.bundles.bundle import BUNDLE_FILE, BundleSpec, read_spec, write_spec
+from emorl_core.bundles.profiles import PredictorSpec, ProfileSpec
+from emorl_core.bundles.stored_scorers import store_scorers
 from emorl_core.config import explain
-from emorl_core.profiles import PredictorSpec, ProfileSpec
-from emorl_core.stored_scorers import store_scorers
 from training.search.grid import SearchError
 
 BY = "emorl search"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from emorl_core.bundle import split_template
+from emorl_core.bundles.bundle import split_template
 from emorl_core.text.chat import ChatTemplate, Message
 from emorl_core.text.control_tokens import prompt_encoder
 from training.data.prompts import Encode, fitted

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from emorl_core.bundle import PROMPT, Template, hub_folder
+from emorl_core.bundles.bundle import PROMPT, Template, hub_folder
 from emorl_core.errors import BundleError, UnsupportedModel, one_line
 from emorl_core.files.writing import appearing
 from emorl_core.kinds import Section

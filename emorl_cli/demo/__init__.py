@@ -1,0 +1,1 @@
+"""`emorl demo`: the verb, its base and its bundle."""

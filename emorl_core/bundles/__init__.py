@@ -1,0 +1,1 @@
+"""What a folder that serves holds, and what is kept in it."""

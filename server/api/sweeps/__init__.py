@@ -1,0 +1,1 @@
+"""One prompt under many weights: `/sweep`, and the exact answers of `/sweep/line` and `/sweep/map`."""

@@ -1,0 +1,45 @@
+"""Best of n: several sampled replies, of which the scorers that training had choose one.
+
+It needs no weights, only as many rows of the model as several lanes take: what steering has to be better than.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from emorl_core.scorers.asking import Panel
+from emorl_core.types import Completion
+from emorl_core.weights import ResolvedWeights
+from training.evaluation.methods.answers import Answered, Answers
+from training.evaluation.methods.experiment import Experiment
+from training.progress import Progress
+
+
+def best_of(
+    experiment: Experiment,
+    answers: Answers,
+    vector: ResolvedWeights,
+    count: int,
+    seed: int,
+    progress: Progress = lambda stage, done, total: None,
+) -> Answered:
+    """The first of the replies with the largest mean of the objectives' scores, prompt by prompt. What it cost is
+    the cost of all replies, and of scoring them."""
+    sampled, seconds = answers.sampled(experiment.test, vector, count, seed)
+    progress("choosing the best", 0, len(sampled))
+    started = time.perf_counter()
+    means = _means(experiment, sampled)
+    seconds += time.perf_counter() - started
+    chosen = tuple(own[max(range(count), key=means[place].__getitem__)] for place, own in enumerate(sampled))
+    progress("choosing the best", len(sampled), len(sampled))
+    return Answered(chosen, sum(reply.lane_row_steps for own in sampled for reply in own), seconds)
+
+
+def _means(experiment: Experiment, sampled: Sequence[Sequence[Completion]]) -> list[list[float]]:
+    panel = Panel(experiment.scorers)
+    texts = {(place, reply.text): reply.text for place, own in enumerate(sampled) for reply in own}
+    panel.score({key: (experiment.test[key[0]], text) for key, text in texts.items()})
+    return [
+        [sum(panel[place, reply.text]) / len(experiment.scorers) for reply in own] for place, own in enumerate(sampled)
+    ]

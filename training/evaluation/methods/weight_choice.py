@@ -1,0 +1,119 @@
+"""Weights for a method of the comparison: one search, prompts, goal and number of evaluations for all; what a point
+stands for differs.
+
+The goal is the mean over the objectives' scores and the prompts, what the comparison reports.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.data.records import Record
+from training.evaluation.methods.experiment import Experiment
+from training.progress import Progress
+from training.search.evaluator import Evaluator
+from training.search.generator import Generator
+from training.search.grid import SearchError, search
+from training.search.inputs import prompts_hash
+from training.search.log import EvaluationLog
+from training.search.run import MOST_BY_GRID
+from training.search.spaces import Cube, Point, Simplex
+from training.search.tpe import search_tpe
+
+TRIALS = 200  # of TPE, which takes over where a grid would be too large
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenWeights:
+    """`evaluations`: points that were generated for and scored."""
+
+    point: Point
+    score: float
+    evaluations: int
+    prompts: int
+    seconds: float
+
+    def as_cost(self) -> dict[str, Any]:
+        return {
+            "evaluations": self.evaluations,
+            "prompts": self.prompts,
+            "seconds": self.seconds,
+            "score": self.score,  # on the search prompts: what they were chosen by
+        }
+
+
+def choose(
+    experiment: Experiment,
+    generator: Generator,
+    log: Path,
+    *,
+    cube: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> ChosenWeights:
+    """Search. `log` keeps every evaluation, so that a search which was killed goes on.
+
+    Args:
+        generator: of replies to the experiment's search prompts.
+        cube: look among all numbers from 0 to 1, all zeros included, rather than among weights that sum to 1. The cube
+            has more points a level, so its last level is cut short where the simplex would have ended.
+
+    Raises `SearchError`: too many objectives for a search in the cube; Optuna is missing.
+    """
+    objectives = len(experiment.scorers)
+    by_grid = objectives <= MOST_BY_GRID
+    if cube and not by_grid:
+        raise SearchError(
+            f"{objectives} objectives; a search in the cube takes up to {MOST_BY_GRID}", param="objectives"
+        )
+    space = Cube(objectives) if cube else Simplex(objectives)
+    most = evaluations(objectives, experiment.levels) if by_grid else TRIALS
+    prompts = [Record(prompt.text) for prompt in experiment.search]
+    kept = _TimedLog(log, {"prompts": prompts_hash(prompts), "scorers": list(experiment.scorers)})
+    # Nothing is inferred: each method pays for all its texts, so that what their searches took can be compared.
+    evaluator = Evaluator(generator, experiment.search, experiment.scorers, infer=False, log=kept)
+    known = dict(kept.scores)
+
+    def evaluate(points: Sequence[Point]) -> list[float]:
+        kept.started = time.perf_counter()
+        new = [point for point in points if point not in known]
+        tables = evaluator.tables(new)
+        known.update((point, float(table.scores.mean())) for point, table in zip(new, tables, strict=True))
+        progress("searching weights", len(known), max(most, len(known)))
+        return [known[point] for point in points]
+
+    if by_grid:
+        found = search(space, experiment.levels, evaluate, eligible=lambda point: cube or any(point), most=most)
+    else:
+        found = search_tpe(objectives, TRIALS, evaluate)
+    progress("searching weights", 1, 1)
+    count = len(found.scores)
+    return ChosenWeights(found.best, found.best_score, count, count * len(experiment.search), kept.seconds)
+
+
+def evaluations(objectives: int, levels: int) -> int:
+    """What a grid search may run at most, whatever its space: as many as one of the simplex needs. Each of its levels
+    knows the corners and edge midpoints of its cell from the level before."""
+    a_level = Simplex(objectives).points_per_level
+    return a_level + (levels - 1) * (a_level - math.comb(objectives + 1, 2))
+
+
+class _TimedLog(EvaluationLog):
+    """A log whose lines say how long they took."""
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        super().__init__(path, about, resume=True)
+        self.started = 0.0
+        self.seconds = sum(line["seconds"] for line in self.read)
+        # Of programs that logged no texts, points and their scores alone.
+        self.scores = {tuple(map(float, line["point"])): float(line["score"]) for line in self.read if "score" in line}
+        self.read = [line for line in self.read if "score" not in line]
+
+    def append(self, evaluations: Sequence[Mapping[str, Any]]) -> None:
+        seconds = time.perf_counter() - self.started
+        super().append([{**each, "seconds": seconds / len(evaluations)} for each in evaluations])
+        self.seconds += seconds

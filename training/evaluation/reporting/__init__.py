@@ -1,0 +1,1 @@
+"""From scores to tables: estimates, comparisons, plots, pages for blind readers."""

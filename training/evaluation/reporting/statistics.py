@@ -1,0 +1,226 @@
+"""Scores per prompt, seed and method -> means with intervals, spread over seeds, and tests.
+
+Two kinds of chance are kept apart. What *training again* would give is seen in seeds, and a claim about methods rests
+on them: with `FEWEST_SEEDS` or more, intervals and tests are over trainings and prompts. What *other prompts* would
+give, with these trained models as they are, is all that fewer seeds can say. Prompts of one dialogue count as one
+witness.
+
+SciPy and statsmodels, the extra `evaluation`, have the tests; the hierarchy is `hierarchy.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from training.evaluation.cells import EvaluationError
+from training.evaluation.reporting.hierarchy import Inference, over_trainings_and_prompts
+from training.search.bootstrap import CONFIDENCE, RESAMPLES, Draws, Interval, mean_interval
+from training.search.score_table import Array
+
+FEWEST_SEEDS = 5  # for a claim about methods
+PERMUTATIONS = 9999
+
+
+def check_installed() -> None:
+    """Raises `EvaluationError` when SciPy or statsmodels is not there."""
+    for name in ("scipy", "statsmodels"):
+        if importlib.util.find_spec(name) is None:
+            raise EvaluationError(f'emorl evaluate needs {name}: pip install "emorl[evaluation]"', param="evaluation")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """One column of one method. `by_seed`: seed -> one number per prompt, [prompts], the same ones for every seed."""
+
+    by_seed: Mapping[int, Array]
+
+    def over_seeds(self) -> Array:
+        """Mean over seeds of every prompt's number, [prompts]."""
+        return np.mean(list(self.by_seed.values()), axis=0)
+
+    def less(self, other: Answers) -> Answers:
+        """Prompt by prompt, over the seeds that both have."""
+        return Answers({s: own - other.by_seed[s] for s, own in self.by_seed.items() if s in other.by_seed})
+
+    @property
+    def means(self) -> dict[int, float]:
+        return {seed: float(np.mean(values)) for seed, values in self.by_seed.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """`interval`: of the mean over prompts and seeds; over trainings and prompts with `FEWEST_SEEDS`, else over
+    prompts. `spread`: sample standard deviation of the seeds' means, None with one seed."""
+
+    interval: Interval
+    seeds: Mapping[int, float]
+    spread: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "mean": self.interval.estimate,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "spread": self.spread,
+            "seeds": {str(seed): mean for seed, mean in self.seeds.items()},
+        }
+
+
+def estimated(answers: Answers, draws: Draws) -> Estimate:
+    """draws: `bootstrap.resamples` of the prompts, the same for every column."""
+    means = answers.means
+    spread = statistics.stdev(means.values()) if len(means) > 1 else None
+    whole = _inference(answers, draws)
+    return Estimate(whole.interval if whole else mean_interval(answers.over_seeds(), draws), means, spread)
+
+
+def _inference(answers: Answers, draws: Draws, seed: int = 0) -> Inference | None:
+    """None where there are too few seeds, or prompts from one dialogue only."""
+    if len(answers.by_seed) < FEWEST_SEEDS or len(draws.members) < 2:
+        return None
+    clusters = np.empty(draws.size, dtype=np.int64)
+    for number, members in enumerate(draws.members):
+        clusters[members] = number
+    return over_trainings_and_prompts(np.stack(list(answers.by_seed.values())), clusters.tolist(), seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Reference minus other on the same prompts, over the seeds that both have.
+
+    `p`: over trainings and prompts, `p_holm` corrected for all comparisons made together; None where there are too few
+    seeds for a claim, and then `difference` is over prompts only. `p_seeds`: t-test over the seeds' means, with the
+    prompts as they are. `p_prompts`: sign-flip permutation over prompts, with these trained models as they are.
+    """
+
+    reference: str
+    other: str
+    column: str
+    difference: Interval
+    seeds: tuple[int, ...]
+    seeds_ahead: int  # seeds in which the reference's mean was larger
+    p: float | None
+    p_holm: float | None
+    p_seeds: float | None
+    p_prompts: float
+
+    @property
+    def is_claim(self) -> bool:
+        return self.p is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "reference": self.reference,
+            "other": self.other,
+            "column": self.column,
+            "difference": self.difference.estimate,
+            "low": self.difference.low,
+            "high": self.difference.high,
+            "seeds": list(self.seeds),
+            "seeds_ahead": self.seeds_ahead,
+            "claim": self.is_claim,
+            "p": self.p,
+            "p_holm": self.p_holm,
+            "p_seeds": self.p_seeds,
+            "p_prompts_of_these_models": self.p_prompts,
+        }
+
+
+def comparisons(
+    columns: Mapping[str, Mapping[str, Answers]], reference: str, draws: Draws, *, seed: int = 0
+) -> list[Comparison]:
+    """The reference against every other method, in every column; one family for the correction.
+
+    Args:
+        columns: column -> method -> answers.
+    """
+    found: list[tuple[str, str, Answers]] = []
+    for column, methods in columns.items():
+        mine = methods.get(reference)
+        for other, answers in methods.items() if mine is not None else ():
+            if other != reference and mine is not None and (difference := mine.less(answers)).by_seed:
+                found.append((other, column, difference))
+    inferences = [_inference(difference, draws, seed) for _, _, difference in found]
+    corrected = iter(holm([inference.p for inference in inferences if inference is not None]))
+    return [
+        Comparison(
+            reference,
+            other,
+            column,
+            inference.interval if inference is not None else mean_interval(difference.over_seeds(), draws),
+            tuple(difference.by_seed),
+            sum(mean > 0 for mean in difference.means.values()),
+            None if inference is None else inference.p,
+            None if inference is None else next(corrected),
+            over_seeds_p(list(difference.means.values())),
+            sign_flip_p(np.array([difference.over_seeds()[own].sum() for own in draws.members]), seed=seed),
+        )
+        for (other, column, difference), inference in zip(found, inferences, strict=True)
+    ]
+
+
+def over_seeds_p(differences: Sequence[float]) -> float | None:
+    """Two-sided p-value of a t-test that the seeds' mean differences are 0 on average; None with one seed, or where all
+    seeds differ by the same."""
+    from scipy.stats import ttest_1samp
+
+    if not any(differences):
+        return 1.0 if len(differences) > 1 else None
+    if len(set(differences)) < 2:
+        return None
+    return float(ttest_1samp(differences, 0.0).pvalue)
+
+
+def sign_flip_p(differences: Array, *, seed: int = 0) -> float:
+    """Two-sided p-value that the sum of paired `differences` is 0: their signs are drawn anew (Fisher 1935), or all
+    enumerated where they are few."""
+    from scipy.stats import permutation_test
+
+    if len(differences) < 2 or not np.any(differences):
+        return 1.0
+    found = permutation_test(
+        (differences,),
+        lambda values, axis: np.sum(values, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        rng=np.random.Generator(np.random.PCG64(seed)),
+    )
+    return float(found.pvalue)
+
+
+def interval_of_items(values: Array, *, seed: int = 0) -> Interval:
+    """Of the mean of independent `values`, by the percentile bootstrap; with one value there is no spread to see."""
+    from scipy.stats import bootstrap
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, mean, mean)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    found = bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=generator
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm 1979: corrected so that the chance of any false finding among all stays below the level."""
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p_values, method="holm")[1].tolist() if p_values else []
+
+
+def across(values: Mapping[int, float]) -> dict[str, Any]:
+    """A number that each seed has once (consumption, memory): its mean, and the spread over seeds."""
+    numbers = list(values.values())
+    return {
+        "mean": statistics.fmean(numbers),
+        "spread": statistics.stdev(numbers) if len(numbers) > 1 else None,
+        "seeds": {str(seed): value for seed, value in values.items()},
+    }
