@@ -7,7 +7,8 @@
 
 Starts `emorl deploy` with two replicas of one core and stops it again. Exit code 1: something that must hold did not:
 every request is completed or refused (429), but for those in a killed replica, which end with an error that a client
-sees; none hangs; a killed replica is replaced; a new bundle and a smaller number cost no request. The last line is JSON.
+sees; none hangs; a killed replica is replaced; a new bundle and a smaller number cost no request. The last line is
+JSON.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from tests.learn.evaluation_cells import tiny_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-METHODS = "base,single:reflection,uniform,emorl,best-of:emorl"
+METHODS = "base,uniform,emorl,best-of:emorl"
 HEAD = """
 import ray
 ray.init(num_cpus=2, include_dashboard=False)
@@ -43,9 +43,7 @@ def environment() -> Iterator[dict[str, str]]:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         command = [sys.executable, "-c", HEAD]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
-        ) as head:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables) as head:
             assert head.stdout is not None
             assert any(line == "up\n" for line in head.stdout)
             try:
@@ -74,7 +72,14 @@ def start(folder: Path, environment: dict[str, str] | None = None) -> subprocess
     )
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True)))
     command = [sys.executable, "-m", "emorl_cli", "evaluate", str(folder / "tiny.yaml"), "--out", str(folder / "out")]
-    command += ["--methods", METHODS, "--threads", "1", "--no-plots", *([] if environment is None else ["--ray", "auto"])]
+    command += [
+        "--methods",
+        METHODS,
+        "--threads",
+        "1",
+        "--no-plots",
+        *([] if environment is None else ["--ray", "auto"]),
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -107,7 +112,8 @@ def test_killed_workers_change_nothing(environment: dict[str, str], alone: dict[
     try:
         until = time.monotonic() + 600
         while not list(folder.glob("out/shared/seed-1/*.run/log.jsonl")):
-            assert running.poll() is None and time.monotonic() < until, "no training began"
+            assert running.poll() is None, "it ended before a training began"
+            assert time.monotonic() < until, "no training began"
             time.sleep(0.02)
         killed = [each for each in psutil.process_iter(["cmdline"]) if _runs_a_cell(each, environment)]
         for worker in killed:

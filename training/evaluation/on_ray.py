@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.answering import BEST_OF
 from training.evaluation.cells import Cell, EvaluationError, write_failed
-from training.evaluation.experiment import Experiment, prepare
-from training.evaluation.methods import methods_of, run_cell
+from training.evaluation.methods.answering import BEST_OF
+from training.evaluation.methods.experiment import Experiment, prepare
+from training.evaluation.methods.methods import methods_of, run_cell
+from training.evaluation.methods.stages import STAGE_FILE
 from training.evaluation.run import Wanted, attempt, missing_cells, told_of
-from training.evaluation.stages import STAGE_FILE
 from training.progress import Progress, Say
 from training.recipe.recipe import Recipe
 
