@@ -33,7 +33,7 @@ from random import Random
 import psutil
 
 from benchmarks.load import MOST_CLIENTS, MOST_SECONDS, Report
-from benchmarks.streams import Answer, Target, ask, generate_body
+from benchmarks.http.streams import Answer, Target, ask, generate_body
 
 _HANG_S = 180.0
 _SETTLED_WITHIN_S = 180.0

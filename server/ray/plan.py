@@ -16,7 +16,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from emorl_core.config import Strict, explain
-from emorl_core.snapshot import Snapshot
+from emorl_core.bundles.snapshot import Snapshot
 from server.settings import Settings, SettingsError, load_settings
 
 APPLICATION = "emorl"
