@@ -32,8 +32,8 @@ from random import Random
 
 import psutil
 
-from benchmarks.load import MOST_CLIENTS, MOST_SECONDS, Report
 from benchmarks.http.streams import Answer, Target, ask, generate_body
+from benchmarks.load import MOST_CLIENTS, MOST_SECONDS, Report
 
 _HANG_S = 180.0
 _SETTLED_WITHIN_S = 180.0
@@ -53,10 +53,7 @@ class Deployed:
     target: Target
     process: subprocess.Popen[str]
     environment: dict[str, str]
-    slots: int
-
-    def command(self, bundle: Path, replicas: int) -> list[str]:
-        return _command(bundle, replicas, self.target.port, self.slots)
+    options: tuple[str, ...]  # of each deployment
 
     def replicas(self) -> set[int]:
         """Process ids."""
@@ -65,7 +62,7 @@ class Deployed:
 
     async def again(self, bundle: Path, replicas: int) -> str | None:
         """Deploy this in place of what is deployed; the fault when that fails."""
-        command = [*self.command(bundle, replicas), "--ray", "auto"]
+        command = [*_command(bundle, replicas, self.options), "--ray", "auto"]
         again = await asyncio.create_subprocess_exec(
             *command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.environment
         )
@@ -82,9 +79,8 @@ class Deployed:
         return None
 
 
-def _command(bundle: Path, replicas: int, port: int, slots: int) -> list[str]:
-    command = [sys.executable, "-m", "emorl_cli", "deploy", str(bundle), "--replicas", str(replicas)]
-    return [*command, "--port", str(port), "--slots", str(slots), "--queue-timeout-s", "600"]
+def _command(bundle: Path, replicas: int, options: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "emorl_cli", "deploy", str(bundle), "--replicas", str(replicas), *options]
 
 
 def _command_line(process: psutil.Process) -> list[str]:
@@ -95,20 +91,21 @@ def _command_line(process: psutil.Process) -> list[str]:
 
 
 @contextmanager
-def deployed(bundle: Path, replicas: int, slots: int) -> Iterator[Deployed]:
-    """`emorl deploy` on a free port. Raises `StillThere`: not everything of Ray ended with it."""
+def deployed(bundle: Path, replicas: int, slots: int, *more: str) -> Iterator[Deployed]:
+    """`emorl deploy` on a free port; `more`: its options. Raises `StillThere`: not everything of Ray ended with it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # short, as sockets need it
         environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-        command = _command(bundle, replicas, port, slots)
+        options = ("--port", str(port), "--slots", str(slots), "--queue-timeout-s", "600", *more)
+        command = _command(bundle, replicas, options)
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             try:
                 assert process.stdout is not None
                 if not any(line.startswith("serving on ") for line in process.stdout):
                     raise SystemExit("emorl deploy did not start: see above")
-                yield Deployed(Target("127.0.0.1", port), process, environment, slots)
+                yield Deployed(Target("127.0.0.1", port), process, environment, options)
             finally:
                 _end(process)
 

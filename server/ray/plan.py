@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from emorl_core.config import Strict, explain
 from emorl_core.bundles.snapshot import Snapshot
+from emorl_core.config import Strict, explain
 from server.settings import Settings, SettingsError, load_settings
 
 APPLICATION = "emorl"

@@ -27,7 +27,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def at(bundle: Path) -> Iterator[Deployed]:
-    with deployed(bundle, replicas=2, slots=4) as running:
+    with deployed(bundle, 2, 4, "--session-affinity") as running:
         yield running
 
 
@@ -66,7 +66,7 @@ def test_drafts_and_sweeps_come_through_the_proxy(client: httpx.Client) -> None:
     assert drafts.status_code == 200, drafts.text
     assert drafts.json()["drafts"]
     weights = [{"reflection": 1}, {"empathy": 1}]
-    swept = client.post("/sweep", json={"prompt": PROMPT, "weights": weights, "max_new_tokens": 6})
+    swept = client.post("/sweep", json={"prompts": [PROMPT], "weights": weights, "max_new_tokens": 6})
     assert swept.status_code == 200, swept.text
     line = {"prompt": PROMPT, "from": weights[0], "to": weights[1], "max_new_tokens": 6}
     assert client.post("/sweep/line", json=line).status_code == 200
@@ -78,10 +78,21 @@ def test_a_client_that_leaves_gives_its_slot_back(client: httpx.Client) -> None:
     wait_until(lambda: _counted(client, 'outcome="cancelled"') > 0, "it is cancelled, in one of the replicas", 60)
 
 
-def _counted(client: httpx.Client, label: str) -> float:
+def test_a_session_stays_with_one_replica(client: httpx.Client) -> None:
+    for session in ("first", "second", "third"):
+        headers = {"x-session-id": session}
+        before = _counted(client, 'route="/generate"', headers)
+        for _ in range(5):
+            assert client.post("/generate", json=BODY, headers=headers).status_code == 200
+        assert _counted(client, 'route="/generate"', headers) == before + 5
+
+
+def _counted(client: httpx.Client, label: str, headers: dict[str, str] | None = None) -> float:
     """The sum over the counters of whichever replica answers."""
-    lines = client.get("/metrics").text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("emorl_requests_") and label in line)
+    lines = client.get("/metrics", headers=headers).text.splitlines()
+    return sum(
+        float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("emorl_requests_total") and label in line
+    )
 
 
 def test_a_killed_replica_ends_only_its_streams_and_is_replaced(at: Deployed, client: httpx.Client) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
 
-from emorl_core.errors import EmorlError
+from emorl_core.errors import BundleError, EmorlError
 from server.ray.plan import PROBES, Plan, parse_replicas
 from server.settings import Settings, SettingsError, load_settings
 from tests.builders import tiny_t5_bundle
 from tests.cli.conftest import emorl as emorl  # the command line, in this process
+from tests.http.harness import live
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +130,7 @@ def test_keys_are_written_to_no_file(emorl, bundle: Path, tmp_path: Path, monkey
 
 
 def test_without_ray_the_command_says_how_to_get_it(emorl, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [
-        name for name in sys.modules if name.split(".")[0] == "ray" or name.startswith("server.ray.deploying")
-    ]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "ray"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'emorl[ray]'" in emorl("deploy", bundle).refused()
@@ -156,3 +157,21 @@ def test_the_application_is_built_of_its_arguments(bundle: Path) -> None:
     assert build(plan.model_dump()) is not None
     with pytest.raises(EmorlError, match="args of"):
         build({})
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on import
+def test_a_replica_is_as_healthy_as_its_engine_is_ready() -> None:
+    from server.ray.replica import Replica
+
+    with live() as running:
+        replica = Replica.__new__(Replica)
+        replica._log, replica._service = ExitStack(), running.service
+        asyncio.run(replica.check_health())
+        running.service.failure = BundleError("bundle.yaml: there are no adapters")
+        with pytest.raises(RuntimeError, match="there are no adapters"):
+            asyncio.run(replica.check_health())
+        running.service.failure = None
+        running.call(running.service.drain)
+        with pytest.raises(RuntimeError, match="shutting down"):
+            asyncio.run(replica.check_health())
