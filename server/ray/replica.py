@@ -44,7 +44,7 @@ class Replica:
         Raises:
             RuntimeError: one line that says why requests cannot be taken.
         """
-        await self._service.settled()
+        await self._service.settled.wait()
         reason = self._service.unready()
         if reason is not None:  # plain: it is sent to a process that need not know our errors
             raise RuntimeError(getattr(self._service.failure, "message", reason.message))

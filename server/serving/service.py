@@ -60,7 +60,7 @@ class Service:
         self.active: set[Generation] = set()
         self._unread = Unread(settings.max_unread_events, self._make_room)
         self._retired: dict[asyncio.Task[None], Deployment] = {}
-        self._settled = asyncio.Event()  # started, or failed
+        self.settled = asyncio.Event()  # the bundle is served, or is known not to be
         self._loading = asyncio.Lock()  # one bundle is loaded at a time
         self._load: asyncio.Task[Deployment] | None = None  # of the reload in progress
         self._next_reload: asyncio.Task[None] | None = None  # one that waits for its turn
@@ -86,11 +86,11 @@ class Service:
             self.failure = error
             reason = error.message if isinstance(error, EmorlError) else type(error).__name__
             logger.error("the bundle cannot be served: %s", reason)
-            self._settled.set()
+            self.settled.set()
             self.on_failure(error)
             return
         self.started = True
-        self._settled.set()
+        self.settled.set()
         logger.info("ready: bundle %s on %s in %s", ensemble.name, ensemble.device, ensemble.dtype)
         self.on_change()
         self.on_ready()
@@ -110,7 +110,7 @@ class Service:
             self._next_reload = asyncio.create_task(self._reload_in_turn(), name="emorl-reload")
 
     async def _reload_in_turn(self) -> None:
-        await self._settled.wait()
+        await self.settled.wait()
         async with self._loading:
             turn, self._next_reload = self._next_reload, None  # a later SIGHUP may mean a newer bundle
             assert turn is asyncio.current_task()
@@ -212,10 +212,6 @@ class Service:
             retiring.cancel()
         deployments = [*self._retired.values(), *([] if self._deployment is None else [self._deployment])]
         await asyncio.gather(*(deployment.stop() for deployment in deployments), daemon_threads_ended(_LOAD_STOP_S))
-
-    async def settled(self) -> None:
-        """Wait until the bundle is served, or is known not to be."""
-        await self._settled.wait()
 
     # --- what it can do now ----------------------------------------------------------------------------------------
 
