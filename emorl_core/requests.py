@@ -10,6 +10,7 @@ from typing import Any
 from emorl_core.asked import Asked, Messages, Reader
 from emorl_core.bundles.bundle import BundleSpec
 from emorl_core.bundles.predictor import Prediction, Predictor
+from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.combine_modes import check_combine
 from emorl_core.engine.intake import draw_seed
 from emorl_core.engine.sweep import SweepPlan, sweep_vectors
@@ -44,6 +45,7 @@ class Requests:
         self._reader = Reader(self._prompts, vocab_size=vocab_size, most=spec.max_source_tokens, context=context)
         self._numbers = itertools.count(1)
         self._predictors = predictors or {}
+        self.learned: Mapping[str, ProfileSpec] = {}  # beside the bundle's, by other names; replaced, never changed
 
     @property
     def name(self) -> str:
@@ -57,6 +59,11 @@ class Requests:
     @property
     def objectives(self) -> tuple[str, ...]:
         return tuple(self.spec.objectives)
+
+    @property
+    def profiles(self) -> dict[str, ProfileSpec]:
+        """The bundle's, then those that were learned since."""
+        return {**self.spec.profiles, **self.learned}
 
     @property
     def max_prompt_chars(self) -> int:
@@ -105,7 +112,7 @@ class Requests:
             self.lanes,
             weights,
             profile,
-            profiles=self.spec.profile_weights(),
+            profiles={name: each.weights for name, each in self.profiles.items()},
             default_profile=self.spec.default_profile,
             normalize=normalize,
         )

@@ -218,6 +218,11 @@ class Settings(BaseSettings):
     choices_file: Path | None = Field(
         None, description="SQLite file that POST /choices writes to, without any text. Unset: choices are not kept."
     )
+    learn_profiles: bool = Field(
+        False,
+        description="Let POST /profiles/learn store what it learned in choices_file: a profile by the user's label,"
+        " served at once and after a restart.",
+    )
 
     # the page
     playground: bool = Field(True, description="Serve the playground page at /.")
@@ -249,6 +254,12 @@ class Settings(BaseSettings):
         settings = validate(data)
         check_numbers(data, settings)
         return settings
+
+    @model_validator(mode="after")
+    def _kept_somewhere(self) -> Self:
+        if self.learn_profiles and self.choices_file is None:
+            raise ValueError("learn_profiles is true, but choices_file is not set; learned profiles are kept there")
+        return self
 
     @field_validator("root_path")
     @classmethod

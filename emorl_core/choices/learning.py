@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emorl_core.choices.record import Choice
+from emorl_core.choices.outline import hull
+from emorl_core.choices.record import Comparison
 from emorl_core.errors import InvalidRequest
 
 Array = NDArray[np.float64]
@@ -31,11 +32,13 @@ CREDIBLE = 0.9
 class LearnedWeights:
     """`weights`: the posterior's mean. `deviation`: its standard deviation by objective. `region`: the least and the
     most weight of each objective among the likeliest points, which together hold `CREDIBLE` of the posterior.
-    `choices`: how many it was learned from."""
+    `outline`: with three objectives, the corners of the least convex shape around those points, in order, as weights
+    in the order of `weights`; None for other numbers. `choices`: how many it was learned from."""
 
     weights: dict[str, float]
     deviation: dict[str, float]
     region: dict[str, tuple[float, float]]
+    outline: list[tuple[float, ...]] | None
     choices: int
 
     def origin(self, by: str, user: str) -> dict[str, Any]:
@@ -72,11 +75,17 @@ class Preference:
         self._log += self._log_chances(shown)[:, :, taken]
         self.count += 1
 
-    def learn(self, choices: Sequence[Choice]) -> None:
+    def learn(self, choices: Sequence[Comparison]) -> None:
         """From choices among several drafts of which one was taken; others say nothing about weights."""
         for choice in choices:
             if choice.taken is not None and len(choice.shown) > 1:
-                self.take(np.array([self._vector(each.weights) for each in choice.shown]), choice.taken)
+                self.take(np.array([self.vector(each.weights) for each in choice.shown]), choice.taken)
+
+    def vector(self, weights: Mapping[str, float]) -> Array:
+        """On the simplex of the objectives: what other names weigh (the bare model) is left out."""
+        vector = np.array([weights.get(name, 0.0) for name in self.objectives])
+        total = vector.sum()
+        return vector / total if total > 0.0 else np.full(len(vector), 1.0 / len(vector))
 
     def result(self) -> LearnedWeights:
         chances = self._chances().sum(axis=1)  # [P]
@@ -89,15 +98,23 @@ class Preference:
             dict(zip(self.objectives, mean.tolist(), strict=True)),
             dict(zip(self.objectives, deviation.tolist(), strict=True)),
             dict(zip(self.objectives, bounds, strict=True)),
+            hull(inside) if len(self.objectives) == 3 else None,
             self.count,
         )
 
-    def next_pair(self, candidates: Array) -> tuple[int, int]:
+    def next_pair(self, candidates: Array, without: Collection[tuple[int, int]] = ()) -> tuple[int, int]:
         """The two of these weight vectors [C, K] whose comparison is expected to tell most: the pair with the largest
-        mutual information between the answer and what is not known yet. The first one where several tell as much."""
+        mutual information between the answer and what is not known yet. The first one where several tell as much.
+
+        without: pairs that are not to come again, in either order. Raises `InvalidRequest` where no pair is left.
+        """
+        seen = {tuple(sorted(pair)) for pair in without}
+        left = [pair for pair in itertools.combinations(range(len(candidates)), 2) if pair not in seen]
+        if not left:
+            raise InvalidRequest(f"candidates has {len(candidates)}; no pair of them is left", param="candidates")
         chances = self._chances()
         worth = -_distances(self.points, candidates)  # [P, C]
-        pairs = np.array(list(itertools.combinations(range(len(candidates)), 2)))
+        pairs = np.array(left)
         gap = worth[:, pairs[:, 0]] - worth[:, pairs[:, 1]]  # [P, pairs]
         mean, doubt = np.zeros(len(pairs)), np.zeros(len(pairs))
         for s, sharpness in enumerate(SHARPNESS):
@@ -118,12 +135,6 @@ class Preference:
         top = worth.max(axis=2, keepdims=True)
         logs: Array = worth - top - np.log(np.exp(worth - top).sum(axis=2, keepdims=True))
         return logs
-
-    def _vector(self, weights: dict[str, float]) -> Array:
-        """On the simplex of the objectives: what other names weigh (the bare model) is left out."""
-        vector = np.array([weights.get(name, 0.0) for name in self.objectives])
-        total = vector.sum()
-        return vector / total if total > 0.0 else np.full(len(vector), 1.0 / len(vector))
 
 
 def grid(count: int, resolution: int) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from emorl_core.config import Strict
 MAX_SHOWN = 16
 Outcome = Literal["taken", "edited", "rejected", "left"]
 Reason = Literal["warmer", "more_accurate", "shorter", "clearer", "less_directive", "safer", "other"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
 Number = Annotated[float, Field(allow_inf_nan=False)]
 # Names of objectives, as a bundle has them: a text of another shape may be somebody's words.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -22,7 +23,9 @@ class Shown(Strict):
     """One draft."""
 
     weights: dict[Name, Annotated[Number, Field(ge=0.0)]] = Field(
-        min_length=1, max_length=64, description="As the answer echoed them: objective -> number, 0 or more."
+        min_length=1,
+        max_length=64,
+        description="The draft's `centre`, or its `weights`: objective -> number, 0 or more.",
     )
     text_sha256: Hash = Field(description="SHA-256 of the draft in UTF-8, in place of the draft.")
     scores: dict[Name, Number] = Field(default_factory=dict, max_length=64, description="Objective -> score.")
@@ -37,15 +40,14 @@ class Shown(Strict):
         return self
 
 
-class Choice(Strict):
-    """What a person did with the drafts that they saw side by side."""
+class Comparison(Strict):
+    """What was done with the drafts that were seen side by side."""
 
-    user: Label = Field(description="Whose choice it was: a label of letters, digits and _ . @ -, not a name.")
     shown: list[Shown] = Field(min_length=1, max_length=MAX_SHOWN, description="The drafts side by side.")
     reason: Reason | None = Field(None, description="Why, out of a fixed list.")
 
     @model_validator(mode="after")
-    def _one_taken(self) -> Choice:
+    def _one_taken(self) -> Comparison:
         outcomes = [draft.outcome for draft in self.shown]
         if sum(outcome in ("taken", "edited") for outcome in outcomes) > 1:
             raise ValueError("shown: more than one draft was taken or edited; allowed: one")
@@ -58,3 +60,9 @@ class Choice(Strict):
         """The place of the draft that was taken, edited or not; None where all were turned down."""
         chosen = [i for i, draft in enumerate(self.shown) if draft.outcome in ("taken", "edited")]
         return chosen[0] if chosen else None
+
+
+class Choice(Comparison):
+    """What a person did with them."""
+
+    user: Label = Field(description="Whose choice it was: a label of letters, digits and _ . @ -, not a name.")

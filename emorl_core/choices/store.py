@@ -1,4 +1,5 @@
-"""Choices in a file of SQLite, one transaction each: a process that is killed loses the one in flight at most."""
+"""Choices, and the profiles learned from them, in a file of SQLite, one transaction each: a process that is killed
+loses the one in flight at most."""
 
 from __future__ import annotations
 
@@ -8,11 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.choices.record import Choice
 from emorl_core.errors import EmorlError, one_line
 
 _TABLE = """CREATE TABLE IF NOT EXISTS choices (
     id INTEGER PRIMARY KEY, at INTEGER NOT NULL, user TEXT NOT NULL, model TEXT NOT NULL, choice TEXT NOT NULL)"""
+_PROFILES = """CREATE TABLE IF NOT EXISTS profiles (
+    model TEXT NOT NULL, name TEXT NOT NULL, at INTEGER NOT NULL, profile TEXT NOT NULL, PRIMARY KEY (model, name))"""
 _INDEX = "CREATE INDEX IF NOT EXISTS choices_of_a_user ON choices (user, id)"
 _BUSY_S = 5.0
 
@@ -34,6 +38,7 @@ class ChoiceStore:
         with self._open() as file:
             file.execute(_TABLE)
             file.execute(_INDEX)
+            file.execute(_PROFILES)
 
     def add(self, choice: Choice, model: str) -> int:
         """Keep it for good before returning its number. model: the bundle's name. Raises `ChoicesError`."""
@@ -52,6 +57,20 @@ class ChoiceStore:
                 "SELECT choice FROM choices WHERE user = ? AND model = ? ORDER BY id", (user, model)
             ).fetchall()
         return [Choice.model_validate_json(row) for (row,) in rows]
+
+    def keep_profile(self, model: str, name: str, profile: ProfileSpec) -> None:
+        """What was learned, in the place of what was learned before by that name. Raises `ChoicesError`."""
+        with self._open() as file:
+            file.execute(
+                "INSERT OR REPLACE INTO profiles (model, name, at, profile) VALUES (?, ?, ?, ?)",
+                (model, name, int(time.time()), profile.model_dump_json()),
+            )
+
+    def profiles(self, model: str) -> dict[str, ProfileSpec]:
+        """What was learned about one bundle, by name. Raises `ChoicesError`."""
+        with self._open() as file:
+            rows = file.execute("SELECT name, profile FROM profiles WHERE model = ? ORDER BY name", (model,)).fetchall()
+        return {name: ProfileSpec.model_validate_json(profile) for name, profile in rows}
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Literal
 
 from emorl_core.drafts.choosing import pick
-from emorl_core.engine.sweep import SweepPlan
+from emorl_core.engine.sweep import SweepItem, SweepPlan
 from emorl_core.errors import InvalidRequest, shown
 from emorl_core.types import MAX_SEED, Attribution, Completion, Request
 from emorl_core.weights import named
@@ -67,7 +67,8 @@ class Draft:
 
     `request` and `completion`: of the first of those weights, in the order of the spread. `mean`: of `scores`, None
     where one is missing. `likelihood`: the geometric mean of its tokens' probabilities. `shares`: of each objective in
-    what spoke for the tokens, on average; None without attribution. `given_by`: how many candidates give this text.
+    what spoke for the tokens, on average; None without attribution. `given_by`: how many candidates give this text;
+    `centre`: the mean of their weights, which says more about the text than those of one of them.
     """
 
     request: Request
@@ -77,6 +78,7 @@ class Draft:
     likelihood: float
     shares: dict[str, float] | None
     given_by: int
+    centre: dict[str, float]
 
     @property
     def text(self) -> str:
@@ -115,12 +117,11 @@ class DraftsPlan:
         (group,) = sweep.groups()
         self.requests = tuple(group)
         self._completions: dict[str, Completion] = {}
-        self._given_by: dict[str, int] = {}  # by text
+        self._items: dict[str, list[SweepItem]] = {}  # by text
 
     def take(self, completion: Completion) -> None:
         self._completions[completion.request_id] = completion
-        given_by = len(self.sweep.take(completion))
-        self._given_by[completion.text] = self._given_by.get(completion.text, 0) + given_by
+        self._items.setdefault(completion.text, []).extend(self.sweep.take(completion))
 
     def texts(self) -> list[str]:
         """Distinct ones that say something, in the order of the spread; an empty one only where nothing else came."""
@@ -149,7 +150,7 @@ class DraftsPlan:
             drafts=tuple(drafts[i] for i in picked),
             ranked_by="scores" if counting else "likelihood",
             candidates=len(cost.items),
-            distinct=len(self._given_by),
+            distinct=len(self._items),
             seed=cost.seed,
             lane_row_steps=cost.lane_row_steps,
             unshared_lane_row_steps=cost.unshared_lane_row_steps,
@@ -164,6 +165,7 @@ class DraftsPlan:
 
     def _draft(self, request: Request, scores: dict[str, float | None], counting: set[str]) -> Draft:
         completion = self._completions[request.request_id]
+        items = self._items[completion.text]
         known = [score for name in counting if (score := scores[name]) is not None]
         return Draft(
             request=request,
@@ -172,7 +174,8 @@ class DraftsPlan:
             mean=fmean(known) if known and len(known) == len(counting) else None,
             likelihood=math.exp(fmean(completion.logprobs)) if completion.logprobs else 0.0,
             shares=mean_shares(completion.attributions, self._lanes),
-            given_by=self._given_by[completion.text],
+            given_by=len(items),
+            centre={name: fmean(item.weights.get(name, 0.0) for item in items) for name in completion.weights},
         )
 
 

@@ -42,7 +42,7 @@ async def reload(request: Request) -> Response:
             "status": "reloaded",
             "model": ensemble.name,
             "objectives": list(ensemble.lanes),
-            "profiles": list(ensemble.spec.profiles),
+            "profiles": list(ensemble.profiles),
             "seconds": round(time.perf_counter() - started, 3),
         }
     )

@@ -1,82 +1,30 @@
-"""`POST /choices` and `POST /profiles/learn`: which drafts a person took, and the weights that this says they want."""
+"""`POST /choices`, `/choices/next` and `/profiles/learn`: which drafts a person took, and the weights behind that."""
 
 from __future__ import annotations
 
 import asyncio
-from hashlib import sha256
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from emorl_core.choices.learning import CREDIBLE, Preference
-from emorl_core.choices.record import Choice, Label
+from emorl_core.bundles.profiles import ProfileSpec
+from emorl_core.choices.learning import CREDIBLE, LearnedWeights, Preference
 from emorl_core.choices.store import ChoiceStore
+from emorl_core.drafts.plan import Wanted
+from emorl_core.drafts.spread import spread
+from emorl_core.ensemble import Ensemble
+from emorl_core.errors import InvalidRequest, InvalidWeights
 from server.api.answers import json_response, service_of
+from server.api.choices_models import ChoiceBody, Evidence, Kept, LearnBody, Learned, NextBody, NextPair
 from server.api.documented import errors
-from server.api.fields import Body, example
 from server.door.bodies import StrictBody
 from server.door.errors import RouteNotFound
 
 router = APIRouter(tags=["choices"], route_class=StrictBody)
 _ERRORS = errors(400, 401, 404, 408, 413, 415, 421, 422, 431, 500, 503)
-
-
-class ChoiceBody(Choice, Body):
-    """`POST /choices`: the drafts that a person saw side by side, and what became of each. No text."""
-
-    model_config = example(
-        user="counselor-7",
-        shown=[
-            {"weights": {"empathy": 1.0}, "text_sha256": sha256(b"You feel worn out.").hexdigest(), "outcome": "taken"},
-            {"weights": {"fluency": 1.0}, "text_sha256": sha256(b"You work a lot.").hexdigest()},
-        ],
-        reason="warmer",
-    )
-
-
-class Kept(BaseModel):
-    model_config = example(id=12)
-
-    id: int = Field(description="Of the choice in the file; it is on disk.")
-
-
-class LearnBody(Body):
-    """`POST /profiles/learn`."""
-
-    model_config = example(user="counselor-7")
-
-    user: Label = Field(description="Whose choices to learn from.")
-
-
-class Learned(BaseModel):
-    """A profile to be: its weights, and how sure they are. Nothing is written to the bundle."""
-
-    model_config = example(
-        user="counselor-7",
-        choices=20,
-        weights={"empathy": 0.7, "fluency": 0.3},
-        deviation={"empathy": 0.1, "fluency": 0.1},
-        region={"empathy": (0.5, 0.9), "fluency": (0.1, 0.5)},
-        credible=CREDIBLE,
-    )
-
-    user: str
-    choices: int = Field(description="Choices among several drafts that it was learned from.")
-    weights: dict[str, float] = Field(description="The posterior's mean.")
-    deviation: dict[str, float] = Field(description="Its standard deviation, by objective.")
-    region: dict[str, tuple[float, float]] = Field(
-        description="Least and most weight in the smallest region that holds `credible` of the posterior."
-    )
-    credible: float
-
-
-def _store(request: Request) -> ChoiceStore:
-    """Raises `RouteNotFound` where choices are not kept, `ChoicesError`."""
-    path = service_of(request).settings.choices_file
-    if path is None:
-        raise RouteNotFound("choices are not kept here; choices_file is a setting of the server")
-    return ChoiceStore(path)
 
 
 @router.post("/choices", response_model=Kept, responses=_ERRORS)
@@ -87,22 +35,94 @@ async def choices(body: ChoiceBody, request: Request) -> Response:
     return json_response({"id": kept})
 
 
-@router.post("/profiles/learn", response_model=Learned, responses=_ERRORS)
-async def learn(body: LearnBody, request: Request) -> Response:
-    """The weights that a user's choices speak for, with their uncertainty."""
+@router.post("/choices/next", response_model=NextPair, responses=_ERRORS)
+async def next_pair(body: NextBody, request: Request) -> Response:
+    """The two weights whose drafts are worth comparing next: the choice that is expected to tell most."""
     ensemble = service_of(request).deployment().ensemble
 
-    def work() -> dict[str, object]:
-        belief = Preference(ensemble.objectives)
-        belief.learn(_store(request).of(body.user, ensemble.name))
-        found = belief.result()
+    def work() -> dict[str, Any]:
+        candidates = _candidates(ensemble, body)
+        belief = _belief(ensemble, body, request)
+        vectors = np.array([belief.vector(each) for each in candidates])
+        pair = belief.next_pair(vectors, [(i, j) for i, j in body.without])
+        return {"pair": pair, "weights": [candidates[i] for i in pair], "choices": belief.count}
+
+    return json_response(await asyncio.to_thread(work))
+
+
+@router.post("/profiles/learn", response_model=Learned, responses=_ERRORS)
+async def learn(body: LearnBody, request: Request) -> Response:
+    """The weights that a user's choices speak for, with their uncertainty; kept and served as a profile on demand."""
+    deployment = service_of(request).deployment()
+
+    def work() -> dict[str, Any]:
+        found = _belief(deployment.ensemble, body, request).result()
+        if body.store:
+            assert body.user is not None  # the body was refused otherwise
+            deployment.learned.keep(body.user, _profile(found, body.user))
         return {
             "user": body.user,
             "choices": found.choices,
             "weights": found.weights,
             "deviation": found.deviation,
             "region": found.region,
+            "outline": found.outline,
             "credible": CREDIBLE,
+            "profile": body.user if body.store else None,
         }
 
     return json_response(await asyncio.to_thread(work))
+
+
+def _store(request: Request) -> ChoiceStore:
+    """Raises `RouteNotFound` where choices are not kept, `ChoicesError`."""
+    path = service_of(request).settings.choices_file
+    if path is None:
+        raise RouteNotFound("choices are not kept here; choices_file is a setting of the server")
+    return ChoiceStore(path)
+
+
+def _belief(ensemble: Ensemble, body: Evidence, request: Request) -> Preference:
+    """Raises as `_store` where kept choices are asked for; `InvalidRequest`."""
+    belief = Preference(ensemble.objectives)
+    if body.choices is not None:
+        for i, choice in enumerate(body.choices):
+            for j, draft in enumerate(choice.shown):
+                _resolved(ensemble, draft.weights, f"choices.{i}.shown.{j}.weights")
+        belief.learn(body.choices)
+    else:
+        assert body.user is not None  # the body was refused otherwise
+        belief.learn(_store(request).of(body.user, ensemble.name))
+    return belief
+
+
+def _candidates(ensemble: Ensemble, body: NextBody) -> list[dict[str, float]]:
+    """Resolved. Raises `InvalidWeights`, `InvalidRequest`."""
+    if body.candidates is None:
+        candidates = [ensemble.resolve(each).as_dict() for each in spread(ensemble.objectives, Wanted().candidates)]
+    else:
+        candidates = [_resolved(ensemble, each, f"candidates.{i}") for i, each in enumerate(body.candidates)]
+    for pair in body.without:
+        if max(pair) >= len(candidates) or pair[0] == pair[1]:
+            raise InvalidRequest(
+                f"without has the pair {list(pair)}; allowed: two different places among {len(candidates)} candidates",
+                param="without",
+            )
+    return candidates
+
+
+def _resolved(ensemble: Ensemble, weights: Mapping[str, float], field: str) -> dict[str, float]:
+    """Raises `InvalidWeights`, which names the field."""
+    try:
+        return ensemble.resolve(weights).as_dict()
+    except InvalidWeights as error:
+        raise InvalidWeights(f"{field}: {error.message}", param=field) from None
+
+
+def _profile(found: LearnedWeights, user: str) -> ProfileSpec:
+    """Raises `InvalidRequest` where there is nothing to learn from."""
+    if not found.choices:
+        raise InvalidRequest(
+            "store is true, but the user has no choices among several drafts of this bundle", param="user"
+        )
+    return ProfileSpec(weights=found.weights, origin=found.origin("POST /profiles/learn", user))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -78,6 +79,7 @@ class DraftText(BaseModel):
     """One draft. `weights` and `seed` give this text; so do other candidates, `given_by` in all."""
 
     text: str
+    text_sha256: str = Field(description="SHA-256 of the text in UTF-8, as `POST /choices` takes it.")
     finish_reason: Literal["stop", "length", "cancelled"]
     completion_tokens: int
     weights: dict[str, float]
@@ -92,6 +94,9 @@ class DraftText(BaseModel):
         " hidden."
     )
     given_by: int
+    centre: dict[str, float] = Field(
+        description="The mean of the candidates' weights that give this text: what a choice of it says about weights."
+    )
     receipt: Receipt | None = Field(None, description="Unless `receipt` is false.")
 
 
@@ -116,6 +121,7 @@ class DraftsResponse(Chosen):
                     "drafts": [
                         {
                             "text": "You feel that work asks more than you have.",
+                            "text_sha256": sha256(b"You feel that work asks more than you have.").hexdigest(),
                             "finish_reason": "stop",
                             "completion_tokens": 11,
                             "weights": {"reflection": 0.0, "empathy": 1.0, "fluency": 0.0},
@@ -127,6 +133,7 @@ class DraftsResponse(Chosen):
                             "likelihood": 0.62,
                             "shares": {"reflection": 0.0, "empathy": 1.0, "fluency": 0.0},
                             "given_by": 5,
+                            "centre": {"reflection": 0.05, "empathy": 0.75, "fluency": 0.2},
                         }
                     ],
                     "seed": 17,
@@ -162,6 +169,7 @@ def draft_text(draft: Draft, judged: dict[str, Any], receipt: Receipt | None) ->
     """`DraftText` as plain dictionaries. judged: `TextScores` of it."""
     content = {
         "text": draft.text,
+        "text_sha256": sha256(draft.text.encode()).hexdigest(),
         "finish_reason": draft.completion.finish_reason.value,
         "completion_tokens": draft.completion.completion_tokens,
         "weights": draft.weights,
@@ -173,6 +181,7 @@ def draft_text(draft: Draft, judged: dict[str, Any], receipt: Receipt | None) ->
         "likelihood": draft.likelihood,
         "shares": draft.shares,
         "given_by": draft.given_by,
+        "centre": draft.centre,
     }
     return content if receipt is None else {**content, "receipt": receipt.model_dump(mode="json")}
 

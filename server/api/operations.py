@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from emorl_core import __version__
+from emorl_core.choices.record import REASONS
 from emorl_core.weights import BASE
 from server.api.answers import json_response, service_of
 from server.api.documented import errors
@@ -36,7 +37,7 @@ async def profiles(request: Request) -> Response:
     """Named weights and where they came from."""
     ensemble = service_of(request).deployment().ensemble
     listed: list[dict[str, Any]] = []
-    for name, profile in ensemble.spec.profiles.items():
+    for name, profile in ensemble.profiles.items():
         weights = {} if profile.predictor is not None else ensemble.resolve(profile=name).as_dict()
         listed.append({"name": name, "kind": profile.kind, "weights": weights, "origin": profile.origin})
     return json_response({"default": ensemble.spec.default_profile, "profiles": listed})
@@ -58,7 +59,7 @@ async def info(request: Request) -> Response:
             "prompt_template": spec.prompt_template,
             "chat": None if spec.chat is None else spec.chat.model_dump(),
             "objectives": list(ensemble.lanes),
-            "profiles": list(spec.profiles),
+            "profiles": list(ensemble.profiles),
             "default_profile": spec.default_profile,
             "device": ensemble.device,
             "dtype": ensemble.dtype,
@@ -75,6 +76,11 @@ async def info(request: Request) -> Response:
                 "max_sweep": settings.max_sweep,
                 "slots": service.admission.slots,
                 "max_queue": service.admission.queue,
+            },
+            "choices": {
+                "kept": settings.choices_file is not None,
+                "profiles": deployment.learned.kept,
+                "reasons": list(REASONS),
             },
         }
     )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from emorl_core.bundles.bundle import ChatSpec, PromptSpec
+from emorl_core.choices.record import REASONS
 from server.api.fields import example
 from server.serving.receipt import Identity
 
@@ -70,6 +71,14 @@ class Limits(BaseModel):
     max_queue: int
 
 
+class ChoicesInfo(BaseModel):
+    """What this server keeps of what people choose."""
+
+    kept: bool  # whether POST /choices writes anything
+    profiles: bool  # whether POST /profiles/learn may store what it learned
+    reasons: list[str]  # that a choice may give
+
+
 class Info(BaseModel):
     model_config = example(
         model="counselor-demo",
@@ -104,6 +113,7 @@ class Info(BaseModel):
             "slots": 16,
             "max_queue": 64,
         },
+        choices={"kept": True, "profiles": False, "reasons": list(REASONS)},
     )
 
     model: str
@@ -122,6 +132,7 @@ class Info(BaseModel):
     parameter_bytes: dict[str, int]
     identity: Identity
     limits: Limits
+    choices: ChoicesInfo
 
 
 class Health(BaseModel):

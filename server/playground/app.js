@@ -2,6 +2,7 @@
 
 import { ask } from "./api.js";
 import { createAsking, createExamples } from "./asking.js";
+import { createChoose } from "./choose.js";
 import { createCompare, createDraftActions } from "./compare.js";
 import { byId } from "./dom.js";
 import { createDraft } from "./draft.js";
@@ -30,6 +31,7 @@ const store = createStore({
   chat: null, system: "", turns: [], prompt: "", // chat: of the bundle, null without; turns: before what the client says now
   options: { ...NEUTRAL, max_new_tokens: TOKENS },
   draft: null, notice: null, map: null, pins: [], reference: null,
+  choices: null, user: "", region: null, // choices: what the server keeps of them; user: by whose label; region: see `pad.js`
 });
 const trouble = createTrouble();
 const keyForm = createKeyForm(() => connect());
@@ -38,6 +40,7 @@ const actions = {
   trouble: (problem, again) => onTrouble(problem, again, "map"),
   fine: () => trouble.clear("map"),
   needPrompt: () => byId("prompt").focus(),
+  reload: () => connect(() => {}),
 };
 
 /** Ask what is served, build the panels for it, write the first draft. Also the way back after the server was away. */
@@ -77,6 +80,7 @@ function adopt({ info, objectives, profiles }) {
   const weights = kept ? state.weights : ((start && profileWeights(start, axes)) ?? even);
   const ownSystem = state.chat !== null && state.system !== bundleSystem(state.chat); // what a person wrote stays
   store.set({
+    choices: info.choices, region: kept ? state.region : null,
     model: info.model, version: info.version, limits: info.limits, objectives: names, descriptions, profiles: profiles.profiles,
     axes, weights, map: null, options: { ...state.options, max_new_tokens: most },
     chat: info.chat, turns: info.chat === null ? [] : state.turns, system: ownSystem ? state.system : bundleSystem(info.chat),
@@ -111,7 +115,12 @@ createTheme();
 createAsking(store, writer);
 createDraft(store);
 createPace(store);
-createTaking(store, createTurns(store));
+const turns = createTurns(store);
+createTaking(store, turns);
+createChoose(store, actions, (taken) => {
+  writer.stop();
+  turns.accept(taken);
+});
 createShares(store);
 createDraftActions(store);
 createCompare(store);

@@ -73,7 +73,10 @@ export function createDraftActions(store) {
     h("button", { type: "button", class: "quiet", on: { click: () => saveDrafts([now()], "md", store.state) } }, "Export Markdown"),
   ];
   byId("draft-actions").replaceChildren(...buttons);
-  store.watch(["draft"], ({ draft }) => buttons.forEach((button) => (button.disabled = draft?.state !== "done")));
+  const [, copy] = buttons;
+  store.watch(["draft"], ({ draft }) => buttons.forEach((button) => {
+    button.disabled = draft?.state !== "done" && !(button === copy && draft?.state === "taken");
+  }));
 }
 
 function saveDrafts(drafts, kind, facts) {

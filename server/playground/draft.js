@@ -13,6 +13,7 @@ const STATES = {
   writing: () => "",
   stopped: () => "Stopped. What is above is not the whole text.",
   broken: ({ tokens }) => (tokens.length ? "The text above is not whole." : ""),
+  taken: ({ edited }) => `Taken from the drafts, ${edited ? "edited" : "as written"}.`,
   done: ({ answer, repeats }) => {
     const { completion_tokens: count } = answer.usage;
     const facts = `${count} ${count === 1 ? "token" : "tokens"}, ${ENDED[answer.finish_reason]}, ${duration(answer.timing.total_ms)}.`;
@@ -63,7 +64,7 @@ export function createDraft(store) {
     shown = draft;
     for (const token of draft.tokens.slice(spans.length)) add(token);
     if (spans.length) beListbox(true);
-    const written = draft.state === "known" ? "" : draft.text;
+    const written = ["known", "taken"].includes(draft.state) ? "" : draft.text;
     ahead.textContent = draft.state !== "done" && before?.startsWith(written) ? before.slice(written.length) : "";
     if (ahead.textContent) text.append(ahead);
     else ahead.remove();

@@ -31,6 +31,7 @@ export function createPad(store, actions) {
     axes.map((_, i) => svg("polygon", { points: triangle, class: "pad-colour", fill: `url(#pad-lane-${i})` })),
     map.layer,
     svg("polygon", { points: triangle, class: "pad-edge" }),
+    doubt(store),
     axes.map((name, i) => corner(name, i, objectives)),
     profiles.layer,
   );
@@ -101,6 +102,21 @@ function byKey(event, store) {
   if (!to || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
   steer(store, to);
+}
+
+/** `region` {outline, weights}: the point that choices speak for, and the corners of where it may lie; null for none. */
+function doubt(store) {
+  const layer = svg("g", { class: "pad-doubt" });
+  store.watch(["region"], ({ region }) => {
+    if (region === null || region.outline === null) return layer.replaceChildren();
+    const corners = region.outline.map((corner) => place(toPoint(corner))).map(({ x, y }) => `${x.toFixed(1)},${y.toFixed(1)}`);
+    const { x, y } = place(toPoint(region.weights));
+    return layer.replaceChildren(
+      svg("polygon", { points: corners.join(" "), class: "doubt-region" }),
+      svg("path", { class: "doubt-point", d: `M${x - 9} ${y}H${x + 9}M${x} ${y - 9}V${y + 9}` }),
+      svg("text", { x, y: y - 16, "text-anchor": "middle", class: "doubt-name" }, "your point"));
+  });
+  return layer;
 }
 
 /** From each corner its colour, gone before it reaches the others: the middle stays light. */

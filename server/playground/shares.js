@@ -7,7 +7,7 @@ import { named } from "./request.js";
 export function createShares(store) {
   const place = byId("shares");
   store.watch(["draft"], ({ draft, objectives }) => {
-    if (draft === null) return place.replaceChildren();
+    if (draft === null || draft.state === "taken") return place.replaceChildren();
     if (draft.state === "waiting" || !draft.tokens.length) return undefined; // those of the text that is still there
     const asked = named(draft.axes, draft.weights);
     const tipped = shares(draft.tokens);

@@ -122,7 +122,21 @@ export function createTurns(store) {
     else byId("prompt").focus();
   }
 
-  return { take };
+  /** A text that was chosen among drafts of what was said: the next turn, or where there are none, the page's draft. */
+  function accept({ said, text, draft }) {
+    const origin = { text: draft.text, weights: draft.weights };
+    const { chat, turns, axes, weights, prompt } = store.state;
+    if (chat === null) {
+      const taken = { said, text, expected: text, tokens: [], answer: null, edited: text !== draft.text, state: "taken" };
+      return store.set({ draft: { ...taken, topic: null, weights, axes, profile: null, repeats: false }, notice: null });
+    }
+    dropped = null;
+    const still = prompt.trim() === said ? "" : prompt;
+    store.set({ turns: [...turns, { role: "user", text: said }, { role: "assistant", text, draft: origin }], prompt: still });
+    return byId("prompt").focus({ preventScroll: true });
+  }
+
+  return { take, accept };
 }
 
 /** The buttons under a draft that put it into the conversation. */

@@ -22,6 +22,7 @@ from emorl_core.machine.threads import ThreadChoice, most_threads
 from emorl_core.models.compiling import Compilation
 from emorl_core.models.family import LaneModel
 from server.door.errors import EngineRestarted, NotReady
+from server.serving.learned import LearnedProfiles
 from server.serving.receipt import Identity
 from server.serving.scoring import Scoring
 from server.serving.worker import Worker
@@ -50,6 +51,7 @@ class Deployment:
     since: int
     identity: Identity
     scoring: Scoring
+    learned: LearnedProfiles
     users: int = 0
     compiling: asyncio.Task[None] | None = None
 
@@ -69,14 +71,18 @@ class Deployment:
         source = settings.bundle if ensemble.bundle is not None and not _is_folder(settings.bundle) else None
         metrics.know_scorers(ensemble.scorers)
         identity = Identity.of(ensemble.spec, ensemble.hashes, source)
-        return cls(ensemble, worker, int(time.time()), identity, Scoring(ensemble.scorers, settings, metrics))
+        scoring = Scoring(ensemble.scorers, settings, metrics)
+        return cls(ensemble, worker, int(time.time()), identity, scoring, LearnedProfiles(ensemble, settings))
 
     async def start(self) -> None:
         """Run the warm-up on the worker's thread.
 
         Raises:
             NotReady: the warm-up failed; the thread has ended.
+            ChoicesError: the file of learned profiles cannot be used.
         """
+        if self.learned.kept:
+            await in_daemon_thread(self.learned.recall)
         self.worker.start()
         await self.worker.settled()
         if self.worker.failure is not None:

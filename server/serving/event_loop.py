@@ -19,7 +19,7 @@ _LONGEST_S = 0.02  # probes and tokens wait meanwhile
 _FEW = 8  # descriptors told ready at once: tokens wait until the work for all of them is done
 
 
-class RestingSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+class RestingSelector(selectors.DefaultSelector):
     """The loop asks its selector for events whenever it has worked off those before; here it rests first."""
 
     def __init__(

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.choices.learning import CREDIBLE, Preference, grid
+from emorl_core.choices.outline import hull
 from emorl_core.choices.record import Choice
 from emorl_core.choices.store import ChoicesError, ChoiceStore
 from emorl_core.errors import InvalidRequest
@@ -72,6 +74,7 @@ def test_a_file_that_is_none_of_choices_is_refused_in_one_line(tmp_path: Path) -
 WRITER = """
 import sys
 from pathlib import Path
+from emorl_core.choices.outline import hull
 from emorl_core.choices.record import Choice
 from emorl_core.choices.store import ChoiceStore
 store, choice = ChoiceStore(Path(sys.argv[1])), Choice.model_validate_json(sys.argv[2])
@@ -158,3 +161,41 @@ def test_order_and_scale_of_weights_do_not_matter() -> None:
 def test_objectives_that_no_grid_holds_are_refused(count: int) -> None:
     with pytest.raises(InvalidRequest, match="objectives"):
         Preference([f"o{i}" for i in range(count)])
+
+
+# --- the next pair, the outline, and what was learned --------------------------------------------------------------------
+
+
+def test_a_pair_that_was_shown_does_not_come_again() -> None:
+    belief = Preference(NAMES)
+    candidates = np.eye(3)
+    seen: list[tuple[int, int]] = []
+    for _ in range(3):
+        seen.append(belief.next_pair(candidates, without=[(b, a) for a, b in seen]))
+    assert sorted(seen) == [(0, 1), (0, 2), (1, 2)]
+    with pytest.raises(InvalidRequest, match="no pair of them is left"):
+        belief.next_pair(candidates, without=seen)
+
+
+def test_the_outline_is_the_corners_around() -> None:
+    corners = [(0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)]
+    assert sorted(hull(grid(3, 12))) == sorted(corners), "points on the edges are left out"
+    assert hull(np.array([[0.2, 0.3, 0.5]] * 4)) == [(0.2, 0.3, 0.5)]
+    on_a_line = np.array([[0.2, 0.3, 0.5], [0.4, 0.1, 0.5], [0.3, 0.2, 0.5]])
+    assert sorted(hull(on_a_line)) == [(0.2, 0.3, 0.5), (0.4, 0.1, 0.5)]
+    found = Preference(NAMES).result()
+    assert found.outline is not None
+    assert {name: (min(own), max(own)) for name, own in zip(NAMES, zip(*found.outline, strict=True), strict=True)} == (
+        found.region
+    )
+    assert Preference(NAMES[:2]).result().outline is None
+
+
+def test_a_learned_profile_is_kept_by_bundle_and_name(tmp_path: Path) -> None:
+    store = ChoiceStore(tmp_path / "choices.db")
+    first, second = (ProfileSpec(weights={"empathy": each}, origin={"user": "ward-3"}) for each in (1.0, 2.0))
+    store.keep_profile("demo", "ward-3", first)
+    store.keep_profile("demo", "ward-4", first)
+    store.keep_profile("demo", "ward-3", second)
+    assert ChoiceStore(tmp_path / "choices.db").profiles("demo") == {"ward-3": second, "ward-4": first}
+    assert store.profiles("other") == {}

@@ -63,6 +63,19 @@ def test_each_draft_has_the_tokens_of_a_request_with_its_weights(way: str) -> No
         assert draft.completion.token_ids == alone(ensemble, PROMPT, draft, max_new_tokens=16, **WAYS[way]).token_ids
 
 
+def test_the_centre_of_a_draft_is_the_mean_of_all_weights_that_give_it() -> None:
+    ensemble = fake_ensemble()
+    found = ensemble.drafts(PROMPT, count=MAX_COUNT, min_distance=0.0, max_new_tokens=3)
+    default = ensemble.resolve(profile="balanced").as_dict()
+    looked_at = [ensemble.resolve(each).as_dict() for each in spread(ensemble.objectives, 16, default)]
+    assert max(draft.given_by for draft in found.drafts) > 1
+    for draft in found.drafts:
+        giving = [own for own in looked_at if ensemble.generate(PROMPT, own, max_new_tokens=3).text == draft.text]
+        assert len(giving) == draft.given_by
+        for name, weight in draft.centre.items():
+            assert weight == pytest.approx(sum(own[name] for own in giving) / len(giving))
+
+
 def test_a_real_model_gives_the_tokens_of_plain_requests_at_a_lower_cost(ensemble: Ensemble) -> None:
     found = ensemble.drafts(PROMPTS[0], candidates=8, min_distance=0.0, max_new_tokens=8)
     for draft in found.drafts:

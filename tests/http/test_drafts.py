@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -82,6 +83,7 @@ def test_drafts_say_how_they_were_ranked_and_have_scores_shares_and_receipts(jud
             (judged,) = client.post("/score", json=body).json()["results"]
         assert {"scores": draft["scores"], "unscored": draft["unscored"]} == judged
         assert draft["mean"] == pytest.approx(sum(draft["scores"].values()) / 2)
+        assert draft["text_sha256"] == hashlib.sha256(draft["text"].encode()).hexdigest()
         assert sum(draft["shares"].values()) == pytest.approx(1.0)
         assert set(draft["shares"]) == set(draft["weights"])
 

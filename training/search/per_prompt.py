@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,18 +14,16 @@ from torch import Tensor
 
 from emorl_core.bundles.predictor import Predictor
 from emorl_core.ensemble import Ensemble
-from emorl_core.files.writing import replacing
 from emorl_core.scorers.asking import Panel
 from emorl_core.weights import BASE
-from training.data.clusters import clusters_of
 from training.data.records import Record
 from training.progress import Progress
 from training.search.evaluator import Evaluator
 from training.search.generator import EnsembleGenerator
-from training.search.inputs import Inputs, prompts_hash
+from training.search.inputs import Inputs
 from training.search.predictor import STEPS, fit, targets
-from training.search.report import Candidate, compared
-from training.search.run import REPORT_FILE, SearchSettings, check_objectives
+from training.search.report import Candidate
+from training.search.run import SearchSettings, check_objectives, write_report
 from training.search.score_table import Array, ScoreTable, parse_goal
 from training.search.spaces import Point, grid_points
 
@@ -84,7 +81,7 @@ def run_per_prompt(
         table = tables.get(point) or evaluator.tables([point])[0]
         return Candidate(name, point, goal(table), table.means)
 
-    mean: Point = tuple(np.mean(said, axis=0).tolist())
+    mean: Point = tuple(np.mean(said, axis=0).tolist())  # of the weights that the held-out prompts got
     singles = [point for point in points if max(point) == 1.0]
     candidates = [
         Candidate("predicted", mean, goal(own), own.means),
@@ -93,37 +90,19 @@ def run_per_prompt(
         fixed("best of the grid", max(points, key=lambda point: goal(tables[point]))),
     ]
     judged = [own_held_out, *held_out.tables([candidate.point for candidate in candidates[1:]])]
-    report = {
-        "format": "emorl-search-report/1",
-        "bundle": ensemble.name,
-        "objectives": list(names),
-        "scorers": dict(inputs.specs),
-        "goal": settings.goal,
-        "method": settings.method,
-        "space": "simplex",
-        "levels": None,
-        "seed": settings.seed,
-        "max_new_tokens": settings.max_new_tokens,
-        "weights": dict(zip(names, mean, strict=True)),  # the mean of those that the held-out prompts got
-        "evaluations": {
+    report = write_report(
+        folder, ensemble, names, inputs, settings, candidates, judged,
+        method=settings.method,
+        space="simplex",
+        levels=None,
+        evaluations={
             "requested": len(points),
             "distinct_points": len(points),
             "resumed": 0,
             **asdict(evaluator.counts),
         },
-        "prompts": {
-            "search": {"count": len(inputs.search), "sha256": prompts_hash(inputs.search)},
-            "held_out": {"count": len(inputs.held_out), "sha256": prompts_hash(inputs.held_out)},
-        },
-        "candidates": compared(
-            candidates, judged, names, goal, clusters=clusters_of(inputs.held_out), seed=settings.seed
-        ),
-        "seconds": round(time.perf_counter() - started, 3),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / REPORT_FILE) as temporary:
-        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        started=started,
+    )  # fmt: skip
     return Fitted(predictor, report)
 
 

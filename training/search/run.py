@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -157,42 +157,75 @@ def run_search(
     meter.searched()
     candidates = _candidates(found, len(names), evaluator, goal)
     judged = held_out.tables([candidate.point for candidate in candidates])
-    weights = dict(zip(names, found.best, strict=True))
+    by_grid = settings.by_grid(len(names))
+    report = write_report(
+        folder, ensemble, names, inputs, settings, candidates, judged,
+        method="grid" if by_grid else "tpe",
+        space=settings.space if by_grid else "simplex",
+        levels=settings.levels if by_grid else None,
+        evaluations={
+            "requested": found.requested,
+            "distinct_points": len(found.scores),
+            "resumed": resumed,
+            **asdict(evaluator.counts),
+        },
+        path=[{"level": level.number, "best": list(level.best), "score": level.best_score} for level in found.levels],
+        started=started,
+    )  # fmt: skip
+    meter.finished()
+    return Outcome(found, report["weights"], tables, report)
+
+
+def write_report(
+    folder: Path,
+    ensemble: Ensemble,
+    names: Sequence[str],
+    inputs: Inputs,
+    settings: SearchSettings,
+    candidates: Sequence[Candidate],
+    judged: Sequence[ScoreTable],
+    *,
+    method: str,
+    space: str,
+    levels: int | None,
+    evaluations: Mapping[str, int],
+    started: float,
+    **more: Any,
+) -> dict[str, Any]:
+    """Write `report.json` into `folder` and return it.
+
+    candidates: the one that was found first; judged: their scores of the held-out prompts. started: of
+    `time.perf_counter`; more: what only this kind of search reports.
+    """
+    goal = parse_goal(settings.goal, tuple(inputs.scorers))
     report = {
         "format": "emorl-search-report/1",
         "bundle": ensemble.name,
         "objectives": list(names),
         "scorers": dict(inputs.specs),
         "goal": settings.goal,
-        "method": "grid" if settings.by_grid(len(names)) else "tpe",
-        "space": settings.space if settings.by_grid(len(names)) else "simplex",
-        "levels": settings.levels if settings.by_grid(len(names)) else None,
+        "method": method,
+        "space": space,
+        "levels": levels,
         "seed": settings.seed,
         "max_new_tokens": settings.max_new_tokens,
-        "weights": weights,
-        "evaluations": {
-            "requested": found.requested,
-            "distinct_points": len(found.scores),
-            "resumed": resumed,
-            **asdict(evaluator.counts),
-        },
+        "weights": dict(zip(names, candidates[0].point, strict=True)),
+        "evaluations": dict(evaluations),
         "prompts": {
-            "search": {"count": len(inputs.search), "sha256": prompts_hash(inputs.search)},
-            "held_out": {"count": len(inputs.held_out), "sha256": prompts_hash(inputs.held_out)},
+            name: {"count": len(records), "sha256": prompts_hash(records)}
+            for name, records in (("search", inputs.search), ("held_out", inputs.held_out))
         },
         "candidates": compared(
             candidates, judged, names, goal, clusters=clusters_of(inputs.held_out), seed=settings.seed
         ),
-        "path": [
-            {"level": level.number, "best": list(level.best), "score": level.best_score} for level in found.levels
-        ],
+        **more,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / REPORT_FILE) as temporary:
+        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
-    meter.finished()
-    return Outcome(found, weights, tables, report)
+    return report
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:

@@ -133,7 +133,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 
 
 def model_names(ensemble: Ensemble) -> list[str]:
-    return [ensemble.name, *(f"{ensemble.name}:{profile}" for profile in ensemble.spec.profiles)]
+    return [ensemble.name, *(f"{ensemble.name}:{profile}" for profile in ensemble.profiles)]
 
 
 def profile_of(ensemble: Ensemble, model: str) -> str | None:
