@@ -42,8 +42,8 @@ _REPLICA = "ServeReplica:emorl"  # how Ray names a replica's process
 _SEEN_TO_END = ("connection", "unanswered", "cut short", "status 5")
 
 
-class StillThere(RuntimeError):
-    """Ray left processes behind."""
+class NotInOrder(RuntimeError):
+    """`emorl deploy` failed as it ended, or left processes behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def _command_line(process: psutil.Process) -> list[str]:
 
 @contextmanager
 def deployed(bundle: Path, replicas: int, slots: int, *more: str) -> Iterator[Deployed]:
-    """`emorl deploy` on a free port; `more`: its options. Raises `StillThere`: not everything of Ray ended with it."""
+    """`emorl deploy` on a free port; `more`: its options. Raises `NotInOrder` at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -117,8 +117,8 @@ def _end(process: subprocess.Popen[str]) -> None:
     _, left = psutil.wait_procs(every, timeout=30)
     for each in left:
         each.kill()
-    if left:
-        raise StillThere(f"{len(left)} processes of Ray were still there after emorl deploy had ended")
+    if left or process.returncode:
+        raise NotInOrder(f"emorl deploy ended with {process.returncode}; {len(left)} processes were left")
 
 
 async def load(target: Target, clients: int, going: Callable[[], bool], new_tokens: int, report: Report) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,10 +38,11 @@ def connected(address: str | None, *, cores: int | None = None) -> Iterator[None
         if address is None:
             ray.init(num_cpus=cores, include_dashboard=False, logging_level=logging.WARNING)
         else:
+            _check_listens(address)
             ray.init(address=address, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = "on this machine" if address is None else f"at {address!r}"
-        raise ClusterError(f"no Ray cluster {where}: {first_line(error)}", param="ray") from None
+        raise ClusterError(f"no Ray cluster {where}: {_first_line(error)}", param="ray") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one that aborts the process
     try:
         yield
@@ -48,5 +50,12 @@ def connected(address: str | None, *, cores: int | None = None) -> Iterator[None
         ray.shutdown()
 
 
-def first_line(error: BaseException) -> str:
+def _check_listens(address: str) -> None:
+    """Ray itself would try for minutes. Raises `OSError`."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
+
+
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

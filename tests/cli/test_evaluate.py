@@ -167,3 +167,8 @@ def test_a_filled_in_sheet_is_scored(emorl: Any, recipe: Path) -> None:
     assert "base over emorl: 0.00 [0.00, 0.00] of 6 items (0 won, 0 tied, 6 lost" in ran.out
     (pair,) = json.loads(emorl("evaluate", "--score-ab", sheet, "--json").out)["pairs"]
     assert pair["losses"] == 6
+
+
+def test_a_report_alone_runs_nothing_on_a_cluster(emorl: Any, recipe: Path) -> None:
+    line = emorl("evaluate", recipe, "--ray", "auto", "--report-only").refused()
+    assert "--report-only and --ray exclude each other" in line

@@ -175,3 +175,10 @@ def test_a_replica_is_as_healthy_as_its_engine_is_ready() -> None:
         running.call(running.service.drain)
         with pytest.raises(RuntimeError, match="shutting down"):
             asyncio.run(replica.check_health())
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on import
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "nowhere.invalid:6379", "127.0.0.1"])
+def test_an_address_without_a_cluster_is_refused_at_once(emorl, bundle: Path, address: str) -> None:
+    assert f"no Ray cluster at {address!r}" in emorl("deploy", bundle, "--ray", address).refused()
