@@ -59,7 +59,7 @@ export function createFinding(store, actions) {
     place.replaceChildren(
       h("progress", { max: String(PAIRS), value: done, "aria-label": "Pairs" }),
       h("blockquote", { class: "asked" }, said),
-      h("div", { class: "cards two" }, cards),
+      h("div", { class: "cards by-two" }, cards),
       h("div", { class: "row" },
         h("button", { type: "button", on: { click: () => take(null) } }, "Neither"),
         h("button", { type: "button", class: "quiet", disabled: done === 0, on: { click: () => learn() } }, "Enough: show what is known")));
