@@ -203,7 +203,8 @@ def test_ten_pairs_find_a_point_with_its_doubt_and_it_becomes_a_profile(keeping:
     desk.page.get_by_label("Your label").fill("ward-9")
     desk.page.get_by_label("Your label").blur()
     find(desk)
-    desk.page.get_by_text("Learned from 10 choices of ward-9").wait_for()
+    desk.page.get_by_text("Learned from 10 choices of ward-9.").wait_for()
+    assert "null" not in desk.page.locator(".finding").inner_text()
     assert [len(choice.shown) for choice in keeping.kept("ward-9")] == [2] * 10
     answer = httpx.post(f"{keeping.live.url}/profiles/learn", json={"user": "ward-9"}, timeout=60).json()
     outline = desk.page.locator(".doubt-region").get_attribute("points").split()
