@@ -29,6 +29,8 @@ class LlamaCpp:
         parameters.n_ctx = _CONTEXT * setup.slots
         parameters.cpuparams.n_threads = setup.threads
         parameters.cpuparams_batch.n_threads = setup.threads
+        if setup.dtype == "float32":  # by default keys and values are in float16
+            parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         parameters.cache_ram_mib = 0
         parameters.verbosity = -1
         self._server = xllamacpp.Server(parameters)
