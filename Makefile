@@ -5,7 +5,7 @@
 #   make check     lint, format, types, known vulnerabilities
 #   make format    mend what lint and format can
 #   make audit     known vulnerabilities in the pinned packages       asks a public database, where there is one
-#   make bench     speed beside other engines, under 20 minutes       ARGS="--help" for its options
+#   make bench     speed beside other engines                         ARGS="--help" for its options
 #   make docs      the documentation as a site, in site/
 #   make clean     remove the environment and every cache
 #
@@ -73,7 +73,7 @@ format: $(DEVELOPS)
 audit: $(DEVELOPS)
 	$(RUN) -m tests.audit
 
-# ctranslate2 is a peer, and nothing else needs it.
+# ctranslate2 and xllamacpp are peers, and nothing else needs them.
 bench: $(DEVELOPS)
 	@$(PIP) --editable '.[bench]'
 	$(VENV)/bin/emorl bench $(ARGS)

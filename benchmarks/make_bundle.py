@@ -85,10 +85,10 @@ def write_base(folder: Path, shape: str, *, seed: int = 0) -> None:
     """Write a random checkpoint with a byte-level tokenizer."""
     if shape in causal_base.SHAPES:
         causal_base.write_weights(folder, shape, seed=seed)
-        _write_tokenizer(folder, causal_base.SHAPES[shape]["vocab_size"])
+        write_tokenizer(folder, causal_base.SHAPES[shape]["vocab_size"])
         return
     _write_t5(folder, shape, seed=seed)
-    _write_tokenizer(folder, VOCABULARY)
+    write_tokenizer(folder, VOCABULARY)
 
 
 def _write_t5(folder: Path, shape: str, *, seed: int) -> None:
@@ -152,7 +152,7 @@ def write_bundle(
     return folder
 
 
-def _write_tokenizer(folder: Path, size: int) -> None:
+def write_tokenizer(folder: Path, size: int) -> None:
     """A byte-level tokenizer with T5's special ids, padded to `size` so that every id has a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 

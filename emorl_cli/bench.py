@@ -10,18 +10,24 @@ from emorl_cli.console.options import add_example
 
 # Named here, so that --help needs no torch; a test holds them to the suite's own.
 CASES = (
-    *("bandwidth", "decode", "requests", "long", "prefill", "position", "objectives", "again", "memory", "cold"),
-    "http",
+    *("bandwidth", "decode", "requests", "long", "prefill", "position", "objectives", "again", "weights", "memory"),
+    *("cold", "http"),
 )
-SHAPES = ("t5-small", "t5-base", "t5-large", "t5-tiny")
-PEERS = ("one-model", "published", "peft-mixed", "ctranslate2")
+SHAPES = (
+    *("t5-small", "t5-base", "t5-large", "t5-tiny"),
+    *("smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b", "llama-tiny"),
+)
+PEERS = ("one-model", "published", "peft-mixed", "ctranslate2", "llama.cpp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    measured = parser.add_argument_group("what is measured; with none of these, every target on the T5-base shape")
+    measured = parser.add_argument_group("what is measured; with none of these, every target")
     measured.add_argument("--case", action="append", choices=CASES, help="only this case; may be repeated")
     measured.add_argument(
-        "--shape", action="append", choices=SHAPES, help="of the random model, default t5-base; may be repeated"
+        "--shape",
+        action="append",
+        choices=SHAPES,
+        help="of the random model; default: those that targets speak of; may be repeated",
     )
     measured.add_argument(
         "--dtype",
@@ -58,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "emorl bench",
         "emorl bench --case decode --peers one-model --quick",
+        "emorl bench --case decode --shape smollm2-135m --peers one-model,llama.cpp",
         "emorl bench --json new.json --resume",
         "emorl bench --compare old.json new.json --threshold 0.1",
         "emorl bench --render new.json --into docs/performance.md",

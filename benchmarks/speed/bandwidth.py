@@ -8,9 +8,11 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.make_bundle import SHAPES, VOCABULARY
+from benchmarks.speed import causal_base
 from benchmarks.speed.workload import Setup, Times, Work
 
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+# Of a block of 32, q8_0 keeps a scale in two bytes.
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "q8_0": 34 / 32}
 _BUFFER_BYTES = 1536 * 2**20  # far beyond any cache
 
 
@@ -55,25 +57,38 @@ def gb_per_s(times: Times) -> float:
     return _BUFFER_BYTES / times.total / 1e9
 
 
-def step_bytes(engine: str, shape: str, dtype: str, *, objectives: int, rank: int) -> int:
+def step_bytes(engine: str, shape: str, dtype: str, *, objectives: int, rank: int, quantize: str = "off") -> float:
     """Bytes of weights that one decoding step of a `benchmarks.make_bundle` model must read, each once.
 
-    Of the decoder: q, k, v, o of self-attention, q and o of cross-attention (its keys and values are cached), the
-    feed-forward matrices, and the head. `emorl` and `peft-mixed` add their adapters, `published` runs the encoder and
-    the uncached half of cross-attention as well, in every one of its models. Caches, embedding rows and norms are left
-    out: they are less than a hundredth.
+    `emorl` and `peft-mixed` read their adapters too; `published` runs the encoder and the uncached half of
+    cross-attention as well, in every one of its models. quantize: how `emorl` keeps the base's matrices. Caches,
+    embedding rows and norms are left out: they are less than a hundredth.
     """
+    base, head, low_rank = _elements_causal(shape, rank) if shape in causal_base.SHAPES else _elements_t5(shape, rank)
+    kept, added = ELEMENT_BYTES[dtype if quantize == "off" else quantize], ELEMENT_BYTES[dtype]
+    if engine == "published":
+        d_model, d_kv, d_ff, layers, heads = SHAPES[shape]
+        attention = d_model * d_kv * heads
+        again = layers * (4 * attention + 2 * d_model * d_ff) + layers * 2 * attention  # encoder; keys and values of it
+        return (objectives * (again + base) + head) * kept
+    if engine in ("emorl", "emorl compiled", "peft-mixed"):
+        return (base + head) * kept + objectives * low_rank * added
+    return (base + head) * kept
+
+
+def _elements_t5(shape: str, rank: int) -> tuple[int, int, int]:
+    """(decoder, head, one adapter on the decoder) of a step: q, k, v, o of self-attention, q and o of cross-attention
+    (its keys and values are cached), and the feed-forward matrices."""
     d_model, d_kv, d_ff, layers, heads = SHAPES[shape]
     inner = d_kv * heads
-    attention, dense = d_model * inner, d_model * d_ff
-    decoder = layers * (6 * attention + 2 * dense)
-    head = VOCABULARY * d_model
-    if engine == "published":
-        encoder = layers * (4 * attention + 2 * dense)
-        elements = objectives * (encoder + decoder + layers * 2 * attention) + head
-    elif engine in ("emorl", "emorl compiled", "peft-mixed"):
-        low_rank = layers * rank * (6 * (d_model + inner) + 2 * (d_model + d_ff))
-        elements = decoder + head + objectives * low_rank
-    else:
-        elements = decoder + head
-    return elements * ELEMENT_BYTES[dtype]
+    decoder = layers * (6 * d_model * inner + 2 * d_model * d_ff)
+    low_rank = layers * rank * (6 * (d_model + inner) + 2 * (d_model + d_ff))
+    return decoder, VOCABULARY * d_model, low_rank
+
+
+def _elements_causal(shape: str, rank: int) -> tuple[int, int, int]:
+    """(linear layers, head, one adapter on all of the layers)"""
+    linears = causal_base.linear_shapes(shape).values()
+    facts = causal_base.SHAPES[shape]
+    head = facts["vocab_size"] * facts["hidden_size"]
+    return sum(out * into for out, into in linears), head, rank * sum(out + into for out, into in linears)

@@ -12,19 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.make_bundle import write_bundle
+from benchmarks.speed import causal_base
 from benchmarks.speed.bandwidth import gb_per_s, step_bytes
 from benchmarks.speed.figures import Figure, Results
 from benchmarks.speed.rounds import Entrant, Pool, say, take_turns
 from benchmarks.speed.workload import Setup, Times, Work
 from emorl_core.errors import UnsupportedModel
+from emorl_core.machine.precision import fbgemm_available
 from emorl_core.models.compiling import check_compiler
+from emorl_core.types import Quantize
 
 OBJECTIVES = 3
 RANK = 8
 OBJECTIVES_TRIED = {"cpu": (1, 2, 3, 5, 8), "cuda": (1, 3, 8)}
 REQUESTS_TRIED = {"cpu": (1, 4, 16), "cuda": (1, 16, 64, 256)}
 _STEERED = ("emorl", "emorl compiled", "published", "peft-mixed")
-PEERS = ("one-model", "published", "peft-mixed", "ctranslate2")
+PEERS = ("one-model", "published", "peft-mixed", "ctranslate2", "llama.cpp")
+_FORMATS = {"ctranslate2": ("float32", "int8"), "llama.cpp": ("bfloat16", "q8_0")}
+
+
+def runs(peer: str, shape: str) -> bool:
+    """Whether a peer knows this kind of model."""
+    return peer != ("published" if shape in causal_base.SHAPES else "llama.cpp")
 
 
 @dataclass(slots=True)
@@ -42,6 +51,7 @@ class Bench:
     pool: Pool
     results: Results = field(default_factory=Results)
     objectives: int = OBJECTIVES
+    quantize: Quantize = "off"  # how this engine keeps the base's matrices
 
     def bundle(self, objectives: int = OBJECTIVES) -> Path:
         """A random bundle of this shape with so many objectives, written on first use; all share one base."""
@@ -51,10 +61,26 @@ class Bench:
             write_bundle(folder, self.shape, objectives=objectives, rank=RANK, base=self.folder / f"{self.shape}-base")
         return folder
 
-    def setup(self, engine: str, *, objectives: int = OBJECTIVES, dtype: str | None = None) -> Setup:
+    def setup(
+        self, engine: str, *, objectives: int = OBJECTIVES, dtype: str | None = None, quantize: Quantize = "off"
+    ) -> Setup:
         slots = max(REQUESTS_TRIED[self.device])
         folder = str(self.bundle(objectives))
-        return Setup(engine, folder, dtype or self.dtype, objectives, self.threads, self.device, slots)
+        return Setup(engine, folder, dtype or self.dtype, objectives, self.threads, self.device, slots, quantize)
+
+    def ours(self, work: Work, *, objectives: int = OBJECTIVES, quantize: Quantize | None = None) -> Entrant:
+        """This engine, its step not compiled. The name says how its matrices are kept where that is not the run's."""
+        kept = quantize or self.quantize
+        name = "emorl" if kept == "off" else f"emorl {kept}"
+        return Entrant(name, self.setup("emorl", objectives=objectives, quantize=kept), work)
+
+    def both(self, work: Work, *, quantize: Quantize | None = None) -> list[Entrant]:
+        """This engine, and where that is possible the same with its step compiled."""
+        plain = self.ours(work, quantize=quantize)
+        if not self.compiles:
+            return [plain]
+        compiled = replace(plain.setup, engine="emorl compiled")
+        return [plain, replace(plain, name=f"{plain.name} compiled", setup=compiled)]
 
     @property
     def compiles(self) -> bool:
@@ -67,16 +93,16 @@ class Bench:
             return False
         return True
 
-    def entrants(self, work: Work, *, only: Sequence[str] = PEERS, compiled: bool = True) -> list[Entrant]:
+    def entrants(
+        self, work: Work, *, only: Sequence[str] = PEERS, compiled: bool = True, int8: bool = False
+    ) -> list[Entrant]:
         """This engine and those peers that were asked for and are allowed here, all with the same work."""
-        found = [Entrant("emorl", self.setup("emorl"), work)]
-        if compiled and self.compiles:
-            found.append(Entrant("emorl compiled", self.setup("emorl compiled"), work))
-        for peer in (each for each in self.peers if each in only):
-            if peer == "ctranslate2":
-                found += [
-                    Entrant(f"{peer} {dtype}", self.setup(peer, dtype=dtype), work) for dtype in ("float32", "int8")
-                ]
+        found = self.both(work) if compiled else [self.ours(work)]
+        if int8 and self.device == "cpu" and fbgemm_available():
+            found += self.both(work, quantize="int8")
+        for peer in (each for each in self.peers if each in only and runs(each, self.shape)):
+            if peer in _FORMATS:
+                found += [Entrant(f"{peer} {dtype}", self.setup(peer, dtype=dtype), work) for dtype in _FORMATS[peer]]
             elif peer == "published":  # it names no number format, so that its models load as float32
                 found.append(Entrant(peer, self.setup(peer, dtype="float32"), work, "sample"))
                 if self.dtype != "float32":
@@ -128,15 +154,22 @@ def _decoded(bench: Bench, case: str, entrants: Sequence[Entrant], rounds: int) 
 
 def decode(bench: Bench) -> None:
     """One request, 64 source and 64 new tokens, every peer."""
-    new = 32 if bench.shape == "t5-large" else 64
-    entrants = bench.entrants(Work(1, 64, new))
+    new = 32 if bench.shape in ("t5-large", "llama-3.2-1b") else 64
+    entrants = bench.entrants(Work(1, 64, new), int8=True)
     _decoded(bench, "decode", entrants, bench.count(5))
     read = bench.results.find("bandwidth", "machine", "gb_per_s")
     if read is None:
         return
     for entrant in entrants:
         setup = entrant.setup
-        needed = step_bytes(setup.engine, bench.shape, setup.dtype, objectives=setup.objectives, rank=RANK)
+        needed = step_bytes(
+            setup.engine,
+            bench.shape,
+            setup.dtype,
+            objectives=setup.objectives,
+            rank=RANK,
+            quantize=setup.quantize,
+        )
         bench.add("decode", entrant, "limit_ms", [needed / (read.most * 1e9) * 1e3])
 
 
@@ -144,7 +177,8 @@ def requests(bench: Bench) -> None:
     """Several requests with different weights at once."""
     entrants = []
     for number in REQUESTS_TRIED[bench.device]:
-        entrants += bench.entrants(Work(number, 64, 64), only=("one-model", "ctranslate2"))
+        work = Work(number, 64, 64)
+        entrants += bench.entrants(work, only=("one-model", "ctranslate2", "llama.cpp"), int8=True)
     _decoded(bench, "requests", entrants, bench.count(4))
 
 
@@ -152,9 +186,8 @@ def objectives(bench: Bench) -> None:
     """One request, more and more objectives."""
     work = Work(1, 64, 64)
     tried = OBJECTIVES_TRIED[bench.device]
-    entrants = [Entrant("emorl", bench.setup("emorl", objectives=number), work) for number in tried]
-    peers = bench.entrants(work, only=("one-model",), compiled=False)
-    entrants += [each for each in peers if each.name != "emorl"]
+    entrants = [bench.ours(work, objectives=number) for number in tried]
+    entrants += bench.entrants(work, only=("one-model",), compiled=False)[1:]
     _decoded(bench, "objectives", entrants, bench.count(5))
 
 
@@ -177,7 +210,7 @@ def prefill(bench: Bench) -> None:
     entrants = []
     for source in (64, 256, 512):
         entrants += bench.entrants(Work(1, source, 2), only=("one-model", "ctranslate2"), compiled=False)
-    entrants += [replace(entrant, method="prefill") for entrant in entrants if entrant.name == "emorl"]
+    entrants += [replace(entrant, method="prefill") for entrant in entrants if entrant.setup.engine == "emorl"]
     for entrant, times in take_turns(bench.pool, entrants, bench.count(5)).items():
         metric = "prefill_ms" if entrant.method == "prefill" else "first_token_ms"
         bench.add("prefill", entrant, metric, [each.first * 1e3 for each in times])
@@ -185,7 +218,7 @@ def prefill(bench: Bench) -> None:
 
 def again(bench: Bench) -> None:
     """The first token of a prompt of 256 tokens, then of the same prompt under other weights."""
-    entrant = Entrant("emorl", bench.setup("emorl"), Work(1, 256, 4))
+    entrant = bench.ours(Work(1, 256, 4))
     second: list[Times] = []
 
     def twice(worker: Any, entrant: Entrant, work: Work) -> Times:
@@ -196,21 +229,37 @@ def again(bench: Bench) -> None:
     rounds = bench.count(9)
     first = take_turns(bench.pool, [entrant], rounds, measure=twice)[entrant]
     bench.add("again", entrant, "first_token_ms", [each.first * 1e3 for each in first])
-    remembered = Entrant("emorl, prompt seen before", entrant.setup, entrant.work)
+    remembered = replace(entrant, name=f"{entrant.name}, prompt seen before")
     bench.add("again", remembered, "first_token_ms", [each.first * 1e3 for each in second[-rounds:]])
+
+
+def weights(bench: Bench) -> None:
+    """One request with `combine: weights` beside the base alone, both in this engine."""
+    entrants = []
+    for entrant in bench.both(Work(1, 64, 64)):
+        entrants += [
+            replace(entrant, name=f"{entrant.name}, adapters summed", method="run_summed"),
+            replace(entrant, name=f"{entrant.name}, base alone", method="run_base"),
+        ]
+    _decoded(bench, "weights", entrants, bench.count(5))
 
 
 def memory(bench: Bench) -> None:
     """Bytes of parameters: the base alone, and with three adapters. Counted, not timed."""
-    entrant = Entrant("emorl", bench.setup("emorl"), Work(1, 64, 4))
-    bench.pool.only([])  # a process that has run other cases holds what they needed
-    bench.pool.only([entrant.setup])
-    parts = bench.pool[entrant.setup].call("facts")["parameter_bytes"]
-    bench.pool[entrant.setup].call("run", entrant.work)
+    work = Work(1, 64, 4)
+    kinds = [bench.ours(work)]
+    if bench.device == "cpu" and fbgemm_available():
+        kinds.append(bench.ours(work, quantize="int8"))
     sizes = {"requests": 0, "source": 0, "new": 0}
-    bench.add("memory", entrant, "base_mb", [parts["base"] / 1e6], **sizes)
-    bench.add("memory", entrant, "adapters_mb", [parts["adapters"] / 1e6], **sizes)
-    bench.add("memory", entrant, "resident_mb", [bench.pool[entrant.setup].resident_bytes() / 1e6], **sizes)
+    for entrant in kinds:
+        bench.pool.only([])  # a process that has run other cases holds what they needed
+        bench.pool.only([entrant.setup])
+        worker = bench.pool[entrant.setup]
+        parts = worker.call("facts")["parameter_bytes"]
+        worker.call("run", entrant.work)
+        bench.add("memory", entrant, "base_mb", [parts["base"] / 1e6], **sizes)
+        bench.add("memory", entrant, "adapters_mb", [parts["adapters"] / 1e6], **sizes)
+        bench.add("memory", entrant, "resident_mb", [worker.resident_bytes() / 1e6], **sizes)
 
 
 def bandwidth(bench: Bench) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from emorl_core.files.writing import follow_umask
+
 # From the public configs. Weights are random, so special tokens are those of `benchmarks.make_bundle`'s tokenizer.
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
@@ -81,6 +83,7 @@ def write_weights(folder: Path, shape: str, *, seed: int = 0) -> None:
     model = AutoModelForCausalLM.from_config(config_of(shape), dtype=torch.bfloat16)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
+    follow_umask(folder / "model.safetensors")
 
 
 def linear_shapes(shape: str) -> dict[str, tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ class CTranslate2:
         from tokenizers import Tokenizer
 
         base = Bundle.open(setup.folder).base_folder()
-        self._piece_of = Tokenizer.from_file(str(base / "tokenizer.json")).id_to_token
-        self._id_of = Tokenizer.from_file(str(base / "tokenizer.json")).token_to_id
-        self._translator = ctranslate2.Translator(
+        tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+        self._piece_of, self._id_of = tokenizer.id_to_token, tokenizer.token_to_id
+        self._encodes = _config(base)["model_type"] == "t5"
+        kind = ctranslate2.Translator if self._encodes else ctranslate2.Generator
+        self._model = kind(
             str(convert(base)),
             device=setup.device,
             compute_type=setup.dtype,
@@ -30,34 +33,52 @@ class CTranslate2:
 
     def run(self, work: Work) -> Times:
         prompts = [[self._piece_of(each) for each in prompt] for prompt in work.prompts()]
-        first, _ = self._translate(prompts, 1)
-        total, ids = self._translate(prompts, work.new)
+        first, _ = self._timed(prompts, 1)
+        total, ids = self._timed(prompts, work.new)
         return Times(first, total, work.new, (), ids)
 
     def facts(self) -> dict[str, object]:
         import ctranslate2
 
-        kind = self._translator.compute_type
+        kind = self._model.compute_type
         return {"settings": f"version {ctranslate2.__version__}, compute type {kind}, intra_threads"}
 
-    def _translate(self, prompts: list[list[str]], new: int) -> tuple[float, tuple[tuple[int, ...], ...]]:
+    def _timed(self, prompts: list[list[str]], new: int) -> tuple[float, tuple[tuple[int, ...], ...]]:
         start = time.perf_counter()
-        results: list[Any] = self._translator.translate_batch(
-            prompts, beam_size=1, max_decoding_length=new, min_decoding_length=new
-        )
+        made = self._translated(prompts, new) if self._encodes else self._continued(prompts, new)
         seconds = time.perf_counter() - start
-        ids = tuple(tuple(self._id_of(piece) for piece in result.hypotheses[0]) for result in results)
+        ids = tuple(tuple(map(self._id_of, pieces)) for pieces in made)
         for each in ids:
             check_length(len(each), new, "ctranslate2")
         return seconds, ids
 
+    def _translated(self, prompts: list[list[str]], new: int) -> list[list[str]]:
+        results: list[Any] = self._model.translate_batch(
+            prompts, beam_size=1, max_decoding_length=new, min_decoding_length=new
+        )
+        return [result.hypotheses[0] for result in results]
+
+    def _continued(self, prompts: list[list[str]], new: int) -> list[list[str]]:
+        results: list[Any] = self._model.generate_batch(
+            prompts, beam_size=1, max_length=new, min_length=new, include_prompt_in_result=False
+        )
+        return [result.sequences[0] for result in results]
+
 
 def convert(base: Path) -> Path:
-    """A Hugging Face T5 folder -> CTranslate2's format beside it, in float32, made once."""
+    """A Hugging Face folder -> CTranslate2's format beside it, in float32, made once."""
     import ctranslate2
 
     base = base.resolve()
     out = base.with_name(f"{base.name}-ctranslate2")
     if not (out / "model.bin").exists():
         ctranslate2.converters.TransformersConverter(str(base)).convert(str(out), force=True)
+        config = _config(out)
+        if config.get("bos_token", "") is None:  # it writes what it cannot read; prompts here begin with no such token
+            (out / "config.json").write_text(json.dumps({**config, "bos_token": config["eos_token"]}))
     return out
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return found

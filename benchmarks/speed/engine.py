@@ -11,7 +11,7 @@ from emorl_core.engine.driver import Driver
 from emorl_core.ensemble import Ensemble
 from emorl_core.lanes.lane import Lane, lane_points
 from emorl_core.models.family import Piece
-from emorl_core.types import Failure, Request, Sampling, TokenEvent
+from emorl_core.types import Combine, Failure, Request, Sampling, TokenEvent
 
 
 class Emorl:
@@ -21,16 +21,33 @@ class Emorl:
 
     def __init__(self, setup: Setup) -> None:
         self._ensemble = Ensemble.load(
-            setup.folder, device=setup.device, dtype=setup.dtype, slots=setup.slots, compile=self.COMPILE
+            setup.folder,
+            device=setup.device,
+            dtype=setup.dtype,
+            quantize=setup.quantize,
+            slots=setup.slots,
+            compile=self.COMPILE,
         )
         self._objectives = setup.objectives
 
     def run(self, work: Work) -> Times:
+        return self._run(work, [(0.0, *weights) for weights in work.weights(self._objectives)])
+
+    def run_summed(self, work: Work) -> Times:
+        """The same weights with `combine: weights`: one summed adapter a request."""
+        return self._run(work, [(0.0, *weights) for weights in work.weights(self._objectives)], combine="weights")
+
+    def run_base(self, work: Work) -> Times:
+        """The base alone."""
+        return self._run(work, [(1.0, *(0.0,) * self._objectives)] * work.requests)
+
+    def _run(self, work: Work, weights: list[tuple[float, ...]], combine: Combine = "hidden") -> Times:
+        """weights: per request one number per lane, the base's first."""
         engine = self._ensemble.engine
         sampling = Sampling(max_new_tokens=work.new, min_new_tokens=work.new, seed=work.seed)
         requests = [
-            Request(f"{work.seed}-{work.weights_seed}-{i}", tuple(prompt), (0.0, *weights), sampling)
-            for i, (prompt, weights) in enumerate(zip(work.prompts(), work.weights(self._objectives), strict=True))
+            Request(f"{work.seed}-{work.weights_seed}-{i}", tuple(prompt), lanes, sampling, combine=combine)
+            for i, (prompt, lanes) in enumerate(zip(work.prompts(), weights, strict=True))
         ]
         made: dict[str, list[int]] = {request.request_id: [] for request in requests}
         stamps: list[float] = []
@@ -63,7 +80,9 @@ class Emorl:
 
     def facts(self) -> dict[str, object]:
         facts: dict[str, object] = {"dtype": self._ensemble.dtype, "parameter_bytes": self._ensemble.parameter_bytes()}
-        return {**facts, "settings": "compile"} if self.COMPILE else facts
+        kept = "" if self._ensemble.quantize == "off" else f"matrices in {self._ensemble.quantize}"
+        settings = ", ".join(filter(None, ("compile" if self.COMPILE else "", kept)))
+        return {**facts, "settings": settings} if settings else facts
 
 
 class EmorlCompiled(Emorl):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-_PACKAGES = ("torch", "transformers", "peft", "ctranslate2", "numpy", "safetensors", "emorl")
+_PACKAGES = ("torch", "transformers", "peft", "ctranslate2", "xllamacpp", "numpy", "safetensors", "emorl")
 
 
 def describe(threads: int) -> dict[str, Any]:

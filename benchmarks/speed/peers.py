@@ -1,4 +1,4 @@
-"""What a user would run instead, each at the best settings it has. Hugging Face transformers and PEFT.
+"""What a user would run instead, each at the best settings it has: Hugging Face transformers on one model or several.
 
 All of them decode greedily, never choose the end of sequence, and make exactly the tokens that were asked for.
 """
@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import T5ForConditionalGeneration
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
@@ -28,7 +27,7 @@ from emorl_core.machine.precision import pick_dtype
 logging.set_verbosity_error()  # its hints about missing settings are not for who measures
 logging.disable_progress_bar()
 
-_START = 0  # T5's decoder start token
+START = 0  # T5's decoder start token
 
 
 class OneModel:
@@ -48,7 +47,6 @@ class OneModel:
         trials = {pair: self._trial(*pair) for pair in self.TRIED}
         self._attention, self._cache = min(trials, key=lambda pair: trials[pair])
         self._trials = {f"{a}, {c} cache": seconds * 1e3 for (a, c), seconds in trials.items()}
-        self._models = {self._attention: self._model(self._attention)}
 
     def run(self, work: Work) -> Times:
         return self._generate(self._attention, self._cache, work)
@@ -66,7 +64,9 @@ class OneModel:
         return statistics.median(self._generate(attention, cache, self._TRIAL).per_token for _ in range(3))
 
     def _model(self, attention: str) -> Any:
+        """One at a time: of large shapes not many fit into memory."""
         if attention not in self._models:
+            self._models.clear()
             self._models[attention] = load_base(self._setup, attention)
         return self._models[attention]
 
@@ -75,7 +75,7 @@ class OneModel:
         model.generation_config.eos_token_id = None  # nothing to suppress and nothing to look for at each token
         ids = torch.tensor(work.prompts(), device=model.device)
         mask = torch.ones_like(ids)
-        clock = _Clock(ids.device)
+        clock = Clock(ids.device)
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             clock.start()
@@ -86,9 +86,10 @@ class OneModel:
                 do_sample=False,
                 cache_implementation=cache,
                 stopping_criteria=StoppingCriteriaList([clock]),
-            )[:, 1:].tolist()
+            )
+        made = ids_of(made[:, 1 if model.config.is_encoder_decoder else work.source :])
         check_length(len(made[0]), work.new, "one-model")
-        return Times(clock.stamps[0], clock.stamps[-1], work.new, tuple(clock.stamps), _ids(made))
+        return Times(clock.stamps[0], clock.stamps[-1], work.new, tuple(clock.stamps), made)
 
 
 class OneModelCompiled(OneModel):
@@ -135,10 +136,10 @@ class Published:
         device = self._models[0].device
         ids = torch.tensor(work.prompts(), device=device)
         weights = torch.tensor(work.weights(len(self._models)), device=device)
-        clock = _Clock(device)
+        clock = Clock(device)
         clock.start()
         for before in (0, *(int((i + 0.5) / self.SAMPLED * work.new) for i in range(self.SAMPLED))):
-            self._next(ids, torch.full((work.requests, 1 + before), _START, device=device), weights)
+            self._next(ids, torch.full((work.requests, 1 + before), START, device=device), weights)
             clock.stamp()
         first = clock.stamps[0]
         mean = (clock.stamps[-1] - first) / self.SAMPLED
@@ -149,14 +150,13 @@ class Published:
         first = self._models[0]
         ids = torch.tensor(work.prompts(), device=first.device)
         weights = torch.tensor(work.weights(len(self._models)), device=first.device)  # [B, N]
-        tokens = torch.full((work.requests, 1), _START, device=first.device)
-        clock = _Clock(first.device)
+        tokens = torch.full((work.requests, 1), START, device=first.device)
+        clock = Clock(first.device)
         clock.start()
         for _ in range(work.new):
             tokens = torch.cat([tokens, self._next(ids, tokens, weights).unsqueeze(1)], dim=1)
             clock.stamp()
-        made = tokens[:, 1:].tolist()
-        return Times(clock.stamps[0], clock.stamps[-1], work.new, tuple(clock.stamps), _ids(made))
+        return Times(clock.stamps[0], clock.stamps[-1], work.new, tuple(clock.stamps), ids_of(tokens[:, 1:]))
 
     def facts(self) -> dict[str, object]:
         total = sum(parameter_bytes(model) for model in self._models)
@@ -172,56 +172,7 @@ class Published:
         return choose(self._models[0], torch.stack(lanes, dim=1), weights)
 
 
-class PeftMixed:
-    """`peft-mixed`: one Hugging Face model, one row per lane with PEFT's `adapter_names`, a key-value cache, hidden
-    states mixed outside, one head product. PEFT's hooks are set once for a generation, not once for a token."""
-
-    def __init__(self, setup: Setup) -> None:
-        from peft import PeftModel
-
-        folders = adapter_folders(setup)
-        self._names = [folder.name for folder in folders]
-        with quiet_peft():
-            self._model = PeftModel.from_pretrained(load_base(setup, "sdpa"), folders[0], adapter_name=self._names[0])
-            for folder in folders[1:]:
-                self._model.load_adapter(folder, adapter_name=folder.name)
-        self._model.to(pick_dtype(setup.dtype, torch.device(setup.device)))  # PEFT keeps adapters in float32
-        self._model.eval()
-
-    @torch.inference_mode()
-    def run(self, work: Work) -> Times:
-        inner = self._model.get_base_model()
-        device, lanes = inner.device, len(self._names)
-        ids = torch.tensor(work.prompts(), device=device).repeat_interleave(lanes, dim=0)  # [B * N, S]
-        weights = torch.tensor(work.weights(lanes), device=device)
-        made: list[list[int]] = []
-        clock = _Clock(device)
-        with self._model.base_model._enable_peft_forward_hooks(adapter_names=self._names * work.requests):
-            clock.start()
-            encoded = inner.encoder(input_ids=ids).last_hidden_state
-            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-            tokens = torch.full((len(ids), 1), _START, device=device)
-            for _ in range(work.new):
-                out = inner.decoder(
-                    input_ids=tokens, encoder_hidden_states=encoded, past_key_values=cache, use_cache=True
-                )
-                chosen = choose(inner, out.last_hidden_state.view(work.requests, lanes, -1), weights)
-                tokens = chosen.repeat_interleave(lanes).unsqueeze(1)
-                made.append(chosen.tolist())
-                clock.stamp()
-        by_request = [list(each) for each in zip(*made, strict=True)]
-        return Times(clock.stamps[0], clock.stamps[-1], work.new, tuple(clock.stamps), _ids(by_request))
-
-    def facts(self) -> dict[str, object]:
-        total = parameter_bytes(self._model)
-        adapters = sum(p.numel() * p.element_size() for name, p in self._model.named_parameters() if "lora_" in name)
-        return {
-            "settings": "sdpa attention, dynamic cache, hooks set once",
-            "parameter_bytes": {"base": total - adapters, "adapters": adapters},
-        }
-
-
-class _Clock(StoppingCriteria):
+class Clock(StoppingCriteria):
     """A stamp after every token; in `generate` it stands where other criteria decide, and never stops anything."""
 
     def __init__(self, device: torch.device) -> None:
@@ -246,7 +197,9 @@ class _Clock(StoppingCriteria):
 
 def choose(model: Any, lanes: Tensor, weights: Tensor) -> Tensor:
     """Last hidden states [B, N, D] and weights [B, N] -> the likeliest token [B] that does not end the sequence."""
-    mixed = torch.einsum("bnd,bn->bd", lanes.float(), weights) * model.config.d_model**-0.5
+    mixed = torch.einsum("bnd,bn->bd", lanes.float(), weights)
+    if model.config.is_encoder_decoder:  # as T5 scales what goes into its tied head
+        mixed = mixed * model.config.d_model**-0.5
     logits = model.lm_head(mixed.to(model.dtype)).float()
     logits[:, EOS] = float("-inf")
     return logits.argmax(dim=-1)
@@ -254,15 +207,11 @@ def choose(model: Any, lanes: Tensor, weights: Tensor) -> Tensor:
 
 def load_base(setup: Setup, attention: str) -> Any:
     """The bundle's base as a Hugging Face model."""
-    return (
-        T5ForConditionalGeneration.from_pretrained(
-            Bundle.open(setup.folder).base_folder(),
-            dtype=pick_dtype(setup.dtype, torch.device(setup.device)),
-            attn_implementation=attention,
-        )
-        .to(setup.device)
-        .eval()
-    )
+    folder = Bundle.open(setup.folder).base_folder()
+    encodes = AutoConfig.from_pretrained(folder).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM
+    dtype = pick_dtype(setup.dtype, torch.device(setup.device))
+    return kind.from_pretrained(folder, dtype=dtype, attn_implementation=attention).to(setup.device).eval()
 
 
 def adapter_folders(setup: Setup) -> list[Path]:
@@ -282,5 +231,6 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def _ids(rows: list[list[int]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(row) for row in rows)
+def ids_of(tokens: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Token ids [B, T] as `Times` keeps them."""
+    return tuple(tuple(row) for row in tokens.tolist())

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed import cases, processes
+from benchmarks.speed import cases, causal_base, processes
 from benchmarks.speed.figures import Results, place, read_results, write_results
 from benchmarks.speed.machine import describe, usable_cores
 from benchmarks.speed.rounds import Pool, say
-from benchmarks.speed.targets import SHAPE, judge
+from benchmarks.speed.targets import judge
 from emorl_core.errors import InvalidRequest
-from emorl_core.machine.precision import pick_device, pick_dtype
+from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
+from emorl_core.types import Quantize
 
 # In this order most engines are loaded once: a case keeps those of the case before it.
 CASES: dict[str, Callable[[cases.Bench], None]] = {
@@ -28,11 +29,19 @@ CASES: dict[str, Callable[[cases.Bench], None]] = {
     "position": cases.position,
     "objectives": cases.objectives,
     "again": cases.again,
+    "weights": cases.weights,
     "memory": cases.memory,
     "cold": processes.cold,
     "http": processes.http,
 }
+ENCODER_ONLY = ("cold", "http")  # of T5 shapes: what they start and send is written for those
+OF_TARGETS = {  # shape -> the cases that its targets speak of
+    "t5-base": tuple(CASES),
+    "smollm2-135m": ("bandwidth", "decode", "requests", "weights", "memory"),
+    "qwen2.5-0.5b": ("bandwidth", "decode", "memory"),
+}
 OF_OTHER_SHAPES = ("bandwidth", "decode")  # the other cases say nothing new there, and take as long again
+_PACKAGES = {"ctranslate2": ("ctranslate2",), "llama.cpp": ("xllamacpp", "gguf")}
 ON_CUDA = ("bandwidth", "decode", "objectives", "requests")
 
 
@@ -62,8 +71,17 @@ class Plan:
             if peer not in cases.PEERS:
                 raise InvalidRequest(f"--peers: {peer[:40]!r} is unknown; allowed: {', '.join(cases.PEERS)}, none")
         pick_device(self.device)
-        if "ctranslate2" in (self.peers or ()) and not _installed("ctranslate2"):
-            raise InvalidRequest("--peers: ctranslate2 is not installed; install emorl with its extra `bench`")
+        for peer in self.peers or ():
+            if (missing := _missing(peer)) is not None:
+                raise InvalidRequest(f"--peers: {missing} is not installed; install emorl with its extra `bench`")
+            if not any(cases.runs(peer, shape) for shape in self.measured):
+                raise InvalidRequest(f"--peers: {peer} runs no {self.measured[0]}; leave it out, or name another shape")
+        for shape in self.shapes:
+            if shape in causal_base.SHAPES and (odd := [case for case in self.cases if case in ENCODER_ONLY]):
+                raise InvalidRequest(
+                    f"--case {odd[0]} is not measured on {shape}, which has no encoder; "
+                    f"allowed: {', '.join(case for case in CASES if case not in ENCODER_ONLY)}"
+                )
         if self.device == "cuda" and (odd := [case for case in self.cases if case not in ON_CUDA]):
             raise InvalidRequest(f"--case {odd[0]} is not measured with --device cuda; allowed: {', '.join(ON_CUDA)}")
         if self.json is not None:
@@ -74,15 +92,36 @@ class Plan:
         elif self.resume:
             raise InvalidRequest("--resume goes on with a file of --json; name it")
 
-    def steps(self) -> list[tuple[str, str, str]]:
-        """(case, shape, dtype) in the order of measuring."""
-        found = []
-        for shape in self.shapes or (SHAPE,):
+    @property
+    def measured(self) -> Sequence[str]:
+        """The shapes."""
+        return self.shapes or (tuple(OF_TARGETS) if self.device == "cpu" else ("t5-base",))
+
+    def steps(self) -> list[Step]:
+        """In the order of measuring."""
+        device = torch.device(self.device)
+        found: dict[tuple[str, str, str], Step] = {}
+        for shape in self.measured:
+            usual = OF_TARGETS.get(shape, OF_OTHER_SHAPES)
+            if self.device == "cuda":
+                usual = tuple(case for case in usual if case in ON_CUDA)
+            wanted = self.cases if self.shapes and self.cases else [c for c in usual if c in (self.cases or usual)]
             for dtype in self.dtypes or ("auto",):
-                usual = OF_OTHER_SHAPES if shape != SHAPE else ON_CUDA if self.device == "cuda" else CASES
-                named = str(pick_dtype(dtype, torch.device(self.device))).removeprefix("torch.")
-                found += [(case, shape, named) for case in CASES if case in (self.cases or usual)]
-        return list(dict.fromkeys(found))
+                named = str(pick_dtype(dtype, device)).removeprefix("torch.")
+                quantize = pick_quantize("auto", dtype, device)
+                for case in (each for each in CASES if each in wanted):
+                    found.setdefault((case, shape, named), Step(case, shape, named, quantize))
+        return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One case to measure. `quantize`: how this engine keeps the base's matrices, as it does by default."""
+
+    case: str
+    shape: str
+    dtype: str
+    quantize: Quantize
 
 
 def run(plan: Plan) -> tuple[Results, list[dict[str, Any]]]:
@@ -114,15 +153,15 @@ def run(plan: Plan) -> tuple[Results, list[dict[str, Any]]]:
         _note(results, f"GPU: not measured in this run; a CUDA device {here}.")
     targets: list[dict[str, Any]] = []
     with Pool(in_process=plan.in_process) as pool:
-        for case, shape, dtype in steps:
-            targets = judge(results, steps[0][2], plan.device)
-            if _done(results, case, shape, dtype, plan.device):
+        for step in steps:
+            targets = judge(results, steps[0].dtype, plan.device)
+            if _done(results, step, plan.device):
                 continue
-            say(f"{case}, {shape}, {dtype}", indent="")
+            say(f"{step.case}, {step.shape}, {step.dtype}", indent="")
             bench = cases.Bench(
                 plan.folder,
-                shape,
-                dtype,
+                step.shape,
+                step.dtype,
                 plan.device,
                 threads,
                 peers,
@@ -130,9 +169,10 @@ def run(plan: Plan) -> tuple[Results, list[dict[str, Any]]]:
                 plan.quick,
                 pool,
                 results,
+                quantize=step.quantize,
             )
-            CASES[case](bench)
-            targets = judge(results, steps[0][2], plan.device)
+            CASES[step.case](bench)
+            targets = judge(results, steps[0].dtype, plan.device)
             if plan.json is not None:
                 write_results(plan.json, results, targets)
     return results, targets
@@ -143,24 +183,28 @@ def _peers(plan: Plan, results: Results) -> Sequence[str]:
         return plan.peers
     if plan.device == "cuda":
         return ("one-model",)
-    if _installed("ctranslate2"):
-        return cases.PEERS
-    _note(results, "ctranslate2: not measured; it is not installed (emorl's extra `bench`).")
-    return [peer for peer in cases.PEERS if peer != "ctranslate2"]
+    found = []
+    for peer in (each for each in cases.PEERS if any(cases.runs(each, shape) for shape in plan.measured)):
+        if (missing := _missing(peer)) is None:
+            found.append(peer)
+        else:
+            _note(results, f"{peer}: not measured; {missing} is not installed (emorl's extra `bench`).")
+    return found
 
 
-def _done(results: Results, case: str, shape: str, dtype: str, device: str) -> bool:
+def _done(results: Results, step: Step, device: str) -> bool:
     """A case adds its figures when it has all of them."""
     return any(
-        figure.case == case
+        figure.case == step.case
         and figure.device == device
-        and (case == "bandwidth" or (figure.shape, figure.dtype) == (shape, dtype))
+        and (step.case == "bandwidth" or (figure.shape, figure.dtype) == (step.shape, step.dtype))
         for figure in results.figures
     )
 
 
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+def _missing(peer: str) -> str | None:
+    """The first package that a peer needs and that is not here."""
+    return next((each for each in _PACKAGES.get(peer, ()) if importlib.util.find_spec(each) is None), None)
 
 
 def _note(results: Results, note: str) -> None:

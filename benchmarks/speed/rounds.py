@@ -37,7 +37,12 @@ class Pool:
             self._workers.pop(setup).close()
         for setup in dict.fromkeys(setups):
             if setup not in self._workers:
-                say(" ".join(part for part in ("loading", setup.engine, setup.dtype, Path(setup.folder).name) if part))
+                kept = "" if setup.quantize == "off" else setup.quantize
+                say(
+                    " ".join(
+                        part for part in ("loading", setup.engine, setup.dtype, kept, Path(setup.folder).name) if part
+                    )
+                )
                 self._workers[setup] = self._kind(setup)
 
     def __getitem__(self, setup: Setup) -> Worker:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.speed.figures import HIGHER_IS_BETTER, Figure, Results
 
-SHAPE = "t5-base"  # the targets speak of this shape
+T5, SMALL, MEDIUM = "t5-base", "smollm2-135m", "qwen2.5-0.5b"  # the shapes that targets speak of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,9 @@ class Ratio:
     Of this engine the faster setting counts, as it does of the rivals; where both figures are its own, the same one."""
 
     name: str
-    above: dict[str, Any]  # what `Results.find` is asked for
+    above: dict[str, Any]  # what `Results.find` is asked for, beside the shape, the run's number format and device
     below: dict[str, Any]
+    shape: str = T5
     rivals: tuple[str, ...] = ()  # other settings of the engine below; the fastest one counts
     most: float | None = None
     least: float | None = None
@@ -46,12 +47,15 @@ def _decode(engine: str) -> dict[str, Any]:
     return {"case": "decode", "engine": engine, "metric": "ms_per_token", "requests": 1}
 
 
+def _sixteen(engine: str) -> dict[str, Any]:
+    return {"case": "requests", "engine": engine, "metric": "tokens_per_s", "requests": 16}
+
+
 def _at(position: int) -> dict[str, Any]:
     return {"case": "position", "engine": "emorl", "metric": "ms_per_token", "position": position}
 
 
-_OURS_TOO = ("emorl compiled",)
-_OURS, _ONE, _COMPILED = _decode("emorl"), _decode("one-model"), ("one-model compiled",)
+_OURS, _INT8, _ONE, _COMPILED = _decode("emorl"), _decode("emorl int8"), _decode("one-model"), ("one-model compiled",)
 TARGETS = (
     Ratio("3 objectives, 1 request, ms per token / `one-model`", _OURS, _ONE, rivals=_COMPILED, most=1.0, must=1.15),
     Ratio("the same / `published`", _OURS, _decode("published"), most=1 / 40),
@@ -77,6 +81,73 @@ TARGETS = (
         {"case": "again", "engine": "emorl", "metric": "first_token_ms"},
         most=1 / 4,
     ),
+    Ratio(
+        "int8 base, 3 objectives, ms per token / `ctranslate2` int8, one model",
+        _INT8,
+        _decode("ctranslate2 int8"),
+        most=1.0,
+    ),
+    Ratio(
+        "16 requests, tokens per second / `ctranslate2` float32, one model",
+        _sixteen("emorl"),
+        _sixteen("ctranslate2 float32"),
+        least=1.6,
+    ),
+    Ratio(
+        "16 requests, int8 base, tokens per second / `ctranslate2` int8, one model",
+        _sixteen("emorl int8"),
+        _sixteen("ctranslate2 int8"),
+        least=1.0,
+    ),
+    Ratio(f"{SMALL}, 3 objectives, ms per token / `one-model`", _OURS, _ONE, SMALL, rivals=_COMPILED, most=1.0),
+    *(
+        ratio
+        for shape in (SMALL, MEDIUM)
+        for ratio in (
+            Ratio(
+                f"{shape}, 3 objectives, ms per token / `llama.cpp` bfloat16, one model",
+                _OURS,
+                _decode("llama.cpp bfloat16"),
+                shape,
+                most=1.0,
+            ),
+            Ratio(
+                f"{shape}, int8 base, 3 objectives, ms per token / `llama.cpp` Q8_0, one model",
+                _INT8,
+                _decode("llama.cpp q8_0"),
+                shape,
+                most=1.2,
+            ),
+        )
+    ),
+    Ratio(
+        f"{SMALL}, `combine: weights` / the base alone, ms per token",
+        {"case": "weights", "engine": "emorl, adapters summed", "metric": "ms_per_token"},
+        {"case": "weights", "engine": "emorl, base alone", "metric": "ms_per_token"},
+        SMALL,
+        most=1.05,
+    ),
+    Ratio(
+        f"{SMALL}, 16 requests, tokens per second / `llama.cpp` bfloat16, 16 slots, one model",
+        _sixteen("emorl"),
+        _sixteen("llama.cpp bfloat16"),
+        SMALL,
+        least=1.0,
+    ),
+    Ratio(
+        f"{MEDIUM}, int8 base / bfloat16, ms per token",
+        _INT8 | {"dtype": "bfloat16"},
+        _OURS | {"dtype": "bfloat16"},
+        MEDIUM,
+        most=0.7,
+    ),
+    Ratio(
+        f"{MEDIUM}, int8 base / bfloat16, parameter memory of the base",
+        {"case": "memory", "engine": "emorl int8", "metric": "base_mb", "dtype": "bfloat16"},
+        {"case": "memory", "engine": "emorl", "metric": "base_mb", "dtype": "bfloat16"},
+        MEDIUM,
+        most=0.6,
+    ),
 )
 GPU_TARGETS = (
     Ratio("3 objectives, 1 request, ms per token / `one-model`", _OURS, _ONE, rivals=_COMPILED, most=1.15),
@@ -95,16 +166,15 @@ def judge(results: Results, dtype: str, device: str = "cpu") -> list[dict[str, A
     the rounds: engines of one round ran one after the other, so a slow minute of the machine cancels out."""
     rows = []
     for ratio in TARGETS if device == "cpu" else GPU_TARGETS:
-        of = {"shape": SHAPE, "dtype": dtype, "device": device}
-        ours = [
-            results.find(**{**ratio.above, "engine": engine}, **of) for engine in (ratio.above["engine"], *_OURS_TOO)
-        ]
-        above = _fastest(ours)
-        engines = (ratio.below["engine"], *ratio.rivals)
-        if above is not None and ratio.below["engine"] == ratio.above["engine"]:
-            engines = (above.engine,)
-        below = _fastest([results.find(**{**ratio.below, "engine": engine}, **of) for engine in engines])
-        unusual = [each.engine for each in (above, below) if each and each.engine in (*_OURS_TOO, *ratio.rivals)]
+        of = {"shape": ratio.shape, "dtype": dtype, "device": device}
+        ours, beside = _settings(ratio.above["engine"]), _settings(ratio.below["engine"])
+        above = _fastest([results.find(**{**of, **ratio.above, "engine": engine}) for engine in ours])
+        rivals = (*beside, *ratio.rivals)
+        if above is not None and len(ours) == len(beside) > 1:
+            rivals = (beside[ours.index(above.engine)],)
+        below = _fastest([results.find(**{**of, **ratio.below, "engine": engine}) for engine in rivals])
+        usual = (ratio.above["engine"], ratio.below["engine"])
+        unusual = [each.engine for each in (above, below) if each and each.engine not in usual]
         name = ratio.name + (f" ({' / '.join(dict.fromkeys(unusual))})" if unusual else "")
         row: dict[str, Any] = {"name": name, "target": ratio.target, "value": None, "verdict": "not measured"}
         if above is not None and below is not None:
@@ -117,6 +187,15 @@ def judge(results: Results, dtype: str, device: str = "cpu") -> list[dict[str, A
     return rows
 
 
+def _settings(engine: str) -> tuple[str, ...]:
+    """What counts as this engine in a target, in one order: as it keeps its weights by default, compiled or not."""
+    name, comma, what = engine.partition(",")
+    kept = {"emorl": ("emorl", "emorl float16"), "emorl int8": ("emorl int8",)}.get(name)
+    if kept is None:
+        return (engine,)
+    return tuple(f"{each}{compiled}{comma}{what}" for each in kept for compiled in ("", " compiled"))
+
+
 def _fastest(figures: Sequence[Figure | None]) -> Figure | None:
     found = [figure for figure in figures if figure is not None]
     if not found:
@@ -127,13 +206,14 @@ def _fastest(figures: Sequence[Figure | None]) -> Figure | None:
 
 def judge_main(results: Results) -> list[dict[str, Any]]:
     """The targets for the number format and device that the file measured first."""
-    first = next((figure for figure in results.figures if figure.dtype and figure.shape == SHAPE), None)
+    shapes = [ratio.shape for ratio in TARGETS]
+    first = next((figure for figure in results.figures if figure.dtype and figure.shape in shapes), None)
     return judge(results, first.dtype if first else "", first.device if first else "cpu")
 
 
 def _memory(results: Results, dtype: str, device: str) -> dict[str, Any]:
     base, adapters = (
-        results.find("memory", "emorl", metric, shape=SHAPE, dtype=dtype, device=device)
+        _fastest([results.find("memory", e, metric, shape=T5, dtype=dtype, device=device) for e in _settings("emorl")])
         for metric in ("base_mb", "adapters_mb")
     )
     row: dict[str, Any] = {"name": MEMORY_NAME, "target": f"≤ {MEMORY_MOST:g}", "value": None}

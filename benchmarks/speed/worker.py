@@ -26,8 +26,9 @@ ENGINES = {
     "one-model": "benchmarks.speed.peers:OneModel",
     "one-model compiled": "benchmarks.speed.peers:OneModelCompiled",
     "published": "benchmarks.speed.peers:Published",
-    "peft-mixed": "benchmarks.speed.peers:PeftMixed",
+    "peft-mixed": "benchmarks.speed.peft_mixed:PeftMixed",
     "ctranslate2": "benchmarks.speed.ctranslate:CTranslate2",
+    "llama.cpp": "benchmarks.speed.llama_cpp:LlamaCpp",
     "bandwidth": "benchmarks.speed.bandwidth:Bandwidth",
 }
 

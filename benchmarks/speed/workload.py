@@ -68,11 +68,12 @@ class Setup:
 
     engine: str  # a key of `worker.ENGINES`
     folder: str  # a bundle; peers take their base and adapters from it
-    dtype: str  # float32, bfloat16; CTranslate2 knows int8 too
+    dtype: str  # float32, bfloat16; CTranslate2 knows int8 too, llama.cpp q8_0
     objectives: int
     threads: int
     device: str = "cpu"
     slots: int = 16
+    quantize: str = "off"  # how this engine keeps the base's matrices
 
 
 class Engine(Protocol):

@@ -7,7 +7,7 @@ import { createRun } from "./sweeping.js";
 
 export function createCorners(store, actions) {
   const told = h("p", { class: "hint", role: "status" });
-  const row = h("div", { class: "cards" });
+  const row = h("div", { class: "cards by-two" });
   const element = h("div", {}, told, row);
   let shown = false;
   let known = null; // the topic of `texts`
@@ -18,7 +18,7 @@ export function createCorners(store, actions) {
     (event) => {
       actions.fine();
       if (event.type !== "item") return;
-      texts.set(Object.entries(event.weights).find(([, weight]) => weight > 0)[0], event.text);
+      texts.set(store.state.axes[event.weights], event.text);
       paintSoon();
     },
     (error) => error !== null && actions.trouble(error, start),

@@ -59,7 +59,7 @@ export function createFinding(store, actions) {
     place.replaceChildren(
       h("progress", { max: String(PAIRS), value: done, "aria-label": "Pairs" }),
       h("blockquote", { class: "asked" }, said),
-      h("div", { class: "cards two" }, cards),
+      h("div", { class: "cards by-two" }, cards),
       h("div", { class: "row" },
         h("button", { type: "button", on: { click: () => take(null) } }, "Neither"),
         h("button", { type: "button", class: "quiet", disabled: done === 0, on: { click: () => learn() } }, "Enough: show what is known")));
@@ -70,7 +70,8 @@ export function createFinding(store, actions) {
 
   function result(found) {
     const { axes, objectives, choices } = store.state;
-    told.textContent = `Learned from ${found.choices} ${found.choices === 1 ? "choice" : "choices"}${found.user === null ? "" : ` of ${found.user}, earlier ones among them`}.`;
+    const whose = found.user === null ? "" : ` of ${found.user}${found.choices > pairs.taken ? ", earlier ones among them" : ""}`;
+    told.textContent = `Learned from ${found.choices} ${found.choices === 1 ? "choice" : "choices"}${whose}.`;
     const at = axes.map((name) => found.weights[name] ?? 0);
     store.set({ region: { outline: inAxes(found, axes), weights: at } });
     const rows = Object.entries(found.weights).map(([name, weight]) => h("li", { class: laneClass(name, objectives) },
@@ -86,7 +87,7 @@ export function createFinding(store, actions) {
         storing ? h("button", { type: "button", on: { click: () => keepIt(found.user) } }, `Keep as profile ${found.user}`) : null,
         h("button", { type: "button", on: { click: () => start() } }, "Ask ten more"),
         h("button", { type: "button", class: "quiet", on: { click: () => store.set({ region: null }) } }, "Take it off the triangle")),
-      storing ? null : snippet(found));
+      ...(storing ? [] : [snippet(found)]));
     place.querySelector("button").focus({ preventScroll: true });
   }
 

@@ -53,7 +53,16 @@ export function createPairs(state) {
   }
 
   const evidence = () => (user === null ? { choices } : { user });
-  return { user, next, choose, learn: (more = {}) => ask("/profiles/learn", { body: { ...evidence(), ...more } }) };
+  return {
+    next,
+    choose,
+    /** Pairs of this time of which one was taken. */
+    get taken() {
+      return choices.filter(({ shown: both }) => both.some(({ outcome }) => outcome === "taken")).length;
+    },
+    /** `more`: further fields of `POST /profiles/learn`. */
+    learn: (more = {}) => ask("/profiles/learn", { body: { ...evidence(), ...more } }),
+  };
 }
 
 /** What the client says now, and then the examples. */

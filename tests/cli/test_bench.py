@@ -7,11 +7,13 @@ import json
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import make_bundle
-from benchmarks.speed import cases, plan, report, rounds, worker
+from benchmarks.speed import cases, causal_base, plan, report, rounds, worker
 from benchmarks.speed.bandwidth import step_bytes
 from benchmarks.speed.compare import compare, spread
 from benchmarks.speed.figures import FORMAT, Figure, Results, read_results, write_results
@@ -21,18 +23,21 @@ from benchmarks.speed.worker import InProcess, Worker, WorkerFailed, load
 from benchmarks.speed.workload import Setup, Times, Work
 from emorl_cli import bench
 from emorl_core.errors import InvalidRequest
+from emorl_core.machine.precision import fbgemm_available
 from tests.modes import closed_files
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = Work(requests=2, source=9, new=5, seed=3)
+TINY = ("t5-tiny", "llama-tiny")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle of the tiny shape, where the suite looks for it."""
+    """A folder with a bundle of each tiny shape, where the suite looks for it."""
     folder = tmp_path_factory.mktemp("models")
-    base = folder / "t5-tiny-base"
-    make_bundle.write_bundle(folder / "t5-tiny-3", "t5-tiny", objectives=3, rank=cases.RANK, base=base)
+    for shape in TINY:
+        base = folder / f"{shape}-base"
+        make_bundle.write_bundle(folder / f"{shape}-3", shape, objectives=3, rank=cases.RANK, base=base)
     return folder
 
 
@@ -40,8 +45,26 @@ def test_a_bundle_that_is_made_can_be_read_by_others(models: Path) -> None:
     assert closed_files(models) == []
 
 
-def setup(models: Path, engine: str, dtype: str = "float32") -> Setup:
-    return Setup(engine, str(models / "t5-tiny-3"), dtype, objectives=3, threads=1)
+def setup(models: Path, engine: str, dtype: str = "float32", shape: str = "t5-tiny", **options: Any) -> Setup:
+    return Setup(engine, str(models / f"{shape}-3"), dtype, objectives=3, threads=1, **options)
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def strong(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the bundle of a decoder whose every part moves the choice of a token: with the small weights that
+    models start from, the tied head says the last token again, whatever attention did."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp(request.param)
+    base = folder / "base"
+    torch.manual_seed(0)
+    config = causal_base.config_of(
+        "llama-tiny", model_type=request.param, initializer_range=0.15, rope_theta=1e5, tie_word_embeddings=False
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(base)
+    make_bundle.write_tokenizer(base, config.vocab_size)
+    make_bundle.write_bundle(folder / "llama-tiny-3", "llama-tiny", rank=cases.RANK, base=base)
+    return folder
 
 
 # -- the engines do the same work ------------------------------------------------------------------------------------
@@ -63,6 +86,54 @@ def test_the_single_models_make_the_same_tokens(models: Path, monkeypatch: pytes
     assert times.ids == load(setup(models, "ctranslate2")).run(WORK).ids
     assert len(times.stamps) == WORK.new
     assert list(times.stamps) == sorted(times.stamps)
+
+
+def test_steered_decoders_make_the_same_tokens(models: Path) -> None:
+    made = [load(setup(models, engine, shape="llama-tiny")).run(WORK) for engine in ("emorl", "peft-mixed")]
+    assert made[0].ids == made[1].ids
+    assert [len(ids) for ids in made[0].ids] == [WORK.new] * WORK.requests
+
+
+@pytest.mark.parametrize("peer", ["ctranslate2", "llama.cpp"])
+def test_a_single_decoder_makes_the_same_tokens_in_every_engine(
+    strong: Path, peer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip({"ctranslate2": "ctranslate2", "llama.cpp": "xllamacpp"}[peer])
+    from benchmarks.speed.peers import OneModel
+
+    monkeypatch.setattr(OneModel, "TRIED", (("sdpa", "dynamic"),))
+    work = replace(WORK, new=16)
+    ids = load(setup(strong, "one-model", shape="llama-tiny")).run(work).ids
+    assert len({*ids[0], *ids[1]}) > work.new, "a model that says one token again and again shows nothing"
+    times = load(setup(strong, peer, shape="llama-tiny", slots=2)).run(work)
+    assert times.ids == ids
+    assert 0 < times.first < times.total
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "q8_0"])
+def test_llama_cpp_runs_the_formats_that_are_measured(models: Path, dtype: str) -> None:
+    pytest.importorskip("xllamacpp")
+    engine = load(setup(models, "llama.cpp", dtype, shape="llama-tiny", slots=2))
+    assert [len(ids) for ids in engine.run(WORK).ids] == [WORK.new] * WORK.requests
+    assert "xllamacpp" in engine.facts()["settings"]
+
+
+@pytest.mark.parametrize("shape", TINY)
+def test_the_base_alone_and_summed_adapters_run_in_the_same_engine(models: Path, shape: str) -> None:
+    engine = load(setup(models, "emorl", shape=shape))
+    made = {name: getattr(engine, name)(WORK).ids for name in ("run", "run_summed", "run_base")}
+    assert made["run_base"] not in (made["run"], made["run_summed"])
+    if shape == "llama-tiny":  # T5's adapters are too weak here for the two ways to differ
+        assert made["run"] != made["run_summed"]
+    assert {len(ids) for each in made.values() for ids in each} == {WORK.new}
+
+
+@pytest.mark.skipif(not fbgemm_available(), reason="int8 needs FBGEMM")
+def test_an_int8_base_says_so(models: Path) -> None:
+    engine = load(setup(models, "emorl", shape="llama-tiny", quantize="int8"))
+    assert engine.facts()["settings"] == "matrices in int8"
+    whole = load(setup(models, "emorl", shape="llama-tiny"))
+    assert engine.facts()["parameter_bytes"]["base"] < whole.facts()["parameter_bytes"]["base"]
 
 
 def test_one_model_keeps_the_fastest_of_the_settings_it_tried(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +273,15 @@ def test_the_command_measures_and_prints_a_table_and_writes_json_where_it_is_tol
         (("--threads", -1), "--threads is -1"),
         (
             ("--peers", "vllm"),
-            "--peers: 'vllm' is unknown; allowed: one-model, published, peft-mixed, ctranslate2, none",
+            "--peers: 'vllm' is unknown; allowed: one-model, published, peft-mixed, ctranslate2, llama.cpp, none",
+        ),
+        (
+            ("--shape", "smollm2-135m", "--peers", "published"),
+            "--peers: published runs no smollm2-135m; leave it out, or name another shape",
+        ),
+        (
+            ("--shape", "llama-tiny", "--case", "decode", "--case", "cold"),
+            "--case cold is not measured on llama-tiny, which has no encoder; allowed: bandwidth, decode, requests",
         ),
         (("--json", "there.json"), "exists already"),
         (("--json", "no/such/folder.json"), "its folder does not exist"),
@@ -222,8 +301,63 @@ def test_refusals(emorl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option
 
 def test_the_command_knows_the_names_of_the_suite() -> None:
     assert tuple(plan.CASES) == bench.CASES
-    assert tuple(make_bundle.SHAPES) == bench.SHAPES
+    assert make_bundle.ALL_SHAPES == bench.SHAPES
     assert cases.PEERS == bench.PEERS
+
+
+def test_a_plan_measures_what_targets_speak_of_and_of_other_shapes_one_decoding() -> None:
+    def cases_of(shape: str, **options: Any) -> list[str]:
+        return [step.case for step in plan.Plan(**options).steps() if step.shape == shape]
+
+    assert cases_of("t5-base") == list(plan.CASES)
+    for ratio in TARGETS:
+        assert ratio.above["case"] in cases_of(ratio.shape)
+    assert cases_of("qwen2.5-0.5b", cases=("decode", "cold")) == ["decode"]
+    assert cases_of("llama-3.2-1b", shapes=("llama-3.2-1b",)) == ["bandwidth", "decode"]
+    assert cases_of("llama-3.2-1b", shapes=("llama-3.2-1b",), cases=("long",)) == ["long"]
+
+
+def test_engines_of_a_decoder(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each peer that knows the kind of model; this engine as it keeps its weights by default, and with an int8 base."""
+    monkeypatch.setattr(cases, "fbgemm_available", lambda: True)
+    monkeypatch.setattr(cases.Bench, "compiles", True)
+    options = {"folder": models, "dtype": "float32", "device": "cpu", "threads": 1, "peers": cases.PEERS}
+    with rounds.Pool(in_process=True) as pool:
+        of = {
+            shape: cases.Bench(shape=shape, rounds=1, quick=True, pool=pool, quantize="float16", **options)
+            for shape in TINY
+        }
+        names = {shape: [each.name for each in bench.entrants(WORK, int8=True)] for shape, bench in of.items()}
+    ours = ["emorl float16", "emorl float16 compiled", "emorl int8", "emorl int8 compiled"]
+    single = ["one-model", "one-model compiled"]
+    converted = ["ctranslate2 float32", "ctranslate2 int8"]
+    assert names["t5-tiny"] == [*ours, *single, "published", "peft-mixed", *converted]
+    assert names["llama-tiny"] == [*ours, *single, "peft-mixed", *converted, "llama.cpp bfloat16", "llama.cpp q8_0"]
+
+
+def test_a_decoder_is_measured(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases.Bench, "compiles", False)
+    monkeypatch.setitem(cases.REQUESTS_TRIED, "cpu", (1, 2))
+    monkeypatch.setitem(cases.OBJECTIVES_TRIED, "cpu", (1, 2))
+    wanted = ("decode", "requests", "objectives", "weights", "memory")
+    plans = _plan(models, tmp_path / "run.json", shapes=("llama-tiny",), cases=wanted, rounds=1, peers=("peft-mixed",))
+    measured, _ = plan.run(plans)
+    assert dict.fromkeys(figure.case for figure in measured.figures) == dict.fromkeys(wanted)
+    summed = measured.find("weights", "emorl, adapters summed", "ms_per_token", shape="llama-tiny")
+    assert summed is not None
+    assert measured.find("decode", "peft-mixed", "limit_ms") is None, "no bandwidth was measured"
+
+
+def test_a_peer_that_is_not_installed_is_left_out_with_a_reason(
+    emorl, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_PACKAGES", {"llama.cpp": ("no_such_package",)})
+    asked = plan.Plan(shapes=("llama-tiny",))
+    found = Results()
+    assert "llama.cpp" not in plan._peers(asked, found)
+    assert found.notes == ["llama.cpp: not measured; no_such_package is not installed (emorl's extra `bench`)."]
+    said = emorl("bench", "--shape", "llama-tiny", "--peers", "llama.cpp").refused()
+    assert "--peers: no_such_package is not installed; install emorl with its extra `bench`" in said
 
 
 # -- what is made of figures -----------------------------------------------------------------------------------------
@@ -286,6 +420,13 @@ def test_targets_are_ratios_of_medians_with_the_spread_of_the_rounds() -> None:
     compiled = judge(results(OURS, PEER, replace(PEER, engine="one-model compiled", values=(8.0,))), "float32")[0]
     assert (compiled["value"], compiled["name"].rpartition(" / ")[2]) == (1.25, "`one-model` (one-model compiled)")
     assert judge(results(OURS, PEER), "bfloat16")[0]["verdict"] == "not measured"
+    other = [replace(each, shape="smollm2-135m") for each in (OURS, replace(PEER, engine="llama.cpp bfloat16"))]
+    kept = [replace(other[0], engine="emorl float16 compiled", values=(4.0, 5.0, 6.0)), *other]
+    rows = {row["name"]: row for row in judge(results(*kept), "float32") if row["value"] is not None}
+    (name,) = rows
+    assert name.startswith("smollm2-135m, 3 objectives, ms per token / `llama.cpp` bfloat16")
+    assert (rows[name]["value"], rows[name]["verdict"]) == (5.0 / 10.5, "met")
+    assert "(emorl float16 compiled)" in name
     assert ratio_text({"value": 0.02, "min": 0.01, "max": 0.04}) == "1/50.0 (1/100.0-1/25.0)"
 
 
@@ -338,3 +479,24 @@ def test_bytes_of_a_step_are_those_of_the_matrices(models: Path) -> None:
             if "decoder" in name and "EncDecAttention.k" not in name and "EncDecAttention.v" not in name
         )
     assert step_bytes("emorl", "t5-tiny", "bfloat16", objectives=3, rank=8) == 2 * (sum(read) + 3 * low_rank)
+
+
+def test_bytes_of_a_decoders_step_are_those_of_its_matrices(models: Path) -> None:
+    """The embedding is read as the tied head."""
+    from safetensors import safe_open
+
+    def elements(file: Path) -> int:
+        with safe_open(file, framework="pt") as tensors:
+            return sum(
+                tensors.get_tensor(name).numel()
+                for name in tensors.keys()  # noqa: SIM118
+                if "norm" not in name
+            )
+
+    matrices = elements(models / "llama-tiny-base" / "model.safetensors")
+    low_rank = elements(models / "llama-tiny-3/adapters/empathy/adapter_model.safetensors")
+    sizes = {"objectives": 3, "rank": cases.RANK}
+    assert step_bytes("one-model", "llama-tiny", "bfloat16", **sizes) == 2 * matrices
+    assert step_bytes("llama.cpp", "llama-tiny", "q8_0", **sizes) == matrices * 34 / 32
+    ours = step_bytes("emorl", "llama-tiny", "float32", quantize="int8", **sizes)
+    assert ours == matrices + 3 * 4 * low_rank
