@@ -105,9 +105,7 @@ def test_a_single_decoder_makes_the_same_tokens_in_every_engine(
     work = replace(WORK, new=16)
     ids = load(setup(strong, "one-model", shape="llama-tiny")).run(work).ids
     assert len({*ids[0], *ids[1]}) > work.new, "a model that says one token again and again shows nothing"
-    times = load(setup(strong, peer, shape="llama-tiny", slots=2)).run(work)
-    assert times.ids == ids
-    assert 0 < times.first < times.total
+    assert load(setup(strong, peer, shape="llama-tiny", slots=2)).run(work).ids == ids
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "q8_0"])
@@ -339,6 +337,7 @@ def test_a_decoder_is_measured(models: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(cases.Bench, "compiles", False)
     monkeypatch.setitem(cases.REQUESTS_TRIED, "cpu", (1, 2))
     monkeypatch.setitem(cases.OBJECTIVES_TRIED, "cpu", (1, 2))
+    monkeypatch.setattr(cases, "Work", lambda requests, *_: Work(requests, 8, 4))
     wanted = ("decode", "requests", "objectives", "weights", "memory")
     plans = _plan(models, tmp_path / "run.json", shapes=("llama-tiny",), cases=wanted, rounds=1, peers=("peft-mixed",))
     measured, _ = plan.run(plans)
