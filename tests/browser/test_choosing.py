@@ -172,9 +172,11 @@ def test_each_objective_stands_beside_the_mix_which_follows_the_point(server: Li
         text: str | None = desk.page.get_by_label(title, exact=True).locator(".card-text").text_content()
         return text
 
+    def comes(title: str, expected: str) -> None:
+        wait_until(lambda: written(title) == expected, f"the text of {title}")
+
     for name in ("reflection", "empathy", "fluency"):
-        expected = alone(**{name: 1.0})
-        wait_until(lambda name=name, expected=expected: written(name) == expected, f"the text of {name} alone")
+        comes(name, alone(**{name: 1.0}))
     for weights in ((0.7, 0.2, 0.1), (0.1, 0.3, 0.6)):
         desk.page.mouse.click(*desk.pad_place(weights))
         desk.wait_done()
@@ -184,8 +186,7 @@ def test_each_objective_stands_beside_the_mix_which_follows_the_point(server: Li
     assert written("The mix") == alone(empathy=1.0)
     other = "Everything else is heavy"
     desk.write(other)
-    expected = desk.generated(other, weights={"fluency": 1}, max_new_tokens=TOKENS)["text"]
-    wait_until(lambda: written("fluency") == expected, "another prompt has other corners")
+    comes("fluency", desk.generated(other, weights={"fluency": 1}, max_new_tokens=TOKENS)["text"])
 
 
 def find(desk: Desk, pairs: int = 10) -> None:

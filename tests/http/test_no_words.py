@@ -43,7 +43,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "fake", "prompt": [PROMPT], "n": 2, "echo": True, "receipt": True},
     "/v1/chat/completions": {"model": "fake", "messages": CHAT, "receipt": True, "logprobs": True, "max_tokens": 20},
 }
-TEXTLESS = ("/choices", "/profiles/learn")  # take no words; tests/http/test_choices.py has their answers
+TEXTLESS = (
+    "/choices",
+    "/choices/next",
+    "/profiles/learn",
+)  # take no words; tests/http/test_choices.py has their answers
 BAD: list[tuple[str, dict[str, Any]]] = [
     ("/generate", {"prompt": PROMPT, "max_new_tokens": 0}),
     ("/generate", {"prompt": f"{MARKER} " * 100}),
@@ -55,6 +59,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("/score", {"prompt": PROMPT, "texts": [[MARKER]]}),
     ("/choices", {"user": "x", "reason": MARKER, "shown": [{"weights": {"empathy": 1}, "text_sha256": MARKER}]}),
     ("/choices", {"user": MARKER * 20, "shown": [], "text": MARKER}),
+    ("/choices/next", {"choices": [], "candidates": [{MARKER: 1}, [MARKER]]}),
+    ("/choices/next", {"choices": [{"shown": [{"weights": {"empathy": 1}, "text_sha256": MARKER}]}]}),
     ("/profiles/learn", {"user": [MARKER]}),
     ("/sweep", {"prompts": [PROMPT]}),
     ("/sweep", {"prompts": [[MARKER]], "resolution": 2}),
