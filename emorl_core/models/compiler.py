@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import pickle
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +21,7 @@ from emorl_core.files.writing import replacing
 from emorl_core.models.compiling import Recipe, Shape, check_compiler
 
 _MOST = 2**24  # of any size
+_PR_SET_PDEATHSIG = 1
 _SETTINGS = {
     "cpp.dynamic_threads": True,  # the number of threads is chosen at run time
     "compile_threads": 1,
@@ -64,8 +67,17 @@ def compile_to(recipe: Recipe, path: Path) -> None:
         made.replace(written)
 
 
+def end_with(parent: int) -> None:
+    """Have Linux end this process when the process `parent`, which started it, has gone in whatever way."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it went before that was arranged
+        sys.exit("who asked for it has gone")
+
+
 def main() -> None:
-    recipes, idly = pickle.load(sys.stdin.buffer)
+    recipes, idly, parent = pickle.load(sys.stdin.buffer)
+    end_with(parent)
     if idly:
         os.nice(19)
     torch.set_num_threads(1)

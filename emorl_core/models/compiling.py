@@ -132,7 +132,7 @@ class Compilation(Generic[M]):
                 stderr=subprocess.PIPE,
                 process_group=0,  # not a session: Linux weighs niceness within a session only
             )
-        _, told = self._process.communicate(pickle.dumps(sys.path) + pickle.dumps((missing, idly)))
+        _, told = self._process.communicate(pickle.dumps(sys.path) + pickle.dumps((missing, idly, os.getpid())))
         with self._lock:
             code, self._process = self._process.returncode, None
         if code:
