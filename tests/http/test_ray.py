@@ -95,7 +95,9 @@ def _counted(client: httpx.Client, label: str, headers: dict[str, str] | None = 
     )
 
 
-def test_a_killed_replica_costs_no_more_than_its_own_requests_and_is_replaced(at: Deployed, client: httpx.Client) -> None:
+def test_a_killed_replica_costs_no_more_than_its_own_requests_and_is_replaced(
+    at: Deployed, client: httpx.Client
+) -> None:
     assert _found(at, lambda: kill_one(at), killed=True) == []
     wait_until(lambda: client.post("/generate", json=BODY).is_success, "an answer", 120)
 
