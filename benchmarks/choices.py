@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 import numpy as np
 
@@ -47,7 +48,11 @@ def main() -> None:
     args = parser.parse_args()
     found = {}
     for name, telling in (("telling pairs", True), ("random pairs", False)):
-        errors = np.array([errors_of(i, args.seed, telling=telling) for i in range(args.choosers)])
+        each = []
+        for i in range(args.choosers):
+            each.append(errors_of(i, args.seed, telling=telling))
+            print(f"{name}: {i + 1} of {args.choosers} choosers", file=sys.stderr, flush=True)
+        errors = np.array(each)
         quartiles = np.quantile(errors, (0.25, 0.5, 0.75), axis=0).round(4).T.tolist()
         found[name] = {
             str(after): {"median": median, "quartiles": [low, high]}

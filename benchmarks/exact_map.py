@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     prompts = args.prompts.read_text(encoding="utf-8").splitlines() if args.prompts else PROMPTS
     ensemble = Ensemble.load(args.bundle, device="cpu", dtype="float32", quantize="off", slots=64)
-    rows = [compared(ensemble, prompt, args) for prompt in [each for each in prompts if each.strip()][: args.count]]
+    asked = [each for each in prompts if each.strip()][: args.count]
+    rows = []
+    for prompt in asked:
+        row = compared(ensemble, prompt, args)
+        rows.append(row)
+        done = f"{len(rows)} of {len(asked)}: {row['regions']} regions, {row['far_and_different']} far and different"
+        print(done, file=sys.stderr, flush=True)
     document = {
         "bundle": ensemble.name,
         "max_new_tokens": args.max_new_tokens,

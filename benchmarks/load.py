@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +130,29 @@ def _ms(values: Sequence[float], p: int) -> str:
     return f"{percentile(values, p) * 1e3:.1f} ms" if values else "-"
 
 
+async def keep_asking(
+    target: Target,
+    dice: random.Random,
+    left_s: Callable[[], float],
+    report: Report,
+    *,
+    new_tokens: int,
+    hang_s: float,
+) -> None:
+    """One client, which asks again when it has its answer, and who is refused when the server says; one request at
+    least, and none once `left_s` is 0."""
+    while True:
+        try:
+            answer = await asyncio.wait_for(ask(target, generate_body(dice, new_tokens, stream=True)), hang_s)
+        except TimeoutError:
+            answer = Answer(error=f"no end within {hang_s:g} s")
+        report.add(answer)
+        if answer.kind != "completed":
+            await asyncio.sleep(min((answer.retry_after_s or 1.0) * dice.uniform(1.0, 1.5), left_s()))
+        if left_s() <= 0.0:
+            return
+
+
 async def run(
     target: Target,
     clients: int,
@@ -145,18 +168,12 @@ async def run(
     report = Report(clients, seconds)
     end = time.monotonic() + seconds
 
-    async def client(dice: random.Random) -> None:
-        asked = False
-        while not asked or (time.monotonic() < end and report.outcomes.total() < MOST_REQUESTS):
-            asked = True
-            try:
-                answer = await asyncio.wait_for(ask(target, generate_body(dice, new_tokens, stream=True)), hang_s)
-            except TimeoutError:
-                answer = Answer(error=f"no end within {hang_s:g} s")
-            report.add(answer)
-            if answer.kind != "completed":
-                wait_s = answer.retry_after_s or 1.0
-                await asyncio.sleep(min(wait_s * dice.uniform(1.0, 1.5), max(0.0, end - time.monotonic())))
+    def left_s() -> float:
+        return max(0.0, end - time.monotonic()) if report.outcomes.total() < MOST_REQUESTS else 0.0
+
+    def client(number: int) -> Awaitable[None]:
+        dice = random.Random(seed + number)
+        return keep_asking(target, dice, left_s, report, new_tokens=new_tokens, hang_s=hang_s)
 
     async def watch(process: psutil.Process) -> None:
         while True:
@@ -164,7 +181,7 @@ async def run(
             await asyncio.sleep(min(0.5, seconds / 30))
 
     watcher = None if pid is None else asyncio.create_task(watch(psutil.Process(pid)))
-    await asyncio.gather(*(client(random.Random(seed + number)) for number in range(clients)))
+    await asyncio.gather(*(client(number) for number in range(clients)))
     if watcher is not None:
         watcher.cancel()
     report.free_after_s = await seconds_until_idle(target, _FREE_WITHIN_S)

@@ -32,8 +32,8 @@ from random import Random
 
 import psutil
 
-from benchmarks.http.streams import Answer, Target, ask, generate_body
-from benchmarks.load import MOST_CLIENTS, MOST_SECONDS, Report
+from benchmarks.http.streams import Target
+from benchmarks.load import MOST_CLIENTS, MOST_SECONDS, Report, keep_asking
 
 _HANG_S = 180.0
 _SETTLED_WITHIN_S = 180.0
@@ -121,22 +121,6 @@ def _end(process: subprocess.Popen[str]) -> None:
         raise NotInOrder(f"emorl deploy ended with {process.returncode}; {len(left)} processes were left")
 
 
-async def load(target: Target, clients: int, going: Callable[[], bool], new_tokens: int, report: Report) -> None:
-    """Each client sends its next request when it has its answer."""
-
-    async def client(dice: Random) -> None:
-        while going():
-            try:
-                answer = await asyncio.wait_for(ask(target, generate_body(dice, new_tokens, stream=True)), _HANG_S)
-            except TimeoutError:
-                answer = Answer(error=f"no end within {_HANG_S:g} s")
-            report.add(answer)
-            if answer.kind != "completed":
-                await asyncio.sleep(dice.uniform(0.5, 1.5))
-
-    await asyncio.gather(*(client(Random(number)) for number in range(clients)))
-
-
 async def kill_one(at: Deployed) -> str | None:
     """SIGKILL one replica; the fault when no other takes its place."""
     before = at.replicas()
@@ -168,10 +152,15 @@ async def under_load(
     report = Report(options.clients, options.seconds)
     end = time.monotonic() + options.seconds
     changing = asyncio.create_task(_later(change, options.change_after))
-    work = load(
-        at.target, options.clients, lambda: time.monotonic() < end or not changing.done(), options.new_tokens, report
-    )
-    _, fault = await asyncio.gather(work, changing)
+
+    def left_s() -> float:
+        return max(end - time.monotonic(), 0.0 if changing.done() else 1.0)
+
+    def client(number: int) -> Awaitable[None]:
+        sizes = {"new_tokens": options.new_tokens, "hang_s": _HANG_S}
+        return keep_asking(at.target, Random(number), left_s, report, **sizes)
+
+    fault, *_ = await asyncio.gather(changing, *(client(number) for number in range(options.clients)))
     return report, [] if fault is None else [fault]
 
 

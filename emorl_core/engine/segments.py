@@ -147,10 +147,11 @@ class _Envelope:
         at_from, at_to = self._logits.affine()
         slope = at_to - at_from
         value = at_from + span.start * slope
-        tokens, borders = [int(value.argmax())], [span.start]
-        # What is largest at both ends is largest in between; most steps see this and are spared the crossings.
-        undivided = int((at_from + span.end * slope).argmax()) == tokens[0]
-        while not undivided:
+        first = int(value.argmax())
+        if int((at_from + span.end * slope).argmax()) == first:  # largest at both ends, so in between: the usual step
+            return [(span.start, span.end, first)]
+        tokens, borders = [first], [span.start]
+        while True:
             now, token = borders[-1], tokens[-1]
             steeper = slope > slope[token]
             gap = (value[token] - value) + (slope[token] - slope) * (now - span.start)

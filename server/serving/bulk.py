@@ -1,8 +1,5 @@
-"""Requests of many prompts are read one after the other, by one thread that gives way to the engine.
-
-Reading thousands of prompts is seconds of Python. The engine gives the interpreter's lock up at each of its hundreds of
-operations a step and gets it back only from whoever holds it, so that threads which read prompts all the time would
-make every step of every stream several times as long.
+"""Requests of many prompts are read one after the other, by one thread that gives way to the engine: reading thousands
+of prompts is seconds of Python, and all helper threads at once would leave the engine little of it. See `resting`.
 """
 
 from __future__ import annotations
@@ -12,6 +9,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from server.serving.resting import Resting
 
 T = TypeVar("T")
 Pause = Callable[[], None]
@@ -36,14 +35,4 @@ class Bulk:
 
 def pauses(busy: Callable[[], bool], sleep: Callable[[float], None] = time.sleep) -> Pause:
     """To be called often by the thread that works: it rests there while `busy`."""
-    begun = time.thread_time()
-
-    def pause() -> None:
-        nonlocal begun
-        worked = time.thread_time() - begun
-        if worked >= _PIECE_S:
-            if busy():
-                sleep(worked * _REST)
-            begun = time.thread_time()
-
-    return pause
+    return Resting(busy, worth_s=_PIECE_S, times=_REST, sleep=sleep).rest

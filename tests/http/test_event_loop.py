@@ -36,7 +36,7 @@ def test_it_rests_in_proportion_to_its_work_and_never_long() -> None:
         for work in (0.002, 0.0001, 0.0001, 0.004, 10.0):
             day.worked += work
             selector.select(0)
-    assert day.rests == pytest.approx([0.002 * event_loop._REST, 0.0042 * event_loop._REST, event_loop._LONGEST_S])
+    assert day.rests == pytest.approx([0.002 * event_loop._TIMES, 0.0042 * event_loop._TIMES, event_loop._LONGEST_S])
 
 
 def test_small_work_adds_up_to_a_rest() -> None:
@@ -45,7 +45,7 @@ def test_small_work_adds_up_to_a_rest() -> None:
         for _ in range(12):
             day.worked += event_loop._WORTH_S / 4
             selector.select(0)
-    assert day.rests == pytest.approx([event_loop._WORTH_S * event_loop._REST] * 3)
+    assert day.rests == pytest.approx([event_loop._WORTH_S * event_loop._TIMES] * 3)
 
 
 def test_while_nothing_runs_it_does_not_rest_and_owes_nothing_later() -> None:
