@@ -14,11 +14,13 @@ from starlette.requests import Request as HttpRequest
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
+from emorl_core.frontend import Frontend
 from emorl_core.types import Request
 from server.door.admission import Admission
 from server.door.connections import Connections
 from server.door.context import context_of
 from server.door.errors import NotReady, ReloadFailed, ShuttingDown
+from server.engine.remote import RemoteFrontend
 from server.policy.door import Conversation, PolicyDoor
 from server.policy.loading import load_policy
 from server.serving.bulk import Bulk
@@ -26,6 +28,7 @@ from server.serving.channel import Unread
 from server.serving.deployment import Deployment, daemon_threads_ended, in_daemon_thread, load
 from server.serving.generation import Generation
 from server.serving.readings import counted, reading_of
+from server.serving.replacing import Replacing
 from server.settings import Settings
 from server.watch.log_queue import dropped_lines
 from server.watch.metrics import EngineReading, Metrics
@@ -36,7 +39,7 @@ _OWN = ("/generate", "/sweep", "/sweep/line", "/sweep/map", "/drafts")
 GENERATION_ROUTES = (*_OWN, "/v1/completions", "/v1/chat/completions")
 _POLL_S = 0.02
 T = TypeVar("T")
-Said = Callable[[Ensemble], Sequence[Conversation]]
+Said = Callable[[Frontend], Sequence[Conversation]]
 _LOAD_STOP_S = 10.0  # as long as a worker may take, beside it
 
 
@@ -64,6 +67,7 @@ class Service:
         self._loading = asyncio.Lock()  # one bundle is loaded at a time
         self._load: asyncio.Task[Deployment] | None = None  # of the reload in progress
         self._next_reload: asyncio.Task[None] | None = None  # one that waits for its turn
+        self._replacing = Replacing(lambda lost: lost is self._deployment and not self.draining, self._replace)
         self._bulk = Bulk()
         self._past = Counter[str]()  # what the deployments before this one had counted
         self._bring_up_task: asyncio.Task[None] | None = None
@@ -75,11 +79,11 @@ class Service:
 
     async def _bring_up(self) -> None:
         try:
-            ensemble = self._given
+            ensemble: Frontend | None = self._given
             if ensemble is None:
                 ensemble = await in_daemon_thread(lambda: load(self.settings))
-            deployment = Deployment.make(ensemble, self.settings, self.metrics)
-            self.admission.slots = ensemble.engine.stats.slots
+            deployment = self._deploy(ensemble)
+            self.admission.slots = ensemble.held.slots
             self._deployment = deployment
             await deployment.start()
         except Exception as error:  # noqa: BLE001  whatever it is, there is nothing to serve; the owner decides what then
@@ -94,6 +98,19 @@ class Service:
         logger.info("ready: bundle %s on %s in %s", ensemble.name, ensemble.device, ensemble.dtype)
         self.on_change()
         self.on_ready()
+
+    def _deploy(self, ensemble: Frontend) -> Deployment:
+        deployment = Deployment.make(ensemble, self.settings, self.metrics)
+        if isinstance(ensemble, RemoteFrontend):
+            deployment.worker.on_end = lambda: self._replacing.begin(deployment)
+        return deployment
+
+    async def _replace(self, lost: Deployment) -> Deployment:
+        async with self._loading:
+            if self._deployment is lost:
+                await self._reload()
+                self._past["restarts"] += 1
+            return self.deployment()
 
     def reload_soon(self) -> None:
         """Reload in the background, on SIGHUP: at once, or after the load in progress. At most one is queued, since it
@@ -151,7 +168,7 @@ class Service:
     async def _load_beside(self) -> Deployment:
         try:
             ensemble = await in_daemon_thread(lambda: load(self.settings))
-            fresh = Deployment.make(ensemble, self.settings, self.metrics)
+            fresh = self._deploy(ensemble)
             try:
                 await fresh.start()
             except asyncio.CancelledError:
@@ -201,6 +218,7 @@ class Service:
         load = self._load
         self.drain()
         self._bulk.close()
+        self._replacing.cancel()
         for task in (self._bring_up_task, self._next_reload):
             if task is not None:
                 task.cancel()
@@ -231,7 +249,8 @@ class Service:
             return NotReady("the bundle is still being loaded")
         worker = self._deployment.worker
         if worker.failure is not None:
-            return NotReady("the engine has stopped")
+            state = "is starting again" if self._replacing.going_on else "has stopped"
+            return NotReady(f"the engine {state}")
         if not worker.ready:
             return NotReady("the engine is starting again" if worker.restarts else "the engine is warming up")
         if worker.stalled_for_s() > self.settings.stall_s:
@@ -243,7 +262,7 @@ class Service:
         if self.failure is not None:
             return "the bundle could not be loaded"
         worker = None if self._deployment is None else self._deployment.worker
-        if worker is None or self.draining:
+        if worker is None or self.draining or self._replacing.going_on:
             return None
         if worker.failure is not None or (self.started and not worker.alive):
             return "the engine's thread has ended"
@@ -261,7 +280,7 @@ class Service:
         self,
         http: HttpRequest,
         said: Said,
-        build: Callable[[Ensemble], Sequence[Request]],
+        build: Callable[[Frontend], Sequence[Request]],
         rows: int = 1,
     ) -> Generation:
         """`accept_built` for a `build` that makes the engine's requests themselves."""
@@ -272,7 +291,7 @@ class Service:
         self,
         http: HttpRequest,
         said: Said,
-        build: Callable[[Ensemble], T],
+        build: Callable[[Frontend], T],
         requests_of: Callable[[T], Sequence[Request]],
         rows: int = 1,
         *,

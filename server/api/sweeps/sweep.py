@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from emorl_core.engine.sweep import SweepItem, SweepPlan
-from emorl_core.ensemble import Ensemble
+from emorl_core.frontend import Frontend
 from emorl_core.types import Completion, Event
 from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
@@ -45,7 +45,7 @@ async def sweep(body: SweepRequest, request: Request) -> Response:
     service = service_of(request)
     settings = service.settings
 
-    def build(ensemble: Ensemble) -> SweepPlan:
+    def build(ensemble: Frontend) -> SweepPlan:
         if body.score:
             check_scored(ensemble)
         pause = pauses(service.busy)

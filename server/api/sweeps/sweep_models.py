@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, texts_of
-from emorl_core.ensemble import Ensemble
+from emorl_core.frontend import Frontend
 from server.api.asked import PromptsFields
 from server.api.fields import FirstFault, Int, NormalizeField, SamplingFields, Seed, Weights
 from server.api.scores_models import Reason, ScoreField, Unit
@@ -34,8 +34,8 @@ class SweepRequest(PromptsFields, ScoreField, NormalizeField, SamplingFields):
     seed: Seed | None = Field(None, description="One for all completions. Null: one is drawn.")
     stream: bool = Field(False, description="Answer with server-sent events, results as they finish.")
 
-    def plan(self, ensemble: Ensemble, *, max_new_tokens: int, max_sweep: int, pause: Pause) -> SweepPlan:
-        """Raises `InvalidRequest` and its kinds. The server's limits, and `pause` of `Ensemble.sweep_plan`."""
+    def plan(self, ensemble: Frontend, *, max_new_tokens: int, max_sweep: int, pause: Pause) -> SweepPlan:
+        """Raises `InvalidRequest` and its kinds. The server's limits, and `pause` of `Frontend.sweep_plan`."""
         return ensemble.sweep_plan(
             self.prompts,
             self.weights,
