@@ -205,10 +205,6 @@ class Ensemble(Frontend):
             parameter_bytes=self._weighed[1],
         )
 
-    def parameter_bytes(self) -> dict[str, int]:
-        """{"base": ..., "adapters": ...}: bytes of parameters held."""
-        return dict(self.held.parameter_bytes)
-
     # -- generation ----------------------------------------------------------------------------------------------
 
     @overload

@@ -55,3 +55,7 @@ class Frontend(ExactRequests, DraftsRequests, ABC):
     def compiled(self) -> bool:
         """Whether requests that begin now have a compiled decoding step."""
         return self.held.compiled
+
+    def parameter_bytes(self) -> dict[str, int]:
+        """{"base": ..., "adapters": ...}: bytes of parameters held."""
+        return dict(self.held.parameter_bytes)

@@ -113,8 +113,8 @@ class Settings(BaseSettings):
     )
     engine: Engine = Field(
         "process",
-        description="Where the model runs: process, one of its own, which crowds of clients cannot slow down and which is"
-        " started again if it falls; or thread, one of the server's, which takes less memory.",
+        description="Where the model runs: process, one of its own, which crowds of clients cannot slow down, started"
+        " again if it falls; or thread, one of the server's, which takes less memory.",
     )
     compile: Compile = Field(
         "auto",

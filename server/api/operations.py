@@ -65,7 +65,7 @@ async def info(request: Request) -> Response:
             "dtype": ensemble.dtype,
             "compiled": ensemble.compiled,
             "threads": ensemble.held.threads,
-            "parameter_bytes": ensemble.held.parameter_bytes,
+            "parameter_bytes": ensemble.parameter_bytes(),
             "identity": deployment.identity.model_dump(),
             "limits": {
                 "max_source_tokens": spec.max_source_tokens,

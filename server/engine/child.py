@@ -81,7 +81,7 @@ def _obey(pipe: Connection, loaded: SimpleQueue[EngineHost]) -> None:
         except (EOFError, OSError):
             os._exit(0)
         if host is None:
-            if isinstance(command, Stop):
+            if isinstance(command, Stop) and loaded.empty():
                 os._exit(0)  # it still loads
             host = loaded.get()
         host.send(command)

@@ -22,11 +22,11 @@ class StepClock:
         self._now = now
 
     @classmethod
-    def create(cls) -> StepClock:
+    def create(cls, *, now: Callable[[], float] = time.monotonic) -> StepClock:
         with tempfile.TemporaryFile() as file:
             file.write(_SINCE.pack(0.0))
             file.flush()
-            return cls(os.dup(file.fileno()))
+            return cls(os.dup(file.fileno()), now=now)
 
     def __del__(self) -> None:
         os.close(self._descriptor)

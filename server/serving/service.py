@@ -18,7 +18,7 @@ from emorl_core.frontend import Frontend
 from emorl_core.types import Request
 from server.door.admission import Admission
 from server.door.connections import Connections
-from server.door.context import context_of
+from server.door.context import GENERATION_ROUTES, context_of
 from server.door.errors import NotReady, ReloadFailed, ShuttingDown
 from server.engine.remote import RemoteFrontend
 from server.policy.door import Conversation, PolicyDoor
@@ -29,14 +29,13 @@ from server.serving.deployment import Deployment, daemon_threads_ended, in_daemo
 from server.serving.generation import Generation
 from server.serving.readings import counted, reading_of
 from server.serving.replacing import Replacing
+from server.serving.retiring import Retiring
 from server.settings import Settings
 from server.watch.log_queue import dropped_lines
 from server.watch.metrics import EngineReading, Metrics
 
 logger = logging.getLogger("emorl.server")
 
-_OWN = ("/generate", "/sweep", "/sweep/line", "/sweep/map", "/drafts")
-GENERATION_ROUTES = (*_OWN, "/v1/completions", "/v1/chat/completions")
 _POLL_S = 0.02
 T = TypeVar("T")
 Said = Callable[[Frontend], Sequence[Conversation]]
@@ -62,7 +61,7 @@ class Service:
         self._given = ensemble
         self.active: set[Generation] = set()
         self._unread = Unread(settings.max_unread_events, self._make_room)
-        self._retired: dict[asyncio.Task[None], Deployment] = {}
+        self._retiring = Retiring(self._gone)
         self.settled = asyncio.Event()  # the bundle is served, or is known not to be
         self._loading = asyncio.Lock()  # one bundle is loaded at a time
         self._load: asyncio.Task[Deployment] | None = None  # of the reload in progress
@@ -161,7 +160,7 @@ class Service:
         finally:
             self._load = None
         old, self._deployment = self.deployment(), fresh
-        self._begin_to_retire(old)
+        self._retiring.add(old)
         logger.info("reloaded: bundle %s", fresh.ensemble.name)
         return fresh
 
@@ -172,7 +171,7 @@ class Service:
             try:
                 await fresh.start()
             except asyncio.CancelledError:
-                self._begin_to_retire(fresh)
+                self._retiring.add(fresh)
                 raise
         except Exception as error:
             reason = error.message if isinstance(error, EmorlError) else f"it failed with {type(error).__name__}"
@@ -180,20 +179,9 @@ class Service:
             raise ReloadFailed(f"the bundle was not taken and the old one serves on: {reason}") from error
         return fresh
 
-    def _begin_to_retire(self, old: Deployment) -> None:
-        retiring = asyncio.create_task(self._retire(old), name="emorl-retire")
-        self._retired[retiring] = old
-        retiring.add_done_callback(self._retired_now)
-
-    def _retired_now(self, retiring: asyncio.Task[None]) -> None:
-        del self._retired[retiring]
-        self.on_change()
-
-    async def _retire(self, old: Deployment) -> None:
-        while old.users:
-            await asyncio.sleep(_POLL_S)
-        await old.stop()
+    def _gone(self, old: Deployment) -> None:
         self._past.update(counted(old))
+        self.on_change()
 
     def drain(self) -> None:
         """From now on readiness says 503 and new requests are refused; running ones go on."""
@@ -226,9 +214,7 @@ class Service:
             await asyncio.wait({load})  # what it had begun to start is among the retired now
         for generation in list(self.active):
             generation.fail(ShuttingDown("the server is shutting down"))
-        for retiring in list(self._retired):
-            retiring.cancel()
-        deployments = [*self._retired.values(), *([] if self._deployment is None else [self._deployment])]
+        deployments = [*self._retiring.cancel(), *([] if self._deployment is None else [self._deployment])]
         await asyncio.gather(*(deployment.stop() for deployment in deployments), daemon_threads_ended(_LOAD_STOP_S))
 
     # --- what it can do now ----------------------------------------------------------------------------------------
@@ -249,8 +235,7 @@ class Service:
             return NotReady("the bundle is still being loaded")
         worker = self._deployment.worker
         if worker.failure is not None:
-            state = "is starting again" if self._replacing.going_on else "has stopped"
-            return NotReady(f"the engine {state}")
+            return NotReady(f"the engine {'is starting again' if self._replacing.going_on else 'has stopped'}")
         if not worker.ready:
             return NotReady("the engine is starting again" if worker.restarts else "the engine is warming up")
         if worker.stalled_for_s() > self.settings.stall_s:
@@ -264,15 +249,11 @@ class Service:
         worker = None if self._deployment is None else self._deployment.worker
         if worker is None or self.draining or self._replacing.going_on:
             return None
-        if worker.failure is not None or (self.started and not worker.alive):
-            return "the engine's thread has ended"
+        if worker.failure is not None:
+            return "the engine has ended"
         if worker.stalled_for_s() > self.settings.stall_s:
-            return "the engine's thread does not answer"
+            return "the engine does not answer"
         return None
-
-    def busy(self) -> bool:
-        """Whether requests run."""
-        return self._deployment is not None and self._deployment.worker.stats.running > 0
 
     # --- requests --------------------------------------------------------------------------------------------------
 
