@@ -15,12 +15,30 @@ from emorl_core.machine.threads import ThreadChoice
 from server.door.errors import EngineRestarted
 from server.engine.clock import StepClock
 from server.engine.commands import Command, Stop, Switch
-from server.engine.reports import Ready, Report
+from server.engine.reports import Ready, Report, Stepped
 from server.engine.thread import EngineThread
 
 logger = logging.getLogger("emorl.server")
 
 LONG_WORK = "emorl-load"  # names the threads whose end a process waits for
+
+
+_MOST_STILL_S = 600.0  # that the compiler stands still
+
+
+class Patience:
+    """Whether the compiler ought to stand still: while requests wait for a slot, since even at the lowest priority it
+    makes their steps longer; not for ever, since where requests always wait a compiled step is worth most."""
+
+    def __init__(self, most_s: float = _MOST_STILL_S) -> None:
+        self._left_s = most_s
+        self._since: float | None = None
+
+    def still(self, waiting: bool, now: float) -> bool:
+        if self._since is not None:
+            self._left_s -= now - self._since
+        self._since = now if waiting and self._left_s > 0 else None
+        return self._since is not None
 
 
 class EngineHost:
@@ -38,12 +56,16 @@ class EngineHost:
             clock=clock,
         )
         self._compiling: threading.Thread | None = None
+        self._patience = Patience()
 
     def start(self, report: Callable[[Report], None]) -> None:
         def heard(told: Report) -> None:
             if isinstance(told, Ready) and self._compiling is None and self._ensemble.compilation is not None:
                 self._compiling = threading.Thread(target=self._compile, name=LONG_WORK, daemon=True)
                 self._compiling.start()
+            if isinstance(told, Stepped) and self._compiling is not None:
+                assert self._ensemble.compilation is not None
+                self._ensemble.compilation.pause(self._patience.still(told.stats.waiting > 0, time.monotonic()))
             report(told)
 
         self._thread.start(heard)

@@ -22,6 +22,7 @@ from emorl_core.errors import EmorlError
 from server.door import errors as door_errors
 from server.engine.clock import StepClock
 from server.engine.commands import Add
+from server.engine.host import Patience
 from server.engine.process import EngineLost, _parts
 from server.engine.remote import RemoteFrontend
 from server.serving.deployment import load
@@ -197,3 +198,15 @@ def test_a_process_that_ends_while_it_loads_is_told_in_one_line(bundle: Path, mo
     monkeypatch.setattr("server.engine.process._CHILD", "raise SystemExit(3)")
     with pytest.raises(EngineLost, match="ended while it loaded the bundle: exit code 3"):
         load(settings_of(bundle))
+
+
+def test_a_compiler_stands_still_while_requests_wait_but_not_for_ever() -> None:
+    patience = Patience(most_s=10.0)
+    assert not patience.still(False, 0.0)
+    assert patience.still(True, 1.0)
+    assert patience.still(True, 5.0)
+    assert not patience.still(False, 6.0)
+    assert patience.still(True, 100.0), "only the time that it stood still counts"
+    assert patience.still(True, 104.0)
+    assert not patience.still(True, 105.0)
+    assert not patience.still(True, 106.0)
