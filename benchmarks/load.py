@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -153,6 +154,15 @@ async def keep_asking(
             return
 
 
+def resident_mib(process: psutil.Process) -> float:
+    """Of a server and its engine's process. The compiler, which that one starts, comes and goes and is not counted."""
+    total = process.memory_info().rss
+    for child in process.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += child.memory_info().rss
+    return float(total) / 2**20
+
+
 async def run(
     target: Target,
     clients: int,
@@ -177,7 +187,7 @@ async def run(
 
     async def watch(process: psutil.Process) -> None:
         while True:
-            report.rss_mib.append(process.memory_info().rss / 2**20)
+            report.rss_mib.append(resident_mib(process))
             await asyncio.sleep(min(0.5, seconds / 30))
 
     watcher = None if pid is None else asyncio.create_task(watch(psutil.Process(pid)))

@@ -196,7 +196,7 @@ async def run(
         await asyncio.sleep(burst)
     await asyncio.sleep(rest)
     calm = await load.run(good, streams, seconds, new_tokens=new_tokens, pid=pid)
-    before = _mib(process)
+    before = load.resident_mib(process)
     probes = Probes()
     with _besieged(bad, arrival + seconds + tail, kinds) as crowd:
         await asyncio.sleep(arrival)
@@ -205,17 +205,13 @@ async def run(
         watch.cancel()
         attacks = json.loads((await asyncio.to_thread(crowd.communicate))[0])
     await asyncio.sleep(rest)
-    after, log_bytes = _mib(process), log.stat().st_size
+    after, log_bytes = load.resident_mib(process), log.stat().st_size
     with _besieged(bad, _DEADLINE_S + 10, kinds):
         await asyncio.sleep(last)
         signalled = time.monotonic()
         os.kill(pid, signal.SIGTERM)
         ended = await drain.seconds_until_gone(process, signalled)
     return Report(calm, siege, probes, (before, max(siege.rss_mib), after), log_bytes, ended, attacks)
-
-
-def _mib(process: psutil.Process) -> float:
-    return float(process.memory_info().rss) / 2**20
 
 
 @contextmanager

@@ -18,16 +18,14 @@ from emorl_core.asked import Messages
 from emorl_core.bundles.bundle import Bundle, BundleSpec
 from emorl_core.bundles.predictor import Predictor
 from emorl_core.bundles.snapshot import Hashes, Snapshot
-from emorl_core.bundles.stored_scorers import Scorers
 from emorl_core.drafts.plan import Drafts, Wanted
-from emorl_core.drafts.requests import DraftsRequests
 from emorl_core.engine.driver import Driver
 from emorl_core.engine.engine import Engine
 from emorl_core.engine.regions import MapResult
 from emorl_core.engine.segments import SegmentsResult
 from emorl_core.engine.sweep import SweepItem, SweepResult
 from emorl_core.errors import InvalidRequest, UnsupportedModel
-from emorl_core.exact_requests import ExactRequests
+from emorl_core.frontend import Frontend, Held
 from emorl_core.lanes import huge_pages
 from emorl_core.loading import load_bundle
 from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
@@ -44,7 +42,7 @@ from emorl_core.types import Completion, Failure, Quantize, Request, Threads, To
 from emorl_core.weights import BASE
 
 
-class Ensemble(ExactRequests, DraftsRequests):
+class Ensemble(Frontend):
     """One base model and its adapters, ready to generate.
 
     What makes requests may be called from any thread. `generate` and `stream` drive the engine themselves, one call
@@ -75,10 +73,11 @@ class Ensemble(ExactRequests, DraftsRequests):
         self.engine = engine
         self.bundle = bundle
         self.hashes = hashes
-        self.quantize = quantize  # how the base's matrices are kept
         self.threads = threads or ThreadChoice([torch.get_num_threads()])
-        self.scorers: Scorers = {}
+        self.scorers = {}
         self.compilation: Compilation[LaneModel] | None = None  # of a step that is not compiled yet
+        self._quantize: Quantize = quantize
+        self._weighed: tuple[LaneModel, dict[str, int]] | None = None
         self._driver = Driver(engine)
 
     @classmethod
@@ -189,21 +188,22 @@ class Ensemble(ExactRequests, DraftsRequests):
     # -- what it is ----------------------------------------------------------------------------------------------
 
     @property
-    def device(self) -> str:
-        return str(self.engine.facts.device)
-
-    @property
-    def dtype(self) -> str:
-        return str(self.engine.facts.dtype).removeprefix("torch.")
-
-    @property
-    def compiled(self) -> bool:
-        """Whether requests that begin now have a compiled decoding step."""
-        return self.engine.model.compiled
-
-    def parameter_bytes(self) -> dict[str, int]:
-        """{"base": ..., "adapters": ...}: bytes of parameters held."""
-        return self.engine.model.parameter_bytes()
+    def held(self) -> Held:
+        facts, model = self.engine.facts, self.engine.model
+        if self._weighed is None or self._weighed[0] is not model:
+            self._weighed = model, model.parameter_bytes()
+        return Held(
+            architecture=facts.architecture,
+            device=str(facts.device),
+            dtype=str(facts.dtype).removeprefix("torch."),
+            quantize=self._quantize,
+            slots=self.engine.scheduler.slots,
+            vocab_size=facts.vocab_size,
+            max_positions=facts.max_positions,
+            compiled=model.compiled,
+            threads=self.threads.count,
+            parameter_bytes=self._weighed[1],
+        )
 
     # -- generation ----------------------------------------------------------------------------------------------
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,15 +28,21 @@ logger = logging.getLogger("emorl.core")
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """`model` has the adapters of `bundle`'s objectives attached, in their order."""
+class Beside:
+    """What a bundle has beside its model."""
 
     bundle: Bundle
-    model: LaneModel
     tokenizer: Tokenizer
     hashes: Hashes | None
     scorers: Scorers
     predictors: dict[str, Predictor]  # by profile
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Beside):
+    """`model` has the adapters of `bundle`'s objectives attached, in their order."""
+
+    model: LaneModel
 
 
 def load_bundle(
@@ -50,13 +57,28 @@ def load_bundle(
     scorer_code: bool = False,
 ) -> Loaded:
     """Arguments and errors as `Ensemble.load`."""
-    scorers = partial(load_scorers, device=scorer_device, code=scorer_code) if scorer_device is not None else None
-    read = partial(_read, device=device, dtype=dtype, quantize=quantize, hashed=hashed, scorers=scorers)
+    read = partial(
+        _read,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        hashed=hashed,
+        scorer_device=scorer_device,
+        scorer_code=scorer_code,
+    )
     if not isinstance(where, Snapshot):
         return steadily(where, read, revision=revision)
     loaded = read(where)
     where.check()
     return loaded
+
+
+def load_beside(
+    files: Snapshot, *, hashed: bool = False, scorer_device: str | None = None, scorer_code: bool = False
+) -> Beside:
+    """All but the model; arguments and errors as `Ensemble.load`. It may change meanwhile: `files.check` tells."""
+    with _hashing(files, hashed) as hashes:
+        return _beside(files, hashes, scorer_device, scorer_code)
 
 
 def _read(
@@ -66,22 +88,35 @@ def _read(
     dtype: torch.dtype,
     quantize: Quantize,
     hashed: bool,
-    scorers: Callable[[Bundle], Scorers] | None,
+    scorer_device: str | None,
+    scorer_code: bool,
 ) -> Loaded:
-    with ThreadPoolExecutor(max_workers=1) as beside:  # hashing needs no interpreter, so it costs little time here
-        hashes = beside.submit(files.hashes) if hashed else None
+    with _hashing(files, hashed) as hashes:
         model = load_model(files.base, device=device, dtype=dtype)
         model.quantize(quantize)
         adapters = [read_peft(folder, name) for name, folder in files.adapters.items()]
         model.attach(adapters)
-        tokenizer = HuggingFaceTokenizer(files.base)
         for doubt in of_another_base(adapters, files.bundle.spec.base.hub):
             logger.warning("%s", doubt)
-        judges = {} if scorers is None else scorers(files.inside)
-        predictors = load_predictors(files.inside)
-        _check_predictors(predictors, model)
-        found = None if hashes is None else hashes.result()
-        return Loaded(files.bundle, model, tokenizer, found, judges, predictors)
+        beside = _beside(files, hashes, scorer_device, scorer_code)
+    _check_predictors(beside.predictors, model)
+    return Loaded(beside.bundle, beside.tokenizer, beside.hashes, beside.scorers, beside.predictors, model)
+
+
+@contextmanager
+def _hashing(files: Snapshot, hashed: bool) -> Iterator[Callable[[], Hashes | None]]:
+    """Hash while others load: it needs no interpreter, so it costs little time there."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        hashes = thread.submit(files.hashes) if hashed else None
+        yield lambda: None if hashes is None else hashes.result()
+
+
+def _beside(
+    files: Snapshot, hashes: Callable[[], Hashes | None], scorer_device: str | None, scorer_code: bool
+) -> Beside:
+    tokenizer = HuggingFaceTokenizer(files.base)
+    scorers = {} if scorer_device is None else load_scorers(files.inside, device=scorer_device, code=scorer_code)
+    return Beside(files.bundle, tokenizer, hashes(), scorers, load_predictors(files.inside))
 
 
 def _check_predictors(predictors: Mapping[str, Predictor], model: LaneModel) -> None:

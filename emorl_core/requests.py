@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -197,7 +197,6 @@ class Requests:
         combine: Combine = "hidden",
         only: Sequence[Collection[int]] | None = None,
         max_sweep: int | None = None,
-        pause: Callable[[], None] | None = None,
         **sampling: Any,
     ) -> SweepPlan:
         """A sweep, checked in full and not begun: every prompt under every weight vector.
@@ -208,7 +207,6 @@ class Requests:
             weights: the vectors; or give `resolution`, for the grid of steps 1 / resolution over all objectives.
             only: per prompt the indices of the vectors that it is swept with; none given: all.
             max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
-            pause: called after each prompt has been read; a server gives way to its engine there.
             sampling: the fields of `Sampling`; one seed serves all, so that equal prefixes stay shared.
 
         Raises:
@@ -228,7 +226,7 @@ class Requests:
         if settings.seed is None:
             settings = replace(settings, seed=draw_seed())
         asked = self._reader.read_all(prompts, messages, chats)
-        return self._sweep(asked, vectors, settings, combine, pause=pause, only=only)
+        return self._sweep(asked, vectors, settings, combine, only=only)
 
     def _sweep(
         self,
@@ -237,18 +235,15 @@ class Requests:
         settings: Sampling,
         combine: Combine,
         *,
-        pause: Callable[[], None] | None = None,
         prefix: str | None = None,
         **options: Any,
     ) -> SweepPlan:
-        """pause: see `sweep_plan`; prefix: of the request ids; options: of `SweepPlan`. Raises as `sweep_plan`."""
+        """prefix: of the request ids; options: of `SweepPlan`. Raises as `sweep_plan`."""
         every = [each.vector for each in vectors]
         encoded = []
         for each in asked:
             encoded.append(self._reader.encode(each, every, combine))
             self._reader.check_context(encoded[-1], settings, each[0])
-            if pause is not None:
-                pause()
         return SweepPlan(
             [each.ids for each in encoded],
             vectors,

@@ -16,14 +16,14 @@ from server.api import page as playground
 from server.api.openai import routes as openai
 from server.api.sweeps import map, segments, sweep  # noqa: A004 - the module of a route
 from server.door.auth import AuthMiddleware, Cors, Keys
-from server.door.context import ContextMiddleware
+from server.door.context import GENERATION_ROUTES, ContextMiddleware
 from server.door.document import document, make_router
 from server.door.findings import install_handlers
 from server.door.head import HeadMiddleware
 from server.door.hosts import HostMiddleware
 from server.door.limits import LimitMiddleware
 from server.door.prefix import PrefixMiddleware
-from server.serving.service import GENERATION_ROUTES, Service
+from server.serving.service import Service
 from server.settings import Settings, SettingsError
 from server.watch.tracing import set_up_tracing
 

@@ -21,7 +21,6 @@ from server.app import create_app
 from server.door.connections import Connections
 from server.door.listener import Listener, bind
 from server.door.protocol import guarded
-from server.serving.event_loop import resting_loop
 from server.serving.process import share_the_interpreter, spare_what_stays
 from server.serving.service import Service
 from server.serving.signals import hangups, hangups_held
@@ -153,8 +152,7 @@ def run(
         server.on_ready = on_ready
         service.on_ready = server.announce
         service.on_change = spare_what_stays
-        with asyncio.Runner(loop_factory=lambda: resting_loop(service.busy)) as runner:
-            runner.run(server.serve())
+        asyncio.run(server.serve())
     if service.failure is not None:
         raise service.failure
 

@@ -53,6 +53,9 @@ def _threads(value: object) -> object:
 ThreadCount = Annotated[Threads, BeforeValidator(_threads)]
 
 
+Engine = Literal["process", "thread"]
+
+
 def _compile(value: object) -> object:
     """YAML reads on and off as true and false."""
     known = {"true": "on", "1": "on", "false": "off", "0": "off"}
@@ -107,6 +110,11 @@ class Settings(BaseSettings):
         "auto",
         description="Threads to compute with on a CPU: a number, or auto: the fastest number, measured at the start and"
         " whenever steps have become slow or the machine may be quiet again.",
+    )
+    engine: Engine = Field(
+        "process",
+        description="Where the model runs: process, one of its own, which crowds of clients cannot slow down, started"
+        " again if it falls; or thread, one of the server's, which takes less memory.",
     )
     compile: Compile = Field(
         "auto",

@@ -89,6 +89,12 @@ class Snapshot:
         finally:
             snapshot.close()
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Of the folders that it holds open. In a process that is started with them, a pickled copy of it reads the
+        same folders."""
+        return tuple(descriptor for descriptor, _, _ in self._held)
+
     def check(self) -> None:
         """Raises `Changed` when a file is not the one, or not as, it was at the beginning."""
         try:

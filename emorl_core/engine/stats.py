@@ -25,3 +25,8 @@ class EngineStats:
     kv_cache_limit: int | None  # bytes that they may take; None: no bound
     compiled: bool  # the step of requests that begin now
     faults: int  # prefills and steps that failed and were retried individually
+
+    @classmethod
+    def none(cls) -> EngineStats:
+        """Of an engine that is not there yet."""
+        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, kv_cache_limit=None, compiled=False, faults=0)

@@ -76,7 +76,7 @@ class Compilation(Generic[M]):
         self._paths = [folder / recipe.file_name() for recipe in recipes]
         self._recipes, self._folder, self._finish = recipes, folder, finish
         self._process: subprocess.Popen[bytes] | None = None
-        self._stopped = False
+        self._stopped = self._paused = False
         self._lock = threading.Lock()
 
     def load(self) -> M | None:
@@ -121,10 +121,20 @@ class Compilation(Generic[M]):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)  # with the C++ compiler that it has started
 
+    def pause(self, paused: bool) -> None:
+        """Have the compiler stand still, or go on. From any thread; may be called at any time."""
+        with self._lock:
+            if self._process is None or paused == self._paused:
+                return
+            self._paused = paused
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGSTOP if paused else signal.SIGCONT)
+
     def _run(self, missing: Sequence[tuple[Recipe, Path]], idly: bool) -> None:
         with self._lock:
             if self._stopped:
                 raise _cannot("it was stopped")
+            self._paused = False
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _RUN],
                 stdin=subprocess.PIPE,

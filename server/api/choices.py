@@ -15,8 +15,8 @@ from emorl_core.choices.learning import CREDIBLE, LearnedWeights, Preference
 from emorl_core.choices.store import ChoiceStore
 from emorl_core.drafts.plan import Wanted
 from emorl_core.drafts.spread import spread
-from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest, InvalidWeights
+from emorl_core.frontend import Frontend
 from server.api.answers import json_response, service_of
 from server.api.choices_models import ChoiceBody, Evidence, Kept, LearnBody, Learned, NextBody, NextPair
 from server.api.documented import errors
@@ -82,7 +82,7 @@ def _store(request: Request) -> ChoiceStore:
     return ChoiceStore(path)
 
 
-def _belief(ensemble: Ensemble, body: Evidence, request: Request) -> Preference:
+def _belief(ensemble: Frontend, body: Evidence, request: Request) -> Preference:
     """Raises as `_store` where kept choices are asked for; `InvalidRequest`."""
     belief = Preference(ensemble.objectives)
     if body.choices is not None:
@@ -96,7 +96,7 @@ def _belief(ensemble: Ensemble, body: Evidence, request: Request) -> Preference:
     return belief
 
 
-def _candidates(ensemble: Ensemble, body: NextBody) -> list[dict[str, float]]:
+def _candidates(ensemble: Frontend, body: NextBody) -> list[dict[str, float]]:
     """Resolved. Raises `InvalidWeights`, `InvalidRequest`."""
     if body.candidates is None:
         candidates = [ensemble.resolve(each).as_dict() for each in spread(ensemble.objectives, Wanted().candidates)]
@@ -111,7 +111,7 @@ def _candidates(ensemble: Ensemble, body: NextBody) -> list[dict[str, float]]:
     return candidates
 
 
-def _resolved(ensemble: Ensemble, weights: Mapping[str, float], field: str) -> dict[str, float]:
+def _resolved(ensemble: Frontend, weights: Mapping[str, float], field: str) -> dict[str, float]:
     """Raises `InvalidWeights`, which names the field."""
     try:
         return ensemble.resolve(weights).as_dict()

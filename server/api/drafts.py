@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from emorl_core.drafts.plan import Drafts, DraftsPlan
-from emorl_core.ensemble import Ensemble
+from emorl_core.frontend import Frontend
 from emorl_core.types import Completion, Event
 from server.api.answers import json_response, service_of
 from server.api.documented import GENERATION_ERRORS, errors, streamed
@@ -43,7 +43,7 @@ async def drafts(body: DraftsRequest, request: Request) -> Response:
     settings = service.settings
     drafts_id = f"drafts-{secrets.token_hex(12)}"
 
-    def build(ensemble: Ensemble) -> DraftsPlan:
+    def build(ensemble: Frontend) -> DraftsPlan:
         return body.plan(ensemble, drafts_id, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep)
 
     generation, plan = await service.accept_built(request, lambda _: body.said, build, lambda plan: plan.requests)

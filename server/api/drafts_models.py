@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from emorl_core.drafts.plan import MAX_CANDIDATES, MAX_COUNT, MAX_SEEDS, Draft, Drafts, DraftsPlan, Wanted
-from emorl_core.ensemble import Ensemble
+from emorl_core.frontend import Frontend
 from emorl_core.types import Completion
 from server.api.asked import PromptFields
 from server.api.fields import Int, SamplingFields, Seed
@@ -63,7 +63,7 @@ class DraftsRequest(PromptFields, SamplingFields):
     receipt: bool = Field(True, description="Give each draft's `receipt`: all that is needed to make it again.")
     stream: bool = Field(False, description="Answer with server-sent events: each text as it is found, drafts at last.")
 
-    def plan(self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int, max_sweep: int) -> DraftsPlan:
+    def plan(self, ensemble: Frontend, request_id: str, *, max_new_tokens: int, max_sweep: int) -> DraftsPlan:
         """Raises `InvalidRequest` and its kinds. The last two are the server's limits."""
         return ensemble.drafts_plan(
             self.prompt,

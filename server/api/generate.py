@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from emorl_core.drafts.plan import DraftsPlan
-from emorl_core.ensemble import Ensemble
+from emorl_core.frontend import Frontend
 from emorl_core.types import Completion, Event, TokenEvent
 from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
@@ -46,7 +46,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     request_id = f"gen-{secrets.token_hex(12)}"
     sent = body.chat or body.prompt or ""  # one of the two is there
 
-    def build(ensemble: Ensemble) -> EngineRequest | DraftsPlan:
+    def build(ensemble: Frontend) -> EngineRequest | DraftsPlan:
         if body.score:
             check_scored(ensemble)
         limit = settings.max_new_tokens

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from emorl_core.drafts.plan import DraftsPlan
-from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
+from emorl_core.frontend import Frontend
 from emorl_core.types import Attribution, Completion, Request
 from emorl_core.weights import named
 from server.api.asked import PromptFields
@@ -67,7 +67,7 @@ class GenerateRequest(PromptFields, ScoreField, NormalizeField, SamplingFields):
                     raise InvalidRequest(f"{found} does not go with weights: auto; allowed: {allowed}", param=name)
         return self
 
-    def plan(self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int, max_sweep: int) -> DraftsPlan:
+    def plan(self, ensemble: Frontend, request_id: str, *, max_new_tokens: int, max_sweep: int) -> DraftsPlan:
         """Of a request with `auto`. Raises `InvalidRequest` and its kinds. The last two are the server's limits."""
         options = self.options(max_new_tokens=max_new_tokens)
         del options["normalize"]
@@ -80,7 +80,7 @@ class GenerateRequest(PromptFields, ScoreField, NormalizeField, SamplingFields):
             **options,
         )
 
-    def to_core(self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int) -> Request:
+    def to_core(self, ensemble: Frontend, request_id: str, *, max_new_tokens: int) -> Request:
         """Raises `InvalidRequest` and its kinds. `max_new_tokens`: the server's limit."""
         assert self.weights != "auto"
         return ensemble.request(

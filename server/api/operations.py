@@ -55,7 +55,7 @@ async def info(request: Request) -> Response:
             "model": ensemble.name,
             "version": __version__,
             "format": spec.format,
-            "architecture": ensemble.engine.model.facts.architecture,
+            "architecture": ensemble.held.architecture,
             "prompt_template": spec.prompt_template,
             "chat": None if spec.chat is None else spec.chat.model_dump(),
             "objectives": list(ensemble.lanes),
@@ -64,7 +64,7 @@ async def info(request: Request) -> Response:
             "device": ensemble.device,
             "dtype": ensemble.dtype,
             "compiled": ensemble.compiled,
-            "threads": ensemble.threads.count,
+            "threads": ensemble.held.threads,
             "parameter_bytes": ensemble.parameter_bytes(),
             "identity": deployment.identity.model_dump(),
             "limits": {

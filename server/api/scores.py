@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
+from emorl_core.frontend import Frontend
 from emorl_core.text.chat import Message, last_said
 from server.api.answers import json_response, service_of
 from server.api.documented import errors
@@ -34,7 +34,7 @@ async def score(body: ScoreRequest, request: Request) -> Response:
         return json_response({"model": deployment.ensemble.name, "results": results})
 
 
-def check_scored(ensemble: Ensemble) -> None:
+def check_scored(ensemble: Frontend) -> None:
     """Raises InvalidRequest where nothing can be scored."""
     if not ensemble.scorers:
         raise InvalidRequest(
@@ -48,7 +48,7 @@ async def scores_of(deployment: Deployment, sent: Sequence[Sent], texts: Sequenc
     return [scores.as_dict() for scores in await deployment.scoring.score(prompts, texts)]
 
 
-def statement_of(sent: Sent, ensemble: Ensemble) -> str:
+def statement_of(sent: Sent, ensemble: Frontend) -> str:
     """What scorers take for the prompt: of a chat, what the user said last."""
     if isinstance(sent, str):
         return sent

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("emorl.access")
 
+_OWN = ("/generate", "/sweep", "/sweep/line", "/sweep/map", "/drafts")
+GENERATION_ROUTES = (*_OWN, "/v1/completions", "/v1/chat/completions")
 NOT_DRAFTED = "not_drafted"  # an outcome
 _SCOPE_KEY = "emorl.context"
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

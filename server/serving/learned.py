@@ -9,8 +9,8 @@ import threading
 from emorl_core.bundles.bundle import NAME
 from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.choices.store import ChoiceStore
-from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest, InvalidWeights
+from emorl_core.frontend import Frontend
 from server.settings import Settings
 
 logger = logging.getLogger("emorl.server")
@@ -20,7 +20,7 @@ MOST = 1000  # of one bundle
 class LearnedProfiles:
     """Of one deployment. Its methods read and write the disk."""
 
-    def __init__(self, ensemble: Ensemble, settings: Settings) -> None:
+    def __init__(self, ensemble: Frontend, settings: Settings) -> None:
         self._ensemble = ensemble
         self._path = settings.choices_file if settings.learn_profiles else None
         self._one_at_a_time = threading.Lock()

@@ -23,8 +23,8 @@ from emorl_core import __version__
 from emorl_core.bundles.bundle import BundleSpec, ChatSpec, PromptSpec
 from emorl_core.bundles.snapshot import Hashes
 from emorl_core.config import Strict
-from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
+from emorl_core.frontend import Frontend
 from emorl_core.text.chat import Message, Role
 from emorl_core.types import Combine, Completion, FinishReason, Quantize, Request
 
@@ -168,7 +168,7 @@ def _seal(receipt: Receipt) -> str:
 
 
 def make_receipt(
-    ensemble: Ensemble,
+    ensemble: Frontend,
     identity: Identity,
     prompt: Sent,
     request: Request,
@@ -176,7 +176,7 @@ def make_receipt(
     *,
     raw: bool = False,
 ) -> Receipt:
-    """raw: the prompt is a text without a template (`Ensemble.encode_raw`)."""
+    """raw: the prompt is a text without a template (`Frontend.encode_raw`)."""
     sent = _as_kept(prompt)
     tokens = list(completion.token_ids)
     sampling = {
@@ -217,7 +217,7 @@ def _as_kept(prompt: Sent) -> Prompt:
     return messages or [each for each in prompt if isinstance(each, int)]
 
 
-def replay_request(ensemble: Ensemble, receipt: Receipt, prompt: Prompt) -> Request:
+def replay_request(ensemble: Frontend, receipt: Receipt, prompt: Prompt) -> Request:
     """The engine's request that makes the receipt's tokens again from its prompt.
 
     Raises:
@@ -239,15 +239,15 @@ def replay_request(ensemble: Ensemble, receipt: Receipt, prompt: Prompt) -> Requ
     )
 
 
-def _as_asked(ensemble: Ensemble, prompt: Prompt, *, raw: bool) -> dict[str, Any]:
-    """A kept prompt as `Ensemble.request` takes it."""
+def _as_asked(ensemble: Frontend, prompt: Prompt, *, raw: bool) -> dict[str, Any]:
+    """A kept prompt as `Frontend.request` takes it."""
     if isinstance(prompt, str):
         return {"prompt": ensemble.encode_raw(prompt) if raw else prompt}
     messages = [Message(each.role, each.content) for each in prompt if isinstance(each, Said)]
     return {"messages": messages} if messages else {"prompt": prompt}
 
 
-def surroundings(ensemble: Ensemble, receipt: Receipt) -> list[str]:
+def surroundings(ensemble: Frontend, receipt: Receipt) -> list[str]:
     """What else is not as it was when the receipt was written, one line each: reasons why rounding may differ."""
     here = {"device": ensemble.device, "dtype": ensemble.dtype, **versions(ensemble.device)}
     there = {"device": receipt.device, "dtype": receipt.dtype, **receipt.versions}

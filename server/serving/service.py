@@ -14,11 +14,13 @@ from starlette.requests import Request as HttpRequest
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
+from emorl_core.frontend import Frontend
 from emorl_core.types import Request
 from server.door.admission import Admission
 from server.door.connections import Connections
-from server.door.context import context_of
+from server.door.context import GENERATION_ROUTES, context_of
 from server.door.errors import NotReady, ReloadFailed, ShuttingDown
+from server.engine.remote import RemoteFrontend
 from server.policy.door import Conversation, PolicyDoor
 from server.policy.loading import load_policy
 from server.serving.bulk import Bulk
@@ -26,17 +28,17 @@ from server.serving.channel import Unread
 from server.serving.deployment import Deployment, daemon_threads_ended, in_daemon_thread, load
 from server.serving.generation import Generation
 from server.serving.readings import counted, reading_of
+from server.serving.replacing import Replacing
+from server.serving.retiring import Retiring
 from server.settings import Settings
 from server.watch.log_queue import dropped_lines
 from server.watch.metrics import EngineReading, Metrics
 
 logger = logging.getLogger("emorl.server")
 
-_OWN = ("/generate", "/sweep", "/sweep/line", "/sweep/map", "/drafts")
-GENERATION_ROUTES = (*_OWN, "/v1/completions", "/v1/chat/completions")
 _POLL_S = 0.02
 T = TypeVar("T")
-Said = Callable[[Ensemble], Sequence[Conversation]]
+Said = Callable[[Frontend], Sequence[Conversation]]
 _LOAD_STOP_S = 10.0  # as long as a worker may take, beside it
 
 
@@ -59,11 +61,12 @@ class Service:
         self._given = ensemble
         self.active: set[Generation] = set()
         self._unread = Unread(settings.max_unread_events, self._make_room)
-        self._retired: dict[asyncio.Task[None], Deployment] = {}
+        self._retiring = Retiring(self._gone)
         self.settled = asyncio.Event()  # the bundle is served, or is known not to be
         self._loading = asyncio.Lock()  # one bundle is loaded at a time
         self._load: asyncio.Task[Deployment] | None = None  # of the reload in progress
         self._next_reload: asyncio.Task[None] | None = None  # one that waits for its turn
+        self._replacing = Replacing(lambda lost: lost is self._deployment and not self.draining, self._replace)
         self._bulk = Bulk()
         self._past = Counter[str]()  # what the deployments before this one had counted
         self._bring_up_task: asyncio.Task[None] | None = None
@@ -75,11 +78,11 @@ class Service:
 
     async def _bring_up(self) -> None:
         try:
-            ensemble = self._given
+            ensemble: Frontend | None = self._given
             if ensemble is None:
                 ensemble = await in_daemon_thread(lambda: load(self.settings))
-            deployment = Deployment.make(ensemble, self.settings, self.metrics)
-            self.admission.slots = ensemble.engine.stats.slots
+            deployment = self._deploy(ensemble)
+            self.admission.slots = ensemble.held.slots
             self._deployment = deployment
             await deployment.start()
         except Exception as error:  # noqa: BLE001  whatever it is, there is nothing to serve; the owner decides what then
@@ -94,6 +97,19 @@ class Service:
         logger.info("ready: bundle %s on %s in %s", ensemble.name, ensemble.device, ensemble.dtype)
         self.on_change()
         self.on_ready()
+
+    def _deploy(self, ensemble: Frontend) -> Deployment:
+        deployment = Deployment.make(ensemble, self.settings, self.metrics)
+        if isinstance(ensemble, RemoteFrontend):
+            deployment.worker.on_end = lambda: self._replacing.begin(deployment)
+        return deployment
+
+    async def _replace(self, lost: Deployment) -> Deployment:
+        async with self._loading:
+            if self._deployment is lost:
+                await self._reload()
+                self._past["restarts"] += 1
+            return self.deployment()
 
     def reload_soon(self) -> None:
         """Reload in the background, on SIGHUP: at once, or after the load in progress. At most one is queued, since it
@@ -144,18 +160,18 @@ class Service:
         finally:
             self._load = None
         old, self._deployment = self.deployment(), fresh
-        self._begin_to_retire(old)
+        self._retiring.add(old)
         logger.info("reloaded: bundle %s", fresh.ensemble.name)
         return fresh
 
     async def _load_beside(self) -> Deployment:
         try:
             ensemble = await in_daemon_thread(lambda: load(self.settings))
-            fresh = Deployment.make(ensemble, self.settings, self.metrics)
+            fresh = self._deploy(ensemble)
             try:
                 await fresh.start()
             except asyncio.CancelledError:
-                self._begin_to_retire(fresh)
+                self._retiring.add(fresh)
                 raise
         except Exception as error:
             reason = error.message if isinstance(error, EmorlError) else f"it failed with {type(error).__name__}"
@@ -163,20 +179,9 @@ class Service:
             raise ReloadFailed(f"the bundle was not taken and the old one serves on: {reason}") from error
         return fresh
 
-    def _begin_to_retire(self, old: Deployment) -> None:
-        retiring = asyncio.create_task(self._retire(old), name="emorl-retire")
-        self._retired[retiring] = old
-        retiring.add_done_callback(self._retired_now)
-
-    def _retired_now(self, retiring: asyncio.Task[None]) -> None:
-        del self._retired[retiring]
-        self.on_change()
-
-    async def _retire(self, old: Deployment) -> None:
-        while old.users:
-            await asyncio.sleep(_POLL_S)
-        await old.stop()
+    def _gone(self, old: Deployment) -> None:
         self._past.update(counted(old))
+        self.on_change()
 
     def drain(self) -> None:
         """From now on readiness says 503 and new requests are refused; running ones go on."""
@@ -201,6 +206,7 @@ class Service:
         load = self._load
         self.drain()
         self._bulk.close()
+        self._replacing.cancel()
         for task in (self._bring_up_task, self._next_reload):
             if task is not None:
                 task.cancel()
@@ -208,9 +214,7 @@ class Service:
             await asyncio.wait({load})  # what it had begun to start is among the retired now
         for generation in list(self.active):
             generation.fail(ShuttingDown("the server is shutting down"))
-        for retiring in list(self._retired):
-            retiring.cancel()
-        deployments = [*self._retired.values(), *([] if self._deployment is None else [self._deployment])]
+        deployments = [*self._retiring.cancel(), *([] if self._deployment is None else [self._deployment])]
         await asyncio.gather(*(deployment.stop() for deployment in deployments), daemon_threads_ended(_LOAD_STOP_S))
 
     # --- what it can do now ----------------------------------------------------------------------------------------
@@ -231,7 +235,7 @@ class Service:
             return NotReady("the bundle is still being loaded")
         worker = self._deployment.worker
         if worker.failure is not None:
-            return NotReady("the engine has stopped")
+            return NotReady(f"the engine {'is starting again' if self._replacing.going_on else 'has stopped'}")
         if not worker.ready:
             return NotReady("the engine is starting again" if worker.restarts else "the engine is warming up")
         if worker.stalled_for_s() > self.settings.stall_s:
@@ -243,17 +247,13 @@ class Service:
         if self.failure is not None:
             return "the bundle could not be loaded"
         worker = None if self._deployment is None else self._deployment.worker
-        if worker is None or self.draining:
+        if worker is None or self.draining or self._replacing.going_on:
             return None
-        if worker.failure is not None or (self.started and not worker.alive):
-            return "the engine's thread has ended"
+        if worker.failure is not None:
+            return "the engine has ended"
         if worker.stalled_for_s() > self.settings.stall_s:
-            return "the engine's thread does not answer"
+            return "the engine does not answer"
         return None
-
-    def busy(self) -> bool:
-        """Whether requests run."""
-        return self._deployment is not None and self._deployment.worker.stats.running > 0
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ class Service:
         self,
         http: HttpRequest,
         said: Said,
-        build: Callable[[Ensemble], Sequence[Request]],
+        build: Callable[[Frontend], Sequence[Request]],
         rows: int = 1,
     ) -> Generation:
         """`accept_built` for a `build` that makes the engine's requests themselves."""
@@ -272,7 +272,7 @@ class Service:
         self,
         http: HttpRequest,
         said: Said,
-        build: Callable[[Ensemble], T],
+        build: Callable[[Frontend], T],
         requests_of: Callable[[T], Sequence[Request]],
         rows: int = 1,
         *,

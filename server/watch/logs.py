@@ -18,34 +18,43 @@ _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tup
 def logging_to(write: Write, settings: Settings) -> Iterator[LogWriter]:
     """Within it everything from `log_level` up, Python's warnings too, goes to `write` in `log_format`, on a thread of
     its own. At the end it waits for the last lines, `log_flush_s` at most."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
     lines = LineQueue(
         JsonFormatter() if settings.log_format == "json" else ConsoleFormatter(), settings.log_queue_lines
     )
     if settings.log_lines_per_s:
         lines.addFilter(Seldom(lines, settings.log_lines_per_s))
     writer = LogWriter(lines, write)
+    with everything_to(lines, logging.getLevelName(settings.log_level.upper())):
+        writer.start()
+        try:
+            yield writer
+        finally:
+            writer.stop(settings.log_flush_s)
+
+
+@contextmanager
+def everything_to(handler: logging.Handler, level: int) -> Iterator[None]:
+    """Within it one handler has everything from `level` up, Python's warnings too."""
+    root = logging.getLogger()
+    handlers, before = list(root.handlers), root.level
     named = [each for each in logging.Logger.manager.loggerDict.values() if isinstance(each, logging.Logger)]
     apart = [(each, list(each.handlers), each.propagate) for each in named if each.handlers]
     for each, _, _ in apart:  # libraries that write to stderr by themselves
         each.handlers[:], each.propagate = [], True
-    root.handlers[:] = [lines]
-    root.setLevel(settings.log_level.upper())
+    root.handlers[:] = [handler]
+    root.setLevel(level)
     # Libraries speak at INFO of what our own lines say better; some of theirs hold URLs as they were sent.
     for name in ("uvicorn.error", "asyncio", "httpx", "huggingface_hub", "filelock", "transformers"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
-    writer.start()
     try:
-        yield writer
+        yield
     finally:
         logging.captureWarnings(False)
         for each, own, propagate in apart:
             each.handlers[:], each.propagate = own, propagate
         root.handlers[:] = handlers
-        root.setLevel(level)
-        writer.stop(settings.log_flush_s)
+        root.setLevel(before)
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -71,6 +80,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["exception"] = where(record.exc_info[1])
+        elif record.exc_text:  # of another process, which has formatted it
+            fields["exception"] = record.exc_text
         return json.dumps(fields, ensure_ascii=False, default=str)
 
 

@@ -1,9 +1,8 @@
-"""Requests of many prompts are read by a thread of their own, which rests while others run."""
+"""Requests of many prompts are read by a thread of their own, so that others are answered meanwhile."""
 
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -11,8 +10,7 @@ import pytest
 from emorl_core.fake import fake_ensemble
 from server.serving import bulk
 from server.settings import Settings
-from tests.http.harness import PROMPT, idle, live, wait_until
-from tests.http.test_disconnect import LONG, call
+from tests.http.harness import PROMPT, live
 
 
 @pytest.mark.parametrize(("prompts", "thread"), [(2, "emorl-helper"), (bulk.MANY + 1, "emorl-bulk")])
@@ -58,45 +56,3 @@ def test_others_are_answered_while_many_prompts_are_read() -> None:
             finish.set()
             for each in sweeps:
                 each.join()
-
-
-def test_it_rests_after_each_piece_of_work_but_only_while_others_run() -> None:
-    rested: list[float] = []
-    busy = False
-    pause = bulk.pauses(lambda: busy, rested.append)
-
-    def work() -> None:
-        until = time.thread_time() + 0.003
-        while time.thread_time() < until:
-            pass
-
-    work()
-    pause()
-    assert rested == []  # nobody else is there
-    busy = True
-    pause()
-    assert rested == []  # it has not worked since
-    work()
-    pause()
-    (first,) = rested
-    work()
-    work()
-    pause()
-    assert 0.006 <= first < rested[1]
-
-
-def test_a_long_sweep_asks_after_each_prompt() -> None:
-    called: list[None] = []
-    ensemble = fake_ensemble()
-    ensemble.sweep_plan([PROMPT] * 5, [{"empathy": 1.0}], pause=lambda: called.append(None))
-    assert len(called) == 5
-
-
-def test_the_server_is_busy_while_a_request_runs() -> None:
-    with live(Settings(port=0), fake_ensemble(step_delay_s=0.005)) as server:
-        assert not server.service.busy()
-        held = call(server, LONG)
-        wait_until(server.service.busy, "it runs")
-        held.close()
-        wait_until(lambda: idle(server), "it has ended")
-        assert not server.service.busy()

@@ -94,10 +94,11 @@ def test_it_is_a_setting(given: object, meant: str, tmp_path: Path, monkeypatch:
     file.write_text(f"compile: {str(given).lower()}\n")
     settings = load_settings(config=file, bundle="my-bundle", compile_cache=tmp_path)
     assert settings.compile == meant
-    with mock.patch("server.serving.deployment.Ensemble.load") as loaded:
+    with mock.patch("server.serving.deployment.load_apart") as loaded:
         load(settings)
-    assert loaded.call_args.kwargs["compile"] == {"auto": "auto", "on": True, "off": False}[meant]
-    assert loaded.call_args.kwargs["compile_cache"] == tmp_path
+    _, options = loaded.call_args.args
+    assert options["compile"] == {"auto": "auto", "on": True, "off": False}[meant]
+    assert options["compile_cache"] == tmp_path
 
 
 def test_by_default_it_compiles_into_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from emorl_core.errors import InvalidRequest
 from emorl_core.fake import fake_ensemble
 from emorl_core.policy import FAILED, MAX_NOTICE, REASONS, DoNotDraft
 from emorl_core.text.chat import Message
+from server.door.context import GENERATION_ROUTES
 from server.policy.door import MAX_RUNNING
 from server.policy.loading import CRISIS_CUES, load_policy
-from server.serving.service import GENERATION_ROUTES
 from server.settings import Settings, SettingsError
 from tests.http.harness import in_process
 

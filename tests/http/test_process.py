@@ -45,7 +45,7 @@ def test_a_bundle_that_begins_and_one_that_goes_are_both_told(tmp_path: Path) ->
     settings = load_settings(port=0, bundle=str(bundle), admin_keys="boss", dtype="float32")
     with live(settings) as server, server.client() as client:
         first, told = weakref.ref(server.service.deployment().ensemble), []
-        server.service.on_change = lambda: told.append(len(server.service._retired))
+        server.service.on_change = lambda: told.append(len(server.service._retiring))
         assert client.post("/admin/reload", headers={"Authorization": "Bearer boss"}).status_code == 200
         wait_until(lambda: bool(told), "the old bundle has gone")
         assert told == [0], "once, when none is on its way out"

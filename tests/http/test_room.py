@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Request, Sampling
@@ -44,7 +45,9 @@ def test_what_can_never_fit_is_refused_naming_the_limit(route: str, body: dict[s
 
 def test_the_settings_reach_the_engine(tmp_path: Path) -> None:
     bundle = tiny_t5_bundle(tmp_path)
-    engine = load(Settings(bundle=str(bundle), kv_cache_bytes=300_000, prefill_tokens=7)).engine
+    ensemble = load(Settings(bundle=str(bundle), engine="thread", kv_cache_bytes=300_000, prefill_tokens=7))
+    assert isinstance(ensemble, Ensemble)
+    engine = ensemble.engine
     assert engine.runner.reader.most_tokens == 7
     request = Request("r", (5, 1), (1.0, 0.0, 0.0, 0.0), Sampling(max_new_tokens=4000))
     with pytest.raises(InvalidRequest, match="kv_cache_bytes"):

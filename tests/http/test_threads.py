@@ -47,9 +47,9 @@ def test_it_is_a_setting(given: object, threads: object, monkeypatch: pytest.Mon
     assert load_settings(threads=given).threads == threads
     monkeypatch.setenv("EMORL_THREADS", str(given))
     assert load_settings().threads == threads
-    with mock.patch("server.serving.deployment.Ensemble.load") as loaded:
+    with mock.patch("server.serving.deployment.load_apart") as loaded:
         load(load_settings(bundle="my-bundle"))
-    assert loaded.call_args.kwargs["threads"] == threads
+    assert loaded.call_args.args[1]["threads"] == threads
 
 
 @pytest.mark.parametrize("given", ["0", 0, -1, "1025", 1025, "two", "", "1.5", 1.5, True, "9" * 5000])
@@ -69,7 +69,7 @@ def test_a_bundle_is_loaded_with_all_threads_whatever_an_engine_has_chosen() -> 
 
     def reload() -> None:
         with mock.patch("server.serving.deployment.Ensemble.load", loading):
-            load(Settings(bundle="my-bundle"))
+            load(Settings(bundle="my-bundle", engine="thread"))
 
     before = torch.get_num_threads()
     reload()

@@ -16,15 +16,15 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Completion, Event, Failure, FinishReason, TokenEvent
 from server.door.errors import EngineRestarted, NotReady, QueueTimeout, ShuttingDown
-from server.serving.deployment import emptied
+from server.engine.host import EngineHost
 from server.serving.worker import Worker
 from tests.http.harness import PROMPT, Live, error_of, events, idle, live, model_of, until, wait_until
 from tests.http.test_disconnect import LONG, call
 
 
 @asynccontextmanager
-async def working(ensemble: Ensemble, **options: Any) -> AsyncIterator[Worker]:
-    worker = Worker(ensemble.engine, warm_up=ensemble.warm_up, rebuild=lambda: emptied(ensemble.engine), **options)
+async def working(ensemble: Ensemble, queue_timeout_s: float = 60.0, **options: Any) -> AsyncIterator[Worker]:
+    worker = Worker(EngineHost(ensemble, queue_timeout_s=queue_timeout_s), **options)
     worker.start()
     await asyncio.wait_for(worker.settled(), 60)
     try:
@@ -67,7 +67,7 @@ async def test_a_request_the_engine_refuses_fails_alone() -> None:
 
 
 async def test_a_worker_that_rests_gives_the_cache_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.serving.worker._REST_S", 0.05)
+    monkeypatch.setattr("server.engine.thread._REST_S", 0.05)
     ensemble = fake_ensemble()
     cache = ensemble.engine.runner.seats.cache
     async with working(ensemble) as worker:
@@ -78,7 +78,7 @@ async def test_a_worker_that_rests_gives_the_cache_back(monkeypatch: pytest.Monk
 
 
 async def test_of_many_prompts_few_wait_in_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.serving.arriving._AHEAD", 2)
+    monkeypatch.setattr("server.engine.arriving._AHEAD", 2)
     ensemble = fake_ensemble()
     scheduler = ensemble.engine.scheduler
     waited: list[int] = []  # branches, before each step
@@ -171,7 +171,7 @@ async def test_when_step_itself_fails_every_request_hears_of_it_and_the_next_one
 async def test_a_warm_up_that_fails_from_the_start_is_reported_at_once() -> None:
     ensemble = fake_ensemble()
     model_of(ensemble).on_prefill = _raise
-    worker = Worker(ensemble.engine, warm_up=ensemble.warm_up, rebuild=lambda: emptied(ensemble.engine))
+    worker = Worker(EngineHost(ensemble, queue_timeout_s=60.0))
     worker.start()
     await asyncio.wait_for(worker.settled(), 60)
     assert worker.failure is not None

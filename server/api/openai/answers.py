@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
+from emorl_core.frontend import Frontend
 from emorl_core.types import Completion, Event, TokenEvent
 from server.api.openai.logprobs import NamedToken, TokenNames, chat_logprobs, completion_logprobs
 from server.door.errors import error_object
@@ -24,7 +24,7 @@ class Head:
     model: str
     created: int
     index_of: dict[str, int]
-    ensemble: Ensemble
+    ensemble: Frontend
     receipt_of: Callable[[int, Completion], Receipt] | None = None  # index of the choice, its completion
     scores_of: Callable[[Sequence[Completion]], Awaitable[list[dict[str, Any]]]] | None = None  # of all choices
 

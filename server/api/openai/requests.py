@@ -87,7 +87,7 @@ class OpenAIRequest(Body):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def sampling(self, max_new_tokens: int, choice: int) -> dict[str, Any]:
-        """The arguments of `Ensemble.request` for choice number `choice`."""
+        """The arguments of `Frontend.request` for choice number `choice`."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return {
             "max_new_tokens": max_new_tokens,

@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
+from emorl_core.frontend import Frontend
 from emorl_core.text.chat import Message, statement
 from emorl_core.types import Completion
 from emorl_core.types import Request as EngineRequest
@@ -41,7 +41,7 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=StrictBody)
 
 _ERRORS = errors(400, 401, 404, 408, 413, 415, 421, 429, 431, 500, 503)
 _DEFAULT_MAX_TOKENS = 16
-Builder = Callable[[Ensemble, str], list[EngineRequest]]
+Builder = Callable[[Frontend, str], list[EngineRequest]]
 
 
 def _stream(chunk: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     _check_rows(request, len(prompts) * n)
     limit = _limit(request, "max_tokens", body.max_tokens or _DEFAULT_MAX_TOKENS)
 
-    def build(ensemble: Ensemble, request_id: str) -> list[EngineRequest]:
+    def build(ensemble: Frontend, request_id: str) -> list[EngineRequest]:
         return [
             _engine_request(ensemble, body, prompt, f"{request_id}-{p * n + i}", limit, i, body.logprobs or 0)
             for p, prompt in enumerate(prompts)
@@ -109,14 +109,14 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     name, asked = body.limit
     limit = _limit(request, name, asked or service_of(request).settings.max_new_tokens)
 
-    def build(ensemble: Ensemble, request_id: str) -> list[EngineRequest]:
+    def build(ensemble: Frontend, request_id: str) -> list[EngineRequest]:
         tops, said = body.top_logprobs or 0, _said(ensemble, body)
         return [
             _engine_request(ensemble, body, said, f"{request_id}-{i}", limit, i, tops, fit_context=asked is None)
             for i in range(body.choices)
         ]
 
-    def sent(ensemble: Ensemble) -> list[Sent]:
+    def sent(ensemble: Frontend) -> list[Sent]:
         return [_said(ensemble, body)[1]] * body.choices
 
     generation, head = await _accept(
@@ -132,11 +132,11 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def model_names(ensemble: Ensemble) -> list[str]:
+def model_names(ensemble: Frontend) -> list[str]:
     return [ensemble.name, *(f"{ensemble.name}:{profile}" for profile in ensemble.profiles)]
 
 
-def profile_of(ensemble: Ensemble, model: str) -> str | None:
+def profile_of(ensemble: Frontend, model: str) -> str | None:
     """The profile that a model name stands for. Raises `UnknownModel`, which lists the names."""
     names = model_names(ensemble)
     if model not in names:
@@ -171,14 +171,14 @@ async def _accept(
     build: Builder,
     kind: str,
     rows: int,
-    sent: Callable[[Ensemble], Sequence[Sent]],
-    said: Callable[[Ensemble], Sequence[Conversation]],
+    sent: Callable[[Frontend], Sequence[Sent]],
+    said: Callable[[Frontend], Sequence[Conversation]],
 ) -> tuple[Generation, Head]:
     """sent: the prompt of each choice, for receipts and scores; said: what is asked about, for the policy."""
     service = service_of(request)
     answer_id = f"{kind}-{secrets.token_hex(12)}"
 
-    def checked(ensemble: Ensemble) -> list[EngineRequest]:
+    def checked(ensemble: Frontend) -> list[EngineRequest]:
         if body.score:
             check_scored(ensemble)
         return build(ensemble, answer_id)
@@ -207,13 +207,13 @@ async def _accept(
 Located = tuple[str, str | list[int] | list[Message]]  # a prompt with the field that it is in
 
 
-def _said(ensemble: Ensemble, body: ChatRequest) -> Located:
+def _said(ensemble: Frontend, body: ChatRequest) -> Located:
     """The whole chat for a bundle with chat, or one user message. Raises `InvalidRequest`."""
     return single_statement(body.messages) if ensemble.spec.chat is None else ("messages", chat_of(body.messages))
 
 
 def _engine_request(
-    ensemble: Ensemble,
+    ensemble: Frontend,
     body: OpenAIRequest,
     located: Located,
     request_id: str,
@@ -249,8 +249,8 @@ def _engine_request(
         raise error from None
 
 
-def _keywords(ensemble: Ensemble, body: OpenAIRequest, located: Located) -> dict[str, Any]:
-    """A prompt as `Ensemble.request` takes it."""
+def _keywords(ensemble: Frontend, body: OpenAIRequest, located: Located) -> dict[str, Any]:
+    """A prompt as `Frontend.request` takes it."""
     place, prompt = located
     if isinstance(body, ChatRequest):
         return {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
@@ -259,15 +259,15 @@ def _keywords(ensemble: Ensemble, body: OpenAIRequest, located: Located) -> dict
     return {"prompt": prompt}
 
 
-def _conversations(ensemble: Ensemble, prompts: Sequence[tuple[str, str | list[int]]]) -> list[Conversation]:
+def _conversations(ensemble: Frontend, prompts: Sequence[tuple[str, str | list[int]]]) -> list[Conversation]:
     """Token ids as the text that they are; those that are no tokens stand for none, and are refused later."""
 
     def known(ids: list[int]) -> list[int]:
-        return [token for token in ids if token < ensemble.engine.facts.vocab_size]
+        return [token for token in ids if token < ensemble.held.vocab_size]
 
     texts = [each if isinstance(each, str) else ensemble.tokenizer.decode(known(each)) for _, each in prompts]
     return [statement(text) for text in texts]
 
 
-def _echo(ensemble: Ensemble, prompt: str | Sequence[int]) -> str:
+def _echo(ensemble: Frontend, prompt: str | Sequence[int]) -> str:
     return prompt if isinstance(prompt, str) else ensemble.tokenizer.decode(list(prompt))

@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from emorl_core import types
-from emorl_core.ensemble import Ensemble
+from emorl_core.frontend import Frontend
 from emorl_core.types import Completion, Event
 from server.api.answers import json_response, service_of
 from server.api.events import TypedEvents
@@ -33,7 +33,7 @@ class ExactBody(Protocol[Asked]):
     def said(self) -> Sequence[Conversation]: ...
 
     def to_core(
-        self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int, max_sweep: int, time_limit_s: float
+        self, ensemble: Frontend, request_id: str, *, max_new_tokens: int, max_sweep: int, time_limit_s: float
     ) -> Asked: ...
 
 
@@ -79,7 +79,7 @@ async def answered(
     service = service_of(request)
     settings = service.settings
 
-    def build(ensemble: Ensemble) -> R:
+    def build(ensemble: Frontend) -> R:
         return body.to_core(
             ensemble,
             f"{kind}-{secrets.token_hex(12)}",

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from emorl_core.engine.polygons import share
 from emorl_core.engine.regions import MapCompletion, MapRequest
 from emorl_core.engine.sweep import grid_size
-from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest
+from emorl_core.frontend import Frontend
 from emorl_core.types import MIN_WIDTH, Place, Region
 from emorl_core.weights import named
 from server.api.asked import PromptFields
@@ -54,7 +54,7 @@ class MapBody(PromptFields, LengthFields):
     stream: bool = Field(False, description="Answer with server-sent events, regions as they are found.")
 
     def to_core(
-        self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int, max_sweep: int, time_limit_s: float
+        self, ensemble: Frontend, request_id: str, *, max_new_tokens: int, max_sweep: int, time_limit_s: float
     ) -> MapRequest:
         """Raises `InvalidRequest` and its kinds. `max_new_tokens`, `max_sweep`, `time_limit_s`: the server's limits."""
         if self.max_regions is not None and self.max_regions > max_sweep:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from emorl_core.engine.segments import SegmentsCompletion, SegmentsRequest
-from emorl_core.ensemble import Ensemble
+from emorl_core.frontend import Frontend
 from emorl_core.types import MIN_WIDTH, Interval
 from emorl_core.weights import named
 from server.api.asked import PromptFields
@@ -45,7 +45,7 @@ class SegmentsBody(PromptFields, NormalizeField, LengthFields):
     stream: bool = Field(False, description="Answer with server-sent events, intervals as they are found.")
 
     def to_core(
-        self, ensemble: Ensemble, request_id: str, *, max_new_tokens: int, max_sweep: int, time_limit_s: float
+        self, ensemble: Frontend, request_id: str, *, max_new_tokens: int, max_sweep: int, time_limit_s: float
     ) -> SegmentsRequest:
         """Raises `InvalidRequest` and its kinds. `max_new_tokens`, `max_sweep`, `time_limit_s`: the server's limits."""
         return ensemble.segments_request(

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from emorl_core.engine.sweep import SweepItem, SweepPlan
-from emorl_core.ensemble import Ensemble
+from emorl_core.frontend import Frontend
 from emorl_core.types import Completion, Event
 from emorl_core.types import Request as EngineRequest
 from server.api.answers import json_response, service_of
@@ -21,7 +21,7 @@ from server.api.scores import check_scored, scores_of
 from server.api.sweeps.sweep_models import SweepRequest, SweepResponse, sweep_answer, sweep_item
 from server.door.bodies import StrictBody
 from server.serving import sse
-from server.serving.bulk import MANY, pauses
+from server.serving.bulk import MANY
 from server.serving.deployment import Deployment
 from server.serving.receipt import Sent
 
@@ -45,11 +45,10 @@ async def sweep(body: SweepRequest, request: Request) -> Response:
     service = service_of(request)
     settings = service.settings
 
-    def build(ensemble: Ensemble) -> SweepPlan:
+    def build(ensemble: Frontend) -> SweepPlan:
         if body.score:
             check_scored(ensemble)
-        pause = pauses(service.busy)
-        return body.plan(ensemble, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep, pause=pause)
+        return body.plan(ensemble, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep)
 
     # Each prompt takes one place of the queue; the branches they fork into use only free slots.
     rows = min(body.count, service.admission.slots)

@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from emorl_core.engine.sweep import SweepItem, SweepPlan, SweepResult, texts_of
-from emorl_core.ensemble import Ensemble
+from emorl_core.frontend import Frontend
 from server.api.asked import PromptsFields
 from server.api.fields import FirstFault, Int, NormalizeField, SamplingFields, Seed, Weights
 from server.api.scores_models import Reason, ScoreField, Unit
-from server.serving.bulk import Pause
 
 Vectors = Annotated[list[Weights], FirstFault(), Field(min_length=1)]
 
@@ -34,8 +33,8 @@ class SweepRequest(PromptsFields, ScoreField, NormalizeField, SamplingFields):
     seed: Seed | None = Field(None, description="One for all completions. Null: one is drawn.")
     stream: bool = Field(False, description="Answer with server-sent events, results as they finish.")
 
-    def plan(self, ensemble: Ensemble, *, max_new_tokens: int, max_sweep: int, pause: Pause) -> SweepPlan:
-        """Raises `InvalidRequest` and its kinds. The server's limits, and `pause` of `Ensemble.sweep_plan`."""
+    def plan(self, ensemble: Frontend, *, max_new_tokens: int, max_sweep: int) -> SweepPlan:
+        """Raises `InvalidRequest` and its kinds. The arguments are the server's limits."""
         return ensemble.sweep_plan(
             self.prompts,
             self.weights,
@@ -43,7 +42,6 @@ class SweepRequest(PromptsFields, ScoreField, NormalizeField, SamplingFields):
             chats=self.every_chat,
             resolution=self.resolution,
             max_sweep=max_sweep,
-            pause=pause,
             **self.options(max_new_tokens=max_new_tokens),
         )
 

@@ -30,7 +30,8 @@ class Arriving:
         return len(self._requests)
 
     def add(self, job: Job, groups: Sequence[Group]) -> None:
-        self._groups[job] = deque(groups)
+        """A job's groups, or more of them."""
+        self._groups.setdefault(job, deque()).extend(groups)
         self._requests.update(ids_of(groups))
 
     def take(self, ahead: Callable[[Job], int]) -> Iterator[tuple[Job, Group]]:

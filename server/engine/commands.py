@@ -1,4 +1,4 @@
-"""What the event loop tells the engine's thread."""
+"""What the event loop tells the engine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from emorl_core.types import Request
 
 @dataclass(frozen=True, slots=True)
 class Add:
+    """One job's requests, or the next part of them."""
+
+    job: int  # tells those of one worker apart
     groups: tuple[tuple[Request, ...], ...]
     client: str | None
-    deadline: float  # time.monotonic() until which they may wait for a slot
+    last: bool = True  # no more parts come
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,8 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
+    """From the engine's own side only: a model does not go from one process to another."""
+
     model: LaneModel
 
 
