@@ -24,7 +24,7 @@ from emorl_core.models.family import LaneModel
 from server.door.errors import EngineRestarted, NotReady
 from server.serving.learned import LearnedProfiles
 from server.serving.receipt import Identity
-from server.serving.scoring import Scoring
+from server.serving.scoring import MakeScoring, Scoring, ScoringThread
 from server.serving.worker import Worker
 from server.settings import Settings, SettingsError
 from server.watch.metrics import Metrics
@@ -56,8 +56,10 @@ class Deployment:
     compiling: asyncio.Task[None] | None = None
 
     @classmethod
-    def make(cls, ensemble: Ensemble, settings: Settings, metrics: Metrics) -> Deployment:
-        """The worker is made, not started."""
+    def make(
+        cls, ensemble: Ensemble, settings: Settings, metrics: Metrics, elsewhere: MakeScoring | None = None
+    ) -> Deployment:
+        """The worker is made, not started. elsewhere: asks scorers that are loaded in another process."""
         metrics.know_objectives(ensemble.objectives)
         ensemble.threads.on_choice = logger.info
         worker = Worker(
@@ -69,9 +71,13 @@ class Deployment:
             queue_timeout_s=settings.queue_timeout_s,
         )
         source = settings.bundle if ensemble.bundle is not None and not _is_folder(settings.bundle) else None
-        metrics.know_scorers(ensemble.scorers)
         identity = Identity.of(ensemble.spec, ensemble.hashes, source)
-        scoring = Scoring(ensemble.scorers, settings, metrics)
+        scoring = (
+            ScoringThread(ensemble.scorers, settings, metrics)
+            if elsewhere is None
+            else elsewhere(ensemble.spec, settings, metrics)
+        )
+        metrics.know_scorers(scoring.names)
         return cls(ensemble, worker, int(time.time()), identity, scoring, LearnedProfiles(ensemble, settings))
 
     async def start(self) -> None:
@@ -143,8 +149,12 @@ def emptied(engine: Engine) -> Engine:
     return engine
 
 
-def load(settings: Settings) -> Ensemble:
-    """Blocking. Raises `BundleError` or `SettingsError`, one line each."""
+def load(settings: Settings, *, scorers: bool = True) -> Ensemble:
+    """Blocking. scorers: load them too, unless the settings say otherwise.
+
+    Raises:
+        BundleError, SettingsError: one line each.
+    """
     if settings.bundle is None:
         raise SettingsError("bundle is not set; allowed: a bundle folder or a hub id owner/name", param="bundle")
     # An engine that runs already may compute with fewer, and a thread begun after its choice would load with as few.
@@ -163,7 +173,7 @@ def load(settings: Settings) -> Ensemble:
         hashed=True,
         max_prompt_chars=settings.max_prompt_chars,
         threads=settings.threads,
-        scorer_device=settings.scorer_device if settings.score else None,
+        scorer_device=settings.scorer_device if settings.score and scorers else None,
         scorer_code=settings.scorer_code,
     )
 

@@ -44,10 +44,10 @@ async def sweep(body: SweepRequest, request: Request) -> Response:
     """Every prompt under every weight vector; with `stream: true` each result as it finishes."""
     service = service_of(request)
     settings = service.settings
+    if body.score:
+        check_scored(service.deployment())
 
     def build(ensemble: Ensemble) -> SweepPlan:
-        if body.score:
-            check_scored(ensemble)
         pause = pauses(service.busy)
         return body.plan(ensemble, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep, pause=pause)
 
