@@ -70,7 +70,7 @@ def _resources(threads: int, device: str, nodes: Sequence[Mapping[str, float]]) 
     has_gpus = any(node.get("GPU", 0) > 0 for node in nodes)
     if device.startswith("cuda") and not has_gpus:
         raise TasksError(f"the device is {device!r}, and the Ray cluster has no GPU", param="ray")
-    needs = {"num_cpus": threads, "num_gpus": int(has_gpus and device != "cpu")}
+    needs: dict[str, float] = {"num_cpus": threads, "num_gpus": int(has_gpus and device != "cpu")}
     if not any(_fits(needs, node) for node in nodes):
         most = max((node.get("CPU", 0) for node in nodes), default=0)
         raise TasksError(

@@ -182,7 +182,7 @@ def _ensemble(args: argparse.Namespace) -> Ensemble:
     return ensemble
 
 
-def _engine(args: argparse.Namespace) -> dict[str, int]:
+def _engine(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords of `Ensemble.load`."""
     return {"slots": args.slots, "prefill_cache_bytes": PREFILL_CACHE_BYTES}
 
