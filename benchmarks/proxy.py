@@ -16,6 +16,7 @@ import json
 import random
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,12 +61,14 @@ def alternate(targets: dict[str, Target], rounds: int, new_tokens: int) -> dict[
 
 
 def crowd(name: str, target: Target, side: Side, options: argparse.Namespace, seed: int) -> None:
+    begun = time.perf_counter()
     report = asyncio.run(
         load.run(target, options.clients, options.seconds, new_tokens=options.new_tokens, seed=1000 * seed)
     )
+    took_s = time.perf_counter() - begun  # to the last answer
     if set(report.outcomes) - {"completed", "refused"}:
         raise SystemExit(f"{name}: {dict(report.outcomes)}")
-    side.tokens.append(report.tokens / report.seconds)
+    side.tokens.append(report.tokens / took_s)
     side.crowded.append(statistics.median(report.gaps_s))
 
 
@@ -76,9 +79,18 @@ def shown(what: str, unit: str, values: Sequence[float], scale: float = 1.0) -> 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Side]:
-    """By way of serving; with two cores: `2 cores` and `2 replicas`."""
+    """By way of serving."""
     plain = {"compile": "off"}
-    more = ("--dtype", options.dtype, "--max-queue", str(options.max_queue), "--compile", "off")
+    more = (
+        "--dtype",
+        options.dtype,
+        "--max-queue",
+        str(options.max_queue),
+        "--compile",
+        "off",
+        "--log-level",
+        "warning",
+    )
     one = argparse.Namespace(**{**vars(options), "threads": 1})
     two = argparse.Namespace(**{**vars(options), "threads": 2})
     with load.served(options.bundle, one, plain) as (url, _), deployed(options.bundle, 1, options.slots, *more) as at:
