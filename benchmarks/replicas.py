@@ -38,7 +38,7 @@ from benchmarks.load import MOST_CLIENTS, MOST_SECONDS, Report, keep_asking
 _HANG_S = 180.0
 _SETTLED_WITHIN_S = 180.0
 _ENDED_WITHIN_S = 120.0
-_REPLICA = "ServeReplica:emorl"  # how Ray names a replica's process
+_REPLICA, _SCORER = "ServeReplica:emorl:server", "ServeReplica:emorl:scorers"  # how Ray names their processes
 _SEEN_TO_END = ("connection", "unanswered", "cut short", "status 5")
 
 
@@ -57,8 +57,15 @@ class Deployed:
 
     def replicas(self) -> set[int]:
         """Process ids."""
+        return self._named(_REPLICA)
+
+    def scorers(self) -> set[int]:
+        """Process ids."""
+        return self._named(_SCORER)
+
+    def _named(self, name: str) -> set[int]:
         below = psutil.Process(self.process.pid).children(recursive=True)
-        return {each.pid for each in below if _REPLICA in " ".join(_command_line(each))}
+        return {each.pid for each in below if name in " ".join(_command_line(each))}
 
     async def again(self, bundle: Path, replicas: int) -> str | None:
         """Deploy this in place of what is deployed; the fault when that fails."""

@@ -69,6 +69,8 @@ class Ours:
         from training.data.records import Record
         from training.search.evaluator import Evaluator
         from training.search.generator import EnsembleGenerator
+        from training.search.in_process import InProcess
+        from training.search.spaces import ray
 
         class Nothing:
             __name__ = "nothing"
@@ -76,12 +78,9 @@ class Ours:
             def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:  # noqa: ARG002
                 return [0.0] * len(completions)
 
-        evaluator = Evaluator(
-            EnsembleGenerator(self.ensemble, self.objectives, self.prompts, max_new_tokens=self.max_new_tokens),
-            [Record(prompt) for prompt in self.prompts],
-            {"nothing": checked(Nothing())},
-            infer=infer,
-        )
+        generator = EnsembleGenerator(self.ensemble, self.objectives, self.prompts, max_new_tokens=self.max_new_tokens)
+        records, scorers = [Record(prompt) for prompt in self.prompts], {"nothing": checked(Nothing())}
+        evaluator = Evaluator(InProcess(generator, records, scorers, infer=infer))
 
         def evaluate(points: Sequence[Any]) -> None:
             evaluator.tables(points)
@@ -89,15 +88,15 @@ class Ours:
         path_of_the_paper(evaluate)
         self.counts = evaluator.counts
         return {
-            (prompt, ray): name
-            for ray, done in evaluator._done.items()  # the names of the tokens, to be compared
+            (prompt, ray(done.point)): name  # of the tokens, to be compared
+            for done in evaluator.evaluations()
             for prompt, name in enumerate(done.tokens)
         }
 
     def separate(self, points: Sequence[Any]) -> dict[tuple[int, Any], str]:
         """One request per prompt and point, all of a level in the engine's queue at once; like a sweep's, without
         log-probabilities."""
-        from training.search.evaluator import _hash
+        from training.search.evaluation import name_of
         from training.search.spaces import ray
 
         pairs = [(prompt, point) for point in points if any(point) for prompt in range(len(self.prompts))]
@@ -113,7 +112,7 @@ class Ours:
         ]
         done = self.ensemble._driver.finish([replace(request, logprobs=False) for request in requests])
         return {
-            (prompt, ray(point)): _hash(completion.token_ids)
+            (prompt, ray(point)): name_of(completion.token_ids)
             for (prompt, point), completion in zip(pairs, done, strict=True)
         }
 
@@ -252,10 +251,10 @@ def main() -> int:
         }
         notes["compared"] = len(texts["separate, rays"])
         if published is not None:
-            from training.search.evaluator import _hash
+            from training.search.evaluation import name_of
 
             differing = [
-                _hash(tokens) != texts["sweep"][prompt, ray(point)]
+                name_of(tokens) != texts["sweep"][prompt, ray(point)]
                 for point, rows in zip(some, texts["published"], strict=True)
                 for prompt, tokens in enumerate(rows)
             ]

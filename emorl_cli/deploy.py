@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from server.ray.plan import Plan
     from server.settings import Settings
 
-_OWN = ("replicas", "session_affinity", "ray", "serve_config")
+_OWN = ("replicas", "scorers", "session_affinity", "ray", "serve_config")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="1",
         metavar="N[..M]",
         help="how many; N..M: from N to M, as many as the requests in progress need (default 1)",
+    )
+    parser.add_argument(
+        "--scorers",
+        metavar="N[..M]",
+        help="processes of their own for the bundle's scorers, as many (default: each replica scores by itself)",
     )
     parser.add_argument(
         "--session-affinity",
@@ -51,21 +56,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "emorl deploy my-bundle --replicas 1..8",
         "emorl deploy my-bundle --replicas 2 --ray auto",
+        "emorl deploy my-bundle --replicas 1..8 --scorers 1..4",
         "emorl deploy my-bundle --replicas 1..8 --serve-config serve.yaml",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     from emorl_cli.serve import check
-    from server.ray.plan import Plan, check_keys_stay, parse_replicas
+    from server.ray.plan import NO_SCORERS, Plan, check_keys_stay, parse_range
     from server.settings import load_settings
 
     flags = {name: value for name, value in vars(args).items() if name not in _OWN}
     settings = load_settings(**flags)
-    replicas = parse_replicas(args.replicas)
+    replicas = parse_range(args.replicas)
+    scorers = NO_SCORERS if args.scorers is None else parse_range(args.scorers, "scorers")
     if args.ray is not None or args.serve_config is not None:
         check_keys_stay(settings)
-    plan = Plan.make(settings, replicas, session_affinity=args.session_affinity)
+    plan = Plan.make(settings, replicas, scorers, session_affinity=args.session_affinity)
     check(settings)
     if args.serve_config is not None:
         _write(args.serve_config, plan.serve_config(settings))

@@ -23,6 +23,7 @@ from server.door.head import HeadMiddleware
 from server.door.hosts import HostMiddleware
 from server.door.limits import LimitMiddleware
 from server.door.prefix import PrefixMiddleware
+from server.serving.scoring import MakeScoring
 from server.serving.service import Service
 from server.settings import Settings, SettingsError
 from server.watch.tracing import set_up_tracing
@@ -33,8 +34,9 @@ _NO_TELEMETRY: TelemetryConfig = {
 }  # fmt: skip
 
 
-def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
-    """The HTTP application. With `ensemble`, that is served; else the lifespan loads `settings.bundle`.
+def create_app(settings: Settings, ensemble: Ensemble | None = None, scoring: MakeScoring | None = None) -> FastAPI:
+    """The HTTP application. With `ensemble`, that is served; else the lifespan loads `settings.bundle`. With `scoring`,
+    that is asked for scores, and the bundle's scorers are not loaded.
 
     The service is at `app.state.service`. Loading happens in the background: liveness answers while it goes on, and a
     bundle that cannot be served shows in liveness and in `service.failure`.
@@ -45,7 +47,7 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
     """
     keys = Keys.read(settings)
     tracing = set_up_tracing(settings)
-    service = Service(settings, ensemble)
+    service = Service(settings, ensemble, scoring)
     page = playground.read_assets() if settings.playground else {}
 
     @asynccontextmanager

@@ -191,6 +191,7 @@ def tiny_t5_bundle(
     name: str = "tiny",
     max_source_tokens: int = 64,
     adapter_options: Mapping[str, Mapping[str, Any]] | None = None,
+    scorers: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a bundle that loads and serves, and return its folder: a tiny T5 and one random adapter per objective, of
     ranks `ranks` and alpha twice the rank. Profiles: `balanced` (the default, even) and one per objective.
@@ -211,6 +212,7 @@ def tiny_t5_bundle(
         objectives={o: ObjectiveSpec(adapter=f"{ADAPTERS_DIR}/{o}", description=f"random {o}") for o in objectives},
         profiles=profiles,
         default_profile="balanced",
+        scorers=dict(scorers or {}),
     )
     write_spec(folder, spec)
     return folder

@@ -71,6 +71,23 @@ def use_threads(threads: Threads, device: str, *, say: bool = True) -> None:
         print(f"computing with {threads} thread{'s' if int(threads) > 1 else ''}", file=sys.stderr)
 
 
+def add_ray_option(parser: Any, what: str) -> None:
+    """`--ray`. what: is run on the cluster, and what its machines must see."""
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help=f"run {what} as tasks of a Ray cluster, such as auto or 10.0.0.1:6379 (docs/guides/scale.md)",
+    )
+
+
+def threads_of_a_task(threads: Threads) -> int:
+    """Of `--threads`. Other tasks compute beside it, so that none is measured."""
+    from emorl_core.machine.threads import check_threads
+
+    checked = check_threads(threads)
+    return 1 if checked == "auto" else int(checked)
+
+
 def add_weight_options(parser: argparse.ArgumentParser) -> None:
     """`--weights` or `--profile`, and how the numbers are read."""
     named = parser.add_mutually_exclusive_group()

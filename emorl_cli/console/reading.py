@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,33 @@ def read_source(source: str) -> str:
     if sys.stdin is None:
         raise Unreadable("cannot be read: it is closed", path=STDIN_NAME)
     return decode(sys.stdin.buffer.read(), STDIN_NAME)
+
+
+def scorer_specs(given: list[str]) -> dict[str, Any]:
+    """`reflection=lexical_reflection`, `empathy={kind: cross_encoder, model: scorers/empathy}` -> specs by name.
+
+    Raises `SearchError`.
+    """
+    from emorl_core.bundles.bundle import NAME
+    from emorl_core.files.documents import parse_yaml
+    from emorl_core.files.reading import Unreadable
+    from training.search.grid import SearchError
+
+    specs: dict[str, Any] = {}
+    for text in given:
+        name, equals, spec = text.partition("=")
+        if not equals or not name.strip():
+            raise SearchError(f"--scorer {text[:60]!r} is not NAME=KIND", param="scorer")
+        if not re.fullmatch(NAME, name):
+            raise SearchError(
+                f"--scorer: the name {name[:40]!r} must be up to 64 letters, digits, _, . and -", param="scorer"
+            )
+        if name in specs:
+            raise SearchError(f"--scorer: {name[:40]!r} is given twice", param="scorer")
+        try:
+            specs[name] = parse_yaml(spec)
+        except Unreadable as error:
+            raise SearchError(
+                f"--scorer {name[:40]}: neither a kind nor a YAML mapping: it {error.reason}", param="scorer"
+            ) from None
+    return specs

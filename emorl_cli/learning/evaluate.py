@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.console.options import add_example, add_threads_option, use_threads
+from emorl_cli.console.options import (
+    add_example,
+    add_ray_option,
+    add_threads_option,
+    threads_of_a_task,
+    use_threads,
+)
 from emorl_cli.console.printing import print_json
 from emorl_cli.console.reading import whole
 
@@ -38,12 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--retry-failed", action="store_true", help="with --resume: run failed cells again")
     where.add_argument("--report-only", action="store_true", help="train nothing: the table of what --out holds")
     where.add_argument("--overwrite", action="store_true", help="throw away what --out holds")
-    where.add_argument(
-        "--ray",
-        metavar="ADDRESS",
-        help="run cells as tasks of a Ray cluster, such as auto or 10.0.0.1:6379, whose machines all see the recipe's "
-        "folder and --out (docs/guides/scale.md)",
-    )
+    add_ray_option(where, "cells, on machines that all see the recipe's folder and --out,")
     texts = parser.add_argument_group("for people to read and to rate")
     texts.add_argument("--side-by-side", type=int, default=12, metavar="N", help="prompts shown (default 12)")
     texts.add_argument(
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         _say(f"{name} is left out: {why}")
     data = load_data(recipe, folder)
     with open_run(out, recipe, folder, data, resume=args.resume or args.report_only, overwrite=args.overwrite):
-        use_threads(args.threads if args.ray is None else _of_a_task(args), recipe.compute.device)
+        use_threads(args.threads if args.ray is None else threads_of_a_task(args.threads), recipe.compute.device)
         found = _run(args, out, wanted, recipe, folder, data)
     code = _tell(args, out, found, plots)
     if not args.no_plots and not plots:
@@ -143,14 +144,9 @@ def _run_on_ray(
     from emorl_cli.console.cluster import connected
     from training.evaluation.on_ray import Setting, run_cells
 
-    setting = Setting(recipe, folder, out.resolve(), _of_a_task(args))
+    setting = Setting(recipe, folder, out.resolve(), threads_of_a_task(args.threads))
     with connected(args.ray):
         run_cells(out, wanted, setting, retry_failed=args.retry_failed, progress=progress, say=_say)
-
-
-def _of_a_task(args: argparse.Namespace) -> int:
-    """Threads. Other tasks compute beside it, so that none is measured."""
-    return 1 if args.threads == "auto" else int(args.threads)
 
 
 def _say(line: str) -> None:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.console.options import BUNDLE_HELP, add_device_options, add_example, add_threads_option
+from emorl_cli.console.cluster import connected
+from emorl_cli.console.options import (
+    BUNDLE_HELP,
+    add_device_options,
+    add_example,
+    add_ray_option,
+    add_threads_option,
+    threads_of_a_task,
+)
 from emorl_cli.console.printing import print_json
+from emorl_cli.console.reading import scorer_specs
 
 if TYPE_CHECKING:
     from emorl_core.bundles.predictor import Predictor
     from emorl_core.bundles.profiles import PredictorSpec
     from emorl_core.ensemble import Ensemble
+    from training.search.evaluator import EvaluatingOver
     from training.search.inputs import Inputs
     from training.search.per_prompt import Fitted
     from training.search.run import Outcome, SearchSettings
@@ -86,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_device_options(parser)
     add_threads_option(parser)
+    add_ray_option(parser, "evaluations, on machines that all have the bundle, and what scorers read, under one path,")
     add_example(
         parser,
         "emorl search my-bundle --recipe recipes/demo.yaml --set-default",
@@ -93,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scorer empathy=lexical_empathy --goal worst",
         "emorl search my-bundle --recipe recipes/demo.yaml --space cube --resume",
         "emorl search my-bundle --recipe recipes/demo.yaml --method per-prompt --profile auto",
+        "emorl search my-bundle --recipe recipes/demo.yaml --ray auto",
     )
 
 
@@ -126,23 +138,13 @@ def run(args: argparse.Namespace) -> int:
     settings.budget(len(names))
     check_folder(folder, resume=args.resume, overwrite=args.overwrite)
 
-    inputs = _inputs(args, bundle)
-    parse_goal(args.goal, tuple(inputs.scorers))
-
-    from emorl_core.ensemble import Ensemble
-
-    ensemble = Ensemble.load(
-        args.bundle,
-        device=args.device,
-        dtype=args.dtype,
-        slots=args.slots,
-        prefill_cache_bytes=PREFILL_CACHE_BYTES,
-        threads=args.threads,
-    )
-    ensemble.threads.on_choice = lambda line: print(line, file=sys.stderr, flush=True)
-    ensemble.warm_up()
-    inputs = chosen(inputs, _fits(ensemble), search=args.search_prompts, held_out=args.held_out_most, seed=args.seed)
-    outcome = _search(args, ensemble, inputs, settings, folder, names)
+    with nullcontext() if args.ray is None else connected(args.ray):
+        inputs = _inputs(args, bundle)
+        parse_goal(args.goal, tuple(inputs.scorers))
+        ensemble = _ensemble(args)
+        fits = _fits(ensemble)
+        inputs = chosen(inputs, fits, search=args.search_prompts, held_out=args.held_out_most, seed=args.seed)
+        outcome = _search(args, ensemble, inputs, settings, folder, names)
     found = outcome if isinstance(outcome, Outcome) else None
     report = {**outcome.report, "profile": None, "plots": []}
     if not args.no_write:
@@ -156,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             resumed=resumed,
             scorers=inputs.storable,
-            scorers_folder=inputs.folder,
+            scorers_folder=inputs.context.base,
         )
         report["profile"] = args.profile
     if found is not None and not args.no_plots and installed():
@@ -168,6 +170,21 @@ def run(args: argparse.Namespace) -> int:
     if found is not None and not args.no_plots and not installed():
         print(f"nothing is drawn: {MISSING}", file=sys.stderr)
     return 0
+
+
+def _ensemble(args: argparse.Namespace) -> Ensemble:
+    from emorl_core.ensemble import Ensemble
+
+    threads = args.threads if args.ray is None else threads_of_a_task(args.threads)
+    ensemble = Ensemble.load(args.bundle, device=args.device, dtype=args.dtype, threads=threads, **_engine(args))
+    ensemble.threads.on_choice = lambda line: print(line, file=sys.stderr, flush=True)
+    ensemble.warm_up()
+    return ensemble
+
+
+def _engine(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of `Ensemble.load`."""
+    return {"slots": args.slots, "prefill_cache_bytes": PREFILL_CACHE_BYTES}
 
 
 def _search(
@@ -192,10 +209,28 @@ def _search(
     if args.overwrite and not args.resume:
         for file in (EVALUATIONS_FILE, HELD_OUT_FILE):
             (folder / file).unlink(missing_ok=True)
+    over = None if args.ray is None else _over_cluster(args, ensemble, inputs, settings, names)
     with Stages() as stages:
         if settings.method == "per-prompt":
-            return run_per_prompt(ensemble, inputs, settings, folder, objectives=names, progress=stages)
-        return run_search(ensemble, inputs, settings, folder, objectives=names, resume=args.resume, progress=stages)
+            return run_per_prompt(
+                ensemble, inputs, settings, folder, objectives=names, progress=stages, evaluating=over
+            )
+        return run_search(
+            ensemble, inputs, settings, folder,
+            objectives=names, resume=args.resume, progress=stages, evaluating=over,
+        )  # fmt: skip
+
+
+def _over_cluster(
+    args: argparse.Namespace, ensemble: Ensemble, inputs: Inputs, settings: SearchSettings, names: tuple[str, ...]
+) -> EvaluatingOver:
+    from training.search.on_ray import Setting, over_cluster
+
+    setting = Setting.of(
+        ensemble, args.bundle, names, inputs, settings.max_new_tokens, threads_of_a_task(args.threads),
+        device=args.device, **_engine(args),
+    )  # fmt: skip
+    return over_cluster(setting, args.device)
 
 
 def _stored(bundle: Path, predictor: Predictor, names: tuple[str, ...]) -> PredictorSpec:
@@ -215,7 +250,7 @@ def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
             raise SearchError("--recipe and --prompts exclude each other", param="prompts")
         return from_files(
             args.prompts,
-            _scorers(args.scorer),
+            scorer_specs(args.scorer),
             held_out=args.held_out_prompts,
             fraction=args.held_out,
             seed=args.seed,
@@ -228,33 +263,6 @@ def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
 
         return from_recipe(load_recipe(args.recipe), args.recipe.parent, device=args.device)
     return from_recipe(stored_recipe(bundle.folder), Path(), device=args.device)
-
-
-def _scorers(given: list[str]) -> dict[str, Any]:
-    """`reflection=lexical_reflection`, `empathy={kind: cross_encoder, model: scorers/empathy}` -> specs by name."""
-    from emorl_core.bundles.bundle import NAME
-    from emorl_core.files.documents import parse_yaml
-    from emorl_core.files.reading import Unreadable
-    from training.search.grid import SearchError
-
-    specs: dict[str, Any] = {}
-    for text in given:
-        name, equals, spec = text.partition("=")
-        if not equals or not name.strip():
-            raise SearchError(f"--scorer {text[:60]!r} is not NAME=KIND", param="scorer")
-        if not re.fullmatch(NAME, name):
-            raise SearchError(
-                f"--scorer: the name {name[:40]!r} must be up to 64 letters, digits, _, . and -", param="scorer"
-            )
-        if name in specs:
-            raise SearchError(f"--scorer: {name[:40]!r} is given twice", param="scorer")
-        try:
-            specs[name] = parse_yaml(spec)
-        except Unreadable as error:
-            raise SearchError(
-                f"--scorer {name[:40]}: neither a kind nor a YAML mapping: it {error.reason}", param="scorer"
-            ) from None
-    return specs
 
 
 def _fits(ensemble: Ensemble) -> Any:

@@ -68,7 +68,7 @@ class Judged:
 async def choose(deployment: Deployment, plan: DraftsPlan, sent: Sent) -> Judged:
     """Score what a plan has found, where there are scorers, and choose among it; every completion has been taken."""
     texts = await asyncio.to_thread(plan.texts)
-    if not deployment.ensemble.scorers:
+    if not deployment.scoring.names:
         return Judged(await asyncio.to_thread(plan.choose, None), {})
     scores = await scores_of(deployment, [sent] * len(texts), texts)
     found = await asyncio.to_thread(plan.choose, [each["scores"] for each in scores])

@@ -28,15 +28,15 @@ async def score(body: ScoreRequest, request: Request) -> Response:
     service = service_of(request)
     check_limit("texts", len(body.texts), service.settings.max_sweep)
     with service.borrowed() as deployment:
-        check_scored(deployment.ensemble)
+        check_scored(deployment)
         sent = body.chat or body.prompt or ""  # one of the two is there
         results = await scores_of(deployment, [sent] * len(body.texts), body.texts)
         return json_response({"model": deployment.ensemble.name, "results": results})
 
 
-def check_scored(ensemble: Frontend) -> None:
+def check_scored(deployment: Deployment) -> None:
     """Raises InvalidRequest where nothing can be scored."""
-    if not ensemble.scorers:
+    if not deployment.scoring.names:
         raise InvalidRequest(
             "this server has no scorers: its bundle names none, or its setting score is off", param="score"
         )

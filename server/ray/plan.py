@@ -20,9 +20,12 @@ from emorl_core.config import Strict, explain
 from server.settings import Settings, SettingsError, load_settings
 
 APPLICATION = "emorl"
+SERVER, SCORERS = "server", "scorers"  # Serve's deployments
 IMPORT_PATH = "server.ray.replica:build"
 MAX_REPLICAS = 1000
+NO_SCORERS = (0, 0)
 PROBES = 16  # requests beside those that generate: probes, metrics, the page
+_CALLS = 2  # in progress, for which one more scorer is wanted
 LAST_S = 20.0  # beyond drain_timeout_s, for the engine's last step and the log
 
 # Ray's proxy listens, so these would do nothing.
@@ -36,60 +39,28 @@ _ELSEWHERE = {"config", "bundle", *_SECRETS, *_OF_THE_PROXY}  # read already, or
 NOT_DEPLOYED = frozenset({*_OF_A_LISTENER, *_SECRETS})
 
 
-class Plan(Strict):
-    """The arguments of the Serve application.
+class Served(Strict):
+    """What one replica serves. Equal ones are one version to Serve, which leaves them running when only their number
+    changes.
 
-    `version`: a digest of the bundle's files, so that `serve deploy` sees a change of them. `cores`: of each replica.
-    `settings`: as of `emorl serve`, those that differ from their defaults.
+    `version`: a digest of the bundle's files, so that `serve deploy` sees a change of them. `settings`: as of `emorl
+    serve`, those that differ from their defaults.
     """
 
     bundle: str
     version: str
-    min_replicas: int = Field(ge=1, le=MAX_REPLICAS)
-    max_replicas: int = Field(ge=1, le=MAX_REPLICAS)
-    session_affinity: bool = False
     settings: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas is {self.min_replicas}; allowed: up to max_replicas, {self.max_replicas}")
-        return self
-
-    @classmethod
-    def make(cls, settings: Settings, replicas: tuple[int, int], *, session_affinity: bool = False) -> Self:
-        """Blocking: reads every file of the bundle once.
-
-        Raises:
-            SettingsError: a setting that Ray's proxy takes no notice of, or none of a bundle.
-            BundleError: the bundle cannot be read.
-        """
-        if settings.bundle is None:
-            raise SettingsError("bundle: none given; name a folder or a hub id", param="bundle")
-        _check(settings)
-        low, high = replicas
-        with Snapshot.open(settings.bundle) as snapshot:
-            version = _digest(asdict(snapshot.hashes()))
-        folder = Path(settings.bundle)
-        return cls(
-            bundle=str(folder.resolve()) if folder.is_dir() else settings.bundle,
-            version=version,
-            min_replicas=low,
-            max_replicas=high,
-            session_affinity=session_affinity,
-            settings=_carried(settings),
-        )
 
     @classmethod
     def read(cls, args: Mapping[str, Any]) -> Self:
-        """From an application's arguments. Raises `SettingsError`."""
+        """From arguments that came by way of Ray. Raises `SettingsError`."""
         try:
             return cls(**args)
         except ValidationError as error:
             raise SettingsError(f"args of {IMPORT_PATH}: {explain(error)}") from None
 
     def replica_settings(self) -> Settings:
-        """In a replica: this plan's, then those of the environment there, then defaults. One core computes, unless
+        """In a replica: these, then those of the environment there, then defaults. One core computes, unless
         `threads` says how many.
 
         Raises:
@@ -99,35 +70,98 @@ class Plan(Strict):
         _check(settings)
         return settings if settings.threads != "auto" else settings.model_copy(update={"threads": 1})
 
+
+class Plan(Served):
+    """The arguments of the Serve application. `max_scorers`: 0 where each replica asks its own scorers."""
+
+    min_replicas: int = Field(ge=1, le=MAX_REPLICAS)
+    max_replicas: int = Field(ge=1, le=MAX_REPLICAS)
+    min_scorers: int = Field(default=0, ge=0, le=MAX_REPLICAS)
+    max_scorers: int = Field(default=0, ge=0, le=MAX_REPLICAS)
+    session_affinity: bool = False
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        for what, low, high in (
+            ("replicas", self.min_replicas, self.max_replicas), ("scorers", self.min_scorers, self.max_scorers),
+        ):  # fmt: skip
+            if low > high:
+                raise ValueError(f"min_{what} is {low}; allowed: up to max_{what}, {high}")
+        if self.max_scorers and not self.min_scorers:
+            raise ValueError("min_scorers is 0; allowed: from 1, where max_scorers is")
+        return self
+
+    @classmethod
+    def make(
+        cls, settings: Settings, replicas: tuple[int, int], scorers: tuple[int, int] = NO_SCORERS,
+        *, session_affinity: bool = False,
+    ) -> Self:  # fmt: skip
+        """Blocking: reads every file of the bundle once. replicas, scorers: the fewest and the most.
+
+        Raises:
+            SettingsError: a setting that Ray's proxy takes no notice of, none of a bundle, or scorers where none are.
+            BundleError: the bundle cannot be read.
+        """
+        if settings.bundle is None:
+            raise SettingsError("bundle: none given; name a folder or a hub id", param="bundle")
+        _check(settings)
+        low, high = replicas
+        with Snapshot.open(settings.bundle) as snapshot:
+            version = _digest(asdict(snapshot.hashes()))
+            if scorers != NO_SCORERS and not (settings.score and snapshot.bundle.spec.scorers):
+                why = "the bundle names no scorers" if settings.score else "the setting score is off"
+                raise SettingsError(f"scorers: there is nothing for them to do: {why}", param="scorers")
+        folder = Path(settings.bundle)
+        return cls(
+            bundle=str(folder.resolve()) if folder.is_dir() else settings.bundle,
+            version=version,
+            min_replicas=low,
+            max_replicas=high,
+            min_scorers=scorers[0],
+            max_scorers=scorers[1],
+            session_affinity=session_affinity,
+            settings=_carried(settings),
+        )
+
+    def served(self) -> dict[str, Any]:
+        """The arguments of each replica."""
+        return Served(bundle=self.bundle, version=self.version, settings=self.settings).model_dump()
+
     def cores(self) -> int:
         """Of a cluster that has room for every replica, and for one of a new version beside them."""
-        return (self.max_replicas + 1) * int(self.replica_settings().threads)
+        scorers = self.max_scorers + 1 if self.max_scorers else 0
+        return (self.max_replicas + 1 + scorers) * int(self.replica_settings().threads)
+
+    def deployments(self) -> list[dict[str, Any]]:
+        """The options of Serve's deployments, by Serve's names: of the server, and of the scorers where there are."""
+        return [self.deployment(), *([self.scorer_deployment()] if self.max_scorers else [])]
 
     def deployment(self) -> dict[str, Any]:
-        """The options of Serve's deployment, by Serve's names."""
         settings = self.replica_settings()
         door = settings.slots + settings.max_queue
-        fixed = self.min_replicas == self.max_replicas
-        scaling = {
-            "min_replicas": self.min_replicas,
-            "initial_replicas": self.min_replicas,
-            "max_replicas": self.max_replicas,
-            "target_ongoing_requests": settings.slots,
-        }
         return {
-            "name": "server",
-            **({"num_replicas": self.min_replicas} if fixed else {"autoscaling_config": scaling}),
-            "ray_actor_options": {"num_cpus": settings.threads, "num_gpus": int(settings.device.startswith("cuda"))},
+            "name": SERVER,
+            **_scaled(self.min_replicas, self.max_replicas, settings.slots),
+            **_computing(settings, settings.device),
             # More than the door lets in: a replica that is full says so itself, with 429 and Retry-After.
             "max_ongoing_requests": door + PROBES,
             "max_queued_requests": door,  # while no replica is there yet
             "backpressure_config": {"status_code": 429, "retry_after_s": 1.0},
-            "health_check_period_s": 5.0,
-            "health_check_timeout_s": 30.0,
             "graceful_shutdown_wait_loop_s": 0.2,
             "graceful_shutdown_timeout_s": settings.drain_timeout_s + LAST_S,
-            "max_surge_percent": 20,  # of a new version, replicas start before old ones stop: it needs a core to spare
             **({"request_router_config": {"request_router_class": _BY_SESSION}} if self.session_affinity else {}),
+        }
+
+    def scorer_deployment(self) -> dict[str, Any]:
+        settings = self.replica_settings()
+        return {
+            "name": SCORERS,
+            **_scaled(self.min_scorers, self.max_scorers, _CALLS),
+            **_computing(settings, settings.scorer_device),
+            "max_ongoing_requests": settings.score_queue,  # of up to 32 texts; it counts them itself
+            "max_queued_requests": settings.score_queue,
+            "graceful_shutdown_wait_loop_s": 0.2,
+            "graceful_shutdown_timeout_s": settings.score_timeout_s + LAST_S,
         }
 
     def serve_config(self, settings: Settings) -> dict[str, Any]:
@@ -141,7 +175,7 @@ class Plan(Strict):
                     "route_prefix": "/",
                     "import_path": IMPORT_PATH,
                     "args": self.model_dump(exclude_defaults=True),
-                    "deployments": [self.deployment()],
+                    "deployments": self.deployments(),
                 }
             ],
         }
@@ -150,14 +184,31 @@ class Plan(Strict):
 _BY_SESSION = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
-def parse_replicas(text: str) -> tuple[int, int]:
+def _scaled(low: int, high: int, ongoing: int) -> dict[str, Any]:
+    """ongoing: requests for which one more is wanted."""
+    if low == high:
+        return {"num_replicas": low}
+    scaling = {"min_replicas": low, "initial_replicas": low, "max_replicas": high, "target_ongoing_requests": ongoing}
+    return {"autoscaling_config": scaling}
+
+
+def _computing(settings: Settings, device: str) -> dict[str, Any]:
+    return {
+        "ray_actor_options": {"num_cpus": settings.threads, "num_gpus": int(device.startswith("cuda"))},
+        "health_check_period_s": 5.0,
+        "health_check_timeout_s": 30.0,
+        "max_surge_percent": 20,  # of a new version, some start before old ones stop: it needs a core to spare
+    }
+
+
+def parse_range(text: str, name: str = "replicas") -> tuple[int, int]:
     """`2` or `1..8`: the fewest and the most. Raises `SettingsError`."""
     found = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", text, re.ASCII)
     low, high = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
     if not 1 <= low <= high <= MAX_REPLICAS:
         raise SettingsError(
-            f"replicas is {text[:40]!r}; allowed: a number from 1 to {MAX_REPLICAS}, or fewest..most such as 1..8",
-            param="replicas",
+            f"{name} is {text[:40]!r}; allowed: a number from 1 to {MAX_REPLICAS}, or fewest..most such as 1..8",
+            param=name,
         )
     return low, high
 

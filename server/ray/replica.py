@@ -8,10 +8,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.app import create_app
-from server.ray.plan import Plan
+from server.ray.plan import Plan, Served
+from server.ray.scorers import ScorerReplica, asking
 from server.serving.process import share_the_interpreter, spare_what_stays
 from server.serving.service import Service
 from server.watch.log_queue import to_stderr
@@ -25,13 +27,14 @@ class Replica:
     ends the application's lifespan.
     """
 
-    def __init__(self, args: dict[str, Any]) -> None:
-        settings = Plan.read(args).replica_settings()
+    def __init__(self, args: dict[str, Any], scorers: DeploymentHandle | None = None) -> None:
+        """scorers: those that score for it; None: it scores itself."""
+        settings = Served.read(args).replica_settings()
         share_the_interpreter()
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # each request is told in our words already
         self._log = ExitStack()
         self._log.enter_context(logging_to(to_stderr(), settings))
-        self._application = create_app(settings)
+        self._application = create_app(settings, scoring=None if scorers is None else asking(scorers))
         self._service: Service = self._application.state.service
         self._service.on_change = spare_what_stays
 
@@ -75,5 +78,9 @@ def build(args: dict[str, Any]) -> serve.Application:
     Raises:
         SettingsError: what is wrong with `args`, in one line.
     """
-    options = Plan.read(args).deployment()
-    return serve.deployment(**options)(serve.ingress()(Replica)).bind(args)
+    plan = Plan.read(args)
+    server = serve.deployment(**plan.deployment())(serve.ingress()(Replica))
+    if not plan.max_scorers:
+        return server.bind(plan.served())
+    scorers = serve.deployment(**plan.scorer_deployment())(ScorerReplica).bind(plan.served())
+    return server.bind(plan.served(), scorers)

@@ -23,7 +23,7 @@ from server.engine.remote import RemoteFrontend, load_apart
 from server.engine.reports import Link
 from server.serving.learned import LearnedProfiles
 from server.serving.receipt import Identity
-from server.serving.scoring import Scoring
+from server.serving.scoring import MakeScoring, Scoring, ScoringThread
 from server.serving.worker import Worker
 from server.settings import Settings, SettingsError
 from server.watch.metrics import Metrics
@@ -51,19 +51,25 @@ class Deployment:
     users: int = 0
 
     @classmethod
-    def make(cls, ensemble: Frontend, settings: Settings, metrics: Metrics) -> Deployment:
-        """The worker is made, not started."""
+    def make(
+        cls, ensemble: Frontend, settings: Settings, metrics: Metrics, elsewhere: MakeScoring | None = None
+    ) -> Deployment:
+        """The worker is made, not started. elsewhere: asks scorers that are loaded in another process."""
 
         def on_step(stats: EngineStats, took_s: float) -> None:  # noqa: ARG001
             metrics.batch_rows.observe(stats.batch_rows)
 
         metrics.know_objectives(ensemble.objectives)
-        metrics.know_scorers(ensemble.scorers)
         worker = Worker(_link_of(ensemble, settings), on_step=on_step, on_orphan=metrics.abandoned)
         from_hub = settings.bundle is not None and not Path(settings.bundle).is_dir()
         source = settings.bundle if from_hub and ensemble.hashes is not None else None
         identity = Identity.of(ensemble.spec, ensemble.hashes, source)
-        scoring = Scoring(ensemble.scorers, settings, metrics)
+        scoring = (
+            ScoringThread(ensemble.scorers, settings, metrics)
+            if elsewhere is None
+            else elsewhere(ensemble.spec, settings, metrics)
+        )
+        metrics.know_scorers(scoring.names)
         return cls(ensemble, worker, int(time.time()), identity, scoring, LearnedProfiles(ensemble, settings))
 
     async def start(self) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from emorl_core import __version__
+from server.door.admission import Admission
+from server.door.connections import Connections
 from server.serving.deployment import Deployment
+from server.watch.log_queue import dropped_lines
 from server.watch.metrics import EngineReading
 
 
@@ -23,8 +26,18 @@ def counted(deployment: Deployment) -> dict[str, int]:
     }
 
 
-def reading_of(deployment: Deployment, past: Mapping[str, int], door: Mapping[str, Any]) -> EngineReading:
-    """past: what the deployments before it had `counted`; door: the fields that are not the engine's."""
+def reading_of(
+    deployment: Deployment | None, past: Mapping[str, int], admission: Admission, connections: Connections | None
+) -> EngineReading:
+    """deployment: None before there is one; past: what those before it had `counted`."""
+    door: dict[str, Any] = {
+        "permits": admission.in_use,
+        "connections": 0 if connections is None else len(connections),
+        "connections_cut": {} if connections is None else connections.cut,
+        "log_lines_dropped": dropped_lines(),
+    }
+    if deployment is None:
+        return EngineReading(**door)
     worker, ensemble, stats = deployment.worker, deployment.ensemble, deployment.worker.stats
     counts: dict[str, Any] = {name: count + past.get(name, 0) for name, count in counted(deployment).items()}
     return EngineReading(

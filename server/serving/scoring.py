@@ -1,6 +1,8 @@
 """Scorers beside the engine: a thread of their own, a bounded queue, and a time after which nobody waits any more.
 
 Nothing that a scorer does harms a text: one that raises, hangs or answers nonsense leaves it unscored, with a reason.
+`Scoring` is what routes ask; who asks the scorers is a thread of this process, or a deployment of their own
+(`server/ray/scorers.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import os
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from emorl_core.bundles.bundle import BundleSpec
 from emorl_core.bundles.stored_scorers import Scorers
 from emorl_core.scorers import Checked
 from emorl_core.scorers.asking import Statement, ask_rounded
@@ -63,24 +67,12 @@ class _Hand:
     gone: bool = False
 
 
-class Scoring:
-    """Made and asked on the event loop. A scorer that hangs costs a thread until it comes back, and is not asked until
-    then; a fresh thread asks the others."""
+class Scoring(ABC):
+    """Made and asked on the event loop. `names`: of the scorers."""
 
-    def __init__(self, scorers: Scorers, settings: Settings, metrics: Metrics) -> None:
-        self._ready = {name: scorer for name, scorer in scorers.items() if scorer is not None}
-        self.names = tuple(scorers)
-        self._timeout_s = settings.score_timeout_s
-        self._most_waiting = settings.score_queue
-        self._most_chars = settings.max_score_chars
+    def __init__(self, names: Iterable[str], metrics: Metrics) -> None:
+        self.names = tuple(names)
         self._metrics = metrics
-        self._loop = asyncio.get_running_loop()
-        self._jobs: deque[_Job] = deque()
-        self._stuck: set[str] = set()
-        self._hand: _Hand | None = None
-        self._stopping = False
-        self._watching = False  # over a scorer that is late
-        self._change = threading.Condition()
 
     async def score(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Scores]:
         """One per text; text i answers prompt i. Many are asked about in turns, so that others come between."""
@@ -91,6 +83,40 @@ class Scoring:
             for name in self.names:
                 self._metrics.scored(name, each.unscored.get(name))
         return found
+
+    def none(self, reason: str) -> Scores:
+        """Of a text that no scorer has scored."""
+        return Scores(dict.fromkeys(self.names), dict.fromkeys(self.names, reason))
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Nobody asks any more."""
+
+    @abstractmethod
+    async def _some(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Scores]:
+        """As `score`, of at most `_AT_ONCE` texts; never raises."""
+
+
+MakeScoring = Callable[[BundleSpec, Settings, Metrics], Scoring]  # of a bundle whose scorers are loaded elsewhere
+
+
+class ScoringThread(Scoring):
+    """Scorers of this process. One that hangs costs a thread until it comes back, and is not asked until then; a fresh
+    thread asks the others."""
+
+    def __init__(self, scorers: Scorers, settings: Settings, metrics: Metrics) -> None:
+        super().__init__(scorers, metrics)
+        self._ready = {name: scorer for name, scorer in scorers.items() if scorer is not None}
+        self._timeout_s = settings.score_timeout_s
+        self._most_waiting = settings.score_queue
+        self._most_chars = settings.max_score_chars
+        self._loop = asyncio.get_running_loop()
+        self._jobs: deque[_Job] = deque()
+        self._stuck: set[str] = set()
+        self._hand: _Hand | None = None
+        self._stopping = False
+        self._watching = False  # over a scorer that is late
+        self._change = threading.Condition()
 
     async def stop(self) -> None:
         """End the thread; one that hangs is left behind."""

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
@@ -30,8 +30,8 @@ from server.serving.generation import Generation
 from server.serving.readings import counted, reading_of
 from server.serving.replacing import Replacing
 from server.serving.retiring import Retiring
+from server.serving.scoring import MakeScoring
 from server.settings import Settings
-from server.watch.log_queue import dropped_lines
 from server.watch.metrics import EngineReading, Metrics
 
 logger = logging.getLogger("emorl.server")
@@ -45,8 +45,13 @@ _LOAD_STOP_S = 10.0  # as long as a worker may take, beside it
 class Service:
     """Loaded in the background by `start`, so that liveness answers from the first second."""
 
-    def __init__(self, settings: Settings, ensemble: Ensemble | None = None) -> None:
+    def __init__(
+        self, settings: Settings, ensemble: Ensemble | None = None, scoring: MakeScoring | None = None
+    ) -> None:
+        """scoring: asks scorers that another process has loaded; none are loaded here then."""
         self.settings = settings
+        self._scoring = scoring
+        self._load_settings = settings if scoring is None else settings.model_copy(update={"score": False})
         self.metrics = Metrics(self.reading, GENERATION_ROUTES)
         self.admission = Admission(settings.slots, settings.max_queue, settings.max_concurrent_per_key)
         self._policy = PolicyDoor(load_policy(settings), settings.policy_timeout_s)
@@ -80,7 +85,7 @@ class Service:
         try:
             ensemble: Frontend | None = self._given
             if ensemble is None:
-                ensemble = await in_daemon_thread(lambda: load(self.settings))
+                ensemble = await in_daemon_thread(lambda: load(self._load_settings))
             deployment = self._deploy(ensemble)
             self.admission.slots = ensemble.held.slots
             self._deployment = deployment
@@ -99,7 +104,7 @@ class Service:
         self.on_ready()
 
     def _deploy(self, ensemble: Frontend) -> Deployment:
-        deployment = Deployment.make(ensemble, self.settings, self.metrics)
+        deployment = Deployment.make(ensemble, self.settings, self.metrics, self._scoring)
         if isinstance(ensemble, RemoteFrontend):
             deployment.worker.on_end = lambda: self._replacing.begin(deployment)
         return deployment
@@ -166,8 +171,7 @@ class Service:
 
     async def _load_beside(self) -> Deployment:
         try:
-            ensemble = await in_daemon_thread(lambda: load(self.settings))
-            fresh = self._deploy(ensemble)
+            fresh = self._deploy(await in_daemon_thread(lambda: load(self._load_settings)))
             try:
                 await fresh.start()
             except asyncio.CancelledError:
@@ -339,12 +343,4 @@ class Service:
     # --- numbers -----------------------------------------------------------------------------------------------------
 
     def reading(self) -> EngineReading:
-        door: dict[str, Any] = {
-            "permits": self.admission.in_use,
-            "connections": 0 if self.connections is None else len(self.connections),
-            "connections_cut": {} if self.connections is None else self.connections.cut,
-            "log_lines_dropped": dropped_lines(),
-        }
-        if self._deployment is None:
-            return EngineReading(**door)
-        return reading_of(self._deployment, self._past, door)
+        return reading_of(self._deployment, self._past, self.admission, self.connections)

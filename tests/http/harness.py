@@ -20,6 +20,7 @@ from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
 from server.app import create_app
 from server.run import DrainingServer, make_server
+from server.serving.scoring import MakeScoring
 from server.serving.service import Service
 from server.settings import Settings
 
@@ -89,11 +90,14 @@ def live(
     *,
     ready: bool = True,
     behind: Callable[[Any], Any] = lambda app: app,
+    scoring: MakeScoring | None = None,
 ) -> Iterator[Live]:
-    """Serve on a free port; with `ready`, wait until requests are taken. behind: app -> the app with a proxy before it."""
+    """Serve on a free port; with `ready`, wait until requests are taken. behind: app -> the app with a proxy before it;
+    scoring: asks scorers that are not loaded here."""
     settings = settings or Settings(port=0)
     assert settings.port == 0, "tests must not fight over a port"
-    app = create_app(settings, fake_ensemble() if ensemble is None and settings.bundle is None else ensemble)
+    given = fake_ensemble() if ensemble is None and settings.bundle is None else ensemble
+    app = create_app(settings, given, scoring)
     server = make_server(behind(app), settings)
     loop = asyncio.new_event_loop()
 

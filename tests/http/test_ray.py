@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 
 from benchmarks.replicas import Deployed, deployed, faults, kill_one, roll, scale, under_load
+from emorl_core.scorers import build_scorer
+from emorl_core.scorers.asking import Panel, Statement
 from tests.builders import tiny_t5_bundle
 from tests.http.harness import NO_TLS, PROMPT, error_of, events, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+SCORERS = {"empathy": "lexical_empathy", "reflection": "lexical_reflection"}
 BODY = {"prompt": PROMPT, "max_new_tokens": 6, "seed": 1}
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_t5_bundle(tmp_path_factory.mktemp("bundles") / "my-bundle")
+    return tiny_t5_bundle(tmp_path_factory.mktemp("bundles") / "my-bundle", scorers=SCORERS)
 
 
 @pytest.fixture(scope="module")
 def at(bundle: Path) -> Iterator[Deployed]:
-    with deployed(bundle, 2, 4, "--session-affinity") as running:
+    with deployed(bundle, 2, 4, "--session-affinity", "--scorers", "1") as running:
         yield running
 
 
@@ -72,6 +78,28 @@ def test_drafts_and_sweeps_come_through_the_proxy(client: httpx.Client) -> None:
     assert client.post("/sweep/line", json=line).status_code == 200
 
 
+def test_another_process_scores_as_a_server_would_itself(at: Deployed, client: httpx.Client) -> None:
+    texts = ["You feel tired of work, and that hurts.", "Hello."]
+    panel = Panel({name: build_scorer(spec) for name, spec in SCORERS.items()})
+    panel.score({place: (Statement(PROMPT), text) for place, text in enumerate(texts)})
+    (victim,) = at.scorers()
+    given = _scored(client, texts)
+    assert [list(each["scores"].values()) for each in given] == [list(panel[place]) for place in range(2)]
+    assert client.post("/drafts", json={"prompt": PROMPT, "max_new_tokens": 6}).json()["drafts"][0]["unscored"] == {}
+    os.kill(victim, signal.SIGKILL)
+    answer = client.post("/generate", json={**BODY, "score": True}).json()
+    assert answer["text"]
+    assert set(answer["unscored"]) <= set(SCORERS), "a text that nobody can score is there all the same"
+    wait_until(lambda: _scored(client, texts) == given, "scorers in another process", 300)
+
+
+def _scored(client: httpx.Client, texts: list[str]) -> list[dict[str, Any]]:
+    answer = client.post("/score", json={"prompt": PROMPT, "texts": texts})
+    assert answer.status_code == 200, answer.text
+    results: list[dict[str, Any]] = answer.json()["results"]
+    return results
+
+
 def test_a_client_that_leaves_gives_its_slot_back(client: httpx.Client) -> None:
     with client.stream("POST", "/generate", json={**BODY, "max_new_tokens": 64, "stream": True}) as answer:
         next(answer.iter_lines())
@@ -105,14 +133,16 @@ def test_a_killed_replica_costs_no_more_than_its_own_requests_and_is_replaced(
 def test_a_new_bundle_and_fewer_replicas_lose_nothing(
     at: Deployed, client: httpx.Client, bundle: Path, tmp_path: Path
 ) -> None:
-    before = client.post("/generate", json=BODY).json()["text"]
-    other = tiny_t5_bundle(tmp_path / "other", seed=1)
+    text = client.post("/generate", json=BODY).json()["text"]
+    other = tiny_t5_bundle(tmp_path / "other", seed=1, scorers=SCORERS)
     assert _found(at, lambda: roll(at, other, 2)) == []
     after = {client.post("/generate", json=BODY).json()["text"] for _ in range(8)}
     assert len(after) == 1
-    assert before not in after
+    assert text not in after
+    before = at.replicas()
     assert _found(at, lambda: scale(at, other, 1)) == []
     assert len(at.replicas()) == 1
+    assert at.replicas() < before, "the one that is left is none of a new version"
 
 
 def _found(at: Deployed, change: Callable[[], Awaitable[str | None]], *, killed: bool = False) -> list[str]:

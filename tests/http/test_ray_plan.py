@@ -6,16 +6,21 @@ import asyncio
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from emorl_core.bundles.bundle import Bundle
 from emorl_core.errors import BundleError, EmorlError
-from server.ray.plan import PROBES, Plan, parse_replicas
+from emorl_core.scorers import build_scorer
+from emorl_core.scorers.asking import Panel, Statement
+from server.ray.plan import NO_SCORERS, PROBES, Plan, Served, parse_range
 from server.settings import Settings, SettingsError, load_settings
+from server.watch.metrics import EngineReading, Metrics
 from tests.builders import tiny_t5_bundle
 from tests.cli.conftest import emorl as emorl  # the command line, in this process
-from tests.http.harness import live
+from tests.http.harness import PROMPT, live
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +28,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_t5_bundle(tmp_path_factory.mktemp("bundles") / "my-bundle")
 
 
+@pytest.fixture(scope="module")
+def scored_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_t5_bundle(tmp_path_factory.mktemp("scored") / "my-bundle", scorers={"empathy": "lexical_empathy"})
+
+
 @pytest.mark.parametrize(("text", "replicas"), [("1", (1, 1)), ("2", (2, 2)), ("1..8", (1, 8)), ("3..3", (3, 3))])
 def test_replicas_are_a_number_or_fewest_and_most(text: str, replicas: tuple[int, int]) -> None:
-    assert parse_replicas(text) == replicas
+    assert parse_range(text) == replicas
 
 
 @pytest.mark.parametrize(
@@ -33,7 +43,34 @@ def test_replicas_are_a_number_or_fewest_and_most(text: str, replicas: tuple[int
 )
 def test_other_replicas_are_refused_in_one_line(text: str) -> None:
     with pytest.raises(SettingsError, match=r"^replicas is .*; allowed: a number from 1 to 1000, or fewest\.\.most"):
-        parse_replicas(text)
+        parse_range(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0..2", "none"])
+def test_a_number_of_scorers_is_refused_by_its_own_name(emorl, bundle: Path, text: str) -> None:
+    assert (
+        emorl("deploy", bundle, "--scorers", text).refused().startswith(f"emorl: error: scorers is '{text}'; allowed")
+    )
+
+
+def test_scorers_are_a_second_deployment_with_room_beside_the_first(scored_bundle: Path) -> None:
+    settings = Settings(bundle=str(scored_bundle), scorer_device="cuda", threads=2)
+    plan = Plan.make(settings, (1, 3), (1, 2))
+    server, scorers = plan.deployments()
+    assert (server["name"], scorers["name"]) == ("server", "scorers")
+    assert (server["ray_actor_options"]["num_gpus"], scorers["ray_actor_options"]["num_gpus"]) == (0, 1)
+    assert (scorers["autoscaling_config"]["min_replicas"], scorers["autoscaling_config"]["max_replicas"]) == (1, 2)
+    assert plan.cores() == 2 * (3 + 1 + 2 + 1)
+    assert Plan.make(settings, (1, 3)).cores() == 2 * (3 + 1)
+    assert len(Plan.make(settings, (1, 3)).deployments()) == 1
+    assert Plan.read(plan.model_dump(exclude_defaults=True)) == plan
+
+
+@pytest.mark.parametrize(("score", "why"), [(True, "the bundle names no scorers"), (False, "the setting score is off")])
+def test_scorers_with_nothing_to_do_are_refused(bundle: Path, scored_bundle: Path, score: bool, why: str) -> None:
+    settings = Settings(bundle=str(bundle if score else scored_bundle), score=score)
+    with pytest.raises(SettingsError, match=why):
+        Plan.make(settings, (1, 1), (1, 1))
 
 
 def test_a_changed_bundle_is_another_version(bundle: Path, tmp_path: Path) -> None:
@@ -42,6 +79,14 @@ def test_a_changed_bundle_is_another_version(bundle: Path, tmp_path: Path) -> No
     assert Plan.make(settings, (1, 4)).version == before
     other = tiny_t5_bundle(tmp_path / "other", seed=1)
     assert Plan.make(Settings(bundle=str(other)), (1, 1)).version != before
+
+
+def test_another_number_of_replicas_is_no_other_version_of_them(scored_bundle: Path) -> None:
+    settings = Settings(bundle=str(scored_bundle), slots=3)
+    one, many = Plan.make(settings, (1, 1)), Plan.make(settings, (2, 8), (1, 3))
+    assert one.served() == many.served()
+    assert one.served() != Plan.make(settings.model_copy(update={"slots": 4}), (1, 1)).served()
+    assert Served.read(one.served()).replica_settings() == one.replica_settings()
 
 
 def test_one_core_a_replica_unless_threads_says_more(bundle: Path) -> None:
@@ -100,6 +145,10 @@ def test_a_replica_gets_the_settings_that_were_given(
             {"bundle": "b", "version": "1", "min_replicas": 1, "max_replicas": 2, "replicas": 2},
             "unknown key 'replicas'",
         ),
+        (
+            {"bundle": "b", "version": "1", "min_replicas": 1, "max_replicas": 1, "max_scorers": 2},
+            "min_scorers is 0; allowed: from 1",
+        ),
     ],
 )
 def test_arguments_in_a_serve_file_are_checked(args: dict[str, object], line: str) -> None:
@@ -138,12 +187,12 @@ def test_without_ray_the_command_says_how_to_get_it(emorl, bundle: Path, monkeyp
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on import
-def test_the_file_is_one_that_serve_takes(bundle: Path) -> None:
+def test_the_file_is_one_that_serve_takes(scored_bundle: Path) -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    settings = Settings(bundle=str(bundle))
-    for replicas, affinity in (((1, 8), True), ((2, 2), False)):
-        config = Plan.make(settings, replicas, session_affinity=affinity).serve_config(settings)
+    settings = Settings(bundle=str(scored_bundle))
+    for replicas, scorers, affinity in (((1, 8), (1, 4), True), ((2, 2), NO_SCORERS, False)):
+        config = Plan.make(settings, replicas, scorers, session_affinity=affinity).serve_config(settings)
         taken = ServeDeploySchema.model_validate(config)
         assert taken.applications[0].import_path == "server.ray.replica:build"
 
@@ -175,6 +224,75 @@ def test_a_replica_is_as_healthy_as_its_engine_is_ready() -> None:
         running.call(running.service.drain)
         with pytest.raises(RuntimeError, match="shutting down"):
             asyncio.run(replica.check_health())
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on import
+async def test_scorers_that_cannot_be_asked_leave_a_text_unscored(
+    scored_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.serve.exceptions import BackPressureError
+
+    from server.ray import scorers
+    from server.serving.scoring import Scores
+
+    spec = Bundle.open(scored_bundle).spec
+    settings = Settings(score_timeout_s=0.01)
+    monkeypatch.setattr(scorers, "_WAY_S", 0.01)
+    asked: list[tuple[object, ...]] = []
+
+    class Response(asyncio.Future[object]):
+        cancel_asked = False
+
+        def cancel(self, msg: object = None) -> bool:
+            self.cancel_asked = True
+            return super().cancel()
+
+    async def scored(outcome: object) -> tuple[Scores, Response]:
+        response = Response()
+        if isinstance(outcome, Exception):
+            response.set_exception(outcome)
+        elif outcome != "late":
+            response.set_result(outcome)
+
+        def remote(*args: object) -> Response:
+            asked.append(args)
+            return response
+
+        handle = SimpleNamespace(score=SimpleNamespace(remote=remote))
+        asking = scorers.asking(handle)(spec, settings, Metrics(EngineReading, ()))  # type: ignore[arg-type]
+        (found,) = await asking.score(["prompt"], ["text"])
+        return found, response
+
+    assert (await scored([Scores({"empathy": 0.25}, {})]))[0].scores == {"empathy": 0.25}
+    assert asked == [(scorers.identity_of(spec), ["prompt"], ["text"])]
+    for outcome, reason in (
+        ("late", "timeout"),
+        (None, "failed"),  # of another version
+        (RuntimeError("it died"), "failed"),
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), "busy"),
+    ):
+        found, response = await scored(outcome)
+        assert found == Scores({"empathy": None}, {"empathy": reason})
+        assert response.cancel_asked == (outcome == "late")
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on import
+async def test_a_scorer_process_scores_for_those_who_mean_its_scorers(scored_bundle: Path) -> None:
+    from server.ray.scorers import ScorerReplica, identity_of
+
+    plan = Plan.make(Settings(bundle=str(scored_bundle)), (1, 1), (1, 1))
+    replica = ScorerReplica(plan.served())
+    spec = Bundle.open(scored_bundle).spec
+    found = await replica.score(identity_of(spec), [PROMPT], ["You feel tired, and that hurts."])
+    panel = Panel({"empathy": build_scorer("lexical_empathy")})
+    panel.score({0: (Statement(PROMPT), "You feel tired, and that hurts.")})
+    assert found is not None
+    assert [list(each.scores.values()) for each in found] == [list(panel[0])]
+    other = spec.model_copy(update={"scorers": {"empathy": "lexical_reflection"}})
+    assert await replica.score(identity_of(other), [PROMPT], ["a"]) is None
+    await replica._scoring.stop()
 
 
 @pytest.mark.ray

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from emorl_core.bundles.bundle import ChatSpec
+from emorl_core.bundles.bundle import BundleSpec, ChatSpec
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from emorl_core.scorers import Checked, build_scorer
 from emorl_core.scorers.asking import Panel, Statement
-from server.serving.scoring import Scoring
+from server.serving.scoring import Scores, Scoring
 from server.settings import Settings
+from server.watch.metrics import Metrics
+from tests.builders import tiny_t5_bundle
 from tests.http.harness import PROMPT, Live, error_of, events, in_process, live
 
 SPECS: dict[str, Any] = {
@@ -238,3 +241,36 @@ def test_too_many_texts_are_refused(judging: Live) -> None:
         answer = client.post("/score", json={"prompt": PROMPT, "texts": ["a"] * (most + 1)})
     assert answer.status_code == 422
     assert error_of(answer)["param"] == "texts"
+
+
+class Elsewhere(Scoring):
+    """Scorers that another process has: says what it was asked, in place of a score."""
+
+    def __init__(self, spec: BundleSpec, settings: Settings, metrics: Metrics) -> None:
+        super().__init__(spec.scorers, metrics)
+        self.asked: list[int] = []
+
+    async def _some(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Scores]:
+        self.asked.append(len(texts))
+        return [self.none("busy") if text == "full" else Scores(dict.fromkeys(self.names, 0.5), {}) for text in texts]
+
+    async def stop(self) -> None:
+        """Nothing is held."""
+
+
+def test_scorers_elsewhere_are_asked_and_none_are_loaded(tmp_path: Path) -> None:
+    bundle = tiny_t5_bundle(tmp_path / "bundle", scorers={"empathy": "lexical_empathy"})
+    with live(Settings(port=0, bundle=str(bundle)), scoring=Elsewhere) as running, running.client() as client:
+        deployment = running.service.deployment()
+        assert deployment.ensemble.scorers == {}
+        answer = client.post("/generate", json={"prompt": PROMPT, "score": True, "max_new_tokens": 3}).json()
+        assert (answer["scores"], answer["unscored"]) == ({"empathy": 0.5}, {})
+        (text,) = client.post("/score", json={"prompt": PROMPT, "texts": ["full"]}).json()["results"]
+        assert text == {"scores": {"empathy": None}, "unscored": {"empathy": "busy"}}
+        (draft, *_) = client.post("/drafts", json={"prompt": PROMPT, "max_new_tokens": 4}).json()["drafts"]
+        assert draft["scores"] == {"empathy": 0.5}
+        del deployment.scoring.asked[:]
+        assert len(client.post("/score", json={"prompt": PROMPT, "texts": ["a"] * 70}).json()["results"]) == 70
+        assert deployment.scoring.asked == [32, 32, 6]
+        metrics = client.get("/metrics").text
+        assert 'emorl_unscored_texts_total{objective="empathy",reason="busy"} 1.0' in metrics

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
 from typing import Any
+
+KILL_ONCE = "TESTS_KILL_ONCE"  # a variable that names a file: whoever finds it removes it, and dies
 
 NOT_A_FUNCTION = 3
 
@@ -21,3 +26,14 @@ def only_texts(prompts: list[str], completions: list[str]) -> list[float]:
 
 def without_prompts(completions: list[str]) -> list[float]:
     return [0.0] * len(completions)
+
+
+def share_of_letters_in_a_worker_that_may_die(prompts: list[str], completions: list[str]) -> list[float]:
+    if KILL_ONCE in os.environ:
+        try:
+            Path(os.environ[KILL_ONCE]).unlink()
+        except FileNotFoundError:
+            pass
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return share_of_letters(prompts, completions)

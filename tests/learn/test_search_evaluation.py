@@ -17,8 +17,9 @@ from emorl_core.models.fake import FakeTokenizer
 from emorl_core.scorers import Checked, ScorerError, checked
 from tests.builders import tiny_t5_bundle
 from training.data.records import Record
-from training.search.evaluator import Evaluator, Known
+from training.search.evaluator import Evaluator
 from training.search.generator import EnsembleGenerator
+from training.search.in_process import InProcess, Known
 from training.search.log import EvaluationLog
 from training.search.spaces import Cube, Point, Simplex, ray
 
@@ -43,11 +44,13 @@ class Scorer:
         return [min(1.0, len(text) / self.scale) for text in completions]
 
 
-def evaluator_of(ensemble: Ensemble, scorers: Sequence[Scorer], **options: Any) -> Evaluator:
+def evaluator_of(
+    ensemble: Ensemble, scorers: Sequence[Scorer], *, infer: bool = True, log: EvaluationLog | None = None
+) -> Evaluator:
     named: dict[str, Checked] = {scorer.__name__: checked(scorer) for scorer in scorers}
     prompts = [record.prompt for record in RECORDS]
     generator = EnsembleGenerator(ensemble, ensemble.objectives, prompts, max_new_tokens=8)
-    return Evaluator(generator, RECORDS, named, **options)
+    return Evaluator(InProcess(generator, RECORDS, named, infer=infer), log=log)
 
 
 @pytest.fixture(scope="module")

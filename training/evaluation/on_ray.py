@@ -8,7 +8,6 @@ checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from training.evaluation.methods.stages import STAGE_FILE
 from training.evaluation.run import Wanted, attempt, missing_cells, told_of
 from training.progress import Progress, Say
 from training.recipe.recipe import Recipe
+from training.tasks import LOST, Tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,55 +46,36 @@ def run_cells(
 
     Raises:
         EvaluationError: cells were lost, since their workers died again and again; the others are there.
+        TasksError: the cluster cannot run them.
         RecipeError, DataError, ScorerError, FitError, BundleError: the cells cannot be prepared.
     """
     missing = missing_cells(out, wanted, retry_failed=retry_failed, say=say)
     if not missing:
         return
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
-    needs = _resources(setting, ray.cluster_resources())
-    try:
-        ray.get(ray.remote(**needs)(_make_what_all_share).remote(setting))
-        task = ray.remote(**needs)(_cell)
-        methods = methods_of(setting.recipe)
-        trains: dict[tuple[str | None, int], Any] = {(None, seed): None for seed in wanted.seeds}  # stage, seed -> task
-        cells: dict[tuple[str, int], Any] = {}
-        labels: dict[Any, str] = {}
-        for number, (method, seed) in enumerate(missing, start=1):
-            stage = (methods[method].needs, seed)
-            searches = cells.get((method.removeprefix(BEST_OF), seed))
-            started = task.remote(setting, method, seed, trains.get(stage), searches)
-            trains.setdefault(stage, started)
-            cells[method, seed] = started
-            labels[started] = f"{method}, seed {seed} ({number} of {len(missing)})"
-        lost = []
-        while labels:
-            progress("cells", len(missing) - len(labels), len(missing))
-            (ended, *_), _ = ray.wait(list(labels), num_returns=1)
-            label = labels.pop(ended)
-            try:
-                say(f"{label}: {told_of(ray.get(ended))}")
-            except RayError as error:
-                if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
-                    raise
-                lost.append(label)
-                say(f"{label}: lost with its worker")
-        progress("cells", len(missing), len(missing))
-    except RayTaskError as error:  # what ends a comparison on one machine ends it here
-        raise error.cause from None
+    tasks = Tasks(setting.threads, setting.recipe.compute.device)
+    shared = tasks.share(setting)
+    for _, made in tasks.ended([tasks.start(_make_what_all_share, shared)]):
+        if made is LOST:
+            raise EvaluationError("what all cells share was lost with its worker; --resume begins again", param="ray")
+    methods = methods_of(setting.recipe)
+    trains: dict[tuple[str | None, int], Any] = {(None, seed): None for seed in wanted.seeds}  # stage, seed -> task
+    cells: dict[tuple[str, int], Any] = {}
+    labels: dict[Any, str] = {}
+    for number, (method, seed) in enumerate(missing, start=1):
+        stage = (methods[method].needs, seed)
+        searches = cells.get((method.removeprefix(BEST_OF), seed))
+        started = tasks.start(_cell, shared, method, seed, trains.get(stage), searches)
+        trains.setdefault(stage, started)
+        cells[method, seed] = started
+        labels[started] = f"{method}, seed {seed} ({number} of {len(missing)})"
+    lost = 0
+    progress("cells", 0, len(missing))
+    for done, (task, cell) in enumerate(tasks.ended(list(labels)), start=1):
+        lost += cell is LOST
+        say(f"{labels[task]}: {'lost with its worker' if cell is LOST else told_of(cell)}")
+        progress("cells", done, len(missing))
     if lost:
-        raise EvaluationError(f"{len(lost)} cells were lost with their workers; --resume runs them", param="ray")
-
-
-def _resources(setting: Setting, cluster: Mapping[str, float]) -> dict[str, float]:
-    """Of one cell, by Ray's names. Raises `EvaluationError`: the cluster has none of the devices of the recipe."""
-    device = setting.recipe.compute.device
-    has_gpus = cluster.get("GPU", 0) > 0
-    if device.startswith("cuda") and not has_gpus:
-        raise EvaluationError(f"compute.device is {device!r}, and the Ray cluster has no GPU", param="ray")
-    return {"num_cpus": setting.threads, "num_gpus": int(has_gpus and device != "cpu")}
+        raise EvaluationError(f"{lost} cells were lost with their workers; --resume runs them", param="ray")
 
 
 _prepared: dict[Path, Experiment] = {}  # in a worker, which runs one cell after the other

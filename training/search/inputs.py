@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,27 @@ SEARCH, HELD_OUT = "search", "held_out"
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Records are one per prompt. `specs`: how each scorer was asked for; `notes`: for people, one line each."""
+    """Records are one per prompt. `specs`: how each scorer was asked for, and `context` and `where`, as of
+    `build_scorers`, whatever else that took; `notes`: for people, one line each."""
 
     search: tuple[Record, ...]
     held_out: tuple[Record, ...]
     scorers: Mapping[str, Checked]
     specs: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-    folder: Path | None = None  # where relative paths of `specs` start
+    context: Context = field(default_factory=Context)
+    where: str = "scorer {}"
     corpus: bool = False  # whether scorers could learn from records
 
     @property
     def storable(self) -> dict[str, Any]:
         """Specifications of the scorers that a bundle can carry: those that learned nothing from the data."""
         return {name: spec for name, spec in self.specs.items() if not (self.corpus and learned(spec))}
+
+
+def build_scorers(specs: Mapping[str, Any], context: Context, where: str) -> dict[str, Checked]:
+    """where: a scorer's place in what a person wrote, with {} for its name. Raises `ScorerError`."""
+    return {name: build_scorer(spec, context, where=where.format(name)) for name, spec in specs.items()}
 
 
 def from_recipe(recipe: Recipe, folder: Path, *, device: str = "auto") -> Inputs:
@@ -55,15 +62,15 @@ def from_recipe(recipe: Recipe, folder: Path, *, device: str = "auto") -> Inputs
         search, held_out = _halves(search, recipe.data.seed, 0.5)
         notes.append("the recipe has no test prompts; half of its validation prompts are held out")
     specs = {name: objective.scorer for name, objective in recipe.objectives.items()}
-    context = Context(device, folder, data.parts["train"])
-    scorers = {name: build_scorer(spec, context, where=f"objectives.{name}.scorer") for name, spec in specs.items()}
+    context, where = Context(device, folder, data.parts["train"]), "objectives.{}.scorer"
     return Inputs(
         tuple(one_per_prompt([*search])),
         tuple(one_per_prompt([*held_out])),
-        scorers,
+        build_scorers(specs, context, where),
         specs,
         tuple(notes),
-        folder,
+        context,
+        where,
         corpus=True,
     )
 
@@ -105,11 +112,12 @@ def from_files(
         raise SearchError("no scorer is named; give --scorer NAME=KIND, or a recipe", param="scorer")
     if held_out is None and not 0 < fraction < 1:
         raise SearchError(f"held-out is {fraction:g}; allowed: a share between 0 and 1", param="held_out")
-    scorers = {name: build_scorer(spec, Context(device), where=f"scorer {name}") for name, spec in specs.items()}
+    context, where = Context(device), "scorer {}"
+    scorers = build_scorers(specs, context, where)
     found = read_prompts(prompts)
     search, held = (found, read_prompts(held_out)) if held_out is not None else _halves(found, seed, fraction)
     check_disjoint({SEARCH: search, HELD_OUT: held})
-    return Inputs(tuple(search), tuple(held), scorers, dict(specs))
+    return Inputs(tuple(search), tuple(held), scorers, dict(specs), (), context, where)
 
 
 def read_prompts(path: Path) -> tuple[Record, ...]:

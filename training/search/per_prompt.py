@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,8 @@ from emorl_core.scorers.asking import Panel
 from emorl_core.weights import BASE
 from training.data.records import Record
 from training.progress import Progress
-from training.search.evaluator import Evaluator
-from training.search.generator import EnsembleGenerator
+from training.search.evaluator import EvaluatingOver, Evaluator
+from training.search.in_process import over_ensemble
 from training.search.inputs import Inputs
 from training.search.predictor import STEPS, fit, targets
 from training.search.report import Candidate
@@ -44,9 +44,17 @@ def run_per_prompt(
     *,
     objectives: Sequence[str],
     progress: Progress = lambda stage, done, total: None,
+    evaluating: EvaluatingOver | None = None,
 ) -> Fitted:
     """Try a grid on every search prompt, fit the head, compare it with fixed weights on held-out prompts, and write
-    `report.json` into `folder`. Raises `SearchError`, `ScorerError`, `InvalidRequest`, `EngineError`."""
+    `report.json` into `folder`.
+
+    Args:
+        evaluating: who tries the grid; None: the ensemble and the scorers, here.
+
+    Raises:
+        SearchError, ScorerError, InvalidRequest, EngineError: one line each.
+    """
     names = tuple(objectives)
     check_objectives(ensemble.objectives, names)
     goal = parse_goal(settings.goal, tuple(inputs.scorers))
@@ -61,8 +69,9 @@ def run_per_prompt(
         done = min(total, done + texts)
         progress("texts", done, total)
 
+    over = evaluating or over_ensemble(ensemble, names, inputs.scorers, max_new_tokens=settings.max_new_tokens)
     evaluator, held_out = (
-        _evaluator(ensemble, names, records, inputs, settings, told)
+        Evaluator(over(records, told))
         for records, told in ((inputs.search, settled), (inputs.held_out, lambda texts: None))
     )
     tables = dict(zip(points, evaluator.tables(points), strict=True))
@@ -125,19 +134,6 @@ def base_states(ensemble: Ensemble, prompts: Sequence[str]) -> Array:
     for _ in ensemble.ends(requests, at_once=_AT_ONCE):
         pass
     return np.stack([states[place] for place in range(len(prompts))])
-
-
-def _evaluator(
-    ensemble: Ensemble,
-    names: Sequence[str],
-    records: Sequence[Record],
-    inputs: Inputs,
-    settings: SearchSettings,
-    settled: Callable[[int], None],
-) -> Evaluator:
-    prompts = [record.prompt for record in records]
-    generator = EnsembleGenerator(ensemble, names, prompts, max_new_tokens=settings.max_new_tokens)
-    return Evaluator(generator, records, inputs.scorers, settled=settled)
 
 
 def _answered(

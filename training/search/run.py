@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +10,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from emorl_core.ensemble import Ensemble
-from emorl_core.files.hashes import folder_hash
 from emorl_core.files.writing import replacing
-from emorl_core.weights import BASE
 from training.data.clusters import clusters_of
 from training.progress import Progress
-from training.search.evaluator import Evaluator
-from training.search.generator import EnsembleGenerator
+from training.search.about import about_evaluations
+from training.search.evaluator import EvaluatingOver, Evaluator
 from training.search.grid import Found, SearchError, budget, search
+from training.search.in_process import over_ensemble
 from training.search.inputs import Inputs, prompts_hash
 from training.search.log import EvaluationLog, check_log
+from training.search.meter import Meter
 from training.search.predictor import STEPS
 from training.search.report import Candidate, compared
 from training.search.score_table import Goal, ScoreTable, parse_goal
@@ -112,12 +111,14 @@ def run_search(
     objectives: Sequence[str] | None = None,
     resume: bool = False,
     progress: Progress = lambda stage, done, total: None,
+    evaluating: EvaluatingOver | None = None,
 ) -> Outcome:
     """Search, compare on held-out prompts, write `report.json` into `folder`, beside the log of every evaluation.
 
     Args:
         objectives: which of the ensemble's to mix; None: all.
         resume: go on with the evaluations that `folder` holds. They are valid under any goal, space and depth.
+        evaluating: who does the work; None: the ensemble and the scorers, here.
 
     Raises:
         SearchError, ScorerError, InvalidRequest, EngineError: one line each.
@@ -125,24 +126,17 @@ def run_search(
     names = tuple(objectives or ensemble.objectives)
     check_objectives(ensemble.lanes, names)
     goal = parse_goal(settings.goal, tuple(inputs.scorers))
-    meter = _Meter(settings.budget(len(names)), len(inputs.search), len(inputs.held_out), progress)
-    about = _about(ensemble, names, inputs, settings)
+    meter = Meter(settings.budget(len(names)), len(inputs.search), len(inputs.held_out), progress)
+    about = about_evaluations(ensemble, names, inputs.specs, settings.max_new_tokens)
     # Both are opened first: a folder that holds another search is refused before anything is run.
     logs = [
         EvaluationLog(folder / file, {**about, "prompts": prompts_hash(records)}, resume=resume)
         for file, records in ((EVALUATIONS_FILE, inputs.search), (HELD_OUT_FILE, inputs.held_out))
     ]
     started = time.perf_counter()
+    over = evaluating or over_ensemble(ensemble, names, inputs.scorers, max_new_tokens=settings.max_new_tokens)
     evaluator, held_out = (
-        Evaluator(
-            EnsembleGenerator(
-                ensemble, names, [record.prompt for record in records], max_new_tokens=settings.max_new_tokens
-            ),
-            records,
-            inputs.scorers,
-            log=log,
-            settled=meter.settled,
-        )
+        Evaluator(over(records, meter.settled), log=log)
         for records, log in zip((inputs.search, inputs.held_out), logs, strict=True)
     )
     resumed = len(logs[0].read)
@@ -268,43 +262,3 @@ def _candidates(found: Found, objectives: int, evaluator: Evaluator, goal: Goal)
     if len(found.levels) > 1:
         named["best of level 1"] = found.levels[0].best
     return [Candidate(name, point, score(point), evaluator.tables([point])[0].means) for name, point in named.items()]
-
-
-def _about(ensemble: Ensemble, names: Sequence[str], inputs: Inputs, settings: SearchSettings) -> dict[str, Any]:
-    """What an evaluation depends on, besides its prompts."""
-    return {
-        "bundle": _bundle_hash(ensemble, names),
-        "objectives": list(names),
-        "scorers": dict(inputs.specs),
-        "max_new_tokens": settings.max_new_tokens,
-        "dtype": ensemble.dtype,
-    }
-
-
-def _bundle_hash(ensemble: Ensemble, names: Sequence[str]) -> str:
-    spec, bundle = ensemble.spec, ensemble.bundle
-    parts: dict[str, Any] = {"template": spec.prompt_template, "limit": spec.max_source_tokens, "name": spec.name}
-    if bundle is not None:
-        parts["base"] = folder_hash(bundle.base_folder())
-        parts |= {name: folder_hash(bundle.adapter_folder(name)) for name in names if name != BASE}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-class _Meter:
-    """Texts settled, of those that the budget could need. Points that were known already jump ahead at the end."""
-
-    def __init__(self, evaluations: int, prompts: int, held_out: int, progress: Progress) -> None:
-        self._searching = evaluations * prompts
-        self._total = self._searching + 4 * held_out
-        self._done = 0
-        self._progress = progress
-
-    def settled(self, texts: int) -> None:
-        self._done = min(self._total, self._done + texts)
-        self._progress("texts", self._done, self._total)
-
-    def searched(self) -> None:
-        self.settled(max(0, self._searching - self._done))
-
-    def finished(self) -> None:
-        self.settled(self._total - self._done)

@@ -19,6 +19,7 @@ from training.progress import Progress
 from training.search.evaluator import Evaluator
 from training.search.generator import Generator
 from training.search.grid import SearchError, search
+from training.search.in_process import InProcess
 from training.search.inputs import prompts_hash
 from training.search.log import EvaluationLog
 from training.search.run import MOST_BY_GRID
@@ -75,7 +76,7 @@ def choose(
     prompts = [Record(prompt.text) for prompt in experiment.search]
     kept = _TimedLog(log, {"prompts": prompts_hash(prompts), "scorers": list(experiment.scorers)})
     # Nothing is inferred: each method pays for all its texts, so that what their searches took can be compared.
-    evaluator = Evaluator(generator, experiment.search, experiment.scorers, infer=False, log=kept)
+    evaluator = Evaluator(InProcess(generator, experiment.search, experiment.scorers, infer=False), log=kept)
     known = dict(kept.scores)
 
     def evaluate(points: Sequence[Point]) -> list[float]:

@@ -1,0 +1,154 @@
+"""What Ray's proxy costs, and what a second replica brings: one bundle behind `emorl serve` and behind `emorl deploy`,
+in turns. Needs the extra `ray`.
+
+    python -m benchmarks.proxy --bundle my-bundle
+
+First one stream at a time, on one core each: the time to the first token and between tokens. Then many streams at
+once: tokens a second of one process on two cores and of two replicas on one core each. The clients compute on the same
+machine, and no step is compiled. The last lines are times for `benchmarks.queueing`, and JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from benchmarks import load
+from benchmarks.http.streams import Target, ask, generate_body
+from benchmarks.replicas import Deployed, deployed
+
+_WARM_UP = 3
+SERVE, DEPLOY = "emorl serve", "emorl deploy"
+
+
+@dataclass(slots=True)
+class Side:
+    """One way to serve. Lists have an entry per round: seconds, and tokens a second. `gap`: between tokens, the round's
+    median; `crowded`: the same with many streams at once."""
+
+    first: list[float] = field(default_factory=list)
+    gap: list[float] = field(default_factory=list)
+    crowded: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+
+
+def alternate(targets: dict[str, Target], rounds: int, new_tokens: int) -> dict[str, Side]:
+    """One stream after the other, the same requests on each side. Raises `SystemExit`: the texts differ."""
+    dice = random.Random(5)
+    sides = {name: Side() for name in targets}
+    for number in range(rounds + _WARM_UP):
+        body = generate_body(dice, new_tokens, stream=True, exactly=True)
+        ids: dict[str, list[int]] = {}
+        for name in sorted(targets, reverse=bool(number % 2)):  # whoever goes second finds a warmer machine
+            answer = asyncio.run(ask(targets[name], body))
+            if answer.kind != "completed" or answer.first_token_s is None:
+                raise SystemExit(f"{name} answered: {answer.kind}")
+            ids[name] = answer.token_ids
+            if number >= _WARM_UP:
+                sides[name].first.append(answer.first_token_s)
+                sides[name].gap.append(statistics.median(answer.gaps))
+        if len(set(map(tuple, ids.values()))) > 1:
+            raise SystemExit("the two sides gave different tokens for one request")
+    return sides
+
+
+def crowd(name: str, target: Target, side: Side, options: argparse.Namespace, seed: int) -> None:
+    begun = time.perf_counter()
+    report = asyncio.run(
+        load.run(target, options.clients, options.seconds, new_tokens=options.new_tokens, seed=1000 * seed)
+    )
+    took_s = time.perf_counter() - begun  # to the last answer
+    if set(report.outcomes) - {"completed", "refused"}:
+        raise SystemExit(f"{name}: {dict(report.outcomes)}")
+    side.tokens.append(report.tokens / took_s)
+    side.crowded.append(statistics.median(report.gaps_s))
+
+
+def shown(what: str, unit: str, values: Sequence[float], scale: float = 1.0) -> str:
+    values = [value * scale for value in values]
+    spread = f"({min(values):.2f} - {max(values):.2f})"
+    return f"  {what:34}{statistics.median(values):9.2f} {unit:10} {spread} over {len(values)} rounds"
+
+
+def measure(options: argparse.Namespace) -> dict[str, Side]:
+    """By way of serving."""
+    plain = {"compile": "off"}
+    more = (
+        "--dtype",
+        options.dtype,
+        "--max-queue",
+        str(options.max_queue),
+        "--compile",
+        "off",
+        "--log-level",
+        "warning",
+    )
+    one = argparse.Namespace(**{**vars(options), "threads": 1})
+    two = argparse.Namespace(**{**vars(options), "threads": 2})
+    with load.served(options.bundle, one, plain) as (url, _), deployed(options.bundle, 1, options.slots, *more) as at:
+        targets = {SERVE: Target.parse(url), DEPLOY: at.target}
+        sides = alternate(targets, options.rounds, options.new_tokens)
+        for name, target in targets.items():
+            crowd(name, target, sides[name], options, 1)
+        asyncio.run(two_replicas(at, options.bundle))
+        with load.served(options.bundle, two, plain) as (url, _):
+            pair = {"one process, two threads": Target.parse(url), "two replicas, a thread each": at.target}
+            sides |= {name: Side() for name in pair}
+            for seed in range(2, 2 + options.crowds):
+                for name in sorted(pair, reverse=bool(seed % 2)):
+                    crowd(name, pair[name], sides[name], options, seed)
+    return sides
+
+
+async def two_replicas(at: Deployed, bundle: Path) -> None:
+    fault = await at.again(bundle, 2) or await at.settled(lambda now: len(now) == 2, "two replicas")
+    if fault is not None:
+        raise SystemExit(fault)
+
+
+def queueing_times(side: Side, clients: int) -> str:
+    """Of one replica, as `benchmarks.queueing` takes them."""
+    step, crowded, first = (statistics.median(values) * 1e3 for values in (side.gap, side.crowded, side.first))
+    row = max(0.0, (crowded - step) / (clients - 1))
+    return f"--step-ms {step:.2f} --row-ms {row:.2f} --prompt-ms {max(0.0, first - step):.2f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--bundle", type=Path, required=True)
+    made.add_argument("--rounds", type=int, default=20, help="of one stream each (default 20)")
+    made.add_argument("--new-tokens", type=int, default=64)
+    made.add_argument("--clients", type=int, default=16, help="streams at once, up to --slots (default 16)")
+    made.add_argument("--seconds", type=float, default=10.0, help="of many streams at once, each time (default 10)")
+    made.add_argument("--crowds", type=int, default=3, help="times that each two-core side has them (default 3)")
+    made.add_argument("--dtype", default="auto")
+    options = made.parse_args(argv)
+    if options.clients < 2 or min(options.rounds, options.crowds, options.new_tokens - 1, options.seconds) <= 0:
+        made.error("--clients and --new-tokens: from 2; --rounds, --crowds and --seconds: above 0")
+    options.slots, options.max_queue = options.clients, 4 * options.clients
+    sides = measure(options)
+    serve, deploy = sides[SERVE], sides[DEPLOY]
+    for name, side in sides.items():
+        print(name)
+        if side.first:
+            print(shown("first token", "ms", side.first, 1e3))
+            print(shown("between tokens", "ms", side.gap, 1e3))
+        print(shown(f"with {options.clients} streams", "tokens/s", side.tokens))
+    for what, kind in (("first token", "first"), ("token", "gap")):
+        pairs = [b - a for a, b in zip(getattr(serve, kind), getattr(deploy, kind), strict=True)]
+        print(shown(f"the proxy adds to a {what}", "ms", pairs, 1e3))
+    print(f"python -m benchmarks.queueing {queueing_times(deploy, options.clients)}")
+    print(json.dumps({name: asdict(side) for name, side in sides.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
