@@ -100,8 +100,8 @@ _SAMPLING = (
 def add_sampling_options(
     parser: argparse.ArgumentParser, *, temperature: float = 0.0, top_p: float = 1.0, seed: str = "default: drawn"
 ) -> None:
-    """The fields of `emorl_core.types.Sampling`; their ranges are checked there. temperature, top_p: defaults; seed: what
-    is said of its own."""
+    """The fields of `emorl_core.types.Sampling`; their ranges are checked there. temperature, top_p: their defaults;
+    seed: what is said of its own."""
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many (default 64)")
     parser.add_argument(
         "--min-new-tokens", type=int, default=0, metavar="N", help="no end before this many (default 0)"

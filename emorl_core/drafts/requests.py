@@ -36,7 +36,7 @@ class DraftsRequests(Requests):
         Args:
             wanted: how many drafts, and out of how many; none given: three, as `Wanted` has it.
             attribution: split each draft over the objectives; None: where `combine` can be split.
-            max_sweep: most completions (weights times their texts) that it may ask for; counted before anything is made.
+            max_sweep: most completions (weights times texts) that it may ask for; counted before anything is made.
             request_id: what the ids of its requests begin with.
             sampling: the fields of `Sampling`, of the drawn texts; not given: temperature 0.7, top_p 0.9 and seed 0, so
                 that the same request gives the same drafts.
@@ -64,9 +64,7 @@ class DraftsRequests(Requests):
 
     def _spread(self, count: int) -> list[ResolvedWeights]:
         """Of the bundle's own profiles those with weights; learned ones would change the drafts of everybody else."""
-        profiles = {
-            name: self.resolve(profile=name) for name in self.spec.profiles if name not in self._predictors
-        }
+        profiles = {name: self.resolve(profile=name) for name in self.spec.profiles if name not in self._predictors}
         default = profiles.pop(self.spec.default_profile or "", None)
         known = [*([] if default is None else [default]), *profiles.values()]
         looked_at = spread(

@@ -85,7 +85,8 @@ export function createLine(store, actions) {
       if (draw.disabled) told.textContent = "The exact texts on the way exist at temperature 0 and without penalties.";
       else told.textContent = why === null ? "" : `The texts on the way are found when you ask for them: ${why}.`;
     } else if (isStale(state)) told.textContent = "These texts are of another prompt or other options.";
-    else if (!drawing.busy) {
+    else if (drawing.busy) told.textContent = "";
+    else {
       const texts = `${intervals.length} ${intervals.length === 1 ? "text" : "texts"}`;
       told.textContent = isWhole() ? `${texts} between ${axes[0]} and ${axes[1]}, exactly.` : drawing.soFar(texts);
     }

@@ -142,7 +142,7 @@ export function createMap(store, actions, geometry) {
       const why = drawing.whyNot(state);
       told.textContent = why === null ? "" : `The map is drawn when you ask for it: ${why}.`;
     } else if (isStale(state)) told.textContent = "This map is of another prompt or other options.";
-    else if (!drawing.busy) told.textContent = summary(inWords(regions.describe().length));
+    else told.textContent = drawing.busy ? "" : summary(inWords(regions.describe().length));
   }
 
   function summary(texts) {

@@ -55,7 +55,13 @@ def without(answer: dict[str, Any], *names: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0}, {"temperature": 0.8, "seeds": 3, "seed": 3}, {"combine": "probs"}, {"presence_penalty": 0.5}],
+    [
+        {},
+        {"temperature": 0},
+        {"temperature": 0.8, "seeds": 3, "seed": 3},
+        {"combine": "probs"},
+        {"presence_penalty": 0.5},
+    ],
     ids=["as it is", "greedy", "three seeds", "mixed probabilities", "a penalty"],
 )
 def test_each_draft_is_the_text_of_a_request_with_its_weights(client: httpx.Client, options: dict[str, Any]) -> None:
@@ -226,7 +232,9 @@ def test_drafts_wait_for_a_place_like_everything_else() -> None:
 # --- the best one, without being asked ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"temperature": 0.8, "seed": 3}], ids=["as it is", "greedy", "drawn"])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0}, {"temperature": 0.8, "seed": 3}], ids=["as it is", "greedy", "drawn"]
+)
 def test_auto_is_the_best_draft(judging: Live, options: dict[str, Any]) -> None:
     drafts = told(judging, **options)
     best = drafts["drafts"][0]
