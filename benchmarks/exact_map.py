@@ -1,10 +1,11 @@
 """The exact map against a grid: the same text at every grid point that is not too near a border, and what each costs.
 
     python -m benchmarks.exact_map BUNDLE [--prompts FILE] [--count 20] [--resolution 100] [--max-new-tokens 16]
+        [--rows FILE]
 
 For each prompt: one map, one sweep over the grid (5,151 points at resolution 100) in the same engine. A point is near
 a border where the region that holds it ends within 1e-6. Prints JSON; exits with 1 where a point further inside has
-another text.
+another text. With --rows each prompt's figures are kept as they come, and a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = args.prompts.read_text(encoding="utf-8").splitlines() if args.prompts else PROMPTS
     ensemble = Ensemble.load(args.bundle, device="cpu", dtype="float32", quantize="off", slots=64)
     asked = [each for each in prompts if each.strip()][: args.count]
+    kept = Rows(args.rows, [ensemble.name, args.resolution, args.max_new_tokens, args.max_regions])
     rows = []
     for prompt in asked:
-        row = compared(ensemble, prompt, args)
+        row = kept.of(prompt, partial(compared, ensemble, prompt, args))
         rows.append(row)
         done = f"{len(rows)} of {len(asked)}: {row['regions']} regions, {row['far_and_different']} far and different"
         print(done, file=sys.stderr, flush=True)
@@ -71,6 +74,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(document, indent=1))
     return 1 if document["far_and_different"] else 0
+
+
+class Rows:
+    """Figures by prompt, one line of JSON each in a file (None: none is kept), for runs with the same settings."""
+
+    def __init__(self, path: Path | None, settings: list[Any]) -> None:
+        self._path = path
+        self._settings = settings
+        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
+        read = [json.loads(line) for line in lines]
+        self._known = {each["prompt"]: each["row"] for each in read if each["settings"] == settings}
+
+    def of(self, prompt: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if prompt not in self._known:
+            self._known[prompt] = work()
+            if self._path is not None:
+                line = json.dumps({"settings": self._settings, "prompt": prompt, "row": self._known[prompt]})
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+        return self._known[prompt]
 
 
 def compared(ensemble: Ensemble, prompt: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -125,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resolution", type=int, default=100, help="of the grid (default 100)")
     parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--max-regions", type=int, default=None)
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="keep what is measured, and go on from it")
     return parser
 
 

@@ -38,29 +38,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--candidates",
         type=int,
-        default=16,
+        default=8,
         metavar="N",
-        help="weights to look at: the default profile, each objective alone, all alike, then those farthest from all "
-        "before (default 16)",
+        help="weights to look at: the default profile, each objective alone, all alike, the bundle's other profiles, "
+        "then those farthest from all before (default 8)",
     )
     parser.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="seeds with each of them, from --seed on (default 1)"
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="texts to draw with each of them beside the most likely one, from --seed on (default 2, and 0 at "
+        "temperature 0)",
     )
     parser.add_argument(
         "--diversity",
         type=float,
-        default=0.3,
+        default=0.1,
         metavar="X",
-        help="how much being different counts beside being good, from the second draft on (default 0.3)",
+        help="how much being different counts beside being good, from the second draft on (default 0.1)",
     )
     parser.add_argument(
         "--min-distance",
         type=float,
-        default=0.3,
+        default=0.4,
         metavar="X",
-        help="leave out texts nearer to a better draft; 0: the same words, 1: none in common (default 0.3)",
+        help="leave out texts nearer to a better draft; 0: the same words, 1: none in common (default 0.4)",
     )
-    add_sampling_options(parser)
+    add_sampling_options(parser, temperature=0.7, top_p=0.9, seed="default: 0")
     add_combine_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document, fields as in POST /drafts")
     parser.add_argument(
@@ -78,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_example(
         parser,
         'emorl drafts my-bundle "I can\'t keep up at work."',
-        'emorl drafts my-bundle "I can\'t keep up at work." --count 2 --temperature 0.7 --seeds 4 --json',
+        'emorl drafts my-bundle "I can\'t keep up at work." --count 2 --temperature 0.5 --seeds 4 --json',
     )
 
 
@@ -112,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         source = None if Path(args.bundle).is_dir() else args.bundle
         print_json(_document(ensemble, found, sent, source, receipts=args.receipt))
     else:
-        _print(found, seeded=args.temperature > 0)
+        _print(found)
     return 0
 
 
@@ -130,10 +134,10 @@ def _document(ensemble: Ensemble, found: Drafts, sent: Sent, source: str | None,
     return {"model": ensemble.name, "drafts": drafts, "seed": found.seed, **chosen_among(found)}
 
 
-def _print(found: Drafts, *, seeded: bool) -> None:
+def _print(found: Drafts) -> None:
     for draft in found.drafts:
         print(" ".join(draft.text.split()))
-        print(f"    {_facts(draft, found, seeded=seeded)}\n")
+        print(f"    {_facts(draft, found)}\n")
     saved = found.unshared_lane_row_steps / max(1, found.lane_row_steps)
     by = "the mean of the scores" if found.ranked_by == "scores" else "likelihood: the bundle names no scorer that runs"
     print(
@@ -143,10 +147,10 @@ def _print(found: Drafts, *, seeded: bool) -> None:
     )
 
 
-def _facts(draft: Draft, found: Drafts, *, seeded: bool) -> str:
+def _facts(draft: Draft, found: Drafts) -> str:
     facts = [_written(draft.weights)]
-    if seeded:
-        facts.append(f"seed {draft.completion.seed}")
+    if draft.temperature:
+        facts.append(f"temperature {draft.temperature:g}, seed {draft.completion.seed}")
     if draft.mean is not None:
         each = ", ".join(f"{name} {score:.2f}" for name, score in draft.scores.items() if score is not None)
         facts.append(f"score {draft.mean:.3f} ({each})")

@@ -114,15 +114,22 @@ _SAMPLING = (
 )  # fmt: skip
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """The fields of `emorl_core.types.Sampling`; their ranges are checked there."""
+def add_sampling_options(
+    parser: argparse.ArgumentParser, *, temperature: float = 0.0, top_p: float = 1.0, seed: str = "default: drawn"
+) -> None:
+    """The fields of `emorl_core.types.Sampling`; their ranges are checked there. temperature, top_p: their defaults;
+    seed: what is said of its own."""
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many (default 64)")
     parser.add_argument(
         "--min-new-tokens", type=int, default=0, metavar="N", help="no end before this many (default 0)"
     )
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, metavar="T", help=f"0 is greedy (default {temperature:g})"
+    )
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest; 0 is off")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample within this mass; 1.0 is off")
+    parser.add_argument(
+        "--top-p", type=float, default=top_p, metavar="P", help=f"sample within this mass; 1 is off (default {top_p:g})"
+    )
     parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1.0 is off")
     parser.add_argument(
         "--presence-penalty",
@@ -141,7 +148,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no run of N tokens comes twice; 0 is off"
     )
     parser.add_argument("--logit-bias", metavar="ID=X,…", help="numbers added to the logits of token ids")
-    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text (default: drawn)")
+    parser.add_argument("--seed", type=int, metavar="N", help=f"the same seed gives the same text ({seed})")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
 
 

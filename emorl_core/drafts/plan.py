@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
 from emorl_core.drafts.choosing import pick
 from emorl_core.engine.sweep import SweepItem, SweepPlan
 from emorl_core.errors import InvalidRequest, shown
-from emorl_core.types import MAX_SEED, Attribution, Completion, Request
+from emorl_core.types import MAX_SEED, Attribution, Completion, Request, Sampling
 from emorl_core.weights import named
 
 MAX_COUNT = 16  # as many drafts as a choice may hold
 MAX_CANDIDATES = 256
 MAX_SEEDS = 64
+_DRAWN = 2
 RankedBy = Literal["scores", "likelihood"]
 Scores = Mapping[str, float | None]
 
@@ -25,45 +26,61 @@ Scores = Mapping[str, float | None]
 class Wanted:
     """How many drafts, out of how many texts.
 
-    `candidates`: weight vectors to look at (`spread`), each with `seeds` seeds. `diversity`, `min_distance`: of `pick`.
+    `candidates`: weight vectors to look at (`spread`), each with its most likely text and `seeds` drawn ones; None: 2,
+    at temperature 0 none. `diversity`, `min_distance`: of `pick`.
     """
 
     count: int = 3
-    candidates: int = 16
-    seeds: int = 1
-    diversity: float = 0.3
-    min_distance: float = 0.3
+    candidates: int = 8
+    seeds: int | None = None
+    diversity: float = 0.1
+    min_distance: float = 0.4
 
     def check(self, *, greedy: bool, most: int | None) -> None:
         """Raises InvalidRequest naming the field. most: completions that may be asked for."""
-        for name, limit in (("count", MAX_COUNT), ("candidates", MAX_CANDIDATES), ("seeds", MAX_SEEDS)):
+        for name, least, limit in (("count", 1, MAX_COUNT), ("candidates", 1, MAX_CANDIDATES), ("seeds", 0, MAX_SEEDS)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-                raise InvalidRequest(f"{name} is {shown(value)}; allowed: a whole number from 1 to {limit}", param=name)
+            if name == "seeds" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= limit:
+                raise InvalidRequest(
+                    f"{name} is {shown(value)}; allowed: a whole number from {least} to {limit}", param=name
+                )
         for name in ("diversity", "min_distance"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
                 raise InvalidRequest(f"{name} is {shown(value)}; allowed: a number from 0 to 1", param=name)
-        if self.seeds > 1 and greedy:
+        if self.seeds and greedy:
             raise InvalidRequest(
-                f"seeds is {self.seeds} at temperature 0, where every seed gives the same text; allowed: 1, or a"
+                f"seeds is {self.seeds} at temperature 0, where every seed gives the same text; allowed: 0, or a"
                 " temperature above 0",
                 param="seeds",
             )
-        if most is not None and self.candidates * self.seeds > most:
+        texts = 1 + self.drawn(greedy=greedy)
+        if most is not None and self.candidates * texts > most:
             raise InvalidRequest(
-                f"candidates is {self.candidates}, with {self.seeds} seeds each; allowed: up to {most} completions"
+                f"candidates is {self.candidates}, with {texts} texts each; allowed: up to {most} completions"
                 " (max_sweep)",
                 param="candidates",
             )
 
-    def seeds_from(self, first: int) -> list[int]:
-        return [(first + i) % (MAX_SEED + 1) for i in range(self.seeds)]
+    def drawn(self, *, greedy: bool) -> int:
+        """Texts that are drawn for each of the weights."""
+        if self.seeds is not None:
+            return self.seeds
+        return 0 if greedy else _DRAWN
+
+    def samplings(self, settings: Sampling) -> list[Sampling]:
+        """Of the texts of each of the weights, the most likely one first; settings: with a seed, that of the first
+        drawn one."""
+        first = settings.seed or 0
+        seeds = [(first + i) % (MAX_SEED + 1) for i in range(self.drawn(greedy=settings.greedy))]
+        return [replace(settings, temperature=0.0), *(replace(settings, seed=seed) for seed in seeds)]
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """One text to choose, with the weights and seed that give it.
+    """One text to choose, with the weights, seed and temperature that give it.
 
     `request` and `completion`: of the first of those weights, in the order of the spread. `mean`: of `scores`, None
     where one is missing. `likelihood`: the geometric mean of its tokens' probabilities. `shares`: of each objective in
@@ -88,10 +105,16 @@ class Draft:
     def weights(self) -> dict[str, float]:
         return self.completion.weights
 
+    @property
+    def temperature(self) -> float:
+        """0: it is the most likely text."""
+        return self.request.sampling.temperature
+
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """`drafts`: best first, by what `ranked_by` says. `candidates`: weights times seeds; `distinct`: texts they gave.
+    """`drafts`: best first, by what `ranked_by` says. `candidates`: texts that were looked at; `distinct`: different
+    ones among them.
 
     `lane_row_steps`: lane rows computed, one token each; `unshared_lane_row_steps`: what one request per candidate
     would have computed.

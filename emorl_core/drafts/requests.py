@@ -8,9 +8,12 @@ from typing import Any
 from emorl_core.asked import Messages
 from emorl_core.drafts.plan import DraftsPlan, Wanted
 from emorl_core.drafts.spread import spread
-from emorl_core.engine.intake import draw_seed
 from emorl_core.requests import Requests
 from emorl_core.types import Combine
+from emorl_core.weights import ResolvedWeights
+
+# Of the drawn texts, unless a caller says otherwise: varied enough to find better texts, and as good English.
+DRAWN = {"temperature": 0.7, "top_p": 0.9}
 
 
 class DraftsRequests(Requests):
@@ -33,33 +36,44 @@ class DraftsRequests(Requests):
         Args:
             wanted: how many drafts, and out of how many; none given: three, as `Wanted` has it.
             attribution: split each draft over the objectives; None: where `combine` can be split.
-            max_sweep: most completions (weights times seeds) that it may ask for; counted before anything is made.
+            max_sweep: most completions (weights times texts) that it may ask for; counted before anything is made.
             request_id: what the ids of its requests begin with.
-            sampling: the fields of `Sampling`.
+            sampling: the fields of `Sampling`, of the drawn texts; not given: temperature 0.7, top_p 0.9 and seed 0, so
+                that the same request gives the same drafts.
 
         Raises `InvalidRequest` and its kinds.
         """
         wanted = wanted or Wanted()
-        settings = self._sampling(**sampling)
+        settings = self._sampling(**{**DRAWN, **sampling})
         wanted.check(greedy=settings.greedy, most=max_sweep)
-        seed = draw_seed() if settings.seed is None else settings.seed
-        settings = replace(settings, seed=seed)
+        settings = replace(settings, seed=settings.seed or 0)
         asked = self._reader.read(prompt, messages, "prompt")
-        default = self.spec.default_profile
-        profile = None if default is None or default in self._predictors else self.resolve()
-        vectors = [
-            profile if profile is not None and weights == profile.as_dict() else self.resolve(weights)
-            for weights in spread(self.objectives, wanted.candidates, None if profile is None else profile.as_dict())
-        ]
-        seeds = [each for each in wanted.seeds_from(seed) for _ in vectors]
+        vectors = self._spread(wanted.candidates)
+        samplings = wanted.samplings(settings)
         sweep = self._sweep(
             [asked],
-            vectors * wanted.seeds,
+            vectors * len(samplings),
             settings,
             combine,
             prefix=request_id,
-            seeds=seeds,
+            samplings=[each for each in samplings for _ in vectors],
             logprobs=True,
             attribution=combine == "hidden" if attribution is None else attribution,
         )
         return DraftsPlan(sweep, wanted, self.lanes)
+
+    def _spread(self, count: int) -> list[ResolvedWeights]:
+        """Of the bundle's own profiles those with weights; learned ones would change the drafts of everybody else."""
+        profiles = {name: self.resolve(profile=name) for name in self.spec.profiles if name not in self._predictors}
+        default = profiles.pop(self.spec.default_profile or "", None)
+        known = [*([] if default is None else [default]), *profiles.values()]
+        looked_at = spread(
+            self.objectives,
+            count,
+            None if default is None else default.as_dict(),
+            [each.as_dict() for each in profiles.values()],
+        )
+        return [
+            next((each for each in known if each.as_dict() == weights), None) or self.resolve(weights)
+            for weights in looked_at
+        ]

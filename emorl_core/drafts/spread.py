@@ -14,19 +14,22 @@ MAX_POINTS = 2000  # of the grid that is picked from
 
 
 def spread(
-    objectives: Sequence[str], count: int, profile: Mapping[str, float] | None = None
+    objectives: Sequence[str],
+    count: int,
+    profile: Mapping[str, float] | None = None,
+    others: Sequence[Mapping[str, float]] = (),
 ) -> list[Mapping[str, float]]:
     """Up to `count` different weight vectors, sum 1 each: the profile's, then one per objective alone, equal weights,
-    and then out of a grid always the one that lies farthest from all before it.
+    the others, and then out of a grid always the one that lies farthest from all before it.
 
-    profile: of sum 1. Fewer than `count` come back where the coarsest grid that would hold as many is too large, and
-    for one objective.
+    profile, others: of sum 1. Fewer than `count` come back where the coarsest grid that would hold as many is too
+    large, and for one objective.
     """
     names = (BASE, *objectives)
     corners = simplex_grid(objectives, 1)
     equal = dict.fromkeys(objectives, 1.0 / len(objectives))
     found: list[Mapping[str, float]] = []
-    for each in ([] if profile is None else [profile]) + corners + [equal]:
+    for each in ([] if profile is None else [profile]) + corners + [equal, *others]:
         if not any(np.allclose(_vector(names, each), _vector(names, other)) for other in found):
             found.append(each)
     if len(found) < count and (resolution := _resolution(len(objectives), count)):

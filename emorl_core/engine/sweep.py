@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from emorl_core.combine_modes import check_combine
@@ -82,13 +82,13 @@ class SweepPlan:
         only: Sequence[Collection[int]] | None = None,
         prefix: str = "sweep",
         lane_prompts: Sequence[LanePrompts] | None = None,
-        seeds: Sequence[int] | None = None,
+        samplings: Sequence[Sampling] | None = None,
         logprobs: bool = False,
         attribution: bool = False,
     ) -> None:
         """prompts: token ids each; lane_prompts: see `Request`, one each; sampling: with its seed set; only: per prompt
-        the indices of the vectors it is swept with, None: all; prefix: of the request ids; seeds: one per vector, None:
-        sampling's for all; logprobs, attribution: of the completions.
+        the indices of the vectors it is swept with, None: all; prefix: of the request ids; samplings: one per vector,
+        in length and stops like `sampling`, None: that one for all; logprobs, attribution: of the completions.
 
         Raises InvalidRequest or InvalidWeights: nothing to do, or vectors that cannot be mixed in this way.
         """
@@ -105,12 +105,8 @@ class SweepPlan:
         self.sampling = sampling
         self._combine = combine
         self._prefix = prefix
-        # Only mixed logits scale with the weights, and what is added to them does not: combined in any other way, or
-        # with a penalty that is subtracted, only equal vectors are merged.
-        scales = sampling.greedy and combine == "hidden" and not sampling.adds
-        rays = merge_rays([v.vector for v in vectors], greedy=scales, seeds=seeds)
-        seeded = {seed: replace(sampling, seed=seed) for seed in seeds or ()}  # one object each, as the engine likes it
-        self._samplings = [sampling] * len(vectors) if seeds is None else [seeded[seed] for seed in seeds]
+        self._samplings = [sampling] * len(vectors) if samplings is None else list(samplings)
+        rays = merge_rays([v.vector for v in vectors], self._samplings, combine)
         self._told: dict[str, Any] = {"logprobs": logprobs, "attribution": attribution}
         self._same: list[dict[int, list[int]]] = [{} for _ in self.prompts]  # per prompt: the vectors of each request
         for p, same in enumerate(self._same):
@@ -252,15 +248,21 @@ def simplex_grid(objectives: Sequence[str], resolution: int) -> list[dict[str, f
     ]
 
 
-def merge_rays(vectors: Sequence[Sequence[float]], *, greedy: bool, seeds: Sequence[int] | None = None) -> list[int]:
-    """For each vector the index of the first one that gives the same text: equal vectors always, and under greedy
-    decoding positive multiples of each other (scaling all logits does not move their largest). seeds: one each, where
-    they differ."""
-    first: dict[tuple[tuple[float, ...], int], int] = {}
-    each = [0] * len(vectors) if seeds is None else seeds
+def merge_rays(
+    vectors: Sequence[Sequence[float]], samplings: Sequence[Sampling], combine: Combine = "hidden"
+) -> list[int]:
+    """For each vector the index of the first one that gives the same text: equal vectors with equal sampling always,
+    and under greedy decoding positive multiples of each other (scaling all logits does not move their largest)."""
+
+    # Only mixed logits scale with the weights, and what is added to them does not: combined in any other way, or with a
+    # penalty that is subtracted, only equal vectors are merged.
+    def scales(sampling: Sampling) -> bool:
+        return sampling.greedy and combine == "hidden" and not sampling.adds
+
+    first: dict[tuple[tuple[float, ...], Sampling], int] = {}
     return [
-        first.setdefault((_key(vector, greedy), seed), i)
-        for i, (vector, seed) in enumerate(zip(vectors, each, strict=True))
+        first.setdefault((_key(vector, scales(sampling)), sampling), i)
+        for i, (vector, sampling) in enumerate(zip(vectors, samplings, strict=True))
     ]
 
 

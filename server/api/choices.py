@@ -13,7 +13,6 @@ from starlette.responses import Response
 from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.choices.learning import CREDIBLE, LearnedWeights, Preference
 from emorl_core.choices.store import ChoiceStore
-from emorl_core.drafts.plan import Wanted
 from emorl_core.drafts.spread import spread
 from emorl_core.errors import InvalidRequest, InvalidWeights
 from emorl_core.frontend import Frontend
@@ -24,6 +23,7 @@ from server.door.bodies import StrictBody
 from server.door.errors import RouteNotFound
 
 router = APIRouter(tags=["choices"], route_class=StrictBody)
+_LOOKED_AT = 16  # weights, where a caller names none
 _ERRORS = errors(400, 401, 404, 408, 413, 415, 421, 422, 431, 500, 503)
 
 
@@ -99,7 +99,7 @@ def _belief(ensemble: Frontend, body: Evidence, request: Request) -> Preference:
 def _candidates(ensemble: Frontend, body: NextBody) -> list[dict[str, float]]:
     """Resolved. Raises `InvalidWeights`, `InvalidRequest`."""
     if body.candidates is None:
-        candidates = [ensemble.resolve(each).as_dict() for each in spread(ensemble.objectives, Wanted().candidates)]
+        candidates = [ensemble.resolve(each).as_dict() for each in spread(ensemble.objectives, _LOOKED_AT)]
     else:
         candidates = [_resolved(ensemble, each, f"candidates.{i}") for i, each in enumerate(body.candidates)]
     for pair in body.without:

@@ -58,8 +58,7 @@ class NextBody(Evidence):
 
     candidates: Annotated[list[Weights], FirstFault(), Field(min_length=2, max_length=MAX_CANDIDATES)] | None = Field(
         None,
-        description="Weights to choose the pair among: those of different texts. Null: the ones that `POST /drafts`"
-        " looks at.",
+        description="Weights to choose the pair among: those of different texts. Null: 16, spread over all mixes.",
     )
     without: Annotated[list[Pair], FirstFault(), Field(max_length=MAX_CANDIDATES**2)] = Field(
         default_factory=list, description="Pairs, by their places in `candidates`, that are not to come again."

@@ -8,10 +8,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from emorl_core.drafts.plan import MAX_CANDIDATES, MAX_COUNT, MAX_SEEDS, Draft, Drafts, DraftsPlan, Wanted
+from emorl_core.drafts.requests import DRAWN
 from emorl_core.frontend import Frontend
 from emorl_core.types import Completion
 from server.api.asked import PromptFields
-from server.api.fields import Int, SamplingFields, Seed
+from server.api.fields import Int, SamplingFields, Seed, Temperature, TopP
 from server.api.scores_models import Reason, Unit
 from server.api.sweeps.sweep_models import SweepCost
 from server.serving.receipt import Receipt
@@ -28,7 +29,7 @@ class DraftsRequest(PromptFields, SamplingFields):
             "examples": [
                 {"prompt": "I can't keep up at work."},
                 {"prompt": "I can't keep up at work.", "count": 2, "candidates": 8, "receipt": False},
-                {"prompt": "I can't keep up at work.", "temperature": 0.7, "seeds": 3, "stream": True},
+                {"prompt": "I can't keep up at work.", "temperature": 0.5, "seeds": 4, "stream": True},
             ]
         }
     )
@@ -38,15 +39,20 @@ class DraftsRequest(PromptFields, SamplingFields):
         _DEFAULT.candidates,
         ge=1,
         le=MAX_CANDIDATES,
-        description="Weights to look at: the default profile, each objective alone, all alike, then those farthest"
-        " from all before.",
+        description="Weights to look at: the default profile, each objective alone, all alike, the bundle's other"
+        " profiles, then those farthest from all before.",
     )
-    seeds: Int = Field(
+    seeds: Int | None = Field(
         _DEFAULT.seeds,
-        ge=1,
+        ge=0,
         le=MAX_SEEDS,
-        description="Seeds to look at with each of them, from `seed` on; above 1 with a temperature.",
+        description="Texts to draw with each of them beside the most likely one, from `seed` on. Null: 2, and none at"
+        " temperature 0.",
     )
+    temperature: Temperature = Field(
+        DRAWN["temperature"], description="Of the drawn texts. 0: only the most likely text of each of the weights."
+    )
+    top_p: TopP = Field(DRAWN["top_p"], description="Draw among the most likely tokens of this mass; 1 is off.")
     diversity: float = Field(
         _DEFAULT.diversity,
         ge=0.0,
@@ -59,7 +65,7 @@ class DraftsRequest(PromptFields, SamplingFields):
         le=1.0,
         description="Texts nearer to a better draft are left out: 0 the same words, 1 none in common.",
     )
-    seed: Seed | None = Field(None, description="Of the first text of each weights. Null: one is drawn.")
+    seed: Seed = Field(0, description="Of the first drawn text of each weights; the same gives the same drafts.")
     receipt: bool = Field(True, description="Give each draft's `receipt`: all that is needed to make it again.")
     stream: bool = Field(False, description="Answer with server-sent events: each text as it is found, drafts at last.")
 
@@ -76,7 +82,7 @@ class DraftsRequest(PromptFields, SamplingFields):
 
 
 class DraftText(BaseModel):
-    """One draft. `weights` and `seed` give this text; so do other candidates, `given_by` in all."""
+    """One draft. `weights`, `temperature` and `seed` give this text; so do other candidates, `given_by` in all."""
 
     text: str
     text_sha256: str = Field(description="SHA-256 of the text in UTF-8, as `POST /choices` takes it.")
@@ -84,6 +90,7 @@ class DraftText(BaseModel):
     completion_tokens: int
     weights: dict[str, float]
     profile: str | None
+    temperature: float = Field(description="0: it is the most likely text with these weights.")
     seed: int
     scores: dict[str, Unit | None] = Field(description="As `POST /score` gives them; none where nothing can score.")
     unscored: dict[str, Reason]
@@ -104,7 +111,7 @@ class Chosen(BaseModel):
     """What a text was chosen among."""
 
     ranked_by: RankedBy = Field(description="The mean of the scores, or likelihood where nothing was scored.")
-    candidates: int = Field(description="Weights times seeds.")
+    candidates: int = Field(description="Texts that were looked at: weights times one more than `seeds`.")
     distinct: int = Field(description="Different texts among them.")
     cost: SweepCost
 
@@ -126,7 +133,8 @@ class DraftsResponse(Chosen):
                             "completion_tokens": 11,
                             "weights": {"reflection": 0.0, "empathy": 1.0, "fluency": 0.0},
                             "profile": None,
-                            "seed": 17,
+                            "temperature": 0.7,
+                            "seed": 1,
                             "scores": {"reflection": 0.71, "empathy": 0.8},
                             "unscored": {},
                             "mean": 0.755,
@@ -136,11 +144,11 @@ class DraftsResponse(Chosen):
                             "centre": {"reflection": 0.05, "empathy": 0.75, "fluency": 0.2},
                         }
                     ],
-                    "seed": 17,
+                    "seed": 0,
                     "ranked_by": "scores",
-                    "candidates": 16,
-                    "distinct": 7,
-                    "cost": {"lane_row_steps": 310, "unshared_lane_row_steps": 520},
+                    "candidates": 24,
+                    "distinct": 17,
+                    "cost": {"lane_row_steps": 580, "unshared_lane_row_steps": 1020},
                 }
             ]
         }
@@ -174,6 +182,7 @@ def draft_text(draft: Draft, judged: dict[str, Any], receipt: Receipt | None) ->
         "completion_tokens": draft.completion.completion_tokens,
         "weights": draft.weights,
         "profile": draft.completion.profile,
+        "temperature": draft.temperature,
         "seed": draft.completion.seed,
         "scores": draft.scores,
         "unscored": judged.get("unscored", {}),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from emorl_core.drafts.plan import DraftsPlan
+from emorl_core.drafts.requests import DRAWN
 from emorl_core.errors import InvalidRequest
 from emorl_core.frontend import Frontend
 from emorl_core.types import Attribution, Completion, Request
@@ -70,7 +71,8 @@ class GenerateRequest(PromptFields, ScoreField, NormalizeField, SamplingFields):
     def plan(self, ensemble: Frontend, request_id: str, *, max_new_tokens: int, max_sweep: int) -> DraftsPlan:
         """Of a request with `auto`. Raises `InvalidRequest` and its kinds. The last two are the server's limits."""
         options = self.options(max_new_tokens=max_new_tokens)
-        del options["normalize"]
+        for name in ("normalize", *(DRAWN.keys() - self.model_fields_set)):
+            del options[name]
         return ensemble.drafts_plan(
             self.prompt,
             messages=self.chat,

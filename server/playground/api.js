@@ -16,6 +16,19 @@ export function useKey(text) {
 
 export const hasKey = () => key !== null;
 
+let asked = 0;
+let heard = () => {};
+
+/** `listener(count)`: requests under way that a person waits for, told before one is sent and after it has ended. */
+export function watchAsked(listener) {
+  heard = listener;
+}
+
+function count(by) {
+  asked += by;
+  heard(asked);
+}
+
 /**
  * A failure that a person can read. `kind`: key (one is needed or wrong), busy, away (shutting down, loading or not
  * reachable), refused (this request will not do), undrafted (the policy has no draft written; `message` is its notice),
@@ -32,17 +45,32 @@ export class Trouble extends Error {
 
 /** The JSON of a GET, or of a POST when there is a body. Throws `Trouble`, or `AbortError` by `signal`. */
 export async function ask(path, { body, signal } = {}) {
-  const response = await send(path, body, signal);
+  count(1);
   try {
-    return await response.json();
-  } catch (error) {
-    throw broken(error);
+    const response = await send(path, body, signal);
+    return await response.json().catch((error) => {
+      throw broken(error);
+    });
+  } finally {
+    count(-1);
   }
 }
 
-/** The events of a streamed POST, without the last one's envelope: an error event is thrown as `Trouble`. */
-export async function* follow(path, body, signal) {
-  const response = await send(path, { ...body, stream: true }, signal);
+/**
+ * The events of a streamed POST, without the last one's envelope: an error event is thrown as `Trouble`.
+ * `byItself`: no person waits for it.
+ */
+export async function* follow(path, body, signal, { byItself = false } = {}) {
+  if (!byItself) count(1);
+  try {
+    const response = await send(path, { ...body, stream: true }, signal);
+    yield* told(response);
+  } finally {
+    if (!byItself) count(-1);
+  }
+}
+
+async function* told(response) {
   try {
     for await (const event of events(response.body)) {
       if (event.type === "error") throw inWords(503, event.error, null);
@@ -74,8 +102,8 @@ async function send(path, body, signal) {
     throw new Trouble("away", "The server cannot be reached.", { retryAfterS: 2 });
   }
   if (response.ok) return response;
-  const told = await response.json().catch(() => ({}));
-  throw inWords(response.status, told.error ?? {}, response.headers.get("Retry-After"));
+  const answer = await response.json().catch(() => ({}));
+  throw inWords(response.status, answer.error ?? {}, response.headers.get("Retry-After"));
 }
 
 function broken(error) {

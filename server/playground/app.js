@@ -1,6 +1,6 @@
 // The page put together: what the server offers, one store, the parts that watch it.
 
-import { ask } from "./api.js";
+import { ask, watchAsked } from "./api.js";
 import { createAsking, createExamples } from "./asking.js";
 import { createChoose } from "./choose.js";
 import { createCompare, createDraftActions } from "./compare.js";
@@ -31,6 +31,7 @@ const store = createStore({
   chat: null, system: "", turns: [], prompt: "", // chat: of the bundle, null without; turns: before what the client says now
   options: { ...NEUTRAL, max_new_tokens: TOKENS },
   draft: null, notice: null, map: null, pins: [], reference: null,
+  asked: 0, hidden: document.hidden, // asked: requests under way that a person waits for
   choices: null, user: "", region: null, // choices: what the server keeps of them; user: by whose label; region: see `pad.js`
 });
 const trouble = createTrouble();
@@ -111,6 +112,8 @@ function onTrouble(problem, again, whose) {
   trouble.show(problem, away ? () => connect(again) : again, away ? "server" : whose);
 }
 
+watchAsked((asked) => store.set({ asked }));
+document.addEventListener("visibilitychange", () => store.set({ hidden: document.hidden }));
 createTheme();
 createAsking(store, writer);
 createDraft(store);

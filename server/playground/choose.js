@@ -15,7 +15,7 @@ export function createChoose(store, actions, accept) {
   ];
   let open = null;
   const buttons = modes.map(([name, mode]) => h("button", { type: "button", "aria-pressed": "false", on: { click: () => toggle(mode) } }, name));
-  const again = h("button", { type: "button", class: "quiet", hidden: true, on: { click: () => open.start() } }, "Ask again");
+  const again = h("button", { type: "button", class: "quiet", hidden: true, on: { click: () => open.start(true) } }, "Ask again");
   byId("choose-modes").replaceChildren(...buttons, again);
 
   function toggle(mode) {

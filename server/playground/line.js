@@ -1,11 +1,11 @@
 // Two objectives: a slider between them, and every text on the way with the exact places where it changes.
 
 import { freshId, h, oncePerFrame } from "./dom.js";
+import { createDrawing, isStale } from "./drawing.js";
 import { laneClass, mixColour } from "./lanes.js";
 import { steer } from "./point.js";
 import { fadesApart, textList } from "./regions.js";
 import { isPlain, subjectOf, topic } from "./request.js";
-import { createRun } from "./sweeping.js";
 
 const ROUNDED = 1e-4; // weights are sent with four decimals
 
@@ -14,37 +14,30 @@ export function createLine(store, actions) {
   const slider = h("input", { type: "range", min: "0", max: "1", step: "0.001", "aria-label": `From ${axes[0]} to ${axes[1]}`,
     on: { input: (event) => go(event.target.valueAsNumber) } });
   const strip = h("div", { class: "strip", "aria-hidden": "true" });
-  const draw = h("button", { type: "button", on: { click: () => start() } }, "Find every text");
-  const hide = h("button", { type: "button", hidden: true, on: { click: () => off() } }, "Hide them");
+  const draw = h("button", { type: "button", on: { click: () => drawing.start() } }, "Find every text");
+  const hide = h("button", { type: "button", hidden: true, on: { click: () => drawing.hide() } }, "Hide them");
   const told = h("p", { class: "hint", role: "status" });
   const list = h("div", { id: freshId("line-texts") });
   let intervals = null;
   const paintSoon = oncePerFrame(() => paint());
-  const run = createRun(
-    (event) => {
-      actions.fine();
-      if (event.type === "interval") intervals.push(event);
-      else intervals = event.intervals;
-      paintSoon();
-    },
-    (error) => {
-      if (error === null) return paint();
-      off();
-      return actions.trouble(error, start);
-    },
-  );
+  const isWhole = () => Math.abs(intervals.reduce((sum, { start: from, end }) => sum + end - from, 0) - 1) < 1e-6;
+  const drawing = createDrawing(store, actions, {
+    request, take, paint, forget, isWhole, isEmpty: () => intervals.length === 0, isExact: () => true,
+  });
   const go = (t) => steer(store, [1 - t, t]);
 
-  function start() {
-    const { state } = store;
-    if (!state.prompt.trim()) return actions.needPrompt();
+  function request(state) {
     intervals = [];
     const drawn = topic(state);
-    const textAt = (now) => (topic(now) === drawn ? known(now.weights[1]) : null);
-    store.set({ map: { topic: drawn, textAt } });
+    store.set({ map: { topic: drawn, textAt: (now) => (topic(now) === drawn ? known(now.weights[1]) : null) } });
     const ends = { from: { [axes[0]]: 1 }, to: { [axes[1]]: 1 } };
-    run.start("/sweep/line", { ...subjectOf(state), ...ends, max_new_tokens: state.options.max_new_tokens });
-    return paint();
+    return ["/sweep/line", { ...subjectOf(state), ...ends, max_new_tokens: state.options.max_new_tokens }];
+  }
+
+  function take(event) {
+    if (event.type === "interval") intervals.push(event);
+    else intervals = event.intervals;
+    paintSoon();
   }
 
   /** The text at t, where it is known and no border is so near that rounding decides. */
@@ -53,8 +46,7 @@ export function createLine(store, actions) {
     return intervals?.find(holds)?.text ?? null;
   }
 
-  function off() {
-    run.stop();
+  function forget() {
     intervals = null;
     store.set({ map: null });
     paint();
@@ -66,8 +58,7 @@ export function createLine(store, actions) {
     if (intervals === null) {
       strip.replaceChildren();
       list.replaceChildren();
-      told.textContent = "";
-      return;
+      return tell(store.state);
     }
     const sorted = [...intervals].sort((a, b) => a.start - b.start);
     const sizes = sorted.map(({ start: from, end }) => end - from);
@@ -82,9 +73,23 @@ export function createLine(store, actions) {
       on: { click: (event) => go(place(event)), pointerenter: () => look(i), pointerleave: () => look(null) },
     }));
     strip.replaceChildren(...pieces);
-    if (run.busy) return;
-    told.textContent = `${sorted.length} ${sorted.length === 1 ? "text" : "texts"} between ${axes[0]} and ${axes[1]}, exactly.`;
-    list.replaceChildren(textList(entries, (i) => strip.querySelectorAll(".piece").forEach((each, j) => each.classList.toggle("lit", i === j))));
+    tell(store.state);
+    if (drawing.busy) return undefined;
+    return list.replaceChildren(textList(entries, (i) => strip.querySelectorAll(".piece").forEach((each, j) => each.classList.toggle("lit", i === j))));
+  }
+
+  function tell(state) {
+    draw.disabled = !isPlain(state);
+    if (intervals === null) {
+      const why = drawing.whyNot(state);
+      if (draw.disabled) told.textContent = "The exact texts on the way exist at temperature 0 and without penalties.";
+      else told.textContent = why === null ? "" : `The texts on the way are found when you ask for them: ${why}.`;
+    } else if (isStale(state)) told.textContent = "These texts are of another prompt or other options.";
+    else if (drawing.busy) told.textContent = "";
+    else {
+      const texts = `${intervals.length} ${intervals.length === 1 ? "text" : "texts"}`;
+      told.textContent = isWhole() ? `${texts} between ${axes[0]} and ${axes[1]}, exactly.` : drawing.soFar(texts);
+    }
   }
 
   const place = (event) => {
@@ -97,14 +102,11 @@ export function createLine(store, actions) {
     slider.value = String(weights[1]);
     slider.setAttribute("aria-valuetext", `${axes[0]} ${weights[0].toFixed(3)}, ${axes[1]} ${weights[1].toFixed(3)}`);
   });
-  store.watch(["prompt", "turns", "system", "options", "map"], (state) => {
-    const stale = state.map !== null && state.map.topic !== topic(state);
+  store.watch(["prompt", "turns", "system", "options", "draft", "map"], (state) => {
+    const stale = isStale(state);
     strip.classList.toggle("stale", stale);
     list.classList.toggle("stale", stale);
-    draw.disabled = !isPlain(state);
-    if (stale) told.textContent = "These texts are of another prompt or other options.";
-    else if (draw.disabled) told.textContent = "The exact texts on the way exist at temperature 0 and without penalties.";
-    else if (intervals === null) told.textContent = "";
+    tell(state);
   });
   const ends = axes.map((name) => h("span", { class: `lane-name ${laneClass(name, objectives)}` }, h("span", { class: "swatch" }), name));
   return {

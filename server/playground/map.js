@@ -1,6 +1,7 @@
 // The map: a region of the pad for every distinct text, with exact borders, or as a sweep over a grid finds them.
 
 import { freshId, h, oncePerFrame, svg } from "./dom.js";
+import { createDrawing, isStale } from "./drawing.js";
 import { placeNumber } from "./labels.js";
 import { mixColour } from "./lanes.js";
 import { createRegions } from "./mapping.js";
@@ -10,12 +11,12 @@ import { textList } from "./regions.js";
 import { isCertain, isPlain, named, sampling, subjectOf, subjectOfSweep, topic } from "./request.js";
 import { cellsOf, polygonsOf } from "./shapes.js";
 import { compositions, toPoint } from "./simplex.js";
-import { createRun } from "./sweeping.js";
 
 const EXACT = "exact";
 const GRIDS = [[EXACT, "exact borders"], [10, "66 points"], [20, "231 points"], [30, "496 points"]];
-const RATHER = 20; // the grid, where borders cannot be exact or would be too many
-const MOST = 400; // exact regions; more cannot be told apart on the pad
+// `most`: exact regions, more cannot be told apart on the pad; `rather`: the grid where there would be more.
+const BY_HAND = { most: 400, rather: 20 };
+const BY_ITSELF = { most: 100, rather: 10 };
 const IDLE = "Point at the map to read its texts; a click takes one.";
 const FROM_EDGE = 0.045; // as a weight
 
@@ -26,8 +27,8 @@ export function createMap(store, actions, geometry) {
   const layer = svg("g", { class: "map" }, cells, numbers);
   const grid = h("select", { "aria-label": "Points of the map" },
     GRIDS.map(([value, text]) => h("option", { value: String(value) }, text)));
-  const draw = h("button", { type: "button", on: { click: () => start() } }, "Draw the map");
-  const hide = h("button", { type: "button", hidden: true, on: { click: () => off() } }, "Hide");
+  const draw = h("button", { type: "button", on: { click: () => drawing.start() } }, "Draw the map");
+  const hide = h("button", { type: "button", hidden: true, on: { click: () => drawing.hide() } }, "Hide");
   const progress = h("progress", { max: "1", value: 0, hidden: true, "aria-label": "Map" });
   const told = h("p", { class: "hint", role: "status" });
   const counted = h("span", { class: "hint counted", hidden: true });
@@ -38,102 +39,89 @@ export function createMap(store, actions, geometry) {
   let whyNot = null; // the borders are not exact, though they were asked for
   let lit = null;
   const paintSoon = oncePerFrame(() => paint());
-  const run = createRun(
-    (event) => {
-      actions.fine();
-      if (event.type === "item") {
-        regions.add(event.weights, event.text);
-        progress.value = event.completed / event.total;
-        counted.textContent = `${event.completed} of ${event.total}`;
-      } else if (event.type === "region") take(event);
-      else whyNot = event.why_not ?? whyNot;
-      paintSoon();
-    },
-    (error) => {
-      buttons();
-      paint();
-      if (error === null) return;
-      const missing = regions.missing;
-      if (missing) off();
-      actions.trouble(error, start);
-    },
-  );
+  const drawing = createDrawing(store, actions, {
+    request, take, paint, forget,
+    isEmpty: () => regions.describe().length === 0,
+    isWhole: () => !regions.missing,
+    isExact: () => grid.value === EXACT,
+  });
 
-  function start() {
-    const { state } = store;
-    if (!state.prompt.trim()) return actions.needPrompt();
+  function request(state, own) {
     const exact = grid.value === EXACT;
     whyNot = exact && !isPlain(state) ? "the options let chance or earlier words decide" : null;
-    if (exact && whyNot === null) byBorders(state);
-    else byPoints(state, exact ? RATHER : Number(grid.value));
-    buttons();
-    paint();
-    return undefined;
-  }
-
-  function byBorders(state) {
-    show(createPolygons(), state);
-    const corners = state.axes.map((name) => ({ [name]: 1 }));
-    const most = { max_regions: Math.min(MOST, state.limits.max_sweep), max_new_tokens: state.options.max_new_tokens };
-    run.start("/sweep/map", { ...subjectOf(state), corners, resolution: RATHER, ...most });
+    if (!exact || whyNot !== null) return byPoints(state, exact ? BY_HAND.rather : Number(grid.value));
+    const { most, rather } = own ? BY_ITSELF : BY_HAND;
+    const goesOn = state.map?.topic === topic(state) && regions.resolution === null; // what was found before stays
+    if (!goesOn) show(createPolygons());
     progress.removeAttribute("value");
     counted.textContent = "";
+    const corners = state.axes.map((name) => ({ [name]: 1 }));
+    const bounds = { max_regions: Math.min(most, state.limits.max_sweep), max_new_tokens: state.options.max_new_tokens };
+    return ["/sweep/map", { ...subjectOf(state), corners, resolution: rather, ...bounds }];
   }
 
   function byPoints(state, resolution) {
     const counts = compositions(resolution, 3);
-    show(createRegions(counts), state);
-    const weights = counts.map((each) => named(state.axes, each.map((count) => count / resolution)));
-    run.start("/sweep", { ...subjectOfSweep(state), weights, ...sampling(state) });
+    show(createRegions(counts));
     progress.value = 0;
     counted.textContent = `0 of ${counts.length}`;
+    const weights = counts.map((each) => named(state.axes, each.map((count) => count / resolution)));
+    return ["/sweep", { ...subjectOfSweep(state), weights, ...sampling(state) }];
   }
 
   /** From now on these are drawn. */
-  function show(mine, state) {
+  function show(mine) {
     regions = mine;
-    const drawn = topic(state);
-    const certain = isCertain(state);
+    const drawn = topic(store.state);
+    const certain = isCertain(store.state);
     const textAt = (now) => (certain && topic(now) === drawn ? mine.textAt(now.weights) : null);
-    store.set({ map: { resolution: mine.resolution, topic: drawn, textAt } });
+    store.set({ map: { snapsTo: drawing.own ? null : mine.resolution, topic: drawn, textAt } }); // nobody asked for steps
+  }
+
+  function take(event) {
+    if (event.type === "item") {
+      regions.add(event.weights, event.text);
+      progress.value = event.completed / event.total;
+      counted.textContent = `${event.completed} of ${event.total}`;
+    } else if (event.type === "region") takeRegion(event);
+    else if (event.exact !== undefined) takeWhole(event);
+    paintSoon();
   }
 
   /** One region of `/sweep/map`; with the first one that has points it is a grid after all. */
-  function take({ polygon, points, text, share }) {
-    if (points.length && regions.resolution === null) {
-      const { map } = store.state;
-      const mine = (regions = createRegions(compositions(RATHER, 3)));
-      store.set({ map: { ...map, resolution: RATHER, textAt: (now) => (topic(now) === map.topic ? mine.textAt(now.weights) : null) } });
-    }
-    if (points.length) for (const point of points) regions.place(point, text);
-    else regions.add(polygon, text, share);
-    const known = regions.describe().length;
-    counted.textContent = `${known} ${known === 1 ? "text" : "texts"}`;
+  function takeRegion({ polygon, points, text, share }) {
+    if (points.length && regions.resolution === null) show(createRegions(compositions((drawing.own ? BY_ITSELF : BY_HAND).rather, 3)));
+    for (const point of points) regions.place(point, text);
+    if (!points.length) regions.add(polygon, text, share);
+    counted.textContent = inWords(regions.describe().length);
   }
 
-  function off() {
-    run.stop();
+  /** The answer of `/sweep/map`. The polygons of one that went on were computed twice, so only these are sure to fit together. */
+  function takeWhole({ exact, why_not: why, regions: found }) {
+    whyNot = why;
+    if (!exact) return;
+    show(createPolygons());
+    for (const { polygon, text, share } of found) regions.add(polygon, text, share);
+  }
+
+  function forget() {
     regions = null;
     store.set({ map: null });
-    buttons();
     paint();
-  }
-
-  function buttons() {
-    hide.hidden = regions === null;
-    progress.hidden = counted.hidden = !run.busy;
-    draw.textContent = regions === null ? "Draw the map" : "Redraw";
   }
 
   function paint() {
     lit = null;
     peek(null);
+    hide.hidden = regions === null;
+    progress.hidden = counted.hidden = !drawing.busy;
+    const finer = drawing.own && whyNot !== null;
+    draw.textContent = regions === null ? "Draw the map" : finer ? "Draw it finer" : "Redraw";
     if (regions === null) {
       cells.replaceChildren();
       numbers.replaceChildren();
       list.replaceChildren();
-      told.textContent = "";
-      return;
+      return tell(store.state);
     }
     const { axes, objectives } = store.state;
     const found = regions.describe();
@@ -143,12 +131,24 @@ export function createMap(store, actions, geometry) {
     const taken = geometry.taken();
     cells.replaceChildren(...(exact ? polygonsOf(regions, geometry.place, colour) : cellsOf(regions, at, spacing, colour)));
     numbers.replaceChildren(...found.map((region, i) => number(region, i, spacing, taken)));
-    if (run.busy) return;
-    const texts = `${found.length} ${found.length === 1 ? "text" : "texts"}`;
-    const why = whyNot === null ? "" : ` Not exact: ${whyNot}.`;
-    told.textContent = exact ? `${texts}, with exact borders.` : `${texts} on ${regions.size} points.${why}`;
-    list.replaceChildren(textList(
+    tell(store.state);
+    if (drawing.busy) return undefined;
+    return list.replaceChildren(textList(
       found.map((region) => ({ ...region, colour: colour(region), take: () => steer(store, region.middle) })), look));
+  }
+
+  function tell(state) {
+    if (regions === null) {
+      const why = drawing.whyNot(state);
+      told.textContent = why === null ? "" : `The map is drawn when you ask for it: ${why}.`;
+    } else if (isStale(state)) told.textContent = "This map is of another prompt or other options.";
+    else told.textContent = drawing.busy ? "" : summary(inWords(regions.describe().length));
+  }
+
+  function summary(texts) {
+    if (regions.missing) return drawing.soFar(texts);
+    if (regions.resolution === null) return `${texts}, with exact borders.`;
+    return `${texts} on ${regions.size} points.${whyNot === null ? "" : ` Not exact: ${whyNot}.`}`;
   }
 
   const at = (weights) => geometry.place(toPoint(weights));
@@ -180,11 +180,13 @@ export function createMap(store, actions, geometry) {
     peeked.textContent = index === null ? IDLE : `${index + 1}. ${regions.textOf(index) || "(no text)"}`;
   }
 
-  store.watch(["prompt", "turns", "system", "options", "map"], (state) => {
-    const stale = state.map !== null && state.map.topic !== topic(state);
+  store.watch(["prompt", "turns", "system", "options", "draft", "map"], (state) => {
+    const stale = isStale(state);
     layer.classList.toggle("stale", stale);
     list.classList.toggle("stale", stale);
-    if (stale) told.textContent = "This map is of another prompt or other options.";
+    tell(state);
   });
   return { layer, controls, list, peek };
 }
+
+const inWords = (count) => `${count} ${count === 1 ? "text" : "texts"}`;

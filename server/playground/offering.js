@@ -8,7 +8,8 @@ import { sampling, subjectOf, topic } from "./request.js";
 import { createRun } from "./sweeping.js";
 
 const COUNT = 3;
-const LOOKED_AT = 16; // weights that the server looks at
+const LOOKED_AT = 8; // weights that the server looks at
+const DRAWN = 2; // texts of each of them beside the most likely one, as the server has it
 const SAID = { taken: "taken", edited: "edited and taken", rejected: "rejected" };
 const inWords = (reason) => reason.replaceAll("_", " ");
 
@@ -17,7 +18,7 @@ export function createOffering(store, actions, accept) {
   const told = h("p", { class: "hint", role: "status" });
   const row = h("div", { class: "cards" });
   const element = h("div", {}, told, row);
-  let offer = null; // {said, topic, drafts, ranked, outcomes}
+  let offer = null; // {said, topic, asked (before), drafts, outcomes}
   let open = null; // {index, what}: the card that is being edited or rejected
   const run = createRun(
     (event) => {
@@ -33,19 +34,22 @@ export function createOffering(store, actions, accept) {
     (error) => {
       if (error === null) return;
       told.textContent = "";
-      actions.trouble(error, start);
+      actions.trouble(error, () => start());
     },
   );
 
-  function start() {
+  /** `again`: other texts than those that are shown are drawn. */
+  function start(again = false) {
     const { state } = store;
     if (!state.prompt.trim()) return actions.needPrompt();
-    offer = { said: state.prompt.trim(), topic: topic(state), drafts: [], outcomes: [] };
+    const asked = again && offer?.topic === topic(state) ? offer.asked + 1 : 0;
+    offer = { said: state.prompt.trim(), topic: topic(state), asked, drafts: [], outcomes: [] };
     open = null;
     paint();
     told.textContent = "Looking at many weights.";
-    const wide = { count: COUNT, candidates: Math.min(LOOKED_AT, state.limits.max_sweep), receipt: false };
-    return run.start("/drafts", { ...subjectOf(state), ...sampling(state), ...wide });
+    const most = Math.floor(state.limits.max_sweep / (1 + DRAWN));
+    const wide = { count: COUNT, candidates: Math.max(1, Math.min(LOOKED_AT, most)), receipt: false };
+    return run.start("/drafts", { ...subjectOf(state), seed: asked * DRAWN, ...sampling(state), ...wide });
   }
 
   async function settle(index, outcome, { reason = null, text = offer.drafts[index].text } = {}) {

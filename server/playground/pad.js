@@ -53,15 +53,15 @@ export function createPad(store, actions) {
   return { picture: h("div", { class: "pad-frame" }, area, help, map.controls), below: map.list };
 }
 
-/** The weights under the mouse; with a map of points on, those of the cell, whose text is known. */
+/** The weights under the mouse; with a map of points that a person asked for, those of the cell, whose text is known. */
 function under(event, picture, store) {
   const box = picture.getBoundingClientRect();
   const x = (((event.clientX - box.left) / box.width) * WIDTH - LEFT) / SIDE;
   const y = (((event.clientY - box.top) / box.height) * TALL - TOP) / SIDE;
   const weights = toWeights({ x, y });
   const { map } = store.state;
-  if (map === null || map.resolution === null || map.topic !== topic(store.state)) return weights;
-  return nearestOnGrid(weights, map.resolution).map((count) => count / map.resolution);
+  if (map === null || map.snapsTo === null || map.topic !== topic(store.state)) return weights;
+  return nearestOnGrid(weights, map.snapsTo).map((count) => count / map.snapsTo);
 }
 
 function dragging(area, picture, point, store, map) {

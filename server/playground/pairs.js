@@ -12,7 +12,8 @@ export function createPairs(state) {
   const user = keptFor(state);
   const choices = []; // of this page
   const statements = statementsOf(state).map((each) => ({ ...each, drafts: null, seen: [] }));
-  const wide = { count: LOOKED_AT, candidates: Math.min(LOOKED_AT, state.limits.max_sweep), diversity: 0, min_distance: 0, receipt: false };
+  // The most likely text of each of the weights: one that is drawn says less about them.
+  const wide = { temperature: 0, count: LOOKED_AT, candidates: Math.min(LOOKED_AT, state.limits.max_sweep), diversity: 0, min_distance: 0, receipt: false };
   let turn = 0;
 
   /** The different drafts of a statement; none where the policy has none written. */

@@ -53,9 +53,11 @@ export function createPolygons() {
 
   return {
     resolution: null,
+    /** A piece that is known already, of a map that was begun again, changes nothing. */
     add(polygon, text, share) {
       const corners = polygon.map(toPoint);
       const middle = centroid(corners);
+      if (holding(middle)?.text === text) return;
       const sides = sidesOf(corners);
       pieces.push({ text, share, corners, sides, middle, depth: depth(sides, middle) });
       found = null;

@@ -21,7 +21,7 @@ export function createStore(initial) {
       listener(state);
       return () => listeners.delete(each);
     },
-    /** The same store for a part of the page that may be built anew: `end()` stops all that it watches. */
+    /** The same store for a part of the page that may be built anew: `end()` stops all that it watches, and what it told `atEnd`. */
     scope() {
       const stops = [];
       return {
@@ -30,6 +30,7 @@ export function createStore(initial) {
         },
         set: store.set,
         watch: (names, listener) => stops.push(store.watch(names, listener)),
+        atEnd: (stop) => stops.push(stop),
         end: () => stops.splice(0).forEach((stop) => stop()),
       };
     },

@@ -9,12 +9,13 @@ export function createRun(onEvent, onEnd) {
     get busy() {
       return controller !== null;
     },
-    async start(path, body) {
+    /** `byItself`: no person waits for it. */
+    async start(path, body, { byItself = false } = {}) {
       this.stop();
       const mine = (controller = new AbortController());
       let failure = null;
       try {
-        for await (const event of follow(path, body, mine.signal)) {
+        for await (const event of follow(path, body, mine.signal, { byItself })) {
           if (mine.signal.aborted) return;
           onEvent(event);
         }

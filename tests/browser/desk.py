@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ class Desk:
         with self.page.expect_response(lambda response: response.url.endswith("/generate")):
             self.page.locator("#prompt").press("Enter")
         self.wait_done()
+
+    def draw_map(self, points: str = "exact") -> None:
+        """Ask for a map with exact borders, or of a grid with so many steps; one may be there or on its way."""
+        self.page.get_by_label("Points of the map").select_option(points)
+        self.page.get_by_role("button", name=re.compile("^(Draw the map|Draw it finer|Redraw)$")).click()
 
     def option(self, label: str, value: str) -> None:
         """Set one of the sampling options."""

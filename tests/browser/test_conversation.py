@@ -163,9 +163,8 @@ def test_the_map_is_of_the_conversation(chat: Live, open_page: Open) -> None:
     desk = open_page(chat.url)
     desk.option("Most tokens", "2")
     first = hold(desk)
-    desk.page.get_by_label("Points of the map").select_option("10")
     with desk.page.expect_request(lambda request: request.url.endswith("/sweep")) as sweep:
-        desk.button("Draw the map").click()
+        desk.draw_map("10")
     desk.page.get_by_text("on 66 points").wait_for()
     assert sweep.value.post_data_json["messages"] == said(FIRST, first, SECOND)
     assert "prompts" not in sweep.value.post_data_json

@@ -45,8 +45,7 @@ def test_a_journey_over_the_demo(demo: Live, open_page: Open) -> None:
     reflection = desk.generated(prompt, weights={"reflection": 1.0})["text"]
     wait_until(lambda: desk.text == reflection, "the corner's text")
     desk.wait_done()
-    desk.page.get_by_label("Points of the map").select_option("10")
-    desk.button("Draw the map").click()
+    desk.draw_map("10")
     desk.page.get_by_text("on 66 points").wait_for(timeout=60_000)
     assert reflection in [each.text_content() for each in desk.page.locator(".region-text").all()]
     desk.button("Pin to compare").click()

@@ -138,8 +138,7 @@ def test_over_a_drawn_map_the_text_is_there_before_the_server_is_asked(server: L
     desk = open_page(server.url)
     desk.option("Most tokens", "3")
     desk.write(PROMPT)
-    desk.page.get_by_label("Points of the map").select_option("10")
-    desk.button("Draw the map").click()
+    desk.draw_map("10")
     desk.page.get_by_text("on 66 points").wait_for()
     held: list[Any] = []
     desk.page.route("**/generate", lambda route: held.append(route))
@@ -175,8 +174,7 @@ def test_names_of_profiles_get_out_of_the_handles_way(server: Live, open_page: O
 def test_a_region_too_small_for_its_number_shows_it_when_pointed_at(server: Live, open_page: Open) -> None:
     desk = open_page(server.url)
     desk.write(PROMPT)
-    desk.page.get_by_label("Points of the map").select_option("30")
-    desk.button("Draw the map").click()
+    desk.draw_map("30")
     desk.page.get_by_text("on 496 points").wait_for(timeout=60_000)
     numbers = desk.page.locator(".map-number")
     assert numbers.count() == desk.page.locator(".region").count(), "every region has one"
@@ -213,8 +211,7 @@ def test_on_a_phone_everything_is_as_large_as_a_finger(chat: Live, open_page: Op
     desk.wait_done()
     desk.button("Use this reply").click()
     desk.write(PROMPT)
-    desk.page.get_by_label("Points of the map").select_option("10")
-    desk.button("Draw the map").click()
+    desk.draw_map("10")
     desk.page.get_by_text("on 66 points").wait_for()
     desk.button("Pin to compare").click()
     assert small(desk) == []

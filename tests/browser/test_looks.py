@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 
@@ -17,8 +19,7 @@ pytestmark = pytest.mark.browser
 def fill_page(desk: Desk) -> None:
     """Everything that can be on the page at once: a map, pins, a tooltip, open options."""
     desk.option("Most tokens", "6")
-    desk.page.get_by_label("Points of the map").select_option("10")
-    desk.button("Draw the map").click()
+    desk.draw_map("10")
     desk.page.get_by_text("on 66 points").wait_for()
     desk.wait_done()
     desk.button("Pin to compare").click()
@@ -110,7 +111,7 @@ def test_two_objectives_have_a_line_with_every_text_on_it(open_page: Open) -> No
         desk = open_page(server.url)
         desk.option("Most tokens", "4")
         desk.write(PROMPT)
-        desk.button("Find every text").click()
+        desk.page.get_by_role("button", name=re.compile("^Find")).click()
         desk.page.get_by_text("exactly.").wait_for()
         line = {"prompt": PROMPT, "from": {"reflection": 1}, "to": {"empathy": 1}, "max_new_tokens": 4}
         intervals = httpx.post(f"{server.url}/sweep/line", json=line).json()["intervals"]

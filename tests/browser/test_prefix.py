@@ -32,9 +32,8 @@ def test_the_page_works_under_a_prefix(open_page: Open, root_path: str, strips: 
         assert desk.text == desk.generated(PROMPT)["text"]
         assert desk.page.locator(".mark img").evaluate("(image) => image.naturalWidth") > 0
         desk.option("Most tokens", "3")
-        desk.page.get_by_label("Points of the map").select_option("10")
         desk.wait_done()
-        desk.button("Draw the map").click()
+        desk.draw_map("10")
         desk.page.get_by_text("on 66 points").wait_for()
         snippet = desk.page.locator("#snippet-panel")
         assert f"curl -s {home}/generate" in snippet.inner_text()

@@ -157,8 +157,7 @@ def test_markup_stays_text_wherever_it_is_shown(server: Live, open_page: Open, w
     told = "".join(f"data: {json.dumps({**item, 'weights': i, 'completed': i + 1})}\n\n" for i in range(66))
     desk.page.route("**/sweep", lambda route: route.fulfill(
         status=200, content_type="text/event-stream", body=f"{told}data: [DONE]\n\n"))  # fmt: skip
-    desk.page.get_by_label("Points of the map").select_option("10")
-    desk.button("Draw the map").click()
+    desk.draw_map("10")
     assert desk.page.locator(".region-text").inner_text() == HOSTILE
     refusal = {"error": {"message": HOSTILE, "type": "invalid_request_error", "param": None, "code": "invalid_value"}}
     desk.page.route("**/generate", lambda route: route.fulfill(status=422, json=refusal))

@@ -163,9 +163,8 @@ def test_the_map_has_a_region_for_every_text_and_a_click_takes_it(server: Live, 
     desk = open_page(server.url)
     desk.write(PROMPT)
     desk.option("Most tokens", "2")  # so short, the fake model gives one text to many weights
-    desk.page.get_by_label("Points of the map").select_option("10")
     with desk.page.expect_response(lambda response: response.url.endswith("/sweep")) as sweep:
-        desk.button("Draw the map").click()
+        desk.draw_map("10")
     desk.page.get_by_text("on 66 points").wait_for()
     assert len(sweep.value.request.post_data_json["weights"]) == 66, "one sweep"
     answer = httpx.post(

@@ -98,13 +98,12 @@ def test_a_full_server_refuses_the_map_in_words_and_the_draft_stays(open_page: O
     with live(Settings(port=0, max_queue=0), slow) as server:
         desk = open_page(server.url)
         desk.option("Most tokens", "2")
-        desk.page.get_by_label("Points of the map").select_option("10")
         desk.wait_done()
         body = {"prompt": PROMPT, "stream": True, "max_new_tokens": 1000, "min_new_tokens": 999}
         with httpx.stream("POST", f"{server.url}/generate", json=body, timeout=60) as running:
             lines = running.iter_lines()
             next(lines)
-            desk.button("Draw the map").click()
+            desk.draw_map("10")
             desk.trouble.get_by_text("The server is full just now").wait_for()
             assert desk.button("Pin to compare").is_enabled()
             running.close()

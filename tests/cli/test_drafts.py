@@ -23,7 +23,7 @@ def test_drafts_are_printed_best_first_with_their_weights(emorl, bundle: Path) -
     found = Ensemble.load(bundle, device="cpu").drafts(PROMPT, candidates=6, max_new_tokens=5, min_distance=0.0)
     places = [result.out.index(" ".join(draft.text.split())) for draft in found.drafts]
     assert places == sorted(places)
-    assert f"{len(found.drafts)} of {found.distinct} texts from 6 candidates, best first by likelihood" in result.out
+    assert f"{len(found.drafts)} of {found.distinct} texts from 18 candidates, best first by likelihood" in result.out
     assert f"{found.lane_row_steps} lane-row steps, {found.unshared_lane_row_steps} one by one" in result.out
     assert "tipped by " in result.out
 
@@ -55,10 +55,11 @@ def test_json_is_the_answer_of_the_route_and_receipts_are_made_on_request(emorl,
 
 
 def test_sampled_drafts_name_their_seeds(emorl, fake) -> None:
-    found = json.loads(emorl("drafts", "b", PROMPT, "--temperature", 1, "--seed", 3, "--seeds", 2, "--json").out)
-    assert {draft["seed"] for draft in found["drafts"]} <= {3, 4}
-    assert found["candidates"] == 32
-    assert "; seed " in emorl("drafts", "b", PROMPT, "--temperature", 1, "--seed", 3, "--seeds", 2).out
+    many = ("--temperature", 1, "--seed", 3, "--seeds", 4, "--count", 16, "--min-distance", 0)
+    found = json.loads(emorl("drafts", "b", PROMPT, *many, "--json").out)
+    assert {draft["seed"] for draft in found["drafts"] if draft["temperature"]} <= {3, 4, 5, 6}
+    assert found["candidates"] == 40
+    assert "; temperature 1, seed " in emorl("drafts", "b", PROMPT, *many).out
 
 
 def test_a_chat_from_a_file(emorl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +76,7 @@ def test_a_chat_from_a_file(emorl, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ((), "give either a prompt or --chat"),
         ((PROMPT, "--receipt"), "--receipt goes with --json"),
         ((PROMPT, "--count", 0), "count is 0; allowed: a whole number from 1 to 16"),
-        ((PROMPT, "--seeds", 3), "seeds is 3 at temperature 0"),
+        ((PROMPT, "--seeds", 3, "--temperature", 0), "seeds is 3 at temperature 0"),
         ((PROMPT, "--diversity", 7), "diversity is 7"),
     ],
 )

@@ -21,8 +21,9 @@ from tests.core.conftest import PROMPTS
 
 PROMPT = "I feel tired of work"
 WAYS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "two seeds": {"temperature": 0.8, "seed": 7, "seeds": 2},
+    "as it is": {},
+    "greedy": {"temperature": 0.0, "candidates": 16},
+    "four seeds": {"temperature": 0.8, "top_p": 1.0, "seed": 7, "seeds": 4},
     "mixed probabilities": {"combine": "probs"},
     "summed adapters": {"combine": "weights"},
     "a penalty": {"presence_penalty": 0.5},
@@ -49,8 +50,11 @@ def scored(**scorers: Any) -> Ensemble:
 
 
 def alone(ensemble: Ensemble, prompt: str, draft: Any, **options: Any) -> Any:
-    options = {name: value for name, value in options.items() if name not in ("seeds", "seed")}
-    return ensemble.generate(prompt, draft.weights, seed=draft.completion.seed, **options)
+    """The plain request that a draft says it is the text of."""
+    of_drafts = ("seeds", "seed", "candidates", "temperature")
+    options = {name: value for name, value in {"top_p": 0.9, **options}.items() if name not in of_drafts}
+    own = {"seed": draft.completion.seed, "temperature": draft.temperature}
+    return ensemble.generate(prompt, draft.weights, **own, **options)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -63,11 +67,37 @@ def test_each_draft_has_the_tokens_of_a_request_with_its_weights(way: str) -> No
         assert draft.completion.token_ids == alone(ensemble, PROMPT, draft, max_new_tokens=16, **WAYS[way]).token_ids
 
 
+def test_most_likely_and_drawn_texts_are_looked_at_and_the_same_ones_again() -> None:
+    ensemble = fake_ensemble()
+    options: dict[str, Any] = {"count": MAX_COUNT, "min_distance": 0.0, "max_new_tokens": 16}
+    found = ensemble.drafts(PROMPT, **options)
+    assert (found.candidates, found.seed) == (24, 0)
+    assert {(draft.temperature, draft.completion.seed) for draft in found.drafts} == {(0.0, 0), (0.7, 0), (0.7, 1)}
+    again = fake_ensemble().drafts(PROMPT, **options)
+    assert [draft.text for draft in again.drafts] == [draft.text for draft in found.drafts]
+    other = ensemble.drafts(PROMPT, seed=2, **options)
+    assert {draft.text for draft in other.drafts if draft.temperature} != {
+        draft.text for draft in found.drafts if draft.temperature
+    }
+    few = ensemble.drafts(PROMPT, temperature=0.0, **options)
+    assert few.candidates == 8
+    assert {draft.temperature for draft in few.drafts} == {0.0}
+
+
+def test_the_profiles_of_the_bundle_are_looked_at_and_those_that_were_learned_are_not() -> None:
+    ensemble = fake_ensemble()
+    ensemble.learned = {"ward-9": ensemble.spec.profiles["balanced"]}
+    plan = ensemble.drafts_plan(PROMPT)
+    looked_at = {request.profile for request in plan.requests}
+    assert looked_at == {None, *ensemble.spec.profiles}
+
+
 def test_the_centre_of_a_draft_is_the_mean_of_all_weights_that_give_it() -> None:
     ensemble = fake_ensemble()
-    found = ensemble.drafts(PROMPT, count=MAX_COUNT, min_distance=0.0, max_new_tokens=3)
-    default = ensemble.resolve(profile="balanced").as_dict()
-    looked_at = [ensemble.resolve(each).as_dict() for each in spread(ensemble.objectives, 16, default)]
+    wide: dict[str, Any] = {"candidates": 16, "temperature": 0.0}
+    found = ensemble.drafts(PROMPT, count=MAX_COUNT, min_distance=0.0, max_new_tokens=3, **wide)
+    plan = ensemble.drafts_plan(PROMPT, wanted=Wanted(candidates=16), temperature=0.0)
+    looked_at = [each.as_dict() for each in plan.sweep.vectors]
     assert max(draft.given_by for draft in found.drafts) > 1
     for draft in found.drafts:
         giving = [own for own in looked_at if ensemble.generate(PROMPT, own, max_new_tokens=3).text == draft.text]
@@ -90,7 +120,9 @@ def test_a_chat_is_drafted_for_and_scored_by_what_was_said_last() -> None:
     chat += [{"role": "user", "content": PROMPT}]
     found = ensemble.drafts(messages=chat)
     assert found.ranked_by == "scores"
-    assert found.drafts[0].text == ensemble.generate(messages=chat, weights=found.drafts[0].weights).text
+    best = found.drafts[0]
+    own = {"temperature": best.temperature, "seed": best.completion.seed, "top_p": 0.9}
+    assert best.text == ensemble.generate(messages=chat, weights=best.weights, **own).text
 
 
 # --- what is said about them -------------------------------------------------------------------------------------------
@@ -98,7 +130,7 @@ def test_a_chat_is_drafted_for_and_scored_by_what_was_said_last() -> None:
 
 def test_drafts_are_ranked_by_the_mean_of_the_scorers() -> None:
     ensemble = scored(long=lambda text: min(1.0, len(text) / 200), calm=lambda text: float("?" not in text), code=None)
-    found = ensemble.drafts(PROMPT, count=4)
+    found = ensemble.drafts(PROMPT, count=4, temperature=0.0)
     means = [draft.mean for draft in found.drafts]
     assert found.ranked_by == "scores"
     assert means == sorted(means, reverse=True)
@@ -106,7 +138,8 @@ def test_drafts_are_ranked_by_the_mean_of_the_scorers() -> None:
         long, calm = round(min(1.0, len(draft.text) / 200), 6), float("?" not in draft.text)
         assert draft.scores == {"long": long, "calm": calm, "code": None}
         assert draft.mean == pytest.approx((long + calm) / 2)
-    every = ensemble.sweep(PROMPT, spread(ensemble.objectives, 16, ensemble.resolve().as_dict()))
+    plan = ensemble.drafts_plan(PROMPT, temperature=0.0)
+    every = ensemble.sweep(PROMPT, [each.as_dict() for each in plan.sweep.vectors])
     best = max(min(1.0, len(text) / 200) + float("?" not in text) for text in every.distinct(0))
     assert means[0] == pytest.approx(best / 2)
 
@@ -182,6 +215,8 @@ def test_a_spread_has_no_weights_twice_and_ends_where_there_are_no_more() -> Non
     ]
     many = [str(number) for number in range(100)]
     assert len(spread(many, 256)) == 101
+    profile, other = {"a": 0.5, "b": 0.5}, {"a": 0.9, "b": 0.1}
+    assert spread(("a", "b"), 4, profile, [other, profile])[3] == other
     assert spread(("a", "b"), 5, {"base": 0.5, "a": 0.5})[0] == {"base": 0.5, "a": 0.5}
 
 
@@ -228,7 +263,7 @@ def test_texts_of_unknown_worth_come_after_all_others() -> None:
 
 def test_empty_texts_are_no_drafts_unless_there_is_nothing_else() -> None:
     ensemble = fake_ensemble()
-    plan = ensemble.drafts_plan(PROMPT, wanted=Wanted(candidates=2))
+    plan = ensemble.drafts_plan(PROMPT, wanted=Wanted(candidates=2), temperature=0.0)
     blank, whole = ensemble._driver.finish(plan.requests, together=True)
     object.__setattr__(blank, "text", " ")
     for completion in (blank, whole):
@@ -248,7 +283,9 @@ def test_empty_texts_are_no_drafts_unless_there_is_nothing_else() -> None:
         ({"candidates": 0}, "candidates"),
         ({"candidates": 10**9}, "candidates"),
         ({"candidates": True}, "candidates"),
-        ({"seeds": 2}, "seeds"),
+        ({"seeds": 2, "temperature": 0.0}, "seeds"),
+        ({"seeds": -1}, "seeds"),
+        ({"seeds": True}, "seeds"),
         ({"seeds": 65, "temperature": 1.0}, "seeds"),
         ({"candidates": 100, "seeds": 10, "temperature": 1.0, "max_sweep": 999}, "candidates"),
         ({"diversity": 1.1}, "diversity"),

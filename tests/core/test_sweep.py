@@ -16,7 +16,7 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.errors import InvalidRequest, InvalidWeights, NonFinite, PromptTooLong
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
-from emorl_core.types import Completion, FinishReason
+from emorl_core.types import Completion, FinishReason, Sampling
 from tests.core.conftest import PROMPTS
 
 pytestmark = pytest.mark.both_shapes
@@ -141,8 +141,12 @@ def test_sampled_scale_is_an_inverse_temperature_and_not_merged(plain_bundle: Pa
 
 def test_equal_rays_are_one_request() -> None:
     same = [(1.0, 2.0), (0.5, 1.0), (3.0, 6.0), (0.1, 0.2), (2.0, 1.0), (-1.0, -2.0), (1.0, 2.0)]
-    assert merge_rays(same, greedy=True) == [0, 0, 0, 0, 4, 5, 0]
-    assert merge_rays(same, greedy=False) == [0, 1, 2, 3, 4, 5, 0]
+    assert merge_rays(same, [Sampling()] * 7) == [0, 0, 0, 0, 4, 5, 0]
+    for apart in (Sampling(temperature=1.0), Sampling(presence_penalty=0.5)):
+        assert merge_rays(same, [apart] * 7) == [0, 1, 2, 3, 4, 5, 0]
+    assert merge_rays(same, [Sampling()] * 7, "probs") == [0, 1, 2, 3, 4, 5, 0]
+    drawn = [Sampling(temperature=1.0, seed=seed) for seed in (1, 2, 1)]
+    assert merge_rays([(0.0, 1.0)] * 4, [Sampling(), *drawn]) == [0, 1, 2, 1]
 
 
 def test_a_ray_runs_once_and_answers_for_all_its_vectors() -> None:

@@ -55,19 +55,25 @@ def without(answer: dict[str, Any], *names: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0.8, "seeds": 2, "seed": 3}, {"combine": "probs"}, {"presence_penalty": 0.5}],
-    ids=["greedy", "two seeds", "mixed probabilities", "a penalty"],
+    [
+        {},
+        {"temperature": 0},
+        {"temperature": 0.8, "seeds": 3, "seed": 3},
+        {"combine": "probs"},
+        {"presence_penalty": 0.5},
+    ],
+    ids=["as it is", "greedy", "three seeds", "mixed probabilities", "a penalty"],
 )
 def test_each_draft_is_the_text_of_a_request_with_its_weights(client: httpx.Client, options: dict[str, Any]) -> None:
     answer = client.post("/drafts", json={"prompt": PROMPT, "count": 4, "max_new_tokens": 16, **options}).json()
     assert len({draft["text"] for draft in answer["drafts"]}) == 4
-    asked = without(options, "seeds", "seed")
+    asked = {"prompt": PROMPT, "max_new_tokens": 16, "top_p": 0.9, **without(options, "seeds")}
     for draft in answer["drafts"]:
-        body = {"prompt": PROMPT, "weights": draft["weights"], "seed": draft["seed"], "max_new_tokens": 16, **asked}
+        body = asked | {name: draft[name] for name in ("weights", "temperature", "seed")}
         alone = client.post("/generate", json=body).json()
         assert (alone["text"], alone["finish_reason"]) == (draft["text"], draft["finish_reason"])
         assert alone["usage"]["completion_tokens"] == draft["completion_tokens"]
-    assert answer["candidates"] == 16 * options.get("seeds", 1)
+    assert answer["candidates"] == 8 * (1 + options.get("seeds", 0 if options.get("temperature") == 0 else 2))
     assert answer["cost"]["lane_row_steps"] < answer["cost"]["unshared_lane_row_steps"]
 
 
@@ -119,7 +125,7 @@ def test_the_stream_tells_each_text_as_it_is_found_and_the_drafts_at_last(judgin
         )
     *texts, done = found
     assert {each["type"] for each in texts} == {"text"}
-    assert texts[-1]["completed"] == texts[0]["total"] == 16
+    assert texts[-1]["completed"] == texts[0]["total"] == 24
     assert {draft["text"] for draft in done["drafts"]} <= {each["text"] for each in texts}
     assert without(done, "id", "type") == without(whole, "id")
 
@@ -131,7 +137,8 @@ def test_a_chat_is_drafted_for() -> None:
     ensemble.scorers = {"empathy": build_scorer(EMPATHY)}
     with live(ensemble=ensemble) as running, running.client() as client:
         best = client.post("/drafts", json={"messages": chat}).json()["drafts"][0]
-        alone = client.post("/generate", json={"messages": chat, "weights": best["weights"], "score": True}).json()
+        own = {name: best[name] for name in ("weights", "temperature", "seed")}
+        alone = client.post("/generate", json={"messages": chat, "top_p": 0.9, "score": True, **own}).json()
     assert (alone["text"], alone["scores"]) == (best["text"], best["scores"])
     assert [each["content"] for each in best["receipt"]["prompt"]] == ["Hello", "Hi.", PROMPT]
 
@@ -171,8 +178,9 @@ def test_where_every_scorer_fails_texts_are_ranked_by_likelihood() -> None:
         ({"count": 17}, "count"),
         ({"candidates": 257}, "candidates"),
         ({"candidates": "16"}, "candidates"),
-        ({"candidates": 16, "seeds": 5, "temperature": 1.0}, "candidates"),  # above this server's max_sweep
-        ({"seeds": 2}, "seeds"),
+        ({"candidates": 16, "seeds": 4}, "candidates"),  # above this server's max_sweep
+        ({"seeds": 2, "temperature": 0}, "seeds"),
+        ({"seeds": -1}, "seeds"),
         ({"diversity": 2}, "diversity"),
         ({"min_distance": -0.1}, "min_distance"),
         ({"weights": {"empathy": 1.0}}, "weights"),
@@ -224,12 +232,14 @@ def test_drafts_wait_for_a_place_like_everything_else() -> None:
 # --- the best one, without being asked ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 3}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0}, {"temperature": 0.8, "seed": 3}], ids=["as it is", "greedy", "drawn"]
+)
 def test_auto_is_the_best_draft(judging: Live, options: dict[str, Any]) -> None:
     drafts = told(judging, **options)
     best = drafts["drafts"][0]
     auto = told(judging, path="/generate", weights="auto", score=True, **options)
-    for name in ("text", "weights", "profile", "scores", "unscored", "finish_reason"):
+    for name in ("text", "weights", "profile", "seed", "scores", "unscored", "finish_reason"):
         assert auto[name] == best[name], name
     assert auto["chosen"] == {name: drafts[name] for name in ("ranked_by", "candidates", "distinct", "cost")}
     assert auto["id"].startswith("gen-")
@@ -244,7 +254,8 @@ def test_auto_gives_what_else_was_asked_for(judging: Live) -> None:
     assert full["text"] == plain["text"] == full["receipt"]["text"]
     assert [token["id"] for token in full["tokens"]] == full["receipt"]["token_ids"]
     assert full["receipt"]["weights"] == {"base": 0.0, **full["weights"]}
-    named = told(judging, path="/generate", weights=full["weights"])
+    own = {name: full["receipt"]["sampling"][name] for name in ("temperature", "top_p", "seed")}
+    named = told(judging, path="/generate", weights=full["weights"], **own)
     assert (named["text"], "chosen" in named) == (full["text"], False)
 
 
