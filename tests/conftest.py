@@ -25,6 +25,7 @@ _REAL_MODEL = os.environ.get("TESTS_REAL_MODEL")
 for _name in [name for name in os.environ if name.startswith("EMORL_")]:
     del os.environ[_name]  # also for subprocesses: a setting in someone's shell must not change what is tested
 os.environ["EMORL_COMPILE"] = "off"  # no compiler beside every server; the tests of it say otherwise
+os.environ["EMORL_ENGINE"] = "thread"  # no process beside every server, which costs seconds; see `own_process`
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads and fork() do not mix
 
@@ -41,6 +42,12 @@ settings.load_profile("usual")  # `--hypothesis-profile=thorough` loads the othe
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: tests that drive a browser or a server wait for half of their time."""
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture
+def own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers have their engine in a process of its own, as they have by default."""
+    monkeypatch.delenv("EMORL_ENGINE")
 
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")

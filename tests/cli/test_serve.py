@@ -18,6 +18,8 @@ from emorl_cli import serving
 from emorl_cli.serve import NOT_FLAGS
 from server.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("own_process")
+
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:

@@ -89,7 +89,7 @@ async def test_the_limit_is_a_setting_and_its_default_comes_from_the_bundle() ->
 
 def test_a_limit_that_is_set_reaches_the_bundle_that_is_loaded() -> None:
     with mock.patch("server.serving.deployment.load_apart") as loaded:
-        load(Settings(bundle="my-bundle", max_prompt_chars=77))
+        load(Settings(bundle="my-bundle", engine="process", max_prompt_chars=77))
     assert loaded.call_args.kwargs["max_prompt_chars"] == 77
 
 

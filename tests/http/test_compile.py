@@ -92,7 +92,7 @@ def test_it_is_a_setting(given: object, meant: str, tmp_path: Path, monkeypatch:
     monkeypatch.delenv("EMORL_COMPILE")
     file = tmp_path / "settings.yaml"
     file.write_text(f"compile: {str(given).lower()}\n")
-    settings = load_settings(config=file, bundle="my-bundle", compile_cache=tmp_path)
+    settings = load_settings(config=file, bundle="my-bundle", engine="process", compile_cache=tmp_path)
     assert settings.compile == meant
     with mock.patch("server.serving.deployment.load_apart") as loaded:
         load(settings)

@@ -39,7 +39,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings_of(bundle: Path, **more: Any) -> Settings:
-    return load_settings(port=0, bundle=str(bundle), dtype="float32", threads=1, compile="off", **more)
+    return load_settings(
+        **{"port": 0, "bundle": str(bundle), "dtype": "float32", "threads": 1, "engine": "process", **more}
+    )
 
 
 @pytest.fixture(scope="module")

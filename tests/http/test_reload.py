@@ -14,6 +14,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -50,8 +51,8 @@ def add_profile(bundle: Path, name: str) -> None:
     )
 
 
-def settings_for(bundle: Path) -> Settings:
-    return load_settings(port=0, bundle=str(bundle), admin_keys="boss", dtype="float32")
+def settings_for(bundle: Path, **more: Any) -> Settings:
+    return load_settings(port=0, bundle=str(bundle), admin_keys="boss", dtype="float32", **more)
 
 
 def test_new_profiles_and_retrained_adapters_are_taken(bundle: Path) -> None:
@@ -92,6 +93,7 @@ def test_scorers_come_with_a_reload_and_other_files_than_those_are_refused(bundl
         assert client.post("/score", json=ask).json()["results"] == results
 
 
+@pytest.mark.usefixtures("own_process")
 @pytest.mark.parametrize("damage", ["yaml", "adapter", "tokenizer", "vocabulary", "gone"])
 def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_serves_on(bundle: Path, damage: str) -> None:
     with live(settings_for(bundle)) as server, server.client() as client:
@@ -304,7 +306,10 @@ def test_a_reload_that_cannot_end_in_time_is_given_up(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_under_a_hundred_reloads_every_receipt_names_the_bundle_that_made_it(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "reloads"), [("thread", 100), ("process", 10)])
+def test_under_a_hundred_reloads_every_receipt_names_the_bundle_that_made_it(
+    bundle: Path, tmp_path: Path, engine: str, reloads: int
+) -> None:
     """Two bundles change places at random moments; each text is made again by the bundle of its receipt."""
     other = tiny_t5_bundle(tmp_path / "other", seed=5)
     ask = {"prompt": "I can't keep up at work.", "profile": "empathy", "max_new_tokens": 12, "receipt": True}
@@ -323,12 +328,12 @@ def test_under_a_hundred_reloads_every_receipt_names_the_bundle_that_made_it(bun
             other.rename(bundle)
             (tmp_path / "aside").rename(other)
 
-    with live(settings_for(bundle)) as server, server.client() as client:
+    with live(settings_for(bundle, engine=engine)) as server, server.client() as client:
         thread = threading.Thread(target=rename)
         thread.start()
         try:
             seen = set()
-            for _ in range(100):
+            for _ in range(reloads):
                 status = client.post("/admin/reload", headers=BOSS).status_code
                 assert status in (200, 409)  # the second: between two renames there is no bundle
                 answer = client.post("/generate", json=ask).json()
@@ -339,7 +344,7 @@ def test_under_a_hundred_reloads_every_receipt_names_the_bundle_that_made_it(bun
         finally:
             stop.set()
             thread.join()
-        assert seen == set(texts)
+        assert seen == set(texts) or (engine == "process" and seen), "of few reloads all may find the same one"
 
 
 @pytest.mark.slow

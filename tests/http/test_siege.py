@@ -92,6 +92,7 @@ def test_every_kind_of_attack_is_borne_and_leaves_nothing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_process")
 def test_a_siege_runs_from_the_calm_to_the_end(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"a line\n")
@@ -111,6 +112,7 @@ def test_a_siege_runs_from_the_calm_to_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_process")
 def test_a_receipt_is_replayed_on_the_bundle_that_it_names(tmp_path: Path) -> None:
     places = reloads.Places(tmp_path, "t5-tiny")
     ask = {"prompt": PROMPT, "max_new_tokens": 8, "min_new_tokens": 8, "receipt": True}

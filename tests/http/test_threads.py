@@ -48,7 +48,7 @@ def test_it_is_a_setting(given: object, threads: object, monkeypatch: pytest.Mon
     monkeypatch.setenv("EMORL_THREADS", str(given))
     assert load_settings().threads == threads
     with mock.patch("server.serving.deployment.load_apart") as loaded:
-        load(load_settings(bundle="my-bundle"))
+        load(load_settings(bundle="my-bundle", engine="process"))
     assert loaded.call_args.args[1]["threads"] == threads
 
 
