@@ -67,7 +67,7 @@ class DraftsRequest(PromptFields, SamplingFields):
     )
     seed: Seed | None = Field(
         None,
-        description="Of the first drawn text of each weights. Null: 0, so that the same request gives the same drafts.",
+        description="Of the first drawn text of each weights. Null: 0, so the same request gives the same drafts.",
     )
     receipt: bool = Field(True, description="Give each draft's `receipt`: all that is needed to make it again.")
     stream: bool = Field(False, description="Answer with server-sent events: each text as it is found, drafts at last.")
