@@ -65,7 +65,10 @@ class DraftsRequest(PromptFields, SamplingFields):
         le=1.0,
         description="Texts nearer to a better draft are left out: 0 the same words, 1 none in common.",
     )
-    seed: Seed = Field(0, description="Of the first drawn text of each weights; the same gives the same drafts.")
+    seed: Seed | None = Field(
+        None,
+        description="Of the first drawn text of each weights. Null: 0, so the same request gives the same drafts.",
+    )
     receipt: bool = Field(True, description="Give each draft's `receipt`: all that is needed to make it again.")
     stream: bool = Field(False, description="Answer with server-sent events: each text as it is found, drafts at last.")
 

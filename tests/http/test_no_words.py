@@ -67,7 +67,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("/sweep", {"prompts": [f"{MARKER} " * 100], "resolution": 2}),
     ("/sweep/line", {**LINE, "from": {"reflection": 0.0}}),
     ("/drafts", {"prompt": PROMPT, "count": MARKER}),
-    ("/drafts", {"prompt": PROMPT, "seeds": 2}),
+    ("/drafts", {"prompt": PROMPT, "temperature": 0, "seeds": 2}),
     ("/generate", {"prompt": PROMPT, "weights": MARKER}),
     ("/generate", {"prompt": PROMPT, "weights": "auto", "profile": MARKER}),
     ("/sweep/line", {**LINE, "prompt": f"{MARKER} " * 100}),
