@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks import load
 from benchmarks.http.streams import Target, ask, generate_body
-from benchmarks.replicas import Deployed, deployed
+from benchmarks.replicas import deployed
 
 _WARM_UP = 3
 SERVE, DEPLOY = "emorl serve", "emorl deploy"
@@ -88,13 +88,12 @@ def measure(options: argparse.Namespace) -> dict[str, Side]:
     with ExitStack() as running:
         url, _ = running.enter_context(load.served(options.bundle, one, plain))
         wide, _ = running.enter_context(load.served(options.bundle, two, plain))
-        at = running.enter_context(deployed(options.bundle, 1, options.slots, *more))
+        at = running.enter_context(deployed(options.bundle, 2, options.slots, *more))
         targets = {SERVE: Target.parse(url), DEPLOY: at.target}
         sides = alternate(targets, options.rounds, options.new_tokens)
         tell_streams(sides)
-        crowd(DEPLOY, at.target, sides[DEPLOY], options, 1)
-        print(f"python -m benchmarks.queueing {queueing_times(sides[DEPLOY], options.clients)}", flush=True)
-        asyncio.run(two_replicas(at, options.bundle))
+        crowd(SERVE, targets[SERVE], sides[SERVE], options, 1)
+        print(f"python -m benchmarks.queueing {queueing_times(sides[SERVE], options.clients)}", flush=True)
         pair = {"one process, two threads": Target.parse(wide), "two replicas, a thread each": at.target}
         sides |= {name: Side() for name in pair}
         for seed in range(2, 2 + options.crowds):
@@ -116,14 +115,8 @@ def tell_streams(sides: dict[str, Side]) -> None:
         print(shown(f"the proxy adds to a {what}", "ms", pairs, 1e3), flush=True)
 
 
-async def two_replicas(at: Deployed, bundle: Path) -> None:
-    fault = await at.again(bundle, 2) or await at.settled(lambda now: len(now) == 2, "two replicas")
-    if fault is not None:
-        raise SystemExit(fault)
-
-
 def queueing_times(side: Side, clients: int) -> str:
-    """Of one replica, as `benchmarks.queueing` takes them."""
+    """Of one process with one thread, as `benchmarks.queueing` takes them."""
     step, crowded, first = (statistics.median(values) * 1e3 for values in (side.gap, side.crowded, side.first))
     row = max(0.0, (crowded - step) / (clients - 1))
     return f"--step-ms {step:.2f} --row-ms {row:.2f} --prompt-ms {max(0.0, first - step):.2f}"
