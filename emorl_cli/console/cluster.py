@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 from emorl_core.errors import EmorlError
 
+_OBJECTS_BYTES = 256 * 2**20  # requests and answers pass it; by default Ray takes a third of the memory
+
 
 class ClusterError(EmorlError):
     """Ray is not installed, or there is no cluster at the address."""
@@ -36,7 +38,12 @@ def connected(address: str | None, *, cores: int | None = None) -> Iterator[None
         raise ClusterError("this needs Ray, which is not installed; pip install 'emorl[ray]'", param="ray") from None
     try:
         if address is None:
-            ray.init(num_cpus=cores, include_dashboard=False, logging_level=logging.WARNING)
+            ray.init(
+                num_cpus=cores,
+                include_dashboard=False,
+                object_store_memory=_OBJECTS_BYTES,
+                logging_level=logging.WARNING,
+            )
         else:
             _check_listens(address)
             ray.init(address=address, logging_level=logging.WARNING)

@@ -56,7 +56,7 @@ def environment() -> Iterator[dict[str, str]]:
             try:
                 yield variables
             finally:
-                head.communicate("\n", timeout=120)
+                head.communicate("\n", timeout=300)
 
 
 def start_evaluation(folder: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
