@@ -47,7 +47,7 @@ def connected(address: str | None, *, cores: int | None = None) -> Iterator[None
         else:
             _check_listens(address)
             ray.init(address=address, logging_level=logging.WARNING)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001  Ray raises plain ones too: of a node that does not start in 30 s
         where = "on this machine" if address is None else f"at {address!r}"
         raise ClusterError(f"no Ray cluster {where}: {_first_line(error)}", param="ray") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one that aborts the process

@@ -289,6 +289,18 @@ async def test_a_scorer_process_scores_for_those_who_mean_its_scorers(scored_bun
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on import
+def test_a_ray_that_does_not_start_is_told_in_one_line(emorl, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen.")
+
+    monkeypatch.setattr(ray, "init", init)
+    assert "no Ray cluster on this machine: The current node timed out" in emorl("deploy", bundle).refused()
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on import
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "nowhere.invalid:6379", "127.0.0.1"])
 def test_an_address_without_a_cluster_is_refused_at_once(emorl, bundle: Path, address: str) -> None:
     assert f"no Ray cluster at {address!r}" in emorl("deploy", bundle, "--ray", address).refused()

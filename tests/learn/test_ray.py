@@ -31,7 +31,13 @@ SCORER = "{kind: callable, path: tests.learn.own_scorers:share_of_letters_in_a_w
 LOGS = ("evaluations.jsonl", "held-out.jsonl")
 HEAD = """
 import ray
-ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20)
+for left in (2, 1, 0):  # Ray gives a node 30 s to start, which a busy machine may need
+    try:
+        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20)
+        break
+    except Exception:
+        if not left:
+            raise
 print("up", flush=True)
 input()
 """
