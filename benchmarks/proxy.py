@@ -5,7 +5,7 @@ in turns. Needs the extra `ray`.
 
 First one stream at a time, on one core each: the time to the first token and between tokens. Then many streams at
 once: tokens a second of one process on two cores and of two replicas on one core each. The clients compute on the same
-machine, and no step is compiled. The last lines are times for `benchmarks.queueing`, and JSON.
+machine, and no step is compiled. One line has the times that `benchmarks.queueing` takes; the last is JSON.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks import load
 from benchmarks.http.streams import Target, ask, generate_body
-from benchmarks.replicas import Deployed, deployed
+from benchmarks.replicas import deployed
 
 _WARM_UP = 3
 SERVE, DEPLOY = "emorl serve", "emorl deploy"
@@ -79,43 +80,43 @@ def shown(what: str, unit: str, values: Sequence[float], scale: float = 1.0) -> 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Side]:
-    """By way of serving."""
+    """By way of serving; tells what is found as soon as it is."""
     plain = {"compile": "off"}
-    more = (
-        "--dtype",
-        options.dtype,
-        "--max-queue",
-        str(options.max_queue),
-        "--compile",
-        "off",
-        "--log-level",
-        "warning",
-    )
-    one = argparse.Namespace(**{**vars(options), "threads": 1})
-    two = argparse.Namespace(**{**vars(options), "threads": 2})
-    with load.served(options.bundle, one, plain) as (url, _), deployed(options.bundle, 1, options.slots, *more) as at:
+    more = ["--dtype", options.dtype, "--max-queue", str(options.max_queue)]
+    more += ["--compile", "off", "--log-level", "warning"]  # as `load.served` has it
+    one, two = (argparse.Namespace(**{**vars(options), "threads": threads}) for threads in (1, 2))
+    with ExitStack() as running:
+        url, _ = running.enter_context(load.served(options.bundle, one, plain))
+        wide, _ = running.enter_context(load.served(options.bundle, two, plain))
+        at = running.enter_context(deployed(options.bundle, 2, options.slots, *more))
         targets = {SERVE: Target.parse(url), DEPLOY: at.target}
         sides = alternate(targets, options.rounds, options.new_tokens)
-        for name, target in targets.items():
-            crowd(name, target, sides[name], options, 1)
-        asyncio.run(two_replicas(at, options.bundle))
-        with load.served(options.bundle, two, plain) as (url, _):
-            pair = {"one process, two threads": Target.parse(url), "two replicas, a thread each": at.target}
-            sides |= {name: Side() for name in pair}
-            for seed in range(2, 2 + options.crowds):
-                for name in sorted(pair, reverse=bool(seed % 2)):
-                    crowd(name, pair[name], sides[name], options, seed)
+        tell_streams(sides)
+        crowd(SERVE, targets[SERVE], sides[SERVE], options, 1)
+        print(f"python -m benchmarks.queueing {queueing_times(sides[SERVE], options.clients)}", flush=True)
+        pair = {"one process, two threads": Target.parse(wide), "two replicas, a thread each": at.target}
+        sides |= {name: Side() for name in pair}
+        for seed in range(2, 2 + options.crowds):
+            for name in sorted(pair, reverse=bool(seed % 2)):
+                crowd(name, pair[name], sides[name], options, seed)
+        for name in pair:
+            print(name)
+            print(shown(f"with {options.clients} streams", "tokens/s", sides[name].tokens), flush=True)
     return sides
 
 
-async def two_replicas(at: Deployed, bundle: Path) -> None:
-    fault = await at.again(bundle, 2) or await at.settled(lambda now: len(now) == 2, "two replicas")
-    if fault is not None:
-        raise SystemExit(fault)
+def tell_streams(sides: dict[str, Side]) -> None:
+    for name, side in sides.items():
+        print(name)
+        print(shown("first token", "ms", side.first, 1e3))
+        print(shown("between tokens", "ms", side.gap, 1e3))
+    for what, kind in (("first token", "first"), ("token", "gap")):
+        pairs = [b - a for a, b in zip(*(getattr(sides[name], kind) for name in (SERVE, DEPLOY)), strict=True)]
+        print(shown(f"the proxy adds to a {what}", "ms", pairs, 1e3), flush=True)
 
 
 def queueing_times(side: Side, clients: int) -> str:
-    """Of one replica, as `benchmarks.queueing` takes them."""
+    """Of one process with one thread, as `benchmarks.queueing` takes them."""
     step, crowded, first = (statistics.median(values) * 1e3 for values in (side.gap, side.crowded, side.first))
     row = max(0.0, (crowded - step) / (clients - 1))
     return f"--step-ms {step:.2f} --row-ms {row:.2f} --prompt-ms {max(0.0, first - step):.2f}"
@@ -135,17 +136,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.error("--clients and --new-tokens: from 2; --rounds, --crowds and --seconds: above 0")
     options.slots, options.max_queue = options.clients, 4 * options.clients
     sides = measure(options)
-    serve, deploy = sides[SERVE], sides[DEPLOY]
-    for name, side in sides.items():
-        print(name)
-        if side.first:
-            print(shown("first token", "ms", side.first, 1e3))
-            print(shown("between tokens", "ms", side.gap, 1e3))
-        print(shown(f"with {options.clients} streams", "tokens/s", side.tokens))
-    for what, kind in (("first token", "first"), ("token", "gap")):
-        pairs = [b - a for a, b in zip(getattr(serve, kind), getattr(deploy, kind), strict=True)]
-        print(shown(f"the proxy adds to a {what}", "ms", pairs, 1e3))
-    print(f"python -m benchmarks.queueing {queueing_times(deploy, options.clients)}")
     print(json.dumps({name: asdict(side) for name, side in sides.items()}))
     return 0
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 from emorl_core.errors import EmorlError
 
+_OBJECTS_BYTES = 256 * 2**20  # requests and answers pass it; by default Ray takes a third of the memory
+
 
 class ClusterError(EmorlError):
     """Ray is not installed, or there is no cluster at the address."""
@@ -36,11 +38,16 @@ def connected(address: str | None, *, cores: int | None = None) -> Iterator[None
         raise ClusterError("this needs Ray, which is not installed; pip install 'emorl[ray]'", param="ray") from None
     try:
         if address is None:
-            ray.init(num_cpus=cores, include_dashboard=False, logging_level=logging.WARNING)
+            ray.init(
+                num_cpus=cores,
+                include_dashboard=False,
+                object_store_memory=_OBJECTS_BYTES,
+                logging_level=logging.WARNING,
+            )
         else:
             _check_listens(address)
             ray.init(address=address, logging_level=logging.WARNING)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001  Ray raises plain ones too: of a node that does not start in 30 s
         where = "on this machine" if address is None else f"at {address!r}"
         raise ClusterError(f"no Ray cluster {where}: {_first_line(error)}", param="ray") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one that aborts the process

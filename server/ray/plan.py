@@ -39,46 +39,21 @@ _ELSEWHERE = {"config", "bundle", *_SECRETS, *_OF_THE_PROXY}  # read already, or
 NOT_DEPLOYED = frozenset({*_OF_A_LISTENER, *_SECRETS})
 
 
-class Served(Strict):
-    """What one replica serves. Equal ones are one version to Serve, which leaves them running when only their number
-    changes.
+class Plan(Strict):
+    """The arguments of the Serve application.
 
-    `version`: a digest of the bundle's files, so that `serve deploy` sees a change of them. `settings`: as of `emorl
-    serve`, those that differ from their defaults.
+    `version`: a digest of the bundle's files, so that `serve deploy` sees a change of them. `max_scorers`: 0 where each
+    replica asks its own scorers. `settings`: as of `emorl serve`, those that differ from their defaults.
     """
 
     bundle: str
     version: str
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-    @classmethod
-    def read(cls, args: Mapping[str, Any]) -> Self:
-        """From arguments that came by way of Ray. Raises `SettingsError`."""
-        try:
-            return cls(**args)
-        except ValidationError as error:
-            raise SettingsError(f"args of {IMPORT_PATH}: {explain(error)}") from None
-
-    def replica_settings(self) -> Settings:
-        """In a replica: these, then those of the environment there, then defaults. One core computes, unless
-        `threads` says how many.
-
-        Raises:
-            SettingsError: one of them cannot be used.
-        """
-        settings = load_settings(bundle=self.bundle, **self.settings)
-        _check(settings)
-        return settings if settings.threads != "auto" else settings.model_copy(update={"threads": 1})
-
-
-class Plan(Served):
-    """The arguments of the Serve application. `max_scorers`: 0 where each replica asks its own scorers."""
-
     min_replicas: int = Field(ge=1, le=MAX_REPLICAS)
     max_replicas: int = Field(ge=1, le=MAX_REPLICAS)
     min_scorers: int = Field(default=0, ge=0, le=MAX_REPLICAS)
     max_scorers: int = Field(default=0, ge=0, le=MAX_REPLICAS)
     session_affinity: bool = False
+    settings: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -123,9 +98,24 @@ class Plan(Served):
             settings=_carried(settings),
         )
 
-    def served(self) -> dict[str, Any]:
-        """The arguments of each replica."""
-        return Served(bundle=self.bundle, version=self.version, settings=self.settings).model_dump()
+    @classmethod
+    def read(cls, args: Mapping[str, Any]) -> Self:
+        """From an application's arguments. Raises `SettingsError`."""
+        try:
+            return cls(**args)
+        except ValidationError as error:
+            raise SettingsError(f"args of {IMPORT_PATH}: {explain(error)}") from None
+
+    def replica_settings(self) -> Settings:
+        """In a replica: this plan's, then those of the environment there, then defaults. One core computes, unless
+        `threads` says how many.
+
+        Raises:
+            SettingsError: one of them cannot be used.
+        """
+        settings = load_settings(bundle=self.bundle, **self.settings)
+        _check(settings)
+        return settings if settings.threads != "auto" else settings.model_copy(update={"threads": 1})
 
     def cores(self) -> int:
         """Of a cluster that has room for every replica, and for one of a new version beside them."""

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.app import create_app
-from server.ray.plan import Plan, Served
+from server.ray.plan import Plan
 from server.ray.scorers import ScorerReplica, asking
 from server.serving.process import share_the_interpreter, spare_what_stays
 from server.serving.service import Service
@@ -29,7 +29,7 @@ class Replica:
 
     def __init__(self, args: dict[str, Any], scorers: DeploymentHandle | None = None) -> None:
         """scorers: those that score for it; None: it scores itself."""
-        settings = Served.read(args).replica_settings()
+        settings = Plan.read(args).replica_settings()
         share_the_interpreter()
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # each request is told in our words already
         self._log = ExitStack()
@@ -81,6 +81,5 @@ def build(args: dict[str, Any]) -> serve.Application:
     plan = Plan.read(args)
     server = serve.deployment(**plan.deployment())(serve.ingress()(Replica))
     if not plan.max_scorers:
-        return server.bind(plan.served())
-    scorers = serve.deployment(**plan.scorer_deployment())(ScorerReplica).bind(plan.served())
-    return server.bind(plan.served(), scorers)
+        return server.bind(args)
+    return server.bind(args, serve.deployment(**plan.scorer_deployment())(ScorerReplica).bind(args))

@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from emorl_core.bundles.bundle import BundleSpec
 from emorl_core.bundles.snapshot import Snapshot, steadily
 from emorl_core.bundles.stored_scorers import load_scorers
-from server.ray.plan import Served
+from server.ray.plan import Plan
 from server.serving.scoring import BUSY, FAILED, TIMEOUT, MakeScoring, Scores, Scoring, ScoringThread
 from server.settings import Settings
 from server.watch.log_queue import to_stderr
@@ -43,7 +43,7 @@ class ScorerReplica:
     def __init__(self, args: Mapping[str, Any]) -> None:
         import torch
 
-        self._settings = settings = Served.read(args).replica_settings()
+        self._settings = settings = Plan.read(args).replica_settings()
         torch.set_num_threads(int(settings.threads))
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self._log = ExitStack()

@@ -15,7 +15,7 @@ from emorl_core.bundles.bundle import Bundle
 from emorl_core.errors import BundleError, EmorlError
 from emorl_core.scorers import build_scorer
 from emorl_core.scorers.asking import Panel, Statement
-from server.ray.plan import NO_SCORERS, PROBES, Plan, Served, parse_range
+from server.ray.plan import NO_SCORERS, PROBES, Plan, parse_range
 from server.settings import Settings, SettingsError, load_settings
 from server.watch.metrics import EngineReading, Metrics
 from tests.builders import tiny_t5_bundle
@@ -79,14 +79,6 @@ def test_a_changed_bundle_is_another_version(bundle: Path, tmp_path: Path) -> No
     assert Plan.make(settings, (1, 4)).version == before
     other = tiny_t5_bundle(tmp_path / "other", seed=1)
     assert Plan.make(Settings(bundle=str(other)), (1, 1)).version != before
-
-
-def test_another_number_of_replicas_is_no_other_version_of_them(scored_bundle: Path) -> None:
-    settings = Settings(bundle=str(scored_bundle), slots=3)
-    one, many = Plan.make(settings, (1, 1)), Plan.make(settings, (2, 8), (1, 3))
-    assert one.served() == many.served()
-    assert one.served() != Plan.make(settings.model_copy(update={"slots": 4}), (1, 1)).served()
-    assert Served.read(one.served()).replica_settings() == one.replica_settings()
 
 
 def test_one_core_a_replica_unless_threads_says_more(bundle: Path) -> None:
@@ -283,7 +275,7 @@ async def test_a_scorer_process_scores_for_those_who_mean_its_scorers(scored_bun
     from server.ray.scorers import ScorerReplica, identity_of
 
     plan = Plan.make(Settings(bundle=str(scored_bundle)), (1, 1), (1, 1))
-    replica = ScorerReplica(plan.served())
+    replica = ScorerReplica(plan.model_dump())
     spec = Bundle.open(scored_bundle).spec
     found = await replica.score(identity_of(spec), [PROMPT], ["You feel tired, and that hurts."])
     panel = Panel({"empathy": build_scorer("lexical_empathy")})
@@ -293,6 +285,18 @@ async def test_a_scorer_process_scores_for_those_who_mean_its_scorers(scored_bun
     other = spec.model_copy(update={"scorers": {"empathy": "lexical_reflection"}})
     assert await replica.score(identity_of(other), [PROMPT], ["a"]) is None
     await replica._scoring.stop()
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on import
+def test_a_ray_that_does_not_start_is_told_in_one_line(emorl, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen.")
+
+    monkeypatch.setattr(ray, "init", init)
+    assert "no Ray cluster on this machine: The current node timed out" in emorl("deploy", bundle).refused()
 
 
 @pytest.mark.ray

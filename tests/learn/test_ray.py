@@ -31,7 +31,13 @@ SCORER = "{kind: callable, path: tests.learn.own_scorers:share_of_letters_in_a_w
 LOGS = ("evaluations.jsonl", "held-out.jsonl")
 HEAD = """
 import ray
-ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20)
+for left in (2, 1, 0):  # Ray gives a node 30 s to start, which a busy machine may need
+    try:
+        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20)
+        break
+    except Exception:
+        if not left:
+            raise
 print("up", flush=True)
 input()
 """
@@ -56,7 +62,7 @@ def environment() -> Iterator[dict[str, str]]:
             try:
                 yield variables
             finally:
-                head.communicate("\n", timeout=120)
+                head.communicate("\n", timeout=300)
 
 
 def start_evaluation(folder: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
