@@ -1,6 +1,6 @@
 """A decoding step on a CPU as one compiled function, which fuses its small operations (figures in docs/log.md).
 
-Letters: M lane rows, D hidden, K adapters that a row uses at most.
+Letters: M lane rows, R tokens, D hidden, K adapters that a row uses at most.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ class StepFunction(Protocol):
 
 
 class CompiledStep(ABC):
-    """A model's `step` for one new token a lane row, compiled for all sizes. Not for training; for one thread."""
+    """A model's `step` for one new token a lane row, and its `ragged_step`, compiled for all sizes. Not for training;
+    for one thread.
+
+    Both are one function: to it, every token is a row, with a place in the cache that several may share.
+    """
 
     MAKE: str  # the recipe's
     SIZES: tuple[Names, ...]  # of `_arguments`
@@ -48,16 +52,20 @@ class CompiledStep(ABC):
         self._lanes: LaneIndex | None = None
 
     @abstractmethod
-    def _arrange(self, cache: KVCache, rows: int) -> None:
-        """Lane rows have come, left or moved; steps have so many rows, spare ones included."""
+    def _arrange(self, cache: KVCache, places: Tensor) -> None:
+        """Lane rows have come, left or moved; the tokens of a step have these places [R], spare ones included."""
 
     @abstractmethod
     def _arguments(self, cache: KVCache, positions: Tensor) -> tuple[Argument, ...]:
-        """What the function takes between the positions [rows] and the parameters."""
+        """What the function takes between the positions [R] and the parameters."""
 
     def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         """tokens [M, 1], lanes of M rows -> last hidden states [M, D]; writes the new token's keys and values."""
-        arguments = self._whole(tokens, lanes, cache)
+        return self.ragged(tokens[:, 0], [1] * cache.count, lanes, cache)
+
+    def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor:
+        """As `LaneModel.ragged_step`."""
+        arguments = self._whole(tokens, counts, lanes, cache)
         flat: list[Tensor] = []
         for each in arguments:
             if isinstance(each, Tensor):
@@ -66,22 +74,21 @@ class CompiledStep(ABC):
                 flat += each
         with multiplying(self._tensors.matrices):
             hidden = self._functions[self._used.shape[1]](flat)
-        count = cache.count
-        cache.advance(1)
-        return hidden[:count]
+        cache.advance_each(counts)
+        return hidden[: len(tokens)]
 
-    def _whole(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> tuple[Argument, ...]:
-        count = cache.count
-        cache.reserve(1)
-        rows = max(2, count)  # a size of 1 would be another function, so a single row is padded to two
+    def _whole(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> tuple[Argument, ...]:
+        cache.reserve_each(counts)
+        places, at = cache.own.ahead(counts)
+        if len(places) == 1:  # a size of 1 would be another function, so a single token gets a spare one
+            places, at, tokens = [0, 1], at * 2, tokens.expand(2)
         if self._lanes is not lanes:
-            self._lanes, spare = lanes, rows - count
+            self._lanes, spare = lanes, len(places) - lanes.rows
             self._used, self._coefficients = (torch.cat([own, own[:1].expand(spare, -1)]) for own in lanes.used())
-            self._places = torch.arange(rows)
-            self._arrange(cache, rows)
-        x = self._embedding.rows(tokens[:, 0]).contiguous()
-        x = x.repeat(2, 1) if count == 1 else x
-        positions = torch.tensor(cache.lengths + cache.lengths[:1] * (rows - count))
+            self._places = torch.tensor(places)
+            self._arrange(cache, self._places)
+        x = self._embedding.rows(tokens).contiguous()
+        positions = torch.tensor(at)
         varying = self._arguments(cache, positions)
         return (x, self._used, self._coefficients, self._places, positions, *varying, self._tensors.parameters)
 
@@ -96,7 +103,8 @@ class CompiledStep(ABC):
         rows: tuple[Names, ...] = ({0: "rows"},) * 5
         made = []
         for kind in self._kinds:
-            arguments = self._whole(torch.zeros(cache.count, 1, dtype=torch.int64), self._of_kind(kind, cache), cache)
+            tokens = torch.zeros(cache.count, dtype=torch.int64)
+            arguments = self._whole(tokens, [1] * cache.count, self._of_kind(kind, cache), cache)
             shapes = [_shapes(each, names) for each, names in zip(arguments, (*rows, *self.SIZES, {}), strict=True)]
             made.append(Recipe(self.MAKE, self._settings, tuple(shapes)))
         return made
@@ -117,9 +125,9 @@ class CompiledStep(ABC):
         return LaneIndex(own.expand(cache.count, -1))
 
 
-def tokens_read(cache: KVCache) -> int:
-    """By self-attention in the next step."""
-    return round_size(max(cache.lengths) + 1)
+def tokens_read(positions: Tensor) -> int:
+    """By self-attention, in a step at these positions."""
+    return round_size(int(positions.max()) + 1)
 
 
 def _shapes(argument: Argument, names: Names) -> Shape | list[Shape]:

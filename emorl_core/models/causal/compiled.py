@@ -17,7 +17,7 @@ from emorl_core.models.compiling import Compilation, Compiled
 
 
 class CompiledLeanStep(CompiledStep):
-    """`CausalModel.step` for one new token a lane row."""
+    """`CausalModel.step` for one new token a lane row, and `CausalModel.ragged_step`."""
 
     MAKE = "emorl_core.models.causal.step:step_of"
     SIZES = (
@@ -34,12 +34,12 @@ class CompiledLeanStep(CompiledStep):
         super().__init__(function, decoder.embedding, len(model.adapters))
         self._rotary, self._windows = decoder.rotary, function.windows
 
-    def _arrange(self, cache: KVCache, rows: int) -> None:
+    def _arrange(self, cache: KVCache, places: Tensor) -> None:
         """What it takes is all new in every step."""
 
     def _arguments(self, cache: KVCache, positions: Tensor) -> tuple[Argument, ...]:
         cosines, sines = self._rotary(positions)
-        distance = positions.unsqueeze(1) - torch.arange(tokens_read(cache))
+        distance = positions.unsqueeze(1) - torch.arange(tokens_read(positions))
         made = Masks(torch.float32)
         masks = [made.within(distance, window) for window in self._windows]
         return cosines.contiguous(), sines.contiguous(), masks, cache.own.layers

@@ -41,6 +41,9 @@ class FastStep(Protocol):
     def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         """tokens [M, 1] -> last hidden states [M, D], good until the next call."""
 
+    def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor:
+        """As `CausalModel.ragged_step`."""
+
 
 Compile = Callable[["CausalModel", Path], Compilation["CausalModel"]]
 
@@ -219,9 +222,26 @@ class CausalModel(nn.Module):
         cache.reserve(new)
         lengths = torch.tensor(cache.lengths, device=tokens.device)
         positions = lengths.unsqueeze(1) + torch.arange(new, device=tokens.device)  # [M, q]
-        hidden = self.run(tokens, positions, lanes.repeat(new), CachedPass(cache.own, positions, self.facts.dtype))
+        sizes = [length + new for length in cache.lengths]
+        seen = CachedPass(cache.own, positions, sizes, self.facts.dtype)
+        hidden = self.run(tokens, positions, lanes.repeat(new), seen)
         cache.advance(new)
         return hidden
+
+    @torch.inference_mode()
+    def ragged_step(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor:
+        places, at = cache.own.ahead(counts)
+        sizes = [position + 1 for position in at]
+        self.refuse_beyond(max(sizes))
+        if self._fast is not None:
+            return self._fast.ragged(tokens, counts, lanes, cache)
+        cache.reserve_each(counts)
+        # Every token is a row of its own, with a copy of what it attends to.
+        rows, positions = torch.tensor([places, at], device=tokens.device).unsqueeze(2)  # [R, 1] each
+        seen = CachedPass(cache.own, positions, sizes, self.facts.dtype, rows[:, 0])
+        hidden = self.run(tokens.unsqueeze(1), positions, lanes, seen)
+        cache.advance_each(counts)
+        return hidden[:, 0]
 
     def refuse_beyond(self, tokens: int) -> None:
         """Raise PromptTooLong for a sequence of more tokens than the model has positions."""

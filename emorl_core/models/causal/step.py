@@ -102,7 +102,7 @@ def step_of(layers: Sequence[_Layer], first_norm: int, epsilon: float, dtype: to
                 q, k = turned(q, cosines, sines), turned(k, cosines, sines)
             made = torch.stack([k, v.view(count, layer.shared, layer.size)], dim=1)
             own[i][:, places, :, positions] = made.to(own[i].dtype)
-            keys, values = own[i][0, :count, :, :total], own[i][1, :count, :, :total]
+            keys, values = own[i][0, places, :, :total], own[i][1, places, :, :total]
             grouped = (q * layer.scale).to(keys.dtype).view(count, layer.shared, -1, layer.size)
             mixed = attend(grouped.float(), keys.float(), values.float(), masks[layer.mask])
             x = x + layer.o.apart(mixed, used, coefficients, factors)[0]

@@ -16,7 +16,7 @@ from emorl_core.models.t5.step import StepFunction, source_mask
 
 
 class CompiledT5Step(CompiledStep):
-    """`T5.step` for one new token a lane row."""
+    """`T5.step` for one new token a lane row, and `T5.ragged_step`."""
 
     MAKE = "emorl_core.models.t5.step:step_of"
     SIZES = (
@@ -31,11 +31,11 @@ class CompiledT5Step(CompiledStep):
         self._positions = model.decoder_positions
         self._head_row: Compiled | None = None
 
-    def _arrange(self, cache: KVCache, rows: int) -> None:
-        self._source_mask = source_mask(cache, rows)
+    def _arrange(self, cache: KVCache, places: Tensor) -> None:
+        self._source_mask = source_mask(cache, max(2, cache.count))[places]
 
     def _arguments(self, cache: KVCache, positions: Tensor) -> tuple[Argument, ...]:
-        bias = self._positions.causal(positions.unsqueeze(1), tokens_read(cache))[:, :, 0].float()  # [rows, H, T]
+        bias = self._positions.causal(positions.unsqueeze(1), tokens_read(positions))[:, :, 0].float()  # [R, H, T]
         assert cache.cross is not None
         return bias.contiguous(), self._source_mask, cache.own.layers, cache.cross.layers
 

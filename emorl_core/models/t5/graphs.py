@@ -69,6 +69,9 @@ class GraphedStep:
         cache.advance(1)
         return hidden[:count]
 
+    def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> None:
+        """Would need a graph for every number of tokens."""
+
     def head_row(self, weight: Tensor, hidden: Tensor) -> None:
         """A GPU's own product is as fast."""
 

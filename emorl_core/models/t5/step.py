@@ -104,10 +104,10 @@ def step_of(
             made = qkv(norm(x, next(norms)), used, coefficients, factors).view(count, 3, heads, d_kv)
             made = made.to(own[i].dtype)
             own[i][:, places, :, positions] = made[:, 1:]
-            mixed = attend(made[:, 0], own[i][0, :count, :, :total], own[i][1, :count, :, :total], bias)
+            mixed = attend(made[:, 0], own[i][0, places, :, :total], own[i][1, places, :, :total], bias)
             x = x + o(mixed, used, coefficients, factors)[:, 0]
             q = cross_q(norm(x, next(norms)), used, coefficients, factors).view(count, heads, d_kv).to(cross[i].dtype)
-            mixed = attend(q, cross[i][0, :count, :, :size], cross[i][1, :count, :, :size], source_mask)
+            mixed = attend(q, cross[i][0, places, :, :size], cross[i][1, places, :, :size], source_mask)
             x = x + cross_o(mixed, used, coefficients, factors)[:, 0]
             up = wi(norm(x, next(norms)), used, coefficients, factors)
             up = F.gelu(up[:, 0], approximate="tanh") * up[:, 1] if gated else F.relu(up[:, 0])
