@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 MOST_TOKENS = 4  # proposed at once
-# Of a branch that has proposed nothing yet, and how fast it forgets: what it copied long ago says little.
-_FIRST_ACCEPTED, _FIRST_PROPOSED = 1.0, 2.0
-_KEPT = 0.95
+# Of a branch that has proposed nothing yet: tokens that were verified, and how many of them were right, as measured on
+# reflections (docs/performance.md). With every step it forgets a little: what it copied long ago says less.
+_FIRST_VERIFIED, _FIRST_ACCEPTED = 8.0, 4.8
+_FORGOTTEN = 0.05
 
 
 class Lookup:
     """What one branch may copy, and how much of what it proposed was right.
 
-    The tokens behind the first place where its last two stood before; behind the last one alone a single token, which
-    is right about half of the time.
+    What stands behind the first place where its last two tokens stood before; or its last one alone, which is less
+    certain, so half as many. The first place is right more often than the latest.
     """
 
     def __init__(self, prompt_ids: Sequence[int], ends: Collection[int]) -> None:
@@ -30,28 +31,37 @@ class Lookup:
         self._behind: dict[tuple[int, ...], int] = {}  # last one or two tokens -> place of the next one
         self._extend(prompt_ids)
         self._prompt = len(self._ids)
-        self._accepted, self._proposed = _FIRST_ACCEPTED, _FIRST_PROPOSED
+        self._verified, self._accepted = _FIRST_VERIFIED, _FIRST_ACCEPTED
 
     @property
     def rate(self) -> float:
-        """Of proposed tokens, how many are accepted, by what is known."""
-        return self._accepted / self._proposed
+        """How often a token is right if those before it are, by what is known."""
+        return self._accepted / self._verified
+
+    def worth(self, cost: float) -> int:
+        """Tokens to propose where each costs so much of what a token takes: those that are right more often than
+        that."""
+        tokens, chance = 0, self.rate
+        while tokens < MOST_TOKENS and chance > cost:
+            tokens += 1
+            chance *= self.rate
+        return tokens
 
     def propose(self, reply: Sequence[int], most: int) -> tuple[int, ...]:
         """Up to so many tokens behind this reply, which only grows from call to call."""
         self._extend(reply[len(self._ids) - self._prompt :])
-        for size, tokens in ((2, most), (1, min(most, 1))):
+        for size, tokens in ((2, most), (1, (most + 1) // 2)):
             start = self._behind.get(tuple(self._ids[-size:]))
             if start is not None:
-                found = self._ids[start : start + tokens]
+                found = self._ids[start : start + max(0, tokens)]
                 end = next((i for i, token in enumerate(found) if token in self._ends), len(found))
                 return tuple(found[:end])
         return ()
 
     def learn(self, proposed: int, accepted: int) -> None:
         """So many tokens were proposed, and the first so many were right."""
-        self._accepted = _KEPT * self._accepted + (1 - _KEPT) * _FIRST_ACCEPTED + accepted
-        self._proposed = _KEPT * self._proposed + (1 - _KEPT) * _FIRST_PROPOSED + proposed
+        self._verified += _FORGOTTEN * (_FIRST_VERIFIED - self._verified) + min(proposed, accepted + 1)
+        self._accepted += _FORGOTTEN * (_FIRST_ACCEPTED - self._accepted) + accepted
 
     def _extend(self, ids: Sequence[int]) -> None:
         for token in ids:

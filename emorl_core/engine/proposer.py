@@ -16,8 +16,8 @@ class Proposer:
     """Proposes tokens for requests that run by themselves: members that share a branch may choose different ones.
 
     `auto` does so where it pays. A right guess saves what a token takes, a step divided by its branches; any guess
-    costs its lane rows. So a branch proposes while it is right more often than what a guess costs, as a part of what a
-    token takes. Alone that is little; beside many others it is nearly all.
+    costs its lane rows. So a branch proposes what is right more often than that costs, as a part of what a token takes:
+    alone that is little, beside many others it is nearly all.
     """
 
     def __init__(self, mode: PromptLookup, facts: Facts) -> None:
@@ -38,10 +38,10 @@ class Proposer:
             if not branch.alone or branch.members[0].undecided or not branch.members[0].request.prompt_lookup:
                 continue
             branch.lookup = branch.lookup or Lookup(branch.prompt_ids, self._ends)
-            token = row * len(seats.of(branch)) * len(branches)  # what one more costs
-            if self.mode == "auto" and branch.lookup.rate <= token:
-                continue
-            if tokens := branch.lookup.propose(branch.tokens, self._most(branch, seats)):
+            most = self._most(branch, seats)
+            if self.mode == "auto":
+                most = min(most, branch.lookup.worth(row * len(seats.of(branch)) * len(branches)))
+            if most > 0 and (tokens := branch.lookup.propose(branch.tokens, most)):
                 found[branch] = tokens
         return found
 

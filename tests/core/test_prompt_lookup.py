@@ -181,7 +181,7 @@ def test_a_stop_string_within_what_is_accepted_ends_the_text(monkeypatch: pytest
     """The tokens behind it are not told, and a chat that goes on is read as it was said."""
     plain = fake_ensemble(encoder=False).engine
     prompt = (*range(260, 270), _END)
-    request = Request("a", prompt, (0.0, 1.0, 1.0, 1.0), Sampling(max_new_tokens=20, min_new_tokens=20))
+    request = Request("a", prompt, (0.0, 1.0, 1.0, 1.0), Sampling(max_new_tokens=20, min_new_tokens=20, seed=1))
     whole = run(plain, [request])[0]
     stop = next(text for text in whole.token_texts[2:] if text.strip())
     stopped = replace(request, sampling=replace(request.sampling, stop=(stop,)))
@@ -286,7 +286,9 @@ def test_what_is_not_finite_behind_a_wrong_proposal_is_forgotten(
 ) -> None:
     """Plain decoding never computes it: neither this request nor a later one may find it in the cache."""
     plain = fake_ensemble(encoder=encoder).engine
-    request = Request("a", (5, 6, 7, _END), (0.0, 1.0, 1.0, 0.0), Sampling(max_new_tokens=12, min_new_tokens=12))
+    request = Request(
+        "a", (5, 6, 7, _END), (0.0, 1.0, 1.0, 0.0), Sampling(max_new_tokens=12, min_new_tokens=12, seed=1)
+    )
     expected = run(plain, [request])[0]
     engine = fake_ensemble(encoder=encoder, prompt_lookup="on").engine
     knowing(monkeypatch, {"a": [3] * 12}, 0, wrong=0.0)
@@ -329,7 +331,9 @@ def test_no_more_is_fed_than_positions_tokens_and_room_allow(tmp_path: Path, mon
     model = engine_of(base, []).model
     prompt, reply = (5, 9, 7, 8, 6, 4, 11, _END), 24
     room = model.new_cache().bytes_of(1, len(prompt), reply)
-    whole = replace(Request("a", prompt, (1.0,), Sampling(max_new_tokens=reply, min_new_tokens=reply)), request_id="a")
+    whole = replace(
+        Request("a", prompt, (1.0,), Sampling(max_new_tokens=reply, min_new_tokens=reply, seed=1)), request_id="a"
+    )
     expected = run(engine_of(base, []), [whole])[0]
     knowing(monkeypatch, {"a": expected.token_ids}, 3, wrong=0.1)
     engine = engine_of(base, [], prompt_lookup="on", kv_cache_bytes=room)
@@ -356,7 +360,8 @@ def test_words_that_are_no_mode_are_refused() -> None:
 def test_the_lookup_copies_from_the_first_place_and_never_an_end() -> None:
     lookup = Lookup([3, 4, 5, 6, 1, 3, 4, 7, 8, 9, 10, 11], {1})
     assert lookup.propose([3, 4], 4) == (5, 6)  # the end is not proposed, nor what is behind it
-    assert lookup.propose([3, 4, 9], 4) == (10,)  # the last token alone: one
+    assert lookup.propose([3, 4, 9], 4) == (10, 11)  # behind the last token alone: half as many
+    assert lookup.propose([3, 4, 9], 1) == (10,)
     assert lookup.propose([3, 4, 9, 7, 8], 4) == (9, 10, 11, 3)
     assert lookup.propose([3, 4, 9, 7, 8], 2) == (9, 10)
     assert lookup.propose([3, 4, 9, 7, 8], 0) == ()
@@ -368,16 +373,17 @@ def test_a_branch_goes_on_while_it_is_right_often_enough() -> None:
     """Alone a wrong guess costs little; beside many it costs as much as a token."""
     right, wrong = Lookup((), ()), Lookup((), ())
     for _ in range(20):
-        right.learn(4, 3)
+        right.learn(4, 2)
         wrong.learn(4, 0)
-    assert wrong.rate < 0.1 < 0.6 < right.rate
+    assert wrong.rate < 0.3 < 0.6 < right.rate < 0.7
     cost = StepCost()
     for _ in range(200):
         for rows in (3, 15, 48):
             cost.observe(rows, 0.02 + 0.001 * rows)
     assert cost.of_row(3) == pytest.approx(0.001 / 0.023, rel=0.05)
     alone, among_16 = 3 * cost.of_row(3), 16 * 3 * cost.of_row(48)
-    assert wrong.rate < alone < right.rate < among_16
+    assert (right.worth(alone), right.worth(among_16), wrong.worth(3 * alone)) == (4, 0, 0)
+    assert [right.worth(cost) for cost in (0.7, 0.5, 0.4, 0.25, 0.0)] == [0, 1, 2, 3, 4]
 
 
 def test_auto_stops_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,8 +44,14 @@ def test_what_can_never_fit_is_refused_naming_the_limit(route: str, body: dict[s
 
 def test_the_settings_reach_the_engine(tmp_path: Path) -> None:
     bundle = tiny_t5_bundle(tmp_path)
-    engine = load(Settings(bundle=str(bundle), kv_cache_bytes=300_000, prefill_tokens=7)).engine
+    settings = Settings(bundle=str(bundle), kv_cache_bytes=300_000, prefill_tokens=7, prompt_lookup="on")
+    engine = load(settings).engine
     assert engine.runner.reader.most_tokens == 7
+    bias = ((5, 60.0),)
+    engine.add(Request("r", (5, 5, 1), (1.0, 0.0, 0.0, 0.0), Sampling(max_new_tokens=6, logit_bias=bias)))
+    while engine.has_work:
+        engine.step()
+    assert engine.stats.accepted_tokens > 0
     request = Request("r", (5, 1), (1.0, 0.0, 0.0, 0.0), Sampling(max_new_tokens=4000))
     with pytest.raises(InvalidRequest, match="kv_cache_bytes"):
         engine.add(request)
