@@ -155,10 +155,10 @@ class Ensemble(ExactRequests, DraftsRequests):
         folder = Path.home() / ".cache/emorl/compiled" if compile_cache is None else Path(compile_cache)
         compilation: Compilation[LaneModel] | None = None
         if compile is True:
-            model = model.compilation(folder).make()
+            model = model.compilation(folder, ragged=prompt_lookup != "off").make()
         elif compile and target.type == "cpu":
             with contextlib.suppress(UnsupportedModel):
-                compilation = model.compilation(folder)
+                compilation = model.compilation(folder, ragged=prompt_lookup != "off")
                 model = compilation.load() or model
         engine = Engine(
             model,

@@ -36,19 +36,20 @@ class CompiledStep(ABC):
     """A model's `step` for one new token a lane row, and its `ragged_step`, compiled for all sizes. Not for training;
     for one thread.
 
-    Both are one function: to it, every token is a row, with a place in the cache that several may share.
+    To a function every token is a row with a place in the cache. Where several may share one, it reads keys and values
+    by their places, which takes some 5 % longer: hence two functions, and the second only where it is wanted.
     """
 
     MAKE: str  # the recipe's
     SIZES: tuple[Names, ...]  # of `_arguments`
 
-    def __init__(self, function: StepFunction, embedding: FrozenMatrix, adapters: int) -> None:
+    def __init__(self, function: StepFunction, embedding: FrozenMatrix, adapters: int, *, ragged: bool) -> None:
         self._settings, self._tensors = function.settings, function.tensors
         self._embedding = embedding
         self._adapters = adapters
         # Rows of one adapter each and rows that sum several are two functions, see `LaneIndex.used`.
-        self._kinds = sorted({1, max(1, adapters)})
-        self._functions: dict[int, Compiled] = {}
+        self._kinds = [(kind, many) for many in sorted({False, ragged}) for kind in sorted({1, max(1, adapters)})]
+        self._functions: dict[tuple[int, bool], Compiled] = {}
         self._lanes: LaneIndex | None = None
 
     @abstractmethod
@@ -61,10 +62,15 @@ class CompiledStep(ABC):
 
     def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         """tokens [M, 1], lanes of M rows -> last hidden states [M, D]; writes the new token's keys and values."""
-        return self.ragged(tokens[:, 0], [1] * cache.count, lanes, cache)
+        return self._run(tokens[:, 0], [1] * cache.count, lanes, cache, ragged=False)
 
-    def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor:
-        """As `LaneModel.ragged_step`."""
+    def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor | None:
+        """As `LaneModel.ragged_step`; None: it is not compiled."""
+        if not any(many for _, many in self._kinds):
+            return None
+        return self._run(tokens, counts, lanes, cache, ragged=True)
+
+    def _run(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache, *, ragged: bool) -> Tensor:
         arguments = self._whole(tokens, counts, lanes, cache)
         flat: list[Tensor] = []
         for each in arguments:
@@ -73,7 +79,7 @@ class CompiledStep(ABC):
             else:
                 flat += each
         with multiplying(self._tensors.matrices):
-            hidden = self._functions[self._used.shape[1]](flat)
+            hidden = self._functions[self._used.shape[1], ragged](flat)
         cache.advance_each(counts)
         return hidden[: len(tokens)]
 
@@ -96,17 +102,18 @@ class CompiledStep(ABC):
 
     @torch.inference_mode()
     def recipes(self, cache: KVCache) -> list[Recipe]:
-        """One for each kind of rows; cache: an empty one, which is filled with examples."""
+        """One for each kind of rows and of step; cache: an empty one, which is filled with examples."""
         layers, (_, _, heads, _, size) = len(cache.own.layers), cache.own.layers[0].shape
         for length in (3, 5, 2 * SIZE_STEP + 1):  # sizes that are equal by accident only would be taken for one
             cache.insert(Memory(torch.zeros(2, layers, heads, length, size, dtype=cache.own.dtype)))
         rows: tuple[Names, ...] = ({0: "rows"},) * 5
         made = []
-        for kind in self._kinds:
+        for kind, ragged in self._kinds:
             tokens = torch.zeros(cache.count, dtype=torch.int64)
             arguments = self._whole(tokens, [1] * cache.count, self._of_kind(kind, cache), cache)
             shapes = [_shapes(each, names) for each, names in zip(arguments, (*rows, *self.SIZES, {}), strict=True)]
-            made.append(Recipe(self.MAKE, self._settings, tuple(shapes)))
+            settings = (*self._settings, True) if ragged else self._settings
+            made.append(Recipe(self.MAKE, settings, tuple(shapes)))
         return made
 
     @torch.inference_mode()
@@ -115,8 +122,8 @@ class CompiledStep(ABC):
         layers, (_, _, heads, _, size) = len(cache.own.layers), cache.own.layers[0].shape
         self._functions = dict(zip(self._kinds, functions, strict=True))
         cache.insert(Memory(torch.zeros(2, layers, heads, 1, size, dtype=cache.own.dtype)))
-        for kind in self._kinds:
-            self(torch.zeros(1, 1, dtype=torch.int64), self._of_kind(kind, cache), cache)
+        for kind, ragged in self._kinds:
+            self._run(torch.zeros(1, dtype=torch.int64), [1], self._of_kind(kind, cache), cache, ragged=ragged)
         self._lanes = None
 
     def _of_kind(self, kind: int, cache: KVCache) -> LaneIndex:

@@ -146,8 +146,9 @@ class FakeModel:
     def quantize(self, how: Quantize) -> None:
         """It has no matrices."""
 
-    def compilation(self, folder: Path) -> Compilation[FakeModel]:
+    def compilation(self, folder: Path, *, ragged: bool = False) -> Compilation[FakeModel]:
         """There is nothing to compile; the result is only called so."""
+        del ragged
         other = copy.copy(self)
         other.compiled = True
         return Compilation([], folder, lambda _: other)

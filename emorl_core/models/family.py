@@ -100,9 +100,9 @@ class LaneModel(Protocol):
         """Keep the base's matrices in fewer bits from now on; adapters and norms stay. Before adapters are attached,
         on a CPU, not for training."""
 
-    def compilation(self, folder: Path) -> Compilation[Any]:
-        """What gives this model with a faster `step` for the adapters attached now; folder: where compiled functions
-        are kept. Raises UnsupportedModel where there is none."""
+    def compilation(self, folder: Path, *, ragged: bool = False) -> Compilation[Any]:
+        """What gives this model with a faster `step` for the adapters attached now, and a faster `ragged_step` where
+        that is asked for; folder: where compiled functions are kept. Raises UnsupportedModel where there is none."""
 
     def parameter_bytes(self) -> dict[str, int]:
         """{"base": ..., "adapters": ...}"""

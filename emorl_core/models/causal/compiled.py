@@ -27,11 +27,11 @@ class CompiledLeanStep(CompiledStep):
         {1: "held_rows", 3: "held_tokens"},  # own
     )
 
-    def __init__(self, model: CausalModel) -> None:
+    def __init__(self, model: CausalModel, *, ragged: bool) -> None:
         decoder = model.decoder
         assert isinstance(decoder, LeanDecoder)
         function = StepFunction(decoder, model.facts.dtype)
-        super().__init__(function, decoder.embedding, len(model.adapters))
+        super().__init__(function, decoder.embedding, len(model.adapters), ragged=ragged)
         self._rotary, self._windows = decoder.rotary, function.windows
 
     def _arrange(self, cache: KVCache, places: Tensor) -> None:
@@ -45,9 +45,9 @@ class CompiledLeanStep(CompiledStep):
         return cosines.contiguous(), sines.contiguous(), masks, cache.own.layers
 
 
-def compilation(model: CausalModel, folder: Path) -> Compilation[CausalModel]:
-    """folder: where compiled functions are kept."""
-    step = CompiledLeanStep(model)
+def compilation(model: CausalModel, folder: Path, ragged: bool = False) -> Compilation[CausalModel]:
+    """folder: where compiled functions are kept; ragged: compile `ragged_step` as well."""
+    step = CompiledLeanStep(model, ragged=ragged)
     fast = model.with_step(step)
 
     def finish(functions: list[Compiled]) -> CausalModel:

@@ -41,11 +41,11 @@ class FastStep(Protocol):
     def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         """tokens [M, 1] -> last hidden states [M, D], good until the next call."""
 
-    def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor:
-        """As `CausalModel.ragged_step`."""
+    def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor | None:
+        """As `CausalModel.ragged_step`; None: not done here."""
 
 
-Compile = Callable[["CausalModel", Path], Compilation["CausalModel"]]
+Compile = Callable[["CausalModel", Path, bool], Compilation["CausalModel"]]
 
 
 class CausalModel(nn.Module):
@@ -132,9 +132,9 @@ class CausalModel(nn.Module):
     def compiled(self) -> bool:
         return self._fast is not None
 
-    def compilation(self, folder: Path) -> Compilation[CausalModel]:
+    def compilation(self, folder: Path, *, ragged: bool = False) -> Compilation[CausalModel]:
         """For the adapters attached now. The result of that `step` is good until the next step only. folder: where
-        compiled functions are kept.
+        compiled functions are kept; ragged: compile `ragged_step` as well.
 
         Raises:
             UnsupportedModel: an architecture without such a step, or another device.
@@ -145,7 +145,7 @@ class CausalModel(nn.Module):
                 f"compile is on, and {self.facts.architecture!r} has no compiled step on {device}; allowed: off",
                 param="compile",
             )
-        return self._compilations[device.type](self, folder)
+        return self._compilations[device.type](self, folder, ragged)
 
     def with_step(self, fast: FastStep) -> CausalModel:
         """This model with the same parameters and another `step` for one new token a row."""
@@ -233,8 +233,9 @@ class CausalModel(nn.Module):
         places, at = cache.own.ahead(counts)
         sizes = [position + 1 for position in at]
         self.refuse_beyond(max(sizes))
-        if self._fast is not None:
-            return self._fast.ragged(tokens, counts, lanes, cache)
+        fast = None if self._fast is None else self._fast.ragged(tokens, counts, lanes, cache)
+        if fast is not None:
+            return fast
         cache.reserve_each(counts)
         # Every token is a row of its own, with a copy of what it attends to.
         rows, positions = torch.tensor([places, at], device=tokens.device).unsqueeze(2)  # [R, 1] each

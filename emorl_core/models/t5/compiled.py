@@ -26,8 +26,8 @@ class CompiledT5Step(CompiledStep):
         {1: "held_source_rows", 3: "held_sources"},  # cross
     )
 
-    def __init__(self, model: T5) -> None:
-        super().__init__(StepFunction(model), model.embedding, len(model.adapters))
+    def __init__(self, model: T5, *, ragged: bool) -> None:
+        super().__init__(StepFunction(model), model.embedding, len(model.adapters), ragged=ragged)
         self._positions = model.decoder_positions
         self._head_row: Compiled | None = None
 
@@ -49,9 +49,9 @@ class CompiledT5Step(CompiledStep):
         return None if self._head_row is None else self._head_row([weight, hidden])
 
 
-def compilation(model: T5, folder: Path) -> Compilation[T5]:
-    """folder: where compiled functions are kept."""
-    step = CompiledT5Step(model)
+def compilation(model: T5, folder: Path, ragged: bool = False) -> Compilation[T5]:
+    """folder: where compiled functions are kept; ragged: compile `ragged_step` as well."""
+    step = CompiledT5Step(model, ragged=ragged)
     fast = model.with_step(step)
     recipes = step.recipes(fast.new_cache())
     weight, steps = model.lm_head.weight, len(recipes)

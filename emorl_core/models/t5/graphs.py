@@ -128,7 +128,7 @@ class GraphedStep:
         self._buckets.clear()
 
 
-def graphs(model: T5, folder: Path) -> Compilation[T5]:
+def graphs(model: T5, folder: Path, ragged: bool = False) -> Compilation[T5]:  # noqa: ARG001 - none are of that
     return Compilation([], folder, lambda _: model.with_step(GraphedStep(model)))
 
 

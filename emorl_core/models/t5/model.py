@@ -64,7 +64,7 @@ class T5(nn.Module):
         facts: Facts,
         *,
         start_token_id: int,
-        compilations: Mapping[str, Callable[[T5, Path], Compilation[T5]]],
+        compilations: Mapping[str, Callable[[T5, Path, bool], Compilation[T5]]],
     ) -> None:
         """start_token_id: the decoder's; compilations: kind of device -> what makes `step` fast there."""
         super().__init__()
@@ -130,8 +130,9 @@ class T5(nn.Module):
     def compiled(self) -> bool:
         return self._fast is not None
 
-    def compilation(self, folder: Path) -> Compilation[T5]:
+    def compilation(self, folder: Path, *, ragged: bool = False) -> Compilation[T5]:
         """For the adapters attached now: `step` and `head` compiled on a CPU, `step` captured as graphs on CUDA.
+        ragged: on a CPU, `ragged_step` as well.
 
         The result of that `step` is good until the next step only. folder: where compiled functions are kept.
 
@@ -143,7 +144,7 @@ class T5(nn.Module):
             raise UnsupportedModel(
                 f"compile is on and the device is {device}; allowed: {', '.join(self._compilations)}", param="compile"
             )
-        return self._compilations[device.type](self, folder)
+        return self._compilations[device.type](self, folder, ragged)
 
     def with_step(self, fast: FastStep) -> T5:
         """This model with the same parameters and another `step` for one new token a row."""
