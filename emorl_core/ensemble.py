@@ -38,7 +38,7 @@ from emorl_core.scorers.asking import Statement, ask_rounded
 from emorl_core.text.chat import last_said, read_messages
 from emorl_core.text.prompts import Encoded
 from emorl_core.text.tokenizer import Tokenizer
-from emorl_core.types import Completion, Failure, Quantize, Request, Threads, TokenEvent
+from emorl_core.types import Completion, Failure, PromptLookup, Quantize, Request, Threads, TokenEvent
 from emorl_core.weights import BASE
 
 
@@ -92,6 +92,7 @@ class Ensemble(Frontend):
         prefill_cache_bytes: int = 256 * 2**20,
         prefill_tokens: int | None = None,
         kv_cache_bytes: int | None = None,
+        prompt_lookup: PromptLookup = "off",
         compile: bool | Literal["auto"] = False,  # noqa: A002 - the name that torch and its users have for it
         compile_cache: str | os.PathLike[str] | None = None,
         revision: str | None = None,
@@ -115,18 +116,16 @@ class Ensemble(Frontend):
                 off.
             prefill_tokens: of prompts, read in one step, so that a long one does not hold up those that run; where none
                 runs, eight times as many; None: all there are, which is fastest for all together.
-            kv_cache_bytes: bound on the keys and values of what runs; what does not fit waits, what never fits is
-                refused; None: no bound but `slots`.
+            kv_cache_bytes: bound on keys and values of what runs: the rest waits, or is refused; None: `slots` alone.
+            prompt_lookup: verify tokens copied from the prompt, several in a step: `off`; `auto`, while faster; `on`.
             compile: compile the decoding step: 1.4 to 2 times as fast on a CPU (docs/performance.md), for minutes of
-                loading the first time and a fraction of a second later. On a CPU it needs a C++ compiler; on
-                CUDA it records CUDA graphs instead. `auto`: use what was compiled before on a CPU, and leave what is
-                still to be compiled in `compilation`, for whoever has the time.
+                loading the first time. On a CPU it needs a C++ compiler; on CUDA it records CUDA graphs. `auto`: use
+                what was compiled before on a CPU, and leave the rest in `compilation`, for whoever has the time.
             compile_cache: folder of compiled steps; None: `.cache/emorl/compiled` in the user's home.
             revision: branch, tag or commit of a hub id.
             hashed: put hashes of what was loaded into `hashes`, as receipts need them; reads every file once more.
-            max_prompt_chars: longer prompts are refused before they are tokenised; None: twice what the bundle's
-                `max_source_tokens` can hold if each is the longest token of the vocabulary.
-            threads: of torch on a CPU; `auto`: as torch has it, until `warm_up` has chosen the fastest by measuring.
+            max_prompt_chars: longer prompts are refused before they are tokenised; None: twice what could fit at most.
+            threads: of torch on a CPU; `auto`: torch's own number, until `warm_up` has measured the fastest.
             scorer_device: of the bundle's scorers, which go into `scorers`; None: they are not loaded.
             scorer_code: load those of kind `callable` too, which are Python functions that the bundle names.
 
@@ -155,10 +154,10 @@ class Ensemble(Frontend):
         folder = Path.home() / ".cache/emorl/compiled" if compile_cache is None else Path(compile_cache)
         compilation: Compilation[LaneModel] | None = None
         if compile is True:
-            model = model.compilation(folder).make()
+            model = model.compilation(folder, ragged=prompt_lookup != "off").make()
         elif compile and target.type == "cpu":
             with contextlib.suppress(UnsupportedModel):
-                compilation = model.compilation(folder)
+                compilation = model.compilation(folder, ragged=prompt_lookup != "off")
                 model = compilation.load() or model
         engine = Engine(
             model,
@@ -168,6 +167,7 @@ class Ensemble(Frontend):
             prefill_cache_bytes=prefill_cache_bytes,
             prefill_tokens=prefill_tokens,
             kv_cache_bytes=kv_cache_bytes,
+            prompt_lookup=prompt_lookup,
         )
         ensemble = cls(
             bundle.spec,

@@ -10,6 +10,7 @@ from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.models.fake import FakeModel, FakeTokenizer
+from emorl_core.types import PromptLookup
 
 
 def fake_ensemble(
@@ -25,6 +26,7 @@ def fake_ensemble(
     prefill_cache_bytes: int = 2**20,
     prefill_tokens: int | None = None,
     kv_cache_bytes: int | None = None,
+    prompt_lookup: PromptLookup = "off",
 ) -> Ensemble:
     """An `Ensemble` over `FakeModel`, with the profiles `balanced` (the default) and one per objective.
 
@@ -64,5 +66,6 @@ def fake_ensemble(
         prefill_cache_bytes=prefill_cache_bytes,
         prefill_tokens=prefill_tokens,
         kv_cache_bytes=kv_cache_bytes,
+        prompt_lookup=prompt_lookup,
     )
     return Ensemble(spec, engine, tokenizer)

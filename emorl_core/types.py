@@ -21,6 +21,7 @@ LanePrompts = tuple[tuple[int, ...], ...]
 Place = tuple[float, float, float]  # how much of each of three weight vectors; sum 1
 Threads = int | Literal["auto"]  # that torch computes with; auto: chosen by measuring
 Quantize = Literal["off", "float16", "int8"]  # how a base's matrices are kept; off: as the number format says
+PromptLookup = Literal["off", "auto", "on"]  # whether tokens are copied from prompts; auto: where that pays
 MAX_THREADS = 1024
 MAX_SEED = 2**63 - 1
 MAX_TOP_LOGPROBS = 20
@@ -68,6 +69,12 @@ def _check_stop(stop: object) -> None:
 def check_width(min_width: float) -> None:
     """Raises InvalidRequest unless intervals can be divided down to this width."""
     _check(_within(min_width, MIN_WIDTH, 1.0), "min_width", min_width, f"a number from {MIN_WIDTH:g} to 1")
+
+
+def check_prompt_lookup(prompt_lookup: object) -> None:
+    """Raises InvalidRequest unless it is one of the words."""
+    words = get_args(PromptLookup)
+    _check(prompt_lookup in words, "prompt_lookup", prompt_lookup, ", ".join(words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +188,7 @@ class Request:
     # The base's last hidden state of the prompt [D] -> the weights, found before the first token is chosen. `weights`
     # then only say which lanes read the prompt; `base` must be one of them.
     predict: Callable[[Tensor], tuple[float, ...]] | None = None
+    prompt_lookup: bool = True  # False: one token a step, whatever the engine does for others
 
     def prompt_of(self, lane: int) -> tuple[int, ...]:
         """What a lane reads before its reply."""

@@ -34,7 +34,7 @@ from emorl_core.config import check_numbers, explain
 from emorl_core.errors import EmorlError, one_line
 from emorl_core.files.documents import read_yaml
 from emorl_core.files.reading import Missing, Unreadable
-from emorl_core.types import MAX_THREADS, Threads
+from emorl_core.types import MAX_THREADS, PromptLookup, Threads
 
 ENV_PREFIX = "EMORL_"
 HOST_NAME = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"  # a name, an address of IPv4, or one of IPv6 in brackets
@@ -120,6 +120,11 @@ class Settings(BaseSettings):
         "auto",
         description="Compile the decoding step, for faster tokens: on, before serving, which takes minutes the first"
         " time; auto, in the background where a CPU serves and a C++ compiler is; off.",
+    )
+    prompt_lookup: PromptLookup = Field(
+        "off",
+        description="Copy tokens that may come next from the prompt and the reply so far, and verify up to four in one"
+        " step: fewer steps for the same text. auto, on a CPU, while that is faster; on; off.",
     )
     compile_cache: Path | None = Field(
         None,

@@ -142,6 +142,10 @@ class KVCache:
         """Make room for `tokens` more in every row."""
         self.own.reserve(tokens)
 
+    def reserve_each(self, counts: Sequence[int]) -> None:
+        """Make room for so many more in each row."""
+        self.own.reserve_each(counts)
+
     def reserve_rows(self, rows: int) -> None:
         """Make room for `rows` lane rows in all (see `Store.reserve_rows`)."""
         for store in self.stores:
@@ -150,3 +154,11 @@ class KVCache:
     def advance(self, tokens: int) -> None:
         """All rows have `tokens` more."""
         self.own.advance(tokens)
+
+    def advance_each(self, counts: Sequence[int]) -> None:
+        """Each row has so many more."""
+        self.own.advance_each(counts)
+
+    def shorten(self, place: int, tokens: int, *, wipe: bool = False) -> None:
+        """Row `place` forgets its last tokens. `wipe`: they may not be finite (see `Store.remove`)."""
+        self.own.shorten(place, tokens, wipe=wipe)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -110,6 +111,10 @@ class Store:
         """Make room for `tokens` more in every row."""
         self._make_room(0, max(self.lengths, default=0) + tokens)
 
+    def reserve_each(self, counts: Sequence[int]) -> None:
+        """Make room for so many more in each row."""
+        self._make_room(0, max((n + more for n, more in zip(self.lengths, counts, strict=True)), default=0))
+
     def reserve_rows(self, rows: int) -> None:
         """Make room for `rows` rows in all, for steps that are rounded up to more rows than `count`. The spare rows
         hold nothing; what is written there need only be finite."""
@@ -126,29 +131,54 @@ class Store:
         if self.most is not None:
             self._resize(*(min(held, most) for held, most in zip(self._held, self.most, strict=True)))
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+    def ahead(self, counts: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Row and position of each of the tokens that rows get next, so many each, one row after the other."""
+        places = [place for place, more in enumerate(counts) for _ in range(more)]
+        return places, [n + i for n, more in zip(self.lengths, counts, strict=True) for i in range(more)]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor, places: Tensor | None = None) -> None:
         """Store new entries. keys, values [M, q, K, head_size]; positions [M, q], where each row's length begins.
-        Lengths do not change: a step that fails half-way can be run again."""
+        Lengths do not change: a step that fails half-way can be run again.
+
+        places: [M] rows that these belong to; None: row 0, 1, ...
+        """
         first = self.lengths[0]
-        if self.lengths.count(first) == self.count:  # all rows write side by side: a plain copy is several times faster
+        # All rows write side by side: a plain copy is several times faster.
+        if places is None and self.lengths.count(first) == self.count:
             place = slice(first, first + keys.shape[1])
             self.layers[layer][0, : self.count, :, place] = keys.transpose(1, 2)
             self.layers[layer][1, : self.count, :, place] = values.transpose(1, 2)
             return
-        rows = self.indices().unsqueeze(1)
+        rows = (self.indices() if places is None else places).unsqueeze(1)
         self.layers[layer][0][rows, :, positions] = keys.to(self.dtype)
         self.layers[layer][1][rows, :, positions] = values.to(self.dtype)
 
-    def read(self, layer: int, tokens: int | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values of all rows, [M, K, tokens, head_size] each; None: as many as the longest row has."""
+    def read(self, layer: int, tokens: int | None = None, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of all rows, [M, K, tokens, head_size] each; None: as many as the longest row has.
+
+        places: of these rows instead, copies.
+        """
         tokens = max(self.lengths) if tokens is None else tokens
-        both = self.layers[layer][:, : self.count, :, :tokens]
+        rows = slice(self.count) if places is None else places
+        both = self.layers[layer][:, rows, :, :tokens]
         return both[0], both[1]
 
     def advance(self, tokens: int) -> None:
         """All rows have `tokens` more."""
-        self.lengths = [length + tokens for length in self.lengths]
+        self.advance_each([tokens] * self.count)
+
+    def advance_each(self, counts: Sequence[int]) -> None:
+        """Each row has so many more."""
+        self.lengths = [length + more for length, more in zip(self.lengths, counts, strict=True)]
         self._padding_stale = True
+
+    def shorten(self, place: int, tokens: int, *, wipe: bool = False) -> None:
+        """Row `place` has so many less. `wipe`: they may not be finite, and are overwritten (see `remove`)."""
+        length = self.lengths[place]
+        self.lengths[place] = length - tokens
+        self._padding_stale = True
+        for layer in self.layers if wipe else ():
+            layer[:, place, :, length - tokens : length].zero_()
 
     def indices(self) -> Tensor:
         """[M] int64: 0 .. M-1."""

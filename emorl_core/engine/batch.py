@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,13 +11,14 @@ import torch
 from torch import Tensor
 
 from emorl_core import combine, sampling
+from emorl_core.engine.proposer import Proposals, Proposer
 from emorl_core.engine.seats import Seats
 from emorl_core.engine.sequences import Branch, Choice, Member
 from emorl_core.errors import NonFinite
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Lane
 from emorl_core.models.family import LaneModel
-from emorl_core.types import Attribution
+from emorl_core.types import Attribution, PromptLookup
 
 # Members whose logits are held at once: 64 rows of a 32k vocabulary in float32 are 8 MB.
 _LOGIT_ROWS = 64
@@ -23,24 +26,41 @@ _LOGIT_ROWS = 64
 Outcome = tuple[Branch, Member, Choice]
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One token to choose."""
+
+    branch: Branch
+    member: Member
+    ahead: tuple[int, ...] = ()  # proposed tokens that it comes behind
+
+    @property
+    def position(self) -> int:
+        return len(self.branch.tokens) + len(self.ahead)
+
+
 @dataclass(slots=True)
 class _Layout:
-    """What changes only when branches come, leave or lose members. Q members, M lane rows, N lanes at most."""
+    """What changes only when branches come, leave or lose members; or is made for one step, where tokens are proposed.
+    Q tokens to choose, M lane rows, R tokens fed to them, N lanes at most."""
 
-    lanes: LaneIndex  # of M rows
+    lanes: LaneIndex  # of R tokens
     owners: list[tuple[Branch, int]]  # [M] branch of each lane row, and what is fed before it has a token
-    members: list[tuple[Branch, Member]]  # [Q]; those of branches with a chooser of their own are not here
-    lane_rows: Tensor  # [Q, N] lane rows of each member, padded with its first
+    ahead: list[tuple[int, ...]] | None  # [M] tokens that are fed behind that; None: none anywhere
+    starts: list[int]  # [M] where each lane row's tokens begin among the R
+    asked: list[_Asked]  # [Q]; members of branches with a chooser of their own are not here
+    lane_rows: Tensor  # [Q, N] which of the R tokens each asks, padded with its first
     weights: Tensor  # [Q, N] float32, 0 on padding
 
 
 class Batch:
-    """Branches that one model decodes together, and its key-value cache. `step` chooses one token for every member of
-    every branch that has lane rows."""
+    """Branches that one model decodes together, and its key-value cache. `step` chooses a token for every member of
+    every branch that has lane rows, and more behind it where proposed ones were right."""
 
-    def __init__(self, model: LaneModel) -> None:
+    def __init__(self, model: LaneModel, prompt_lookup: PromptLookup = "off") -> None:
         self.model = model
         self.seats = Seats(model.new_cache())
+        self.proposer = Proposer(prompt_lookup, model.facts)
         self.lane_row_steps = 0  # lane rows computed, one token each
         self._layout: _Layout | None = None
 
@@ -49,25 +69,55 @@ class Batch:
         self._layout = None
 
     @torch.inference_mode()
-    def step(self) -> list[Outcome]:
-        """Run every lane row one token further and choose a token for every member."""
-        layout = self._layout = self._layout or self._arrange()
+    def step(self, *, propose: bool = True) -> list[list[Outcome]]:
+        """Run every lane row one token further, or more where tokens are proposed. Returns what is chosen: for every
+        member, then for those whose first token was proposed, and so on."""
+        began = time.perf_counter()
+        proposals = self.proposer.propose(self.seats) if propose else {}
+        if proposals:
+            layout = self._arrange(proposals)
+        else:
+            layout = self._layout = self._layout or self._arrange({})
         hidden = self._forward(layout)
         decided = self._decide(hidden, layout)
         if decided:
-            layout = self._arrange()  # the same lane rows, mixed otherwise
+            layout = self._arrange(proposals)  # the same lane rows, mixed otherwise
         choices: list[Choice] = []
-        for first in range(0, len(layout.members), _LOGIT_ROWS):
+        for first in range(0, len(layout.asked), _LOGIT_ROWS):
             choices += self._choose(hidden, layout, slice(first, first + _LOGIT_ROWS))
-        outcomes = [(branch, member, choice) for (branch, member), choice in zip(layout.members, choices, strict=True)]
+        outcomes = self._verified(layout.asked, choices, proposals)
         for branch in self.seats.branches:
             if branch.chooser is not None:
-                places = [self.seats.of(branch)[lane] for lane in branch.members[0].lanes]
+                places = [layout.starts[self.seats.of(branch)[lane]] for lane in branch.members[0].lanes]
                 chosen = branch.chooser.choose(self.model, branch, hidden[places])
-                outcomes += [(branch, member, choice) for member, choice in chosen]
+                outcomes[0] += [(branch, member, choice) for member, choice in chosen]
         for branch in decided:
             self.narrow(branch)
+        self.proposer.cost.observe(len(hidden), time.perf_counter() - began)
         return outcomes
+
+    def _verified(
+        self, asked: Sequence[_Asked], choices: Sequence[Choice], proposals: Proposals
+    ) -> list[list[Outcome]]:
+        """Choices up to the first that is not what was proposed, by the number of tokens before them. What lane rows
+        were fed beyond that they forget."""
+        rounds: list[list[Outcome]] = [[] for _ in range(1 + max(map(len, proposals.values()), default=0))]
+        chosen: dict[Branch, tuple[int, ...]] = {}
+        unsound: set[Branch] = set()
+        for each, choice in zip(asked, choices, strict=True):
+            if each.ahead and each.ahead != chosen.get(each.branch):
+                if choice.error is not None:
+                    unsound.add(each.branch)
+                continue
+            rounds[len(each.ahead)].append((each.branch, each.member, choice))
+            if choice.error is None:
+                chosen[each.branch] = (*each.ahead, choice.token_id)
+        for branch, tokens in proposals.items():
+            accepted = max(0, len(chosen.get(branch, ())) - 1)
+            self.proposer.learn(branch, len(tokens), accepted)
+            for place in self.seats.of(branch).values() if accepted < len(tokens) else ():
+                self.seats.cache.shorten(place, len(tokens) - accepted, wipe=branch in unsound)
+        return rounds
 
     def narrow(self, branch: Branch) -> None:
         """Drop the lane rows that none of the branch's members mixes any more."""
@@ -77,29 +127,36 @@ class Batch:
 
     def _decide(self, hidden: Tensor, layout: _Layout) -> list[Branch]:
         """Members that wait for weights get them, by the base's states of their prompts; returns their branches."""
-        waiting = [(branch, member) for branch, member in layout.members if member.undecided]
+        waiting = [(each.branch, each.member) for each in layout.asked if each.member.undecided]
         for branch, member in waiting:
-            member.decide(hidden[self.seats.of(branch)[member.lanes[0]]])
+            member.decide(hidden[layout.starts[self.seats.of(branch)[member.lanes[0]]]])
         return list(dict.fromkeys(branch for branch, _ in waiting))
 
     def _forward(self, layout: _Layout) -> Tensor:
-        """Feed every lane row its branch's last token; returns hidden states [M, D]."""
-        tokens = [[branch.tokens[-1] if branch.tokens else first] for branch, first in layout.owners]
-        fed = torch.tensor(tokens, device=self.model.facts.device)
-        hidden = self.model.step(fed, layout.lanes, self.seats.cache)[:, 0]
-        self.lane_row_steps += len(tokens)
-        for branch, _ in layout.owners:
-            branch.meter.lane_row_steps += 1
+        """Feed every lane row its branch's last token, and what is proposed behind it; returns hidden states [R, D]."""
+        device, cache = self.model.facts.device, self.seats.cache
+        last = [branch.tokens[-1] if branch.tokens else first for branch, first in layout.owners]
+        if layout.ahead is None:
+            fed = torch.tensor(last, device=device).unsqueeze(1)
+            hidden = self.model.step(fed, layout.lanes, cache)[:, 0]
+        else:
+            rows = [(token, *ahead) for token, ahead in zip(last, layout.ahead, strict=True)]
+            flat = torch.tensor([token for row in rows for token in row], device=device)
+            hidden = self.model.ragged_step(flat, [len(row) for row in rows], layout.lanes, cache)
+        self.lane_row_steps += len(hidden)
+        for i, (branch, _) in enumerate(layout.owners):
+            branch.meter.lane_row_steps += 1 if layout.ahead is None else 1 + len(layout.ahead[i])
         return hidden
 
     def _choose(self, hidden: Tensor, layout: _Layout, part: slice) -> list[Choice]:
-        members, weights = layout.members[part], layout.weights[part]
+        asked, weights = layout.asked[part], layout.weights[part]
+        members = [each.member for each in asked]
         lanes = hidden[layout.lane_rows[part]]  # [Q, N, D]
         logits = self._mixed_logits(lanes, weights, members)  # [Q, V]
         finite = torch.isfinite(logits.sum(dim=-1))  # the sum is finite only if all are
-        rows = self._row_parameters(members)
+        rows = self._row_parameters(asked)
         ids = sampling.choose(sampling.constrain(logits, rows, self.model.facts.eos_token_ids), rows)
-        if all(member.silent for _, member in members):
+        if all(member.silent for member in members):
             pairs = torch.stack([ids, finite.long()], dim=1).tolist()
             made = {(token, sound): _choice(token, bool(sound)) for token, sound in {(i, f) for i, f in pairs}}
             return [made[token, sound] for token, sound in pairs]
@@ -108,8 +165,8 @@ class Batch:
         # One copy from the device for everything: each copy would synchronise with it. float64 holds every token id
         # exactly.
         told = torch.stack([ids.double(), finite.double(), chosen.double()], dim=1).tolist()  # [Q, 3]
-        attributions = self._attributions(logits, ids, lanes, layout, part)
-        most = max(member.request.top_logprobs for _, member in members)
+        attributions = self._attributions(logits, ids, lanes, weights, members)
+        most = max(member.request.top_logprobs for member in members)
         best = torch.topk(logprobs, most, dim=-1) if most else None
         top: list[tuple[tuple[int, float], ...]] = [()] * len(members)
         if best is not None:
@@ -117,29 +174,34 @@ class Batch:
             top = [tuple(zip(i, v, strict=True)) for i, v in ranked]
         return [
             _choice(int(token), bool(sound), logprob, attributions.get(i), top[i][: member.request.top_logprobs])
-            for i, ((_, member), (token, sound, logprob)) in enumerate(zip(members, told, strict=True))
+            for i, (member, (token, sound, logprob)) in enumerate(zip(members, told, strict=True))
         ]
 
-    def _row_parameters(self, members: Sequence[tuple[Branch, Member]]) -> list[sampling.RowParameters]:
-        """One per member; those of a branch that share their sampling, as a sweep's do, share one."""
+    def _row_parameters(self, asked: Sequence[_Asked]) -> list[sampling.RowParameters]:
+        """One for each; members of a branch that share their sampling, as a sweep's do, share one."""
         rows: list[sampling.RowParameters] = []
-        for i, (branch, member) in enumerate(members):
-            settings = member.request.sampling
-            if i and members[i - 1][0] is branch and rows[-1].sampling is settings:
+        for i, each in enumerate(asked):
+            settings, before = each.member.request.sampling, asked[i - 1] if i else None
+            if (
+                before is not None
+                and (before.branch, before.ahead) == (each.branch, each.ahead)
+                and rows[-1].sampling is settings
+            ):
                 rows.append(rows[-1])
             else:
-                seen = self._seen(branch, member)
-                rows.append(sampling.RowParameters(settings, settings.seed or 0, len(branch.tokens), seen))
+                seen = self._seen(each)
+                rows.append(sampling.RowParameters(settings, settings.seed or 0, each.position, seen))
         return rows
 
-    def _seen(self, branch: Branch, member: Member) -> Sequence[int]:
-        if not member.request.sampling.looks_back:
+    def _seen(self, asked: _Asked) -> Sequence[int]:
+        request = asked.member.request
+        if not request.sampling.looks_back:
             return ()
-        return (*self.model.already_said(member.request.prompt_ids), *branch.tokens)
+        return (*self.model.already_said(request.prompt_ids), *asked.branch.tokens, *asked.ahead)
 
-    def _mixed_logits(self, lanes: Tensor, weights: Tensor, members: Sequence[tuple[Branch, Member]]) -> Tensor:
-        """[Q, N, D] -> [Q, V]: through one head product a member, or one a lane for those that mix probabilities."""
-        by_probs = [i for i, (_, member) in enumerate(members) if member.request.combine == "probs"]
+    def _mixed_logits(self, lanes: Tensor, weights: Tensor, members: Sequence[Member]) -> Tensor:
+        """[Q, N, D] -> [Q, V]: through one head product a token, or one a lane for those that mix probabilities."""
+        by_probs = [i for i, member in enumerate(members) if member.request.combine == "probs"]
         if not by_probs:
             return self.model.head(combine.mix_hidden(lanes, weights))
         by_hidden = [i for i in range(len(members)) if i not in set(by_probs)]
@@ -152,40 +214,47 @@ class Batch:
         return logits
 
     def _attributions(
-        self, logits: Tensor, ids: Tensor, lanes: Tensor, layout: _Layout, part: slice
+        self, logits: Tensor, ids: Tensor, lanes: Tensor, weights: Tensor, members: Sequence[Member]
     ) -> dict[int, Attribution]:
-        members = layout.members[part]
-        wanted = [i for i, (_, member) in enumerate(members) if member.request.attribution]
+        wanted = [i for i, member in enumerate(members) if member.request.attribution]
         if not wanted:
             return {}
         # The most likely other token: the best one once the chosen one is out.
         others = logits[wanted].scatter(1, ids[wanted].unsqueeze(1), float("-inf"))
         runner_up = others.argmax(dim=-1)
         direction = self.model.head_rows(ids[wanted]) - self.model.head_rows(runner_up)
-        parts = combine.attribute(lanes[wanted], layout.weights[part][wanted], direction).tolist()
+        parts = combine.attribute(lanes[wanted], weights[wanted], direction).tolist()
         result = {}
         for i, values, other in zip(wanted, parts, runner_up.tolist(), strict=True):
-            full = [0.0] * len(members[i][1].request.weights)
-            for lane, value in zip(members[i][1].numbers, values, strict=False):  # padding has no lane
+            full = [0.0] * len(members[i].request.weights)
+            for lane, value in zip(members[i].numbers, values, strict=False):  # padding has no lane
                 full[lane] = value
             result[i] = Attribution(sum(full), tuple(full), other)
         return result
 
-    def _arrange(self) -> _Layout:
+    def _arrange(self, proposals: Proposals) -> _Layout:
         device, owners = self.model.facts.device, self.seats.owners
-        members: list[tuple[Branch, Member]] = []
+        ahead = [proposals.get(branch, ()) for branch, _ in owners]
+        starts = [0, *itertools.accumulate(1 + len(tokens) for tokens in ahead)]
+        asked: list[_Asked] = []
         rows: list[list[int]] = []
         weights: list[list[float]] = []
         for branch in self.seats.branches:
+            proposed = proposals.get(branch, ())
             for member in branch.members if branch.chooser is None else ():
-                members.append((branch, member))
-                rows.append([self.seats.of(branch)[lane] for lane in member.lanes])
-                weights.append(list(member.weights))
+                firsts = [starts[self.seats.of(branch)[lane]] for lane in member.lanes]
+                for i in range(1 + len(proposed)):
+                    asked.append(_Asked(branch, member, proposed[:i]))
+                    rows.append([first + i for first in firsts])
+                    weights.append(list(member.weights))
         most = max((len(row) for row in rows), default=0)
+        points = [self.model.acting(lane) for (_, lane), own in zip(owners, ahead, strict=True) for _ in (0, *own)]
         return _Layout(
-            lanes=LaneIndex.of([self.model.acting(lane) for _, lane in owners], len(self.model.adapters), device),
+            lanes=LaneIndex.of(points, len(self.model.adapters), device),
             owners=[(branch, self.model.unread(lane, ())[-1]) for branch, lane in owners],
-            members=members,
+            ahead=ahead if proposals else None,
+            starts=starts[:-1],
+            asked=asked,
             lane_rows=torch.tensor([row + row[:1] * (most - len(row)) for row in rows], device=device),
             weights=torch.tensor([row + [0.0] * (most - len(row)) for row in weights], device=device),
         )

@@ -6,6 +6,7 @@ leave at token boundaries. A request ends with exactly one `Completion` or one `
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Sequence
 
@@ -21,7 +22,7 @@ from emorl_core.errors import EmorlError, InvalidRequest
 from emorl_core.lanes.lane import named_points
 from emorl_core.models.family import Facts, LaneModel
 from emorl_core.text.detokenize import Decode
-from emorl_core.types import Event, FinishReason, Request
+from emorl_core.types import Event, FinishReason, PromptLookup, Request, check_prompt_lookup
 
 
 class Engine:
@@ -37,20 +38,28 @@ class Engine:
         prefill_cache_bytes: int = 256 * 2**20,
         prefill_tokens: int | None = None,
         kv_cache_bytes: int | None = None,
+        prompt_lookup: PromptLookup = "off",
     ) -> None:
         """decode: token ids -> text, special tokens left out; lanes: names, `base` first and every adapter of the model
         among them; slots: branches at once; prefill_tokens: of prompts, read in one step beside running branches; None:
-        all; kv_cache_bytes: bound on the keys and values of running branches; None: none."""
+        all; kv_cache_bytes: bound on the keys and values of running branches; None: none; prompt_lookup: whether tokens
+        are copied from prompts and verified, several in a step (`emorl_core.engine.lookup`)."""
         if slots < 1:
             raise InvalidRequest(f"slots is {slots}; allowed: a whole number from 1", param="slots")
         if prefill_tokens is not None and prefill_tokens < 1:
             raise InvalidRequest(
                 f"prefill_tokens is {prefill_tokens}; allowed: a whole number from 1", param="prefill_tokens"
             )
+        check_prompt_lookup(prompt_lookup)
         self.lanes = tuple(lanes)
         if missing := set(model.adapters) - set(self.lanes):
             raise InvalidRequest(f"lanes lacks {', '.join(sorted(missing))}, adapters of the model", param="lanes")
-        self.runner = Runner(model, prefill_cache_bytes=prefill_cache_bytes, prefill_tokens=prefill_tokens)
+        self.runner = Runner(
+            model,
+            prefill_cache_bytes=prefill_cache_bytes,
+            prefill_tokens=prefill_tokens,
+            prompt_lookup=prompt_lookup,
+        )
         self._room = Room(self.runner, kv_cache_bytes)
         self.scheduler = Scheduler(slots, self._room.fits)
         self._intake = Intake(named_points(self.lanes, model.adapters), decode)
@@ -84,6 +93,8 @@ class Engine:
             lanes_running=runner.lanes_running,
             batch_rows=self._batch_rows,
             lane_row_steps=runner.lane_row_steps,
+            proposed_tokens=runner.proposed_tokens,
+            accepted_tokens=runner.accepted_tokens,
             prefill_hits=runner.reader.hits,
             prefill_misses=runner.reader.misses,
             prefill_tokens_found=runner.reader.tokens_found,
@@ -118,8 +129,8 @@ class Engine:
         self.scheduler.cancel(request_id)
 
     def step(self) -> list[Event]:
-        """One token for every running request whose prompt is read, and some tokens more of those that are not. Returns
-        what happened, in order."""
+        """One token for every running request whose prompt is read, or several where they are copied, and some tokens
+        more of prompts that are not. Returns what happened, in order."""
         events: list[Event] = []
         self._take_cancelled(events)
         self._admit()
@@ -127,7 +138,8 @@ class Engine:
         running = self.runner.branches
         self._batch_rows = requests_of(running)
         if running:
-            self._postprocess(self._run(events), events)
+            for outcomes in self._run(events):
+                self._postprocess(outcomes, events)
         return events
 
     def switch(self, model: LaneModel) -> None:
@@ -177,12 +189,12 @@ class Engine:
 
     # -- run -----------------------------------------------------------------------------------------------------
 
-    def _run(self, events: list[Event]) -> list[Outcome]:
+    def _run(self, events: list[Event]) -> list[list[Outcome]]:
         try:
             return self.runner.step()
         except Exception as fault:  # noqa: BLE001
             self._note(fault)
-            return self._run_apart(events)
+            return [self._run_apart(events)]
 
     def _note(self, fault: Exception) -> None:
         """Count the fault: requests that succeed when retried individually cost only time, and that must be visible."""
@@ -193,6 +205,7 @@ class Engine:
         """A step failed: retry every branch individually, so that only the one at fault fails.
 
         No branch has lane rows afterwards; the survivors go to the front of the queue and read their tokens again.
+        Nothing is proposed, in case that was at fault.
         """
         outcomes: list[Outcome] = []
         for branch in self.runner.branches:
@@ -202,7 +215,7 @@ class Engine:
             try:
                 self.runner.admit([branch])
                 self.runner.read(branch, whole=True)
-                outcomes += self.runner.step()
+                outcomes += itertools.chain(*self.runner.step(propose=False))
             except Exception as error:  # noqa: BLE001
                 self._fail(branch, error, events)
         self.runner.vacate()

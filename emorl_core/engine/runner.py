@@ -6,6 +6,7 @@ for every member of every branch that has them, `fork` copies a branch's lane ro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from emorl_core.cache.prefix import PrefillCache
@@ -15,6 +16,7 @@ from emorl_core.engine.seats import Seats
 from emorl_core.engine.sequences import Branch
 from emorl_core.lanes.lane import Lane
 from emorl_core.models.family import LaneModel
+from emorl_core.types import PromptLookup
 
 
 class Runner:
@@ -24,16 +26,24 @@ class Runner:
     with, so there are two batches then, and the one before empties.
     """
 
-    def __init__(self, model: LaneModel, *, prefill_cache_bytes: int, prefill_tokens: int | None) -> None:
+    def __init__(
+        self,
+        model: LaneModel,
+        *,
+        prefill_cache_bytes: int,
+        prefill_tokens: int | None,
+        prompt_lookup: PromptLookup = "off",
+    ) -> None:
         self.model = model  # of branches that begin
-        self.batches = {model.compiled: Batch(model)}
+        self._prompt_lookup = prompt_lookup
+        self.batches = {model.compiled: Batch(model, prompt_lookup)}
         self.prefill_cache = PrefillCache(prefill_cache_bytes)
         self.reader = Reader(model, self.prefill_cache, prefill_tokens)
 
     def switch(self, model: LaneModel) -> None:
         """The same model with another step, for branches that begin from now on."""
         self.model = model
-        self.batches.setdefault(model.compiled, Batch(model))
+        self.batches.setdefault(model.compiled, Batch(model, self._prompt_lookup))
 
     @property
     def seats(self) -> Seats:
@@ -58,6 +68,16 @@ class Runner:
     def lane_row_steps(self) -> int:
         """Lane rows computed, one token each: the unit of cost."""
         return sum(batch.lane_row_steps for batch in self.batches.values())
+
+    @property
+    def proposed_tokens(self) -> int:
+        """Copied from prompts and replies."""
+        return sum(batch.proposer.proposed for batch in self.batches.values())
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Of those, how many were what would have been chosen."""
+        return sum(batch.proposer.accepted for batch in self.batches.values())
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -151,6 +171,7 @@ class Runner:
         self.vacate()
         self.reader.clear()
 
-    def step(self) -> list[Outcome]:
-        """Run every lane row one token further and choose a token for every member."""
-        return [outcome for batch in self.batches.values() if len(batch.seats) for outcome in batch.step()]
+    def step(self, *, propose: bool = True) -> list[list[Outcome]]:
+        """Run every lane row one token further and choose a token for every member; see `Batch.step`."""
+        each = [batch.step(propose=propose) for batch in self.batches.values() if len(batch.seats)]
+        return [list(itertools.chain(*rounds)) for rounds in itertools.zip_longest(*each, fillvalue=[])]

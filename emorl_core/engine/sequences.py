@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from emorl_core.engine.lookup import Lookup
 from emorl_core.errors import EmorlError
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.models.family import LaneModel
@@ -135,6 +136,7 @@ class Branch:
     tokens_before: int = 0  # it had when it last got a slot
     compiled: bool | None = None  # which step decodes it; None: it has not begun
     alone: bool = False  # one request by itself: a later prompt may begin with its prompt and reply
+    lookup: Lookup | None = None  # what it may copy; None: it has not been asked for any
 
     @property
     def lanes(self) -> tuple[Lane, ...]:

@@ -16,6 +16,8 @@ class EngineStats:
     lanes_running: int  # distinct lanes
     batch_rows: int  # requests that the last step chose a token for
     lane_row_steps: int  # lane rows computed since the start, one token each
+    proposed_tokens: int  # copied from prompts and replies, to be verified
+    accepted_tokens: int  # of those
     prefill_hits: int  # lanes of prompts that were known to their ends
     prefill_misses: int
     prefill_tokens_found: int  # tokens of lanes of prompts that were known, or read for several lanes at once
@@ -29,4 +31,4 @@ class EngineStats:
     @classmethod
     def none(cls) -> EngineStats:
         """Of an engine that is not there yet."""
-        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, kv_cache_limit=None, compiled=False, faults=0)
+        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, kv_cache_limit=None, compiled=False, faults=0)

@@ -25,6 +25,7 @@ def warm_up(driver: Driver, threads: ThreadChoice, prompt: Encoded, name: str) -
         Sampling(max_new_tokens=1),
         stream=False,
         lane_prompts=prompt.of_lanes,
+        prompt_lookup=False,  # the time between two tokens is that of a step
     )
     threads.start()
     driver.finish([first])

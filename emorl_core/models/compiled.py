@@ -1,6 +1,6 @@
 """A decoding step on a CPU as one compiled function, which fuses its small operations (figures in docs/log.md).
 
-Letters: M lane rows, D hidden, K adapters that a row uses at most.
+Letters: M lane rows, R tokens, D hidden, K adapters that a row uses at most.
 """
 
 from __future__ import annotations
@@ -33,31 +33,45 @@ class StepFunction(Protocol):
 
 
 class CompiledStep(ABC):
-    """A model's `step` for one new token a lane row, compiled for all sizes. Not for training; for one thread."""
+    """A model's `step` for one new token a lane row, and its `ragged_step`, compiled for all sizes. Not for training;
+    for one thread.
+
+    To a function every token is a row with a place in the cache. Where several may share one, it reads keys and values
+    by their places, which takes some 5 % longer: hence two functions, and the second only where it is wanted.
+    """
 
     MAKE: str  # the recipe's
     SIZES: tuple[Names, ...]  # of `_arguments`
 
-    def __init__(self, function: StepFunction, embedding: FrozenMatrix, adapters: int) -> None:
+    def __init__(self, function: StepFunction, embedding: FrozenMatrix, adapters: int, *, ragged: bool) -> None:
         self._settings, self._tensors = function.settings, function.tensors
         self._embedding = embedding
         self._adapters = adapters
         # Rows of one adapter each and rows that sum several are two functions, see `LaneIndex.used`.
-        self._kinds = sorted({1, max(1, adapters)})
-        self._functions: dict[int, Compiled] = {}
+        self._kinds = [(kind, many) for many in sorted({False, ragged}) for kind in sorted({1, max(1, adapters)})]
+        self._functions: dict[tuple[int, bool], Compiled] = {}
         self._lanes: LaneIndex | None = None
 
     @abstractmethod
-    def _arrange(self, cache: KVCache, rows: int) -> None:
-        """Lane rows have come, left or moved; steps have so many rows, spare ones included."""
+    def _arrange(self, cache: KVCache, places: Tensor) -> None:
+        """Lane rows have come, left or moved; the tokens of a step have these places [R], spare ones included."""
 
     @abstractmethod
     def _arguments(self, cache: KVCache, positions: Tensor) -> tuple[Argument, ...]:
-        """What the function takes between the positions [rows] and the parameters."""
+        """What the function takes between the positions [R] and the parameters."""
 
     def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         """tokens [M, 1], lanes of M rows -> last hidden states [M, D]; writes the new token's keys and values."""
-        arguments = self._whole(tokens, lanes, cache)
+        return self._run(tokens[:, 0], [1] * cache.count, lanes, cache, ragged=False)
+
+    def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor | None:
+        """As `LaneModel.ragged_step`; None: it is not compiled."""
+        if not any(many for _, many in self._kinds):
+            return None
+        return self._run(tokens, counts, lanes, cache, ragged=True)
+
+    def _run(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache, *, ragged: bool) -> Tensor:
+        arguments = self._whole(tokens, counts, lanes, cache)
         flat: list[Tensor] = []
         for each in arguments:
             if isinstance(each, Tensor):
@@ -65,23 +79,22 @@ class CompiledStep(ABC):
             else:
                 flat += each
         with multiplying(self._tensors.matrices):
-            hidden = self._functions[self._used.shape[1]](flat)
-        count = cache.count
-        cache.advance(1)
-        return hidden[:count]
+            hidden = self._functions[self._used.shape[1], ragged](flat)
+        cache.advance_each(counts)
+        return hidden[: len(tokens)]
 
-    def _whole(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> tuple[Argument, ...]:
-        count = cache.count
-        cache.reserve(1)
-        rows = max(2, count)  # a size of 1 would be another function, so a single row is padded to two
+    def _whole(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> tuple[Argument, ...]:
+        cache.reserve_each(counts)
+        places, at = cache.own.ahead(counts)
+        if len(places) == 1:  # a size of 1 would be another function, so a single token gets a spare one
+            places, at, tokens = [0, 1], at * 2, tokens.expand(2)
         if self._lanes is not lanes:
-            self._lanes, spare = lanes, rows - count
+            self._lanes, spare = lanes, len(places) - lanes.rows
             self._used, self._coefficients = (torch.cat([own, own[:1].expand(spare, -1)]) for own in lanes.used())
-            self._places = torch.arange(rows)
-            self._arrange(cache, rows)
-        x = self._embedding.rows(tokens[:, 0]).contiguous()
-        x = x.repeat(2, 1) if count == 1 else x
-        positions = torch.tensor(cache.lengths + cache.lengths[:1] * (rows - count))
+            self._places = torch.tensor(places)
+            self._arrange(cache, self._places)
+        x = self._embedding.rows(tokens).contiguous()
+        positions = torch.tensor(at)
         varying = self._arguments(cache, positions)
         return (x, self._used, self._coefficients, self._places, positions, *varying, self._tensors.parameters)
 
@@ -89,16 +102,18 @@ class CompiledStep(ABC):
 
     @torch.inference_mode()
     def recipes(self, cache: KVCache) -> list[Recipe]:
-        """One for each kind of rows; cache: an empty one, which is filled with examples."""
+        """One for each kind of rows and of step; cache: an empty one, which is filled with examples."""
         layers, (_, _, heads, _, size) = len(cache.own.layers), cache.own.layers[0].shape
         for length in (3, 5, 2 * SIZE_STEP + 1):  # sizes that are equal by accident only would be taken for one
             cache.insert(Memory(torch.zeros(2, layers, heads, length, size, dtype=cache.own.dtype)))
         rows: tuple[Names, ...] = ({0: "rows"},) * 5
         made = []
-        for kind in self._kinds:
-            arguments = self._whole(torch.zeros(cache.count, 1, dtype=torch.int64), self._of_kind(kind, cache), cache)
+        for kind, ragged in self._kinds:
+            tokens = torch.zeros(cache.count, dtype=torch.int64)
+            arguments = self._whole(tokens, [1] * cache.count, self._of_kind(kind, cache), cache)
             shapes = [_shapes(each, names) for each, names in zip(arguments, (*rows, *self.SIZES, {}), strict=True)]
-            made.append(Recipe(self.MAKE, self._settings, tuple(shapes)))
+            settings = (*self._settings, True) if ragged else self._settings
+            made.append(Recipe(self.MAKE, settings, tuple(shapes)))
         return made
 
     @torch.inference_mode()
@@ -107,8 +122,8 @@ class CompiledStep(ABC):
         layers, (_, _, heads, _, size) = len(cache.own.layers), cache.own.layers[0].shape
         self._functions = dict(zip(self._kinds, functions, strict=True))
         cache.insert(Memory(torch.zeros(2, layers, heads, 1, size, dtype=cache.own.dtype)))
-        for kind in self._kinds:
-            self(torch.zeros(1, 1, dtype=torch.int64), self._of_kind(kind, cache), cache)
+        for kind, ragged in self._kinds:
+            self._run(torch.zeros(1, dtype=torch.int64), [1], self._of_kind(kind, cache), cache, ragged=ragged)
         self._lanes = None
 
     def _of_kind(self, kind: int, cache: KVCache) -> LaneIndex:
@@ -117,9 +132,9 @@ class CompiledStep(ABC):
         return LaneIndex(own.expand(cache.count, -1))
 
 
-def tokens_read(cache: KVCache) -> int:
-    """By self-attention in the next step."""
-    return round_size(max(cache.lengths) + 1)
+def tokens_read(positions: Tensor) -> int:
+    """By self-attention, in a step at these positions."""
+    return round_size(int(positions.max()) + 1)
 
 
 def _shapes(argument: Argument, names: Names) -> Shape | list[Shape]:

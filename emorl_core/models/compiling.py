@@ -28,7 +28,7 @@ from torch import Tensor
 
 from emorl_core.errors import UnsupportedModel, one_line
 
-_KEPT = 24  # compiled functions in a folder; a model has up to three
+_KEPT = 24  # compiled functions in a folder; a model has up to five
 _COMPILE = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from emorl_core.models import compiler"
 _RUN = f"{_COMPILE}; compiler.main()"
 

@@ -146,8 +146,9 @@ class FakeModel:
     def quantize(self, how: Quantize) -> None:
         """It has no matrices."""
 
-    def compilation(self, folder: Path) -> Compilation[FakeModel]:
+    def compilation(self, folder: Path, *, ragged: bool = False) -> Compilation[FakeModel]:
         """There is nothing to compile; the result is only called so."""
+        del ragged
         other = copy.copy(self)
         other.compiled = True
         return Compilation([], folder, lambda _: other)
@@ -184,47 +185,47 @@ class FakeModel:
         return (_PAD,) if self.encoder else prompt_ids
 
     def step(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
-        rows, new = tokens.shape
-        cache.reserve(new)
-        positions = torch.tensor(cache.lengths).unsqueeze(1) + torch.arange(new)
+        new = tokens.shape[1]
+        return self.ragged_step(tokens.flatten(), [new] * cache.count, lanes.each(new), cache).view(*tokens.shape, -1)
+
+    def ragged_step(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor:
+        cache.reserve_each(counts)
+        places, at = (torch.tensor(each) for each in cache.own.ahead(counts))
         codes = torch.tensor([_code(tuple(row)) for row in lanes.coefficients.tolist()], dtype=torch.float64)
-        keys = tokens.double().unsqueeze(-1).expand(rows, new, 2)
-        values = codes.view(-1, 1, 1).expand(rows, new, 2)
-        cache.own.write(0, keys.unsqueeze(2), values.unsqueeze(2), positions)
-        prompts, read = self._prompts(cache, new)
+        keys, values = (each.view(-1, 1, 1, 1).expand(-1, 1, 1, 2) for each in (tokens.double(), codes))
+        cache.own.write(0, keys, values, at.unsqueeze(1), places)
+        prompts, read = self._prompts(cache, counts)
         if self.on_step is not None:
             self.on_step([tuple(ids.tolist()) for ids, _ in prompts])
         if self.step_delay_s:
             time.sleep(self.step_delay_s)
-        own_keys, own_values = (part[:, 0, :, 0].long() for part in cache.own.read(0, max(cache.lengths) + new))
-        hidden = torch.empty(rows, new, _HIDDEN)
+        own_keys, own_values = (part[:, 0, :, 0].long() for part in cache.own.read(0, int(at.max()) + 1))
         span = torch.arange(own_keys.shape[1])
         codes_read = torch.stack([codes[0] for _, codes in prompts]).unsqueeze(1)
         # A row's hidden state depends on every entry of its prompt and reply in the cache, and on the lane of each.
         history = hash32(own_keys * 0x01000193 + span * 0x9E3779 + (own_values - codes_read) * 0x51ED27)
         seeds = torch.stack([_digest(ids, codes - codes[0]) ^ (codes[0] * 0x51ED27) for ids, codes in prompts])
-        for q in range(new):
-            known = (span >= read.unsqueeze(1)) & (span <= positions[:, q : q + 1])
-            state = hash32(((history * known).sum(1) & _MASK32) ^ seeds)
-            replied = positions[:, q] - read
-            hidden[:, q] = _uniform(hash32(state.unsqueeze(1) + torch.arange(_HIDDEN) * 0x3779B1))
-            hidden[:, q, 0] = 2.0 + (replied - self.mean_length) * 0.5 + hidden[:, q, 0]
-            hidden[:, q, 1] = 1.0
+        known = (span >= read[places].unsqueeze(1)) & (span <= at.unsqueeze(1))
+        state = hash32(((history[places] * known).sum(1) & _MASK32) ^ seeds[places])
+        hidden = _uniform(hash32(state.unsqueeze(1) + torch.arange(_HIDDEN) * 0x3779B1)).float()
+        hidden[:, 0] = 2.0 + (at - read[places] - self.mean_length) * 0.5 + hidden[:, 0]
+        hidden[:, 1] = 1.0
         for row, (prompt, _) in enumerate(prompts):
             if tuple(prompt.tolist()) in self.poisoned:
-                hidden[row] = float("nan")
-        cache.advance(new)
+                hidden[places == row] = float("nan")
+        cache.advance_each(counts)
         return hidden
 
-    def _prompts(self, cache: KVCache, new: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    def _prompts(self, cache: KVCache, counts: Sequence[int]) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Each row's prompt and the lanes it was read in, as the cache has them, and the entries of `own` before the
         one that the first token of the reply is chosen from."""
         if cache.cross is not None:
             ids, codes = (part[:, 0, :, 0].long() for part in cache.cross.read(0))
             found = [(row[:n], code[:n]) for row, code, n in zip(ids, codes, cache.cross.lengths, strict=True)]
             return found, torch.zeros(cache.count, dtype=torch.int64)
-        ids, codes = (part[:, 0, :, 0].long() for part in cache.own.read(0, max(cache.lengths) + new))
-        prompts = [_prompt(row[: n + new].tolist()) for row, n in zip(ids, cache.lengths, strict=True)]
+        held = [n + new for n, new in zip(cache.lengths, counts, strict=True)]
+        ids, codes = (part[:, 0, :, 0].long() for part in cache.own.read(0, max(held)))
+        prompts = [_prompt(row[:n].tolist()) for row, n in zip(ids, held, strict=True)]
         found = [(row[: len(own)], code[: len(own)]) for row, code, own in zip(ids, codes, prompts, strict=True)]
         return found, torch.tensor([len(own) - 1 for own in prompts])
 

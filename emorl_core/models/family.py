@@ -1,6 +1,7 @@
 """What the engine and training ask of a model. Nothing above this file knows whether a model has an encoder.
 
-Letters: M lane rows, N adapters, q new tokens a row, T reply tokens, D hidden, V vocabulary.
+Letters: M lane rows, N adapters, q new tokens a row, R new tokens of all rows, T reply tokens, D hidden, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -99,9 +100,9 @@ class LaneModel(Protocol):
         """Keep the base's matrices in fewer bits from now on; adapters and norms stay. Before adapters are attached,
         on a CPU, not for training."""
 
-    def compilation(self, folder: Path) -> Compilation[Any]:
-        """What gives this model with a faster `step` for the adapters attached now; folder: where compiled functions
-        are kept. Raises UnsupportedModel where there is none."""
+    def compilation(self, folder: Path, *, ragged: bool = False) -> Compilation[Any]:
+        """What gives this model with a faster `step` for the adapters attached now, and a faster `ragged_step` where
+        that is asked for; folder: where compiled functions are kept. Raises UnsupportedModel where there is none."""
 
     def parameter_bytes(self) -> dict[str, int]:
         """{"base": ..., "adapters": ...}"""
@@ -136,6 +137,10 @@ class LaneModel(Protocol):
         Writes keys and values at each row's own length and advances the cache by q. Calls with the same `lanes` object
         are the same rows as before, one step later. The result is good until the next call.
         """
+
+    def ragged_step(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor:
+        """The same with a number of tokens of its own for each of the M rows, one at least: tokens [R], one row's after
+        the other's, with `lanes` of R rows; returns last hidden states [R, D]."""
 
     def head(self, hidden: Tensor) -> Tensor:
         """[B, D] -> logits [B, V] float32. Any scale of the architecture belongs here."""

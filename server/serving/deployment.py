@@ -110,6 +110,7 @@ def load(settings: Settings) -> Frontend:
         "prefill_cache_bytes": settings.prefill_cache_bytes,
         "prefill_tokens": settings.prefill_tokens,
         "kv_cache_bytes": settings.kv_cache_bytes,
+        "prompt_lookup": settings.prompt_lookup,
         "compile": _COMPILE[settings.compile],
         "compile_cache": settings.compiled_steps,
         "threads": settings.threads,

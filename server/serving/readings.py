@@ -21,6 +21,8 @@ def counted(deployment: Deployment) -> dict[str, int]:
         "prefill_misses": worker.stats.prefill_misses,
         "prefill_tokens_found": worker.stats.prefill_tokens_found,
         "prefill_tokens_computed": worker.stats.prefill_tokens_computed,
+        "proposed_tokens": worker.stats.proposed_tokens,
+        "accepted_tokens": worker.stats.accepted_tokens,
         "restarts": worker.restarts,
         "faults": worker.stats.faults,
     }

@@ -46,6 +46,8 @@ class EngineReading:
     prefill_misses: int = 0
     prefill_tokens_found: int = 0
     prefill_tokens_computed: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
     restarts: int = 0
     faults: int = 0
     permits: int = 0
@@ -98,6 +100,10 @@ class _EngineCollector(Collector):
         yield _counter("emorl_prefill_tokens_found", found, now.prefill_tokens_found)
         computed = "Tokens of prompts computed, per lane; the last one of a decoder's prompt is none of them."
         yield _counter("emorl_prefill_tokens_computed", computed, now.prefill_tokens_computed)
+        proposed = "Tokens copied from prompts and replies, to be verified (prompt_lookup)."
+        yield _counter("emorl_lookup_tokens_proposed", proposed, now.proposed_tokens)
+        accepted = "Of those, the ones that were right: each saved its request a step."
+        yield _counter("emorl_lookup_tokens_accepted", accepted, now.accepted_tokens)
         yield _counter("emorl_engine_restarts", "Times the engine's thread was started again.", now.restarts)
         text = (
             "Steps that failed and were run again request by request; each costs time, and the one at fault its answer."

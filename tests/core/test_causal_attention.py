@@ -85,7 +85,7 @@ def test_new_tokens_of_ragged_rows(new: int, lengths: tuple[int, ...], runs: int
     cache.reserve(new)
     query, keys, values = (drawn(len(lengths), heads, new, i) for i, heads in ((1, HEADS), (2, SHARED), (3, SHARED)))
     positions = torch.tensor(lengths).unsqueeze(1) + torch.arange(new)
-    seen = CachedPass(cache, positions, torch.float64)
+    seen = CachedPass(cache, positions, [length + new for length in lengths], torch.float64)
     assert len(seen.runs) == runs
     found, _ = lane_attention(layer, query, keys, values, None, lane_pass=seen, **options)
     for row, memory in enumerate(past):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import UnsupportedModel
@@ -63,6 +64,33 @@ def test_against_peft_sums_of_adapters(bundle: Path, compiled: Ensemble) -> None
     prompts = [compiled.encode(prompt) for prompt in PROMPTS]
     done = run(compiled.engine, as_sums(prompts, SUM_TOKENS))
     assert [completion.token_ids for completion in done] == sums_expected(bundle, prompts)
+
+
+@needs_compiler
+@pytest.mark.slow
+@torch.inference_mode()
+def test_ragged_steps_are_steps_of_one_token(ensemble: Ensemble) -> None:
+    """Each row with as many tokens as it likes."""
+    model, lanes = ensemble.engine.model.compilation(COMPILED, ragged=True).make(), [1, 0, 2]
+    prompts = [tuple(ensemble.encode(prompt)) for prompt in PROMPTS[:3]]
+    caches = [model.new_cache(), model.new_cache()]
+    for memory in prefilled(model, prompts, lanes):
+        for cache in caches:
+            cache.insert(memory)
+    rows = [(0, 11, 12, 13), (0,), (0, 14)]
+    counts = [len(row) for row in rows]
+    each = [lane for lane, n in zip(lanes, counts, strict=True) for _ in range(n)]
+    flat = torch.tensor([token for row in rows for token in row])
+    found = model.ragged_step(flat, counts, rows_of(model, each), caches[0]).split(counts)
+    index = rows_of(model, lanes)
+    for step in range(max(counts)):
+        # Rows that have no more are fed their last token again.
+        tokens = torch.tensor([[row[min(step, len(row) - 1)]] for row in rows])
+        expected = model.step(tokens, index, caches[1])[:, 0]
+        for place, row in enumerate(rows):
+            if step < len(row):
+                torch.testing.assert_close(found[place][step], expected[place], rtol=1e-4, atol=1e-4)
+    assert caches[0].lengths == counts
 
 
 @needs_compiler

@@ -45,10 +45,16 @@ def test_what_can_never_fit_is_refused_naming_the_limit(route: str, body: dict[s
 
 def test_the_settings_reach_the_engine(tmp_path: Path) -> None:
     bundle = tiny_t5_bundle(tmp_path)
-    ensemble = load(Settings(bundle=str(bundle), engine="thread", kv_cache_bytes=300_000, prefill_tokens=7))
+    bounds = {"kv_cache_bytes": 300_000, "prefill_tokens": 7}
+    ensemble = load(Settings(bundle=str(bundle), engine="thread", prompt_lookup="on", **bounds))
     assert isinstance(ensemble, Ensemble)
     engine = ensemble.engine
     assert engine.runner.reader.most_tokens == 7
+    bias = ((5, 60.0),)
+    engine.add(Request("r", (5, 5, 1), (1.0, 0.0, 0.0, 0.0), Sampling(max_new_tokens=6, logit_bias=bias)))
+    while engine.has_work:
+        engine.step()
+    assert engine.stats.accepted_tokens > 0
     request = Request("r", (5, 1), (1.0, 0.0, 0.0, 0.0), Sampling(max_new_tokens=4000))
     with pytest.raises(InvalidRequest, match="kv_cache_bytes"):
         engine.add(request)

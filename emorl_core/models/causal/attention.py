@@ -68,10 +68,13 @@ class WholePass:
 class CachedPass:
     """New tokens of the rows of a cache, at each row's own positions."""
 
-    def __init__(self, cache: Store, positions: Tensor, dtype: torch.dtype) -> None:
-        """positions: [M, T] of the new tokens."""
-        self._cache, self._positions = cache, positions
-        sizes = [round_size(length + positions.shape[1]) for length in cache.lengths]
+    def __init__(
+        self, cache: Store, positions: Tensor, sizes: Sequence[int], dtype: torch.dtype, places: Tensor | None = None
+    ) -> None:
+        """positions: [M, T] of the new tokens; sizes: keys that each row sees with its last one; places: [M] rows of
+        the cache, whose keys are copied then; None: row 0, 1, ..."""
+        self._cache, self._positions, self._places = cache, positions, places
+        sizes = [round_size(size) for size in sizes]
         self._total = max(sizes)
         self.runs = _runs(sizes)
         keys = torch.arange(self._total, device=positions.device)
@@ -79,8 +82,8 @@ class CachedPass:
         self._masks = Masks(dtype)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self._cache.write(layer, keys.transpose(1, 2), values.transpose(1, 2), self._positions)
-        return self._cache.read(layer, self._total)
+        self._cache.write(layer, keys.transpose(1, 2), values.transpose(1, 2), self._positions, self._places)
+        return self._cache.read(layer, self._total, self._places)
 
     def mask(self, window: int | None, *, explicit: bool) -> Tensor:  # noqa: ARG002
         return self._masks.within(self._distance, window)

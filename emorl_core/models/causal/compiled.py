@@ -17,7 +17,7 @@ from emorl_core.models.compiling import Compilation, Compiled
 
 
 class CompiledLeanStep(CompiledStep):
-    """`CausalModel.step` for one new token a lane row."""
+    """`CausalModel.step` for one new token a lane row, and `CausalModel.ragged_step`."""
 
     MAKE = "emorl_core.models.causal.step:step_of"
     SIZES = (
@@ -27,27 +27,27 @@ class CompiledLeanStep(CompiledStep):
         {1: "held_rows", 3: "held_tokens"},  # own
     )
 
-    def __init__(self, model: CausalModel) -> None:
+    def __init__(self, model: CausalModel, *, ragged: bool) -> None:
         decoder = model.decoder
         assert isinstance(decoder, LeanDecoder)
         function = StepFunction(decoder, model.facts.dtype)
-        super().__init__(function, decoder.embedding, len(model.adapters))
+        super().__init__(function, decoder.embedding, len(model.adapters), ragged=ragged)
         self._rotary, self._windows = decoder.rotary, function.windows
 
-    def _arrange(self, cache: KVCache, rows: int) -> None:
+    def _arrange(self, cache: KVCache, places: Tensor) -> None:
         """What it takes is all new in every step."""
 
     def _arguments(self, cache: KVCache, positions: Tensor) -> tuple[Argument, ...]:
         cosines, sines = self._rotary(positions)
-        distance = positions.unsqueeze(1) - torch.arange(tokens_read(cache))
+        distance = positions.unsqueeze(1) - torch.arange(tokens_read(positions))
         made = Masks(torch.float32)
         masks = [made.within(distance, window) for window in self._windows]
         return cosines.contiguous(), sines.contiguous(), masks, cache.own.layers
 
 
-def compilation(model: CausalModel, folder: Path) -> Compilation[CausalModel]:
-    """folder: where compiled functions are kept."""
-    step = CompiledLeanStep(model)
+def compilation(model: CausalModel, folder: Path, ragged: bool = False) -> Compilation[CausalModel]:
+    """folder: where compiled functions are kept; ragged: compile `ragged_step` as well."""
+    step = CompiledLeanStep(model, ragged=ragged)
     fast = model.with_step(step)
 
     def finish(functions: list[Compiled]) -> CausalModel:

@@ -41,8 +41,11 @@ class FastStep(Protocol):
     def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         """tokens [M, 1] -> last hidden states [M, D], good until the next call."""
 
+    def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor | None:
+        """As `CausalModel.ragged_step`; None: not done here."""
 
-Compile = Callable[["CausalModel", Path], Compilation["CausalModel"]]
+
+Compile = Callable[["CausalModel", Path, bool], Compilation["CausalModel"]]
 
 
 class CausalModel(nn.Module):
@@ -129,9 +132,9 @@ class CausalModel(nn.Module):
     def compiled(self) -> bool:
         return self._fast is not None
 
-    def compilation(self, folder: Path) -> Compilation[CausalModel]:
+    def compilation(self, folder: Path, *, ragged: bool = False) -> Compilation[CausalModel]:
         """For the adapters attached now. The result of that `step` is good until the next step only. folder: where
-        compiled functions are kept.
+        compiled functions are kept; ragged: compile `ragged_step` as well.
 
         Raises:
             UnsupportedModel: an architecture without such a step, or another device.
@@ -142,7 +145,7 @@ class CausalModel(nn.Module):
                 f"compile is on, and {self.facts.architecture!r} has no compiled step on {device}; allowed: off",
                 param="compile",
             )
-        return self._compilations[device.type](self, folder)
+        return self._compilations[device.type](self, folder, ragged)
 
     def with_step(self, fast: FastStep) -> CausalModel:
         """This model with the same parameters and another `step` for one new token a row."""
@@ -219,9 +222,27 @@ class CausalModel(nn.Module):
         cache.reserve(new)
         lengths = torch.tensor(cache.lengths, device=tokens.device)
         positions = lengths.unsqueeze(1) + torch.arange(new, device=tokens.device)  # [M, q]
-        hidden = self.run(tokens, positions, lanes.repeat(new), CachedPass(cache.own, positions, self.facts.dtype))
+        sizes = [length + new for length in cache.lengths]
+        seen = CachedPass(cache.own, positions, sizes, self.facts.dtype)
+        hidden = self.run(tokens, positions, lanes.repeat(new), seen)
         cache.advance(new)
         return hidden
+
+    @torch.inference_mode()
+    def ragged_step(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor:
+        places, at = cache.own.ahead(counts)
+        sizes = [position + 1 for position in at]
+        self.refuse_beyond(max(sizes))
+        fast = None if self._fast is None else self._fast.ragged(tokens, counts, lanes, cache)
+        if fast is not None:
+            return fast
+        cache.reserve_each(counts)
+        # Every token is a row of its own, with a copy of what it attends to.
+        rows, positions = torch.tensor([places, at], device=tokens.device).unsqueeze(2)  # [R, 1] each
+        seen = CachedPass(cache.own, positions, sizes, self.facts.dtype, rows[:, 0])
+        hidden = self.run(tokens.unsqueeze(1), positions, lanes, seen)
+        cache.advance_each(counts)
+        return hidden[:, 0]
 
     def refuse_beyond(self, tokens: int) -> None:
         """Raise PromptTooLong for a sequence of more tokens than the model has positions."""

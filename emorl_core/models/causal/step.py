@@ -58,8 +58,10 @@ class StepFunction:
         self.function = step_of(*self.settings)
 
 
-def step_of(layers: Sequence[_Layer], first_norm: int, epsilon: float, dtype: torch.dtype) -> Step:
-    """The function to compile, for one model's shapes."""
+def step_of(
+    layers: Sequence[_Layer], first_norm: int, epsilon: float, dtype: torch.dtype, ragged: bool = False
+) -> Step:
+    """The function to compile, for one model's shapes. ragged: rows may share their places; else row i has place i."""
 
     def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + epsilon) * weight.float()
@@ -90,6 +92,7 @@ def step_of(layers: Sequence[_Layer], first_norm: int, epsilon: float, dtype: to
         own, a tensor a layer, [2, .., K, .., d] -> [M, D]."""
         count, total = x.shape[0], masks[0].shape[-1]
         norms, factors = iter(parameters[first_norm:]), iter(parameters)
+        rows = places if ragged else slice(count)
         x = x.float()
         for i, layer in enumerate(layers):
             normed = norm(x, next(norms), layer.epsilon).to(dtype)
@@ -102,7 +105,7 @@ def step_of(layers: Sequence[_Layer], first_norm: int, epsilon: float, dtype: to
                 q, k = turned(q, cosines, sines), turned(k, cosines, sines)
             made = torch.stack([k, v.view(count, layer.shared, layer.size)], dim=1)
             own[i][:, places, :, positions] = made.to(own[i].dtype)
-            keys, values = own[i][0, :count, :, :total], own[i][1, :count, :, :total]
+            keys, values = own[i][0, rows, :, :total], own[i][1, rows, :, :total]
             grouped = (q * layer.scale).to(keys.dtype).view(count, layer.shared, -1, layer.size)
             mixed = attend(grouped.float(), keys.float(), values.float(), masks[layer.mask])
             x = x + layer.o.apart(mixed, used, coefficients, factors)[0]

@@ -16,7 +16,7 @@ from emorl_core.models.t5.step import StepFunction, source_mask
 
 
 class CompiledT5Step(CompiledStep):
-    """`T5.step` for one new token a lane row."""
+    """`T5.step` for one new token a lane row, and `T5.ragged_step`."""
 
     MAKE = "emorl_core.models.t5.step:step_of"
     SIZES = (
@@ -26,16 +26,16 @@ class CompiledT5Step(CompiledStep):
         {1: "held_source_rows", 3: "held_sources"},  # cross
     )
 
-    def __init__(self, model: T5) -> None:
-        super().__init__(StepFunction(model), model.embedding, len(model.adapters))
+    def __init__(self, model: T5, *, ragged: bool) -> None:
+        super().__init__(StepFunction(model), model.embedding, len(model.adapters), ragged=ragged)
         self._positions = model.decoder_positions
         self._head_row: Compiled | None = None
 
-    def _arrange(self, cache: KVCache, rows: int) -> None:
-        self._source_mask = source_mask(cache, rows)
+    def _arrange(self, cache: KVCache, places: Tensor) -> None:
+        self._source_mask = source_mask(cache, max(2, cache.count))[places]
 
     def _arguments(self, cache: KVCache, positions: Tensor) -> tuple[Argument, ...]:
-        bias = self._positions.causal(positions.unsqueeze(1), tokens_read(cache))[:, :, 0].float()  # [rows, H, T]
+        bias = self._positions.causal(positions.unsqueeze(1), tokens_read(positions))[:, :, 0].float()  # [R, H, T]
         assert cache.cross is not None
         return bias.contiguous(), self._source_mask, cache.own.layers, cache.cross.layers
 
@@ -49,9 +49,9 @@ class CompiledT5Step(CompiledStep):
         return None if self._head_row is None else self._head_row([weight, hidden])
 
 
-def compilation(model: T5, folder: Path) -> Compilation[T5]:
-    """folder: where compiled functions are kept."""
-    step = CompiledT5Step(model)
+def compilation(model: T5, folder: Path, ragged: bool = False) -> Compilation[T5]:
+    """folder: where compiled functions are kept; ragged: compile `ragged_step` as well."""
+    step = CompiledT5Step(model, ragged=ragged)
     fast = model.with_step(step)
     recipes = step.recipes(fast.new_cache())
     weight, steps = model.lm_head.weight, len(recipes)

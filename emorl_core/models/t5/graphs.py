@@ -69,6 +69,9 @@ class GraphedStep:
         cache.advance(1)
         return hidden[:count]
 
+    def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> None:
+        """Would need a graph for every number of tokens."""
+
     def head_row(self, weight: Tensor, hidden: Tensor) -> None:
         """A GPU's own product is as fast."""
 
@@ -125,7 +128,7 @@ class GraphedStep:
         self._buckets.clear()
 
 
-def graphs(model: T5, folder: Path) -> Compilation[T5]:
+def graphs(model: T5, folder: Path, ragged: bool = False) -> Compilation[T5]:  # noqa: ARG001 - none are of that
     return Compilation([], folder, lambda _: model.with_step(GraphedStep(model)))
 
 

@@ -45,6 +45,9 @@ class FastStep(Protocol):
     def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         """tokens [M, 1] -> last hidden states [M, D], good until the next call."""
 
+    def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor | None:
+        """As `T5.ragged_step`; None: not done here."""
+
     def head_row(self, weight: Tensor, hidden: Tensor) -> Tensor | None:
         """The head's product for one row, weight [V, D] and hidden [1, D] -> [1, V] float32; None: not done here."""
 
@@ -61,7 +64,7 @@ class T5(nn.Module):
         facts: Facts,
         *,
         start_token_id: int,
-        compilations: Mapping[str, Callable[[T5, Path], Compilation[T5]]],
+        compilations: Mapping[str, Callable[[T5, Path, bool], Compilation[T5]]],
     ) -> None:
         """start_token_id: the decoder's; compilations: kind of device -> what makes `step` fast there."""
         super().__init__()
@@ -127,8 +130,9 @@ class T5(nn.Module):
     def compiled(self) -> bool:
         return self._fast is not None
 
-    def compilation(self, folder: Path) -> Compilation[T5]:
+    def compilation(self, folder: Path, *, ragged: bool = False) -> Compilation[T5]:
         """For the adapters attached now: `step` and `head` compiled on a CPU, `step` captured as graphs on CUDA.
+        ragged: on a CPU, `ragged_step` as well.
 
         The result of that `step` is good until the next step only. folder: where compiled functions are kept.
 
@@ -140,7 +144,7 @@ class T5(nn.Module):
             raise UnsupportedModel(
                 f"compile is on and the device is {device}; allowed: {', '.join(self._compilations)}", param="compile"
             )
-        return self._compilations[device.type](self, folder)
+        return self._compilations[device.type](self, folder, ragged)
 
     def with_step(self, fast: FastStep) -> T5:
         """This model with the same parameters and another `step` for one new token a row."""
@@ -198,27 +202,55 @@ class T5(nn.Module):
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
-        rows, new = tokens.shape
+        new = tokens.shape[1]
         if new == 1 and self._fast is not None:
             return self._fast(tokens, lanes, cache).unsqueeze(1)
-        own, cross = cache.own, cache.cross
-        assert cross is not None  # `new_cache` made it so
         cache.reserve(new)
         lengths = torch.tensor(cache.lengths, device=tokens.device)
         positions = lengths.unsqueeze(1) + torch.arange(new, device=tokens.device)  # [M, q]
-        total = round_size(max(cache.lengths) + new)
-        mask = self.decoder_positions.causal(positions, total)
-        x = self.embedding.rows(tokens).view(rows * new, -1)
-        index = lanes.repeat(new)
+        hidden = self._decoded(tokens, positions, max(cache.lengths) + new, lanes.repeat(new), cache)
+        cache.advance(new)
+        return hidden
+
+    @torch.inference_mode()
+    def ragged_step(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor:
+        fast = None if self._fast is None else self._fast.ragged(tokens, counts, lanes, cache)
+        if fast is not None:
+            return fast
+        cache.reserve_each(counts)
+        # Every token is a row of its own, with a copy of what it attends to.
+        places, at = cache.own.ahead(counts)
+        rows, positions = torch.tensor([places, at], device=tokens.device)
+        hidden = self._decoded(tokens.unsqueeze(1), positions.unsqueeze(1), max(at) + 1, lanes, cache, rows)
+        cache.advance_each(counts)
+        return hidden[:, 0]
+
+    def _decoded(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        longest: int,
+        lanes: LaneIndex,
+        cache: KVCache,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """tokens and positions [M, q], which come after up to `longest` - 1 tokens -> hidden states [M, q, D]; lanes:
+        of all tokens; places: [M] of the cache, as `Store.read` takes them."""
+        own, cross = cache.own, cache.cross
+        assert cross is not None  # `new_cache` made it so
+        rows, total = tokens.shape[0], round_size(longest)
+        mask, padding = self.decoder_positions.causal(positions, total), cross.padding()
+        if places is not None and padding is not None:
+            padding = padding[places]
+        x = self.embedding.rows(tokens).view(tokens.numel(), -1)
         for i, block in enumerate(self.decoder):
             assert isinstance(block, T5Block)
-            q, k, v = block.project(x, index, rows)
-            own.write(i, k.transpose(1, 2), v.transpose(1, 2), positions)
-            x = block.attended(x, attention(q, *own.read(i, total), mask), index)
-            x = block.cross_attend(x, *cross.read(i), cross.padding(), index, rows)
-            x = block.feed_forward(x, index)
-        cache.advance(new)
-        return self._norm(x, self.decoder_norm).view(rows, new, -1)
+            q, k, v = block.project(x, lanes, rows)
+            own.write(i, k.transpose(1, 2), v.transpose(1, 2), positions, places)
+            x = block.attended(x, attention(q, *own.read(i, total, places), mask), lanes)
+            x = block.cross_attend(x, *cross.read(i, places=places), padding, lanes, rows)
+            x = block.feed_forward(x, lanes)
+        return self._norm(x, self.decoder_norm).view(*tokens.shape, -1)
 
     def head(self, hidden: Tensor) -> Tensor:
         scaled = (hidden * self.head_scale).to(self.lm_head.dtype)

@@ -68,9 +68,15 @@ def _linears(block: torch.nn.Module) -> tuple[LaneLinear, ...]:
 
 
 def step_of(
-    blocks: Sequence[tuple[StepLinear, ...]], heads: int, d_kv: int, epsilon: float, gated: bool, dtype: torch.dtype
+    blocks: Sequence[tuple[StepLinear, ...]],
+    heads: int,
+    d_kv: int,
+    epsilon: float,
+    gated: bool,
+    dtype: torch.dtype,
+    ragged: bool = False,
 ) -> Step:
-    """The function to compile, for one model's shapes."""
+    """The function to compile, for one model's shapes. ragged: rows may share their places; else row i has place i."""
 
     def norm(x: Tensor, weight: Tensor) -> Tensor:
         return (x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + epsilon) * weight.float()).to(dtype)
@@ -99,15 +105,16 @@ def step_of(
         norms = iter(parameters[-3 * len(blocks) - 1 :])
         factors = iter(parameters)
         source_mask = source_mask.unsqueeze(1)
+        rows = places if ragged else slice(count)
         x = x.float()
         for i, (qkv, o, cross_q, cross_o, wi, wo) in enumerate(blocks):
             made = qkv(norm(x, next(norms)), used, coefficients, factors).view(count, 3, heads, d_kv)
             made = made.to(own[i].dtype)
             own[i][:, places, :, positions] = made[:, 1:]
-            mixed = attend(made[:, 0], own[i][0, :count, :, :total], own[i][1, :count, :, :total], bias)
+            mixed = attend(made[:, 0], own[i][0, rows, :, :total], own[i][1, rows, :, :total], bias)
             x = x + o(mixed, used, coefficients, factors)[:, 0]
             q = cross_q(norm(x, next(norms)), used, coefficients, factors).view(count, heads, d_kv).to(cross[i].dtype)
-            mixed = attend(q, cross[i][0, :count, :, :size], cross[i][1, :count, :, :size], source_mask)
+            mixed = attend(q, cross[i][0, rows, :, :size], cross[i][1, rows, :, :size], source_mask)
             x = x + cross_o(mixed, used, coefficients, factors)[:, 0]
             up = wi(norm(x, next(norms)), used, coefficients, factors)
             up = F.gelu(up[:, 0], approximate="tanh") * up[:, 1] if gated else F.relu(up[:, 0])

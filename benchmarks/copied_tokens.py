@@ -1,0 +1,115 @@
+"""What tokens copied from the prompt save: the same replies with and without, in turn.
+
+    python -m benchmarks.copied_tokens --bundle my-demo --statements docs/demo-statements.txt
+
+Every round asks for a reply to each statement twice, greedily, one request at a time; which of the two comes first
+alternates. Prompts are known by then, so the time is that of decoding. Medians and spread are over rounds. One line of
+JSON for machines comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from emorl_core.ensemble import Ensemble
+from emorl_core.types import Completion
+
+
+def ask(ensemble: Ensemble, statement: str, options: dict[str, Any], copied: bool) -> Completion:
+    request = ensemble.request(statement, stream=False, **options)
+    (end,) = ensemble.ends([replace(request, prompt_lookup=copied)], at_once=1)
+    if not isinstance(end, Completion):
+        raise end.error
+    return end
+
+
+def one_round(
+    ensemble: Ensemble, statements: list[str], options: dict[str, Any], number: int
+) -> dict[bool, list[Completion]]:
+    ends: dict[bool, list[Completion]] = {True: [], False: []}
+    for i, statement in enumerate(statements):
+        for copied in (True, False) if (i + number) % 2 else (False, True):
+            ends[copied].append(ask(ensemble, statement, options, copied))
+    return ends
+
+
+def per_token_ms(ends: list[Completion]) -> float:
+    return 1000 * sum(end.total_s - end.queue_s for end in ends) / sum(end.completion_tokens for end in ends)
+
+
+def measure(ensemble: Ensemble, statements: list[str], options: dict[str, Any], rounds: int) -> dict[str, Any]:
+    texts = {copied: [ask(ensemble, each, options, copied).text for each in statements] for copied in (False, True)}
+    before = ensemble.engine.stats
+    done = [one_round(ensemble, statements, options, number) for number in range(rounds)]
+    after = ensemble.engine.stats
+    proposed = after.proposed_tokens - before.proposed_tokens
+    accepted = after.accepted_tokens - before.accepted_tokens
+    tokens = sum(end.completion_tokens for each in done for end in each[True])
+    on, off = ([per_token_ms(each[copied]) for each in done] for copied in (True, False))
+    ratios = [a / b for a, b in zip(on, off, strict=True)]
+    return {
+        **options,
+        "compiled": ensemble.compiled,
+        "threads": torch.get_num_threads(),
+        "tokens": tokens,
+        "same_texts": sum(a == b for a, b in zip(texts[True], texts[False], strict=True)),
+        "statements": len(statements),
+        "proposed": proposed,
+        "accepted": accepted,
+        "acceptance": accepted / max(1, proposed),
+        "tokens_per_step": tokens / (tokens - accepted),
+        "on_ms": median(on),
+        "off_ms": median(off),
+        "ratio": median(ratios),
+        "ratios": ratios,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--statements", type=Path, required=True, help="one a line")
+    parser.add_argument("--limit", type=int, default=20, help="statements")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--profiles", default="balanced", help="of the bundle, separated by commas")
+    parser.add_argument("--combine", default="hidden,weights", help="ways to combine, separated by commas")
+    parser.add_argument("--prompt-lookup", choices=("auto", "on"), default="auto")
+    parser.add_argument("--compile", choices=("auto", "off"), default="auto", help="auto: what was compiled before")
+    parser.add_argument("--compile-cache")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    ensemble = Ensemble.load(
+        args.bundle,
+        prompt_lookup=args.prompt_lookup,
+        compile="auto" if args.compile == "auto" else False,
+        compile_cache=args.compile_cache,
+        threads=args.threads,
+    )
+    statements = [line for line in args.statements.read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = []
+    for profile in args.profiles.split(","):
+        for combine in args.combine.split(","):
+            options = {"profile": profile, "combine": combine, "max_new_tokens": 64}
+            result = measure(ensemble, statements[: args.limit], options, args.rounds)
+            found.append(result)
+            print(
+                f"{profile}, combine {combine}: {result['on_ms']:.1f} ms a token with copied ones,"
+                f" {result['off_ms']:.1f} without: {result['ratio']:.2f}"
+                f" ({min(result['ratios']):.2f} to {max(result['ratios']):.2f});"
+                f" {result['acceptance']:.0%} of {result['proposed']} proposed are right,"
+                f" {result['tokens_per_step']:.2f} tokens a step;"
+                f" {result['same_texts']} of {result['statements']} texts the same",
+                flush=True,
+            )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

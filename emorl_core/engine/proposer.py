@@ -1,0 +1,59 @@
+"""Which branches of a batch copy tokens from their prompts in the next step, and how that went."""
+
+from __future__ import annotations
+
+from emorl_core.engine.lookup import MOST_TOKENS, Lookup
+from emorl_core.engine.seats import Seats
+from emorl_core.engine.sequences import Branch
+from emorl_core.engine.step_cost import StepCost
+from emorl_core.models.family import Facts
+from emorl_core.types import PromptLookup
+
+Proposals = dict[Branch, tuple[int, ...]]
+
+
+class Proposer:
+    """Proposes tokens for requests that run by themselves: members that share a branch may choose different ones.
+
+    `auto` does so where it pays. A right guess saves what a token takes, a step divided by its branches; any guess
+    costs its lane rows. So a branch proposes what is right more often than that costs, as a part of what a token takes:
+    alone that is little, beside many others it is nearly all.
+    """
+
+    def __init__(self, mode: PromptLookup, facts: Facts) -> None:
+        # Only a CPU's steps have been measured; CUDA graphs are of one token.
+        self.mode = "off" if mode == "auto" and facts.device.type != "cpu" else mode
+        self.cost = StepCost()
+        self.proposed = 0  # tokens
+        self.accepted = 0
+        self._ends, self._limit = frozenset(facts.eos_token_ids), facts.max_positions
+
+    def propose(self, seats: Seats) -> Proposals:
+        """For the branches of the next step, those without a proposal left out."""
+        if self.mode == "off":
+            return {}
+        row, branches = self.cost.of_row(len(seats)), seats.branches
+        found: Proposals = {}
+        for branch in branches:
+            if not branch.alone or branch.members[0].undecided or not branch.members[0].request.prompt_lookup:
+                continue
+            branch.lookup = branch.lookup or Lookup(branch.prompt_ids, self._ends)
+            most = self._most(branch, seats)
+            if self.mode == "auto":
+                most = min(most, branch.lookup.worth(row * len(seats.of(branch)) * len(branches)))
+            if most > 0 and (tokens := branch.lookup.propose(branch.tokens, most)):
+                found[branch] = tokens
+        return found
+
+    def learn(self, branch: Branch, proposed: int, accepted: int) -> None:
+        assert branch.lookup is not None  # which made the proposal
+        branch.lookup.learn(proposed, accepted)
+        self.proposed += proposed
+        self.accepted += accepted
+
+    def _most(self, branch: Branch, seats: Seats) -> int:
+        """Tokens that may come before the last one of the reply, and within the model's positions."""
+        most = min(MOST_TOKENS, branch.members[0].request.sampling.max_new_tokens - len(branch.tokens) - 1)
+        if self._limit is None:
+            return most
+        return min(most, self._limit - 1 - max(seats.cache.lengths[place] for place in seats.of(branch).values()))
