@@ -192,8 +192,8 @@ class FakeModel:
         cache.reserve_each(counts)
         places, at = (torch.tensor(each) for each in cache.own.ahead(counts))
         codes = torch.tensor([_code(tuple(row)) for row in lanes.coefficients.tolist()], dtype=torch.float64)
-        written = (each.view(-1, 1, 1, 1).expand(-1, 1, 1, 2) for each in (tokens.double(), codes))
-        cache.own.write(0, *written, at.unsqueeze(1), places)
+        keys, values = (each.view(-1, 1, 1, 1).expand(-1, 1, 1, 2) for each in (tokens.double(), codes))
+        cache.own.write(0, keys, values, at.unsqueeze(1), places)
         prompts, read = self._prompts(cache, counts)
         if self.on_step is not None:
             self.on_step([tuple(ids.tolist()) for ids, _ in prompts])
