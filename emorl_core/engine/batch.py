@@ -67,6 +67,7 @@ class Batch:
     def changed(self) -> None:
         """Lane rows come or leave, or branches lose members."""
         self._layout = None
+        self.proposer.cost.changed()
 
     @torch.inference_mode()
     def step(self, *, propose: bool = True) -> list[list[Outcome]]:
@@ -93,7 +94,7 @@ class Batch:
                 outcomes[0] += [(branch, member, choice) for member, choice in chosen]
         for branch in decided:
             self.narrow(branch)
-        self.proposer.cost.observe(len(hidden), time.perf_counter() - began)
+        self.proposer.cost.observe(len(hidden) - len(layout.owners), time.perf_counter() - began)
         return outcomes
 
     def _verified(

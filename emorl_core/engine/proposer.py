@@ -32,7 +32,7 @@ class Proposer:
         """For the branches of the next step, those without a proposal left out."""
         if self.mode == "off":
             return {}
-        row, branches = self.cost.of_row(len(seats)), seats.branches
+        row, branches = self.cost.of_row, seats.branches
         found: Proposals = {}
         for branch in branches:
             if not branch.alone or branch.members[0].undecided or not branch.members[0].request.prompt_lookup:

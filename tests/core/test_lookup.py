@@ -52,10 +52,21 @@ def test_a_branch_goes_on_while_it_is_right_often_enough() -> None:
     assert wrong.rate < 0.3 < 0.6 < right.rate < 0.7
     cost = StepCost()
     for _ in range(200):
-        for rows in (3, 15, 48):
-            cost.observe(rows, 0.02 + 0.001 * rows)
-    assert cost.of_row(3) == pytest.approx(0.001 / 0.023, rel=0.05)
-    alone, among_16 = 3 * cost.of_row(3), 16 * 3 * cost.of_row(48)
+        for rows, slower in ((3, 1.0), (1, 3.0)):  # some lane rows take longer than others
+            cost.changed()
+            cost.observe(0, slower * 0.025)
+            cost.observe(4 * rows, slower * 0.025 * (1 + 0.04 * 4 * rows))
+            cost.observe(4 * rows, 1.0)  # something else took part
+            cost.observe(4 * rows, 0.0)
+    assert 0.0 < cost.of_row < 0.5
+    cost = StepCost()
+    for _ in range(200):
+        cost.changed()
+        cost.observe(12, 9.0)  # nothing to compare with
+        cost.observe(0, 0.025)
+        cost.observe(12, 0.025 * (1 + 0.04 * 12))
+    assert cost.of_row == pytest.approx(0.04, rel=1e-3)
+    alone, among_16 = 3 * cost.of_row, 16 * 3 * cost.of_row
     assert (right.worth(alone), right.worth(among_16), wrong.worth(3 * alone)) == (4, 0, 0)
     assert [right.worth(cost) for cost in (0.7, 0.5, 0.4, 0.25, 0.0)] == [0, 1, 2, 3, 4]
 
@@ -64,8 +75,9 @@ def test_auto_stops_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> No
     """A model whose rows cost all there is, and one whose rows cost nothing."""
     proposed = {}
     for share in (0.9, 0.0):
-        monkeypatch.setattr(StepCost, "of_row", lambda self, rows, share=share: share)
         engine = fake_ensemble(prompt_lookup="auto").engine
+        monkeypatch.setattr(engine.runner.batches[False].proposer.cost, "of_row", share)
+        monkeypatch.setattr(StepCost, "observe", lambda *_: None)
         prompt = (*[260, 261, 262] * 6, _END)
         bias = tuple((token, 60.0) for token in (260, 261, 262))
         run(engine, [Request("a", prompt, (0.0, 1.0, 0.0, 0.0), Sampling(max_new_tokens=40, logit_bias=bias))])
