@@ -12,7 +12,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,24 +31,13 @@ from emorl_core.models.graphs import graph_rows
 from emorl_core.models.stacking import stack_adapters
 from emorl_core.models.t5.blocks import T5Block, attention, embedding_and_head, fused
 from emorl_core.models.t5.config import T5Config
+from emorl_core.models.t5.fast import FastStep
+from emorl_core.models.t5.parts import encodes, only, reads
 from emorl_core.models.t5.positions import DecoderPositions, EncoderPositions, padding_mask
 from emorl_core.types import Quantize
 
 # Tokens of one padded encoder batch: enough to fill a product, small enough to bound its activations.
 _PREFILL_TOKENS = 4096
-
-
-class FastStep(Protocol):
-    """`T5.step` for one new token a row, compiled or captured."""
-
-    def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
-        """tokens [M, 1] -> last hidden states [M, D], good until the next call."""
-
-    def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor | None:
-        """As `T5.ragged_step`; None: not done here."""
-
-    def head_row(self, weight: Tensor, hidden: Tensor) -> Tensor | None:
-        """The head's product for one row, weight [V, D] and hidden [1, D] -> [1, V] float32; None: not done here."""
 
 
 class T5(nn.Module):
@@ -107,8 +95,8 @@ class T5(nn.Module):
         self._fast = None
         stack_adapters(self.linears(), adapters, training=training)
         self.adapters = tuple(adapter.name for adapter in adapters)
-        self._encoding = tuple(any(map(_encodes, adapter.modules)) for adapter in adapters)
-        self._reading = tuple(any(map(_reads, adapter.modules)) for adapter in adapters)
+        self._encoding = tuple(any(map(encodes, adapter.modules)) for adapter in adapters)
+        self._reading = tuple(any(map(reads, adapter.modules)) for adapter in adapters)
 
     def quantize(self, how: Quantize) -> None:
         for matrix in dict.fromkeys((self.embedding, self.lm_head)):
@@ -165,7 +153,7 @@ class T5(nn.Module):
 
     def passage(self, lane: Lane, reply: Sequence[int]) -> Passage:  # noqa: ARG002 - the decoder's
         """Adapters that change nothing before the decoder's own layers leave one reading of the prompt for all."""
-        return Passage((Lane(_only(lane.coefficients, self._reading), lane.prompt_ids),), len(lane.prompt_ids))
+        return Passage((Lane(only(lane.coefficients, self._reading), lane.prompt_ids),), len(lane.prompt_ids))
 
     def unread(self, lane: Lane, reply: Sequence[int]) -> tuple[int, ...]:  # noqa: ARG002
         return (self.start_token_id, *reply)
@@ -194,7 +182,7 @@ class T5(nn.Module):
 
     def _prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
         # Lanes whose encoder no adapter touches share one pass through it.
-        encoded = [Lane(_only(lane.coefficients, self._encoding), lane.prompt_ids) for lane in lanes]
+        encoded = [Lane(only(lane.coefficients, self._encoding), lane.prompt_ids) for lane in lanes]
         distinct = {lane: i for i, lane in enumerate(dict.fromkeys(encoded))}
         states = self._encoded(list(distinct), self._index(list(distinct)))
         kv = self.cross(states[[distinct[lane] for lane in encoded]], self._index(lanes))  # [2, L, E, H, S, d_kv]
@@ -354,16 +342,3 @@ class T5(nn.Module):
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (self.config.d_model,), weight, self.config.epsilon)
-
-
-def _encodes(module: str) -> bool:
-    return module.startswith("encoder.")
-
-
-def _reads(module: str) -> bool:
-    """Whether a layer is used when a prompt is read: the encoder's, and the keys and values that the decoder asks."""
-    return _encodes(module) or module.endswith(("EncDecAttention.k", "EncDecAttention.v"))
-
-
-def _only(coefficients: Coefficients, of: Sequence[bool]) -> Coefficients:
-    return tuple(value if wanted else 0.0 for value, wanted in zip(coefficients, of, strict=True))
