@@ -20,7 +20,8 @@ FEW = ("--candidates", 6, "--max-new-tokens", 5)
 def test_drafts_are_printed_best_first_with_their_weights(emorl, bundle: Path) -> None:
     result = emorl("drafts", bundle, PROMPT, *FEW, "--min-distance", 0)
     assert result.code == 0
-    found = Ensemble.load(bundle, device="cpu").drafts(PROMPT, candidates=6, max_new_tokens=5, min_distance=0.0)
+    ensemble = Ensemble.load(bundle, device="cpu", slots=32)  # as the command has it
+    found = ensemble.drafts(PROMPT, candidates=6, max_new_tokens=5, min_distance=0.0)
     places = [result.out.index(" ".join(draft.text.split())) for draft in found.drafts]
     assert places == sorted(places)
     assert f"{len(found.drafts)} of {found.distinct} texts from 18 candidates, best first by likelihood" in result.out

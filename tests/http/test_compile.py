@@ -37,6 +37,10 @@ class Slow:
             raise UnsupportedModel(self._fails or "it was stopped")
         return self._model
 
+    def pause(self, paused: bool) -> None:
+        """Nobody waits here."""
+        assert not paused
+
     def stop(self) -> None:
         self.stopped = True
         self.go.set()

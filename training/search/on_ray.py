@@ -17,6 +17,7 @@ from typing import Any
 from emorl_core.ensemble import Ensemble
 from emorl_core.scorers import Checked, Context
 from training.data.records import Record
+from training.pipeline.tasks import LOST, Tasks
 from training.search.about import bundle_hash
 from training.search.evaluation import Counts, Evaluation
 from training.search.evaluator import EvaluatingOver
@@ -24,7 +25,6 @@ from training.search.grid import SearchError
 from training.search.in_process import over_ensemble
 from training.search.inputs import Inputs, build_scorers
 from training.search.spaces import Point, ray
-from training.tasks import LOST, Tasks
 
 _PARTS = 2  # for every task that can run at a time: who is done early takes another
 
