@@ -105,6 +105,9 @@ class Deployment:
         await asyncio.gather(self.worker.stop(), self.scoring.stop())
 
 
+Make = Callable[[Ensemble, Settings, Metrics], Deployment]
+
+
 async def compile_beside(compilation: Compilation[LaneModel], take: Callable[[LaneModel], None]) -> None:
     """Have a decoding step compiled while the plain one serves."""
     logger.info("the decoding step is being compiled in the background; the plain one serves meanwhile")
@@ -149,12 +152,8 @@ def emptied(engine: Engine) -> Engine:
     return engine
 
 
-def load(settings: Settings, *, scorers: bool = True) -> Ensemble:
-    """Blocking. scorers: load them too, unless the settings say otherwise.
-
-    Raises:
-        BundleError, SettingsError: one line each.
-    """
+def load(settings: Settings) -> Ensemble:
+    """Blocking. Raises `BundleError` or `SettingsError`, one line each."""
     if settings.bundle is None:
         raise SettingsError("bundle is not set; allowed: a bundle folder or a hub id owner/name", param="bundle")
     # An engine that runs already may compute with fewer, and a thread begun after its choice would load with as few.
@@ -173,7 +172,7 @@ def load(settings: Settings, *, scorers: bool = True) -> Ensemble:
         hashed=True,
         max_prompt_chars=settings.max_prompt_chars,
         threads=settings.threads,
-        scorer_device=settings.scorer_device if settings.score and scorers else None,
+        scorer_device=settings.scorer_device if settings.score else None,
         scorer_code=settings.scorer_code,
     )
 

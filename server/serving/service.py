@@ -23,10 +23,9 @@ from server.policy.door import Conversation, PolicyDoor
 from server.policy.loading import load_policy
 from server.serving.bulk import Bulk
 from server.serving.channel import Unread
-from server.serving.deployment import Deployment, daemon_threads_ended, in_daemon_thread, load
+from server.serving.deployment import Deployment, Make, daemon_threads_ended, in_daemon_thread, load
 from server.serving.generation import Generation
 from server.serving.readings import counted, reading_of
-from server.serving.scoring import MakeScoring
 from server.settings import Settings
 from server.watch.log_queue import dropped_lines
 from server.watch.metrics import EngineReading, Metrics
@@ -44,12 +43,8 @@ _LOAD_STOP_S = 10.0  # as long as a worker may take, beside it
 class Service:
     """Loaded in the background by `start`, so that liveness answers from the first second."""
 
-    def __init__(
-        self, settings: Settings, ensemble: Ensemble | None = None, scoring: MakeScoring | None = None
-    ) -> None:
-        """scoring: asks scorers that another process has loaded; none are loaded here then."""
+    def __init__(self, settings: Settings, ensemble: Ensemble | None = None, make: Make = Deployment.make) -> None:
         self.settings = settings
-        self._scoring = scoring
         self.metrics = Metrics(self.reading, GENERATION_ROUTES)
         self.admission = Admission(settings.slots, settings.max_queue, settings.max_concurrent_per_key)
         self._policy = PolicyDoor(load_policy(settings), settings.policy_timeout_s)
@@ -61,7 +56,7 @@ class Service:
         self.on_change: Callable[[], None] = lambda: None  # a bundle has begun to serve, or the one before it has gone
         self.connections: Connections | None = None  # where it listens itself
         self._deployment: Deployment | None = None
-        self._given = ensemble
+        self._given, self._make = ensemble, make
         self.active: set[Generation] = set()
         self._unread = Unread(settings.max_unread_events, self._make_room)
         self._retired: dict[asyncio.Task[None], Deployment] = {}
@@ -82,8 +77,8 @@ class Service:
         try:
             ensemble = self._given
             if ensemble is None:
-                ensemble = await in_daemon_thread(self._load_bundle)
-            deployment = Deployment.make(ensemble, self.settings, self.metrics, self._scoring)
+                ensemble = await in_daemon_thread(lambda: load(self.settings))
+            deployment = self._make(ensemble, self.settings, self.metrics)
             self.admission.slots = ensemble.engine.stats.slots
             self._deployment = deployment
             await deployment.start()
@@ -99,9 +94,6 @@ class Service:
         logger.info("ready: bundle %s on %s in %s", ensemble.name, ensemble.device, ensemble.dtype)
         self.on_change()
         self.on_ready()
-
-    def _load_bundle(self) -> Ensemble:
-        return load(self.settings, scorers=self._scoring is None)
 
     def reload_soon(self) -> None:
         """Reload in the background, on SIGHUP: at once, or after the load in progress. At most one is queued, since it
@@ -158,8 +150,8 @@ class Service:
 
     async def _load_beside(self) -> Deployment:
         try:
-            ensemble = await in_daemon_thread(self._load_bundle)
-            fresh = Deployment.make(ensemble, self.settings, self.metrics, self._scoring)
+            ensemble = await in_daemon_thread(lambda: load(self.settings))
+            fresh = self._make(ensemble, self.settings, self.metrics)
             try:
                 await fresh.start()
             except asyncio.CancelledError:
