@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
@@ -23,6 +24,7 @@ from server.door.head import HeadMiddleware
 from server.door.hosts import HostMiddleware
 from server.door.limits import LimitMiddleware
 from server.door.prefix import PrefixMiddleware
+from server.serving.deployment import Deployment
 from server.serving.scoring import MakeScoring
 from server.serving.service import Service
 from server.settings import Settings, SettingsError
@@ -47,7 +49,11 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None, scoring: Ma
     """
     keys = Keys.read(settings)
     tracing = set_up_tracing(settings)
-    service = Service(settings, ensemble, scoring)
+    if scoring is None:
+        service = Service(settings, ensemble)
+    else:  # the bundle's scorers are not loaded here
+        elsewhere = partial(Deployment.make, elsewhere=scoring)
+        service = Service(settings.model_copy(update={"score": False}), ensemble, elsewhere)
     page = playground.read_assets() if settings.playground else {}
 
     @asynccontextmanager

@@ -91,6 +91,9 @@ class Deployment:
         await asyncio.gather(self.worker.stop(), self.scoring.stop())
 
 
+Make = Callable[[Frontend, Settings, Metrics], Deployment]
+
+
 def _link_of(ensemble: Frontend, settings: Settings) -> Link:
     if isinstance(ensemble, RemoteFrontend):
         return ensemble.process

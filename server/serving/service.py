@@ -25,12 +25,11 @@ from server.policy.door import Conversation, PolicyDoor
 from server.policy.loading import load_policy
 from server.serving.bulk import Bulk
 from server.serving.channel import Unread
-from server.serving.deployment import Deployment, daemon_threads_ended, in_daemon_thread, load
+from server.serving.deployment import Deployment, Make, daemon_threads_ended, in_daemon_thread, load
 from server.serving.generation import Generation
 from server.serving.readings import counted, reading_of
 from server.serving.replacing import Replacing
 from server.serving.retiring import Retiring
-from server.serving.scoring import MakeScoring
 from server.settings import Settings
 from server.watch.metrics import EngineReading, Metrics
 
@@ -45,13 +44,8 @@ _LOAD_STOP_S = 10.0  # as long as a worker may take, beside it
 class Service:
     """Loaded in the background by `start`, so that liveness answers from the first second."""
 
-    def __init__(
-        self, settings: Settings, ensemble: Ensemble | None = None, scoring: MakeScoring | None = None
-    ) -> None:
-        """scoring: asks scorers that another process has loaded; none are loaded here then."""
+    def __init__(self, settings: Settings, ensemble: Ensemble | None = None, make: Make = Deployment.make) -> None:
         self.settings = settings
-        self._scoring = scoring
-        self._load_settings = settings if scoring is None else settings.model_copy(update={"score": False})
         self.metrics = Metrics(self.reading, GENERATION_ROUTES)
         self.admission = Admission(settings.slots, settings.max_queue, settings.max_concurrent_per_key)
         self._policy = PolicyDoor(load_policy(settings), settings.policy_timeout_s)
@@ -63,7 +57,7 @@ class Service:
         self.on_change: Callable[[], None] = lambda: None  # a bundle has begun to serve, or the one before it has gone
         self.connections: Connections | None = None  # where it listens itself
         self._deployment: Deployment | None = None
-        self._given = ensemble
+        self._given, self._make = ensemble, make
         self.active: set[Generation] = set()
         self._unread = Unread(settings.max_unread_events, self._make_room)
         self._retiring = Retiring(self._gone)
@@ -85,7 +79,7 @@ class Service:
         try:
             ensemble: Frontend | None = self._given
             if ensemble is None:
-                ensemble = await in_daemon_thread(lambda: load(self._load_settings))
+                ensemble = await in_daemon_thread(lambda: load(self.settings))
             deployment = self._deploy(ensemble)
             self.admission.slots = ensemble.held.slots
             self._deployment = deployment
@@ -104,7 +98,7 @@ class Service:
         self.on_ready()
 
     def _deploy(self, ensemble: Frontend) -> Deployment:
-        deployment = Deployment.make(ensemble, self.settings, self.metrics, self._scoring)
+        deployment = self._make(ensemble, self.settings, self.metrics)
         if isinstance(ensemble, RemoteFrontend):
             deployment.worker.on_end = lambda: self._replacing.begin(deployment)
         return deployment
@@ -171,7 +165,7 @@ class Service:
 
     async def _load_beside(self) -> Deployment:
         try:
-            fresh = self._deploy(await in_daemon_thread(lambda: load(self._load_settings)))
+            fresh = self._deploy(await in_daemon_thread(lambda: load(self.settings)))
             try:
                 await fresh.start()
             except asyncio.CancelledError:

@@ -21,6 +21,7 @@ from training.search.inputs import Inputs, build_scorers
 from training.search.log import EvaluationLog
 from training.search.on_ray import OnCluster, Setting
 from training.search.spaces import Cube, Point, Simplex
+from training.search.tasks import LOST, TasksError, _resources
 
 RECORDS = tuple(Record(f"i feel {word}") for word in ("tired", "angry", "sad", "alone", "hurt"))
 SPECS = {"letters": {"kind": "length", "min_words": 1, "max_words": 9}, "empathy": "lexical_empathy"}

@@ -21,6 +21,7 @@ from training.evaluation.run import Wanted, attempt, missing_cells, told_of
 from training.pipeline.tasks import LOST, Tasks
 from training.progress import Progress, Say
 from training.recipe.recipe import Recipe
+from training.search.tasks import LOST, Tasks
 
 
 @dataclass(frozen=True, slots=True)

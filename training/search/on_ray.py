@@ -25,6 +25,7 @@ from training.search.grid import SearchError
 from training.search.in_process import over_ensemble
 from training.search.inputs import Inputs, build_scorers
 from training.search.spaces import Point, ray
+from training.search.tasks import LOST, Tasks
 
 _PARTS = 2  # for every task that can run at a time: who is done early takes another
 
