@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -14,11 +14,12 @@ import torch
 from emorl_core.adapters.adapter import of_another_base, read_peft
 from emorl_core.bundles.bundle import BUNDLE_FILE, Bundle
 from emorl_core.bundles.predictor import Predictor
-from emorl_core.bundles.snapshot import Hashes, Snapshot, steadily
+from emorl_core.bundles.snapshot import Changed, Hashes, Snapshot, steadily
 from emorl_core.bundles.stored_predictors import load_predictors
 from emorl_core.bundles.stored_scorers import Scorers, load_scorers
 from emorl_core.errors import BundleError
 from emorl_core.models.family import LaneModel
+from emorl_core.models.parallel.group import ProcessGroup
 from emorl_core.models.registry import load_model
 from emorl_core.text.tokenizer import HuggingFaceTokenizer, Tokenizer
 from emorl_core.types import Quantize
@@ -48,15 +49,60 @@ def load_bundle(
     hashed: bool = False,
     scorer_device: str | None = None,
     scorer_code: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Loaded:
     """Arguments and errors as `Ensemble.load`."""
     scorers = partial(load_scorers, device=scorer_device, code=scorer_code) if scorer_device is not None else None
-    read = partial(_read, device=device, dtype=dtype, quantize=quantize, hashed=hashed, scorers=scorers)
+    read = partial(_read, device=device, dtype=dtype, quantize=quantize, hashed=hashed, scorers=scorers, group=group)
     if not isinstance(where, Snapshot):
         return steadily(where, read, revision=revision)
     loaded = read(where)
     where.check()
     return loaded
+
+
+def load_part(
+    where: str | os.PathLike[str],
+    group: ProcessGroup,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize,
+    revision: str | None = None,
+    hashed: bool = False,
+    scorer_device: str | None = None,
+    scorer_code: bool = False,
+) -> Loaded:
+    """Every process of the group calls this, with the same bundle, dtype and quantize. On rank 0 the model is a
+    `Leader`, elsewhere the part itself. Arguments as `Ensemble.load`.
+
+    Raises:
+        BundleError, AdapterError, UnsupportedModel: in every process, where the reason is in the files.
+        Changed: the bundle was changed while they read it.
+    """
+    from emorl_core.models.causal.model import CausalModel  # with transformers' modelling code, as in `CausalFamily`
+    from emorl_core.models.parallel.leader import Leader
+
+    with Snapshot.open(where, revision=revision) as files:
+        loaded = load_bundle(
+            files,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            hashed=hashed,
+            scorer_device=scorer_device,
+            scorer_code=scorer_code,
+            group=group,
+        )
+        marks = group.reports(files.marks())
+    if any(each != marks[0] for each in marks):
+        raise Changed(f"{where}: was changed while {group.size} processes read it; start them again")
+    if not group.leads:
+        return loaded
+    assert isinstance(loaded.model, CausalModel)  # the one family that is held in parts
+    held = sum(loaded.model.parameter_bytes().values())
+    logger.info("the model is held in parts by %d processes, %d bytes of parameters in this one", group.size, held)
+    return replace(loaded, model=Leader(loaded.model, group))
 
 
 def _read(
@@ -67,19 +113,20 @@ def _read(
     quantize: Quantize,
     hashed: bool,
     scorers: Callable[[Bundle], Scorers] | None,
+    group: ProcessGroup | None,
 ) -> Loaded:
     with ThreadPoolExecutor(max_workers=1) as beside:  # hashing needs no interpreter, so it costs little time here
         hashes = beside.submit(files.hashes) if hashed else None
-        model = load_model(files.base, device=device, dtype=dtype)
+        model = load_model(files.base, device=device, dtype=dtype, group=group)
         model.quantize(quantize)
         adapters = [read_peft(folder, name) for name, folder in files.adapters.items()]
         model.attach(adapters)
         tokenizer = HuggingFaceTokenizer(files.base)
         for doubt in of_another_base(adapters, files.bundle.spec.base.hub):
             logger.warning("%s", doubt)
-        judges = {} if scorers is None else scorers(files.inside)
         predictors = load_predictors(files.inside)
         _check_predictors(predictors, model)
+        judges = {} if scorers is None else scorers(files.inside)  # after all that a group does together
         found = None if hashes is None else hashes.result()
         return Loaded(files.bundle, model, tokenizer, found, judges, predictors)
 

@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 
 from emorl_core import __version__
 from emorl_core.ensemble import Ensemble
+from emorl_core.models.parallel.group import ProcessGroup
 from server.api import admin, choices, drafts, generate, operations, scores
 from server.api import page as playground
 from server.api.openai import routes as openai
@@ -33,8 +34,9 @@ _NO_TELEMETRY: TelemetryConfig = {
 }  # fmt: skip
 
 
-def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
-    """The HTTP application. With `ensemble`, that is served; else the lifespan loads `settings.bundle`.
+def create_app(settings: Settings, ensemble: Ensemble | None = None, group: ProcessGroup | None = None) -> FastAPI:
+    """The HTTP application. With `ensemble`, that is served; else the lifespan loads `settings.bundle`, in parts where
+    this process leads a group.
 
     The service is at `app.state.service`. Loading happens in the background: liveness answers while it goes on, and a
     bundle that cannot be served shows in liveness and in `service.failure`.
@@ -45,7 +47,7 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None) -> FastAPI:
     """
     keys = Keys.read(settings)
     tracing = set_up_tracing(settings)
-    service = Service(settings, ensemble)
+    service = Service(settings, ensemble, group)
     page = playground.read_assets() if settings.playground else {}
 
     @asynccontextmanager

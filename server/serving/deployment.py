@@ -21,6 +21,7 @@ from emorl_core.errors import EmorlError
 from emorl_core.machine.threads import ThreadChoice, most_threads
 from emorl_core.models.compiling import Compilation
 from emorl_core.models.family import LaneModel
+from emorl_core.models.parallel.group import ProcessGroup
 from server.door.errors import EngineRestarted, NotReady
 from server.serving.learned import LearnedProfiles
 from server.serving.receipt import Identity
@@ -143,28 +144,34 @@ def emptied(engine: Engine) -> Engine:
     return engine
 
 
-def load(settings: Settings) -> Ensemble:
-    """Blocking. Raises `BundleError` or `SettingsError`, one line each."""
+def load(settings: Settings, group: ProcessGroup | None = None) -> Ensemble:
+    """Blocking. group: processes that hold the model in parts with this one, which leads. Raises `BundleError` or
+    `SettingsError`, one line each."""
     if settings.bundle is None:
         raise SettingsError("bundle is not set; allowed: a bundle folder or a hub id owner/name", param="bundle")
+    compile_step = _COMPILE[settings.compile]
+    if group is not None and compile_step == "auto":
+        logger.info("the plain decoding step serves: a model in parts has no compiled one")
+        compile_step = False
     # An engine that runs already may compute with fewer, and a thread begun after its choice would load with as few.
     torch.set_num_threads(most_threads())
     return Ensemble.load(
         settings.bundle,
-        device=settings.device,
+        device=settings.device if group is None else str(group.device),
         dtype=settings.dtype,
         quantize=settings.quantize,
         slots=settings.slots,
         prefill_cache_bytes=settings.prefill_cache_bytes,
         prefill_tokens=settings.prefill_tokens,
         kv_cache_bytes=settings.kv_cache_bytes,
-        compile=_COMPILE[settings.compile],
+        compile=compile_step,
         compile_cache=settings.compiled_steps,
         hashed=True,
         max_prompt_chars=settings.max_prompt_chars,
         threads=settings.threads,
         scorer_device=settings.scorer_device if settings.score else None,
         scorer_code=settings.scorer_code,
+        group=group,
     )
 
 

@@ -14,6 +14,7 @@ from starlette.requests import Request as HttpRequest
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
+from emorl_core.models.parallel.group import ProcessGroup
 from emorl_core.types import Request
 from server.door.admission import Admission
 from server.door.connections import Connections
@@ -43,7 +44,8 @@ _LOAD_STOP_S = 10.0  # as long as a worker may take, beside it
 class Service:
     """Loaded in the background by `start`, so that liveness answers from the first second."""
 
-    def __init__(self, settings: Settings, ensemble: Ensemble | None = None) -> None:
+    def __init__(self, settings: Settings, ensemble: Ensemble | None = None, group: ProcessGroup | None = None) -> None:
+        """group: processes that hold the model in parts with this one."""
         self.settings = settings
         self.metrics = Metrics(self.reading, GENERATION_ROUTES)
         self.admission = Admission(settings.slots, settings.max_queue, settings.max_concurrent_per_key)
@@ -57,6 +59,7 @@ class Service:
         self.connections: Connections | None = None  # where it listens itself
         self._deployment: Deployment | None = None
         self._given = ensemble
+        self._group = group
         self.active: set[Generation] = set()
         self._unread = Unread(settings.max_unread_events, self._make_room)
         self._retired: dict[asyncio.Task[None], Deployment] = {}
@@ -77,7 +80,7 @@ class Service:
         try:
             ensemble = self._given
             if ensemble is None:
-                ensemble = await in_daemon_thread(lambda: load(self.settings))
+                ensemble = await in_daemon_thread(lambda: load(self.settings, self._group))
             deployment = Deployment.make(ensemble, self.settings, self.metrics)
             self.admission.slots = ensemble.engine.stats.slots
             self._deployment = deployment
@@ -98,8 +101,8 @@ class Service:
     def reload_soon(self) -> None:
         """Reload in the background, on SIGHUP: at once, or after the load in progress. At most one is queued, since it
         reads the newest bundle anyway."""
-        if self.settings.bundle is None:
-            logger.warning("SIGHUP: this server was given its model; there is no bundle to load again")
+        if (never := self._never_again()) is not None:
+            logger.warning("SIGHUP: %s", never)
         elif self.draining or self.failure is not None:
             logger.warning("SIGHUP: the server is shutting down; the bundle is not loaded again")
         elif self._next_reload is not None:
@@ -108,6 +111,14 @@ class Service:
             busy = self._loading.locked() or not self.started
             logger.info("SIGHUP: the bundle will be loaded again %s", "after the load in progress" if busy else "now")
             self._next_reload = asyncio.create_task(self._reload_in_turn(), name="emorl-reload")
+
+    def _never_again(self) -> str | None:
+        """Why this server cannot load its bundle a second time, or None."""
+        if self.settings.bundle is None:
+            return "this server was given its model; there is no bundle to load again"
+        if self._group is not None:
+            return f"{self._group.size} processes hold the model in parts and load it once; start them again"
+        return None
 
     async def _reload_in_turn(self) -> None:
         await self.settled.wait()
@@ -126,8 +137,8 @@ class Service:
         Raises:
             ReloadFailed: one line with the reason; what served before serves on.
         """
-        if self.settings.bundle is None:
-            raise ReloadFailed("this server was given its model; there is no bundle to load again")
+        if (never := self._never_again()) is not None:
+            raise ReloadFailed(never)
         if self._loading.locked() or self._next_reload is not None or not self.started or self.draining:
             raise ReloadFailed("the server is loading, reloading or shutting down; try again later")
         async with self._loading:
