@@ -45,6 +45,7 @@ base() { # an image with Python, in place of the one that the Dockerfile names
   local mirror suite container
   mirror=$(cat /etc/apt/sources.list.d/*.sources 2>/dev/null | awk '/^URIs:/ {print $2; exit}')
   [[ -n $mirror ]] || mirror=$(awk '$1 == "deb" {print $2; exit}' /etc/apt/sources.list)
+  # shellcheck source=/dev/null
   suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
   debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "$suite" "$work/root" "$mirror" \
     >"$work/debootstrap.log" 2>&1 || fail "debootstrap failed: $(tail -1 "$work/debootstrap.log")"

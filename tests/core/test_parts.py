@@ -94,6 +94,9 @@ def test_two_parts_say_what_the_whole_says(found: Path, number: int, monkeypatch
         assert own["adapters"] < 0.8 * held["adapters"]  # so is one factor of each layer
 
 
+_WIDE = {"hidden_size": 48}
+
+
 class _Three:
     """As much of a group as a refusal looks at."""
 
@@ -104,8 +107,8 @@ class _Three:
     ("kind", "config", "words"),
     [
         ("llama", {"num_attention_heads": 4}, "num_attention_heads is 4, which 3 processes cannot share"),
-        ("llama", {"num_attention_heads": 6, "num_key_value_heads": 2}, "num_key_value_heads is 2"),
-        ("llama", {"num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 49}, "intermediate_size is 49"),
+        ("llama", _WIDE | {"num_attention_heads": 6, "num_key_value_heads": 2}, "num_key_value_heads is 2"),
+        ("llama", _WIDE | {"num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 49}, "size is 49"),
         ("gpt2", {}, "model_type 'gpt2' cannot be held in parts by 3 processes; allowed: llama"),
         ("gemma2", {}, "model_type 'gemma2' cannot be held in parts"),
     ],
