@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+from contextlib import redirect_stderr
 from typing import TYPE_CHECKING
 
 from emorl_cli.console.exits import BAD_INPUT, DONE, FAILED, complain
@@ -50,7 +52,8 @@ def joined(settings: Settings) -> ProcessGroup | None:
 
     def lost(who: int, reason: str) -> None:
         if group.leads or who == group.rank:  # the end of the first process has been told by that one
-            complain(reason)
+            with redirect_stderr(sys.__stderr__):  # a server's goes through a queue, which this does not wait for
+                complain(reason)
         os._exit(FAILED)
 
     group.watch(lost, lambda: os._exit(DONE))
