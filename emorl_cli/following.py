@@ -72,7 +72,7 @@ def _device(name: str) -> torch.device:
             f"device is {name}, one for {processes()} processes; allowed: auto, cpu, cuda (each process takes its own)",
             param="device",
         )
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator: torch.device | None = torch.accelerator.current_accelerator()
     if device.type == "cpu":
         if accelerator is not None:  # which transformers would load the parts to
             raise InvalidRequest(

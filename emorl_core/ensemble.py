@@ -147,15 +147,9 @@ class Ensemble(ExactRequests, DraftsRequests):
         precision, kept = pick_dtype(dtype, target), pick_quantize(quantize, dtype, target)
         read: Callable[..., Loaded] = load_bundle if group is None else partial(load_part, group=group)
         loaded = read(
-            where,
-            device=target,
-            dtype=precision,
-            quantize=kept,
-            revision=revision,
-            hashed=hashed,
-            scorer_device=scorer_device,
-            scorer_code=scorer_code,
-        )
+            where, device=target, dtype=precision, quantize=kept, revision=revision, hashed=hashed,
+            scorer_device=scorer_device, scorer_code=scorer_code,
+        )  # fmt: skip
         bundle, model, tokenizer = loaded.bundle, loaded.model, loaded.tokenizer
         if target.type == "cpu" and sum(model.parameter_bytes().values()) >= huge_pages.WORTH_FROM:
             huge_pages.use_huge_pages()

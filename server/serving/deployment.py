@@ -175,6 +175,15 @@ def load(settings: Settings, group: ProcessGroup | None = None) -> Ensemble:
     )
 
 
+def never_again(settings: Settings, group: ProcessGroup | None) -> str | None:
+    """Why a server cannot load its bundle a second time, or None."""
+    if settings.bundle is None:
+        return "this server was given its model; there is no bundle to load again"
+    if group is not None:
+        return f"{group.size} processes hold the model in parts and load it once; start them again"
+    return None
+
+
 async def in_daemon_thread(work: Callable[[], T]) -> T:
     """Run something long off the event loop. Unlike asyncio's executor it does not hold up the end of the process."""
     loop = asyncio.get_running_loop()

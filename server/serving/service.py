@@ -24,7 +24,7 @@ from server.policy.door import Conversation, PolicyDoor
 from server.policy.loading import load_policy
 from server.serving.bulk import Bulk
 from server.serving.channel import Unread
-from server.serving.deployment import Deployment, daemon_threads_ended, in_daemon_thread, load
+from server.serving.deployment import Deployment, daemon_threads_ended, in_daemon_thread, load, never_again
 from server.serving.generation import Generation
 from server.serving.readings import counted, reading_of
 from server.settings import Settings
@@ -45,7 +45,6 @@ class Service:
     """Loaded in the background by `start`, so that liveness answers from the first second."""
 
     def __init__(self, settings: Settings, ensemble: Ensemble | None = None, group: ProcessGroup | None = None) -> None:
-        """group: processes that hold the model in parts with this one."""
         self.settings = settings
         self.metrics = Metrics(self.reading, GENERATION_ROUTES)
         self.admission = Admission(settings.slots, settings.max_queue, settings.max_concurrent_per_key)
@@ -58,8 +57,7 @@ class Service:
         self.on_change: Callable[[], None] = lambda: None  # a bundle has begun to serve, or the one before it has gone
         self.connections: Connections | None = None  # where it listens itself
         self._deployment: Deployment | None = None
-        self._given = ensemble
-        self._group = group
+        self._given, self._group = ensemble, group
         self.active: set[Generation] = set()
         self._unread = Unread(settings.max_unread_events, self._make_room)
         self._retired: dict[asyncio.Task[None], Deployment] = {}
@@ -101,7 +99,7 @@ class Service:
     def reload_soon(self) -> None:
         """Reload in the background, on SIGHUP: at once, or after the load in progress. At most one is queued, since it
         reads the newest bundle anyway."""
-        if (never := self._never_again()) is not None:
+        if (never := never_again(self.settings, self._group)) is not None:
             logger.warning("SIGHUP: %s", never)
         elif self.draining or self.failure is not None:
             logger.warning("SIGHUP: the server is shutting down; the bundle is not loaded again")
@@ -111,14 +109,6 @@ class Service:
             busy = self._loading.locked() or not self.started
             logger.info("SIGHUP: the bundle will be loaded again %s", "after the load in progress" if busy else "now")
             self._next_reload = asyncio.create_task(self._reload_in_turn(), name="emorl-reload")
-
-    def _never_again(self) -> str | None:
-        """Why this server cannot load its bundle a second time, or None."""
-        if self.settings.bundle is None:
-            return "this server was given its model; there is no bundle to load again"
-        if self._group is not None:
-            return f"{self._group.size} processes hold the model in parts and load it once; start them again"
-        return None
 
     async def _reload_in_turn(self) -> None:
         await self.settled.wait()
@@ -137,7 +127,7 @@ class Service:
         Raises:
             ReloadFailed: one line with the reason; what served before serves on.
         """
-        if (never := self._never_again()) is not None:
+        if (never := never_again(self.settings, self._group)) is not None:
             raise ReloadFailed(never)
         if self._loading.locked() or self._next_reload is not None or not self.started or self.draining:
             raise ReloadFailed("the server is loading, reloading or shutting down; try again later")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from operator import itemgetter
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,14 +22,15 @@ from emorl_core.models.parallel.group import ProcessGroup
 
 _HEADS = 2  # the dimension of keys and values that is shared out
 
+_Label = tuple[int, tuple[float, ...]]  # as `CausalModel.passage` has it
 Run = tuple[tuple[float, ...], list[int]]  # coefficients, and the tokens in a row that they act on
 Reading = tuple[list[Run], int]  # of a piece: what is read, and the label it begins at
 
 
 def reading_of(piece: Piece) -> Reading:
     """A piece as a command has it."""
-    labels = piece.passage.labels[piece.start : piece.stop]
-    runs = [(point, [token for token, _ in some]) for point, some in groupby(labels, key=lambda label: label[1])]  # type: ignore[index]
+    labels = cast("Sequence[_Label]", piece.passage.labels[piece.start : piece.stop])
+    runs = [(point, [token for token, _ in some]) for point, some in groupby(labels, key=itemgetter(1))]
     return runs, piece.start
 
 
