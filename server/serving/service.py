@@ -45,7 +45,7 @@ class Service:
     """Loaded in the background by `start`, so that liveness answers from the first second."""
 
     def __init__(self, settings: Settings, ensemble: Ensemble | None = None, group: ProcessGroup | None = None) -> None:
-        self.settings = settings
+        self.settings, self._given, self._group = settings, ensemble, group
         self.metrics = Metrics(self.reading, GENERATION_ROUTES)
         self.admission = Admission(settings.slots, settings.max_queue, settings.max_concurrent_per_key)
         self._policy = PolicyDoor(load_policy(settings), settings.policy_timeout_s)
@@ -57,13 +57,12 @@ class Service:
         self.on_change: Callable[[], None] = lambda: None  # a bundle has begun to serve, or the one before it has gone
         self.connections: Connections | None = None  # where it listens itself
         self._deployment: Deployment | None = None
-        self._given, self._group = ensemble, group
         self.active: set[Generation] = set()
         self._unread = Unread(settings.max_unread_events, self._make_room)
         self._retired: dict[asyncio.Task[None], Deployment] = {}
         self.settled = asyncio.Event()  # the bundle is served, or is known not to be
         self._loading = asyncio.Lock()  # one bundle is loaded at a time
-        self._load: asyncio.Task[Deployment] | None = None  # of the reload in progress
+        self._load: asyncio.Task[Deployment] | None = None  # of a reload
         self._next_reload: asyncio.Task[None] | None = None  # one that waits for its turn
         self._bulk = Bulk()
         self._past = Counter[str]()  # what the deployments before this one had counted
