@@ -67,7 +67,7 @@ def _device(name: str) -> torch.device:
     from emorl_core.machine.precision import pick_device
 
     device = pick_device(name)
-    if device.index is not None:
+    if ":" in name:
         raise InvalidRequest(
             f"device is {name}, one for {processes()} processes; allowed: auto, cpu, cuda (each process takes its own)",
             param="device",
@@ -75,7 +75,8 @@ def _device(name: str) -> torch.device:
     if device.type == "cpu":
         if torch.accelerator.is_available():  # which transformers would load the parts to
             raise InvalidRequest(
-                "device is cpu, and this machine has an accelerator; allowed for several processes: auto", param="device"
+                "device is cpu, and this machine has an accelerator; allowed for several processes: auto",
+                param="device",
             )
         return device
     there = torch.cuda.device_count()
