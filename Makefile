@@ -7,6 +7,7 @@
 #   make audit     known vulnerabilities in the pinned packages       asks a public database, where there is one
 #   make bench     speed beside other engines                         ARGS="--help" for its options
 #   make docs      the documentation as a site, in site/
+#   make images    build and run the container image           as root, on Debian: apt-get install buildah debootstrap
 #   make clean     remove the environment and every cache
 #
 #   PYTHON=python3.12 chooses the interpreter of the environment.
@@ -23,7 +24,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.
 SOURCES := emorl_core server training emorl_cli tests examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format audit bench docs clean
+.PHONY: help setup demo test check format audit bench docs images clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +83,9 @@ bench: $(DEVELOPS)
 docs: $(DEVELOPS)
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 	@echo 'site/index.html is written; its search needs a server: $(RUN) -m http.server --directory site 8080'
+
+images:
+	docker/check_images.sh
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -55,6 +55,11 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 
+# Those that torchrun may start several of; `evaluate` and `warm-start` say themselves what they do then.
+SEVERAL = ("serve", "train")
+_OWN_ANSWER = ("evaluate", "warm-start")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose complaint is one line, like every other complaint of this program."""
 
@@ -145,6 +150,9 @@ def _dispatch(argv: list[str], args: argparse.Namespace) -> int:
         close = difflib.get_close_matches(first, VERBS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(VERBS)}"
         complain(f"unknown command {first[:40]!r}; {hint}")
+        return BAD_INPUT
+    if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ and first not in (*SEVERAL, *_OWN_ANSWER):
+        complain(f"{first} runs in one process; allowed for several: {', '.join(SEVERAL)}")
         return BAD_INPUT
     module_name, summary = VERBS[first]
     verb = importlib.import_module(module_name)

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "emorl serve my-bundle --port 8000",
         "EMORL_API_KEYS=secret emorl serve my-bundle --host 0.0.0.0 --dtype bfloat16",
         "emorl serve my-bundle --check",
+        "torchrun --nproc-per-node 2 -m emorl_cli serve my-bundle",
     )
 
 
@@ -51,6 +52,7 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: Container[str] = ()
 
 def run(args: argparse.Namespace) -> int:
     from emorl_cli.bundles.inspect import examine, render
+    from emorl_cli.following import follow, joined, rank
     from emorl_cli.serving import check_address, serve
     from emorl_core.bundles.bundle import Bundle
     from emorl_core.errors import InvalidRequest
@@ -66,9 +68,13 @@ def run(args: argparse.Namespace) -> int:
         print(render(report), file=sys.stdout if report["valid"] else sys.stderr)
         return 0 if report["valid"] else 2
 
-    check_address(settings)
-    Bundle.open(settings.bundle)  # a wrong name shows now, in one line, not after the server has started
-    return serve(settings, lambda url: print(f"serving on {url}", flush=True))
+    if rank() == 0:
+        check_address(settings)
+        Bundle.open(settings.bundle)  # a wrong name shows now, in one line, not after the server has started
+    group = joined(settings)
+    if group is not None and not group.leads:
+        return follow(settings, group)
+    return serve(settings, lambda url: print(f"serving on {url}", flush=True), group)
 
 
 def check(settings: Settings) -> None:

@@ -11,11 +11,13 @@ from contextlib import redirect_stderr
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from emorl_core.models.parallel.group import ProcessGroup
     from server.settings import Settings
 
 
-def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
-    """Serve until SIGINT or SIGTERM; `on_ready` gets the URL.
+def serve(settings: Settings, on_ready: Callable[[str], None], group: ProcessGroup | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; `on_ready` gets the URL. group: processes that hold the model in parts with this
+    one, and end with it.
 
     Raises:
         EmorlError: the bundle cannot be served.
@@ -27,8 +29,12 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
     from server.watch.log_queue import Printed, to_stderr
     from server.watch.logs import logging_to
 
-    with logging_to(to_stderr(), settings), redirect_stderr(Printed()):
-        run(settings, on_ready=on_ready)
+    try:
+        with logging_to(to_stderr(), settings), redirect_stderr(Printed()):
+            run(settings, group=group, on_ready=on_ready)
+    finally:
+        if group is not None:
+            group.end()
     if not _threads_ended(within_s=1.0):
         # A load, a step or a long prompt: the interpreter would wait for its end, or abort under it.
         sys.stdout.flush()

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -27,12 +28,13 @@ from emorl_core.engine.sweep import SweepItem, SweepResult
 from emorl_core.errors import InvalidRequest, UnsupportedModel
 from emorl_core.frontend import Frontend, Held
 from emorl_core.lanes import huge_pages
-from emorl_core.loading import load_bundle
+from emorl_core.loading import Loaded, load_bundle, load_part
 from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
 from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
 from emorl_core.models.compiling import Compilation
 from emorl_core.models.family import LaneModel
+from emorl_core.models.parallel.group import ProcessGroup
 from emorl_core.requests import Weights
 from emorl_core.scorers.asking import Statement, ask_rounded
 from emorl_core.text.chat import last_said, read_messages
@@ -101,6 +103,7 @@ class Ensemble(Frontend):
         threads: Threads = "auto",
         scorer_device: str | None = None,
         scorer_code: bool = False,
+        group: ProcessGroup | None = None,
     ) -> Ensemble:
         """Load a bundle.
 
@@ -128,6 +131,8 @@ class Ensemble(Frontend):
             threads: of torch on a CPU; `auto`: torch's own number, until `warm_up` has measured the fastest.
             scorer_device: of the bundle's scorers, which go into `scorers`; None: they are not loaded.
             scorer_code: load those of kind `callable` too, which are Python functions that the bundle names.
+            group: processes that hold the base in parts, of which this one leads; the others follow
+                (`emorl_core.models.parallel`). `where` is then a folder or a hub id.
 
         Raises:
             BundleError, AdapterError, UnsupportedModel: one line that names the file, the key and the reason.
@@ -138,16 +143,11 @@ class Ensemble(Frontend):
             torch.set_num_threads(count)
         target = pick_device(device)
         precision, kept = pick_dtype(dtype, target), pick_quantize(quantize, dtype, target)
-        loaded = load_bundle(
-            where,
-            device=target,
-            dtype=precision,
-            quantize=kept,
-            revision=revision,
-            hashed=hashed,
-            scorer_device=scorer_device,
-            scorer_code=scorer_code,
-        )
+        read: Callable[..., Loaded] = load_bundle if group is None else partial(load_part, group=group)
+        loaded = read(
+            where, device=target, dtype=precision, quantize=kept, revision=revision, hashed=hashed,
+            scorer_device=scorer_device, scorer_code=scorer_code,
+        )  # fmt: skip
         bundle, model, tokenizer = loaded.bundle, loaded.model, loaded.tokenizer
         if target.type == "cpu" and sum(model.parameter_bytes().values()) >= huge_pages.WORTH_FROM:
             huge_pages.use_huge_pages()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,11 +15,12 @@ import torch
 from emorl_core.adapters.adapter import of_another_base, read_peft
 from emorl_core.bundles.bundle import BUNDLE_FILE, Bundle
 from emorl_core.bundles.predictor import Predictor
-from emorl_core.bundles.snapshot import Hashes, Snapshot, steadily
+from emorl_core.bundles.snapshot import Changed, Hashes, Snapshot, steadily
 from emorl_core.bundles.stored_predictors import load_predictors
 from emorl_core.bundles.stored_scorers import Scorers, load_scorers
 from emorl_core.errors import BundleError
 from emorl_core.models.family import LaneModel
+from emorl_core.models.parallel.group import ProcessGroup
 from emorl_core.models.registry import load_model
 from emorl_core.text.tokenizer import HuggingFaceTokenizer, Tokenizer
 from emorl_core.types import Quantize
@@ -55,6 +56,7 @@ def load_bundle(
     hashed: bool = False,
     scorer_device: str | None = None,
     scorer_code: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Loaded:
     """Arguments and errors as `Ensemble.load`."""
     read = partial(
@@ -65,12 +67,57 @@ def load_bundle(
         hashed=hashed,
         scorer_device=scorer_device,
         scorer_code=scorer_code,
+        group=group,
     )
     if not isinstance(where, Snapshot):
         return steadily(where, read, revision=revision)
     loaded = read(where)
     where.check()
     return loaded
+
+
+def load_part(
+    where: str | os.PathLike[str],
+    group: ProcessGroup,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize,
+    revision: str | None = None,
+    hashed: bool = False,
+    scorer_device: str | None = None,
+    scorer_code: bool = False,
+) -> Loaded:
+    """Every process of the group calls this, with the same bundle, dtype and quantize. On rank 0 the model is a
+    `Leader`, elsewhere the part itself. Arguments as `Ensemble.load`.
+
+    Raises:
+        BundleError, AdapterError, UnsupportedModel: in every process, where the reason is in the files.
+        Changed: the bundle was changed while they read it.
+    """
+    from emorl_core.models.causal.model import CausalModel  # with transformers' modelling code, as in `CausalFamily`
+    from emorl_core.models.parallel.leader import Leader
+
+    with Snapshot.open(where, revision=revision) as files:
+        loaded = load_bundle(
+            files,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            hashed=hashed,
+            scorer_device=scorer_device,
+            scorer_code=scorer_code,
+            group=group,
+        )
+        marks = group.reports(files.marks())
+    if any(each != marks[0] for each in marks):
+        raise Changed(f"{where}: was changed while {group.size} processes read it; start them again")
+    if not group.leads:
+        return loaded
+    assert isinstance(loaded.model, CausalModel)  # the one family that is held in parts
+    held = sum(loaded.model.parameter_bytes().values())
+    logger.info("the model is held in parts by %d processes, %d bytes of parameters in this one", group.size, held)
+    return replace(loaded, model=Leader(loaded.model, group))
 
 
 def load_beside(
@@ -90,9 +137,10 @@ def _read(
     hashed: bool,
     scorer_device: str | None,
     scorer_code: bool,
+    group: ProcessGroup | None,
 ) -> Loaded:
     with _hashing(files, hashed) as hashes:
-        model = load_model(files.base, device=device, dtype=dtype)
+        model = load_model(files.base, device=device, dtype=dtype, group=group)
         model.quantize(quantize)
         adapters = [read_peft(folder, name) for name, folder in files.adapters.items()]
         model.attach(adapters)

@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 
 from emorl_core import __version__
 from emorl_core.ensemble import Ensemble
+from emorl_core.models.parallel.group import ProcessGroup
 from server.api import admin, choices, drafts, generate, operations, scores
 from server.api import page as playground
 from server.api.openai import routes as openai
@@ -36,9 +37,15 @@ _NO_TELEMETRY: TelemetryConfig = {
 }  # fmt: skip
 
 
-def create_app(settings: Settings, ensemble: Ensemble | None = None, scoring: MakeScoring | None = None) -> FastAPI:
-    """The HTTP application. With `ensemble`, that is served; else the lifespan loads `settings.bundle`. With `scoring`,
-    that is asked for scores, and the bundle's scorers are not loaded.
+def create_app(
+    settings: Settings,
+    ensemble: Ensemble | None = None,
+    *,
+    scoring: MakeScoring | None = None,
+    group: ProcessGroup | None = None,
+) -> FastAPI:
+    """The HTTP application. With `ensemble`, that is served; else the lifespan loads `settings.bundle`, in parts where
+    this process leads a `group`. With `scoring`, that is asked for scores, and the bundle's scorers are not loaded.
 
     The service is at `app.state.service`. Loading happens in the background: liveness answers while it goes on, and a
     bundle that cannot be served shows in liveness and in `service.failure`.
@@ -50,10 +57,10 @@ def create_app(settings: Settings, ensemble: Ensemble | None = None, scoring: Ma
     keys = Keys.read(settings)
     tracing = set_up_tracing(settings)
     if scoring is None:
-        service = Service(settings, ensemble)
+        service = Service(settings, ensemble, group=group)
     else:  # the bundle's scorers are not loaded here
         elsewhere = partial(Deployment.make, elsewhere=scoring)
-        service = Service(settings.model_copy(update={"score": False}), ensemble, elsewhere)
+        service = Service(settings.model_copy(update={"score": False}), ensemble, make=elsewhere, group=group)
     page = playground.read_assets() if settings.playground else {}
 
     @asynccontextmanager

@@ -17,6 +17,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
+from emorl_core.models.parallel.group import ProcessGroup
 from server.app import create_app
 from server.door.connections import Connections
 from server.door.listener import Listener, bind
@@ -128,11 +129,13 @@ def run(
     settings: Settings,
     ensemble: Ensemble | None = None,
     *,
+    group: ProcessGroup | None = None,
     on_ready: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; SIGHUP loads the bundle again.
 
-    `on_ready` is called with the URL once requests are taken.
+    `on_ready` is called with the URL once requests are taken. group: processes that hold the model in parts with this
+    one, which serves.
 
     Raises:
         EmorlError: the bundle or the address could not be served; the server has stopped.
@@ -141,7 +144,7 @@ def run(
         logger.warning("%s is no setting of emorl; it is ignored", name)
     share_the_interpreter()
     with hangups_held():
-        app = create_app(settings, ensemble)
+        app = create_app(settings, ensemble, group=group)
         service: Service = app.state.service
         server = make_server(app, settings)
 

@@ -106,6 +106,10 @@ class Snapshot:
             path = next(path for path in {**self._stamps, **now} if self._stamps.get(path) != now.get(path))
             raise Changed(f"{path}: was changed while the bundle was read; read it again when it is whole")
 
+    def marks(self) -> list[Stamp]:
+        """What its files looked like when it was opened; equal for two that are of one moment on one machine."""
+        return sorted(self._stamps.values())
+
     def hashes(self) -> Hashes:
         """Blocking: reads every file once. `check` afterwards tells whether they are of one moment."""
         adapters = {name: folder_hash(folder) for name, folder in self.adapters.items()}

@@ -52,6 +52,14 @@ class LaneLinear(nn.Module):
         self.lora_a = self.lora_b = self.scale = None
         self.base.extend(None)
 
+    def features(self, projection: int) -> tuple[int, int]:
+        """In and out, of the whole layer: of a layer in parts, an adapter has those of all parts."""
+        return self.in_features, self.outs[projection]
+
+    def own(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """What of an adapter's factors a [R, in] and b [out, R] belongs to this layer, where it is a part of one."""
+        return a, b
+
     @property
     def adapter_bytes(self) -> int:
         """Bytes of the stacked factors, padding included."""

@@ -21,6 +21,7 @@ from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.compiling import Compilation
+from emorl_core.models.parallel.group import ProcessGroup
 from emorl_core.models.shape import Shape
 from emorl_core.types import Quantize
 
@@ -188,6 +189,14 @@ class Family(Protocol):
         """The ids that end a text, by the JSON files of a checkpoint folder. Raises UnsupportedModel for none."""
 
     def load(
-        self, folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        training: bool,
+        group: ProcessGroup | None,
     ) -> TrainableModel:
-        """Load a checkpoint folder (safetensors only). With `training` the base matrices stay usable by autograd."""
+        """Load a checkpoint folder (safetensors only). With `training` the base matrices stay usable by autograd.
+        group: processes that hold a part each, which all call this."""

@@ -12,6 +12,7 @@ from emorl_core.errors import UnsupportedModel
 from emorl_core.models.causal.family import CausalFamily
 from emorl_core.models.config import read_config, refuse_quantised
 from emorl_core.models.family import Family, TrainableModel
+from emorl_core.models.parallel.group import ProcessGroup
 from emorl_core.models.t5.family import T5Family
 
 FAMILIES: tuple[Family, ...] = (T5Family(), CausalFamily())
@@ -33,10 +34,13 @@ def adapter_task(folder: Path) -> str:
     return family_of(read_config(folder)).adapter_task
 
 
-def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype, training: bool = False) -> TrainableModel:
+def load_model(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, training: bool = False, group: ProcessGroup | None = None
+) -> TrainableModel:
     """Load a checkpoint folder (safetensors only).
 
-    With `training` the base matrices stay usable by autograd.
+    With `training` the base matrices stay usable by autograd. group: processes that hold a part each, which all call
+    this.
 
     Raises:
         UnsupportedModel: an architecture of no family here, or a checkpoint that cannot be read; says what works.
@@ -44,4 +48,4 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype, traini
     config = read_config(folder)
     family = family_of(config)
     refuse_quantised(config)
-    return family.load(folder, config, device=device, dtype=dtype, training=training)
+    return family.load(folder, config, device=device, dtype=dtype, training=training, group=group)

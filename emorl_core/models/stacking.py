@@ -37,17 +37,16 @@ def stack_adapters(
         for p, row in enumerate(pairs):
             for n, pair in enumerate(row):
                 if pair is not None:
-                    a[p, n, : pair.rank] = pair.a
-                    b[p, n, : pair.rank, : layer.outs[p]] = pair.b.t() if training else pair.scale * pair.b.t()
+                    own_a, own_b = layer.own(pair.a, pair.b)
+                    a[p, n, : pair.rank] = own_a
+                    b[p, n, : pair.rank, : layer.outs[p]] = own_b.t() if training else pair.scale * own_b.t()
                     scale[p, n] = pair.scale
         layer.attach(a, b, scale if training else None)
 
 
 def check_fit(linears: Iterable[tuple[list[str], LaneLinear]], adapters: Sequence[Adapter]) -> None:
     """Raise AdapterError for the first adapter with a module the base lacks or a shape that does not fit."""
-    shapes = {
-        name: (layer.in_features, out) for names, layer in linears for name, out in zip(names, layer.outs, strict=True)
-    }
+    shapes = {name: layer.features(p) for names, layer in linears for p, name in enumerate(names)}
     for adapter in adapters:
         for module, pair in adapter.modules.items():
             if module not in shapes:

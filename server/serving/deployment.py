@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from emorl_core.engine.stats import EngineStats
 from emorl_core.ensemble import Ensemble
 from emorl_core.frontend import Frontend
 from emorl_core.machine.threads import most_threads
+from emorl_core.models.parallel.group import ProcessGroup
 from server.door.errors import NotReady
 from server.engine.host import LONG_WORK, EngineHost
 from server.engine.remote import RemoteFrontend, load_apart
@@ -27,6 +29,8 @@ from server.serving.scoring import MakeScoring, Scoring, ScoringThread
 from server.serving.worker import Worker
 from server.settings import Settings, SettingsError
 from server.watch.metrics import Metrics
+
+logger = logging.getLogger("emorl.server")
 
 T = TypeVar("T")
 _POLL_S = 0.02
@@ -101,12 +105,24 @@ def _link_of(ensemble: Frontend, settings: Settings) -> Link:
     return EngineHost(ensemble, queue_timeout_s=settings.queue_timeout_s)
 
 
-def load(settings: Settings) -> Frontend:
-    """Blocking. Raises `BundleError`, `EngineLost` or `SettingsError`, one line each."""
+def load(settings: Settings, group: ProcessGroup | None = None) -> Frontend:
+    """Blocking. group: processes that hold the model in parts with this one, which leads.
+
+    Raises:
+        BundleError, EngineLost, SettingsError: one line each.
+    """
     if settings.bundle is None:
         raise SettingsError("bundle is not set; allowed: a bundle folder or a hub id owner/name", param="bundle")
+    if group is not None and settings.prompt_lookup != "off":
+        raise SettingsError(
+            f"prompt_lookup is {settings.prompt_lookup}; allowed for a model in parts: off", param="prompt_lookup"
+        )
+    compile_step = _COMPILE[settings.compile]
+    if group is not None and compile_step == "auto":
+        logger.info("the plain decoding step serves: a model in parts has no compiled one")
+        compile_step = False
     options: dict[str, Any] = {
-        "device": settings.device,
+        "device": settings.device if group is None else str(group.device),
         "dtype": settings.dtype,
         "quantize": settings.quantize,
         "slots": settings.slots,
@@ -114,7 +130,7 @@ def load(settings: Settings) -> Frontend:
         "prefill_tokens": settings.prefill_tokens,
         "kv_cache_bytes": settings.kv_cache_bytes,
         "prompt_lookup": settings.prompt_lookup,
-        "compile": _COMPILE[settings.compile],
+        "compile": compile_step,
         "compile_cache": settings.compiled_steps,
         "threads": settings.threads,
     }
@@ -123,11 +139,20 @@ def load(settings: Settings) -> Frontend:
         "scorer_device": settings.scorer_device if settings.score else None,
         "scorer_code": settings.scorer_code,
     }
-    if settings.engine == "process":
+    if settings.engine == "process" and group is None:  # whose processes hold this one's part
         return load_apart(settings.bundle, options, queue_timeout_s=settings.queue_timeout_s, **here)
     # An engine that runs already may compute with fewer, and a thread begun after its choice would load with as few.
     torch.set_num_threads(most_threads())
-    return Ensemble.load(settings.bundle, hashed=True, **options, **here)
+    return Ensemble.load(settings.bundle, hashed=True, group=group, **options, **here)
+
+
+def never_again(settings: Settings, group: ProcessGroup | None) -> str | None:
+    """Why a server cannot load its bundle a second time, or None."""
+    if settings.bundle is None:
+        return "this server was given its model; there is no bundle to load again"
+    if group is not None:
+        return f"{group.size} processes hold the model in parts and load it once; start them again"
+    return None
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:

@@ -15,6 +15,7 @@ from starlette.requests import Request as HttpRequest
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import EmorlError
 from emorl_core.frontend import Frontend
+from emorl_core.models.parallel.group import ProcessGroup
 from emorl_core.types import Request
 from server.door.admission import Admission
 from server.door.connections import Connections
@@ -25,7 +26,7 @@ from server.policy.door import Conversation, PolicyDoor
 from server.policy.loading import load_policy
 from server.serving.bulk import Bulk
 from server.serving.channel import Unread
-from server.serving.deployment import Deployment, Make, daemon_threads_ended, in_daemon_thread, load
+from server.serving.deployment import Deployment, Make, daemon_threads_ended, in_daemon_thread, load, never_again
 from server.serving.generation import Generation
 from server.serving.readings import counted, reading_of
 from server.serving.replacing import Replacing
@@ -44,8 +45,15 @@ _LOAD_STOP_S = 10.0  # as long as a worker may take, beside it
 class Service:
     """Loaded in the background by `start`, so that liveness answers from the first second."""
 
-    def __init__(self, settings: Settings, ensemble: Ensemble | None = None, make: Make = Deployment.make) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        ensemble: Ensemble | None = None,
+        *,
+        make: Make = Deployment.make,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        self.settings, self._given, self._make, self._group = settings, ensemble, make, group
         self.metrics = Metrics(self.reading, GENERATION_ROUTES)
         self.admission = Admission(settings.slots, settings.max_queue, settings.max_concurrent_per_key)
         self._policy = PolicyDoor(load_policy(settings), settings.policy_timeout_s)
@@ -57,13 +65,12 @@ class Service:
         self.on_change: Callable[[], None] = lambda: None  # a bundle has begun to serve, or the one before it has gone
         self.connections: Connections | None = None  # where it listens itself
         self._deployment: Deployment | None = None
-        self._given, self._make = ensemble, make
         self.active: set[Generation] = set()
         self._unread = Unread(settings.max_unread_events, self._make_room)
         self._retiring = Retiring(self._gone)
         self.settled = asyncio.Event()  # the bundle is served, or is known not to be
         self._loading = asyncio.Lock()  # one bundle is loaded at a time
-        self._load: asyncio.Task[Deployment] | None = None  # of the reload in progress
+        self._load: asyncio.Task[Deployment] | None = None  # of a reload
         self._next_reload: asyncio.Task[None] | None = None  # one that waits for its turn
         self._replacing = Replacing(lambda lost: lost is self._deployment and not self.draining, self._replace)
         self._bulk = Bulk()
@@ -79,7 +86,7 @@ class Service:
         try:
             ensemble: Frontend | None = self._given
             if ensemble is None:
-                ensemble = await in_daemon_thread(lambda: load(self.settings))
+                ensemble = await in_daemon_thread(lambda: load(self.settings, self._group))
             deployment = self._deploy(ensemble)
             self.admission.slots = ensemble.held.slots
             self._deployment = deployment
@@ -113,8 +120,8 @@ class Service:
     def reload_soon(self) -> None:
         """Reload in the background, on SIGHUP: at once, or after the load in progress. At most one is queued, since it
         reads the newest bundle anyway."""
-        if self.settings.bundle is None:
-            logger.warning("SIGHUP: this server was given its model; there is no bundle to load again")
+        if (never := never_again(self.settings, self._group)) is not None:
+            logger.warning("SIGHUP: %s", never)
         elif self.draining or self.failure is not None:
             logger.warning("SIGHUP: the server is shutting down; the bundle is not loaded again")
         elif self._next_reload is not None:
@@ -141,8 +148,8 @@ class Service:
         Raises:
             ReloadFailed: one line with the reason; what served before serves on.
         """
-        if self.settings.bundle is None:
-            raise ReloadFailed("this server was given its model; there is no bundle to load again")
+        if (never := never_again(self.settings, self._group)) is not None:
+            raise ReloadFailed(never)
         if self._loading.locked() or self._next_reload is not None or not self.started or self.draining:
             raise ReloadFailed("the server is loading, reloading or shutting down; try again later")
         async with self._loading:

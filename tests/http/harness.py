@@ -97,7 +97,7 @@ def live(
     settings = settings or Settings(port=0)
     assert settings.port == 0, "tests must not fight over a port"
     given = fake_ensemble() if ensemble is None and settings.bundle is None else ensemble
-    app = create_app(settings, given, scoring)
+    app = create_app(settings, given, scoring=scoring)
     server = make_server(behind(app), settings)
     loop = asyncio.new_event_loop()
 

@@ -12,7 +12,6 @@ import pytest
 from emorl_core.ensemble import Ensemble
 from tests.builders import tiny_t5_bundle
 from training.data.records import Record
-from training.pipeline.tasks import LOST, TasksError, _resources
 from training.search import on_ray
 from training.search.evaluator import EvaluatingOver, Evaluator
 from training.search.grid import SearchError

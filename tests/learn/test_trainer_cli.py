@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from emorl_core.bundles.stored_scorers import learned
 from emorl_core.ensemble import Ensemble
 from emorl_core.files.hashes import weights_hash
 from tests.apart import started
+from tests.learn.causal_tasks import write_causal_recipe
 from tests.learn.test_resume import write_recipe
 from tests.modes import closed_files
 
@@ -176,9 +178,10 @@ def _as_rank(rank: int, shared: dict[str, str], command: list[str]) -> int:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [write_recipe, write_causal_recipe])
+def test_two_processes_train_what_one_trains(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     """Prompts shared out, gradients added up (gloo, on the CPU): the same run up to rounding."""
-    recipe = write_recipe(tmp_path)
+    recipe = write(tmp_path)
     values = ["--set", "rl.stop.max_steps=3", "--set", "lora.dropout=0", "--set", "rl.learning_rate=1e-3"]
     assert main(["train", str(recipe), "--out", str(tmp_path / "one"), *values]) == 0
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "ACCELERATE_USE_CPU": "true"}

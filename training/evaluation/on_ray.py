@@ -18,7 +18,6 @@ from training.evaluation.methods.experiment import Experiment, prepare
 from training.evaluation.methods.methods import methods_of, run_cell
 from training.evaluation.methods.stages import STAGE_FILE
 from training.evaluation.run import Wanted, attempt, missing_cells, told_of
-from training.pipeline.tasks import LOST, Tasks
 from training.progress import Progress, Say
 from training.recipe.recipe import Recipe
 from training.search.tasks import LOST, Tasks

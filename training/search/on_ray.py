@@ -17,7 +17,6 @@ from typing import Any
 from emorl_core.ensemble import Ensemble
 from emorl_core.scorers import Checked, Context
 from training.data.records import Record
-from training.pipeline.tasks import LOST, Tasks
 from training.search.about import bundle_hash
 from training.search.evaluation import Counts, Evaluation
 from training.search.evaluator import EvaluatingOver

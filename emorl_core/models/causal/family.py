@@ -17,6 +17,7 @@ from emorl_core.models.special_tokens import end_tokens
 
 if TYPE_CHECKING:
     from emorl_core.models.causal.model import CausalModel
+    from emorl_core.models.parallel.group import ProcessGroup
 
 
 class CausalFamily:
@@ -53,8 +54,15 @@ class CausalFamily:
         return end_tokens(folder, config)
 
     def load(
-        self, folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        training: bool,
+        group: ProcessGroup | None,
     ) -> CausalModel:
         from emorl_core.models.causal.load import load
 
-        return load(folder, config, device=device, dtype=dtype, training=training)
+        return load(folder, config, device=device, dtype=dtype, training=training, group=group)

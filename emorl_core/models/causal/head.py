@@ -10,6 +10,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.errors import UnsupportedModel
 from emorl_core.lanes.frozen import FrozenMatrix
+from emorl_core.models.parallel.group import ProcessGroup
+from emorl_core.models.parallel.layers import VocabularyMatrix
 
 
 class Head:
@@ -56,6 +58,24 @@ class Head:
     def rows(self, token_ids: Tensor) -> Tensor:
         """[...] -> [..., D] float32 with the scale: logit before the cap, without the bias, is row . hidden."""
         return self.matrix.rows(token_ids).float() * self.scale
+
+
+class SplitHead(Head):
+    """A head of which this process has the rows of some tokens; the logits are those of all."""
+
+    def __init__(self, module: nn.Module | None, config: Any, group: ProcessGroup) -> None:
+        """module: with this process's rows alone."""
+        super().__init__(module, config)
+        assert self.matrix.weight is not None  # nothing has packed it
+        self._split = VocabularyMatrix(self.matrix.weight, config.vocab_size, group)
+        self.matrix = self._split
+
+    @property
+    def vocab_size(self) -> int:
+        return self._split.vocabulary
+
+    def uncapped(self, hidden: Tensor) -> Tensor:
+        return self._split.joined(super().uncapped(hidden))
 
 
 def _scale(config: Any) -> float:

@@ -22,9 +22,11 @@ from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.causal.attention import Pass, attend
 from emorl_core.models.causal.rotary import Rotary
+from emorl_core.models.parallel.group import ProcessGroup
+from emorl_core.models.parallel.layers import ColumnLinear, RowLinear, VocabularyMatrix
 
 # By model_type. The form of the modules is looked at too, and the self-test judges the whole.
-_KINDS = frozenset({"llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3"})
+KINDS = frozenset({"llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3"})
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
@@ -34,7 +36,7 @@ _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 def takes(library: Any) -> bool:
     """Whether a model of the library (`...ForCausalLM`) is of this form."""
     config, decoder = library.config, library.get_decoder()
-    if config.model_type not in _KINDS or config.hidden_act != "silu" or not Rotary.takes(config):
+    if config.model_type not in KINDS or config.hidden_act != "silu" or not Rotary.takes(config):
         return False
     return {name for name, _ in decoder.named_children()} == {"embed_tokens", "layers", "norm", "rotary_emb"} and all(
         _of_this_form(layer) for layer in decoder.layers
@@ -58,10 +60,11 @@ class LeanBody:
 
     routed: frozenset[str] = frozenset()
 
-    def __init__(self, library: Any) -> None:
-        """Takes the weights out of the library's model, layer by layer, so that they are never there twice."""
+    def __init__(self, library: Any, group: ProcessGroup | None = None) -> None:
+        """Takes the weights out of the library's model, layer by layer, so that they are never there twice. group: of
+        processes that have a part of each matrix, as `parts` leaves it."""
         name = next(name for name, module in library.named_modules() if module is library.get_decoder())
-        self.decoder = LeanDecoder(library.get_decoder(), library.config, name)
+        self.decoder = LeanDecoder(library.get_decoder(), library.config, name, group)
 
     def share(self, head: FrozenMatrix) -> FrozenMatrix:
         embedding, weight = self.decoder.embedding, head.weight
@@ -88,17 +91,17 @@ class LeanBody:
 class LeanDecoder(nn.Module):
     """Embedding, layers, last norm."""
 
-    def __init__(self, decoder: Any, config: Any, name: str) -> None:
+    def __init__(self, decoder: Any, config: Any, name: str, group: ProcessGroup | None) -> None:
         """decoder: of the library; name: its own in checkpoints."""
         super().__init__()
         self.config = config
-        self.embedding = FrozenMatrix(decoder.embed_tokens.weight.detach())
+        self.embedding = vocabulary_matrix(decoder.embed_tokens.weight.detach(), config.vocab_size, group)
         self.norm: Tensor = decoder.norm.weight.detach()
         self.epsilon: float = decoder.norm.variance_epsilon
         self.rotary = Rotary(decoder.rotary_emb, self.norm)
         self.layers = nn.ModuleList()
         for i, layer in enumerate(decoder.layers):
-            self.layers.append(LeanLayer(layer, config, f"{name}.layers.{i}", i))
+            self.layers.append(LeanLayer(layer, config, f"{name}.layers.{i}", i, group))
             decoder.layers[i] = nn.Identity()
 
     def forward(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: Pass) -> Tensor:
@@ -119,7 +122,7 @@ class LeanDecoder(nn.Module):
 class LeanLayer(nn.Module):
     """One layer, over all tokens of a pass side by side."""
 
-    def __init__(self, layer: Any, config: Any, name: str, number: int) -> None:
+    def __init__(self, layer: Any, config: Any, name: str, number: int, group: ProcessGroup | None) -> None:
         """layer: of the library; name: its own in checkpoints."""
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
@@ -129,10 +132,10 @@ class LeanLayer(nn.Module):
         in_config = getattr(config, "sliding_window", None)  # where Mistral has it
         self.sliding_window: int | None = getattr(attention, "sliding_window", in_config)
         self.rotates = bool(getattr(attention, "use_rope", True))  # SmolLM3 has layers without
-        self.qkv = _fused(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.o = _fused(attention.o_proj)
-        self.gate_up = _fused(mlp.gate_proj, mlp.up_proj)
-        self.down = _fused(mlp.down_proj)
+        self.qkv = _fused(group, attention.q_proj, attention.k_proj, attention.v_proj)
+        self.o = _summed(group, attention.o_proj)
+        self.gate_up = _fused(group, mlp.gate_proj, mlp.up_proj)
+        self.down = _summed(group, mlp.down_proj)
         self._first_norm: Tensor = layer.input_layernorm.weight.detach()
         self._second_norm: Tensor = layer.post_attention_layernorm.weight.detach()
         self.epsilon: float = layer.input_layernorm.variance_epsilon
@@ -182,7 +185,15 @@ class LeanLayer(nn.Module):
         return query.transpose(1, 2), keys, values
 
 
-def _fused(*projections: nn.Linear) -> LaneLinear:
+def vocabulary_matrix(weight: Tensor, vocabulary: int, group: ProcessGroup | None) -> FrozenMatrix:
+    """An embedding or a head; weight: of this process."""
+    if group is None or len(weight) == vocabulary:
+        return FrozenMatrix(weight)
+    return VocabularyMatrix(weight, vocabulary, group)
+
+
+def _fused(group: ProcessGroup | None, *projections: nn.Linear) -> LaneLinear:
+    """Projections of one input; those of a group are split by columns."""
     weights = [projection.weight.detach() for projection in projections]
     bias = None
     if any(projection.bias is not None for projection in projections):
@@ -192,6 +203,12 @@ def _fused(*projections: nn.Linear) -> LaneLinear:
                 for w, p in zip(weights, projections, strict=True)
             ]
         )
-    return LaneLinear(
-        torch.cat(weights) if len(weights) > 1 else weights[0], outs=[len(weight) for weight in weights], bias=bias
-    )
+    weight, outs = torch.cat(weights), [len(weight) for weight in weights]
+    return LaneLinear(weight, outs=outs, bias=bias) if group is None else ColumnLinear(weight, outs, bias, group)
+
+
+def _summed(group: ProcessGroup | None, projection: nn.Linear) -> LaneLinear:
+    """One projection; those of a group are split by rows."""
+    weight = projection.weight.detach()
+    bias = None if projection.bias is None else projection.bias.detach()
+    return LaneLinear(weight, bias=bias) if group is None else RowLinear(weight, bias, group)

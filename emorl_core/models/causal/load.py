@@ -17,17 +17,24 @@ from emorl_core.lanes.lane import Lane
 from emorl_core.models.causal import admission, selftest
 from emorl_core.models.causal.body import Body, LibraryBody
 from emorl_core.models.causal.compiled import compilation
-from emorl_core.models.causal.head import Head
+from emorl_core.models.causal.head import Head, SplitHead
 from emorl_core.models.causal.lean import LeanBody, takes
 from emorl_core.models.causal.model import CausalModel, Compile
 from emorl_core.models.family import Facts, Piece
+from emorl_core.models.parallel.group import ProcessGroup
 from emorl_core.models.special_tokens import end_tokens
 
 logger = logging.getLogger("emorl.core")
 
 
 def load(
-    folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    training: bool,
+    group: ProcessGroup | None,
 ) -> CausalModel:
     """Load a decoder-only checkpoint folder; see `emorl_core.models.family.Family`.
 
@@ -37,16 +44,22 @@ def load(
     admission.refuse_files(config)
     parsed = admission.parsed(config)
     admission.refuse_config(parsed)
+    if group is not None:
+        from emorl_core.models.causal import parts  # imports what takes a second, and one process does not need
+
+        parts.refuse_config(parsed, group)
     end = end_tokens(folder, config)
-    library = _weights(folder, parsed, dtype).to(device)
+    library = _weights(folder, parsed, dtype, group).to(device)
     prompts = selftest.rows(_vocabulary(library), (*end, *_special(config)))
     kind = str(parsed.model_type)
     with selftest.faults_refused(kind), selftest.short_windows(library, library.config):
         wanted = selftest.expected(library, prompts, device)
+    if group is not None:
+        parts.keep_local(library)
 
     def tested(make: Callable[[Any], Body], compilations: Mapping[str, Compile]) -> CausalModel:
         with selftest.faults_refused(kind):
-            head, name = _head(library)
+            head, name = _head(library, group)
             facts = Facts(
                 architecture=kind,
                 vocab_size=head.vocab_size,
@@ -63,6 +76,12 @@ def load(
                 selftest.compare(kind, wanted, _found(model, prompts), dtype)
         return model
 
+    if group is not None:
+        if not takes(library):
+            raise UnsupportedModel(
+                f"base model_type {kind!r}: its layers cannot be held in parts by {group.size} processes; allowed: one"
+            )
+        return tested(lambda whole: LeanBody(whole, group), {})
     if not training and takes(library):  # training changes single matrices, as PEFT has them
         try:
             return tested(LeanBody, {"cpu": compilation})
@@ -71,15 +90,17 @@ def load(
                 "base model_type %r: the lean decoder fails its self-test; transformers' slower code runs instead",
                 kind,
             )
-        library = _weights(folder, parsed, dtype).to(device)
+        library = _weights(folder, parsed, dtype, None).to(device)
     return tested(LibraryBody, {})
 
 
-def _head(library: Any) -> tuple[Head, str]:
+def _head(library: Any, group: ProcessGroup | None) -> tuple[Head, str]:
     """The head and its name in checkpoints."""
     module = library.get_output_embeddings()
     name = next((name for name, each in library.named_modules() if each is module), "lm_head")
-    return Head(module, library.config), name
+    if group is None or len(module.weight) == library.config.vocab_size:
+        return Head(module, library.config), name
+    return SplitHead(module, library.config, group), name
 
 
 def _found(model: CausalModel, prompts: list[list[int]]) -> Tensor:
@@ -96,11 +117,17 @@ def _found(model: CausalModel, prompts: list[list[int]]) -> Tensor:
     return torch.stack(logits, dim=1)
 
 
-def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
+def _weights(folder: Path, config: Any, dtype: torch.dtype, group: ProcessGroup | None) -> Any:
+    """The library's model; of a group, every process calls this and gets its own shards."""
     if not list(folder.glob("*.safetensors")):
         other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
         hint = f"; {other[0]} is a pickle, which is not loaded: save it as safetensors first" if other else ""
         raise UnsupportedModel(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
+    options = {}
+    if group is not None:
+        from transformers.distributed import DistributedConfig
+
+        options["distributed_config"] = DistributedConfig(tp_size=group.size)
     shown = progress.is_progress_bar_enabled()
     progress.disable_progress_bar()
     try:
@@ -113,6 +140,7 @@ def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
     except Exception as error:  # noqa: BLE001 - a stranger's files in somebody else's code
         raise UnsupportedModel(f"{folder}: cannot be loaded: {one_line(error)}") from None
@@ -131,7 +159,7 @@ def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
 
 def _vocabulary(library: Any) -> int:
     embedding = library.get_input_embeddings()
-    return int(embedding.weight.shape[0])
+    return int(embedding.weight.shape[0])  # of all shards
 
 
 def _special(config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -65,7 +65,7 @@ class CausalModel(nn.Module):
         self._embedding = body.share(head.matrix)
         self._compilations = compilations
         self._fast: FastStep | None = None
-        self._cache_shape = (0, 0, 0)  # L, K, d
+        self.cache_shape = (0, 0, 0)  # L, K, d; of this process, where there are several
         self._invocations: tuple[tuple[int, ...] | None, ...] = ()
         self._kept: replies.KeptPrompts | None = None
 
@@ -189,7 +189,7 @@ class CausalModel(nn.Module):
         self.refuse_beyond(longest)
         device, dtype = self.facts.device, self.facts.dtype
         if longest == 0:
-            layers, heads, size = self._cache_shape
+            layers, heads, size = self.cache_shape
             return [(torch.zeros(len(readings), heads, 0, size, dtype=dtype, device=device),) * 2] * layers
         padded = [[*reading.prefix, *[0] * (longest - len(reading.prefix))] for reading in readings]
         positions = torch.arange(longest, device=device).expand(len(readings), -1)
@@ -211,7 +211,7 @@ class CausalModel(nn.Module):
     # -- decoding ------------------------------------------------------------------------------------------------
 
     def new_cache(self) -> KVCache:
-        return KVCache(Store(*self._cache_shape, dtype=self.facts.dtype, device=self.facts.device))
+        return KVCache(Store(*self.cache_shape, dtype=self.facts.dtype, device=self.facts.device))
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
@@ -260,6 +260,11 @@ class CausalModel(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         return self._head.logits(hidden)
 
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self._head.matrix.shape[1]
+
     def uncapped_head(self, hidden: Tensor) -> Tensor:
         return self._head.uncapped(hidden)
 
@@ -300,4 +305,4 @@ class CausalModel(nn.Module):
                 f"base model_type {kind!r}: layers, or keys and values, differ in heads or head size"
             )
         ((_, heads, _, size),) = shapes
-        self._cache_shape = (len(seen.kept), heads, size)
+        self.cache_shape = (len(seen.kept), heads, size)

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from emorl_core.errors import UnsupportedModel
 from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.family import Facts
+from emorl_core.models.parallel.group import ProcessGroup
 from emorl_core.models.shape import LinearShape, Shape, TokenCost
 from emorl_core.models.special_tokens import decoder_start, end_tokens
 from emorl_core.models.t5.compiled import compilation
@@ -83,8 +85,20 @@ class T5Family:
         return end_tokens(folder, config, _END)
 
     def load(
-        self, folder: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, training: bool
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        training: bool,
+        group: ProcessGroup | None,
     ) -> T5:
+        if group is not None:
+            raise UnsupportedModel(
+                f"base model_type 't5' cannot be held in parts by {group.size} processes; allowed: one process, or a "
+                "decoder-only base"
+            )
         sizes, start = T5Config.from_hf(config), decoder_start(folder, config)
         facts = Facts(
             architecture=self.name,

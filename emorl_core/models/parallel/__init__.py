@@ -1,0 +1,1 @@
+"""One model in parts, over the processes of one machine: tensor parallel."""
