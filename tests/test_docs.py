@@ -41,7 +41,8 @@ def commands(text: str) -> list[str]:
 
 def parse(command: str) -> None:
     """Parse a command as the program would, without running it. Raises SystemExit when it would be refused."""
-    verb, *rest = shlex.split(command)[1:]
+    words = shlex.split(command)
+    verb, *rest = words[words.index("emorl_cli") + 1 :] if words[0] == "torchrun" else words[1:]
     parser = Parser(prog=f"emorl {verb}", description="")
     import_module(VERBS[verb][0]).add_arguments(parser)
     parser.parse_args(rest)
