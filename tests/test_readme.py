@@ -154,7 +154,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     """`emorl serve` and `emorl demo` serve for as long as the README's request takes; its answers."""
     answers: list[dict[str, object]] = []
 
-    def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
+    def serve(settings: Settings, on_ready: Callable[[str], None], group: None = None) -> int:
+        assert group is None
         with live(settings.model_copy(update={"port": 0})) as running:
             on_ready(running.url)
             answers.append(json.loads(Reader(Path.cwd(), running.url).type(CURL)))

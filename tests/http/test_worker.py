@@ -278,7 +278,7 @@ def test_a_fault_anywhere_in_the_engine_fails_only_the_request_at_fault(
         choose = ensemble.engine.runner.batches[False]._choose
 
         def failing(hidden: object, layout: Any, part: slice) -> Any:
-            fail_on([branch.prompt_ids for branch, _ in layout.members[part]])
+            fail_on([each.branch.prompt_ids for each in layout.asked[part]])
             return choose(hidden, layout, part)  # type: ignore[arg-type]
 
         ensemble.engine.runner.batches[False]._choose = failing  # type: ignore[method-assign]

@@ -34,7 +34,7 @@ def load(
     device: torch.device,
     dtype: torch.dtype,
     training: bool,
-    group: ProcessGroup | None,
+    group: ProcessGroup | None = None,
 ) -> CausalModel:
     """Load a decoder-only checkpoint folder; see `emorl_core.models.family.Family`.
 
