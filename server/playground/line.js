@@ -105,7 +105,7 @@ export function createLine(store, actions) {
   store.watch(["prompt", "turns", "system", "options", "draft", "map"], (state) => {
     const stale = isStale(state);
     strip.classList.toggle("stale", stale);
-    list.classList.toggle("stale", stale);
+    list.hidden = stale; // texts of another prompt would only be in the way
     tell(state);
   });
   const ends = axes.map((name) => h("span", { class: `lane-name ${laneClass(name, objectives)}` }, h("span", { class: "swatch" }), name));

@@ -183,7 +183,7 @@ export function createMap(store, actions, geometry) {
   store.watch(["prompt", "turns", "system", "options", "draft", "map"], (state) => {
     const stale = isStale(state);
     layer.classList.toggle("stale", stale);
-    list.classList.toggle("stale", stale);
+    list.hidden = stale; // texts of another prompt would only be in the way
     tell(state);
   });
   return { layer, controls, list, peek };

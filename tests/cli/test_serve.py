@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("own_process")
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings that would have been served."""
     seen: list[Settings] = []
-    monkeypatch.setattr(serving, "serve", lambda settings, on_ready: seen.append(settings) or 0)
+    monkeypatch.setattr(serving, "serve", lambda settings, on_ready, group: seen.append(settings) or 0)
     return seen
 
 
@@ -182,9 +182,9 @@ import server.serving.service
 
 load = server.serving.service.load
 
-def loads(settings):
+def loads(settings, group):
     os.kill(os.getpid(), signal.SIGTERM)
-    return load(settings)
+    return load(settings, group)
 
 server.serving.service.load = loads
 sys.exit(main())

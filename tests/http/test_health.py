@@ -17,7 +17,7 @@ from tests.http.harness import PROMPT, error_of, in_process, is_ready, live, mod
 def test_while_loading_it_lives_and_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = threading.Event()
 
-    def slow_load(settings: Settings) -> object:
+    def slow_load(settings: Settings, group: None) -> object:
         assert loaded.wait(60)
         return fake_ensemble()
 

@@ -278,7 +278,7 @@ def _break_in_mid_stream(server: Live, client: httpx.Client, seen: Seen) -> None
 def test_who_leaves_waits_too_long_or_is_sent_away_leaves_no_words(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = iter([fake_ensemble(slots=1, step_delay_s=0.005), fake_ensemble()])
 
-    def load(settings: Settings) -> Ensemble:
+    def load(settings: Settings, group: None) -> Ensemble:
         ensemble = next(loads, None)
         if ensemble is None:
             raise RuntimeError(f"a bundle that tells {MARKER}")

@@ -124,7 +124,7 @@ def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_serves_on(bundl
 def test_running_requests_finish_with_what_they_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [fake_ensemble(step_delay_s=0.005), fake_ensemble(("calm", "empathy"))]
     loads = iter(made)
-    monkeypatch.setattr("server.serving.service.load", lambda settings: next(loads))
+    monkeypatch.setattr("server.serving.service.load", lambda settings, group: next(loads))
     with live(Settings(port=0, bundle="any")) as server, server.client() as client:
         body = {"prompt": PROMPT, "stream": True, "min_new_tokens": 60, "max_new_tokens": 60, "profile": "fluency"}
         with client.stream("POST", "/generate", json=body) as stream:
@@ -148,7 +148,9 @@ def test_running_requests_finish_with_what_they_began_with(monkeypatch: pytest.M
 
 
 def test_reloading_under_load_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.serving.service.load", lambda settings: fake_ensemble(slots=4, step_delay_s=0.001))
+    monkeypatch.setattr(
+        "server.serving.service.load", lambda settings, group: fake_ensemble(slots=4, step_delay_s=0.001)
+    )
     with live(Settings(port=0, bundle="any", max_queue=50)) as server:
         statuses: list[int] = []
         stop = threading.Event()
@@ -184,7 +186,7 @@ def test_two_reloads_at_once_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -
     go_on = threading.Event()
     calls: list[int] = []
 
-    def load(settings: Settings) -> object:
+    def load(settings: Settings, group: None) -> object:
         calls.append(1)
         assert len(calls) == 1 or go_on.wait(60)
         return fake_ensemble()
@@ -207,7 +209,7 @@ class Loads:
         self._go_on = threading.Semaphore(0)
         monkeypatch.setattr("server.serving.service.load", self)
 
-    def __call__(self, settings: Settings) -> Ensemble:
+    def __call__(self, settings: Settings, group: None) -> Ensemble:
         self.begun += 1
         assert self._go_on.acquire(timeout=60)
         return fake_ensemble()
