@@ -172,7 +172,7 @@ class Service:
 
     async def _load_beside(self) -> Deployment:
         try:
-            fresh = self._deploy(await in_daemon_thread(lambda: load(self.settings)))
+            fresh = self._deploy(await in_daemon_thread(lambda: load(self.settings, self._group)))
             try:
                 await fresh.start()
             except asyncio.CancelledError:
