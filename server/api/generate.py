@@ -45,10 +45,10 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     settings = service.settings
     request_id = f"gen-{secrets.token_hex(12)}"
     sent = body.chat or body.prompt or ""  # one of the two is there
-    if body.score:
-        check_scored(service.deployment())
 
     def build(ensemble: Frontend) -> EngineRequest | DraftsPlan:
+        if body.score:
+            check_scored(service.deployment())
         limit = settings.max_new_tokens
         if body.weights == "auto":
             return body.plan(ensemble, request_id, max_new_tokens=limit, max_sweep=settings.max_sweep)

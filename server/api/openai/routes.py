@@ -177,9 +177,13 @@ async def _accept(
     """sent: the prompt of each choice, for receipts and scores; said: what is asked about, for the policy."""
     service = service_of(request)
     answer_id = f"{kind}-{secrets.token_hex(12)}"
-    if body.score:
-        check_scored(service.deployment())
-    generation = await service.accept(request, said, lambda ensemble: build(ensemble, answer_id), rows)
+
+    def checked(ensemble: Frontend) -> list[EngineRequest]:
+        if body.score:
+            check_scored(service.deployment())
+        return build(ensemble, answer_id)
+
+    generation = await service.accept(request, said, checked, rows)
     ids = {each.request_id: index for index, each in enumerate(generation.requests)}
     ensemble = generation.deployment.ensemble
     identity = generation.deployment.identity if body.receipt else None

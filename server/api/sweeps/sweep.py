@@ -44,10 +44,10 @@ async def sweep(body: SweepRequest, request: Request) -> Response:
     """Every prompt under every weight vector; with `stream: true` each result as it finishes."""
     service = service_of(request)
     settings = service.settings
-    if body.score:
-        check_scored(service.deployment())
 
     def build(ensemble: Frontend) -> SweepPlan:
+        if body.score:
+            check_scored(service.deployment())
         return body.plan(ensemble, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep)
 
     # Each prompt takes one place of the queue; the branches they fork into use only free slots.
