@@ -137,14 +137,16 @@ def test_signals_that_end_a_server_do_not_end_its_engine(server: Live) -> None:
 
 
 def test_an_engine_ends_with_a_server_that_is_killed(bundle: Path) -> None:
-    command = [sys.executable, "-m", "emorl_cli", "serve", str(bundle), "--port", "0", "--threads", "1"]
+    command = [sys.executable, "-m", "emorl_cli", "serve", str(bundle), "--port", "0", "--engine", "process"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        url = server.stdout.readline().split()[-1]
-        httpx.get(f"{url}/readyz", verify=NO_TLS).raise_for_status()
-        children = psutil.Process(server.pid).children(recursive=True)
-        assert children
-        server.kill()
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split()[-1]
+            httpx.get(f"{url}/readyz", verify=NO_TLS).raise_for_status()
+            children = psutil.Process(server.pid).children(recursive=True)
+            assert children
+        finally:
+            server.kill()
     _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
 
