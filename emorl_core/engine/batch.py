@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from emorl_core import combine, sampling
-from emorl_core.engine.proposer import Proposals, Proposer
 from emorl_core.engine.seats import Seats
 from emorl_core.engine.sequences import Branch, Choice, Member
+from emorl_core.engine.speculation.proposer import Proposals, Proposer
 from emorl_core.errors import NonFinite
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Lane

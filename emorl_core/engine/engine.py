@@ -43,7 +43,7 @@ class Engine:
         """decode: token ids -> text, special tokens left out; lanes: names, `base` first and every adapter of the model
         among them; slots: branches at once; prefill_tokens: of prompts, read in one step beside running branches; None:
         all; kv_cache_bytes: bound on the keys and values of running branches; None: none; prompt_lookup: whether tokens
-        are copied from prompts and verified, several in a step (`emorl_core.engine.lookup`)."""
+        are copied from prompts and verified, several in a step (`emorl_core.engine.speculation.lookup`)."""
         if slots < 1:
             raise InvalidRequest(f"slots is {slots}; allowed: a whole number from 1", param="slots")
         if prefill_tokens is not None and prefill_tokens < 1:

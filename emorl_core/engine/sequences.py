@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from emorl_core.engine.lookup import Lookup
+from emorl_core.engine.speculation.lookup import Lookup
 from emorl_core.errors import EmorlError
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.models.family import LaneModel

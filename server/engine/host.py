@@ -63,9 +63,9 @@ class EngineHost:
             if isinstance(told, Ready) and self._compiling is None and self._ensemble.compilation is not None:
                 self._compiling = threading.Thread(target=self._compile, name=LONG_WORK, daemon=True)
                 self._compiling.start()
-            if isinstance(told, Stepped) and self._compiling is not None:
-                assert self._ensemble.compilation is not None
-                self._ensemble.compilation.pause(self._patience.still(told.stats.waiting > 0, time.monotonic()))
+            if self._compiling is not None and self._ensemble.compilation is not None:
+                waiting = isinstance(told, Stepped) and told.stats.waiting > 0  # other reports may be the last for long
+                self._ensemble.compilation.pause(self._patience.still(waiting, time.monotonic()))
             report(told)
 
         self._thread.start(heard)

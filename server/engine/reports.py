@@ -26,7 +26,6 @@ class Stepped:
     """One step of the engine."""
 
     stats: EngineStats
-    took_s: float
     events: tuple[Event, ...]
 
 

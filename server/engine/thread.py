@@ -139,7 +139,7 @@ class EngineThread:
             stats = replace(stats, waiting=stats.waiting + len(self._arriving))
             self._on_step(stats, took_s)
             self._tell_faults(stats)
-            self._report(Stepped(stats, took_s, tuple(self._seen(event) for event in events)))
+            self._report(Stepped(stats, tuple(self._seen(event) for event in events)))
 
     def _tell_faults(self, stats: EngineStats) -> None:
         """Log faults that were retried individually: at the first, and then whenever their number has doubled."""

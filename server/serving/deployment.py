@@ -60,7 +60,7 @@ class Deployment:
     ) -> Deployment:
         """The worker is made, not started. elsewhere: asks scorers that are loaded in another process."""
 
-        def on_step(stats: EngineStats, took_s: float) -> None:  # noqa: ARG001
+        def on_step(stats: EngineStats) -> None:
             metrics.batch_rows.observe(stats.batch_rows)
 
         metrics.know_objectives(ensemble.objectives)

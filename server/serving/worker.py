@@ -22,7 +22,7 @@ _POLL_S = 0.02
 class Worker:
     """Hands requests to an engine, wherever it runs, and its events to channels. All of it runs on the event loop.
 
-    `on_step` gets what a step did and the seconds that it took; `on_orphan` the completion of a request whose reader
+    `on_step` gets what a step did; `on_orphan` the completion of a request whose reader
     has gone; `on_end` is called when the engine has given up, not when it was told to stop.
     """
 
@@ -30,7 +30,7 @@ class Worker:
         self,
         link: Link,
         *,
-        on_step: Callable[[EngineStats, float], None] = lambda _, took_s: None,
+        on_step: Callable[[EngineStats], None] = lambda _: None,
         on_orphan: Callable[[Completion], None] = lambda _: None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
@@ -114,7 +114,7 @@ class Worker:
     def _hear(self, report: Report) -> None:
         if isinstance(report, Stepped):
             self.stats = report.stats
-            self._on_step(report.stats, report.took_s)
+            self._on_step(report.stats)
             self._deliver(report.events)
         elif isinstance(report, Told):
             self._deliver(report.events)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from emorl_core.engine.lookup import Lookup
-from emorl_core.engine.step_cost import StepCost
+from emorl_core.engine.speculation.lookup import Lookup
+from emorl_core.engine.speculation.step_cost import StepCost
 from emorl_core.errors import InvalidRequest
 from emorl_core.fake import fake_ensemble
 from emorl_core.types import Request, Sampling

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from emorl_core.cache.kv import KVCache
 from emorl_core.engine.engine import Engine
-from emorl_core.engine.lookup import MOST_TOKENS, Lookup
-from emorl_core.engine.proposer import Proposals, Proposer
 from emorl_core.engine.seats import Seats
+from emorl_core.engine.speculation.lookup import MOST_TOKENS, Lookup
+from emorl_core.engine.speculation.proposer import Proposals, Proposer
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from emorl_core.lanes.index import LaneIndex

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,6 +15,8 @@ import pytest
 from emorl_core.ensemble import Ensemble
 from emorl_core.errors import UnsupportedModel
 from emorl_core.fake import fake_ensemble
+from server.engine.host import EngineHost
+from server.engine.reports import Ready, Report, Stepped, Told
 from server.serving.deployment import load
 from server.settings import Settings, SettingsError, load_settings
 from tests.http.harness import live, wait_until
@@ -103,6 +106,21 @@ def test_it_is_a_setting(given: object, meant: str, tmp_path: Path, monkeypatch:
     _, options = loaded.call_args.args
     assert options["compile"] == {"auto": "auto", "on": True, "off": False}[meant]
     assert options["compile_cache"] == tmp_path
+
+
+def test_the_compiler_goes_on_when_those_who_waited_have_gone_without_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = fake_ensemble()
+    told: list[bool] = []
+    ensemble.compilation = mock.Mock(pause=told.append)
+    host = EngineHost(ensemble, queue_timeout_s=1.0)
+    heard: list[Callable[[Report], None]] = []
+    monkeypatch.setattr(host._thread, "start", heard.append)
+    host.start(lambda _: None)
+    (report,) = heard
+    stats = ensemble.engine.stats
+    for each in (Ready(stats), Stepped(replace(stats, waiting=3), ()), Told(())):
+        report(each)
+    assert told == [False, True, False]
 
 
 def test_by_default_it_compiles_into_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from emorl_core.engine.lookup import MOST_TOKENS, Lookup
 from emorl_core.engine.seats import Seats
 from emorl_core.engine.sequences import Branch
-from emorl_core.engine.step_cost import StepCost
+from emorl_core.engine.speculation.lookup import MOST_TOKENS, Lookup
+from emorl_core.engine.speculation.step_cost import StepCost
 from emorl_core.models.family import Facts
 from emorl_core.types import PromptLookup
 

@@ -1,0 +1,1 @@
+"""Tokens copied from prompts and replies, proposed where that pays."""
