@@ -161,7 +161,7 @@ class Prometheus:
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """It has seen a server under load, which goes on while the tests ask."""
-    ensemble = fake_ensemble(step_delay_s=0.005, kv_cache_bytes=2**20)
+    ensemble = fake_ensemble(step_delay_s=0.005, kv_cache_bytes=2**20, prompt_lookup="on")
     with live(Settings(port=0), ensemble) as server, load_on(server):
         running = Prometheus(tmp_path_factory.mktemp("prometheus"), server.url.removeprefix("http://"))
         try:
