@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,12 @@ _CLIENTS = 2
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`reloads`: outcome -> times, by the route's answer. `receipts`: bundle -> how many named it. `wrong`: ids of
-    those that do not replay on it."""
+    """`reloads`: done, asked for by the route or a signal. `answers`: the route's -> times. `receipts`: bundle -> how
+    many named it. `wrong`: ids of those that do not replay on it."""
 
-    reloads: dict[str, int]
+    wanted: int
+    reloads: int
+    answers: dict[str, int]
     signals: int
     receipts: dict[str, int]
     wrong: list[str]
@@ -53,6 +55,8 @@ class Report:
             found.append(f"{len(self.wrong)} receipts do not replay on the bundle they name, first {self.wrong[0]}")
         if len(self.receipts) < len(_NAMES):
             found.append(f"only {', '.join(self.receipts) or 'no bundle'} served; this shows nothing")
+        if self.reloads < self.wanted:
+            found.append(f"{self.reloads} reloads of {self.wanted} wanted")
         return found
 
     def lines(self) -> list[str]:
@@ -60,7 +64,7 @@ class Report:
             return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
 
         return [
-            f"reloads          {told(self.reloads)}, and {self.signals} signals",
+            f"reloads          {self.reloads}; POST /admin/reload: {told(self.answers)}, and {self.signals} signals",
             f"receipts         {sum(self.receipts.values())}: {told(self.receipts)}",
             *(f"FAULT            {fault}" for fault in self.faults()),
         ]
@@ -69,6 +73,7 @@ class Report:
         return {
             "holds": not self.faults(),
             "reloads": self.reloads,
+            "answers": self.answers,
             "signals": self.signals,
             "receipts": self.receipts,
             "wrong": self.wrong,
@@ -107,10 +112,12 @@ async def _post(target: Target, path: str, body: dict[str, Any]) -> tuple[int, A
         return status, json.loads(await reader.read())
 
 
-async def run(target: Target, admin: Target, pid: int, places: Places, reloads: int, seed: int = 0) -> Report:
-    """Until so many reloads were taken, and as many again at most were refused."""
+async def run(
+    target: Target, admin: Target, pid: int, places: Places, done: Callable[[], int], reloads: int, seed: int = 0
+) -> Report:
+    """Until so many reloads are done, or twenty times as many were asked for. done: how many are, from the server."""
     dice = random.Random(seed)
-    outcomes, failed, signals = Counter[str](), Counter[str](), 0
+    answers, failed, signals = Counter[str](), Counter[str](), 0
     receipts: dict[str, list[dict[str, Any]]] = defaultdict(list)
 
     async def rename() -> None:
@@ -129,13 +136,13 @@ async def run(target: Target, admin: Target, pid: int, places: Places, reloads: 
             await asyncio.sleep(dice.uniform(0, 0.2))
 
     others = [asyncio.create_task(each) for each in (rename(), *(ask() for _ in range(_CLIENTS)))]
-    while outcomes["taken"] < reloads and outcomes.total() < 20 * reloads:
+    while done() < reloads and answers.total() < 20 * reloads:
         if dice.random() < 0.2:
             os.kill(pid, signal.SIGHUP)
             signals += 1
         status, _ = await _post(admin, "/admin/reload", {})
-        outcomes[{200: "taken", 409: "refused"}.get(status, f"status {status}")] += 1
-        await asyncio.sleep(dice.uniform(0, 0.3))
+        answers[{200: "taken", 409: "refused"}.get(status, f"status {status}")] += 1
+        await asyncio.sleep(dice.uniform(0, 2.0 if status == 409 else 0.3))  # refused: another reload goes on
     for task in others:
         task.cancel()
     for result in await asyncio.gather(*others, return_exceptions=True):
@@ -144,7 +151,15 @@ async def run(target: Target, admin: Target, pid: int, places: Places, reloads: 
     wrong: list[str] = []
     for name, named in receipts.items():
         wrong += await asyncio.to_thread(replayed_otherwise, places, name, named)
-    return Report(dict(outcomes), signals, {name: len(named) for name, named in receipts.items()}, wrong, dict(failed))
+    return Report(
+        reloads,
+        done(),
+        dict(answers),
+        signals,
+        {name: len(named) for name, named in receipts.items()},
+        wrong,
+        dict(failed),
+    )
 
 
 def replayed_otherwise(places: Places, name: str, receipts: list[dict[str, Any]]) -> list[str]:
@@ -157,9 +172,13 @@ def replayed_otherwise(places: Places, name: str, receipts: list[dict[str, Any]]
     return [finding["id"] for finding in json.loads(done.stdout)["receipts"] if not finding["same"]]
 
 
+def done(log: Path) -> int:
+    return log.read_text(encoding="utf-8").count("reloaded: bundle ")
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--reloads", type=int, default=100, help=f"that were taken, up to {MOST_RELOADS} (default 100)")
+    made.add_argument("--reloads", type=int, default=100, help=f"that are done, up to {MOST_RELOADS} (default 100)")
     made.add_argument("--shape", default="t5-tiny", help="of the bundles (default t5-tiny)")
     made.add_argument("--seed", type=int, default=0)
     return made
@@ -175,10 +194,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         places = Places(Path(folder), options.shape)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "EMORL_ADMIN_KEYS": "reloads"}
-        quiet = {"env": environment, "stderr": subprocess.DEVNULL}  # every refused reload is a line of the log
-        with load.served(places.current, settings, **quiet) as (url, pid):
+        log = Path(folder) / "log"
+        with log.open("w") as lines, load.served(places.current, settings, env=environment, stderr=lines) as (url, pid):
             target, admin = Target.parse(url), Target.parse(url, "reloads")
-            report = asyncio.run(run(target, admin, pid, places, options.reloads, options.seed))
+            report = asyncio.run(run(target, admin, pid, places, lambda: done(log), options.reloads, options.seed))
     print("\n".join(report.lines()))
     print(json.dumps(report.facts()))
     return 1 if report.faults() else 0
