@@ -195,7 +195,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         places = Places(Path(folder), options.shape)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "EMORL_ADMIN_KEYS": "reloads"}
         log = Path(folder) / "log"
-        with log.open("w") as lines, load.served(places.current, settings, env=environment, stderr=lines) as (url, pid):
+        with (
+            log.open("w") as lines,
+            load.served(places.current, settings, {"log-level": "info"}, env=environment, stderr=lines) as (url, pid),
+        ):
             target, admin = Target.parse(url), Target.parse(url, "reloads")
             report = asyncio.run(run(target, admin, pid, places, lambda: done(log), options.reloads, options.seed))
     print("\n".join(report.lines()))
