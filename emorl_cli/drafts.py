@@ -40,15 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=8,
         metavar="N",
-        help="weights to look at: the default profile, each objective alone, all alike, the bundle's other profiles, "
-        "then those farthest from all before (default 8)",
+        help="weights whose most likely text is looked at: the default profile, each objective alone, all alike, the "
+        "bundle's other profiles, then those farthest from all before (default 8)",
     )
     parser.add_argument(
         "--seeds",
         type=int,
         metavar="N",
-        help="texts to draw with each of them beside the most likely one, from --seed on (default 2, and 0 at "
-        "temperature 0)",
+        help="texts to draw from each objective alone, from --seed on; they cost one lane (default: 36 shared out "
+        "among the objectives, and 0 at temperature 0)",
     )
     parser.add_argument(
         "--diversity",

@@ -17,7 +17,7 @@ from emorl_core.weights import named
 MAX_COUNT = 16  # as many drafts as a choice may hold
 MAX_CANDIDATES = 256
 MAX_SEEDS = 64
-_DRAWN = 2
+DRAWN_TEXTS = 36  # shared out among the objectives
 RankedBy = Literal["scores", "likelihood"]
 Scores = Mapping[str, float | None]
 
@@ -26,8 +26,9 @@ Scores = Mapping[str, float | None]
 class Wanted:
     """How many drafts, out of how many texts.
 
-    `candidates`: weight vectors to look at (`spread`), each with its most likely text and `seeds` drawn ones; None: 2,
-    at temperature 0 none. `diversity`, `min_distance`: of `pick`.
+    `candidates`: weight vectors to look at (`spread`), each with its most likely text. `seeds`: texts to draw from each
+    objective alone, which costs one lane a token where a mix costs one for each objective; None: 36 shared out among
+    the objectives, at temperature 0 none. `diversity`, `min_distance`: of `pick`.
     """
 
     count: int = 3
@@ -36,7 +37,7 @@ class Wanted:
     diversity: float = 0.1
     min_distance: float = 0.4
 
-    def check(self, *, greedy: bool, most: int | None) -> None:
+    def check(self, *, greedy: bool, objectives: int, most: int | None) -> None:
         """Raises InvalidRequest naming the field. most: completions that may be asked for."""
         for name, least, limit in (("count", 1, MAX_COUNT), ("candidates", 1, MAX_CANDIDATES), ("seeds", 0, MAX_SEEDS)):
             value = getattr(self, name)
@@ -56,26 +57,25 @@ class Wanted:
                 " temperature above 0",
                 param="seeds",
             )
-        texts = 1 + self.drawn(greedy=greedy)
-        if most is not None and self.candidates * texts > most:
+        drawn = self.drawn(greedy=greedy, objectives=objectives)
+        if most is not None and self.candidates + objectives * drawn > most:
             raise InvalidRequest(
-                f"candidates is {self.candidates}, with {texts} texts each; allowed: up to {most} completions"
-                " (max_sweep)",
+                f"candidates is {self.candidates}, and {drawn} texts are drawn from each of {objectives} objectives;"
+                f" allowed: up to {most} completions in all (max_sweep)",
                 param="candidates",
             )
 
-    def drawn(self, *, greedy: bool) -> int:
-        """Texts that are drawn for each of the weights."""
+    def drawn(self, *, greedy: bool, objectives: int) -> int:
+        """Texts that are drawn from each objective."""
         if self.seeds is not None:
             return self.seeds
-        return 0 if greedy else _DRAWN
+        return 0 if greedy else max(1, DRAWN_TEXTS // objectives)
 
-    def samplings(self, settings: Sampling) -> list[Sampling]:
-        """Of the texts of each of the weights, the most likely one first; settings: with a seed, that of the first
-        drawn one."""
+    def samplings(self, settings: Sampling, objectives: int) -> list[Sampling]:
+        """Of the drawn texts of each objective; settings: with a seed, that of the first one."""
         first = settings.seed or 0
-        seeds = [(first + i) % (MAX_SEED + 1) for i in range(self.drawn(greedy=settings.greedy))]
-        return [replace(settings, temperature=0.0), *(replace(settings, seed=seed) for seed in seeds)]
+        count = self.drawn(greedy=settings.greedy, objectives=objectives)
+        return [replace(settings, seed=(first + i) % (MAX_SEED + 1)) for i in range(count)]
 
 
 @dataclass(frozen=True, slots=True)

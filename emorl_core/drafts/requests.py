@@ -12,7 +12,7 @@ from emorl_core.requests import Requests
 from emorl_core.types import Combine
 from emorl_core.weights import ResolvedWeights
 
-# Of the drawn texts, unless a caller says otherwise: varied enough to find better texts, and as good English.
+# Of the drawn texts, unless a caller says otherwise.
 DRAWN = {"temperature": 0.7, "top_p": 0.9}
 
 
@@ -36,7 +36,7 @@ class DraftsRequests(Requests):
         Args:
             wanted: how many drafts, and out of how many; none given: three, as `Wanted` has it.
             attribution: split each draft over the objectives; None: where `combine` can be split.
-            max_sweep: most completions (weights times texts) that it may ask for; counted before anything is made.
+            max_sweep: most completions that it may ask for; counted before anything is made.
             request_id: what the ids of its requests begin with.
             sampling: the fields of `Sampling`, of the drawn texts; not given: temperature 0.7, top_p 0.9 and seed 0, so
                 that the same request gives the same drafts.
@@ -45,18 +45,21 @@ class DraftsRequests(Requests):
         """
         wanted = wanted or Wanted()
         settings = self._sampling(**{**DRAWN, **sampling})
-        wanted.check(greedy=settings.greedy, most=max_sweep)
+        objectives = len(self.objectives)
+        wanted.check(greedy=settings.greedy, objectives=objectives, most=max_sweep)
         settings = replace(settings, seed=settings.seed or 0)
         asked = self._reader.read(prompt, messages, "prompt")
-        vectors = self._spread(wanted.candidates)
-        samplings = wanted.samplings(settings)
+        likely = [(each, replace(settings, temperature=0.0)) for each in self._spread(wanted.candidates)]
+        alone = [self.resolve({name: 1.0}) for name in self.objectives]
+        drawn = [(each, own) for own in wanted.samplings(settings, objectives) for each in alone]
+        vectors, samplings = zip(*likely, *drawn, strict=True)
         sweep = self._sweep(
             [asked],
-            vectors * len(samplings),
+            vectors,
             settings,
             combine,
             prefix=request_id,
-            samplings=[each for each in samplings for _ in vectors],
+            samplings=samplings,
             logprobs=True,
             attribution=combine == "hidden" if attribution is None else attribution,
         )

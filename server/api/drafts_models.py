@@ -39,15 +39,15 @@ class DraftsRequest(PromptFields, SamplingFields):
         _DEFAULT.candidates,
         ge=1,
         le=MAX_CANDIDATES,
-        description="Weights to look at: the default profile, each objective alone, all alike, the bundle's other"
-        " profiles, then those farthest from all before.",
+        description="Weights whose most likely text is looked at: the default profile, each objective alone, all"
+        " alike, the bundle's other profiles, then those farthest from all before.",
     )
     seeds: Int | None = Field(
         _DEFAULT.seeds,
         ge=0,
         le=MAX_SEEDS,
-        description="Texts to draw with each of them beside the most likely one, from `seed` on. Null: 2, and none at"
-        " temperature 0.",
+        description="Texts to draw from each objective alone, from `seed` on: they cost one lane. Null: 36 shared out"
+        " among the objectives, and none at temperature 0.",
     )
     temperature: Temperature = Field(
         DRAWN["temperature"], description="Of the drawn texts. 0: only the most likely text of each of the weights."
@@ -67,7 +67,7 @@ class DraftsRequest(PromptFields, SamplingFields):
     )
     seed: Seed | None = Field(
         None,
-        description="Of the first drawn text of each weights. Null: 0, so the same request gives the same drafts.",
+        description="Of the first drawn text of each objective. Null: 0, so the same request gives the same drafts.",
     )
     receipt: bool = Field(True, description="Give each draft's `receipt`: all that is needed to make it again.")
     stream: bool = Field(False, description="Answer with server-sent events: each text as it is found, drafts at last.")
@@ -114,7 +114,7 @@ class Chosen(BaseModel):
     """What a text was chosen among."""
 
     ranked_by: RankedBy = Field(description="The mean of the scores, or likelihood where nothing was scored.")
-    candidates: int = Field(description="Texts that were looked at: weights times one more than `seeds`.")
+    candidates: int = Field(description="Texts that were looked at: `candidates` likely ones, and those drawn.")
     distinct: int = Field(description="Different texts among them.")
     cost: SweepCost
 

@@ -20,11 +20,11 @@ FEW = ("--candidates", 6, "--max-new-tokens", 5)
 def test_drafts_are_printed_best_first_with_their_weights(emorl, bundle: Path) -> None:
     result = emorl("drafts", bundle, PROMPT, *FEW, "--min-distance", 0)
     assert result.code == 0
-    ensemble = Ensemble.load(bundle, device="cpu", slots=32)  # as the command has it
+    ensemble = Ensemble.load(bundle, device="cpu", slots=64)  # as the command has it
     found = ensemble.drafts(PROMPT, candidates=6, max_new_tokens=5, min_distance=0.0)
     places = [result.out.index(" ".join(draft.text.split())) for draft in found.drafts]
     assert places == sorted(places)
-    assert f"{len(found.drafts)} of {found.distinct} texts from 18 candidates, best first by likelihood" in result.out
+    assert f"{len(found.drafts)} of {found.distinct} texts from 42 candidates, best first by likelihood" in result.out
     assert f"{found.lane_row_steps} lane-row steps, {found.unshared_lane_row_steps} one by one" in result.out
     assert "tipped by " in result.out
 
@@ -59,7 +59,7 @@ def test_sampled_drafts_name_their_seeds(emorl, fake) -> None:
     many = ("--temperature", 1, "--seed", 3, "--seeds", 4, "--count", 16, "--min-distance", 0)
     found = json.loads(emorl("drafts", "b", PROMPT, *many, "--json").out)
     assert {draft["seed"] for draft in found["drafts"] if draft["temperature"]} <= {3, 4, 5, 6}
-    assert found["candidates"] == 40
+    assert found["candidates"] == 8 + 3 * 4
     assert "; temperature 1, seed " in emorl("drafts", "b", PROMPT, *many).out
 
 

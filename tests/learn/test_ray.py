@@ -157,7 +157,7 @@ def search(folder: Path, bundle: Path, levels: int, *options: str, environment: 
     command = [sys.executable, "-m", "emorl_cli", "search", str(bundle), "--prompts", str(folder / "prompts.txt")]
     command += ["--scorer", "long={kind: length, min_words: 1, max_words: 9}", "--scorer", f"letters={SCORER}"]
     command += ["--levels", str(levels), "--max-new-tokens", "6", "--out", str(folder / "out"), "--no-write"]
-    command += ["--no-plots", "--device", "cpu", "--threads", "1", *options]
+    command += ["--no-plots", "--device", "cpu", "--dtype", "float32", "--threads", "1", *options]
     command += [] if environment is None else ["--ray", "auto"]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False, cwd=ROOT)
     assert ran.returncode == 0, ran.stdout + ran.stderr
