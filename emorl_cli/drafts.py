@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds",
         type=int,
         metavar="N",
-        help="texts to draw from each objective alone, from --seed on; they cost one lane (default: 36 shared out "
+        help="texts to draw from each objective alone, from --seed on; they cost one lane (default: 48 shared out "
         "among the objectives, and 0 at temperature 0)",
     )
     parser.add_argument(

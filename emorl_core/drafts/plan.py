@@ -17,7 +17,7 @@ from emorl_core.weights import named
 MAX_COUNT = 16  # as many drafts as a choice may hold
 MAX_CANDIDATES = 256
 MAX_SEEDS = 64
-DRAWN_TEXTS = 36  # shared out among the objectives
+DRAWN_TEXTS = 48  # shared out among the objectives
 RankedBy = Literal["scores", "likelihood"]
 Scores = Mapping[str, float | None]
 
@@ -27,7 +27,7 @@ class Wanted:
     """How many drafts, out of how many texts.
 
     `candidates`: weight vectors to look at (`spread`), each with its most likely text. `seeds`: texts to draw from each
-    objective alone, which costs one lane a token where a mix costs one for each objective; None: 36 shared out among
+    objective alone, which costs one lane a token where a mix costs one for each objective; None: 48 shared out among
     the objectives, at temperature 0 none. `diversity`, `min_distance`: of `pick`.
     """
 

@@ -46,7 +46,7 @@ class DraftsRequest(PromptFields, SamplingFields):
         _DEFAULT.seeds,
         ge=0,
         le=MAX_SEEDS,
-        description="Texts to draw from each objective alone, from `seed` on: they cost one lane. Null: 36 shared out"
+        description="Texts to draw from each objective alone, from `seed` on: they cost one lane. Null: 48 shared out"
         " among the objectives, and none at temperature 0.",
     )
     temperature: Temperature = Field(

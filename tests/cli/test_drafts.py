@@ -24,7 +24,7 @@ def test_drafts_are_printed_best_first_with_their_weights(emorl, bundle: Path) -
     found = ensemble.drafts(PROMPT, candidates=6, max_new_tokens=5, min_distance=0.0)
     places = [result.out.index(" ".join(draft.text.split())) for draft in found.drafts]
     assert places == sorted(places)
-    assert f"{len(found.drafts)} of {found.distinct} texts from 42 candidates, best first by likelihood" in result.out
+    assert f"{len(found.drafts)} of {found.distinct} texts from 54 candidates, best first by likelihood" in result.out
     assert f"{found.lane_row_steps} lane-row steps, {found.unshared_lane_row_steps} one by one" in result.out
     assert "tipped by " in result.out
 

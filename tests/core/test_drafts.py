@@ -71,12 +71,12 @@ def test_most_likely_and_drawn_texts_are_looked_at_and_the_same_ones_again() -> 
     ensemble = fake_ensemble()
     options: dict[str, Any] = {"count": MAX_COUNT, "min_distance": 0.0, "max_new_tokens": 16}
     found = ensemble.drafts(PROMPT, **options)
-    assert (found.candidates, found.seed) == (8 + 3 * 12, 0)
+    assert (found.candidates, found.seed) == (8 + 3 * 16, 0)
     drawn = [draft for draft in found.drafts if draft.temperature]
     assert 0 < len(drawn) < len(found.drafts)
     assert {draft.temperature for draft in found.drafts} == {0.0, 0.7}
     assert len({draft.completion.seed for draft in drawn}) > 1
-    assert {draft.completion.seed for draft in drawn} <= set(range(12))
+    assert {draft.completion.seed for draft in drawn} <= set(range(16))
     assert all(max(draft.weights.values()) == 1.0 for draft in drawn), "from one objective each"
     again = fake_ensemble().drafts(PROMPT, **options)
     assert [draft.text for draft in again.drafts] == [draft.text for draft in found.drafts]

@@ -73,7 +73,7 @@ def test_each_draft_is_the_text_of_a_request_with_its_weights(client: httpx.Clie
         alone = client.post("/generate", json=body).json()
         assert (alone["text"], alone["finish_reason"]) == (draft["text"], draft["finish_reason"])
         assert alone["usage"]["completion_tokens"] == draft["completion_tokens"]
-    assert answer["candidates"] == 8 + 3 * options.get("seeds", 0 if options.get("temperature") == 0 else 12)
+    assert answer["candidates"] == 8 + 3 * options.get("seeds", 0 if options.get("temperature") == 0 else 16)
     assert answer["cost"]["lane_row_steps"] < answer["cost"]["unshared_lane_row_steps"]
 
 
@@ -125,7 +125,7 @@ def test_the_stream_tells_each_text_as_it_is_found_and_the_drafts_at_last(judgin
         )
     *texts, done = found
     assert {each["type"] for each in texts} == {"text"}
-    assert texts[-1]["completed"] == texts[0]["total"] == 44
+    assert texts[-1]["completed"] == texts[0]["total"] == 56
     assert {draft["text"] for draft in done["drafts"]} <= {each["text"] for each in texts}
     assert without(done, "id", "type") == without(whole, "id")
 
