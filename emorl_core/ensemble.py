@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -28,7 +27,7 @@ from emorl_core.engine.sweep import SweepItem, SweepResult
 from emorl_core.errors import InvalidRequest, UnsupportedModel
 from emorl_core.frontend import Frontend, Held
 from emorl_core.lanes import huge_pages
-from emorl_core.loading import Loaded, load_bundle, load_part
+from emorl_core.loading import Options, load_bundle
 from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
 from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
@@ -143,11 +142,8 @@ class Ensemble(Frontend):
             torch.set_num_threads(count)
         target = pick_device(device)
         precision, kept = pick_dtype(dtype, target), pick_quantize(quantize, dtype, target)
-        read: Callable[..., Loaded] = load_bundle if group is None else partial(load_part, group=group)
-        loaded = read(
-            where, device=target, dtype=precision, quantize=kept, revision=revision, hashed=hashed,
-            scorer_device=scorer_device, scorer_code=scorer_code,
-        )  # fmt: skip
+        options = Options(target, precision, kept, hashed, scorer_device, scorer_code, group)
+        loaded = load_bundle(where, options, revision=revision)
         bundle, model, tokenizer = loaded.bundle, loaded.model, loaded.tokenizer
         if target.type == "cpu" and sum(model.parameter_bytes().values()) >= huge_pages.WORTH_FROM:
             huge_pages.use_huge_pages()
