@@ -59,7 +59,7 @@ async def learn(body: LearnBody, request: Request) -> Response:
     def work() -> dict[str, Any]:
         found = _belief(deployment.ensemble, body, request).result()
         if body.store:
-            assert body.user is not None  # the body was refused otherwise
+            assert body.user is not None  # validated by the model of the body
             deployment.learned.keep(body.user, _profile(found, body.user))
         return {
             "user": body.user,
@@ -92,7 +92,7 @@ def _belief(ensemble: Frontend, body: Evidence, request: Request) -> Preference:
                 _resolved(ensemble, draft.weights, f"choices.{i}.shown.{j}.weights")
         belief.learn(body.choices)
     else:
-        assert body.user is not None  # the body was refused otherwise
+        assert body.user is not None  # validated by the model of the body
         belief.learn(_store(request).of(body.user, ensemble.name))
     return belief
 
