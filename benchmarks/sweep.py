@@ -36,8 +36,8 @@ PAPER = (0.78, 0.5, 0.06)  # the published best weights
 
 def path_of_the_paper(evaluate: Callable[[Sequence[Any]], None]) -> list[list[Any]]:
     """The points of each level, repeats included, on the way to the paper's weights."""
-    from training.search.grid import search
-    from training.search.spaces import Cube
+    from training.search.strategies.grid import search
+    from training.search.strategies.spaces import Cube
 
     def score(points: Sequence[Any]) -> list[float]:
         evaluate(points)
@@ -67,10 +67,10 @@ class Ours:
     def search(self, *, infer: bool) -> dict[tuple[int, Any], str]:
         from emorl_core.scorers import checked
         from training.data.records import Record
-        from training.search.evaluator import Evaluator
-        from training.search.generator import EnsembleGenerator
-        from training.search.in_process import InProcess
-        from training.search.spaces import ray
+        from training.search.evaluations.evaluator import Evaluator
+        from training.search.evaluations.generator import EnsembleGenerator
+        from training.search.evaluations.in_process import InProcess
+        from training.search.strategies.spaces import ray
 
         class Nothing:
             __name__ = "nothing"
@@ -96,8 +96,8 @@ class Ours:
     def separate(self, points: Sequence[Any]) -> dict[tuple[int, Any], str]:
         """One request per prompt and point, all of a level in the engine's queue at once; like a sweep's, without
         log-probabilities."""
-        from training.search.evaluation import name_of
-        from training.search.spaces import ray
+        from training.search.evaluations.evaluation import name_of
+        from training.search.strategies.spaces import ray
 
         pairs = [(prompt, point) for point in points if any(point) for prompt in range(len(self.prompts))]
         requests = [
@@ -203,7 +203,7 @@ def main() -> int:
     prompts = [line for line in read_lines(args.prompts) if line.strip()][: args.count]
     ours = Ours(args.bundle, prompts, args.slots, args.max_new_tokens)
     published = Published(ours) if args.published_points else None
-    from training.search.spaces import ray
+    from training.search.strategies.spaces import ray
 
     levels = path_of_the_paper(lambda points: None)
     requested = [point for level in levels for point in level]
@@ -251,7 +251,7 @@ def main() -> int:
         }
         notes["compared"] = len(texts["separate, rays"])
         if published is not None:
-            from training.search.evaluation import name_of
+            from training.search.evaluations.evaluation import name_of
 
             differing = [
                 name_of(tokens) != texts["sweep"][prompt, ray(point)]

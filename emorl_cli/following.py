@@ -92,7 +92,7 @@ def follow(settings: Settings, group: ProcessGroup) -> int:
 
     import torch
 
-    from emorl_core.loading import load_part
+    from emorl_core.loading import Options, load_bundle
     from emorl_core.machine.precision import pick_dtype, pick_quantize
     from emorl_core.models.causal.model import CausalModel
     from emorl_core.models.parallel.follower import Follower
@@ -102,13 +102,13 @@ def follow(settings: Settings, group: ProcessGroup) -> int:
     if settings.threads != "auto":
         torch.set_num_threads(settings.threads)
     try:
-        loaded = load_part(
-            settings.bundle,
-            group,
-            device=group.device,
-            dtype=pick_dtype(settings.dtype, group.device),
-            quantize=pick_quantize(settings.quantize, settings.dtype, group.device),
+        options = Options(
+            group.device,
+            pick_dtype(settings.dtype, group.device),
+            pick_quantize(settings.quantize, settings.dtype, group.device),
+            group=group,
         )
+        loaded = load_bundle(settings.bundle, options)
     except EmorlError as error:
         threading.Event().wait(_ALIKE_S)  # the end of the first process ends this one
         complain(error.message)

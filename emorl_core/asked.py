@@ -1,4 +1,4 @@
-"""What a caller asks about -> token ids: a prompt, a chat or ids, as the lanes with weight read them."""
+"""A caller's prompt, chat or token ids -> the token ids that the lanes with weight read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emorl_core.text.prompts import Encoded, PromptEncoder, Said
 from emorl_core.types import Combine, Sampling
 
 Messages = Sequence[Message | Mapping[str, Any]]
-Asked = tuple[str, Said | Sequence[int]]  # the field that it is in, and what was said or the token ids
+Asked = tuple[str, Said | Sequence[int]]  # the field's name, and its text, messages or token ids
 
 
 class Reader:
@@ -24,7 +24,7 @@ class Reader:
         self._vocab_size, self._most, self._context = vocab_size, most, context
 
     def read(self, prompt: str | Sequence[int] | None, messages: Messages | None, field: str) -> Asked:
-        """Exactly one of the two, read, and the field that it is in. Raises as `PromptEncoder.read` and `read_chat`."""
+        """The field that is given, exactly one of the two, parsed. Raises as `PromptEncoder.read` and `read_chat`."""
         if (prompt is None) == (messages is None):
             raise InvalidRequest("give exactly one of prompt and messages", param=field)
         if messages is not None:
@@ -38,7 +38,7 @@ class Reader:
         messages: Messages | None,
         chats: Sequence[Messages] | None,
     ) -> list[Asked]:
-        """Exactly one of the three: one text or several, one chat, or several. Raises as `read`."""
+        """The field that is given, exactly one of the three, as a list of prompts or chats. Raises as `read`."""
         if [prompts, messages, chats].count(None) != 2:
             raise InvalidRequest("give exactly one of prompts, messages and chats", param="prompts")
         if chats is not None:
@@ -50,9 +50,9 @@ class Reader:
         return [(f"prompts.{i}", said) for i, said in enumerate(self._prompts.read_all(prompts))]
 
     def encode(self, asked: Asked, vectors: Iterable[Sequence[float]], combine: Combine) -> Encoded:
-        """As the lanes with weight in any of the vectors read it.
+        """The token ids that the lanes with weight in any of the vectors read.
 
-        Raises InvalidRequest where an objective with weight has a prompt that would be left out, PromptTooLong.
+        Raises InvalidRequest where the prompt of an objective with weight would be ignored, and PromptTooLong.
         """
         field, said = asked
         lanes = {i for vector in vectors for i, weight in enumerate(vector) if weight}
@@ -77,7 +77,7 @@ class Reader:
         return Encoded(self._checked_ids(cast("Sequence[int]", said), field))
 
     def fitted(self, encoded: Encoded, sampling: Sampling) -> Sampling:
-        """With as many new tokens as the context leaves, if it leaves any."""
+        """With `max_new_tokens` reduced to what the context leaves, if it leaves any."""
         room = sampling.max_new_tokens if self._context is None else self._context - encoded.longest
         return replace(sampling, max_new_tokens=room) if 0 < room < sampling.max_new_tokens else sampling
 

@@ -1,7 +1,7 @@
 """Where the weights meet: lanes' last hidden states -> one state per row, and the exact attribution of a token.
 
 Letters: B rows, N lanes of a row (rows with fewer lanes are padded, weight 0), D hidden, V vocabulary. Rows come first
-here because each row gathers its own lanes: a NaN in one row's lane can then never reach another row.
+because each row gathers its own lanes, so that a NaN in one row's lane never reaches another row.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ways to combine objectives, and what each of them takes.
+"""The ways to combine objectives, and what each of them accepts.
 
 `hidden` mixes last hidden states, `probs` mixes probabilities, `weights` sums the adapters into one model.
 """
@@ -20,10 +20,10 @@ _NO_ATTRIBUTION = {
 def check_combine(
     combine: Combine, vector: Sequence[float], *, attribution: bool = False, param: str = "weights"
 ) -> None:
-    """vector: resolved weights; param: what errors call them.
+    """Check a request's mode. vector: resolved weights; param: their name in errors.
 
     Raises:
-        InvalidRequest, InvalidWeights: no such way, or one that does not take these weights, or has no attribution.
+        InvalidRequest, InvalidWeights: an unknown mode, or one that does not accept these weights or attribution.
     """
     if combine not in COMBINE_MODES:
         raise InvalidRequest(f"combine is {combine!r}; allowed: {', '.join(COMBINE_MODES)}", param="combine")

@@ -1,4 +1,4 @@
-"""The strict base of everything that is configured by a file or a request, and the one printer of its errors."""
+"""The strict base class of files and requests, and the one place that formats their errors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from emorl_core.errors import cut
 
 
 def check_numbers(given: object, taken: object, place: str = "") -> None:
-    """What a model was made of, and the model: pydantic takes `"1_0"` for 10 and true for 1.
+    """Compare a model with its input, because pydantic reads `"1_0"` as 10 and true as 1.
 
     Raises:
-        ValueError: such a value became a number; one line that names it.
+        ValueError: such a value was read as a number; one line that names it.
     """
     if type(taken) in (int, float):
         if isinstance(given, bool):
@@ -60,7 +60,7 @@ def explain(error: ValidationError) -> str:
 
 
 def faults(error: ValidationError) -> list[str]:
-    """Every fault by key and reason alone: what was found there may be a person's words."""
+    """Every fault by key and reason only, since the value may be a person's words."""
     return [
         f"{key_of(item['loc']) or 'file'}: {reason_of(item)}"
         for item in error.errors(include_url=False, include_input=False)
@@ -68,10 +68,10 @@ def faults(error: ValidationError) -> list[str]:
 
 
 def key_of(place: Sequence[int | str]) -> str:
-    """`profiles.warm.weights`: where a fault is. pydantic marks the key of a mapping by a part of its own."""
+    """The path of a fault, `profiles.warm.weights`. pydantic adds an extra part for the key of a mapping."""
     return ".".join(str(part) for part in place if part != "[key]")
 
 
 def reason_of(fault: Mapping[str, Any]) -> str:
-    """What a validator said, without pydantic's prefix."""
+    """A validator's message without pydantic's prefix."""
     return str(fault["msg"]).removeprefix("Value error, ")

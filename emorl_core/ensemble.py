@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -28,7 +27,7 @@ from emorl_core.engine.sweep import SweepItem, SweepResult
 from emorl_core.errors import InvalidRequest, UnsupportedModel
 from emorl_core.frontend import Frontend, Held
 from emorl_core.lanes import huge_pages
-from emorl_core.loading import Loaded, load_bundle, load_part
+from emorl_core.loading import Options, load_bundle
 from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
 from emorl_core.machine.threads import ThreadChoice, check_threads
 from emorl_core.machine.warm_up import warm_up
@@ -47,8 +46,8 @@ from emorl_core.weights import BASE
 class Ensemble(Frontend):
     """One base model and its adapters, ready to generate.
 
-    What makes requests may be called from any thread. `generate` and `stream` drive the engine themselves, one call
-    at a time; a server that owns the engine's thread uses `engine` instead and never calls them.
+    Methods that make requests may be called from any thread. `generate` and `stream` drive the engine themselves, one
+    call at a time; a server that owns the engine's thread uses `engine` instead and never calls them.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Ensemble(Frontend):
         self.hashes = hashes
         self.threads = threads or ThreadChoice([torch.get_num_threads()])
         self.scorers = {}
-        self.compilation: Compilation[LaneModel] | None = None  # of a step that is not compiled yet
+        self.compilation: Compilation[LaneModel] | None = None  # pending compilation of the step
         self._quantize: Quantize = quantize
         self._weighed: tuple[LaneModel, dict[str, int]] | None = None
         self._driver = Driver(engine)
@@ -108,46 +107,45 @@ class Ensemble(Frontend):
         """Load a bundle.
 
         Args:
-            where: a bundle folder, a Hugging Face hub id `owner/name`, or a bundle that is held open.
+            where: a bundle folder, a Hugging Face hub id `owner/name`, or an open snapshot.
             device: `auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:1`.
-            dtype: `auto` (bfloat16 where the device does it well), `float32`, `bfloat16`.
-            quantize: how the base's matrices are kept: `off`, as `dtype` says; `float16`; `int8`, a fourth of float32's
-                memory for a small error (docs/performance.md); `auto`: float16 where `dtype` is `auto` and means
-                float32, on a CPU that can (x86). Adapters and norms stay as they are.
-            slots: sequences that run at once.
-            prefill_cache_bytes: bound on what is kept of prompts and replies, so that no beginning is read twice; 0 is
-                off.
-            prefill_tokens: of prompts, read in one step, so that a long one does not hold up those that run; where none
-                runs, eight times as many; None: all there are, which is fastest for all together.
-            kv_cache_bytes: bound on keys and values of what runs: the rest waits, or is refused; None: `slots` alone.
-            prompt_lookup: verify tokens copied from the prompt, several in a step: `off`; `auto`, while faster; `on`.
-            compile: compile the decoding step: 1.4 to 2 times as fast on a CPU (docs/performance.md), for minutes of
-                loading the first time. On a CPU it needs a C++ compiler; on CUDA it records CUDA graphs. `auto`: use
-                what was compiled before on a CPU, and leave the rest in `compilation`, for whoever has the time.
-            compile_cache: folder of compiled steps; None: `.cache/emorl/compiled` in the user's home.
+            dtype: `auto` (bfloat16 where the device supports it natively), `float32`, `bfloat16`.
+            quantize: storage of the base's matrices: `off`, as `dtype`; `float16`; `int8`, a quarter of float32's
+                memory at a small error (docs/performance.md); `auto`, float16 where `dtype` is `auto` and resolves to
+                float32 on an x86 CPU. Adapters and norms are not affected.
+            slots: sequences decoded at once.
+            prefill_cache_bytes: size of the prefill cache, which keeps prompts and replies so that common prefixes are
+                computed once; 0 turns it off.
+            prefill_tokens: prompt tokens read per step, so that a long prompt does not hold up running sequences; eight
+                times as many when none is running. None: no limit, which gives the highest throughput.
+            kv_cache_bytes: bound on keys and values of running sequences; others wait, or are refused if they could
+                never fit. None: bounded by `slots` only.
+            prompt_lookup: propose tokens copied from the prompt and verify several per step: `off`; `auto`, where that
+                is faster; `on`.
+            compile: compile the decoding step. On a CPU decoding is then 1.4 to 2 times as fast (docs/performance.md),
+                but the first load takes minutes and needs a C++ compiler; on CUDA it records CUDA graphs. `auto`, on a
+                CPU: use a step that was compiled before, else leave the work in `compilation`.
+            compile_cache: folder for compiled steps; None: `.cache/emorl/compiled` in the user's home.
             revision: branch, tag or commit of a hub id.
-            hashed: put hashes of what was loaded into `hashes`, as receipts need them; reads every file once more.
-            max_prompt_chars: longer prompts are refused before they are tokenised; None: twice what could fit at most.
-            threads: of torch on a CPU; `auto`: torch's own number, until `warm_up` has measured the fastest.
-            scorer_device: of the bundle's scorers, which go into `scorers`; None: they are not loaded.
-            scorer_code: load those of kind `callable` too, which are Python functions that the bundle names.
-            group: processes that hold the base in parts, of which this one leads; the others follow
+            hashed: compute `hashes` of the loaded files, which receipts need; reads every file once more.
+            max_prompt_chars: longer prompts are refused before they are tokenised; None: twice the most that could fit.
+            threads: torch's threads on a CPU; `auto`: torch's default, until `warm_up` has measured the fastest number.
+            scorer_device: device of the bundle's scorers, loaded into `scorers`; None: do not load them.
+            scorer_code: also load scorers of kind `callable`, which are Python functions that the bundle names.
+            group: processes over which the base is split; this one leads, the others follow
                 (`emorl_core.models.parallel`). `where` is then a folder or a hub id.
 
         Raises:
             BundleError, AdapterError, UnsupportedModel: one line that names the file, the key and the reason.
-            InvalidRequest: a device, dtype or quantize that is not there.
+            InvalidRequest: a device, dtype or quantize that is not available.
         """
         count = check_threads(threads)
         if count != "auto":
             torch.set_num_threads(count)
         target = pick_device(device)
         precision, kept = pick_dtype(dtype, target), pick_quantize(quantize, dtype, target)
-        read: Callable[..., Loaded] = load_bundle if group is None else partial(load_part, group=group)
-        loaded = read(
-            where, device=target, dtype=precision, quantize=kept, revision=revision, hashed=hashed,
-            scorer_device=scorer_device, scorer_code=scorer_code,
-        )  # fmt: skip
+        options = Options(target, precision, kept, hashed, scorer_device, scorer_code, group)
+        loaded = load_bundle(where, options, revision=revision)
         bundle, model, tokenizer = loaded.bundle, loaded.model, loaded.tokenizer
         if target.type == "cpu" and sum(model.parameter_bytes().values()) >= huge_pages.WORTH_FROM:
             huge_pages.use_huge_pages()
@@ -262,7 +260,7 @@ class Ensemble(Frontend):
     def stream(
         self, prompt: str | None = None, weights: Weights | None = None, profile: str | None = None, **options: Any
     ) -> Iterator[TokenEvent]:
-        """Generate token by token; the last event carries the `completion`. Same arguments and errors as `generate`.
+        """Generate token by token; the last event has the `completion`. Same arguments and errors as `generate`.
 
         Leaving the loop early cancels the request. Several streams may be read in turn; they run in one batch.
         """
@@ -270,8 +268,8 @@ class Ensemble(Frontend):
         return self._driver.stream(request)
 
     def ends(self, requests: Iterable[Request], *, at_once: int) -> Generator[Completion | Failure]:
-        """Run requests of `request` as they come, so many at once; yields how each ended, first come first. Leaving the
-        loop early and closing it cancels the rest."""
+        """Run requests from an iterator, this many at once; yields the end of each, in order of completion. Closing the
+        iterator early cancels the rest."""
         return self._driver.ends(([request] for request in requests), at_once=at_once)
 
     def sweep(
@@ -286,7 +284,7 @@ class Ensemble(Frontend):
 
         Args:
             prompts, weights, options: see `sweep_plan`.
-            on_item: called as completions come, in the order they end.
+            on_item: called with each completion, in the order they end.
 
         Raises:
             InvalidRequest and its kinds before anything runs; EngineError when a completion fails; the others are then
@@ -295,8 +293,8 @@ class Ensemble(Frontend):
         return self._driver.sweep(self.sweep_plan(prompts, weights, **options), on_item)
 
     def drafts(self, prompt: str | None = None, *, messages: Messages | None = None, **options: Any) -> Drafts:
-        """A few good and different texts out of one sweep over a spread of weights, each token for token what
-        `generate` gives with its weights.
+        """A few good and different texts out of one sweep over a spread of weights. Each is token for token what
+        `generate` returns for its weights.
 
         Ranked by the mean of the bundle's scorers where they are loaded (`scorer_device` of `load`), else by
         likelihood; `ranked_by` of the answer says which.
@@ -339,10 +337,10 @@ class Ensemble(Frontend):
         return self._driver.map(self.map_request(prompt, corners, **options))
 
     def warm_up(self) -> None:
-        """One token through all lanes at once: proves that the model, its adapters and the head really work. Then a few
-        more where `threads` is to be chosen, on the thread that calls this.
+        """Run one token through all lanes, which verifies that the model, its adapters and the head work. If `threads`
+        is `auto`, then measure a few more steps, on the calling thread.
 
-        Raises EngineError when they do not work.
+        Raises EngineError when a step fails.
         """
         most = self.spec.max_source_tokens
         read = {name: tuple(self._prompts.ids("Hello.", name)[:most]) for name in self.lanes}

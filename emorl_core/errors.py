@@ -24,7 +24,7 @@ class EmorlError(Exception):
         self.param = param
 
     def renamed(self, old: str, new: str) -> Self:
-        """The same error by the name that a caller knows the field by; itself when it is about another field."""
+        """The same error under the caller's name of the field; unchanged if it is about another field."""
         name, dot, rest = (self.param or "").partition(".")
         if name != old:
             return self
@@ -56,13 +56,13 @@ class BundleError(EmorlError):
 
 
 class AdapterError(BundleError):
-    """An adapter that does not fit the base or uses what cannot run in lanes."""
+    """An adapter that does not fit the base or uses features that cannot run in lanes."""
 
     code = "invalid_adapter"
 
 
 class UnsupportedModel(BundleError):
-    """A base architecture without a file in `emorl_core/models`."""
+    """A base model whose architecture or checkpoint is not supported."""
 
     code = "unsupported_model"
 
@@ -86,7 +86,7 @@ class OutOfMemory(EngineError):
 
 
 def shown(value: object, most: int = 40) -> str:
-    """A value as a message shows it, cut to `most` characters: a number may have thousands of digits."""
+    """A value as shown in messages, cut to `most` characters, since a number may have thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"about {'-' if value < 0 else ''}1e{int(value.bit_length() * math.log10(2))}"
     text = repr(value)
@@ -94,10 +94,10 @@ def shown(value: object, most: int = 40) -> str:
 
 
 def cut(value: object) -> str:
-    """A value of a file, as messages show it."""
+    """A value from a file, as shown in messages."""
     return "null" if value is None else shown(value, 60)
 
 
 def one_line(error: BaseException, most: int = 200) -> str:
-    """What another library's error says, cut to `most` characters; its type where it says nothing."""
+    """Another library's error message as one line, cut to `most` characters; its type if it has no message."""
     return " ".join(str(error).split())[:most] or type(error).__name__

@@ -1,4 +1,4 @@
-"""What a caller may name -> requests for every text between weight vectors, checked in full."""
+"""Builds validated requests for every text between weight vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emorl_core.types import check_width
 
 
 class ExactRequests(Requests):
-    """Makes these, too."""
+    """Adds requests for segments and maps."""
 
     def segments_request(
         self,
@@ -33,10 +33,10 @@ class ExactRequests(Requests):
         stop: str | Sequence[str] = (),
         **limits: Any,
     ) -> SegmentsRequest:
-        """All greedy texts under (1 - t) from + t to, 0 <= t <= 1, checked in full and not begun.
+        """A validated request, not yet started, for all greedy texts under (1 - t) from + t to, 0 <= t <= 1.
 
         prompt: a text, or None beside `messages`, a chat. Intervals of t narrower than `min_width` are not divided
-        further. names: what errors call the two vectors; limits: further fields of `SegmentsRequest`. Raises as
+        further. names: of the two vectors in errors; limits: further fields of `SegmentsRequest`. Raises as
         `request`.
         """
         sampling = (max_new_tokens, min_new_tokens, stop)
@@ -60,12 +60,12 @@ class ExactRequests(Requests):
         stop: str | Sequence[str] = (),
         **limits: Any,
     ) -> MapRequest:
-        """All greedy texts of every mix of three weight vectors, checked in full and not begun.
+        """A validated request, not yet started, for all greedy texts of every mix of three weight vectors.
 
         prompt: a text, or None beside `messages`, a chat. corners: the three; None: each objective of the bundle alone.
-        resolution: of the grid that is taken where the limits do not allow the exact map; max_points: most points of
-        it, counted before anything is made. Polygons narrower than `min_width` are not divided further. limits: further
-        fields of `MapRequest`. Raises as `request`.
+        resolution: of the grid to fall back to when the exact map exceeds its limits; max_points: most points of that
+        grid, counted before anything is allocated. Polygons narrower than `min_width` are not divided further. limits:
+        further fields of `MapRequest`. Raises as `request`.
         """
         size = grid_size(3, resolution)
         if max_points is not None and size > max_points:
@@ -102,7 +102,7 @@ class ExactRequests(Requests):
         request_id: str | None,
         sampling: tuple[int, int, str | Sequence[str]],
     ) -> dict[str, Any]:
-        """What segments and maps have in common. corners: by what errors call them; sampling: most and fewest tokens,
+        """The fields shared by segments and maps. corners: by their names in errors; sampling: most and fewest tokens,
         stop strings."""
         check_width(min_width)
         first, *others = vectors = [self._named(name, each, normalize) for name, each in corners.items()]
@@ -123,7 +123,7 @@ class ExactRequests(Requests):
         }
 
     def _named(self, name: str, weights: Weights, normalize: bool) -> tuple[float, ...]:
-        """The vector of one corner; its errors say which."""
+        """The vector of one corner; errors name the corner."""
         try:
             return self.resolve(weights, normalize=normalize).vector
         except InvalidWeights as error:

@@ -30,10 +30,10 @@ def fake_ensemble(
 ) -> Ensemble:
     """An `Ensemble` over `FakeModel`, with the profiles `balanced` (the default) and one per objective.
 
-    objectives: those with an adapter; prompts: by objective, of these or of more that have no adapter.
+    objectives: those with an adapter; prompts: by objective, including objectives without an adapter.
 
-    encoder: an encoder-decoder, or a decoder-only model; it is at `ensemble.engine.model`, with fault hooks. chat: of
-    the bundle, which then has no prompt template.
+    encoder: whether it is an encoder-decoder or a decoder-only model. The model, with its fault hooks, is
+    `ensemble.engine.model`. chat: of the bundle, which then has no prompt template.
     """
     model = FakeModel(encoder=encoder, mean_length=mean_length, step_delay_s=step_delay_s)
     tokenizer = FakeTokenizer()

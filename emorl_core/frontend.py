@@ -1,4 +1,4 @@
-"""What those who ask a bundle for texts see of it: requests of every kind, and what is held for them."""
+"""The interface to a bundle: builds requests of every kind, and describes the loaded model."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from emorl_core.types import Quantize
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What an engine holds and how it computes."""
+    """Describes a loaded model and how it computes."""
 
     architecture: str
     device: str
     dtype: str
-    quantize: Quantize  # how the base's matrices are kept
+    quantize: Quantize  # storage of the base's matrices
     slots: int
     vocab_size: int
     max_positions: int | None
-    compiled: bool  # whether requests that begin now have a compiled decoding step
-    threads: int  # that torch computes with
+    compiled: bool  # whether new requests use the compiled decoding step
+    threads: int  # torch's threads
     parameter_bytes: dict[str, int] = field(default_factory=dict)  # {"base": ..., "adapters": ...}
 
 
 class Frontend(ExactRequests, DraftsRequests, ABC):
-    """Makes the requests of one bundle, wherever its engine runs."""
+    """Builds the requests of one bundle, wherever its engine runs."""
 
     hashes: Hashes | None = None
     scorers: Scorers
@@ -37,7 +37,7 @@ class Frontend(ExactRequests, DraftsRequests, ABC):
     @property
     @abstractmethod
     def held(self) -> Held:
-        """As it is now."""
+        """The current state."""
 
     @property
     def device(self) -> str:
@@ -53,7 +53,7 @@ class Frontend(ExactRequests, DraftsRequests, ABC):
 
     @property
     def compiled(self) -> bool:
-        """Whether requests that begin now have a compiled decoding step."""
+        """Whether new requests use the compiled decoding step."""
         return self.held.compiled
 
     def parameter_bytes(self) -> dict[str, int]:

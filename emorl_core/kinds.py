@@ -1,4 +1,4 @@
-"""What recipes, bundles and commands name by `kind`: frozen sections of settings; one line refuses a bad value.
+"""Frozen sections of settings that recipes, bundles and commands select by `kind`. A bad value gives a one-line error.
 
 Unknown keys and kinds are refused with the nearest known one.
 """
@@ -34,7 +34,7 @@ class Section(Strict):
 
 
 class Spec(Section):
-    """Base of everything that a recipe, a bundle or a command names by `kind`: data sources and scorers."""
+    """Base of sections selected by `kind`: data sources and scorers."""
 
 
 S = TypeVar("S", bound=Spec)

@@ -46,77 +46,55 @@ class Loaded(Beside):
     model: LaneModel
 
 
-def load_bundle(
-    where: str | os.PathLike[str] | Snapshot,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    quantize: Quantize = "off",
-    revision: str | None = None,
-    hashed: bool = False,
-    scorer_device: str | None = None,
-    scorer_code: bool = False,
-    group: ProcessGroup | None = None,
-) -> Loaded:
-    """Arguments and errors as `Ensemble.load`."""
-    read = partial(
-        _read,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        hashed=hashed,
-        scorer_device=scorer_device,
-        scorer_code=scorer_code,
-        group=group,
-    )
-    if not isinstance(where, Snapshot):
-        return steadily(where, read, revision=revision)
-    loaded = read(where)
-    where.check()
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to load a bundle; each field as the argument of `Ensemble.load`."""
+
+    device: torch.device
+    dtype: torch.dtype
+    quantize: Quantize = "off"
+    hashed: bool = False
+    scorer_device: str | None = None
+    scorer_code: bool = False
+    group: ProcessGroup | None = None
+
+
+def load_bundle(where: str | os.PathLike[str] | Snapshot, options: Options, *, revision: str | None = None) -> Loaded:
+    """Load a bundle. With a group, every process of it calls this with the same bundle, dtype and quantize; on rank 0
+    the model is then a `Leader`, elsewhere the part itself.
+
+    Raises:
+        BundleError, AdapterError, UnsupportedModel: as `Ensemble.load`; with a group, in every process.
+        Changed: the bundle was changed while it was read.
+    """
+    if isinstance(where, Snapshot):
+        return _checked(where, options)
+    if options.group is None:
+        return steadily(where, partial(_read, options=options), revision=revision)
+    with Snapshot.open(where, revision=revision) as files:
+        return _in_parts(files, options, options.group)
+
+
+def _checked(files: Snapshot, options: Options) -> Loaded:
+    loaded = _read(files, options)
+    files.check()
     return loaded
 
 
-def load_part(
-    where: str | os.PathLike[str],
-    group: ProcessGroup,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    quantize: Quantize,
-    revision: str | None = None,
-    hashed: bool = False,
-    scorer_device: str | None = None,
-    scorer_code: bool = False,
-) -> Loaded:
-    """Every process of the group calls this, with the same bundle, dtype and quantize. On rank 0 the model is a
-    `Leader`, elsewhere the part itself. Arguments as `Ensemble.load`.
-
-    Raises:
-        BundleError, AdapterError, UnsupportedModel: in every process, where the reason is in the files.
-        Changed: the bundle was changed while they read it.
-    """
+def _in_parts(files: Snapshot, options: Options, group: ProcessGroup) -> Loaded:
     from emorl_core.models.causal.model import CausalModel  # with transformers' modelling code, as in `CausalFamily`
     from emorl_core.models.parallel.leader import Leader
 
-    with Snapshot.open(where, revision=revision) as files:
-        loaded = load_bundle(
-            files,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            hashed=hashed,
-            scorer_device=scorer_device,
-            scorer_code=scorer_code,
-            group=group,
-        )
-        marks = group.reports(files.marks())
+    loaded = _checked(files, options)
+    marks = group.reports(files.marks())
     if any(each != marks[0] for each in marks):
+        where = files.bundle.folder
         raise Changed(f"{where}: was changed while {group.size} processes read it; start them again")
     if not group.leads:
         return loaded
-    assert isinstance(loaded.model, CausalModel)  # the one family that is held in parts
+    assert isinstance(loaded.model, CausalModel)  # the only family that can be split
     held = sum(loaded.model.parameter_bytes().values())
-    logger.info("the model is held in parts by %d processes, %d bytes of parameters in this one", group.size, held)
+    logger.info("the model is split over %d processes, %d bytes of parameters in this one", group.size, held)
     return replace(loaded, model=Leader(loaded.model, group))
 
 
@@ -128,25 +106,15 @@ def load_beside(
         return _beside(files, hashes, scorer_device, scorer_code)
 
 
-def _read(
-    files: Snapshot,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    quantize: Quantize,
-    hashed: bool,
-    scorer_device: str | None,
-    scorer_code: bool,
-    group: ProcessGroup | None,
-) -> Loaded:
-    with _hashing(files, hashed) as hashes:
-        model = load_model(files.base, device=device, dtype=dtype, group=group)
-        model.quantize(quantize)
+def _read(files: Snapshot, options: Options) -> Loaded:
+    with _hashing(files, options.hashed) as hashes:
+        model = load_model(files.base, device=options.device, dtype=options.dtype, group=options.group)
+        model.quantize(options.quantize)
         adapters = [read_peft(folder, name) for name, folder in files.adapters.items()]
         model.attach(adapters)
         for doubt in of_another_base(adapters, files.bundle.spec.base.hub):
             logger.warning("%s", doubt)
-        beside = _beside(files, hashes, scorer_device, scorer_code)
+        beside = _beside(files, hashes, options.scorer_device, options.scorer_code)
     _check_predictors(beside.predictors, model)
     return Loaded(beside.bundle, beside.tokenizer, beside.hashes, beside.scorers, beside.predictors, model)
 

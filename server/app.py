@@ -1,4 +1,4 @@
-"""`create_app`: the rooms put together. No globals: two apps in one process share nothing."""
+"""`create_app`: assembles the application. No globals: two apps in one process share nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from server.serving.service import Service
 from server.settings import Settings, SettingsError
 from server.watch.tracing import set_up_tracing
 
-# FastAPI's own telemetry records bodies that fail validation and the text of exceptions: both can hold a prompt.
+# FastAPI's own telemetry records invalid bodies and exception messages; both can contain a prompt.
 _NO_TELEMETRY: TelemetryConfig = {
     "tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False,
 }  # fmt: skip
@@ -44,11 +44,11 @@ def create_app(
     scoring: MakeScoring | None = None,
     group: ProcessGroup | None = None,
 ) -> FastAPI:
-    """The HTTP application. With `ensemble`, that is served; else the lifespan loads `settings.bundle`, in parts where
-    this process leads a `group`. With `scoring`, that is asked for scores, and the bundle's scorers are not loaded.
+    """The HTTP application. It serves `ensemble` if given; else the lifespan loads `settings.bundle`, split over the
+    `group` if there is one. With `scoring`, scores come from there, and the bundle's scorers are not loaded.
 
-    The service is at `app.state.service`. Loading happens in the background: liveness answers while it goes on, and a
-    bundle that cannot be served shows in liveness and in `service.failure`.
+    The service is `app.state.service`. Loading happens in the background: liveness answers meanwhile, and a bundle that
+    cannot be served shows in liveness and in `service.failure`.
 
     Raises:
         SettingsError: the file of API keys cannot be used, the packages for tracing are missing, or `root_path` is a
@@ -76,8 +76,8 @@ def create_app(
         version=__version__,
         description="N objectives for the price of one model, steered per request.",
         lifespan=lifespan,
-        openapi_url=None,  # `make_router` has it
-        docs_url=None,  # these pages load scripts from elsewhere
+        openapi_url=None,  # added by `make_router`
+        docs_url=None,  # these pages load scripts from a CDN
         redoc_url=None,
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
@@ -95,7 +95,7 @@ def create_app(
                 AuthMiddleware,
                 keys=keys,
                 metrics_key_required=settings.metrics_key_required,
-                open_paths=frozenset(page),  # it tells nothing of this server; what it asks for needs the key
+                open_paths=frozenset(page),  # the page reveals nothing; its API calls need the key
             ),
             Middleware(
                 LimitMiddleware,
@@ -128,5 +128,5 @@ def create_app(
 
 def _check_prefix(root_path: str, paths: Iterable[str]) -> None:
     taken = next((path for path in paths if f"{path}/".startswith(f"{root_path}/")), None)
-    if taken is not None:  # with the prefix left on or taken off, one path would mean two routes
+    if taken is not None:  # a proxy may keep or strip the prefix, so one path could mean two routes
         raise SettingsError(f"root_path is {root_path!r}; {taken} is a route of this server", param="root_path")

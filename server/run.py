@@ -1,4 +1,4 @@
-"""`run`: uvicorn with a drain that keeps its promises."""
+"""`run`: uvicorn with draining and bounded shutdown."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ logger = logging.getLogger("emorl.server")
 
 
 class Helpers(ThreadPoolExecutor):
-    """The event loop's threads, for work that a request waits for. The end does not wait for what is still in them."""
+    """The event loop's threads, for work that a request waits for. Shutdown does not wait for running work."""
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002 - see above
         super().shutdown(wait=False, cancel_futures=True)
 
 
 class DrainingServer(uvicorn.Server):
-    """A first SIGTERM or SIGINT drains, a second one ends the process at once; SIGHUP loads the bundle again."""
+    """The first SIGTERM or SIGINT drains, a second one exits at once; SIGHUP reloads the bundle."""
 
     _listener: Listener  # from `startup` on
 
@@ -84,13 +84,13 @@ class DrainingServer(uvicorn.Server):
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
 
     def announce(self) -> None:
-        """Tell `on_ready` the URL once the socket listens and the bundle is loaded, whichever comes second."""
+        """Call `on_ready` with the URL once the socket listens and the bundle is loaded."""
         if self.started and self._service.started:
             self.on_ready(self.url)
 
     @property
     def url(self) -> str:
-        """Where it listens; with port 0, the port that was found."""
+        """The URL it listens on; with port 0, the port that was assigned."""
         host, port = self.config.host, self.config.port
         for server in getattr(self, "servers", []):
             for sock in server.sockets:
@@ -106,21 +106,21 @@ class DrainingServer(uvicorn.Server):
         self._loop.call_soon_threadsafe(self.begin_drain)
 
     def begin_drain(self) -> None:
-        """Refuse new requests at once; stop listening after `drain_delay_s`; end what is left at the deadline."""
+        """Refuse new requests at once; stop listening after `drain_delay_s`; end remaining requests at the deadline."""
         if self._drain is None:
             self._service.drain()
             self._drain = asyncio.get_running_loop().create_task(self._finish(), name="emorl-drain")
 
     async def _finish(self) -> None:
         settings = self._service.settings
-        # A load balancer takes a moment to see that readiness has gone; until then it still sends requests here.
+        # A load balancer takes a moment to notice that readiness failed; until then it still sends requests here.
         await asyncio.sleep(settings.drain_delay_s)
         self.should_exit = True
         if not await self._service.drained(settings.drain_timeout_s):
             logger.warning("drain_timeout_s has passed: the requests still running were ended with an error")
 
     async def shutdown(self, sockets: object = None) -> None:  # noqa: ARG002 - always its own
-        self._connections.hurry(self._service.settings.last_bytes_s)  # no client may hold up the end
+        self._connections.hurry(self._service.settings.last_bytes_s)  # no client may delay the shutdown
         await self._listener.finish()
         await super().shutdown()
 
@@ -132,10 +132,10 @@ def run(
     group: ProcessGroup | None = None,
     on_ready: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; SIGHUP loads the bundle again.
+    """Serve until SIGINT or SIGTERM; SIGHUP reloads the bundle.
 
-    `on_ready` is called with the URL once requests are taken. group: processes that hold the model in parts with this
-    one, which serves.
+    `on_ready` is called with the URL once requests are accepted. group: processes over which the model is split; this
+    one serves.
 
     Raises:
         EmorlError: the bundle or the address could not be served; the server has stopped.
@@ -161,7 +161,7 @@ def run(
 
 
 def make_server(app: object, settings: Settings) -> DrainingServer:
-    """Raises `SettingsError` when the limits on connections cannot hold."""
+    """Raises `SettingsError` when the limits on connections contradict each other."""
     service: Service = app.state.service  # type: ignore[attr-defined]
     connections = service.connections = Connections(settings)
     config = uvicorn.Config(
@@ -172,8 +172,8 @@ def make_server(app: object, settings: Settings) -> DrainingServer:
         h11_max_incomplete_event_size=settings.max_header_bytes,
         ws="none",
         lifespan="on",
-        log_config=None,  # the process that runs this has set up logging
-        access_log=False,  # uvicorn's has the raw path in it
+        log_config=None,  # logging is set up by the caller
+        access_log=False,  # uvicorn's access log contains the raw path
         server_header=False,
         backlog=settings.backlog,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s + settings.last_bytes_s),

@@ -1,1 +1,1 @@
-"""What the benchmarks of training share: sides, peers, rounds."""
+"""Training speed beside Hugging Face loops: `lockstep` (T5) and `causal`, over shared sides, peers and rounds."""

@@ -113,7 +113,7 @@ def scorer_specs(given: list[str]) -> dict[str, Any]:
     from emorl_core.bundles.bundle import NAME
     from emorl_core.files.documents import parse_yaml
     from emorl_core.files.reading import Unreadable
-    from training.search.grid import SearchError
+    from training.search.strategies.grid import SearchError
 
     specs: dict[str, Any] = {}
     for text in given:

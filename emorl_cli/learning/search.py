@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from emorl_core.bundles.predictor import Predictor
     from emorl_core.bundles.profiles import PredictorSpec
     from emorl_core.ensemble import Ensemble
-    from training.search.evaluator import EvaluatingOver
+    from training.search.evaluations.evaluator import EvaluatingOver
     from training.search.inputs import Inputs
     from training.search.per_prompt import Fitted
     from training.search.run import Outcome, SearchSettings
@@ -110,13 +110,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from emorl_core.bundles.bundle import Bundle
-    from training.search.grid import SearchError
     from training.search.inputs import chosen
     from training.search.per_prompt import Fitted
     from training.search.plots import MISSING, draw_all, installed
     from training.search.profile import check_profile, origin_of, write_profile
     from training.search.run import EVALUATIONS_FILE, Outcome, SearchSettings, check_folder, check_objectives
     from training.search.score_table import parse_goal
+    from training.search.strategies.grid import SearchError
 
     settings = SearchSettings(
         args.space, args.levels, args.method, args.trials, args.goal, args.max_new_tokens, args.seed
@@ -224,7 +224,7 @@ def _search(
 def _over_cluster(
     args: argparse.Namespace, ensemble: Ensemble, inputs: Inputs, settings: SearchSettings, names: tuple[str, ...]
 ) -> EvaluatingOver:
-    from training.search.on_ray import Setting, over_cluster
+    from training.search.evaluations.on_ray import Setting, over_cluster
 
     setting = Setting.of(
         ensemble, args.bundle, names, inputs, settings.max_new_tokens, threads_of_a_task(args.threads),
@@ -242,8 +242,8 @@ def _stored(bundle: Path, predictor: Predictor, names: tuple[str, ...]) -> Predi
 
 
 def _inputs(args: argparse.Namespace, bundle: Any) -> Inputs:
-    from training.search.grid import SearchError
     from training.search.inputs import from_files, from_recipe, stored_recipe
+    from training.search.strategies.grid import SearchError
 
     if args.prompts is not None:
         if args.recipe is not None:

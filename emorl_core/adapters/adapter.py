@@ -28,12 +28,12 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MODULE_PREFIX = "base_model.model."  # PEFT's, before a module's path
 MOST_LETTERS = 300  # of a tensor's name
-_MOST_CONFIG = 2**22  # bytes; a pattern for each of thousands of modules has its place
+_MOST_CONFIG = 2**22  # bytes; enough for a pattern for each of thousands of modules
 _MOST_WEIGHTS = 2**33
 _HEAD = "lm_head"
 BASE_HASH = "base_sha256"  # in the weights file's metadata: `files.weights_hash` of the base it was trained on
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-ACTIVATED_TASK = "CAUSAL_LM"  # PEFT's, of models that read the prompt and write the reply as one sequence
+ACTIVATED_TASK = "CAUSAL_LM"  # PEFT's task type of decoder-only models
 _cut = partial(shown, most=100)
 # Keys of adapter_config.json that change what an adapter computes beyond W + scale * B A, with the reason to refuse.
 _REFUSED_OPTIONS: dict[str, str] = {
@@ -78,10 +78,10 @@ class Adapter:
 
     name: str
     modules: Mapping[str, LoraPair]
-    base_name: str | None = None  # the base it says it was trained on
+    base_name: str | None = None  # the base that it claims to have been trained on
     base_sha256: str | None = None  # and the hash of that base's weights
-    invocation_tokens: tuple[int, ...] | None = None  # activated LoRA: it acts from their last occurrence on
-    task: str | None = None  # PEFT's task type, as its family of bases has it
+    invocation_tokens: tuple[int, ...] | None = None  # activated LoRA: the adapter acts from their last occurrence on
+    task: str | None = None  # PEFT's task type for this family of bases
 
     @property
     def parameters(self) -> int:
@@ -111,10 +111,10 @@ def read_peft(folder: Path, name: str) -> Adapter:
 
 
 def of_another_base(adapters: Sequence[Adapter], hub: str | None, base_sha256: str | None = None) -> Iterator[str]:
-    """One line for every adapter that says it was trained on another base than the hub id `hub`, or than one whose
-    weights have this hash; None where that is not known.
+    """One line for every adapter that claims another base than the hub id `hub`, or than one whose weights have this
+    hash; None: not known.
 
-    This is no reason to refuse it. Names say little (a mirror, a renamed copy), and other bytes can be the same base in
+    Such an adapter is not refused. Names say little (a mirror, a renamed copy), and other bytes can be the same base in
     another precision; an adapter whose shapes do not fit is refused when it is attached.
     """
     for adapter in adapters:
@@ -132,7 +132,7 @@ def _check_options(config: Mapping[str, Any], name: str) -> None:
     for option, reason in _REFUSED_OPTIONS.items():
         if config.get(option):
             raise _refused(name, f"{option} is set; {reason}")
-    # With a base without biases none are trained; trained ones are found, and refused, in the weights file.
+    # On a base without biases this trains none. Trained biases are found in the weights file, and refused.
     if config.get("bias") not in (None, "none", "all", "lora_only"):
         raise _refused(name, f"bias is {_cut(config['bias'])}; allowed: none, all, lora_only")
     if config.get("use_rslora") not in (None, True, False):
@@ -148,7 +148,7 @@ def _check_options(config: Mapping[str, Any], name: str) -> None:
 
 def _pairs(tensors: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> dict[str, LoraPair]:
     alphas = Patterns("alpha_pattern", config.get("alpha_pattern"))
-    Patterns("rank_pattern", config.get("rank_pattern"))  # checked only: a rank is the matrices' own
+    Patterns("rank_pattern", config.get("rank_pattern"))  # only checked: the rank is read from the matrices
     modules = {}
     for module, parts in _halves(tensors, name).items():
         if set(parts) != {"A", "B"}:
@@ -243,10 +243,10 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, in memory of their own (a mapped file could change under them), and the file's metadata."""
+    """The tensors, copied out of the mapped file (which could change), and the file's metadata."""
     try:
         data = read_bytes(folder / WEIGHTS_FILE, most=_MOST_WEIGHTS)
-        tensors = dict(sorted(load(data).items()))  # it hands them over in any order
+        tensors = dict(sorted(load(data).items()))  # it returns them in any order
     except Missing:
         pickle = folder / "adapter_model.bin"
         hint = f"; {pickle.name} is a pickle, which is not loaded" if pickle.exists() else ""
@@ -264,7 +264,7 @@ def _refused(name: str, reason: str) -> AdapterError:
 
 
 def _is_another(base_name: str, expected_base: str) -> bool:
-    """Whether two hub ids name different repositories; a folder's name says nothing."""
+    """Whether two hub ids name different repositories. False for folders, whose names say nothing."""
     both = _is_hub_id(base_name) and _is_hub_id(expected_base)
     return both and _hub_name(base_name) != _hub_name(expected_base)
 

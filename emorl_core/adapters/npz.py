@@ -1,7 +1,7 @@
 """The authors' published adapters: `.npz` with `<module>_loraA`, `<module>_loraB` and `<module>_scaling`.
 
-A `.npz` is a zip of arrays. It is read here and not by `numpy.load`, which takes the last of two arrays of one name,
-sets memory aside as an array's header says, and inflates two megabytes to two gigabytes.
+A `.npz` is a zip of arrays. `numpy.load` is not used: of two arrays with one name it takes the last, it trusts an
+array's header when allocating memory, and it inflates two megabytes to two gigabytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from emorl_core.errors import AdapterError, one_line
 from emorl_core.files.reading import LFS_ADVICE, Unreadable, is_lfs_pointer, open_regular
 
 _PARTS = ("loraA", "loraB", "scaling")
-# Trained numbers hardly shrink in a zip, zeros shrink a thousandfold: B begins as zeros, A never does.
+# Trained numbers hardly shrink in a zip; zeros shrink a thousandfold. B starts as zeros, A never does.
 _MOST_INFLATED = 64
 _SMALL = 2**26  # bytes that any file may inflate to
 
@@ -100,7 +100,7 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise Unreadable(f"{key!r} is compressed by a method that numpy does not use")
                 with archive.open(entry) as inside:
-                    # The header's word is not enough: one byte more than it says would be too many.
+                    # The header is not trusted: reading stops one byte beyond the size that it claims.
                     data = inside.read(entry.file_size + 1)
                 arrays[key] = _array(key, data)
             return arrays

@@ -1,8 +1,8 @@
 """PEFT's `alpha_pattern` and `rank_pattern`: other values for some modules, by regular expressions.
 
-An adapter may come from a stranger, and an expression can keep Python's own engine busy for ever with the interpreter
-locked. `regex` gives up after a time and lets other threads run meanwhile. Its compiler knows no time: groups that
-repeat inside each other double each other's size. So only such expressions are compiled as pick modules by their paths.
+Adapters may be untrusted, and an expression can keep Python's own engine busy forever while it holds the GIL. `regex`
+has a timeout and releases the GIL while it matches. Its compiler has no timeout, and nested repeated groups grow
+exponentially. So only simple expressions, enough to select modules by path, are compiled.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import regex
 from emorl_core.errors import cut
 from emorl_core.files.reading import Unreadable
 
-_MOST_LETTERS = 300  # of one expression; a module's path has about fifty
-_MOST_DEPTH = 4  # groups inside each other
-# Names, . * + ? | ^ $ [] () (?:) and repeats by number, those not of groups; \. and \- as `re.escape` writes them.
+_MOST_LETTERS = 300  # of one expression; a module's path has about fifty characters
+_MOST_DEPTH = 4  # nesting depth of groups
+# Names, . * + ? | ^ $ [] () (?:), counted repeats except of groups, and \. and \- as `re.escape` writes them.
 _SYNTAX = re.compile(r"(?:[\w.*+?|^$\[\])-]|\((?!\?)|\(\?:|\\[.dDwW-]|(?<!\))\{\d{1,2}(?:,\d{0,2})?\})*")
-_MOST_S = 5.0  # of all matching for one table; a thousand modules and as many plain paths take less than one
+_MOST_S = 5.0  # for all matching of one table; a thousand modules and as many plain paths take less than one second
 
 
 class Patterns:
@@ -35,7 +35,7 @@ class Patterns:
         self._left_s = _MOST_S
 
     def value(self, module: str, default: Any) -> Any:
-        """Of the first key that matches the end of the module's path, after a dot or from its start: PEFT's rule.
+        """The value of the first key that matches the whole path or its end after a dot, which is PEFT's rule.
 
         Raises `Unreadable` where matching takes too long.
         """
@@ -51,7 +51,7 @@ class Patterns:
             raise Unreadable(f"{self._option} key {cut(key)} is more than picks modules by their paths; write a path")
         pattern = rf"(.*\.)?({key})$"
         try:
-            re.compile(pattern)  # what PEFT cannot read, no one trained with
+            re.compile(pattern)  # PEFT cannot read it either, so nobody trained with it
             return regex.compile(pattern)
         except (re.error, regex.error, RecursionError, OverflowError):
             raise Unreadable(f"{self._option} key {cut(key)} is not a regular expression") from None

@@ -1,7 +1,7 @@
-"""A weighted sum of adapters as one adapter: a mix in weight space, written down; a model soup (Wortsman et al. 2022;
+"""A weighted sum of adapters as one adapter, which is a mix in weight space or a model soup (Wortsman et al. 2022;
 Rewarded Soups: Rame et al. 2023).
 
-Nothing is approximated: the adapters' factors stand side by side, so that B A is the sum of their updates. An average
+The sum is exact: the adapters' factors are concatenated, so that B A is the sum of their updates. An average
 of the factors themselves, sum w A and sum w B, would be another matrix: it has cross terms B_i A_j.
 """
 
@@ -20,11 +20,11 @@ def weighted_sum(name: str, adapters: Sequence[Adapter], weights: Sequence[float
     """sum_i w_i scale_i B_i A_i per module, at least one adapter, activated if they are.
 
     Every module has scale 1 and the same rank, the sum of the adapters' largest: where one adapts a module with a
-    lower rank, or not at all, the rest is zeros. PEFT could be told of a rank for every module. But vLLM makes room for
-    the config's one `r`, and llama.cpp divides the config's one `lora_alpha` by each module's own rank.
+    lower rank, or not at all, the rest is zeros. PEFT supports a rank for every module, but vLLM allocates by the
+    config's single `r`, and llama.cpp divides the config's single `lora_alpha` by each module's own rank.
 
     Raises:
-        AdapterError: adapters that begin to act at different tokens, since one adapter cannot; numbers beyond float32.
+        AdapterError: the adapters begin to act at different tokens, or a number is beyond float32.
     """
     first = adapters[0]
     for other in adapters:

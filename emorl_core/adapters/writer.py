@@ -29,7 +29,7 @@ def write_peft(
     Modules with another rank or scale than the most common one go into `rank_pattern` and `alpha_pattern`, keyed by
     their full path. `base_name` and `base_sha256` (`files.weights_hash`) say which base it is for, `task` is its
     family's `adapter_task`; None: the adapter's own. `extra` goes into adapter_config.json (`lora_dropout`, say).
-    `dtype`: of the weights in the file; what reads them computes in its own.
+    `dtype`: of the weights in the file.
     """
     ranks = [pair.rank for pair in adapter.modules.values()]
     rank = max(set(ranks), key=ranks.count)
@@ -66,7 +66,8 @@ def write_peft(
 
 
 def _serialised(tensors: dict[str, Tensor], facts: dict[str, str]) -> bytes:
-    """A safetensors file. The library writes metadata in any order; here the same content gives the same bytes."""
+    """A safetensors file. The library writes metadata in any order; this function gives the same bytes for the same
+    content."""
     data = save(tensors, {"format": "pt", **facts})
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])

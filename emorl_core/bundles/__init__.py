@@ -1,1 +1,1 @@
-"""What a folder that serves holds, and what is kept in it."""
+"""The bundle: its format, and the files stored in it."""

@@ -30,11 +30,11 @@ BASE_DIR = "base"
 SCORERS_DIR = "scorers"
 PREDICTORS_DIR = "predictors"
 PROMPT = "{prompt}"
-# A file cut short is often good YAML still, without its last objective. So a file that begins with the first of these
-# lines must hold the second one; what a person or an older version wrote has neither.
+# A truncated file is often still valid YAML, without its last objective. So a file that begins with the first of these
+# lines must contain the second. Files written by hand or by older versions have neither.
 FIRST_LINE = '# A bundle of emorl. It is whole when it ends with the line "# end of bundle".'
 LAST_LINE = "# end of bundle"
-# What is read of a checkpoint or an adapter, by name: weights as safetensors, JSON, YAML and tokenizer files.
+# Files that are read of a checkpoint or an adapter: safetensors, JSON, YAML and tokenizer files.
 FILE_PATTERNS = ("*.safetensors", "*.json", "*.yaml", "*.model", "*.txt", "*.md", "*.jinja")
 
 
@@ -73,7 +73,7 @@ class BaseRef(Strict):
 
 
 class PromptSpec(Strict):
-    """What an objective's lane is told: in a bundle with `chat` a system message, in any other a template."""
+    """The prompt of an objective's lane: a system message in a bundle with `chat`, else a template."""
 
     system: SystemMessage | None = None
     template: Template | None = None
@@ -103,7 +103,7 @@ class ObjectiveSpec(Strict):
 class ChatSpec(Strict):
     """Prompts go through the chat template of the base's tokenizer."""
 
-    system: SystemMessage | None = None  # the system message of chats that bring none
+    system: SystemMessage | None = None  # the system message of chats that have none
 
 
 class BundleSpec(Strict):
@@ -118,9 +118,9 @@ class BundleSpec(Strict):
     objectives: dict[Name, ObjectiveSpec]
     profiles: dict[Name, ProfileSpec] = Field(default_factory=dict)
     default_profile: str | None = None
-    # What judges texts, each as a recipe writes it; usually by the objective that it was trained for.
+    # By name, usually that of the objective it was trained for: a scorer, as in a recipe.
     scorers: dict[Name, dict[str, Any] | str] = Field(default_factory=dict, exclude_if=lambda value: not value)
-    # Of scorers: folder inside the bundle -> SHA-256 over the names and contents of its files.
+    # Scorer folder inside the bundle -> SHA-256 over the names and contents of its files.
     scorer_files: dict[str, Sha256] = Field(default_factory=dict, exclude_if=lambda value: not value)
 
     @field_validator("scorers")
@@ -161,7 +161,7 @@ class BundleSpec(Strict):
 
     @property
     def prompts(self) -> dict[str, PromptSpec]:
-        """Of the objectives that have one of their own."""
+        """The prompts of the objectives that have their own."""
         return {name: each.prompt for name, each in self.objectives.items() if each.prompt is not None}
 
     @property
@@ -176,17 +176,17 @@ class BundleSpec(Strict):
 
     @property
     def around(self) -> tuple[str, str]:
-        """What the template puts before and after a prompt."""
+        """The template's text before and after the prompt."""
         return split_template(self.prompt_template)
 
     def wrap(self, prompt: str) -> str:
-        """Put a prompt into the template. `str.format` is not used: a prompt may hold braces."""
+        """Put a prompt into the template. `str.format` is not used, because prompts may contain braces."""
         before, after = self.around
         return before + prompt + after
 
     def check_template(self, tokens: int, objective: str | None = None) -> None:
-        """tokens: what the template takes by itself, or what the prompt of an objective does. Raises `BundleError` when
-        it leaves none for a prompt."""
+        """tokens: taken by the template or an objective's prompt alone. Raises `BundleError` when none are left for a
+        prompt."""
         if tokens >= self.max_source_tokens:
             template = "prompt_template" if self.chat is None else "the chat template, with chat.system,"
             if objective is not None:
@@ -198,7 +198,7 @@ class BundleSpec(Strict):
             )
 
     def profile_weights(self) -> dict[str, dict[str, float] | None]:
-        """By name; None: a predictor says them, for each prompt its own."""
+        """A profile's weights; None: a predictor chooses them for each prompt."""
         return {name: profile.weights for name, profile in self.profiles.items()}
 
 
@@ -228,7 +228,7 @@ class Bundle:
         return hub_folder(ref.hub, ref.revision)
 
     def adapter_folder(self, objective: str) -> Path:
-        """Of an objective that has an adapter."""
+        """The adapter folder of an objective that has one."""
         adapter = self.spec.objectives[objective].adapter
         assert adapter is not None  # one of `BundleSpec.adapted`
         return self._inside(adapter, f"objectives.{objective}.adapter")
@@ -238,14 +238,14 @@ class Bundle:
         return self._inside(path, f"scorer_files.{path}")
 
     def predictor_folder(self, profile: str) -> Path:
-        """Of a profile that has a predictor."""
+        """The predictor folder of a profile that has one."""
         predictor = self.spec.profiles[profile].predictor
-        assert predictor is not None  # the caller has looked
+        assert predictor is not None  # checked by the caller
         return self._inside(predictor.path, f"profiles.{profile}.predictor.path")
 
     def _inside(self, relative: str, key: str) -> Path:
         path = self.folder / relative
-        # A bundle may come from a stranger: its paths stay inside it. Symbolic links of a hub cache point elsewhere,
+        # A bundle may be untrusted, so its paths must stay inside it. Symbolic links of a hub cache point elsewhere,
         # so the check is on the path as written, not on where it resolves to.
         if Path(relative).is_absolute() or ".." in Path(relative).parts:
             raise BundleError(f"{BUNDLE_FILE}: {key} is {cut(relative)}; allowed: a path inside the bundle", param=key)
@@ -257,7 +257,7 @@ class Bundle:
 
 
 def split_template(template: str) -> tuple[str, str]:
-    """What a template puts before and after a prompt."""
+    """A template's text before and after the prompt."""
     before, _, after = template.partition(PROMPT)
     return before, after
 
@@ -309,7 +309,7 @@ def write_spec(folder: Path, spec: BundleSpec) -> None:
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """What is read of a checkpoint and its tokenizer, into a new folder."""
+    """Copy the files that are read of a checkpoint and its tokenizer into a new folder."""
     target.mkdir()
     for path in sorted(source.iterdir()):
         if path.is_file() and any(path.match(pattern) for pattern in FILE_PATTERNS):
@@ -331,7 +331,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 def hub_folder(name: str, revision: str | None = None) -> Path:
     """Fetch a repository from the Hugging Face hub: safetensors, JSON, YAML and tokenizer files only."""
-    from huggingface_hub import snapshot_download  # only where the hub is used
+    from huggingface_hub import snapshot_download  # imported only where the hub is used
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:

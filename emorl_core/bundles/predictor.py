@@ -1,4 +1,4 @@
-"""Weights for a prompt that nobody has searched for: a linear head on what the bare base makes of the prompt."""
+"""Weights predicted for each prompt: a linear head on the bare base's last hidden state of the prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emorl_core.weights import BASE, ResolvedWeights
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-_STEPS = 1000  # of a weight from 0 to 1: a smaller one would cost a lane and hardly move a text
+_STEPS = 1000  # smaller weights become 0: they would cost a lane and hardly change a text
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +37,7 @@ class Predictor:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a request with such a profile asks: the base's state of its prompt -> a vector over `lanes`."""
+    """A predictor over an engine's lanes: the base's state of a prompt -> a weight for each of `lanes`."""
 
     profile: str
     predictor: Predictor

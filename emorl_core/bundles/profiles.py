@@ -1,4 +1,4 @@
-"""A profile in `bundle.yaml`: weights by a name, or a predictor that says them for each prompt."""
+"""A profile in `bundle.yaml`: named weights, or a predictor that chooses them for each prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_ORIGIN = 2**16  # bytes of a profile's origin as JSON
 
 
 class PredictorSpec(Strict):
-    """Where a predictor lies, and what it weighs."""
+    """Where a predictor is stored, and which objectives it weighs."""
 
     path: str  # folder inside the bundle
     sha256: Sha256  # over the names and contents of its files
@@ -26,8 +26,8 @@ class PredictorSpec(Strict):
 
 
 class ProfileSpec(Strict):
-    """Named weights, or a predictor that says them for each prompt, and where they came from (a search, a person), as
-    plain JSON data."""
+    """Named weights, or a predictor that chooses them for each prompt. `origin`: where they came from (a search, a
+    person), as plain JSON data."""
 
     weights: dict[str, float] | None = None
     predictor: PredictorSpec | None = None

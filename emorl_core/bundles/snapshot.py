@@ -1,7 +1,7 @@
-"""A bundle as it lies on disk at one moment: what is loaded and what is hashed are the same bytes.
+"""A consistent snapshot of a bundle on disk: what is loaded and what is hashed are the same bytes.
 
-A bundle is changed while servers run: a new one is renamed into place, an adapter is copied over. So its folder is held
-open, and every file that serving reads is looked at before the first is read and again after the last.
+A bundle may change while servers run: a new one is renamed into place, or an adapter is overwritten. So its folder is
+held open, and every file that serving reads is checked (`stat`) before the first read and again after the last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from emorl_core.files.reading import Unreadable, check_regular
 T = TypeVar("T")
 Stamp = tuple[int, ...]
 _ATTEMPTS = 5
-# A file system's clock ticks up to every 10 ms (HZ=100): of two changes within one tick only the first shows.
+# A file system's clock may tick only every 10 ms (HZ=100): a second change within one tick does not show.
 _TICK_NS = 20_000_000
 
 
@@ -44,11 +44,9 @@ class Hashes:
 
 
 class Snapshot:
-    """`bundle` is for people and for writing; what is loaded comes from `base`, `adapters` and `inside`, the bundle for
-    those who load its scorers and predictors.
-
-    These lead into the folders that were there when it was opened, whatever is renamed since, on Linux, where a
-    folder that is held open has a path. Elsewhere only `check` tells.
+    """`bundle` has the paths that messages name. Files are loaded through `base`, `adapters`, and `inside`, the bundle
+    from which scorers and predictors are loaded. On Linux, where an open folder has a path of its own, these still lead
+    to the folders that were opened, even if they are renamed. Elsewhere only `check` notices a rename.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +75,7 @@ class Snapshot:
     @classmethod
     @contextmanager
     def open(cls, where: str | os.PathLike[str], *, revision: str | None = None) -> Iterator[Snapshot]:
-        """Of a folder or a hub id. Errors inside name the folders by their own paths.
+        """Open a folder or a hub id. Errors raised inside the block name the folders by their own paths.
 
         Raises:
             BundleError: as `Bundle.open`, for a folder that is not there, and for anything but files and folders in it.
@@ -91,12 +89,12 @@ class Snapshot:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Of the folders that it holds open. In a process that is started with them, a pickled copy of it reads the
-        same folders."""
+        """Descriptors of the folders held open. A pickled copy reads the same folders in a process that inherits
+        them."""
         return tuple(descriptor for descriptor, _, _ in self._held)
 
     def check(self) -> None:
-        """Raises `Changed` when a file is not the one, or not as, it was at the beginning."""
+        """Raises `Changed` when a file was replaced or modified since the snapshot was opened."""
         try:
             now = self._look()
         except OSError as error:
@@ -107,11 +105,11 @@ class Snapshot:
             raise Changed(f"{path}: was changed while the bundle was read; read it again when it is whole")
 
     def marks(self) -> list[Stamp]:
-        """What its files looked like when it was opened; equal for two that are of one moment on one machine."""
+        """The files' stamps at opening; equal for two snapshots of the same files on one machine."""
         return sorted(self._stamps.values())
 
     def hashes(self) -> Hashes:
-        """Blocking: reads every file once. `check` afterwards tells whether they are of one moment."""
+        """Blocking: reads every file once. Call `check` afterwards to know whether the hashes are consistent."""
         adapters = {name: folder_hash(folder) for name, folder in self.adapters.items()}
         return Hashes(self._yaml_hash, folder_hash(self.base), adapters)
 
@@ -132,7 +130,7 @@ class Snapshot:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Messages of those who read say what a person calls the folder."""
+        """Errors raised in the block name folders as the user knows them."""
         try:
             yield
         except OSError as error:
@@ -153,7 +151,7 @@ class Snapshot:
         return text
 
     def _settled(self) -> dict[Path, Stamp]:
-        """The stamps, none younger than a tick of the file system's clock: whatever is changed later shows in them."""
+        """The stamps, all older than a tick of the file system's clock, so that every later change shows."""
         stamps = self._look()
         for _ in range(_ATTEMPTS):
             newest = max(max(stamp[4::5]) for stamp in stamps.values())
@@ -178,9 +176,9 @@ class Snapshot:
 
 
 def steadily(where: str | os.PathLike[str], read: Callable[[Snapshot], T], *, revision: str | None = None) -> T:
-    """What `read` makes of a bundle that did not change meanwhile; read again, a few times, where it did.
+    """Return what `read` returns for a bundle that did not change meanwhile; retry a few times where it did.
 
-    Raises `BundleError`; whatever `read` raises of a bundle that held still.
+    Raises `BundleError`, and whatever `read` raises on an unchanged bundle.
     """
     left = _ATTEMPTS
     while True:
@@ -219,5 +217,5 @@ def _stamps_below(folder: Path) -> dict[Path, Stamp]:
 
 
 def _stamp(found: os.stat_result) -> Stamp:
-    # ctime is last: it shows changes that were undone too, and programs cannot set it.
+    # ctime is last: it also shows changes that were undone, and programs cannot set it.
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

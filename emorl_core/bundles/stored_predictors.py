@@ -1,4 +1,4 @@
-"""The predictors of a bundle's profiles: put into it by who fitted them, checked and loaded from it by who serves."""
+"""The predictors of a bundle's profiles: stored after fitting, checked and loaded for serving."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _MOST_BYTES = 2**26
 
 
 def store_predictor(bundle: Path, predictor: Predictor) -> tuple[str, str]:
-    """Write it into a folder of `bundle/predictors/` that is named by its hash, so that a bundle that serves does not
-    change; returns the folder inside the bundle and its SHA-256."""
+    """Write a predictor into a folder of `bundle/predictors/` named by its hash, so that files in use never change.
+    Returns the folder inside the bundle and its SHA-256."""
     unnamed = bundle / PREDICTORS_DIR / "new"
     with appearing(unnamed, replace=True) as folder:
         values = {"mean": predictor.mean, "scale": predictor.scale, "head": predictor.head, "bias": predictor.bias}
@@ -38,7 +38,8 @@ def store_predictor(bundle: Path, predictor: Predictor) -> tuple[str, str]:
 
 
 def load_predictors(bundle: Bundle) -> dict[str, Predictor]:
-    """By profile. Raises `BundleError`: files that are missing, others than the bundle says, or no predictor."""
+    """Predictors by profile. Raises `BundleError` for files that are missing, do not match their hash, or are no
+    predictor."""
     loaded = {}
     for name in bundle.spec.predicted:
         spec = bundle.spec.profiles[name].predictor

@@ -1,4 +1,4 @@
-"""The scorers of a bundle: put into it by who used them, checked and loaded from it by who asks them again."""
+"""The scorers of a bundle: stored after training or search, checked and loaded for serving."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from emorl_core.files.hashes import folder_hash
 from emorl_core.files.reading import files_below
 from emorl_core.scorers import Checked, Context, ScorerError, build_scorer, parse_scorer, parts_of
 
-_FOLDERS = ("model", "weights")  # keys of a specification that may name a folder; a hub id, only `model`
+_FOLDERS = ("model", "weights")  # keys of a specification that may name a folder; only `model` may be a hub id
 _NAMED = 12  # hexadecimal digits of its hash in the name of a folder
 
-# By name; None: of kind callable, which is code, where that may not run.
+# By name; None: of kind `callable`, where running code is not allowed.
 Scorers = Mapping[str, Checked | None]
 
 
 def store_scorers(bundle: Path, specs: Mapping[str, Any], base: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
-    """Copy what scorers read from local folders into `bundle/scorers/`; a folder that is there already stays.
+    """Copy the local folders that scorers read into `bundle/scorers/`; an existing folder is kept.
 
     Args:
         specs: name -> specification, as a recipe has it.
         base: the folder that relative paths of the specifications start from.
 
     Returns:
-        `scorers` and `scorer_files` of `BundleSpec`. The other models are of the hub, by their ids.
+        `scorers` and `scorer_files` of `BundleSpec`. Models from the hub keep their ids.
     """
     files: dict[str, str] = {}
 
@@ -45,17 +45,17 @@ def store_scorers(bundle: Path, specs: Mapping[str, Any], base: Path | None) -> 
 
 
 def learned(spec: object) -> bool:
-    """Whether a scorer takes something from the texts that are trained on: a bundle does not carry those."""
+    """Whether a scorer depends on the training texts, which a bundle does not contain."""
     return any(part.reads_corpus for part in parts_of(parse_scorer(spec)))
 
 
 def load_scorers(bundle: Bundle, *, device: str = "cpu", code: bool = False) -> dict[str, Checked | None]:
-    """Load the scorers that a bundle names, once their files have the hashes that it says.
+    """Load the scorers that a bundle names, after checking the hashes of their files.
 
     code: run those of kind `callable`, which are Python functions that the bundle names.
 
-    Raises `BundleError`: files that are missing or others, a model in the bundle without a hash; a scorer that cannot
-    be built, by its name.
+    Raises `BundleError`: files that are missing or do not match their hash, a model in the bundle without a hash, or a
+    scorer that cannot be built, by its name.
     """
     spec = bundle.spec
     check_scorer_files(bundle)
@@ -93,7 +93,7 @@ def check_scorer_files(bundle: Bundle) -> None:
 
 
 def _named(spec: BundleSpec) -> Iterator[tuple[str, str, str]]:
-    """(name of the scorer, key, folder or hub id) of everything that scorers load."""
+    """(scorer's name, key, folder or hub id) for everything that scorers load."""
     for name, given in spec.scorers.items():
         for part in parts_of(parse_scorer(given)):
             for key in _FOLDERS:
@@ -107,7 +107,7 @@ def _runs_code(given: object) -> bool:
 
 
 def _with_models(spec: Any, stored: Callable[[str], str]) -> Any:
-    """The specification with each folder in it replaced, of its parts too, as plain data."""
+    """The specification as plain data, with each folder in it and in its parts replaced."""
     if isinstance(spec, str):
         return spec
     values = dict(spec)
@@ -120,7 +120,7 @@ def _with_models(spec: Any, stored: Callable[[str], str]) -> Any:
 
 
 def _copy(source: Path, bundle: Path) -> tuple[str, str]:
-    """What is read of a checkpoint, into a folder that is named by its hash: a bundle that serves does not change."""
+    """Copy the files read of a checkpoint into a folder named by its hash, so that files in use never change."""
     unnamed = bundle / SCORERS_DIR / f"{source.resolve().name}.part"
     shutil.rmtree(unnamed, ignore_errors=True)
     unnamed.mkdir(parents=True)

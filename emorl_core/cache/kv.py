@@ -9,7 +9,7 @@ from torch import Tensor
 
 from emorl_core.cache.store import Store, least
 
-# An empty cache on a CPU keeps up to this many bytes for the next rows and is freed beyond that: capacity is rows times
+# An empty cache on a CPU keeps up to this many bytes for the next rows; beyond that it is freed. Capacity is rows times
 # tokens, so one batch of many rows and one long sequence would otherwise multiply. On a GPU nothing is freed, since
 # CUDA graphs hold the addresses.
 _KEPT_BYTES = 256 * 2**20
@@ -33,17 +33,17 @@ class Memory:
 
 
 class KVCache:
-    """Lane rows, each with a place in every store.
+    """The keys and values of running lane rows. Each row has a place in every store.
 
-    `own` holds what self-attention reads and grows by a token a step. `cross`, when there is one, holds what
-    cross-attention reads and never changes. A memory goes where the prompt is read: to `cross`, or else to `own`, so
-    that a row of a decoder-only model starts with its prompt.
+    `own` is for self-attention and grows by a token a step. `cross`, if there is one, is for cross-attention and never
+    changes. A prompt's memory is stored in `cross`, or without one in `own`, so that a row of a decoder-only model
+    starts with its prompt.
     """
 
     def __init__(
         self, own: Store, cross: Store | None = None, *, rows_for: Callable[[int], int] = lambda rows: rows
     ) -> None:
-        """rows_for: lane rows -> rows that steps of so many use, spare ones included."""
+        """rows_for: number of lane rows -> rows that a step uses for them, spare ones included."""
         self.own, self.cross = own, cross
         self._rows_for = rows_for
 
@@ -58,7 +58,7 @@ class KVCache:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens that self-attention finds, per row."""
+        """Tokens stored for self-attention, per row."""
         return self.own.lengths
 
     @property
@@ -67,13 +67,13 @@ class KVCache:
         return sum(store.nbytes for store in self.stores)
 
     def bytes_of(self, rows: int, prompt: int, reply: int) -> int:
-        """Bytes that so many lane rows take at most, with prompts and replies of up to so many tokens."""
+        """The most bytes that this many lane rows take, with prompts and replies of up to this many tokens."""
         sizes = zip(self.stores, self._tokens(prompt, reply), strict=True)
         return sum(store.bytes_of(self._rows_for(rows), tokens) for store, tokens in sizes)
 
     def bound(self, rows: int, prompt: int, reply: int, most_bytes: int) -> None:
-        """From now on there are no more lane rows than these, whose `bytes_of` is within `most_bytes`: grow no further,
-        and give back what others left."""
+        """Set bounds: from now on there are no more lane rows than these, whose `bytes_of` is within `most_bytes`.
+        Frees capacity beyond them."""
         total = 0
         for store, tokens in zip(self.stores, self._tokens(prompt, reply), strict=True):
             store.most = least(self._rows_for(rows), tokens)
@@ -83,16 +83,16 @@ class KVCache:
                 store.shrink()
 
     def _tokens(self, prompt: int, reply: int) -> tuple[int, ...]:
-        """What each store holds of a row, at most."""
+        """The most tokens that each store holds per row."""
         return (prompt + reply,) if self.cross is None else (reply, prompt)
 
     def clear(self) -> None:
-        """Drop all rows and give their memory back."""
+        """Drop all rows and free their memory."""
         for store in self.stores:
             store.clear()
 
     def insert(self, memory: Memory | None) -> int:
-        """Add a lane row that has read this and nothing else; returns its place. None: it has read nothing."""
+        """Add a lane row with this memory, or with none; returns its place."""
         kv = None if memory is None else memory.kv
         if self.cross is not None:
             self.cross.add(kv)
@@ -100,7 +100,7 @@ class KVCache:
         return self.own.add(kv)
 
     def memory(self, place: int, first: int, last: int) -> Memory:
-        """A copy of tokens first .. last - 1 of what row `place` has read, as prefill would have left them."""
+        """A copy of tokens first .. last - 1 of row `place`, as prefill would have computed them."""
         return Memory((self.own if self.cross is None else self.cross).row(place, first, last))
 
     def fork(self, source: int) -> int:
@@ -121,12 +121,12 @@ class KVCache:
         return None if place == last else last
 
     def shrink_if_empty(self, kept_bytes: int = 0) -> None:
-        """Without rows, give back what is held if it is more than this."""
+        """If there are no rows, free the cache when it holds more than this."""
         if not self.count and self.own.device.type == "cpu" and self.nbytes > kept_bytes:
             self.clear()
 
     def take(self, places: Sequence[int]) -> KVCache:
-        """A cache of its own with copies of these rows, for feeding them alone."""
+        """A separate cache with copies of these rows, to feed them alone."""
         other = KVCache(self.own.empty_like(), None if self.cross is None else self.cross.empty_like())
         for mine, theirs in zip(self.stores, other.stores, strict=True):
             for place in places:
@@ -134,7 +134,7 @@ class KVCache:
         return other
 
     def give_back(self, places: Sequence[int], other: KVCache) -> None:
-        """Copy the tokens that `take`n rows have got since into their places."""
+        """Copy the tokens that `take`n rows have gained since into their places."""
         for row, place in enumerate(places):
             self.own.extend(place, other.own, row)
 
@@ -143,7 +143,7 @@ class KVCache:
         self.own.reserve(tokens)
 
     def reserve_each(self, counts: Sequence[int]) -> None:
-        """Make room for so many more in each row."""
+        """Make room for this many more tokens in each row."""
         self.own.reserve_each(counts)
 
     def reserve_rows(self, rows: int) -> None:
@@ -152,11 +152,11 @@ class KVCache:
             store.reserve_rows(rows)
 
     def advance(self, tokens: int) -> None:
-        """All rows have `tokens` more."""
+        """All rows have gained `tokens` tokens."""
         self.own.advance(tokens)
 
     def advance_each(self, counts: Sequence[int]) -> None:
-        """Each row has so many more."""
+        """Each row has gained this many tokens."""
         self.own.advance_each(counts)
 
     def shorten(self, place: int, tokens: int, *, wipe: bool = False) -> None:

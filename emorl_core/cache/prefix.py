@@ -1,4 +1,4 @@
-"""What was read already: the longest known beginning of a prompt is not computed again."""
+"""The prefill cache: the longest known prefix of a prompt is not computed again."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Labels = Sequence[Hashable]
 
 
 class PrefillCache:
-    """Memories by what was read, label by label, in a radix tree: what beginnings have in common is held once.
+    """Memories of passages by their labels, in a radix tree: a common prefix is stored once.
 
-    Bounded by bytes. The least recently used end of a branch goes first, so a system prompt outlives what follows it.
+    Bounded in bytes. The least recently used leaf is evicted first, so a system prompt outlives what follows it.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.nbytes = 0
         self._root = _Node((), torch.empty(0), None)
-        # By last use. Whoever uses a node uses those above it, which then count as used later: the first is a leaf.
+        # By last use. Using a node uses those above it, which count as used later, so the first is always a leaf.
         self._nodes: OrderedDict[_Node, None] = OrderedDict()
 
     def find(self, labels: Labels) -> tuple[int, Memory | None]:
-        """How many of the first labels are known, and what was read there; None for none of them."""
+        """The number of leading labels that are known, and their memory; None if there are none."""
         way = self._walk(labels)
         parts = [node.part(0, count) for node, count in way]
         if not parts:
@@ -35,13 +35,13 @@ class PrefillCache:
         return sum(count for _, count in way), Memory(parts[0] if len(parts) == 1 else torch.cat(parts, dim=3))
 
     def known(self, labels: Labels) -> int:
-        """How many of the first labels are known."""
+        """The number of leading labels that are known."""
         return sum(count for _, count in self._walk(labels))
 
     def put(self, labels: Labels, memory: Memory, start: int = 0) -> None:
-        """Keep what was read at labels[start:], as much of its beginning as the bound allows.
+        """Store the memory of labels[start:], or as much of its beginning as the bound allows.
 
-        Nothing is kept when one before `start` is not known any more.
+        Nothing is stored when a label before `start` has been evicted.
         """
         way = self._walk(labels)
         known = sum(count for _, count in way)
@@ -59,27 +59,28 @@ class PrefillCache:
             if count < len(parent.labels):
                 parent = self._split(parent, count)
         kv = memory.kv[:, :, :, (known - start) * width : (end - start) * width]
-        alone = kv.untyped_storage().nbytes() == kv.numel() * kv.element_size()  # not a part of something larger
+        # a copy, not a view that would keep a larger tensor alive
+        alone = kv.untyped_storage().nbytes() == kv.numel() * kv.element_size()
         self._add(_Node(tuple(labels[known:end]), kv if alone else kv.clone(), parent))
         self._use(parent)
         while self.nbytes > self.max_bytes:
             self._remove(next(iter(self._nodes)))
 
     def discard(self, labels: Labels) -> None:
-        """Forget what may have been read wrongly: the end of this way, all that follows what is not finite, and what
-        was read behind either."""
+        """Drop what may be wrong: the last node of this path, everything from the first values that are not finite, and
+        all nodes below either."""
         way = [node for node, _ in self._walk(labels)]
         if way:
             self._remove(next((node for node in way if not torch.isfinite(node.kv).all()), way[-1]))
 
     def clear(self) -> None:
-        """Forget everything; needed when the adapters' parameters change."""
+        """Drop everything; needed when the adapters' parameters change."""
         self._root.children.clear()
         self._nodes.clear()
         self.nbytes = 0
 
     def _walk(self, labels: Labels) -> list[tuple[_Node, int]]:
-        """The nodes that the labels lead through, and how many labels of each they share."""
+        """The nodes on the labels' path, and how many labels of each match."""
         way: list[tuple[_Node, int]] = []
         node, place = self._root, 0
         while place < len(labels) and (child := node.children.get(labels[place])) is not None:
@@ -105,7 +106,7 @@ class PrefillCache:
         self.nbytes += node.nbytes
 
     def _split(self, node: _Node, count: int) -> _Node:
-        """Cut a node behind its first labels; returns what then holds those."""
+        """Split a node after its first labels; returns the node that then holds those."""
         assert node.parent is not None
         upper = _Node(node.labels[:count], node.part(0, count).clone(), node.parent)
         lower = _Node(node.labels[count:], node.part(count, len(node.labels)).clone(), upper)
@@ -120,7 +121,7 @@ class PrefillCache:
         return upper
 
     def _remove(self, node: _Node) -> None:
-        """Take out a node with all below it."""
+        """Remove a node with all nodes below it."""
         assert node.parent is not None
         del node.parent.children[node.labels[0]]
         below = [node]
@@ -132,7 +133,7 @@ class PrefillCache:
 
 
 class _Node:
-    """Labels that follow each other in all ways known so far, and keys and values [2, L, K, labels * width, d]."""
+    """A run of labels without a fork, and its keys and values [2, L, K, labels * width, d]."""
 
     __slots__ = ("children", "kv", "labels", "parent")
 
@@ -145,13 +146,13 @@ class _Node:
         return self.kv.numel() * self.kv.element_size()
 
     def part(self, first: int, last: int) -> Tensor:
-        """Of labels[first:last]; a view."""
+        """The memory of labels[first:last]; a view."""
         width = self.kv.shape[3] // len(self.labels)
         return self.kv[:, :, :, first * width : last * width]
 
 
 def common(one: Labels, other: Labels) -> int:
-    """How many of their first labels are the same."""
+    """The length of their common prefix."""
     size = min(len(one), len(other))
     if one[:size] == other[:size]:
         return size

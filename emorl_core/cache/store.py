@@ -1,4 +1,4 @@
-"""Slots for keys and values: rows with lengths of their own, compact, growing by doubling.
+"""Storage for keys and values: compact rows, each with its own length, that grows by doubling.
 
 Letters: L layers, M rows in use, K key-value heads (fewer than the query heads where they are grouped), T tokens.
 """
@@ -13,22 +13,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Numbers of tokens read are rounded up to this, so that shapes change seldom; capacity always allows it.
+# The number of tokens read is rounded up to this, so that shapes change rarely; capacity always allows it.
 SIZE_STEP = 16
-# First capacities. One token more than a power of two: what is read is then never all there is, which would be another
-# case to a compiled step.
+# Initial capacities. One token more than a power of two: a read then never covers the whole tensor, for which a
+# compiled step would be specialised.
 _ROWS = 4
 _TOKENS = 33
-_MAPPED_BYTES = 2**20  # tensors of this size and more have pages of their own
+_MAPPED_BYTES = 2**20  # from this size on, a tensor has its own pages
 
 
 class Store:
     """Keys and values of M rows, which always occupy places 0 .. M-1, so that attention reads views and never gathers
-    copies. Entries that nobody wrote are finite: attention multiplies them by 0."""
+    copies. Entries that were never written are finite, since attention multiplies them by 0."""
 
     def __init__(self, layers: int, kv_heads: int, head_size: int, *, dtype: torch.dtype, device: torch.device) -> None:
         self._shape = (layers, kv_heads, head_size)
-        # Rows and tokens beyond which doubling does not go; None: no bound. What is really needed is always made.
+        # Bounds on doubling, rows and tokens; None: no bound. What is needed at once is always allocated.
         self.most: tuple[int, int] | None = None
         self.dtype, self.device = dtype, device
         self._rows: Tensor | None = None
@@ -37,9 +37,9 @@ class Store:
         self.clear()
 
     def clear(self) -> None:
-        """Drop all rows and give their memory back."""
+        """Drop all rows and free their memory."""
         self.lengths: list[int] = []  # tokens held, per row
-        # [2, rows, K, tokens, head_size] each: a tensor of its own for every layer, since a compiled step writes to it.
+        # [2, rows, K, tokens, head_size] each: a separate tensor for every layer, since a compiled step writes to it.
         self.layers = [self._zeros(_ROWS, _TOKENS) for _ in range(self._shape[0])]
         self._changed()
 
@@ -78,8 +78,8 @@ class Store:
     def remove(self, place: int, *, wipe: bool = False) -> None:
         """Take row `place` out; the last row moves there.
 
-        `wipe` zeroes what the row leaves behind, here and in all unused rows, where it may have been before it moved:
-        values that are not finite would reach later rows through the masked part of their attention (0 * NaN is NaN).
+        `wipe` zeroes the row's values, here and in all unused rows, where it may have been before it moved. Values that
+        are not finite would reach later rows through the masked part of their attention (0 * NaN is NaN).
         """
         if wipe:
             self._wipe(slice(place, place + 1))
@@ -92,12 +92,12 @@ class Store:
         self._changed()
 
     def row(self, place: int, first: int = 0, last: int | None = None) -> Tensor:
-        """A copy of what row `place` holds: [2, L, K, T, head_size]; or of its tokens first .. last - 1 alone."""
+        """A copy of row `place`, [2, L, K, T, head_size], or of its tokens first .. last - 1."""
         last = self.lengths[place] if last is None else last
         return torch.stack([layer[:, place, :, first:last] for layer in self.layers], dim=1)
 
     def extend(self, place: int, other: Store, row: int) -> None:
-        """Copy the tokens that `row` of another store has beyond those of row `place`, which it began with."""
+        """Append to row `place` the tokens that `row` of another store has beyond it."""
         first, length = self.lengths[place], other.lengths[row]
         self.reserve(length - first)
         for mine, theirs in zip(self.layers, other.layers, strict=True):
@@ -112,33 +112,33 @@ class Store:
         self._make_room(0, max(self.lengths, default=0) + tokens)
 
     def reserve_each(self, counts: Sequence[int]) -> None:
-        """Make room for so many more in each row."""
+        """Make room for this many more tokens in each row."""
         self._make_room(0, max((n + more for n, more in zip(self.lengths, counts, strict=True)), default=0))
 
     def reserve_rows(self, rows: int) -> None:
-        """Make room for `rows` rows in all, for steps that are rounded up to more rows than `count`. The spare rows
-        hold nothing; what is written there need only be finite."""
+        """Make room for `rows` rows in all, for steps that are rounded up to more rows than `count`. Spare rows are
+        empty; whatever is written there need only be finite."""
         self._make_room(rows, 0)
 
     def bytes_of(self, rows: int, tokens: int) -> int:
-        """Bytes of a store that never holds more than so many rows of so many tokens; see `least`."""
+        """Bytes of a store that never holds more than this many rows of this many tokens; see `least`."""
         layers, heads, size = self._shape
         rows, tokens = least(rows, tokens)
         return 2 * layers * heads * size * self.dtype.itemsize * rows * tokens
 
     def shrink(self) -> None:
-        """Give back what is beyond `most`."""
+        """Free capacity beyond `most`."""
         if self.most is not None:
             self._resize(*(min(held, most) for held, most in zip(self._held, self.most, strict=True)))
 
     def ahead(self, counts: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Row and position of each of the tokens that rows get next, so many each, one row after the other."""
+        """Row and position of each of the next tokens, given how many each row gets, row by row."""
         places = [place for place, more in enumerate(counts) for _ in range(more)]
         return places, [n + i for n, more in zip(self.lengths, counts, strict=True) for i in range(more)]
 
     def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor, places: Tensor | None = None) -> None:
         """Store new entries. keys, values [M, q, K, head_size]; positions [M, q], where each row's length begins.
-        Lengths do not change: a step that fails half-way can be run again.
+        Lengths do not change, so a step that fails half-way can be run again.
 
         places: [M] rows that these belong to; None: row 0, 1, ...
         """
@@ -164,16 +164,16 @@ class Store:
         return both[0], both[1]
 
     def advance(self, tokens: int) -> None:
-        """All rows have `tokens` more."""
+        """All rows have gained `tokens` tokens."""
         self.advance_each([tokens] * self.count)
 
     def advance_each(self, counts: Sequence[int]) -> None:
-        """Each row has so many more."""
+        """Each row has gained this many tokens."""
         self.lengths = [length + more for length, more in zip(self.lengths, counts, strict=True)]
         self._padding_stale = True
 
     def shorten(self, place: int, tokens: int, *, wipe: bool = False) -> None:
-        """Row `place` has so many less. `wipe`: they may not be finite, and are overwritten (see `remove`)."""
+        """Row `place` loses its last tokens. `wipe`: overwrite them, since they may not be finite (see `remove`)."""
         length = self.lengths[place]
         self.lengths[place] = length - tokens
         self._padding_stale = True
@@ -187,7 +187,8 @@ class Store:
         return self._rows
 
     def padding(self) -> Tensor | None:
-        """[M, 1, 1, T] additive mask of what `read` gives beyond a row's length, or None when all are equally long."""
+        """[M, 1, 1, T] additive mask that hides what `read` returns beyond a row's length, or None when all are equally
+        long."""
         if self._padding_stale:
             self._padding_mask = self._new_padding()
             self._padding_stale = False
@@ -196,7 +197,7 @@ class Store:
     # -- storage -------------------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
-        """Rows came, left or moved."""
+        """Rows were added, removed or moved."""
         self._rows = self._padding_mask = None
         self._padding_stale = True
 
@@ -217,11 +218,11 @@ class Store:
 
     @property
     def _held(self) -> tuple[int, int]:
-        """Rows and tokens that there is room for."""
+        """Capacity: rows and tokens."""
         return self.layers[0].shape[1], self.capacity
 
     def _make_room(self, rows: int, tokens: int) -> None:
-        """At least for so many rows, and so many tokens in each."""
+        """Grow to at least this many rows, with this many tokens each."""
         held_rows, held_tokens = self._held
         grown_rows, grown_tokens = held_rows, _capacity(round_size(tokens), held_tokens)
         while grown_rows < rows:
@@ -233,9 +234,9 @@ class Store:
         self._resize(grown_rows, max(grown_tokens, round_size(tokens)))
 
     def _resize(self, rows: int, tokens: int) -> None:
-        """To so many rows and tokens, or to as many as are in use."""
+        """Resize to this many rows and tokens, but to no fewer than are in use."""
         rows, tokens = max(rows, self.count), max(tokens, round_size(max(self.lengths, default=0)))
-        for i, old in enumerate(self.layers):  # one by one: no more than a layer is there twice
+        for i, old in enumerate(self.layers):  # one by one, so that at most one layer is in memory twice
             self.layers[i] = self._zeros(rows, tokens)
             kept = min(tokens, old.shape[3])
             self.layers[i][:, : self.count, :, :kept] = old[:, : self.count, :, :kept]
@@ -253,16 +254,16 @@ class Store:
     def _zeros(self, rows: int, tokens: int) -> Tensor:
         _, heads, head_size = self._shape
         shape = (2, rows, heads, tokens, head_size)
-        # Growth can happen within inference mode; a tensor born there could not be changed outside of it.
+        # Growth can happen within inference mode; a tensor created there could not be modified outside of it.
         with torch.inference_mode(False):
             if self.device.type != "cpu":
                 return torch.zeros(shape, dtype=self.dtype, device=self.device)
             size = math.prod(shape) * self.dtype.itemsize
             if size < _MAPPED_BYTES:
                 return torch.zeros(shape, dtype=self.dtype)
-            # The system fills pages with zeros when they are first touched: one long row makes room in all rows, and
-            # what the short ones never use takes neither time nor memory. In huge pages, which allocators ask for where
-            # an array is large, it would: a row's heads lie within a few of them, so all would be touched.
+            # The system zeroes pages on first touch. One long row grows all rows, and what the short ones never use
+            # costs neither time nor memory. With huge pages, which allocators request for large arrays, it would: a
+            # row's heads span only a few of them, so all would be touched.
             pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if sys.platform == "linux":
                 pages.madvise(mmap.MADV_NOHUGEPAGE)
@@ -275,7 +276,7 @@ class Store:
 
 
 def least(rows: int, tokens: int) -> tuple[int, int]:
-    """The smallest capacity for so many rows and tokens."""
+    """The smallest capacity for this many rows and tokens."""
     return max(rows, _ROWS), max(round_size(tokens) + 1, _TOKENS)
 
 

@@ -1,1 +1,1 @@
-"""Which of the drafts that a person was shown they took: kept without a word of the drafts, and learned from."""
+"""Records of which draft a person took, without the drafts' text, and the weights learned from them."""

@@ -1,9 +1,9 @@
-"""A person's weights, learned from what they took: a Bayesian Bradley-Terry model over the weight simplex.
+"""A person's weights, learned from the drafts they took: a Bayesian Bradley-Terry model over the weight simplex.
 
-A person has a point w* on the simplex, and likes a draft the better the nearer its weights lie: its worth is
+A person has a point w* on the simplex and prefers drafts whose weights are near it: a draft's worth is
 -|w - w*|^2 s. Of the drafts shown they take each with probability softmax(worth); of two that is Bradley and Terry's
-(1952) sigmoid of the difference. How sharply they choose, s, is not known either. The posterior is computed on a grid
-of points and sharpnesses, from a uniform prior over both: no approximation but the grid's step.
+(1952) sigmoid of the difference. The sharpness s is unknown too. The posterior is computed on a grid of points and
+sharpnesses, with a uniform prior over both; the grid is the only approximation.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ CREDIBLE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class LearnedWeights:
-    """`weights`: the posterior's mean. `deviation`: its standard deviation by objective. `region`: the least and the
-    most weight of each objective among the likeliest points, which together hold `CREDIBLE` of the posterior.
-    `outline`: with three objectives, the corners of the least convex shape around those points, in order, as weights
-    in the order of `weights`; None for other numbers. `choices`: how many it was learned from."""
+    """`weights`: the posterior's mean. `deviation`: its standard deviation by objective. `region`: the smallest and the
+    largest weight of each objective among the likeliest points, which together hold `CREDIBLE` of the posterior.
+    `outline`: with three objectives, the corners of those points' convex hull, in order, as weights in the order of
+    `weights`; else None. `choices`: how many it was learned from."""
 
     weights: dict[str, float]
     deviation: dict[str, float]
@@ -54,7 +54,7 @@ class LearnedWeights:
 
 
 class Preference:
-    """What is believed about one person's weights."""
+    """The posterior of one person's weights."""
 
     def __init__(self, objectives: Sequence[str]) -> None:
         """Raises `InvalidRequest` for fewer than two objectives, and for more than a grid can hold."""
@@ -71,18 +71,18 @@ class Preference:
         self.count = 0
 
     def take(self, shown: Array, taken: int) -> None:
-        """Learn that of the drafts with these weights [D, K], sum 1 each, number `taken` was the one."""
+        """Update on one choice: of drafts with these weights [D, K], sum 1 each, number `taken` was taken."""
         self._log += self._log_chances(shown)[:, :, taken]
         self.count += 1
 
     def learn(self, choices: Sequence[Comparison]) -> None:
-        """From choices among several drafts of which one was taken; others say nothing about weights."""
+        """The posterior after these choices. Only those among several drafts of which one was taken count."""
         for choice in choices:
             if choice.taken is not None and len(choice.shown) > 1:
                 self.take(np.array([self.vector(each.weights) for each in choice.shown]), choice.taken)
 
     def vector(self, weights: Mapping[str, float]) -> Array:
-        """On the simplex of the objectives: what other names weigh (the bare model) is left out."""
+        """Weights projected onto the objectives' simplex: other names (the bare model) are dropped."""
         vector = np.array([weights.get(name, 0.0) for name in self.objectives])
         total = vector.sum()
         return vector / total if total > 0.0 else np.full(len(vector), 1.0 / len(vector))
@@ -103,10 +103,10 @@ class Preference:
         )
 
     def next_pair(self, candidates: Array, without: Collection[tuple[int, int]] = ()) -> tuple[int, int]:
-        """The two of these weight vectors [C, K] whose comparison is expected to tell most: the pair with the largest
-        mutual information between the answer and what is not known yet. The first one where several tell as much.
+        """The pair of these weight vectors [C, K] whose comparison is most informative: the one with the largest mutual
+        information between the answer and the unknowns. Ties go to the first pair.
 
-        without: pairs that are not to come again, in either order. Raises `InvalidRequest` where no pair is left.
+        without: pairs to leave out, in either order. Raises `InvalidRequest` where no pair is left.
         """
         seen = {tuple(sorted(pair)) for pair in without}
         left = [pair for pair in itertools.combinations(range(len(candidates)), 2) if pair not in seen]
@@ -151,7 +151,7 @@ def _distances(points: Array, others: Array) -> Array:
 
 
 def _entropy(chance: Array) -> Array:
-    """Of a coin, in nats."""
+    """The entropy of a coin with this probability, in nats."""
     held = np.clip(chance, 1e-12, 1.0 - 1e-12)
     entropy: Array = -(held * np.log(held) + (1.0 - held) * np.log(1.0 - held))
     return entropy

@@ -9,8 +9,8 @@ Point = tuple[float, ...]
 
 
 def hull(points: NDArray[np.float64]) -> list[Point]:
-    """Of points [P, 3], sum 1 each: the corners in order around, each once; points on a straight edge are left out. Of
-    one point that one, of points on a line its two ends."""
+    """The corners of the hull of points [P, 3], sum 1 each, in order, each once; points on an edge are left out. One
+    point gives that point; points on a line give its two ends."""
     ordered = sorted({tuple(point) for point in points.tolist()})
     if len(ordered) < 3:
         return ordered
@@ -29,5 +29,5 @@ def _half(ordered: list[Point]) -> list[Point]:
 
 
 def _turn(a: Point, b: Point, c: Point) -> float:
-    """Above 0 where the way from a over b to c turns left; two of the three weights say where a point lies."""
+    """Above 0 where the path a, b, c turns left. Two of the three weights determine a point."""
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])

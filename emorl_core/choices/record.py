@@ -1,4 +1,5 @@
-"""One choice: the drafts that were shown, by their weights, and what became of each. No text: a hash stands for it."""
+"""One choice: the drafts that were shown, by their weights, and what was done with each. Texts are stored as hashes
+only."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ Outcome = Literal["taken", "edited", "rejected", "left"]
 Reason = Literal["warmer", "more_accurate", "shorter", "clearer", "less_directive", "safer", "other"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 Number = Annotated[float, Field(allow_inf_nan=False)]
-# Names of objectives, as a bundle has them: a text of another shape may be somebody's words.
+# Objective names have the form that a bundle requires: any other text could be a person's words.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,64}$")]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -1,5 +1,5 @@
-"""Choices, and the profiles learned from them, in a file of SQLite, one transaction each: a process that is killed
-loses the one in flight at most."""
+"""Choices and the profiles learned from them, in an SQLite file. Each is one transaction, so a killed process loses at
+most the one in flight."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class ChoiceStore:
     """Opens the file for every call: safe from several threads and processes."""
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
-        """Raises `ChoicesError`: the file is none of SQLite's, cannot be opened, or is not there and not to be made."""
+        """Raises `ChoicesError`: the file is not an SQLite database, cannot be opened, or does not exist and may not be
+        created."""
         self.path = path
         if not create and not path.is_file():
             raise ChoicesError(f"{path}: no such file")
@@ -41,7 +42,7 @@ class ChoiceStore:
             file.execute(_PROFILES)
 
     def add(self, choice: Choice, model: str) -> int:
-        """Keep it for good before returning its number. model: the bundle's name. Raises `ChoicesError`."""
+        """Store a choice durably and return its number. model: the bundle's name. Raises `ChoicesError`."""
         with self._open() as file:
             added = file.execute(
                 "INSERT INTO choices (at, user, model, choice) VALUES (?, ?, ?, ?)",
@@ -59,7 +60,7 @@ class ChoiceStore:
         return [Choice.model_validate_json(row) for (row,) in rows]
 
     def keep_profile(self, model: str, name: str, profile: ProfileSpec) -> None:
-        """What was learned, in the place of what was learned before by that name. Raises `ChoicesError`."""
+        """Store a learned profile, replacing an earlier one of that name. Raises `ChoicesError`."""
         with self._open() as file:
             file.execute(
                 "INSERT OR REPLACE INTO profiles (model, name, at, profile) VALUES (?, ?, ?, ?)",
@@ -67,7 +68,7 @@ class ChoiceStore:
             )
 
     def profiles(self, model: str) -> dict[str, ProfileSpec]:
-        """What was learned about one bundle, by name. Raises `ChoicesError`."""
+        """The learned profiles of one bundle, by name. Raises `ChoicesError`."""
         with self._open() as file:
             rows = file.execute("SELECT name, profile FROM profiles WHERE model = ? ORDER BY name", (model,)).fetchall()
         return {name: ProfileSpec.model_validate_json(profile) for name, profile in rows}

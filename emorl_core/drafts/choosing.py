@@ -1,4 +1,4 @@
-"""Which texts are worth showing side by side: good ones that differ from each other."""
+"""Selects texts to show side by side: good ones that differ from each other."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def features(text: str) -> Features:
 
 
 def distance(first: Features, second: Features) -> float:
-    """Jaccard's, 0 to 1: of the words and pairs of both texts, the share that only one of them has. Texts without words
-    are alike."""
+    """The Jaccard distance, 0 to 1: of all words and word pairs of both texts, the share that only one of them has. It
+    is 0 for two texts without words."""
     every = len(first | second)
     return len(first ^ second) / every if every else 0.0
 
@@ -25,17 +25,17 @@ def distance(first: Features, second: Features) -> float:
 def pick(
     texts: Sequence[str], worth: Sequence[float | None], count: int, *, diversity: float, min_distance: float
 ) -> list[int]:
-    """The places of up to `count` texts by maximal marginal relevance (Carbonell & Goldstein 1998), the worthiest
-    first: after that one, always the text with the largest (1 - diversity) worth + diversity distance, to the nearest
-    that is taken.
+    """The indices of up to `count` texts by maximal marginal relevance (Carbonell & Goldstein 1998). The text of the
+    highest worth comes first; then always the one with the largest (1 - diversity) worth + diversity distance, the
+    distance being that to the nearest text selected so far.
 
     Args:
-        worth: 0 to 1; None: not known, such texts come after all others.
+        worth: 0 to 1; None: unknown, such texts come after all others.
         diversity: 0 to 1.
-        min_distance: texts nearer than this to a taken one are near-duplicates and left out.
+        min_distance: texts nearer than this to a selected one are near-duplicates and left out.
     """
     known = [features(text) for text in texts]
-    nearest = [1.0] * len(texts)  # the distance to the nearest that is taken
+    nearest = [1.0] * len(texts)  # the distance to the nearest selected text
     left = set(range(len(texts)))
     taken: list[int] = []
 

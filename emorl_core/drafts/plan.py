@@ -1,4 +1,4 @@
-"""A sweep over a spread of weights, and the drafts that are chosen out of its texts."""
+"""A sweep over a spread of weights, and the drafts chosen from its texts."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from emorl_core.errors import InvalidRequest, shown
 from emorl_core.types import MAX_SEED, Attribution, Completion, Request, Sampling
 from emorl_core.weights import named
 
-MAX_COUNT = 16  # as many drafts as a choice may hold
+MAX_COUNT = 16  # as many as a choice may record
 MAX_CANDIDATES = 256
 MAX_SEEDS = 64
-DRAWN_TEXTS = 48  # shared out among the objectives
+DRAWN_TEXTS = 48  # divided among the objectives
 RankedBy = Literal["scores", "likelihood"]
 Scores = Mapping[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How many drafts, out of how many texts.
+    """How many drafts are wanted, out of how many texts.
 
-    `candidates`: weight vectors to look at (`spread`), each with its most likely text. `seeds`: texts to draw from each
-    objective alone, which costs one lane a token where a mix costs one for each objective; None: 48 shared out among
-    the objectives, at temperature 0 none. `diversity`, `min_distance`: of `pick`.
+    `candidates`: weight vectors to try (`spread`), each with its most likely text. `seeds`: texts to sample from each
+    objective alone, which takes one lane row per token where a mix takes one per objective; None: 48 divided among
+    the objectives, and none at temperature 0. `diversity`, `min_distance`: see `pick`.
     """
 
     count: int = 3
@@ -38,7 +38,7 @@ class Wanted:
     min_distance: float = 0.4
 
     def check(self, *, greedy: bool, objectives: int, most: int | None) -> None:
-        """Raises InvalidRequest naming the field. most: completions that may be asked for."""
+        """Raises InvalidRequest naming the field. most: completions allowed."""
         for name, least, limit in (("count", 1, MAX_COUNT), ("candidates", 1, MAX_CANDIDATES), ("seeds", 0, MAX_SEEDS)):
             value = getattr(self, name)
             if name == "seeds" and value is None:
@@ -66,13 +66,13 @@ class Wanted:
             )
 
     def drawn(self, *, greedy: bool, objectives: int) -> int:
-        """Texts that are drawn from each objective."""
+        """The number of sampled texts per objective."""
         if self.seeds is not None:
             return self.seeds
         return 0 if greedy else max(1, DRAWN_TEXTS // objectives)
 
     def samplings(self, settings: Sampling, objectives: int) -> list[Sampling]:
-        """Of the drawn texts of each objective; settings: with a seed, that of the first one."""
+        """The sampling of each sampled text of an objective. settings: with the seed of the first one."""
         first = settings.seed or 0
         count = self.drawn(greedy=settings.greedy, objectives=objectives)
         return [replace(settings, seed=(first + i) % (MAX_SEED + 1)) for i in range(count)]
@@ -80,12 +80,12 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """One text to choose, with the weights, seed and temperature that give it.
+    """One text to choose from, with the weights, seed and temperature that give it.
 
-    `request` and `completion`: of the first of those weights, in the order of the spread. `mean`: of `scores`, None
-    where one is missing. `likelihood`: the geometric mean of its tokens' probabilities. `shares`: of each objective in
-    what spoke for the tokens, on average; None without attribution. `given_by`: how many candidates give this text;
-    `centre`: the mean of their weights, which says more about the text than those of one of them.
+    `request` and `completion`: the first candidate's that gives it, in the order of the spread. `mean`: of `scores`,
+    None where one is missing. `likelihood`: the geometric mean of the tokens' probabilities. `shares`: each objective's
+    average share of the positive attribution; None without attribution. `given_by`: how many candidates give this text;
+    `centre`: the mean of their weights, which describes the text better than those of a single one.
     """
 
     request: Request
@@ -107,14 +107,13 @@ class Draft:
 
     @property
     def temperature(self) -> float:
-        """0: it is the most likely text."""
+        """0 for the most likely text."""
         return self.request.sampling.temperature
 
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """`drafts`: best first, by what `ranked_by` says. `candidates`: texts that were looked at; `distinct`: different
-    ones among them.
+    """`drafts`: best first by `ranked_by`. `candidates`: texts generated; `distinct`: different ones among them.
 
     `lane_row_steps`: lane rows computed, one token each; `unshared_lane_row_steps`: what one request per candidate
     would have computed.
@@ -130,10 +129,11 @@ class Drafts:
 
 
 class DraftsPlan:
-    """Give `requests` to the engine as one group and every Completion to `take`; have `texts` scored, then `choose`."""
+    """Submit `requests` to the engine as one group and pass every Completion to `take`; score `texts`, then call
+    `choose`."""
 
     def __init__(self, sweep: SweepPlan, wanted: Wanted, lanes: Sequence[str]) -> None:
-        """sweep: of one prompt, with log-probabilities."""
+        """sweep: over one prompt, with log-probabilities."""
         self.sweep = sweep
         self.wanted = wanted
         self._lanes = tuple(lanes)
@@ -147,14 +147,14 @@ class DraftsPlan:
         self._items.setdefault(completion.text, []).extend(self.sweep.take(completion))
 
     def texts(self) -> list[str]:
-        """Distinct ones that say something, in the order of the spread; an empty one only where nothing else came."""
+        """The distinct texts in the order of the spread. Blank ones are left out unless there are no others."""
         return list(self._found())
 
     def choose(self, scores: Sequence[Scores] | None) -> Drafts:
-        """scores: of each of `texts`, by scorer; None: nothing can score them.
+        """scores: for each of `texts`, by scorer; None: there are no scorers.
 
-        Ranked by the mean of the scores. A scorer that scored no text does not count; where none does, texts are ranked
-        by likelihood.
+        Texts are ranked by the mean of their scores, leaving out scorers that scored no text; without any scores, by
+        likelihood.
         """
         found = self._found()
         given = [dict(each) for each in scores] if scores is not None else [{} for _ in found]
@@ -203,7 +203,7 @@ class DraftsPlan:
 
 
 def mean_shares(attributions: Sequence[Attribution], lanes: Sequence[str]) -> dict[str, float] | None:
-    """Objective -> its share of what spoke for a token, averaged over the tokens that something spoke for; None where
+    """Objective -> its share of a token's positive attribution, averaged over the tokens that have any; None where
     there is no such token."""
     each = [shares for attribution in attributions if (shares := attribution.shares) is not None]
     return named(lanes, [fmean(own) for own in zip(*each, strict=True)]) if each else None

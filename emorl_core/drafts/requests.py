@@ -1,4 +1,4 @@
-"""What a caller may ask about drafts -> a plan for them."""
+"""A caller's request for drafts -> a plan."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from emorl_core.requests import Requests
 from emorl_core.types import Combine
 from emorl_core.weights import ResolvedWeights
 
-# Of the drawn texts, unless a caller says otherwise.
+# Defaults for sampled texts.
 DRAWN = {"temperature": 0.7, "top_p": 0.9}
 
 
 class DraftsRequests(Requests):
-    """Makes plans for drafts, too."""
+    """Adds plans for drafts."""
 
     def drafts_plan(
         self,
@@ -31,14 +31,14 @@ class DraftsRequests(Requests):
         request_id: str | None = None,
         **sampling: Any,
     ) -> DraftsPlan:
-        """Drafts to choose from, checked in full and not begun: one prompt or chat under a spread of weights.
+        """A validated plan, not yet started, for drafts of one prompt or chat under a spread of weights.
 
         Args:
-            wanted: how many drafts, and out of how many; none given: three, as `Wanted` has it.
-            attribution: split each draft over the objectives; None: where `combine` can be split.
-            max_sweep: most completions that it may ask for; counted before anything is made.
-            request_id: what the ids of its requests begin with.
-            sampling: the fields of `Sampling`, of the drawn texts; not given: temperature 0.7, top_p 0.9 and seed 0, so
+            wanted: how many drafts, out of how many texts; default: `Wanted()`.
+            attribution: of each draft; None: where `combine` allows it.
+            max_sweep: most completions; counted before anything is allocated.
+            request_id: prefix of its requests' ids.
+            sampling: fields of `Sampling` for the sampled texts. Defaults: temperature 0.7, top_p 0.9, and seed 0, so
                 that the same request gives the same drafts.
 
         Raises `InvalidRequest` and its kinds.
@@ -66,7 +66,8 @@ class DraftsRequests(Requests):
         return DraftsPlan(sweep, wanted, self.lanes)
 
     def _spread(self, count: int) -> list[ResolvedWeights]:
-        """Of the bundle's own profiles those with weights; learned ones would change the drafts of everybody else."""
+        """The bundle's own profiles with weights. Learned ones are left out, since they would change everybody's
+        drafts."""
         profiles = {name: self.resolve(profile=name) for name in self.spec.profiles if name not in self._predictors}
         default = profiles.pop(self.spec.default_profile or "", None)
         known = [*([] if default is None else [default]), *profiles.values()]

@@ -1,4 +1,4 @@
-"""Which weights are looked at, when nobody knows yet which are wanted."""
+"""The weights to try when it is not known which are wanted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from emorl_core.engine.sweep import simplex_grid
 from emorl_core.weights import BASE
 
-MAX_POINTS = 2000  # of the grid that is picked from
+MAX_POINTS = 2000  # points of the grid to pick from
 
 
 def spread(
@@ -19,11 +19,11 @@ def spread(
     profile: Mapping[str, float] | None = None,
     others: Sequence[Mapping[str, float]] = (),
 ) -> list[Mapping[str, float]]:
-    """Up to `count` different weight vectors, sum 1 each: the profile's, then one per objective alone, equal weights,
-    the others, and then out of a grid always the one that lies farthest from all before it.
+    """Up to `count` different weight vectors, sum 1 each: the profile's, one per objective alone, equal weights, the
+    others, and then always the grid point farthest from all before it.
 
-    profile, others: of sum 1. Fewer than `count` come back where the coarsest grid that would hold as many is too
-    large, and for one objective.
+    profile, others: of sum 1. Returns fewer than `count` for one objective, and where the coarsest grid with enough
+    points is too large.
     """
     names = (BASE, *objectives)
     corners = simplex_grid(objectives, 1)
@@ -38,7 +38,7 @@ def spread(
 
 
 def _resolution(objectives: int, count: int) -> int:
-    """Of the coarsest grid with as many points; 0: none, or too large."""
+    """The resolution of the coarsest grid with this many points; 0: none, or too large."""
     if objectives == 1:
         return 0
     resolution = next(r for r in range(1, count + 1) if math.comb(r + objectives - 1, objectives - 1) >= count)
@@ -49,12 +49,12 @@ def _farthest(
     names: Sequence[str], found: Sequence[Mapping[str, float]], grid: Sequence[Mapping[str, float]], count: int
 ) -> list[Mapping[str, float]]:
     points = np.array([_vector(names, each) for each in grid])  # [points, lanes]
-    away = np.full(len(points), np.inf)  # to the nearest that was picked, squared
+    away = np.full(len(points), np.inf)  # squared distance to the nearest that was picked
     for each in found:
         away = np.minimum(away, ((points - _vector(names, each)) ** 2).sum(axis=1))
     picked: list[Mapping[str, float]] = []
     while len(picked) < count and away.max() > 1e-9:
-        # Rounding must not decide between points that are equally far: the first one is taken.
+        # Rounding must not decide between points at equal distance: the first one is taken.
         best = int(np.argmax(away.round(9)))
         picked.append(grid[best])
         away = np.minimum(away, ((points - points[best]) ** 2).sum(axis=1))

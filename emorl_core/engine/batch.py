@@ -32,7 +32,7 @@ class _Asked:
 
     branch: Branch
     member: Member
-    ahead: tuple[int, ...] = ()  # proposed tokens that it comes behind
+    ahead: tuple[int, ...] = ()  # how many proposed tokens precede it
 
     @property
     def position(self) -> int:
@@ -41,21 +41,21 @@ class _Asked:
 
 @dataclass(slots=True)
 class _Layout:
-    """What changes only when branches come, leave or lose members; or is made for one step, where tokens are proposed.
-    Q tokens to choose, M lane rows, R tokens fed to them, N lanes at most."""
+    """A step's index tensors. They are rebuilt when branches join, leave or lose members, and for every step with
+    proposed tokens. Q tokens to choose, M lane rows, R tokens fed to them, N lanes at most."""
 
     lanes: LaneIndex  # of R tokens
-    owners: list[tuple[Branch, int]]  # [M] branch of each lane row, and what is fed before it has a token
-    ahead: list[tuple[int, ...]] | None  # [M] tokens that are fed behind that; None: none anywhere
-    starts: list[int]  # [M] where each lane row's tokens begin among the R
-    asked: list[_Asked]  # [Q]; members of branches with a chooser of their own are not here
-    lane_rows: Tensor  # [Q, N] which of the R tokens each asks, padded with its first
+    owners: list[tuple[Branch, int]]  # [M] each lane row's branch, and the token fed while that branch has none
+    ahead: list[tuple[int, ...]] | None  # [M] number of proposed tokens fed after that; None: none anywhere
+    starts: list[int]  # [M] index of each lane row's first token among the R
+    asked: list[_Asked]  # [Q]; without members of branches that have a chooser
+    lane_rows: Tensor  # [Q, N] which of the R tokens' hidden states each mixes, padded with its first
     weights: Tensor  # [Q, N] float32, 0 on padding
 
 
 class Batch:
     """Branches that one model decodes together, and its key-value cache. `step` chooses a token for every member of
-    every branch that has lane rows, and more behind it where proposed ones were right."""
+    every branch that has lane rows, and further ones after accepted proposals."""
 
     def __init__(self, model: LaneModel, prompt_lookup: PromptLookup = "off") -> None:
         self.model = model
@@ -65,14 +65,14 @@ class Batch:
         self._layout: _Layout | None = None
 
     def changed(self) -> None:
-        """Lane rows come or leave, or branches lose members."""
+        """Called when lane rows are added or removed, or branches lose members."""
         self._layout = None
         self.proposer.cost.changed()
 
     @torch.inference_mode()
     def step(self, *, propose: bool = True) -> list[list[Outcome]]:
-        """Run every lane row one token further, or more where tokens are proposed. Returns what is chosen: for every
-        member, then for those whose first token was proposed, and so on."""
+        """Advance every lane row by one token, or more where tokens are proposed. Returns the choices: first one for
+        every member, then one for those whose first token was proposed, and so on."""
         began = time.perf_counter()
         proposals = self.proposer.propose(self.seats) if propose else {}
         if proposals:
@@ -82,7 +82,7 @@ class Batch:
         hidden = self._forward(layout)
         decided = self._decide(hidden, layout)
         if decided:
-            layout = self._arrange(proposals)  # the same lane rows, mixed otherwise
+            layout = self._arrange(proposals)  # the same lane rows, mixed differently
         choices: list[Choice] = []
         for first in range(0, len(layout.asked), _LOGIT_ROWS):
             choices += self._choose(hidden, layout, slice(first, first + _LOGIT_ROWS))
@@ -100,8 +100,8 @@ class Batch:
     def _verified(
         self, asked: Sequence[_Asked], choices: Sequence[Choice], proposals: Proposals
     ) -> list[list[Outcome]]:
-        """Choices up to the first that is not what was proposed, by the number of tokens before them. What lane rows
-        were fed beyond that they forget."""
+        """Choices up to the first that differs from its proposal, by the number of tokens before them. Lane rows drop
+        the tokens fed beyond it."""
         rounds: list[list[Outcome]] = [[] for _ in range(1 + max(map(len, proposals.values()), default=0))]
         chosen: dict[Branch, tuple[int, ...]] = {}
         unsound: set[Branch] = set()
@@ -121,20 +121,21 @@ class Batch:
         return rounds
 
     def narrow(self, branch: Branch) -> None:
-        """Drop the lane rows that none of the branch's members mixes any more."""
+        """Drop the lane rows that no member of the branch mixes any more."""
         self.changed()
         for lane in set(self.seats.of(branch)) - set(branch.lanes):
             self.seats.remove(branch, lane)
 
     def _decide(self, hidden: Tensor, layout: _Layout) -> list[Branch]:
-        """Members that wait for weights get them, by the base's states of their prompts; returns their branches."""
+        """Predict the weights of members that wait for them, from the base's states of their prompts; returns their
+        branches."""
         waiting = [(each.branch, each.member) for each in layout.asked if each.member.undecided]
         for branch, member in waiting:
             member.decide(hidden[layout.starts[self.seats.of(branch)[member.lanes[0]]]])
         return list(dict.fromkeys(branch for branch, _ in waiting))
 
     def _forward(self, layout: _Layout) -> Tensor:
-        """Feed every lane row its branch's last token, and what is proposed behind it; returns hidden states [R, D]."""
+        """Feed every lane row its branch's last token and the proposed tokens; returns hidden states [R, D]."""
         device, cache = self.model.facts.device, self.seats.cache
         last = [branch.tokens[-1] if branch.tokens else first for branch, first in layout.owners]
         if layout.ahead is None:
@@ -163,8 +164,7 @@ class Batch:
             return [made[token, sound] for token, sound in pairs]
         logprobs = torch.log_softmax(logits, dim=-1)
         chosen = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
-        # One copy from the device for everything: each copy would synchronise with it. float64 holds every token id
-        # exactly.
+        # One copy from the device for everything, since each copy synchronises. float64 holds every token id exactly.
         told = torch.stack([ids.double(), finite.double(), chosen.double()], dim=1).tolist()  # [Q, 3]
         attributions = self._attributions(logits, ids, lanes, weights, members)
         most = max(member.request.top_logprobs for member in members)
@@ -179,7 +179,7 @@ class Batch:
         ]
 
     def _row_parameters(self, asked: Sequence[_Asked]) -> list[sampling.RowParameters]:
-        """One for each; members of a branch that share their sampling, as a sweep's do, share one."""
+        """One per member; members of a branch with the same sampling, as in a sweep, share one."""
         rows: list[sampling.RowParameters] = []
         for i, each in enumerate(asked):
             settings, before = each.member.request.sampling, asked[i - 1] if i else None
@@ -201,7 +201,7 @@ class Batch:
         return (*self.model.already_said(request.prompt_ids), *asked.branch.tokens, *asked.ahead)
 
     def _mixed_logits(self, lanes: Tensor, weights: Tensor, members: Sequence[Member]) -> Tensor:
-        """[Q, N, D] -> [Q, V]: through one head product a token, or one a lane for those that mix probabilities."""
+        """[Q, N, D] -> [Q, V]: one head product per token, or one per lane for those that mix probabilities."""
         by_probs = [i for i, member in enumerate(members) if member.request.combine == "probs"]
         if not by_probs:
             return self.model.head(combine.mix_hidden(lanes, weights))
@@ -220,7 +220,7 @@ class Batch:
         wanted = [i for i, member in enumerate(members) if member.request.attribution]
         if not wanted:
             return {}
-        # The most likely other token: the best one once the chosen one is out.
+        # The runner-up: the best token once the chosen one is masked.
         others = logits[wanted].scatter(1, ids[wanted].unsqueeze(1), float("-inf"))
         runner_up = others.argmax(dim=-1)
         direction = self.model.head_rows(ids[wanted]) - self.model.head_rows(runner_up)
@@ -228,7 +228,7 @@ class Batch:
         result = {}
         for i, values, other in zip(wanted, parts, runner_up.tolist(), strict=True):
             full = [0.0] * len(members[i].request.weights)
-            for lane, value in zip(members[i].numbers, values, strict=False):  # padding has no lane
+            for lane, value in zip(members[i].numbers, values, strict=False):  # drop padding
                 full[lane] = value
             result[i] = Attribution(sum(full), tuple(full), other)
         return result
@@ -262,10 +262,10 @@ class Batch:
 
     @torch.inference_mode()
     def feed(self, branches: Sequence[Branch]) -> None:
-        """Feed what comes before these branches' next step, in a temporary cache, then adopt its rows.
+        """Feed all tokens before these branches' next step in a temporary cache, then adopt its rows.
 
-        That is what their lanes have not read, but for the last token, which the step feeds. Rows with equally many are
-        fed together.
+        These are the tokens that their lanes have not read yet, without the last one, which the step feeds. Rows with
+        the same number of tokens are fed together.
         """
         by_number: dict[int, list[tuple[Branch, int, Lane, tuple[int, ...]]]] = {}
         for branch in branches:

@@ -1,4 +1,4 @@
-"""Drives an engine from the caller's own thread: the one loop under `Ensemble`, training and the benchmarks."""
+"""Drives an engine from the caller's own thread: the loop behind `Ensemble`, training and the benchmarks."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Driver:
     def events(
         self, groups: Iterable[Sequence[Request]], job: Job | None = None, *, at_once: int | None = None
     ) -> Generator[Event]:
-        """Everything that happens to these requests, until all have ended; each group shares a prompt.
+        """Yield all events of these requests until all have ended; each group shares a prompt.
 
-        They join the batch at the first `next`; leaving the loop early cancels those that have not ended.
+        They join the batch at the first `next`. Leaving the loop early cancels the rest.
 
         Args:
-            job: they count as this one job when slots are shared out.
+            job: the job that they count as when slots are shared out.
             at_once: the next group is taken only while fewer requests than this are in the engine; None: all at once.
         """
         inbox: deque[Event] = deque()
@@ -65,9 +65,9 @@ class Driver:
             yield from (event for event in events if isinstance(event, (Completion, Failure)))
 
     def finish(self, requests: Sequence[Request], *, together: bool = False) -> list[Completion]:
-        """Run requests to their ends, in one batch. Raises the error of the first that fails and cancels the others.
+        """Run requests to completion in one batch. Raises the error of the first that fails, and cancels the others.
 
-        together: they share a prompt, and what they begin with is computed once.
+        together: they share a prompt, and their common prefix is computed once.
         """
         groups = [requests] if together else [[request] for request in requests]
         with closing(self.ends(groups)) as ends:
@@ -75,7 +75,7 @@ class Driver:
         return [done[request.request_id] for request in requests]
 
     def stream(self, request: Request) -> Iterator[TokenEvent]:
-        """Token by token. Raises the request's error."""
+        """Yield the request's tokens. Raises its error."""
         with closing(self.events([[request]])) as events:
             for event in events:
                 if isinstance(event, TokenEvent):
@@ -84,8 +84,8 @@ class Driver:
                     raise event.error
 
     def sweep(self, plan: SweepPlan, on_item: Callable[[SweepItem], None] | None) -> SweepResult:
-        """Run a sweep to its end; `on_item` is called as completions come, in the order they end. Raises the error of
-        the first that fails and cancels the others."""
+        """Run a sweep to completion; `on_item` is called for completions in the order they end. Raises the error of the
+        first that fails, and cancels the others."""
         with closing(self.ends(plan.groups(), Job())) as ends:
             for event in ends:
                 for item in plan.take(_sound(event)):

@@ -1,7 +1,8 @@
 """step() = schedule, run, postprocess; one stream of events.
 
 Exactly one thread owns an engine. Requests with different weights, lengths and sampling run in one batch, join and
-leave at token boundaries. A request ends with exactly one `Completion` or one `Failure`; one that fails, fails alone.
+leave at token boundaries. A request ends with exactly one `Completion` or one `Failure`; a failure affects no other
+request.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ class Engine:
         kv_cache_bytes: int | None = None,
         prompt_lookup: PromptLookup = "off",
     ) -> None:
-        """decode: token ids -> text, special tokens left out; lanes: names, `base` first and every adapter of the model
-        among them; slots: branches at once; prefill_tokens: of prompts, read in one step beside running branches; None:
-        all; kv_cache_bytes: bound on the keys and values of running branches; None: none; prompt_lookup: whether tokens
-        are copied from prompts and verified, several in a step (`emorl_core.engine.speculation.lookup`)."""
+        """decode: token ids -> text without special tokens; lanes: names, `base` first, with every adapter of the
+        model; slots: branches that run at once; prefill_tokens: prompt tokens read per step beside running branches,
+        None: all; kv_cache_bytes: bound on the keys and values of running branches, None: no bound; prompt_lookup:
+        whether to propose tokens copied from prompts and verify several per step
+        (`emorl_core.engine.speculation.lookup`)."""
         if slots < 1:
             raise InvalidRequest(f"slots is {slots}; allowed: a whole number from 1", param="slots")
         if prefill_tokens is not None and prefill_tokens < 1:
@@ -67,7 +69,7 @@ class Engine:
         self._eos = frozenset(model.facts.eos_token_ids)
         self._batch_rows = 0
         self.faults = 0
-        self.last_fault: Exception | None = None  # for the caller's log; its text may hold prompts
+        self.last_fault: Exception | None = None  # for the caller's log; its message may contain prompts
 
     @property
     def model(self) -> LaneModel:
@@ -111,26 +113,26 @@ class Engine:
         self.add_group([request])
 
     def add_group(self, requests: Sequence[Request], job: Job | None = None) -> None:
-        """Queue requests that share their prompt, stop strings and token limits: their common prefixes run once.
+        """Queue requests that share their prompt, stop strings and token limits; common prefixes are computed once.
 
-        Those without a seed get one, the same for all of them, and report it. Groups with the same `job` count as one
-        when slots are shared out.
+        Requests without a seed get one, the same for the whole group, and report it. Groups with the same `job` count
+        as one when slots are shared out.
 
         Raises:
-            InvalidRequest: the requests do not belong together, the prompt is empty, the weights do not fit, or there
-                will never be memory for them.
+            InvalidRequest: the requests cannot form a group, the prompt is empty, the weights do not fit the lanes, or
+                the request would not fit into memory even alone.
         """
         branch = self._intake.branch(requests, job)
         self._room.check(branch)
         self.scheduler.add(branch)
 
     def cancel(self, request_id: str) -> None:
-        """End a request at the next step, queued or running; unknown ids are ignored."""
+        """Cancel a queued or running request at the next step; unknown ids are ignored."""
         self.scheduler.cancel(request_id)
 
     def step(self) -> list[Event]:
-        """One token for every running request whose prompt is read, or several where they are copied, and some tokens
-        more of prompts that are not. Returns what happened, in order."""
+        """Decode one token, or several with prompt lookup, for every running request whose prompt has been read, and
+        read more of the others' prompts. Returns the events in order."""
         events: list[Event] = []
         self._take_cancelled(events)
         self._admit()
@@ -143,16 +145,16 @@ class Engine:
         return events
 
     def switch(self, model: LaneModel) -> None:
-        """The same model with its step compiled, for requests that begin to decode from now on; those that run end with
-        the step they began with."""
+        """Use this compiled version of the same model for requests that start decoding from now on; running ones keep
+        the step they started with."""
         self.runner.switch(model)
 
     def rest(self) -> None:
-        """No request is expected soon: where none runs, give back the memory that is kept for the next ones."""
+        """Called when no request is expected soon: if none is running, free the memory kept for the next ones."""
         self.runner.rest()
 
     def drop_all(self, error: EmorlError) -> list[Event]:
-        """Fail every request, queued and running, and start empty, to restart after a fault."""
+        """Fail every queued and running request and start empty; for a restart after a fault."""
         branches = self.scheduler.clear()
         self.runner.reset()
         lost = [(branch, member) for branch in branches for member in branch.members]
@@ -179,7 +181,7 @@ class Engine:
             self.runner.read()
         except Exception as fault:  # noqa: BLE001 - no fault of one request may reach the others
             self._note(fault)
-            # One prompt of several may be at fault: each is retried individually.
+            # One of several prompts may be at fault, so each is retried individually.
             for branch in self.runner.reader.branches:
                 try:
                     if branch.members:  # not dropped with another branch of its request
@@ -197,15 +199,15 @@ class Engine:
             return [self._run_apart(events)]
 
     def _note(self, fault: Exception) -> None:
-        """Count the fault: requests that succeed when retried individually cost only time, and that must be visible."""
+        """Count the fault, so that it is visible even if all requests succeed when retried individually."""
         self.faults += 1
         self.last_fault = fault
 
     def _run_apart(self, events: list[Event]) -> list[Outcome]:
         """A step failed: retry every branch individually, so that only the one at fault fails.
 
-        No branch has lane rows afterwards; the survivors go to the front of the queue and read their tokens again.
-        Nothing is proposed, in case that was at fault.
+        Afterwards no branch has lane rows; the survivors go to the front of the queue and read their tokens again.
+        Nothing is proposed, in case a proposal was at fault.
         """
         outcomes: list[Outcome] = []
         for branch in self.runner.branches:
@@ -246,11 +248,12 @@ class Engine:
         self._settle(by_branch, forked, changed=[branch for branch, n in counts.items() if len(branch.members) != n])
 
     def _advance(self, branch: Branch, choices: list[tuple[Member, Choice]], events: list[Event]) -> list[Branch]:
-        """Append the chosen tokens. Members that disagree with the first leave; returns their branches."""
+        """Append the chosen tokens. Members that chose another token than the first are forked off; returns their
+        branches."""
         by_token: dict[int, list[tuple[Member, Choice]]] = {}
         for member, choice in choices:
             by_token.setdefault(choice.token_id, []).append((member, choice))
-        # The branch itself goes to a group that continues, so that the others can copy its lane rows.
+        # The branch itself stays with a group that continues, so that the others can copy its lane rows.
         groups = sorted(by_token.items(), key=lambda item: item[0] in self._eos)
         branches = [branch, *(branch.fork([member for member, _ in group]) for _, group in groups[1:])]
         branch.members = [member for member, _ in groups[0][1]]
@@ -293,10 +296,10 @@ class Engine:
         *,
         changed: Sequence[Branch],
     ) -> None:
-        """Free finished branches, give forked ones their slots, and drop lane rows that no member needs any more.
+        """Free finished branches, give forked ones slots, and drop lane rows that no member needs any more.
 
         Forked branches without a slot are queued ahead of the others of their job; those that lost their lane rows to
-        another branch's fault, ahead of all.
+        another branch's fault are queued ahead of all.
         """
         gone = [branch for branch in branches if not branch.members or not self.runner.holds(branch)]
         self.scheduler.release(gone)
@@ -322,7 +325,7 @@ class Engine:
             self.scheduler.resume(lost)
 
     def _fail(self, branch: Branch, error: Exception, events: list[Event]) -> None:
-        """End all members of a branch, and what else belongs to their requests."""
+        """End all members of a branch, and the other branches of their requests."""
         self.runner.remove(branch, poisoned=True)
         self.scheduler.release([branch])
         for member in branch.members:
@@ -330,7 +333,7 @@ class Engine:
         self._drop_siblings(branch)
 
     def _drop_siblings(self, branch: Branch) -> None:
-        """The request has ended with this branch: drop its other branches without events."""
+        """Drop the request's other branches without events, since it has ended with this one."""
         for sibling in self.scheduler.drop_siblings(branch):
             sibling.members = []
             self.runner.remove(sibling)

@@ -1,4 +1,4 @@
-"""What the engine tells about its requests: tokens, parts of exact ones, endings."""
+"""Events about requests: tokens, intervals and regions, endings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emorl_core.weights import named
 
 
 class Reporter:
-    """Makes the events; keeps what a completion will need on the members."""
+    """Makes the events, and records on the members what their completions will contain."""
 
     def __init__(self, lanes: Sequence[str]) -> None:
         """lanes: names, `base` first."""
@@ -24,7 +24,7 @@ class Reporter:
     def token(
         self, branch: Branch, member: Member, choice: Choice, text: str, reason: FinishReason | None
     ) -> list[Event]:
-        """A member has taken the branch's last token, which released `text`; reason: why the branch ends here."""
+        """A member's new token, which released `text`; reason: why the branch ends here, if it does."""
         if branch.chooser is not None:
             return [] if reason is None else self._part(branch, branch.chooser, reason)
         request = member.request
@@ -53,7 +53,7 @@ class Reporter:
         return events if completion is None else [*events, completion]
 
     def cancelled(self, branch: Branch, member: Member) -> list[Event]:
-        """A member has been cancelled; a request with several branches reports it once."""
+        """A member was cancelled; a request with several branches reports it once."""
         chooser = branch.chooser
         if chooser is None:
             return [self._completion(branch, member, FinishReason.CANCELLED)]
@@ -63,7 +63,7 @@ class Reporter:
         return [self._whole(branch, chooser, member, FinishReason.CANCELLED)]
 
     def failed(self, branch: Branch, member: Member, error: Exception) -> list[Event]:
-        """A member has failed; a request with several branches fails as a whole, and reports it once."""
+        """A member failed; a request with several branches fails as a whole, and reports it once."""
         if branch.chooser is not None:
             if branch.chooser.over:
                 return []
@@ -121,7 +121,7 @@ def _common(branch: Branch, member: Member) -> dict[str, Any]:
 
 
 def _told(error: Exception) -> EmorlError:
-    """What a caller may see of a fault: its kind, never its text, which may hold prompts."""
+    """The public description of a fault: its type, never its message, which may contain prompts."""
     if isinstance(error, EmorlError):
         return error
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

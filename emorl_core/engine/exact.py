@@ -1,9 +1,9 @@
 """Every greedy text of all mixes of a few weight vectors, exactly and without a grid.
 
 The vectors are the corners of a line or a triangle: w(u) = u_1 a_1 + ... + u_K a_K, all u_k >= 0, with sum 1. For a
-given prefix of tokens each logit is linear in u. So the chosen token changes only where two of them are equal, each
-token is the choice on one convex part, and each part is a prefix one token longer; the recursion ends with the texts.
-In the engine a part is a branch with one member, and the request's chooser divides it.
+given prefix of tokens each logit is linear in u. So the chosen token changes only where two logits are equal, and each
+token is chosen on one convex part. Each part is then a prefix that is one token longer, and the recursion ends with
+complete texts. In the engine a part is a branch with one member, and the request's chooser divides it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from emorl_core.types import Completion, Event, FinishReason, Request
 
 @dataclass(frozen=True, slots=True)
 class ExactRequest(Request):
-    """A request for every greedy text between its own weights and `others`, which share all the rest."""
+    """A request for every greedy text between its own weights and `others`; all other fields are shared."""
 
     others: tuple[tuple[float, ...], ...] = ()
-    min_width: float = 1e-7  # of u; narrower parts are not divided
-    most: int | None = None  # parts; with more it fails, or is done in another way
+    min_width: float = 1e-7  # in units of u; narrower parts are not divided
+    most: int | None = None  # most parts; beyond that the request fails or falls back to a grid
     most_slots: int | None = None  # parts that run at once
-    time_limit_s: float | None = None  # from its first slot on; the same
-    most_named: str = "most"  # what the caller calls these limits
+    time_limit_s: float | None = None  # seconds from its first slot on; beyond that likewise
+    most_named: str = "most"  # the caller's names for these limits
     time_limit_named: str = "time_limit_s"
 
     @property
@@ -42,17 +42,17 @@ class ExactRequest(Request):
 
 @dataclass(frozen=True, slots=True)
 class ExactCompletion(Completion):
-    """The end of such a request; `weights` are those in the middle of its corners."""
+    """The completion of such a request; `weights` are the mean of its corners."""
 
 
 @dataclass(slots=True, eq=False)
 class Exact(ABC):
-    """The `Chooser` of one such request."""
+    """The `Chooser` of such a request."""
 
     asked_for: ClassVar[str]  # in the plural, for errors
     request: ExactRequest
     over: bool = False
-    going: int = 1  # branches that are not at their end
+    going: int = 1  # branches that have not ended
 
     def __post_init__(self) -> None:
         sampling = self.request.sampling
@@ -71,29 +71,29 @@ class Exact(ABC):
 
     @abstractmethod
     def part(self, whole: Member) -> Member:
-        """The first branch's member; `whole` mixes every lane that a corner mixes."""
+        """The first branch's member; `whole` has weight on every lane that a corner has."""
 
     @abstractmethod
     def divide(self, logits: CornerLogits, member: Member) -> list[tuple[Member, int]]:
-        """The parts of a member's part and the token chosen there, the largest first: it keeps the lane rows, and the
-        others copy them. Changes nothing. Raises EmorlError."""
+        """Divide a member's part: the parts and the token chosen on each, the largest first. That one keeps the lane
+        rows, and the others copy them. Has no side effects. Raises EmorlError."""
 
     @abstractmethod
     def ended(self, member: Member, text: str, tokens: tuple[int, ...], reason: FinishReason) -> Event:
-        """Note the text of a part, and tell of it."""
+        """Record the text of a part, and return the event about it."""
 
     @abstractmethod
     def completion(self, reason: FinishReason, **common: Any) -> ExactCompletion:
-        """All that was found; nothing when cancelled."""
+        """All results; empty when cancelled."""
 
     @property
     @abstractmethod
     def found(self) -> int:
-        """How many parts are at their end."""
+        """The number of finished parts."""
 
     @abstractmethod
     def split(self, branch: Branch, into: int) -> EmorlError | Branch | None:
-        """Notes it in `going`; see `Chooser`."""
+        """Updates `going`; see `Chooser`."""
 
     def too_many(self) -> bool:
         return self.request.most is not None and self.found + self.going > self.request.most
@@ -112,7 +112,7 @@ class Exact(ABC):
 
 
 class CornerLogits:
-    """What the logits of one branch are, for one position: at the corners and in between."""
+    """The logits of one branch at one position: at the corners and in between."""
 
     def __init__(self, request: ExactRequest, model: LaneModel, member: Member, position: int, hidden: Tensor) -> None:
         """hidden: [N, D], a row per lane of the member."""
@@ -123,12 +123,12 @@ class CornerLogits:
         self._forbidden = list(model.facts.eos_token_ids) if held else []
 
     def affine(self) -> Tensor:
-        """[K, V] float64: at the corners, before any cap, which changes no order. In between they are u @ these."""
+        """[K, V] float64: the corners' logits before any cap, which is monotonic. In between, logits are u @ these."""
         hidden = self._mixed(self._corners)
         return self._checked(self._model.uncapped_head(hidden).double(), forbidden=-1e30)
 
     def at(self, places: Tensor) -> Tensor:
-        """u [P, K] float64 -> [P, V] float32, computed just as the runner computes a request's."""
+        """u [P, K] float64 -> [P, V] float32, computed exactly as for a plain request."""
         weights = places.to(self._corners.device) @ self._corners
         return self._checked(self._model.head(self._mixed(weights)), forbidden=float("-inf"))
 

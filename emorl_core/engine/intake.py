@@ -1,4 +1,4 @@
-"""Requests -> a branch, or the error that says why not."""
+"""Validates requests and turns them into a branch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DRAWN_SEEDS = 2**53
 
 
 class Intake:
-    """Checks what comes in and gives it seeds, lanes and a detokenizer."""
+    """Validates requests and gives them seeds, lanes and a detokenizer."""
 
     def __init__(self, points: Sequence[Coefficients], decode: Decode) -> None:
         """points: the named lanes, `base` first."""
@@ -49,7 +49,7 @@ class Intake:
         return Branch(first.prompt_ids, members, detokenizer, job, alone=len(requests) == 1)
 
     def _exact(self, request: ExactRequest, detokenizer: Detokenizer, asked: Job | None) -> Branch:
-        """One branch for all mixes of its corners; it forks where the chosen token changes."""
+        """One branch for all mixes of the corners; it forks where the chosen token changes."""
         for corner in request.others:
             self._check_weights(corner)
         chooser: Exact = Regions(request) if isinstance(request, MapRequest) else Segments(request)

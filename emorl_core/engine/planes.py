@@ -1,4 +1,4 @@
-"""The upper envelope of V planes over a convex polygon: which token has the largest logit where."""
+"""The upper envelope of V planes over a convex polygon: the token with the largest logit at each place."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from torch import Tensor
 from emorl_core.engine.polygons import Polygon, centre, cut, height, width
 from emorl_core.types import Place
 
-_SLACK = 1e-12  # of a logit: less is rounding in float64
-_FINEST = 1e-13  # narrower parts are rounding too
+_SLACK = 1e-12  # logit differences below this are float64 rounding
+_FINEST = 1e-13  # narrower parts are rounding as well
 
 
 def envelope(logits: Tensor, polygon: Polygon, min_width: float) -> list[tuple[int, Polygon]]:
-    """(token id, the part of the polygon where its logit is the largest), tokens all different.
+    """(token id, the part of the polygon where its logit is the largest), one per token.
 
-    A token that is the largest anywhere in a part in which another one is believed to be so, is larger than that one in
-    a corner of the part, both being linear. So the corners are asked, with every token, until no corner knows a better
-    one than those that are known.
+    Suppose a token beats the assumed winner somewhere in a part. Both logits are linear, so it also beats it in one of
+    the part's corners. So all tokens are compared at the corners, until no corner has a better token than those known.
 
     logits: [3, V] float64, at the triangle's corners. A polygon narrower than `min_width` is not divided.
     """
@@ -44,7 +43,7 @@ def envelope(logits: Tensor, polygon: Polygon, min_width: float) -> list[tuple[i
 
 
 def _largest(logits: Tensor, places: list[Place]) -> list[tuple[float, int]]:
-    """The largest logit at each place, and whose it is."""
+    """The largest logit at each place, and its token."""
     values = torch.tensor(places, dtype=logits.dtype, device=logits.device) @ logits
     best = values.max(dim=1)
     return list(zip(best.values.tolist(), best.indices.tolist(), strict=True))

@@ -1,7 +1,7 @@
-"""Prompts on their way into the cache, so many tokens a step, each beginning read once.
+"""Prefill: reads prompts into the cache, a bounded number of tokens per step, each common prefix once.
 
-A branch that is admitted has its lanes' passages read here before it gets lane rows. Meanwhile it holds its slot, and
-the branches that run get their token in every step.
+The passages of an admitted branch's lanes are read here before it gets lane rows. Meanwhile it holds its slot, and
+running branches still get their token in every step.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from emorl_core.engine.sequences import Branch
 from emorl_core.lanes.lane import Lane
 from emorl_core.models.family import LaneModel, Passage, Piece
 
-# Where no branch runs that would wait for its next token, a step reads so many times as much: larger products take less
-# time a token, and who comes meanwhile is still taken in soon.
+# If no running branch would wait for its next token, a step reads this many times as much: larger products take less
+# time per token, and new arrivals are still admitted soon.
 _WHERE_NONE_RUNS = 8
 
 
 class Reader:
-    """Reads for branches what their lanes have to read; see `LaneModel.passage`.
+    """Reads the passages of branches' lanes; see `LaneModel.passage`.
 
-    Of several branches, the one that came first gets half of a step's tokens at least, so that it is not overtaken for
-    ever. The others get theirs in the order of what they have left: short prompts do not wait for long ones.
+    Of several branches, the oldest gets at least half of a step's tokens, so that it is never starved. The others
+    follow in the order of what they have left, so that short prompts do not wait for long ones.
     """
 
     def __init__(self, model: LaneModel, cache: PrefillCache, most_tokens: int | None) -> None:
-        """most_tokens: read in one step beside running branches, where passages can be cut; None: all there are."""
+        """most_tokens: read per step beside running branches, where passages can be split; None: all."""
         self.model = model
         self.cache = cache
         self.most_tokens = most_tokens
-        self.hits = 0  # passages that were known to their ends
+        self.hits = 0  # passages found whole in the cache
         self.misses = 0
-        self.tokens_found = 0  # of passages, known or read for another branch
+        self.tokens_found = 0  # tokens of passages that were cached, or read for another branch
         self.tokens_computed = 0
         self._adapters = model.adapters
-        self._wanted: dict[Branch, dict[Lane, _Reading]] = {}  # first come first
+        self._wanted: dict[Branch, dict[Lane, _Reading]] = {}  # in order of arrival
         self._readings: dict[tuple[Hashable, ...], _Reading] = {}  # by labels, those of `_wanted`
 
     def __contains__(self, branch: object) -> bool:
@@ -52,12 +52,12 @@ class Reader:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held for what is being read, beside the cache."""
+        """Bytes held for passages being read, beside the cache."""
         return sum(reading.nbytes for reading in self._readings.values())
 
     def add(self, branch: Branch) -> None:
-        """Find out what of the branch's passages is known; the rest is read from now on."""
-        if self._adapters is not self.model.adapters:  # others were attached: what was read is no longer true
+        """Look up the branch's passages in the cache; the rest is read from now on."""
+        if self._adapters is not self.model.adapters:  # adapters were attached: cached memories are no longer valid
             self._adapters = self.model.adapters
             self.cache.clear()
         self._wanted[branch] = {lane: self._reading(self.model.passage(lane, branch.tokens)) for lane in branch.lanes}
@@ -84,10 +84,8 @@ class Reader:
 
     @torch.inference_mode()
     def read(self, only: Branch | None = None, *, whole: bool = False, beside: bool = True) -> list[Branch]:
-        """Read on, and return the branches (of all, or only this one) that have nothing left to read.
-
-        When the model raises, nothing is lost of what was read before. whole: however many tokens that takes.
-        beside: branches that run, which wait meanwhile.
+        """Read more, and return the branches (of all, or only `only`) that are fully read. If the model raises, nothing
+        read before is lost. whole: ignore the limit on tokens. beside: whether running branches wait meanwhile.
         """
         branches = self.branches if only is None else [only]
         left = math.inf if whole or self.most_tokens is None else self.most_tokens * (1 if beside else _WHERE_NONE_RUNS)
@@ -107,7 +105,7 @@ class Reader:
         return [branch for branch in branches if not self._left(branch)]
 
     def memories(self, branch: Branch) -> Mapping[Lane, Memory | None]:
-        """What was read for each lane of a branch; None where there was nothing to read."""
+        """The memory of each lane of a branch; None where there was nothing to read."""
         return {lane: reading.memory for lane, reading in self._wanted[branch].items()}
 
     def keep_lanes(self, branch: Branch, lanes: Iterable[Lane]) -> None:
@@ -117,8 +115,8 @@ class Reader:
         self._forget()
 
     def remove(self, branch: Branch, *, poisoned: bool = False) -> None:
-        """The branch has got what was read, or does not want it any more. The cache keeps it, unless it is poisoned, or
-        has a part of a reply in it that no later prompt begins with."""
+        """Release the branch's memories, which it has taken or no longer needs. The cache keeps them, unless they are
+        poisoned or contain part of a reply that no later prompt begins with."""
         keep = branch.alone or not branch.tokens
         for reading in self._wanted.pop(branch, {}).values():
             if poisoned:
@@ -133,7 +131,7 @@ class Reader:
         self._readings.clear()
 
     def _forget(self) -> None:
-        """Drop what nobody waits for. Those that followed it go on by themselves."""
+        """Drop readings that nobody waits for. Those that followed them continue by themselves."""
         wanted = {reading for readings in self._wanted.values() for reading in readings.values()}
         self._readings = {labels: reading for labels, reading in self._readings.items() if reading in wanted}
         for reading in wanted:
@@ -141,7 +139,7 @@ class Reader:
                 reading.leader = None
 
     def _follow(self, reading: _Reading) -> None:
-        """Take over what another reading has got of the beginning that they share."""
+        """Take over what another reading has read of their common prefix."""
         leader = reading.leader
         if leader is None:
             return
@@ -160,12 +158,12 @@ class Reader:
                 reading.leader = None
 
     def _plan(self, branches: list[Branch], tokens: float, at_least: int) -> dict[_Reading, int]:
-        """How far readings go now: the label at which each stops. at_least: labels that are read in any case, since
-        what cannot be cut may be more than the tokens allowed."""
+        """How far readings go now: the label at which each stops. at_least: labels that are read in any case, since a
+        piece that cannot be split may exceed the tokens allowed."""
         stops: dict[_Reading, int] = {}
 
         def spend(branch: Branch, most: float) -> int:
-            """Let the readings of a branch go on; returns the tokens that they take."""
+            """Plan the readings of a branch; returns the number of tokens that they take."""
             spent = 0
             for reading in self._wanted[branch].values():
                 width = reading.passage.width
@@ -191,18 +189,18 @@ class Reader:
 
 
 class _Reading:
-    """One passage on its way, for all branches that want it."""
+    """One passage being read, for all branches that need it."""
 
     def __init__(self, passage: Passage) -> None:
         self.passage = passage
         self.done = 0  # labels
-        self.leader: _Reading | None = None  # that reads the first `shared` labels as well
+        self.leader: _Reading | None = None  # another reading, with the same first `shared` labels
         self.shared = 0
         self._kv: Tensor | None = None  # [2, L, K, S, d] of the whole passage
 
     @property
     def left(self) -> int:
-        """Tokens still to be read."""
+        """Tokens left to read."""
         return (len(self.passage.labels) - self.done) * self.passage.width
 
     @property
@@ -211,7 +209,7 @@ class _Reading:
 
     @property
     def memory(self) -> Memory | None:
-        """What has been read so far; a view."""
+        """The memory so far; a view."""
         return None if self._kv is None else Memory(self._kv[:, :, :, : self.done * self.passage.width])
 
     def take(self, kv: Tensor, done: int) -> None:

@@ -1,7 +1,6 @@
-"""Three weight vectors and every text between them: the exact map, a convex polygon for each text.
+"""The exact map of three weight vectors: every text of their mixes, each on a convex polygon.
 
-The work is bounded. Beyond the bounds the request starts again as the grid, a sweep over the points of the triangle
-with whole steps, and says why.
+The work is bounded. Beyond the bounds the request restarts as a sweep over the triangle's grid points, and reports why.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from emorl_core.engine.sequences import Branch, Member
 from emorl_core.engine.sweep import compositions
 from emorl_core.types import FinishReason, Place, Region, RegionFound
 
-_ROWS = 64  # points of the grid whose logits are held at once
+_ROWS = 64  # grid points whose logits are held at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +30,25 @@ class MapRequest(ExactRequest):
 
 @dataclass(frozen=True, slots=True)
 class MapCompletion(ExactCompletion):
-    """`regions` by size, the largest first; empty when cancelled. `why_not`: it is exact."""
+    """`regions`: the largest first; empty when cancelled. `why_not`: why it is not exact, if so."""
 
     regions: tuple[Region, ...] = ()
     why_not: str | None = None
 
     @property
     def completion_tokens(self) -> int:
-        """Of all its texts together, as a sweep counts them."""
+        """The number of tokens of all texts together, as for a sweep."""
         return sum(len(region.token_ids) for region in self.regions)
 
 
 @dataclass(frozen=True, slots=True)
 class MapResult:
-    """Regions, the largest first. Exact: their polygons cover the triangle, and no two have the same tokens. Else they
-    hold the points of the grid, each of them in one region."""
+    """Regions, the largest first. In an exact map their polygons cover the triangle, and no two have the same tokens.
+    Otherwise they contain the grid's points, each in one region."""
 
     corners: tuple[dict[str, float], ...]
     regions: tuple[Region, ...]
-    why_not: str | None  # exact, if None
+    why_not: str | None  # None: it is exact
     resolution: int
     min_width: float
     lane_row_steps: int
@@ -59,13 +58,13 @@ class MapResult:
         return self.why_not is None
 
     def at(self, place: Sequence[float]) -> Region:
-        """Of an exact map the region that holds a place: three numbers from 0, of sum 1."""
+        """The region of an exact map that contains a place: three numbers from 0, of sum 1."""
         return max(self.regions, key=lambda region: depth(region.polygon, place))
 
 
 @dataclass(slots=True, eq=False)
 class Patch(Member):
-    """The part of a request for a map that has one branch's tokens in common: a polygon, or points of the grid."""
+    """The part of a map on which one branch's tokens are chosen: a polygon, or points of the grid."""
 
     polygon: Polygon = ()
     points: tuple[Place, ...] = ()
@@ -73,7 +72,7 @@ class Patch(Member):
 
 @dataclass(slots=True, eq=False)
 class _Patches(Exact):
-    """What the exact map and the grid have in common."""
+    """Shared by the exact map and the grid."""
 
     asked_for = "maps"
     regions: list[Region] = field(default_factory=list)
@@ -83,7 +82,7 @@ class _Patches(Exact):
         return len(self.regions)
 
     def ended(self, member: Member, text: str, tokens: tuple[int, ...], reason: FinishReason) -> RegionFound:
-        assert isinstance(member, Patch)  # made so by `part`
+        assert isinstance(member, Patch)  # made by `part`
         region = Region(member.polygon, member.points, text, tokens, reason)
         self.regions.append(region)
         return RegionFound(member.request.request_id, region, member.request.tag)
@@ -100,7 +99,7 @@ class _Patches(Exact):
 
 @dataclass(slots=True, eq=False)
 class Regions(_Patches):
-    """The `Chooser` of a request for a map, as long as it is exact."""
+    """The `Chooser` of an exact map."""
 
     def part(self, whole: Member) -> Patch:
         return Patch(whole.request, whole.arrived, whole.lanes, whole.weights, whole.numbers, polygon=WHOLE)
@@ -127,7 +126,7 @@ class Regions(_Patches):
 
 @dataclass(slots=True, eq=False)
 class Grid(_Patches):
-    """The `Chooser` of a request for a map that has been found to be too much."""
+    """The `Chooser` of a map that fell back to the grid."""
 
     why: str = ""
 
@@ -153,6 +152,6 @@ class Grid(_Patches):
         return [(replace(member, points=tuple(points)), token) for token, points in parts]
 
     def split(self, branch: Branch, into: int) -> None:
-        """Its points bound the work."""
+        """The number of points bounds the work."""
         del branch
         self.going += into - 1

@@ -1,4 +1,4 @@
-"""What fits into the bytes that the keys and values of running branches may take."""
+"""Decides which branches fit into the memory bound for keys and values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from emorl_core.errors import InvalidRequest, PromptTooLong
 
 
 class Room:
-    """Every lane row has room for as many tokens as the longest may get: prompt and `max_new_tokens`. So what branches
-    take is all their lane rows times that, and it is known before they run."""
+    """Every lane row reserves as many tokens as the longest branch may need, prompt plus `max_new_tokens`. So the
+    memory of a set of branches is their number of lane rows times that, and known before they run."""
 
     def __init__(self, runner: Runner, most_bytes: int | None) -> None:
         """most_bytes: None for no bound."""
@@ -20,8 +20,8 @@ class Room:
         self.most_bytes = most_bytes
 
     def fits(self, branches: Sequence[Branch]) -> bool:
-        """Whether these can run together; all that have lane rows are among them, or end when others have copied those.
-        If so, the caches grow to what they need and no further."""
+        """Whether these branches fit together. They must include all that have lane rows, except those that end once
+        others have copied their rows. If they fit, the caches may grow to what they need and no further."""
         if self.most_bytes is None:
             return True
         extents = {batch: _extent(batch, branches, self._runner) for batch in self._runner.batches.values()}
@@ -37,7 +37,7 @@ class Room:
         return True
 
     def check(self, branch: Branch) -> None:
-        """Refuse a branch that would not fit if it were alone.
+        """Refuse a branch that would not fit even alone.
 
         Raises:
             InvalidRequest, PromptTooLong: naming what it needs and the limit.
@@ -60,14 +60,14 @@ class Room:
 
 
 def _extent(batch: Batch, branches: Sequence[Branch], runner: Runner) -> tuple[int, int, int]:
-    """Lane rows of a batch with these branches, and the longest prompt and reply among them."""
+    """The number of lane rows of these branches, and the longest prompt and reply among them."""
     own = [branch for branch in branches if runner.batch_of(branch) is batch]
     unseated = sum(len(branch.lanes) for branch in own if branch not in batch.seats)
     return len(batch.seats) + unseated, *_longest(own)
 
 
 def _longest(branches: Sequence[Branch]) -> tuple[int, int]:
-    """The most prompt tokens and reply tokens that any of them may get."""
+    """The largest number of prompt tokens and of reply tokens that any of them may have."""
     prompt = max((len(lane.prompt_ids) for branch in branches for lane in branch.lanes), default=0)
     replies = (branch.members[0].request.sampling.max_new_tokens for branch in branches if branch.members)
     return prompt, max(replies, default=0)

@@ -1,7 +1,7 @@
-"""Branches on their way through a model.
+"""Runs branches through a model.
 
-`admit` takes them, `read` reads what their lanes have to read and then gives them lane rows, `step` chooses one token
-for every member of every branch that has them, `fork` copies a branch's lane rows, `remove` frees them.
+`admit` takes branches, `read` prefills their lanes and then gives them lane rows, `step` chooses a token for every
+member of every branch with lane rows, `fork` copies a branch's lane rows, `remove` frees them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from emorl_core.types import PromptLookup
 class Runner:
     """Owns the key-value caches of one model. Single-threaded, like everything above it.
 
-    The model's step may be exchanged for a compiled one, which rounds differently: a branch ends with the step it began
-    with, so there are two batches then, and the one before empties.
+    The model's step may be replaced by a compiled one, which rounds differently. A branch keeps the step it started
+    with, so there are two batches until the older one is empty.
     """
 
     def __init__(
@@ -34,76 +34,76 @@ class Runner:
         prefill_tokens: int | None,
         prompt_lookup: PromptLookup = "off",
     ) -> None:
-        self.model = model  # of branches that begin
+        self.model = model  # the batch that new branches join
         self._prompt_lookup = prompt_lookup
         self.batches = {model.compiled: Batch(model, prompt_lookup)}
         self.prefill_cache = PrefillCache(prefill_cache_bytes)
         self.reader = Reader(model, self.prefill_cache, prefill_tokens)
 
     def switch(self, model: LaneModel) -> None:
-        """The same model with another step, for branches that begin from now on."""
+        """Use this model, the same one with another step, for branches that start from now on."""
         self.model = model
         self.batches.setdefault(model.compiled, Batch(model, self._prompt_lookup))
 
     @property
     def seats(self) -> Seats:
-        """Of branches that begin now."""
+        """The model that new branches use."""
         return self.batches[self.model.compiled].seats
 
     def batch_of(self, branch: Branch) -> Batch:
-        """Where the branch decodes, or will."""
+        """The batch in which the branch decodes, or will."""
         return self.batches[self.model.compiled if branch.compiled is None else branch.compiled]
 
     @property
     def branches(self) -> list[Branch]:
-        """Those with lane rows."""
+        """The branches with lane rows."""
         return [branch for batch in self.batches.values() for branch in batch.seats.branches]
 
     @property
     def lanes_running(self) -> int:
-        """Distinct points in adapter space."""
+        """The number of distinct points in adapter space."""
         return len({lane.coefficients for batch in self.batches.values() for _, lane in batch.seats.owners})
 
     @property
     def lane_row_steps(self) -> int:
-        """Lane rows computed, one token each: the unit of cost."""
+        """Lane rows computed, one token each; the unit of cost."""
         return sum(batch.lane_row_steps for batch in self.batches.values())
 
     @property
     def proposed_tokens(self) -> int:
-        """Copied from prompts and replies."""
+        """Tokens copied from prompts and replies."""
         return sum(batch.proposer.proposed for batch in self.batches.values())
 
     @property
     def accepted_tokens(self) -> int:
-        """Of those, how many were what would have been chosen."""
+        """Proposed tokens that were accepted."""
         return sum(batch.proposer.accepted for batch in self.batches.values())
 
     @property
     def kv_cache_bytes(self) -> int:
-        """That the caches take, capacity included."""
+        """Bytes of the caches, capacity included."""
         return sum(batch.seats.cache.nbytes for batch in self.batches.values())
 
     def rest(self) -> None:
-        """Give back what caches without lane rows keep for the next ones."""
+        """Free what caches without lane rows keep for the next ones."""
         for batch in self.batches.values():
             batch.seats.cache.shrink_if_empty()
 
     def holds(self, branch: Branch) -> bool:
-        """Whether the branch has lane rows, or is read for them."""
+        """Whether the branch has lane rows or is being prefilled."""
         return branch in self.batch_of(branch).seats or branch in self.reader
 
     def admit(self, branches: Sequence[Branch]) -> None:
-        """Take these branches, to be read.
+        """Take these branches for prefill.
 
-        One that has tokens already (it waited after a fork, or a step failed beside it) has to read them again.
+        A branch that already has tokens (it waited after a fork, or a step failed) reads them again.
         """
         for branch in branches:
             self.reader.add(branch)
 
     def read(self, only: Branch | None = None, *, whole: bool = False) -> None:
-        """Read on for the branches without lane rows, or for this one, and give lane rows to those that have read all;
-        see `Reader.read`."""
+        """Continue the prefill of the branches without lane rows, or of `only`, and give lane rows to those that are
+        done; see `Reader.read`."""
         self._seat(self.reader.read(only, whole=whole, beside=bool(self.branches)))
 
     def _seat(self, branches: Sequence[Branch]) -> None:
@@ -130,7 +130,7 @@ class Runner:
         batch.seats.fork(source, child)
 
     def narrow(self, branch: Branch) -> None:
-        """The branch has lost members: drop lane rows that none of the others mixes."""
+        """Called when a branch has lost members: drop lane rows that the others do not mix."""
         if branch in self.reader:
             self.reader.keep_lanes(branch, branch.lanes)
             return
@@ -139,8 +139,8 @@ class Runner:
     def remove(self, branch: Branch, *, poisoned: bool = False, keep: bool = False) -> None:
         """Free a branch's lane rows.
 
-        poisoned: its values may not be finite and must not be reused. keep: what they have read and written may be read
-        again, so the prefill cache gets it.
+        poisoned: the values may not be finite and must not be reused. keep: store prompt and reply in the prefill
+        cache, since a later prompt may begin with them.
         """
         batch = self.batch_of(branch)
         batch.changed()
@@ -161,7 +161,7 @@ class Runner:
             self.prefill_cache.put(passage.labels, cache.memory(place, first, last), known)
 
     def vacate(self) -> None:
-        """Take the lane rows of all branches; what is being read goes on."""
+        """Free the lane rows of all branches; prefill continues."""
         for batch in self.batches.values():
             batch.changed()
             batch.seats.clear()
@@ -172,6 +172,6 @@ class Runner:
         self.reader.clear()
 
     def step(self, *, propose: bool = True) -> list[list[Outcome]]:
-        """Run every lane row one token further and choose a token for every member; see `Batch.step`."""
+        """Advance every lane row and choose a token for every member; see `Batch.step`."""
         each = [batch.step(propose=propose) for batch in self.batches.values() if len(batch.seats)]
         return [list(itertools.chain(*rounds)) for rounds in itertools.zip_longest(*each, fillvalue=[])]

@@ -9,33 +9,34 @@ from collections.abc import Callable, Iterable, Sequence
 from emorl_core.engine.sequences import Branch, Job, Member
 from emorl_core.engine.waiting import Waiting, without
 
-# Of sweeps, beside streams. A member costs a row of logits a step, however many share its branch's lane rows: who has
-# both chooses what waits for what, and other clients' streams do not.
+# Limit on a sweep's members per slot beside streams. A member costs a row of logits per step, however many share its
+# branch's lane rows. A client that has both sweeps and streams may slow down its own streams, but not those of others.
 _MEMBERS_A_SLOT = 4
 _MEMBERS_A_SLOT_BESIDE_OTHERS = 1
-_LEAST_TOKENS = 16  # what feeding a preempted branch its tokens again costs is small beside this many steps
+_LEAST_TOKENS = 16  # re-feeding a preempted branch costs little compared with this many steps
 
 
 class Scheduler:
-    """Up to `slots` running branches, shared out fairly between clients, and between the jobs of each.
+    """Up to `slots` running branches, shared fairly between clients, and between the jobs of each client.
 
-    A free slot goes to the client with the fewest running branches, and of its waiting jobs to the one with the fewest;
-    ties go to the job that has waited longest since it arrived or last got a slot. Within a job forked branches go
-    before new prompts (depth-first).
+    A free slot goes to the client with the fewest running branches, and among its waiting jobs to the one with the
+    fewest. Ties go to the job that has waited longest since it arrived or last got a slot. Within a job, forked
+    branches go before new prompts (depth-first).
 
-    So a client's plain requests are served first come, first served, a sweep uses slots that nobody else wants, and a
-    client with many long requests cannot keep the others waiting for all of them. No job starves: a job that got a slot
-    queues behind the others, a client that got one has one more than before, and every branch frees its slot within
+    So a client's plain requests are served in order of arrival, a sweep uses slots that nobody else wants, and a client
+    with many long requests does not make the others wait for all of them. No job starves: a job that got a slot queues
+    behind the others, a client that got one has one more than before, and every branch frees its slot within
     `max_new_tokens` steps. Waiting branches hold no tensors.
 
-    A branch that does not fit beside those that run waits for some of them to end, and nobody goes before it.
+    A branch that does not fit into memory beside the running ones waits for some of them to end, and no other branch
+    overtakes it.
 
-    Beside streams, sweeps run with a few members for each slot, and the rest waits: at the cost of more steps, since
-    what is split off a branch runs its lanes again. A branch beside its own client's streams is not split; one that
-    began before the streams of others is preempted, and split when it goes on.
+    Beside streams, sweeps run with few members per slot, and the rest wait. This costs extra steps, since members split
+    off a branch run its lanes again. A branch is not split for its own client's streams. One that started before other
+    clients' streams is preempted, and split when it resumes.
 
-    A branch that nobody streams is preempted, after `_LEAST_TOKENS` tokens in its slot, for a client or a job that has
-    at least two slots less than its own. Those tokens are fed again later, so it loses its turn and no result.
+    A branch that is not streamed is preempted, after `_LEAST_TOKENS` tokens in its slot, for a client or a job that has
+    at least two slots fewer than its own. Its tokens are fed again later, so it loses its turn but no result.
     """
 
     def __init__(self, slots: int, fits: Callable[[Sequence[Branch]], bool] = lambda _: True) -> None:
@@ -54,7 +55,7 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     def add(self, branch: Branch) -> None:
-        # A pending cancellation is of an earlier request with the same id, which may have completed meanwhile.
+        # A pending cancellation belongs to an earlier request with the same id, which may have completed meanwhile.
         self._cancelled.difference_update(member.request.request_id for member in branch.members)
         self.waiting.add(branch)
 
@@ -74,7 +75,7 @@ class Scheduler:
     def take_cancelled(self) -> list[tuple[Branch, Member, bool]]:
         """Remove the cancelled members from their branches: (branch, member, whether the branch was running).
 
-        A branch left without members is out of `waiting`; the caller releases it from `running`.
+        A branch without remaining members is removed from `waiting`; the caller releases it from `running`.
         """
         if not self._cancelled:
             return []
@@ -101,8 +102,8 @@ class Scheduler:
         return admitted
 
     def preempt(self, needy: Job | None) -> Branch | None:
-        """Put a running branch back into its queue, if its slot belongs to this waiting job (`next_job`), or if it
-        began before the streams of others and has too many members beside them."""
+        """Preempt a running branch if its slot should go to this waiting job (`next_job`), or if it started before
+        other clients' streams and has too many members beside them."""
         if (crowd := self._crowd_beside_others()) is not None:
             self.release([crowd])
             self.add_first([crowd])
@@ -114,7 +115,8 @@ class Scheduler:
         owing = [branch for branch in self.running if self._owes(branch, needy)]
         if not owing:
             return None
-        branch = max(owing, key=lambda each: (*self._share(each.job), -len(each.tokens)))  # few are soon fed again
+        # few tokens are quickly fed again
+        branch = max(owing, key=lambda each: (*self._share(each.job), -len(each.tokens)))
         self.release([branch])
         self.add_first([branch])
         return branch
@@ -128,7 +130,7 @@ class Scheduler:
         return much_more and ran >= _LEAST_TOKENS and not streamed
 
     def start(self, branch: Branch) -> None:
-        """Put a branch that does not wait into a slot: a forked one, where `room_for` says so."""
+        """Put a branch that is not queued into a slot: a forked one, if `room_for` allows it."""
         branch.job.started = True
         branch.tokens_before = len(branch.tokens)
         self.running.append(branch)
@@ -137,8 +139,8 @@ class Scheduler:
         self.waiting.go_last(branch.job)
 
     def room_for(self, branch: Branch) -> bool:
-        """Whether a forked branch may run at once: a slot stays free after every waiting job with priority got one, and
-        it fits beside the next of them."""
+        """Whether a forked branch may run at once: a slot stays free after every waiting job with priority has got one,
+        and the branch fits beside the next of them."""
         if self._full(branch.job):
             return False
         needy = self.next_job()
@@ -158,15 +160,15 @@ class Scheduler:
         return free > 0
 
     def _share(self, job: Job) -> tuple[int, int]:
-        """What it has already: the less, the sooner it is served. Running branches of its client, and of itself."""
+        """The job's sort key, smallest first: running branches of its client, and of itself."""
         return self._of_client[job.client], self._in_slots[job]
 
     def _full(self, job: Job) -> bool:
-        """Whether it holds as many slots as it may."""
+        """Whether the job holds as many slots as it may."""
         return job.most_slots is not None and self._in_slots[job] >= job.most_slots
 
     def release(self, branches: Iterable[Branch]) -> None:
-        """Take branches out of their slots; those that do not run are ignored."""
+        """Free these branches' slots; branches that are not running are ignored."""
         gone = {id(branch) for branch in branches}
         leaving = [branch for branch in self.running if id(branch) in gone]
         self.running = [branch for branch in self.running if id(branch) not in gone]
@@ -175,7 +177,7 @@ class Scheduler:
         self._left.update(branch.job for branch in leaving)
 
     def drop_siblings(self, branch: Branch) -> list[Branch]:
-        """Take out the other branches of a request that has a chooser, running and waiting; returns them."""
+        """Remove the other branches, running and waiting, of a request that has a chooser; returns them."""
         if branch.chooser is None:
             return []
         job = [*self.running, *self.waiting.of(branch.job)]
@@ -196,15 +198,15 @@ class Scheduler:
         return dropped
 
     def next_job(self) -> Job | None:
-        """The job that gets the next free slot, as the class says. The next sweep that must wait holds up other sweeps,
-        so that small ones do not keep it waiting, but no plain request."""
+        """The job that gets the next free slot; see the class. A sweep that must wait holds up other sweeps, so that
+        small ones do not overtake it, but not plain requests."""
         best = self._poorest(lambda _: True)
         if best is not None and self._crowds(self.waiting.head(best)):
             return self._poorest(lambda branch: len(branch.members) == 1)
         return best
 
     def _poorest(self, may: Callable[[Branch], bool]) -> Job | None:
-        """The scan ends at the first job that could have no less."""
+        """The scan ends at the first job with the smallest possible key."""
         best: Job | None = None
         for job, head in self.waiting.heads:
             if head is None or self._full(job) or not may(head):
@@ -221,15 +223,14 @@ class Scheduler:
         return self._members_beside_streams(branch) < 1
 
     def _split(self, branch: Branch) -> None:
-        """Leave the branch, which runs next, as many members as may; the others wait at the head of its job's queue."""
+        """Limit the members of the branch that runs next; the others wait at the head of its job's queue."""
         most = self._members_beside_streams(branch)
         if most < len(branch.members):
             self.waiting.add_first([branch.fork(branch.members[most:])])
             branch.members = branch.members[:most]
 
     def _members_beside_streams(self, branch: Branch) -> int:
-        """How many of the branch's members, beside those of the sweeps that run, keep streams from waiting for each
-        step."""
+        """How many of the branch's members may run, given those of running sweeps, without slowing down streams."""
         every = len(branch.members)
         streams = [each for each in self.running if any(member.request.stream for member in each.members)]
         if every == 1 or not streams:
@@ -240,7 +241,7 @@ class Scheduler:
         return every if not crowd or crowd + every <= _MEMBERS_A_SLOT * self.slots else 0
 
     def _crowd_beside_others(self) -> Branch | None:
-        """The running branch with the most members, where streams of other clients run beside too many."""
+        """The running branch with the most members, if other clients' streams run beside too many."""
         sweeps = [each for each in self.running if len(each.members) > 1]
         if sum(len(each.members) for each in sweeps) <= _MEMBERS_A_SLOT_BESIDE_OTHERS * self.slots:
             return None
@@ -249,7 +250,7 @@ class Scheduler:
         return max(beside, key=lambda each: len(each.members), default=None)
 
     def _forget_jobs(self) -> None:
-        """Remove jobs without branches. Called late, since branches forked from one that left may still be added and
+        """Remove jobs without branches. Called late, since a branch that ended may still add forked branches, which
         keep their job's turn."""
         for job in self._left:
             if not self._in_slots[job]:
@@ -267,7 +268,7 @@ class Scheduler:
 
 
 def requests_of(branches: Iterable[Branch]) -> int:
-    """Number of requests: one per member; a request with a chooser counts once for all its branches."""
+    """The number of requests: one per member; a request with a chooser counts once for all its branches."""
     branches = list(branches)
     choosers = {id(branch.chooser) for branch in branches if branch.chooser is not None}
     return sum(len(branch.members) for branch in branches if branch.chooser is None) + len(choosers)

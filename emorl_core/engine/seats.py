@@ -1,4 +1,4 @@
-"""Which lane of which branch is at which place of the cache."""
+"""Maps each lane of each branch to its place in the cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from emorl_core.lanes.lane import Lane
 
 
 class Seats:
-    """The lane rows of a cache and their owners; the one place where both change together."""
+    """The lane rows of a cache and their owners; all changes to either go through here."""
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
@@ -49,7 +49,7 @@ class Seats:
             self._places[owner][owner_lane] = place
 
     def leave(self, branch: Branch, *, wipe: bool = False) -> None:
-        """Free all lane rows of a branch; one without any is ignored."""
+        """Free all lane rows of a branch; a branch without any is ignored."""
         for lane in list(self.of(branch)):
             self.remove(branch, lane, wipe=wipe)
         self._places.pop(branch, None)

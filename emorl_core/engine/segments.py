@@ -1,7 +1,7 @@
-"""Two weight vectors and every text between them: the exact line.
+"""The exact line between two weight vectors: every text of their mixes.
 
-Along w(t) = (1 - t) a + t b the largest of V linear logits is their upper envelope; each of its segments is an interval
-of t with one token.
+Along w(t) = (1 - t) a + t b the maximum of V linear logits is their upper envelope, and each of its segments is an
+interval of t with one token.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from emorl_core.engine.sequences import Branch, Member
 from emorl_core.errors import InvalidRequest
 from emorl_core.types import FinishReason, Interval, IntervalFound
 
-# By rounding, a crossing computed from the two ends differs from the t where the argmax of the mixed float32 logits
-# really changes. That t is searched for within this distance.
+# Because of rounding, a crossing computed from the two ends differs from the t where the argmax of the mixed float32
+# logits really changes. That t is searched for within this distance.
 _SEARCH = 1e-4
 _PROBES = 15
-_FINEST = 1e-15  # narrower than this, hardly any float64 values of t are left to try
+_FINEST = 1e-15  # below this width hardly any float64 values of t are left to try
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentsRequest(ExactRequest):
-    """A request for every greedy text between its own weights and those of the other end."""
+    """A request for every greedy text between its own weights and those at the other end."""
 
     @property
     def to(self) -> tuple[float, ...]:
@@ -36,19 +36,19 @@ class SegmentsRequest(ExactRequest):
 
 @dataclass(frozen=True, slots=True)
 class SegmentsCompletion(ExactCompletion):
-    """`intervals` in rising order, empty when cancelled."""
+    """`intervals` in ascending order; empty when cancelled."""
 
     intervals: tuple[Interval, ...] = ()
 
     @property
     def completion_tokens(self) -> int:
-        """Of all its texts together, as a sweep counts them."""
+        """The number of tokens of all texts together, as for a sweep."""
         return sum(len(interval.token_ids) for interval in self.intervals)
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentsResult:
-    """Intervals in rising order; they cover [0, 1], and neighbours differ in their tokens."""
+    """Intervals in ascending order; they cover [0, 1], and neighbours differ in their tokens."""
 
     from_weights: dict[str, float]
     to_weights: dict[str, float]
@@ -58,17 +58,17 @@ class SegmentsResult:
 
     @property
     def breaks(self) -> tuple[float, ...]:
-        """The values of t between two intervals."""
+        """The values of t at which the text changes."""
         return tuple(interval.start for interval in self.intervals[1:])
 
     def at(self, t: float) -> Interval:
-        """The interval that holds t."""
+        """The interval that contains t."""
         return next(interval for interval in reversed(self.intervals) if interval.start <= t or interval.start == 0.0)
 
 
 @dataclass(slots=True, eq=False)
 class Span(Member):
-    """The part of a request for segments that has one branch's tokens in common: t from `start` to `end`."""
+    """The part of the line on which one branch's tokens are chosen: t from `start` to `end`."""
 
     start: float = 0.0
     end: float = 1.0
@@ -76,10 +76,10 @@ class Span(Member):
 
 @dataclass(slots=True, eq=False)
 class Segments(Exact):
-    """The `Chooser` of one request for segments."""
+    """The `Chooser` of a request for segments."""
 
     asked_for = "segments"
-    intervals: list[Interval] = field(default_factory=list)  # in the order they finished; neighbours may be merged
+    intervals: list[Interval] = field(default_factory=list)  # in order of completion; neighbours may be merged
 
     @property
     def found(self) -> int:
@@ -89,7 +89,7 @@ class Segments(Exact):
         return Span(whole.request, whole.arrived, whole.lanes, whole.weights, whole.numbers)
 
     def divide(self, logits: CornerLogits, member: Member) -> list[tuple[Member, int]]:
-        assert isinstance(member, Span)  # made so by `part`
+        assert isinstance(member, Span)  # made by `part`
         parts = _Envelope(logits, member, self.request.min_width).parts()
         parts.sort(key=lambda part: part[0] - part[1])
         return [(replace(member, start=start, end=end), token) for start, end, token in parts]
@@ -105,7 +105,7 @@ class Segments(Exact):
         return SegmentsCompletion(finish_reason=reason, intervals=intervals, **common)
 
     def _merged(self) -> tuple[Interval, ...]:
-        """What was found, in rising order; neighbours with the same tokens are one."""
+        """The intervals found, in ascending order; neighbours with the same tokens are merged."""
         merged: list[Interval] = []
         for interval in sorted(self.intervals, key=lambda found: found.start):
             if merged and merged[-1].token_ids == interval.token_ids:
@@ -139,7 +139,7 @@ class _Envelope:
         self._min_width = max(min_width, _FINEST)
 
     def parts(self) -> list[tuple[float, float, int]]:
-        """(start, end, token id) along the span, in rising order, tokens all different."""
+        """(start, end, token id) along the span, in ascending order, all tokens different."""
         span = self._span
         if span.end - span.start <= self._min_width:
             middle = self._logits.at(_places(torch.tensor([(span.start + span.end) / 2], dtype=torch.float64)))
@@ -148,7 +148,8 @@ class _Envelope:
         slope = at_to - at_from
         value = at_from + span.start * slope
         first = int(value.argmax())
-        if int((at_from + span.end * slope).argmax()) == first:  # largest at both ends, so in between: the usual step
+        # largest at both ends, so also in between: the usual case
+        if int((at_from + span.end * slope).argmax()) == first:
             return [(span.start, span.end, first)]
         tokens, borders = [first], [span.start]
         while True:
@@ -159,7 +160,7 @@ class _Envelope:
             earliest = float(crossing.min())
             if earliest >= span.end:
                 break
-            # Several lines may cross in one point: beyond it the steepest of them is on top.
+            # Several lines may cross in one point; beyond it the steepest of them is on top.
             at_once = crossing <= earliest
             follower = int(torch.where(at_once, slope, float("-inf")).argmax())
             tokens.append(follower)
@@ -174,7 +175,7 @@ class _Envelope:
     def _refined(self, crossing: float, before: int, after: int) -> float:
         """The t near `crossing` where the mixed logits of `after` really overtake those of `before`.
 
-        Each round probes `_PROBES` values at once: a head product costs nearly the same for one row as for a few.
+        Each round probes `_PROBES` values at once, since a head product costs nearly the same for one row as for a few.
         """
         low, high = max(self._span.start, crossing - _SEARCH), min(self._span.end, crossing + _SEARCH)
         while high - low > self._min_width:

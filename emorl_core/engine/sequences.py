@@ -1,4 +1,4 @@
-"""What the engine works on, and who owns whom.
+"""The engine's data structures, and which owns which.
 
     Job ──────────── what one caller asked for at once; slots are shared out between jobs
      ├─ Branch ───── tokens that its members share: same prompt, same reply so far; takes one slot while it runs
@@ -38,16 +38,16 @@ class Meter:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Whose turn it is when a slot comes free is decided between clients, and between the jobs of each."""
+    """The unit of fairness: free slots are shared between clients, and between the jobs of each."""
 
-    client: str | None = None  # who asked for it, where callers are told apart
+    client: str | None = None  # the caller, where callers are distinguished
     most_slots: int | None = None  # None: as many as are free
-    started: bool = False  # one of its branches has run
+    started: bool = False  # whether one of its branches has run
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The token that one member chose, or why it must end; the rest is then meaningless."""
+    """The token that one member chose, or the error that ends it; the other fields are then meaningless."""
 
     token_id: int
     logprob: float = 0.0
@@ -58,18 +58,18 @@ class Choice:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One request on a branch: what differs between members that share their tokens."""
+    """One request on a branch: the state that differs between members with the same tokens."""
 
     request: Request
     arrived: float
     lanes: tuple[Lane, ...]  # whose hidden states it mixes
     weights: tuple[float, ...]  # one per lane of `lanes`
-    numbers: tuple[int, ...] = ()  # of the named lanes that these are, in rising order; none where it sums adapters
+    numbers: tuple[int, ...] = ()  # indices of these named lanes, ascending; empty where adapters are summed
     logprobs: list[float] = field(default_factory=list)
     attributions: list[Attribution] = field(default_factory=list)
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
-    silent: bool = field(init=False)  # nothing but its tokens is wanted
-    undecided: bool = field(init=False)  # its weights are still to be predicted
+    silent: bool = field(init=False)  # only its tokens are needed
+    undecided: bool = field(init=False)  # its weights have yet to be predicted
 
     def __post_init__(self) -> None:
         request = self.request
@@ -78,15 +78,16 @@ class Member:
 
     @property
     def vector(self) -> tuple[float, ...]:
-        """One number per named lane; all 0 while they are undecided."""
+        """One number per named lane; all 0 until they are predicted."""
         if self.request.predict is None:
             return self.request.weights
         found = {} if self.undecided else dict(zip(self.numbers, self.weights, strict=True))
         return tuple(found.get(number, 0.0) for number in range(len(self.request.weights)))
 
     def decide(self, state: Tensor) -> None:
-        """state: the base's [D], from which it would choose the first token. Lanes without weight are mixed no more."""
-        assert self.request.predict is not None  # it is undecided
+        """Predict the weights. state: the base's last hidden state [D] of the prompt. Lanes without weight are
+        dropped."""
+        assert self.request.predict is not None  # only called while undecided
         vector = self.request.predict(state)
         kept = [(lane, vector[n], n) for lane, n in zip(self.lanes, self.numbers, strict=True) if vector[n] != 0.0]
         self.lanes, self.weights, self.numbers = (tuple(each) for each in zip(*kept, strict=True))
@@ -94,29 +95,29 @@ class Member:
 
 
 class Chooser(Protocol):
-    """Chooses the tokens of a request's branches in a way of its own, instead of from one mix of lanes a member. All
-    branches of the request share it, and have one member each."""
+    """A request's own way to choose tokens, instead of from one mix of lanes per member. All branches of the request
+    share it and have one member each."""
 
-    over: bool  # the request's last event has been made, or another chooser goes on
-    going: int  # branches that are not at their end
+    over: bool  # the request's last event was made, or another chooser took over
+    going: int  # branches that have not ended
 
     @property
     def corners(self) -> Sequence[Sequence[float]]:
         """The weight vectors that it mixes."""
 
     def choose(self, model: LaneModel, branch: Branch, hidden: Tensor) -> list[tuple[Member, Choice]]:
-        """hidden: [N, D], a row per lane of the branch's member. Returns the members that follow it, with different
-        tokens. May be called again for the same tokens, so it changes nothing."""
+        """hidden: [N, D], a row per lane of the branch's member. Returns the members that replace it, one per token.
+        May be called again for the same tokens, so it has no side effects."""
 
     def split(self, branch: Branch, into: int) -> EmorlError | Branch | None:
-        """A branch has one token more and has forked into this many. If that is more than the request may take: returns
-        the error to end it with, or the branch with another chooser that it begins again with."""
+        """Called when a branch got a token and forked into this many. If that exceeds the request's limits, returns the
+        error to end it with, or a branch with another chooser with which it restarts."""
 
     def ended(self, member: Member, text: str, tokens: tuple[int, ...], reason: FinishReason) -> Event:
-        """A branch is at its end; returns what is told of it."""
+        """Called when a branch ends; returns the event about it."""
 
     def completion(self, reason: FinishReason, **common: Any) -> Completion:
-        """The request is at its end. common: the fields that it shares with others."""
+        """The completion of the request. common: the fields of every completion."""
 
 
 @dataclass(slots=True, eq=False)
@@ -130,23 +131,23 @@ class Branch:
     chooser: Chooser | None = None
     meter: Meter = field(default_factory=Meter)
     tokens: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)  # text that each token released
+    texts: list[str] = field(default_factory=list)  # the text that each token released
     admitted: float = 0.0
     first_token: float = 0.0
-    tokens_before: int = 0  # it had when it last got a slot
-    compiled: bool | None = None  # which step decodes it; None: it has not begun
-    alone: bool = False  # one request by itself: a later prompt may begin with its prompt and reply
-    lookup: Lookup | None = None  # what it may copy; None: it has not been asked for any
+    tokens_before: int = 0  # tokens it had when it last got a slot
+    compiled: bool | None = None  # which step decodes it; None: it has not started
+    alone: bool = False  # a single request: a later prompt may begin with its prompt and reply
+    lookup: Lookup | None = None  # its prompt lookup; None until the first proposal
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
-        """Those that any member mixes, in the order of their numbers; sums of adapters last."""
+        """The lanes that any member mixes, in index order; sums of adapters last."""
         numbers = {lane: n for each in self.members for n, lane in zip(each.numbers, each.lanes, strict=False)}
         mixed = dict.fromkeys(lane for member in self.members for lane in member.lanes)
         return tuple(sorted(mixed, key=lambda lane: numbers.get(lane, math.inf)))
 
     def fork(self, members: list[Member]) -> Branch:
-        """A branch with the same past for `members`."""
+        """A branch with the same prompt and tokens for `members`."""
         return Branch(
             self.prompt_ids,
             members,
@@ -162,7 +163,7 @@ class Branch:
         )
 
     def restarted(self, member: Member, chooser: Chooser) -> Branch:
-        """The same request from its first token on, chosen in another way."""
+        """The same request restarted from its first token, with another chooser."""
         fresh = Branch(self.prompt_ids, [member], self.detokenizer.fresh(), self.job, chooser, self.meter)
         fresh.admitted, fresh.first_token = self.admitted, self.first_token
         return fresh

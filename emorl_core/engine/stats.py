@@ -1,4 +1,4 @@
-"""What an engine tells about itself."""
+"""Counters and gauges of an engine."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class EngineStats:
     slots: int  # branches that can run at once
     slots_used: int
     lanes_running: int  # distinct lanes
-    batch_rows: int  # requests that the last step chose a token for
+    batch_rows: int  # requests that got a token in the last step
     lane_row_steps: int  # lane rows computed since the start, one token each
     proposed_tokens: int  # copied from prompts and replies, to be verified
     accepted_tokens: int  # of those
-    prefill_hits: int  # lanes of prompts that were known to their ends
+    prefill_hits: int  # prompts found whole in the cache, per lane
     prefill_misses: int
-    prefill_tokens_found: int  # tokens of lanes of prompts that were known, or read for several lanes at once
+    prefill_tokens_found: int  # prompt tokens found in the cache or read for several lanes at once, per lane
     prefill_tokens_computed: int
     prefill_cache_bytes: int
-    kv_cache_bytes: int  # of running branches, capacity included
-    kv_cache_limit: int | None  # bytes that they may take; None: no bound
-    compiled: bool  # the step of requests that begin now
+    kv_cache_bytes: int  # held for running branches, capacity included
+    kv_cache_limit: int | None  # bound on them in bytes; None: no bound
+    compiled: bool  # whether new requests use the compiled step
     faults: int  # prefills and steps that failed and were retried individually
 
     @classmethod
     def none(cls) -> EngineStats:
-        """Of an engine that is not there yet."""
+        """The stats of an engine that does not exist yet."""
         return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, kv_cache_limit=None, compiled=False, faults=0)

@@ -17,7 +17,7 @@ from emorl_core.errors import InvalidRequest, InvalidWeights, shown
 from emorl_core.types import Combine, Completion, FinishReason, LanePrompts, Request, Sampling
 from emorl_core.weights import ResolvedWeights
 
-# Two vectors are one ray when their directions agree to this many decimals of the largest component.
+# Two vectors count as the same direction when they agree to this many decimals of the largest component.
 _RAY_DECIMALS = 12
 MAX_GRID = 100_000
 
@@ -58,7 +58,7 @@ class SweepResult:
 
 
 def texts_of(items: Iterable[SweepItem]) -> dict[str, list[int]]:
-    """Of one prompt's items: distinct text -> the indices of the weight vectors that give it."""
+    """For one prompt's items: distinct text -> the indices of the weight vectors that give it."""
     texts: dict[str, list[int]] = {}
     for item in items:
         texts.setdefault(item.text, []).append(item.weights_index)
@@ -68,7 +68,7 @@ def texts_of(items: Iterable[SweepItem]) -> dict[str, list[int]]:
 class SweepPlan:
     """The requests of a sweep, and the items that their completions make.
 
-    Give every group to `Engine.add_group`, then every Completion of theirs to `take`. Vectors that must give the same
+    Pass every group to `Engine.add_group`, then every Completion to `take`. Vectors that must give the same
     text (see `merge_rays`) are one request.
     """
 
@@ -86,11 +86,12 @@ class SweepPlan:
         logprobs: bool = False,
         attribution: bool = False,
     ) -> None:
-        """prompts: token ids each; lane_prompts: see `Request`, one each; sampling: with its seed set; only: per prompt
-        the indices of the vectors it is swept with, None: all; prefix: of the request ids; samplings: one per vector,
-        in length and stops like `sampling`, None: that one for all; logprobs, attribution: of the completions.
+        """prompts: token ids of each; lane_prompts: one per prompt, see `Request`; sampling: with its seed set; only:
+        for each prompt the indices of its vectors, None: all; prefix: of the request ids; samplings: one per vector,
+        with the lengths and stop strings of `sampling`, None: `sampling` for all; logprobs, attribution: include them
+        in the completions.
 
-        Raises InvalidRequest or InvalidWeights: nothing to do, or vectors that cannot be mixed in this way.
+        Raises InvalidRequest or InvalidWeights: nothing to do, or vectors that this mode cannot mix.
         """
         if not prompts:
             raise InvalidRequest("prompts is empty; allowed: at least one text", param="prompts")
@@ -108,17 +109,18 @@ class SweepPlan:
         self._samplings = [sampling] * len(vectors) if samplings is None else list(samplings)
         rays = merge_rays([v.vector for v in vectors], self._samplings, combine)
         self._told: dict[str, Any] = {"logprobs": logprobs, "attribution": attribution}
-        self._same: list[dict[int, list[int]]] = [{} for _ in self.prompts]  # per prompt: the vectors of each request
+        # for each prompt, the vectors of each request
+        self._same: list[dict[int, list[int]]] = [{} for _ in self.prompts]
         for p, same in enumerate(self._same):
             for i in range(len(self.vectors)) if only is None else sorted(set(only[p])):
                 same.setdefault(rays[i], []).append(i)
         self._items: dict[tuple[int, int], SweepItem] = {}
         self._expected = sum(len(indices) for same in self._same for indices in same.values())
-        self._cost = [0] * len(self.prompts)  # lane-row steps, as of each prompt's last completion
+        self._cost = [0] * len(self.prompts)  # lane-row steps at each prompt's last completion
 
     @property
     def requests(self) -> int:
-        """How many there are, over all prompts."""
+        """The number of requests over all prompts."""
         return sum(len(same) for same in self._same)
 
     @property
@@ -126,7 +128,7 @@ class SweepPlan:
         return len(self._items) == self._expected
 
     def groups(self) -> list[list[Request]]:
-        """One group a prompt, one request a distinct vector; prompts without any have none."""
+        """One group per prompt with one request per distinct vector; none for prompts without vectors."""
         groups = [
             [
                 Request(
@@ -148,7 +150,7 @@ class SweepPlan:
         return [group for group in groups if group]
 
     def take(self, completion: Completion) -> list[SweepItem]:
-        """The items that a completion of one of the requests makes, one per vector of its ray."""
+        """The items of a completion, one per vector that it stands for."""
         p, v = completion.tag
         self._cost[p] = max(self._cost[p], completion.lane_row_steps)
         made = [
@@ -167,7 +169,7 @@ class SweepPlan:
 
     @property
     def completed(self) -> int:
-        """Items so far, of prompts times vectors."""
+        """The number of items so far, of prompts times vectors."""
         return len(self._items)
 
     def result(self) -> SweepResult:
@@ -176,7 +178,7 @@ class SweepPlan:
         return SweepResult(items, self.sampling.seed or 0, sum(self._cost), unshared)
 
     def _lanes(self, index: int) -> int:
-        """Lane rows that one vector takes by itself."""
+        """The lane rows that one vector needs by itself."""
         if self._combine == "weights":
             return 1
         return sum(weight != 0.0 for weight in self.vectors[index].vector)
@@ -191,11 +193,11 @@ def sweep_vectors(
     prompts: int,
     most: int | None = None,
 ) -> list[ResolvedWeights]:
-    """What a sweep over `weights`, or over the grid of `resolution`, runs with.
+    """The weight vectors of a sweep: `weights`, or the grid of `resolution`.
 
     Args:
         prompts: how many are swept.
-        most: completions (prompts times vectors) that it may ask for; they are counted before any vector is made.
+        most: completions (prompts times vectors) allowed; counted before any vector is made.
 
     Raises:
         InvalidRequest, InvalidWeights: neither or both are given, there are too many, or one is wrong.
@@ -240,7 +242,7 @@ def grid_size(objectives: int, resolution: int) -> int:
 
 
 def simplex_grid(objectives: Sequence[str], resolution: int) -> list[dict[str, float]]:
-    """Every weight vector with components k / resolution that sum to 1. Raises as `grid_size`, before it makes any."""
+    """Every weight vector with components k / resolution that sum to 1. Raises as `grid_size`, before making any."""
     grid_size(len(objectives), resolution)
     return [
         {name: count / resolution for name, count in zip(objectives, counts, strict=True)}
@@ -254,8 +256,8 @@ def merge_rays(
     """For each vector the index of the first one that gives the same text: equal vectors with equal sampling always,
     and under greedy decoding positive multiples of each other (scaling all logits does not move their largest)."""
 
-    # Only mixed logits scale with the weights, and what is added to them does not: combined in any other way, or with a
-    # penalty that is subtracted, only equal vectors are merged.
+    # Mixed logits scale with the weights, but terms added to them do not. So in other modes, or with an additive
+    # penalty, only equal vectors are merged.
     def scales(sampling: Sampling) -> bool:
         return sampling.greedy and combine == "hidden" and not sampling.adds
 
@@ -289,7 +291,7 @@ def _key(vector: Sequence[float], greedy: bool) -> tuple[float, ...]:
 
 
 def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """Every way to write `total` as so many whole numbers from 0, the largest first."""
+    """Every way to write `total` as a sum of this many whole numbers from 0, the largest first."""
     if parts == 1:
         yield (total,)
         return

@@ -9,10 +9,10 @@ from emorl_core.engine.sequences import Branch, Job, Member
 
 
 class Waiting:
-    """A queue of branches for each job, the jobs in order of turn.
+    """A queue of branches per job, with the jobs in round-robin order.
 
-    A sweep may have thousands of branches here while streams get a token a step, so what every step asks is counted
-    along, not looked up.
+    A sweep may have thousands of branches here while streams get a token per step, so everything that a step needs is
+    counted incrementally.
     """
 
     def __init__(self) -> None:
@@ -21,9 +21,9 @@ class Waiting:
     def clear(self) -> None:
         self._queues: dict[Job, deque[Branch]] = {}  # includes jobs that have only running branches
         self._branches = 0
-        self._members = 0  # of branches without a chooser
-        self._of_chooser: Counter[int] = Counter()  # branches, by the id of their chooser
-        self._jobs: dict[str, Job] = {}  # by request
+        self._members = 0  # members of branches without a chooser
+        self._of_chooser: Counter[int] = Counter()  # number of branches, by the id of their chooser
+        self._jobs: dict[str, Job] = {}  # by request id id
         self._requests: dict[Job, list[str]] = {}
 
     def __iter__(self) -> Iterator[Branch]:
@@ -36,7 +36,7 @@ class Waiting:
 
     @property
     def heads(self) -> Iterator[tuple[Job, Branch | None]]:
-        """The jobs in order of turn, and the branch that is next in each; None: its branches all run."""
+        """The jobs in order, each with its next branch; None: all its branches are running."""
         for job, branches in self._queues.items():
             yield job, branches[0] if branches else None
 
@@ -47,14 +47,14 @@ class Waiting:
         return self._queues.get(job, ())
 
     def requests(self, running: Iterable[Branch]) -> int:
-        """How many wait. One with a chooser runs as soon as one of its branches does."""
+        """The number of waiting requests. One with a chooser counts as running once one of its branches runs."""
         choosers = {id(branch.chooser) for branch in running}
         return self._members + sum(1 for chooser in self._of_chooser if chooser not in choosers)
 
     # -- in and out ----------------------------------------------------------------------------------------------
 
     def add(self, branch: Branch) -> None:
-        """A branch of requests that were not here before."""
+        """Add a branch of new requests."""
         for member in branch.members:
             self._jobs[member.request.request_id] = branch.job
             self._requests.setdefault(branch.job, []).append(member.request.request_id)
@@ -68,20 +68,20 @@ class Waiting:
             self._count(branch, 1)
 
     def take(self, job: Job) -> Branch:
-        """The job's next branch, which leaves."""
+        """Remove and return the job's next branch."""
         branch = self._queues[job].popleft()
         self._count(branch, -1)
         return branch
 
     def remove(self, branches: Iterable[Branch]) -> None:
-        """Those that are not here are ignored."""
+        """Remove these branches; branches that are not queued are ignored."""
         for branch in branches:
             if branch in self.of(branch.job):
                 self._queues[branch.job].remove(branch)
                 self._count(branch, -1)
 
     def take_cancelled(self, request_ids: set[str]) -> list[tuple[Branch, Member]]:
-        """Take the members with these ids from their branches. A branch that has no others leaves."""
+        """Remove the members with these ids from their branches. A branch without other members is removed."""
         taken: list[tuple[Branch, Member]] = []
         for job in self.jobs_of(request_ids):
             queue = self._queues.get(job, deque())
@@ -100,18 +100,18 @@ class Waiting:
     # -- turns ---------------------------------------------------------------------------------------------------
 
     def jobs_of(self, request_ids: Iterable[str]) -> set[Job]:
-        """Of those requests that are not forgotten."""
+        """The ids of the waiting requests."""
         return {self._jobs[each] for each in request_ids if each in self._jobs}
 
     def go_last(self, job: Job) -> None:
-        """The job queues behind the others now."""
+        """Move the job behind the others."""
         self._queues[job] = self._queues.pop(job, deque())
 
     def go_first(self, jobs: Iterable[Job]) -> None:
         self._queues = {job: self._queues.pop(job, deque()) for job in jobs} | self._queues
 
     def forget(self, job: Job) -> None:
-        """A job that has no running branches either, unless it waits."""
+        """Drop a job without running branches, unless branches of it wait."""
         if not self._queues.get(job):
             self._queues.pop(job, None)
             for request_id in self._requests.pop(job, []):
@@ -129,7 +129,7 @@ class Waiting:
 
 
 def without(branch: Branch, request_ids: set[str]) -> list[Member]:
-    """Take the members with these ids from the branch; returns them."""
+    """Remove the members with these ids from the branch; returns them."""
     gone = [member for member in branch.members if member.request.request_id in request_ids]
     if gone:
         branch.members = [each for each in branch.members if each.request.request_id not in request_ids]

@@ -6,16 +6,17 @@ import errno
 import os
 import re
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over the quota, over the largest size of a file
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the maximum file size
 _NUMBER = re.compile(
     r"(?:os error |Errno )(\d+)"
-)  # safetensors and tokenizers; shutil's list of what it could not copy
-# torch's zip writer loses the reason; these are what is left of it.
+)  # safetensors and tokenizers; shutil's list of failed copies
+# torch's zip writer loses the errno; these are its messages.
 _TORCH = re.compile(r"PytorchStreamWriter failed writing|inline_container\.cc:\d+\] \. unexpected pos")
 
 
 def disk_full(error: BaseException) -> str | None:
-    """What the system said ("No space left on device") if a file could not be written whole; None for other errors."""
+    """The system's message ("No space left on device") if a file could not be written completely; None for other
+    errors."""
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:

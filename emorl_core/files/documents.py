@@ -1,6 +1,6 @@
-"""YAML and JSON, strictly: what comes out is plain JSON data of a bounded size, and nothing in the text was dropped.
+"""Strict parsing of YAML and JSON: the result is plain JSON data of bounded size, and nothing in the text is ignored.
 
-Both formats let a key stand twice and keep the last one in silence; YAML's aliases can write a gigabyte in a hundred
+Parsers of both formats silently keep the last of two equal keys; YAML's aliases can expand to a gigabyte in a hundred
 lines or contain themselves; numbers can be of any length.
 """
 
@@ -21,18 +21,19 @@ from emorl_core.files.text_files import LINE_ENDS_OF_PROGRAMS, decode
 
 MOST_YAML = 2**20  # bytes of a YAML file
 MOST_JSON = 2**26  # bytes of a JSON file: an answer with many receipts
-_MOST_EXPANDED = 2**21  # values and characters of a YAML text with its aliases written out
-_LARGEST = 2**64  # whole numbers are smaller; so are all seeds
+_MOST_EXPANDED = 2**21  # values and characters of a YAML text with its aliases expanded
+_LARGEST = 2**64  # bound on whole numbers, seeds included
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float", "str")}
 _MERGE = f"{_TAG}merge"
-# Numbers of YAML 1.1 that mean another number or a text elsewhere: 1_000, 1:30 (sixty times), 010 (eight).
+# YAML 1.1 numbers that mean another number or a text elsewhere: 1_000, 1:30 (base 60), 010 (octal).
 _TWO_WAYS = re.compile(r".*[_:].*|[-+]?0[0-9]+")
 _TOO_DEEP = "is nested too deeply"
 
 
 def read_yaml(path: Path, *, regular: bool = True) -> Any:
-    """The one document of a YAML file: None, bool, int, float, str, list, dict with text as keys. A date is its text.
+    """The single document of a YAML file as None, bool, int, float, str, list, or dict with text keys. A date stays
+    text.
 
     Raises:
         Unreadable: see `read_bytes` and `parse_yaml`; one line.
@@ -69,7 +70,7 @@ def parse_json(text: str, *, path: Path | None = None, unique: bool = True) -> A
     """A text as one JSON value; `path` is for messages.
 
     Args:
-        unique: refuse a key that stands twice, as a person's slip. Programs read the last one.
+        unique: refuse repeated keys, which are mistakes in files written by people; else the last one counts.
 
     Raises:
         Unreadable: no JSON, a key twice, a number too large to be meant, nesting too deep.
@@ -85,11 +86,11 @@ def parse_json(text: str, *, path: Path | None = None, unique: bool = True) -> A
 
 
 class _Refused(ValueError):
-    """Within JSON; one line."""
+    """An error inside a JSON text; one line."""
 
 
 class RepeatedKey(_Refused):
-    """Which of its values was meant nobody knows."""
+    """A key occurs twice in one object."""
 
 
 def distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def repeated(pairs: Iterable[tuple[str, Any]]) -> str:
-    """The first key that stands twice in a JSON object that has one."""
+    """The first repeated key of a JSON object that has one."""
     seen: set[str] = set()
     for name, _ in pairs:
         if name in seen:
@@ -124,14 +125,14 @@ def _real(digits: str) -> float:
 
 
 class _Sizes:
-    """Sizes of a document's nodes with every alias written out; a node that many aliases name is measured once."""
+    """Sizes of a document's nodes with every alias expanded; a node with many aliases is measured once."""
 
     def __init__(self) -> None:
         self._known: dict[int, int] = {}
         self._open: set[int] = set()
 
     def of(self, node: yaml.Node) -> int:
-        """Values and characters. Raises YAMLError: one that contains itself, or too many of them."""
+        """The number of values and characters. Raises YAMLError for a node that contains itself, and for too many."""
         if isinstance(node, yaml.ScalarNode):
             return 1 + len(node.value)
         if (known := self._known.get(id(node))) is not None:
@@ -154,15 +155,15 @@ def _children(node: yaml.Node) -> Iterable[yaml.Node]:
 
 
 def _stand_ins(text: str) -> tuple[str, str]:
-    """The line ends of programs in a text, and for each of them a character that is not in it. YAML 1.2 takes them as
-    plain characters; PyYAML, which knows YAML 1.1, would end a line there."""
+    """The unusual line ends in a text (U+0085, U+2028 and the like), each with a character that does not occur in it.
+    In YAML 1.2 they are plain characters; PyYAML implements YAML 1.1 and would end a line there."""
     free = "".join(letter for letter in map(chr, range(0xE000, 0xF900)) if letter not in text)
     ends = "".join(end for end in LINE_ENDS_OF_PROGRAMS if end in text)[: len(free)]
     return ends, free[: len(ends)]
 
 
 class _Loader(yaml.SafeLoader):
-    """Nodes as plain data. Nothing is shared between two places that name the same alias."""
+    """Nodes as plain data. Two places with the same alias share no objects."""
 
     def __init__(self, text: str) -> None:
         ends, letters = _stand_ins(text)
@@ -213,7 +214,7 @@ class _Loader(yaml.SafeLoader):
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         if self._folded is not None:
-            # Within quotes blanks around a line's end are YAML's, and PyYAML itself writes them there.
+            # Inside quotes, blanks around a line break are insignificant, and PyYAML itself writes them there.
             text = self._folded.sub(r"\1", node.value) if node.style in ("'", '"') else node.value
             node.value = text.translate(self._ends)
         try:
@@ -231,7 +232,7 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
-# A date is text: JSON has no word for it, and what reads it wants what was written. So is a lone `=`.
+# A date stays text, since JSON has no dates and readers want what was written. So does a lone `=`.
 _TEXT = {f"{_TAG}timestamp", f"{_TAG}value"}
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _TEXT]

@@ -1,4 +1,4 @@
-"""Files on disk, named by the hashes of what they hold."""
+"""Hashes of files on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from emorl_core.files.reading import files_below, open_regular
 
 
 def folder_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's files; names a base or an adapter in a receipt.
+    """SHA-256 over the names and contents of a folder's files; it identifies a base or an adapter in a receipt.
 
     Raises `Unreadable` for a file or folder that may not be read.
     """

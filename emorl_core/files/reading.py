@@ -1,7 +1,7 @@
-"""Files on disk, read within bounds.
+"""Bounded reading of files on disk.
 
-A bundle may come from a stranger, so what is read as one of its files is a regular file of a bounded size: a FIFO or a
-device would hang the reader, and gigabytes of YAML would fill its memory.
+A bundle may be untrusted, so its files must be regular files of bounded size: a FIFO or a device would hang the reader,
+and gigabytes of YAML would fill its memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KINDS = (
 
 
 class Unreadable(EmorlError):
-    """A file, or a text out of one, that cannot be taken. `reason` is the message without the file's path."""
+    """A file, or a text from one, that cannot be used. `reason` is the message without the file's path."""
 
     code = "unreadable"
 
@@ -98,7 +98,7 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; unlike `Path.is_dir` one line, and no traceback, where it may not be looked at."""
+    """Whether this is a folder; unlike `Path.is_dir` it raises a one-line error where permission is denied."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except PermissionError as error:
@@ -108,13 +108,15 @@ def is_folder(path: Path) -> bool:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises `Unreadable` for anything below a folder that is neither file nor folder, and for one that is not open."""
+    """Raises `Unreadable` for anything below a folder that is neither a file nor a folder, and for a folder that cannot
+    be listed."""
     for path in files_below(folder):
         check_regular(path.stat().st_mode, path)
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Whatever is no folder, and no link that leads nowhere. Raises `Unreadable` for a folder that is not open."""
+    """Everything below a folder except folders and dangling links. Raises `Unreadable` for a folder that cannot be
+    listed."""
     try:
         for name, _, names in os.walk(folder, onerror=_raise):
             yield from (path for path in (Path(name) / each for each in names) if path.exists())
@@ -127,7 +129,7 @@ def _raise(error: OSError) -> None:
 
 
 def _read_up_to(file: BinaryIO, most: int) -> bytes:
-    """Of a pipe, which tells no size; `read(most)` would set that much memory aside first."""
+    """Read up to `most` bytes in blocks. A pipe has no size, and `read(most)` would allocate that much memory first."""
     data = bytearray()
     while len(data) < most and (more := file.read(min(2**20, most - len(data)))):
         data += more

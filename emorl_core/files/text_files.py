@@ -1,7 +1,7 @@
-"""Text that people write into files: UTF-8 with or without a byte-order mark, with the line ends of any editor.
+"""Text files written by people: UTF-8 with or without a byte-order mark, with any editor's line ends.
 
-`str.splitlines` is not for such text: it also divides at form feeds, vertical tabs, U+0085 and U+2028, which a person
-does not see as a new line, and one prompt becomes two.
+`str.splitlines` is not suitable: it also splits at form feeds, vertical tabs, U+0085 and U+2028, which people do not
+see as line breaks, so one prompt would become two.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from pathlib import Path
 from emorl_core.files.reading import Unreadable, read_bytes
 
 MARK = "\ufeff"
-LINE_ENDS_OF_PROGRAMS = "\x85\u2028\u2029"  # which an editor shows within a line
+LINE_ENDS_OF_PROGRAMS = "\x85\u2028\u2029"  # characters that an editor shows within a line
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _SAMPLE = 1000  # bytes that tell whether a text is UTF-16 without a mark
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, or of a pipe that its user names. Raises `Unreadable`."""
+    """The text of a file, or of a pipe that the user names. Raises `Unreadable`."""
     return decode(read_bytes(path, regular=False), path)
 
 
 def decode(data: bytes, name: object, *, kind: str = "", by_rows: bool = False) -> str:
-    """Bytes as text, without the byte-order mark; line ends stay as they are.
+    """Decode bytes, without the byte-order mark; line ends are not changed.
 
     Args:
-        name: of the file, for the message.
-        kind: what it is read as (YAML), for the message.
-        by_rows: let NUL characters and bytes that are not UTF-8 through, these as half surrogate pairs, for a reader
-            that refuses only the rows which hold them.
+        name: the file's, for messages.
+        kind: the expected format (YAML), for messages.
+        by_rows: keep NUL characters, and bytes that are not UTF-8 as lone surrogates, for a reader that refuses only
+            the rows that contain them.
 
     Raises:
         Unreadable: UTF-16, or, unless `by_rows`, a line that is not UTF-8 or holds a NUL character.
@@ -55,12 +55,12 @@ def decode(data: bytes, name: object, *, kind: str = "", by_rows: bool = False) 
 def lines_of(text: str) -> list[str]:
     """The lines without their ends: LF or CR LF; a CR alone only in a text that has no LF, as old Macs wrote it.
 
-    A mark at the beginning of a line is left out: files with marks were joined there.
+    A byte-order mark at the beginning of a line is dropped, as found in concatenated files.
     """
     if "\n" not in text:
         text = text.replace("\r", "\n")
     lines = [line.rstrip("\r").lstrip(MARK) for line in text.split("\n")]
-    return lines[:-1] if not lines[-1] else lines  # the last line's end begins no other line
+    return lines[:-1] if not lines[-1] else lines  # the last line break does not start another line
 
 
 def read_lines(path: Path) -> list[str]:
@@ -69,6 +69,6 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _is_utf_16(data: bytes) -> bool:
-    """By its mark, or because every other byte of the Latin alphabet's letters is zero in it."""
+    """Detected by its mark, or because every other byte of Latin letters is zero."""
     sample = data[:_SAMPLE]
     return data.startswith(_UTF_16_MARKS) or len(sample) // 3 < sample.count(0) < len(sample)

@@ -1,4 +1,4 @@
-"""Files on disk, written whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def appearing(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yields an empty temporary folder beside `folder` that takes its name when the block succeeds.
 
-    With `replace` an older folder of that name gives way: it is renamed out of the way first and deleted last, so a
-    program killed in between leaves the old folder or the new one under its own or a temporary name, never a mixture.
+    With `replace` an existing folder of that name is renamed first and deleted last, so a program killed in between
+    leaves the old folder or the new one under its own or a temporary name, never a mixture.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _recover(folder)
@@ -54,7 +54,7 @@ def appearing(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def clear_leftovers(parent: Path) -> None:
-    """Remove the half-written folders that a killed program left in `parent`, whatever they were to become."""
+    """Remove all half-written folders that a killed program left in `parent`."""
     for half in parent.glob(".*.new"):
         shutil.rmtree(half, ignore_errors=True)
 
@@ -62,8 +62,8 @@ def clear_leftovers(parent: Path) -> None:
 def follow_umask(written: Path) -> None:
     """Give a file, or every file below a folder, the mode that a plain `open` would have given it.
 
-    safetensors and `tempfile` write for their own user alone; what this project writes is read by others: a server that
-    runs as another user, a colleague.
+    safetensors and `tempfile` create files that only their owner can read. This project's files are read by others: a
+    server that runs as another user, a colleague.
     """
     is_file = written.is_file()
     mode = _plain_mode(written.parent if is_file else written)
@@ -73,7 +73,8 @@ def follow_umask(written: Path) -> None:
 
 
 def _plain_mode(folder: Path) -> int:
-    """Of a new file in this folder, found by making one: the umask can be read only by changing it, for all threads."""
+    """The mode of a new file in this folder, found by creating one: reading the umask would change it for all
+    threads."""
     probe = folder / f".{os.getpid()}.{threading.get_ident()}.mode"
     descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
@@ -84,7 +85,7 @@ def _plain_mode(folder: Path) -> int:
 
 
 def _recover(folder: Path) -> None:
-    """Clear up after a program that was killed in here: half-written folders go, an old one comes back."""
+    """Clean up after a killed program: remove half-written folders, and restore the old one."""
     for half in folder.parent.glob(f".{folder.name}.*.new"):
         shutil.rmtree(half, ignore_errors=True)
     for old in folder.parent.glob(f".{folder.name}.*.old"):

@@ -1,4 +1,4 @@
-"""`/admin/…`: for operators, with keys of their own (see `server.door.auth`)."""
+"""`/admin/…`: for operators, with separate keys (see `server.door.auth`)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Reloaded(BaseModel):
 
 @router.post("/reload", response_model=Reloaded, responses=errors(401, 403, 409, 421))
 async def reload(request: Request) -> Response:
-    """Load the bundle again: new profiles, retrained adapters. Running requests finish with what they began with."""
+    """Load the bundle again: new profiles, retrained adapters. Running requests finish with the bundle they started
+    with."""
     started = time.perf_counter()
     ensemble = (await service_of(request).reload()).ensemble
     return json_response(

@@ -1,4 +1,4 @@
-"""Small things that every route needs."""
+"""Helpers shared by all routes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def service_of(request: Request) -> Service:
-    """The service that `create_app` put beside the app."""
+    """The service that `create_app` attached to the app."""
     service: Service = request.app.state.service
     return service
 
 
 def json_response(content: Any, status: int = 200) -> JSONResponse:
-    """Answers hold a client's words: no cache on the way may keep them."""
+    """Answers contain a client's words, so no cache may store them."""
     return JSONResponse(content, status, {"Cache-Control": "no-store"})

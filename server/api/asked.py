@@ -1,4 +1,4 @@
-"""What a request of the native API asks about: prompts, or chats."""
+"""The prompt fields of the native API's requests: prompts or chats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Chats = Annotated[list[Chat], FirstFault(), Field(min_length=1)]
 
 
 class ChatField(Body):
-    """A request that may be about a chat."""
+    """A request that may contain a chat."""
 
     messages: Chat | None = Field(
         None, description="Instead: a chat as in /v1/chat/completions, for a bundle with chat."
@@ -30,11 +30,11 @@ class ChatField(Body):
 
     @property
     def said(self) -> list[Conversation]:
-        """Every conversation that is asked about: a prompt is a user's only message."""
+        """Every conversation in the request; a prompt counts as one user message."""
         return [] if self.chat is None else [tuple(self.chat)]
 
     def check_one(self, *names: str) -> None:
-        """Raises InvalidRequest unless exactly one of these fields is there."""
+        """Raises InvalidRequest unless exactly one of these fields is given."""
         *others, last = names
         listed = f"{', '.join(others)} and {last}"
         given = [name for name in names if getattr(self, name) is not None]
@@ -45,7 +45,7 @@ class ChatField(Body):
 
 
 class PromptFields(ChatField):
-    """Of requests about one prompt."""
+    """Fields of requests about one prompt."""
 
     prompt: Text | None = Field(
         None, description="What the client said; the bundle's template is put around it, or it is a chat's only turn."
@@ -62,7 +62,7 @@ class PromptFields(ChatField):
 
 
 class PromptsFields(ChatField):
-    """Of requests about several prompts, or several chats."""
+    """Fields of requests about several prompts or chats."""
 
     prompts: Texts | None = Field(None, description="What the clients said, one by one, each as a `prompt`.")
     chats: Chats | None = Field(None, description="Instead: several chats, each a list as `messages` is one.")

@@ -1,4 +1,5 @@
-"""`POST /choices`, `/choices/next` and `/profiles/learn`: which drafts a person took, and the weights behind that."""
+"""`POST /choices`, `/choices/next` and `/profiles/learn`: which drafts a person took, and the weights learned from
+them."""
 
 from __future__ import annotations
 
@@ -23,13 +24,13 @@ from server.door.bodies import StrictBody
 from server.door.errors import RouteNotFound
 
 router = APIRouter(tags=["choices"], route_class=StrictBody)
-_LOOKED_AT = 16  # weights, where a caller names none
+_LOOKED_AT = 16  # weights, if the caller gives none
 _ERRORS = errors(400, 401, 404, 408, 413, 415, 421, 422, 431, 500, 503)
 
 
 @router.post("/choices", response_model=Kept, responses=_ERRORS)
 async def choices(body: ChoiceBody, request: Request) -> Response:
-    """Keep which of the shown drafts was taken, edited or rejected, without a word of them; needs `choices_file`."""
+    """Record which of the shown drafts was taken, edited or rejected, without their text; needs `choices_file`."""
     model = service_of(request).deployment().ensemble.name
     kept = await asyncio.to_thread(lambda: _store(request).add(body, model))
     return json_response({"id": kept})
@@ -37,7 +38,7 @@ async def choices(body: ChoiceBody, request: Request) -> Response:
 
 @router.post("/choices/next", response_model=NextPair, responses=_ERRORS)
 async def next_pair(body: NextBody, request: Request) -> Response:
-    """The two weights whose drafts are worth comparing next: the choice that is expected to tell most."""
+    """The two weight vectors whose drafts to compare next: the choice that is expected to be most informative."""
     ensemble = service_of(request).deployment().ensemble
 
     def work() -> dict[str, Any]:
@@ -52,13 +53,13 @@ async def next_pair(body: NextBody, request: Request) -> Response:
 
 @router.post("/profiles/learn", response_model=Learned, responses=_ERRORS)
 async def learn(body: LearnBody, request: Request) -> Response:
-    """The weights that a user's choices speak for, with their uncertainty; kept and served as a profile on demand."""
+    """The weights learned from a user's choices, with their uncertainty; stored and served as a profile on request."""
     deployment = service_of(request).deployment()
 
     def work() -> dict[str, Any]:
         found = _belief(deployment.ensemble, body, request).result()
         if body.store:
-            assert body.user is not None  # the body was refused otherwise
+            assert body.user is not None  # validated by the model of the body
             deployment.learned.keep(body.user, _profile(found, body.user))
         return {
             "user": body.user,
@@ -91,7 +92,7 @@ def _belief(ensemble: Frontend, body: Evidence, request: Request) -> Preference:
                 _resolved(ensemble, draft.weights, f"choices.{i}.shown.{j}.weights")
         belief.learn(body.choices)
     else:
-        assert body.user is not None  # the body was refused otherwise
+        assert body.user is not None  # validated by the model of the body
         belief.learn(_store(request).of(body.user, ensemble.name))
     return belief
 

@@ -23,7 +23,7 @@ Pair = Annotated[list[Annotated[Int, Field(ge=0)]], Field(min_length=2, max_leng
 
 
 class ChoiceBody(Choice, Body):
-    """`POST /choices`: the drafts that a person saw side by side, and what became of each. No text."""
+    """`POST /choices`: the drafts that a person saw side by side, and what was done with each. No text."""
 
     model_config = example(user="counselor-7", shown=_SHOWN, reason="warmer")
 
@@ -35,7 +35,7 @@ class Kept(BaseModel):
 
 
 class Evidence(Body):
-    """What is learned from: the choices that are kept of a user, or those that the body brings."""
+    """The choices to learn from: a user's recorded ones, or those in the body."""
 
     user: Label | None = Field(None, description="Whose kept choices to learn from; needs `choices_file`.")
     choices: Annotated[list[Comparison], FirstFault(), Field(max_length=MAX_CHOICES)] | None = Field(
@@ -66,7 +66,7 @@ class NextBody(Evidence):
 
 
 class NextPair(BaseModel):
-    """The comparison that is expected to tell most about what the user wants."""
+    """The comparison that is expected to be most informative about the user's preferences."""
 
     model_config = example(pair=(0, 2), weights=[{"empathy": 1.0}, {"reflection": 1.0}], choices=3)
 
@@ -96,7 +96,7 @@ class LearnBody(Evidence):
 
 
 class Learned(BaseModel):
-    """A profile, and how sure its weights are."""
+    """A profile, and the uncertainty of its weights."""
 
     model_config = example(
         user="counselor-7",

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says about errors: one example for every status that a route can answer."""
+"""Errors in the OpenAPI document: one example for every status that a route can answer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ GENERATION_ERRORS = (400, 401, 408, 413, 415, 421, 422, 429, 431, 500, 503)
 
 
 def streamed(example: str) -> dict[str, Any]:
-    """Of a route that can answer with server-sent events."""
+    """The response of a route that can answer with server-sent events."""
     return {"content": {"text/event-stream": {"example": example}}}
 
 

@@ -47,7 +47,7 @@ async def drafts(body: DraftsRequest, request: Request) -> Response:
         return body.plan(ensemble, drafts_id, max_new_tokens=settings.max_new_tokens, max_sweep=settings.max_sweep)
 
     generation, plan = await service.accept_built(request, lambda _: body.said, build, lambda plan: plan.requests)
-    sent = body.chat or body.prompt or ""  # one of the two is there
+    sent = body.chat or body.prompt or ""  # exactly one is given
     dialect = DraftsDialect(drafts_id, generation.deployment, plan, sent, receipts=body.receipt)
     if body.stream:
         return await sse.stream(generation, dialect, settings)
@@ -59,14 +59,14 @@ async def drafts(body: DraftsRequest, request: Request) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """`scores`: `TextScores` of every distinct text, none where this server scores nothing."""
+    """`scores`: `TextScores` of every distinct text; empty if this server has no scorers."""
 
     drafts: Drafts
     scores: dict[str, dict[str, Any]]
 
 
 async def choose(deployment: Deployment, plan: DraftsPlan, sent: Sent) -> Judged:
-    """Score what a plan has found, where there are scorers, and choose among it; every completion has been taken."""
+    """Score a plan's texts, if there are scorers, and choose drafts; call it once every completion has been taken."""
     texts = await asyncio.to_thread(plan.texts)
     if not deployment.scoring.names:
         return Judged(await asyncio.to_thread(plan.choose, None), {})
@@ -76,7 +76,7 @@ async def choose(deployment: Deployment, plan: DraftsPlan, sent: Sent) -> Judged
 
 
 class DraftsDialect(TypedEvents):
-    """`{"type": "text", …}` for every text that weights gave, one last `{"type": "done", …the answer…}`."""
+    """`{"type": "text", …}` for every generated text, then `{"type": "done", …the answer…}`."""
 
     def __init__(self, drafts_id: str, deployment: Deployment, plan: DraftsPlan, sent: Sent, *, receipts: bool) -> None:
         self._id = drafts_id
@@ -87,7 +87,7 @@ class DraftsDialect(TypedEvents):
         self._answer: dict[str, Any] = {}
 
     def answer(self) -> dict[str, Any]:
-        """Once it is settled."""
+        """Call it after `settle`."""
         return self._answer
 
     async def settle(self) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP models of `POST /drafts`, and of weights that are chosen (`auto` on `POST /generate`)."""
+"""The HTTP models of `POST /drafts`, and of chosen weights (`auto` on `POST /generate`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DEFAULT = Wanted()
 
 
 class DraftsRequest(PromptFields, SamplingFields):
-    """`POST /drafts`: a few good and different texts, out of those that a spread of weights gives."""
+    """`POST /drafts`: a few good and different texts, generated under a spread of weights."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -85,7 +85,7 @@ class DraftsRequest(PromptFields, SamplingFields):
 
 
 class DraftText(BaseModel):
-    """One draft. `weights`, `temperature` and `seed` give this text; so do other candidates, `given_by` in all."""
+    """One draft. `weights`, `temperature` and `seed` give this text; `given_by` candidates in all gave it."""
 
     text: str
     text_sha256: str = Field(description="SHA-256 of the text in UTF-8, as `POST /choices` takes it.")
@@ -111,7 +111,7 @@ class DraftText(BaseModel):
 
 
 class Chosen(BaseModel):
-    """What a text was chosen among."""
+    """The candidates that a text was chosen from."""
 
     ranked_by: RankedBy = Field(description="The mean of the scores, or likelihood where nothing was scored.")
     candidates: int = Field(description="Texts that were looked at: `candidates` likely ones, and those drawn.")

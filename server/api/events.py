@@ -11,8 +11,8 @@ from server.serving import sse
 
 
 class TypedEvents(ABC):
-    """What these dialects share: nothing before the first event, and a last one, `{"type": "done", …the answer…}` or
-    `{"type": "error", …}`."""
+    """The shared part of these dialects: no preamble, and a last event, `{"type": "done", …the answer…}` or `{"type":
+    "error", …}`."""
 
     @abstractmethod
     def answer(self) -> dict[str, Any]:
@@ -22,7 +22,7 @@ class TypedEvents(ABC):
         return b""
 
     async def settle(self) -> None:  # noqa: B027 - most answers need nothing
-        """Find out what the answer needs besides the completions."""
+        """Compute what the answer needs besides the completions."""
 
     def failed(self, error: EmorlError) -> bytes:
         return sse.data({"type": "error", "error": error_object(error)})

@@ -1,9 +1,8 @@
-"""What the fields of requests are made of, for every route. Unknown fields are refused; types are strict, so `"64"` is
-no number.
+"""The field types of all requests. Unknown fields are refused, and types are strict: `"64"` is not a number.
 
-Bounds repeat those of `emorl_core.types.Sampling`, because the OpenAPI document must state them; a test holds the two
-together. A body that is wrong in thousands of places is refused for the first of them: to tell all would take the event
-loop seconds.
+Bounds repeat those of `emorl_core.types.Sampling`, because the OpenAPI document must state them; a test keeps the two
+in sync. A body with thousands of faults is refused for the first of them, since reporting all would block the event
+loop for seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _SPARE_KEYS = 64  # up to this many unknown fields are reported one by one
 
 
 class FirstFault(FailFast):
-    """Stop at the first item of a list that is wrong. pydantic's own has no hash, which a union asks for."""
+    """Stop at the first wrong item of a list. pydantic's own `FailFast` is not hashable, which unions require."""
 
     __hash__ = object.__hash__
 
@@ -46,12 +45,12 @@ def _unicode(text: str) -> str:
 
 
 def _integral(value: object) -> object:
-    # JSON has one kind of number: 60.0 is an integer to JSON Schema and to some clients.
+    # JSON has one number type: 60.0 is an integer to JSON Schema and to some clients.
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _few(value: object) -> object:
-    # Before the values are looked at: pydantic counts the entries of a mapping last.
+    # Before the values are validated: pydantic counts the entries of a mapping last.
     if isinstance(value, dict) and len(value) > MAX_NAMES:
         raise ValueError(f"must have at most {MAX_NAMES} entries; it has {len(value)}")
     return value
@@ -89,12 +88,12 @@ LogitBias = Annotated[dict[TokenId, Bias], Field(max_length=MAX_NAMES), BeforeVa
 
 
 def example(**fields: Any) -> ConfigDict:
-    """What a model's `model_config` is to show one example in the OpenAPI document."""
+    """A `model_config` with one example for the OpenAPI document."""
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
 class Body(Strict):
-    """Base of every request: types are strict too."""
+    """Base of every request; types are strict."""
 
     model_config = ConfigDict(strict=True)
 
@@ -114,20 +113,20 @@ def check_limit(name: str, value: int, limit: int) -> None:
 
 
 class NormalizeField(Body):
-    """A request that names weights."""
+    """A request with weights."""
 
     normalize: bool = Field(True, description="Scale the weights to sum 1. Negative weights need false.")
 
 
 class LengthFields(Body):
-    """Fields of every request of the native API that generates: how long its texts are."""
+    """Fields of every generating request of the native API: the length of its texts."""
 
     max_new_tokens: Int = Field(64, ge=1, description="Most tokens to generate; the server's own limit is in /info.")
     min_new_tokens: Int = Field(0, ge=0, description="The end cannot come before this many tokens.")
     stop: Stops = Field(default_factory=list, description="Texts that end the answer; never part of it.")
 
     def options(self, *, max_new_tokens: int) -> dict[str, Any]:
-        """The shared fields as keywords of `Requests`. max_new_tokens: the server's limit; raises InvalidRequest."""
+        """The shared fields as keywords of `Requests`. max_new_tokens: the server's limit. Raises InvalidRequest."""
         check_limit("max_new_tokens", self.max_new_tokens, max_new_tokens)
         return self.model_dump(include={*NormalizeField.model_fields, *SamplingFields.model_fields})
 

@@ -44,7 +44,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     service = service_of(request)
     settings = service.settings
     request_id = f"gen-{secrets.token_hex(12)}"
-    sent = body.chat or body.prompt or ""  # one of the two is there
+    sent = body.chat or body.prompt or ""  # exactly one is given
 
     def build(ensemble: Frontend) -> EngineRequest | DraftsPlan:
         if body.score:
@@ -89,7 +89,7 @@ def _requests_of(built: EngineRequest | DraftsPlan) -> Sequence[EngineRequest]:
 
 
 class NativeDialect(TypedEvents):
-    """`{"type": "token", …}` for every token, one last `{"type": "done", …the answer…}`, or `{"type": "error", …}`."""
+    """`{"type": "token", …}` for every token, then `{"type": "done", …the answer…}` or `{"type": "error", …}`."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class NativeDialect(TypedEvents):
     ) -> None:
         self._lanes = lanes
         self._finished = finished  # completion -> the answer
-        self._judged = judged  # completion -> what the answer has of scores
+        self._judged = judged  # completion -> the answer's scores
         self._scores: dict[str, Any] = {}
         self._done: Completion | None = None
 

@@ -25,7 +25,7 @@ def _kind(value: object) -> str:
     return "word" if isinstance(value, str) else "mapping"
 
 
-# Told apart before they are checked, so that a fault is told of one of them.
+# Distinguished before validation, so that an error is about one of them.
 WeightsOrAuto = Annotated[
     Annotated[Weights, Tag("mapping")] | Annotated[Literal["auto"], Tag("word")], Discriminator(_kind)
 ]
@@ -56,7 +56,7 @@ class GenerateRequest(PromptFields, ScoreField, NormalizeField, SamplingFields):
 
     @model_validator(mode="after")
     def _auto_alone(self) -> GenerateRequest:
-        """Raises InvalidRequest for what has no meaning beside weights that are still to be found."""
+        """Raises InvalidRequest for options that do not work with `auto`, whose weights are not known yet."""
         if self.weights == "auto":
             beside = {
                 "profile": (self.profile is None, "a profile", "one of them"),
@@ -69,7 +69,8 @@ class GenerateRequest(PromptFields, ScoreField, NormalizeField, SamplingFields):
         return self
 
     def plan(self, ensemble: Frontend, request_id: str, *, max_new_tokens: int, max_sweep: int) -> DraftsPlan:
-        """Of a request with `auto`. Raises `InvalidRequest` and its kinds. The last two are the server's limits."""
+        """The plan of a request with `auto`. Raises `InvalidRequest` and its kinds. The last two are the server's
+        limits."""
         options = self.options(max_new_tokens=max_new_tokens)
         for name in ("normalize", *(DRAWN.keys() - self.model_fields_set)):
             del options[name]
@@ -158,7 +159,7 @@ class GenerateResponse(BaseModel):
     chosen: Chosen | None = Field(None, description="Only with weights `auto`.")
 
 
-# --- the answer as plain dictionaries: these are made for every token, models would double their cost -----------------
+# --- the answer as plain dictionaries: made for every token, where models would double the cost -----------------
 
 
 def finite(value: float) -> float | None:

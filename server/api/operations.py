@@ -1,4 +1,4 @@
-"""What is served, whether it works, and the numbers: for people, load balancers and Prometheus."""
+"""Routes about the server: what it serves, health probes and metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/objectives", response_model=Objectives, responses=errors(401, 421, 503))
 async def objectives(request: Request) -> Response:
-    """The qualities that can be weighted."""
+    """The objectives that can be given weight."""
     spec = service_of(request).deployment().ensemble.spec
     listed: list[dict[str, Any]] = [
         {"name": BASE, "description": "the model without any adapter", "adapter": False, "prompt": None}
@@ -89,7 +89,7 @@ async def info(request: Request) -> Response:
 @router.get("/healthz", response_model=Health, responses=errors(503))
 @router.get("/livez", response_model=Health, responses=errors(503))
 async def livez(request: Request) -> Response:
-    """Liveness: the process answers and the engine's thread is alive and moving. 503: replace this process."""
+    """Liveness: the process answers, and the engine is alive and making progress. 503: replace this process."""
     dead = service_of(request).dead()
     if dead is not None:
         raise NotReady(dead)
@@ -107,7 +107,7 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/startupz", response_model=Health, responses=errors(503))
 async def startupz(request: Request) -> Response:
-    """Startup: the bundle is loaded and was ready at least once."""
+    """Startup: the bundle is loaded and has been ready at least once."""
     service = service_of(request)
     if not service.started and (reason := service.unready()) is not None:
         raise reason

@@ -1,4 +1,4 @@
-"""The HTTP models of the routes about the server: what is loaded, and whether it is well."""
+"""The HTTP models of the routes about the server: what is loaded, and its health."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Objectives(BaseModel):
 
 
 class Profile(BaseModel):
-    """`weights` as a request with this profile resolves them, empty where each prompt gets its own; `origin` as the
-    bundle tells it."""
+    """`weights` as a request with this profile resolves them, empty where they are predicted for each prompt; `origin`
+    as in the bundle."""
 
     name: str
     kind: Literal["fixed", "predicted"]
@@ -72,7 +72,7 @@ class Limits(BaseModel):
 
 
 class ChoicesInfo(BaseModel):
-    """What this server keeps of what people choose."""
+    """What this server stores about people's choices."""
 
     kept: bool  # whether POST /choices writes anything
     profiles: bool  # whether POST /profiles/learn may store what it learned

@@ -1,6 +1,6 @@
-"""`GET /`: the page to steer with, and the files it is made of.
+"""`GET /`: the playground page and its files.
 
-The files are read once, into a table of exact paths: nothing that a client sends is ever joined to a folder's name.
+The files are read once, into a table of exact paths; nothing that a client sends is ever joined to a path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-# Everything from this server and nothing inline; Trusted Types refuse text that would be parsed as HTML or script.
+# Only resources from this server, nothing inline; Trusted Types block text that would be parsed as HTML or script.
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -52,7 +52,7 @@ class Asset:
 
 
 def read_assets(folder: Path = FOLDER) -> dict[str, Asset]:
-    """Path -> file, `/` being the page itself. Files of other kinds than the page's are left out."""
+    """Path -> file; `/` is the page itself. Files of other types are left out."""
     assets: dict[str, Asset] = {}
     for file in sorted(folder.iterdir()):
         if file.suffix in _TYPES:
@@ -64,7 +64,7 @@ def read_assets(folder: Path = FOLDER) -> dict[str, Asset]:
 
 
 def make_router(assets: dict[str, Asset]) -> APIRouter:
-    """One route per file. They are no part of the interface for programs, so the OpenAPI document leaves them out."""
+    """One route per file. They are not part of the API, so the OpenAPI document leaves them out."""
     router = APIRouter()
     for path, asset in assets.items():
         router.add_api_route(path, _endpoint(asset), methods=["GET"], include_in_schema=False)
@@ -83,6 +83,6 @@ def _endpoint(asset: Asset) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _knows(if_none_match: str, etag: str) -> bool:
-    """RFC 9110, 13.1.2: the weak comparison with any of a list, or with a star."""
+    """RFC 9110, 13.1.2: weak comparison with any entity tag of a list, or with `*`."""
     known = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
     return "*" in known or etag in known

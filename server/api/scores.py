@@ -1,4 +1,4 @@
-"""`POST /score`, and the scores of what other routes generate."""
+"""`POST /score`, and the scores of generated texts."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ async def score(body: ScoreRequest, request: Request) -> Response:
     check_limit("texts", len(body.texts), service.settings.max_sweep)
     with service.borrowed() as deployment:
         check_scored(deployment)
-        sent = body.chat or body.prompt or ""  # one of the two is there
+        sent = body.chat or body.prompt or ""  # exactly one is given
         results = await scores_of(deployment, [sent] * len(body.texts), body.texts)
         return json_response({"model": deployment.ensemble.name, "results": results})
 
 
 def check_scored(deployment: Deployment) -> None:
-    """Raises InvalidRequest where nothing can be scored."""
+    """Raises InvalidRequest if this server has no scorers."""
     if not deployment.scoring.names:
         raise InvalidRequest(
             "this server has no scorers: its bundle names none, or its setting score is off", param="score"
@@ -49,7 +49,7 @@ async def scores_of(deployment: Deployment, sent: Sequence[Sent], texts: Sequenc
 
 
 def statement_of(sent: Sent, ensemble: Frontend) -> str:
-    """What scorers take for the prompt: of a chat, what the user said last."""
+    """The prompt that scorers get; for a chat, the last user message."""
     if isinstance(sent, str):
         return sent
     messages = [each for each in sent if isinstance(each, Message)]

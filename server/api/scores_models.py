@@ -14,7 +14,7 @@ Unit = Annotated[float, Field(ge=0, le=1)]
 
 
 class ScoreField(Body):
-    """A request whose texts may be scored."""
+    """A request that may ask for scores."""
 
     score: bool = Field(False, description="Give each text's scores by the bundle's scorers, once it is whole.")
 

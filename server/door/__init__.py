@@ -1,1 +1,1 @@
-"""Who may come in, how much at once, and how a refusal reads."""
+"""Authentication, limits on requests and connections, and error responses."""

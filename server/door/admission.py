@@ -1,7 +1,7 @@
-"""The bounded queue at the door: a permit for every accepted row, given before any tokenising.
+"""Admission control: a permit for every accepted row, given before any tokenising.
 
-A permit travels with its request and its stream and is returned exactly once, however they end. Used from the event
-loop only, so there is no lock.
+A permit belongs to a request and its stream and is released exactly once, however they end. Used from the event loop
+only, so there is no lock.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Admission:
     ) -> None:
         self.slots = slots
         self.queue = queue
-        self.per_key = per_key  # requests one API key may have at a time
+        self.per_key = per_key  # requests in progress per API key
         self.in_use = 0  # rows
         self._by_key: Counter[str] = Counter()
         self._clock = clock
-        self._mean_held_s = 1.0  # of recent permits; what Retry-After is estimated from
+        self._mean_held_s = 1.0  # durations of recent permits, from which Retry-After is estimated
 
     @property
     def limit(self) -> int:
@@ -54,7 +54,7 @@ class Admission:
     def acquire(self, rows: int = 1, key: str | None = None) -> Permit:
         """Raises:
         InvalidRequest: more rows than could ever be admitted.
-        QueueFull, KeyLimit: not now; both carry a Retry-After.
+        QueueFull, KeyLimit: try again later; both carry a Retry-After.
         """
         if rows > self.limit:
             raise InvalidRequest(

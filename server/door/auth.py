@@ -1,4 +1,4 @@
-"""API keys: several, compared on digests in constant time, asked for on every route that is not open by name."""
+"""API keys: compared by digest in constant time, required on every route that is not listed as open."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from server.door.context import context_of
 from server.door.errors import Forbidden, Unauthorized, error_response
 from server.settings import Settings, SettingsError
 
-# Everything else asks for a key, so that a new route or another spelling of a path is closed until somebody opens it.
+# Everything else requires a key, so that a new route or another spelling of a path is closed by default.
 OPEN_PATHS = frozenset({"/healthz", "/livez", "/readyz", "/startupz"})
 METRICS_PATH = "/metrics"
 ADMIN_PREFIX = "/admin/"
@@ -37,7 +37,7 @@ class KeyRing:
         return cls(tuple((name, hashlib.sha256(key.encode()).digest()) for name, key in keys))
 
     def find(self, presented: bytes) -> str | None:
-        """The name of a key, or None. Every digest is compared, so that time tells nothing about which one fits."""
+        """The name of a key, or None. Every digest is compared, so that timing does not reveal which one matches."""
         digest = hashlib.sha256(presented).digest()
         found: str | None = None
         for name, known in self.digests:
@@ -63,7 +63,7 @@ class Keys:
         if settings.api_keys_file is not None:
             from_file = _read_file(settings.api_keys_file)
             if not from_file:
-                # An empty file is a mistake that would leave the server open.
+                # An empty file would leave the server open, so it is refused.
                 raise SettingsError(f"api_keys_file is {str(settings.api_keys_file)!r}; there is no key in it")
             named += from_file
         admin = [(f"admin-{i}", key.get_secret_value()) for i, key in enumerate(settings.admin_keys, 1)]
@@ -96,7 +96,7 @@ class AuthMiddleware:
     def __init__(
         self, app: ASGIApp, keys: Keys, metrics_key_required: bool, open_paths: frozenset[str] = frozenset()
     ) -> None:
-        """open_paths: exact ones that ask for no key, beside the probes."""
+        """open_paths: exact paths that need no key, besides the probes."""
         self.app = app
         self._keys = keys
         self._open = OPEN_PATHS | open_paths | (frozenset() if metrics_key_required else {METRICS_PATH})
@@ -121,7 +121,7 @@ class AuthMiddleware:
         scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not presented.strip():
             return Unauthorized("missing API key; send it as Authorization: Bearer KEY")
-        key = presented.strip().encode("latin-1")  # headers are bytes; this undoes how they were decoded
+        key = presented.strip().encode("latin-1")  # headers are bytes; this reverses their decoding
         context = context_of(scope)
         if admin:
             context.key = self._keys.admin.find(key)
@@ -133,14 +133,15 @@ class AuthMiddleware:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with the one error body for a preflight that is refused."""
+    """Starlette's middleware, with the common error body for refused preflights."""
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
         super().__init__(
             app,
             allow_origins=origins,
             allow_methods=("GET", "HEAD", "POST"),
-            # Whatever a client of a listed origin sends: OpenAI's sends a dozen of its own, tracing adds others.
+            # All headers are allowed from listed origins: OpenAI's client sends a dozen of its own, tracing adds
+            # others.
             allow_headers=("*",),
             expose_headers=("X-Request-ID", "Retry-After", "X-Should-Retry"),
             allow_private_network=True,

@@ -1,4 +1,4 @@
-"""JSON bodies, read strictly: a key that stands twice is refused, where parsers take the last one in silence."""
+"""Strict JSON bodies: a repeated key is refused, where most parsers silently take the last one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emorl_core.files.documents import RepeatedKey, distinct
 
 
 class StrictBody(APIRoute):
-    """A route whose body is read so; for `APIRouter(route_class=…)`."""
+    """A route with a strictly parsed body; for `APIRouter(route_class=…)`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -31,4 +31,4 @@ class _Strict(Request):
         try:
             return json.loads(body, object_pairs_hook=distinct)
         except RepeatedKey as error:
-            raise json.JSONDecodeError(str(error), "", 0) from None  # what FastAPI takes for a broken body
+            raise json.JSONDecodeError(str(error), "", 0) from None  # FastAPI's error for a malformed body

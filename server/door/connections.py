@@ -1,4 +1,4 @@
-"""The open connections of one server: what each waits for, how long it may, and which one goes when there is no room.
+"""The open connections of one server: what each waits for, its time limit, and which is closed when there are too many.
 
 Used from the event loop only.
 """
@@ -17,50 +17,51 @@ from server.settings import Settings, SettingsError
 
 logger = logging.getLogger("emorl.server")
 
-_OWN_DESCRIPTORS = 128  # of the process itself: bundle files, log, event loop, connections on their way in or out
-_SPARE = 16  # beyond what the queue can hold, so that a probe always finds room
+# file descriptors for the process itself: bundle files, log, event loop, connections being opened or closed
+_OWN_DESCRIPTORS = 128
+_SPARE = 16  # beyond the queue's capacity, so that a probe always finds room
 _USUAL = 1000
 _TELL_EVERY_S = 60.0
 
 
 class Phase(Enum):
-    """What a connection waits for, in the order in which connections are closed when there are too many."""
+    """What a connection waits for; when there are too many, they are closed in this order."""
 
     HEAD = "head"  # the rest of a request's head, or its first byte
-    ANSWERED = "answered"  # the rest of a body, though the answer is out
+    ANSWERED = "answered"  # the rest of a body whose answer was already sent
     IDLE = "idle"  # the next request
     BODY = "body"  # the rest of a request's body
-    UNREAD = "unread"  # a client that takes what is ready for it
-    BUSY = "busy"  # this server: never cut
+    UNREAD = "unread"  # the client to read the response
+    BUSY = "busy"  # this server: never closed
 
 
 REASONS = ("full", *(phase.value for phase in Phase if phase is not Phase.BUSY))
 
 
 class Connection(Protocol):
-    """What this room needs of a connection."""
+    """The interface of a connection."""
 
     def watch(self) -> None:
-        """Start the time of its phase anew."""
+        """Restart the timer of its phase."""
 
     def let_go(self, reason: str) -> None:
-        """Close it at once, whatever is unsent, and leave `Connections`."""
+        """Close it at once, dropping unsent data, and leave `Connections`."""
 
 
 class Connections:
-    """At most `most` of them. Time limits by phase are `settings`', until `hurry` shortens them."""
+    """At most `most` connections, with time limits per phase from `settings`, until `hurry` shortens them."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises `SettingsError` when the limits contradict each other or the process's limit on open files."""
         self.most = most_connections(settings)
         self.cut = Counter[str]()  # reason -> connections that this server closed
-        self._in: dict[Phase, dict[Connection, None]] = {phase: {} for phase in Phase}  # longest in the phase first
+        self._in: dict[Phase, dict[Connection, None]] = {phase: {} for phase in Phase}  # the longest in the phase first
         self._timeouts: dict[Phase, float] = {
             Phase.HEAD: settings.head_timeout_s,
             Phase.ANSWERED: settings.read_timeout_s,
             Phase.IDLE: settings.idle_timeout_s,
             Phase.UNREAD: settings.write_timeout_s,
-        }  # a body's time is kept where it is read, so that it ends with a status
+        }  # timed where the body is read, so that a timeout gets a status
         self._changed = asyncio.Event()
         self._told = -_TELL_EVERY_S
 
@@ -80,16 +81,16 @@ class Connections:
             self._changed.set()
 
     async def make_room(self, newcomers: int) -> None:
-        """Close connections until there is room: by order of phases, the longest in each phase first."""
+        """Close connections until there is room: in the order of phases, the longest in each phase first."""
         while len(self) + newcomers > self.most:
             if self.cut_one():
                 self._tell()
-            else:  # every client waits for this server
+            else:  # all clients wait for this server
                 self._changed.clear()
                 await self._changed.wait()
 
     def cut_one(self) -> bool:
-        """False: there is none that may be cut."""
+        """False if none may be closed."""
         for phase, connections in self._in.items():
             if phase is not Phase.BUSY and connections:
                 next(iter(connections)).let_go("full")
@@ -97,7 +98,7 @@ class Connections:
         return False
 
     def hurry(self, seconds: float) -> None:
-        """Shorten every limit on waiting for a client to `seconds` from now."""
+        """Shorten every time limit to `seconds` from now."""
         for phase in (Phase.BODY, Phase.UNREAD):
             self._timeouts[phase] = min(seconds, self._timeouts.get(phase, seconds))
             for connection in list(self._in[phase]):

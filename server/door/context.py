@@ -1,4 +1,4 @@
-"""The frame around every HTTP request: its id, its log line, its safety net.
+"""Middleware around every HTTP request: its id, its log line, and the last error handler.
 
 Plain ASGI, so that disconnects stay visible.
 """
@@ -42,7 +42,7 @@ _SECURITY_HEADERS = {
 
 @dataclass(slots=True)
 class RequestContext:
-    """What the rooms of one HTTP request share."""
+    """The state of one HTTP request."""
 
     request_id: str
     started: float = field(default_factory=time.perf_counter)
@@ -65,7 +65,8 @@ def request_id_from(headers: Headers) -> str:
 
 
 class ContextMiddleware:
-    """Outermost: gives the request its id, logs it, answers 500 for what nobody caught, returns what it still holds."""
+    """Outermost: gives the request its id, logs it, answers 500 for uncaught exceptions, and releases what it still
+    holds."""
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, generation_routes: frozenset[str], tracing: Tracing | None = None
@@ -118,8 +119,8 @@ class ContextMiddleware:
         self._metrics.requests.labels(scope["path"], outcome).inc()
 
     def _tell(self, scope: Scope, context: RequestContext) -> None:
-        """The log line and the trace. The route as configured, never the path as sent: a path can hold anything, and so
-        can a method."""
+        """Write the log line and the trace, with the configured route and never the path or method as sent, which can
+        contain anything."""
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"  # as OpenTelemetry's conventions spell it
         route = getattr(scope.get("route"), "path", "-")
         generation = context.generation
@@ -157,4 +158,4 @@ class ContextMiddleware:
 
 
 class BrokenAnswer(Exception):
-    """An answer that broke after its first byte; it has been logged already, without its text."""
+    """An answer that failed after its first byte; it has already been logged, without its text."""

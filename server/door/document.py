@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, corrected where this server differs from FastAPI's habits."""
+"""The OpenAPI document: FastAPI's, corrected where this server differs from FastAPI's defaults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
 
 
 def document(app: FastAPI, root_path: str = "") -> Callable[[], dict[str, Any]]:
-    """What `app.openapi` becomes; made once, when it is first asked for. root_path: what clients put before a path."""
+    """The replacement for `app.openapi`, generated on first use. root_path: prefix that clients put before a path."""
     servers = [{"url": root_path}] if root_path else None
 
     def openapi() -> dict[str, Any]:
@@ -37,8 +37,8 @@ def document(app: FastAPI, root_path: str = "") -> Callable[[], dict[str, Any]]:
 
 
 def make_router(app: FastAPI) -> APIRouter:
-    """`GET /openapi.json`. The document is rendered once, off the event loop: it takes most of a second, and FastAPI's
-    own route would render it for every request."""
+    """`GET /openapi.json`. The document is rendered once, off the event loop, since it takes most of a second;
+    FastAPI's own route would render it for every request."""
     router = APIRouter()
     rendering, rendered = asyncio.Lock(), b""
 
@@ -56,7 +56,7 @@ def make_router(app: FastAPI) -> APIRouter:
 
 def _corrected(schema: dict[str, Any]) -> dict[str, Any]:
     components = schema["components"]
-    for name in _FASTAPI_ERRORS:  # validation errors have the one body, under the status that each route declares
+    for name in _FASTAPI_ERRORS:  # validation errors use the common body, under the status that each route declares
         components["schemas"].pop(name, None)
     components["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "Asked for when the server has API keys."}

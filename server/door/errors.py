@@ -1,8 +1,8 @@
 """EmorlError -> status and body: the only place with status codes.
 
-Every answer that is not a success has the one body `{"error": {"message", "type", "param", "code"}}`; where a policy
-has no draft written, `reason` and `notice` stand beside them. Messages come from errors that this project raised on
-purpose; the text of any other exception never leaves the process, because it may hold a prompt.
+Every answer that is not a success has the body `{"error": {"message", "type", "param", "code"}}`; with `reason` and
+`notice` added when a policy refuses a draft. Messages come from errors that this project raised on purpose; the message
+of any other exception never leaves the process, because it may contain a prompt.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class MissingField(InvalidRequest):
 
 
 class NotDrafted(InvalidRequest):
-    """The operator's policy has no draft written for this. `reason` out of `emorl_core.policy`, `notice` for people."""
+    """The operator's policy allows no draft for this. `reason`: one of `emorl_core.policy`; `notice`: for people."""
 
     code = "not_drafted"
 
@@ -94,7 +94,7 @@ class ReadTimeout(EmorlError):
 
 
 class QueueFull(EmorlError):
-    """No permit left. `retry_after_s` says when one is likely."""
+    """No permit left. `retry_after_s`: when one is likely."""
 
     code = "queue_full"
 
@@ -104,7 +104,7 @@ class QueueFull(EmorlError):
 
 
 class KeyLimit(QueueFull):
-    """One API key holds as many requests as it may."""
+    """One API key has as many requests in progress as it may."""
 
     code = "key_limit"
 
@@ -155,12 +155,12 @@ class InternalError(EmorlError):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one kind of error is answered. `message` replaces the error's own where that could carry foreign text."""
+    """The response to one kind of error. `message` replaces the error's own where that could contain foreign text."""
 
     status: int
     type: str
     retry_after_s: int | None = None
-    repeats: bool = False  # the same request would fail again: clients are told not to retry
+    repeats: bool = False  # the same request would fail again, so clients are told not to retry
     message: str | None = None
 
 
@@ -207,7 +207,7 @@ _RULES: dict[type[EmorlError], Rule] = {
 
 
 def rule_for(error: EmorlError) -> Rule:
-    """The rule of the closest class in the error's family."""
+    """The rule of the closest class in the error's MRO."""
     return next(_RULES[cls] for cls in type(error).__mro__ if cls in _RULES)
 
 
@@ -218,8 +218,8 @@ def status_for(error: EmorlError, path: str = "") -> int:
 
 
 def error_object(error: EmorlError) -> dict[str, Any]:
-    """The value of `"error"`, with all four keys, and two more of `NotDrafted`; also what an error event of a stream
-    carries."""
+    """The value of `"error"`, with all four keys, and two more for `NotDrafted`; also used in error events of
+    streams."""
     rule = rule_for(error)
     message = error.message if rule.message is None else rule.message
     told = {"message": printable(message), "type": rule.type, "param": _printable(error.param), "code": error.code}
@@ -254,7 +254,7 @@ def error_response(error: EmorlError, path: str = "", headers: Mapping[str, str]
 
 
 def printable(text: str) -> str:
-    """Lone surrogates, which JSON can carry in and UTF-8 cannot carry out, become `?`."""
+    """Replace lone surrogates, which JSON can encode and UTF-8 cannot, by `?`."""
     return text.encode("utf-8", "replace").decode()
 
 

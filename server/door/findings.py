@@ -1,7 +1,7 @@
-"""What FastAPI, Starlette and pydantic raise, as the one error body.
+"""Exceptions of FastAPI, Starlette and pydantic as the common error body.
 
-A finding of pydantic is told as the client knows its request: the field by its place in the body, and what is allowed.
-Names of models and validators stay inside, and so do strings that a caller sent: a prompt may have been put anywhere.
+A pydantic error is reported in the client's terms: the field by its path in the body, and what is allowed. Names of
+models and validators are not shown, and neither are strings that the client sent, since a prompt may be anywhere.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from server.door.errors import (
 
 Finding = Mapping[str, Any]  # of pydantic: its `type`, `loc`, `msg`, `input`, `ctx`
 
-_MOST = 5  # findings told of one request
+_MOST = 5  # errors reported per request
 _OBJECTS = frozenset({"model_type", "model_attributes_type", "dict_type"})
 _CLASSES: dict[str, type[InvalidRequest]] = {
     "extra_forbidden": UnknownField,
@@ -41,22 +41,22 @@ _CLASSES: dict[str, type[InvalidRequest]] = {
 
 
 def from_validation(findings: Sequence[Finding], body: Any = None) -> InvalidRequest:
-    """Pydantic's findings in one line. `body`: the JSON that they are about."""
+    """Pydantic's errors in one line. `body`: the JSON that they are about."""
     first = findings[0]
     text = "; ".join(_line(each, body) for each in findings[:_MOST])
     return _CLASSES.get(str(first["type"]), InvalidRequest)(text, param=_field(first, body) or None)
 
 
 def _field(finding: Finding, body: Any) -> str:
-    """`messages.0.content`: the place of a finding as the client knows it."""
+    """The path of an error in the body, `messages.0.content`."""
     if finding["type"] == "json_invalid":  # its location is an offset into the body
         return ""
     return ".".join(part[:40] if isinstance(part, str) else str(part) for part in _place(finding, body))
 
 
 def _place(finding: Finding, body: Any) -> Iterator[str | int]:
-    """The parts of a location that lie in the body. Pydantic puts others between them: which member of a union it
-    tried, or that the key of a mapping is meant."""
+    """The parts of a location that are in the body. Pydantic adds others: the union member that it tried, or a marker
+    for a mapping's key."""
     root, *parts = finding["loc"]
     if root != "body":
         yield from parts
@@ -103,7 +103,7 @@ def _words(finding: Finding) -> str:
 
 
 def _shown(value: Any) -> str:
-    """The value where it cannot be text."""
+    """The value, unless it could be text."""
     harmless = value is None or (isinstance(value, (bool, int, float)) and abs(value) < 1e300)
     return f" (found {value!r})" if harmless else ""
 
@@ -112,9 +112,9 @@ def _shown(value: Any) -> str:
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Route every exception type that can reach Starlette's handlers to the one body."""
+    """Route every exception type that can reach Starlette's handlers to the common body."""
 
-    # The path is the scope's: that of `request.url` is parsed out of a text that begins with the Host header.
+    # The path is from the scope: `request.url` is parsed from a string that begins with the Host header.
     async def on_emorl(request: Request, error: Exception) -> Response:
         assert isinstance(error, EmorlError)
         return error_response(error, request.scope["path"])

@@ -1,5 +1,5 @@
-"""The names that a server answers to. A page elsewhere can make its own name point here (DNS rebinding) and a browser
-then takes both for one site; only the Host header tells."""
+"""The host names that a server answers to. A foreign page can make its own name resolve to this server (DNS rebinding),
+and browsers then treat both as one site; only the Host header reveals it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _HEADER = re.compile(rf"({HOST_NAME})(?::\d*)?")
 
 
 class HostMiddleware:
-    """421 for a request to another host than `allowed`, whatever its port. The probes answer to any: who asks them
-    goes by address."""
+    """421 for a request to another host than `allowed`, whatever its port. Probes answer any host, since probing
+    happens by address."""
 
     def __init__(self, app: ASGIApp, allowed: tuple[str, ...]) -> None:
         self.app = app

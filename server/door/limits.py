@@ -1,4 +1,4 @@
-"""Bounds on what a client may send and on how long it may take, checked while it arrives."""
+"""Bounds on the size of a request and the time to send it, checked while it arrives."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.door.errors import BodyTooLarge, HeadersTooLarge, error_response
 
-_CLOSE = {"Connection": "close"}  # what is left of the request is not read; this tells the client to stop sending
+_CLOSE = {"Connection": "close"}  # the rest of the request is not read; this tells the client to stop sending
 
 
 class LimitMiddleware:
-    """431 for headers over `max_header_bytes`, 413 for a body over `max_body_bytes`, announced or not, 408 for one that
-    takes longer than `read_timeout_s`."""
+    """431 for headers over `max_header_bytes`, 413 for a body over `max_body_bytes`, whether announced or not, 408 for
+    one that takes longer than `read_timeout_s`."""
 
     def __init__(self, app: ASGIApp, max_header_bytes: int, max_body_bytes: int, read_timeout_s: float) -> None:
         self.app = app
@@ -27,7 +27,8 @@ class LimitMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # The connection refuses a head that grows too long while it arrives; one that arrived whole is checked here.
+        # The connection refuses a head that exceeds the limit while it arrives; one that arrived at once is checked
+        # here.
         if sum(len(name) + len(value) for name, value in scope["headers"]) > self._max_header_bytes:
             error = HeadersTooLarge(
                 f"the headers are too large; allowed: {self._max_header_bytes} bytes (max_header_bytes)"

@@ -1,6 +1,6 @@
-"""The listening sockets: connections come in as fast as there is room for them, and no faster.
+"""The listening sockets: connections are accepted only as fast as there is room for them.
 
-asyncio's own accept loop takes whatever the backlog holds; out of descriptors it logs a traceback for each of them.
+asyncio's own accept loop accepts the whole backlog; when descriptors run out, it logs a traceback for each.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from server.watch.logs import where
 
 logger = logging.getLogger("emorl.server")
 
-_AT_ONCE = 32  # connections taken in one turn of the event loop, and at most an eighth of those there may be
+_AT_ONCE = 32  # connections accepted per event loop iteration, and at most an eighth of the limit
 _RETRY_S = 0.5
-# Of the system's, for one connection, which is doubled: more than one answer, and not all that a client that never
-# reads may ask for.
+# The kernel's send buffer per connection, which it doubles: more than one answer, but less than everything that a
+# client that never reads may ask for.
 _SEND_BUFFER = 128 * 1024
 _TELL_EVERY_S = 60.0
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
-    """One socket for every address that `host` stands for, all on one port; "" is every interface.
+    """One socket for every address of `host`, all on one port; "" is every interface.
 
     Raises:
         EmorlError: the address is taken or does not belong to this machine.
@@ -80,7 +80,8 @@ class Listener:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def finish(self) -> None:
-        """Close, but hand on those who have connected already, while there is room: the kernel would reset them."""
+        """Close, but first accept those who have already connected, while there is room: the kernel would reset
+        them."""
         self.close()
         await self.wait_closed()
 
@@ -99,7 +100,7 @@ class Listener:
             await self._hand_on_all(waiting)
 
     async def _take(self, sock: socket.socket) -> None:
-        """Wait for a connection; hand on all that have come."""
+        """Wait for a connection; yield all that have arrived."""
         clients = [(await asyncio.get_running_loop().sock_accept(sock))[0]]
         try:
             clients += self._taken(sock, self._at_once - 1)
@@ -111,7 +112,7 @@ class Listener:
 
     @staticmethod
     def _taken(sock: socket.socket, most: int) -> list[socket.socket]:
-        """Those that have come, up to `most`."""
+        """The connections that have arrived, up to `most`."""
         clients: list[socket.socket] = []
         with suppress(OSError):  # none left; any other error recurs at the next accept
             while len(clients) < most:

@@ -7,8 +7,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class PrefixMiddleware:
-    """Takes off the prefix of a path where the proxy has left it on, so that everything behind this knows one spelling
-    of a path. A path without it is taken as it is: the proxy has taken it off, or there was none on the way."""
+    """Strips the prefix from paths if the proxy has kept it, so that everything behind this sees one form of a path.
+    Other paths are left as they are: the proxy has stripped the prefix, or the request bypassed it."""
 
     def __init__(self, app: ASGIApp, root_path: str = "") -> None:
         self.app = app
@@ -18,7 +18,7 @@ class PrefixMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        sent, mounted = scope["path"], scope.get("root_path", "").rstrip("/")  # mounted: as a part of another app
+        sent, mounted = scope["path"], scope.get("root_path", "").rstrip("/")  # mounted in another app
         path = _without(self._root_path, _without(mounted, sent))
         home = sent or mounted or self._root_path
         # In place, because outer middleware reads the path from the scope.

@@ -1,4 +1,5 @@
-"""uvicorn's connection, with bounds on how long it waits for its client, and the one error body for no request."""
+"""uvicorn's connection, with limits on how long it waits for its client, and the common error body for malformed
+requests."""
 
 from __future__ import annotations
 
@@ -12,19 +13,19 @@ from emorl_core.errors import EmorlError
 from server.door.connections import Connections, Phase
 from server.door.errors import HeadersTooLarge, InvalidHttp, error_body, status_for
 
-_PROGRESS = 64 * 1024  # bytes that a client must read within the slow-client timeout, or all that is ready
+_PROGRESS = 64 * 1024  # bytes that a client must read within the slow-client timeout, unless less is ready
 _FIRST_WORD_S = 0.05  # after `shutdown` uvicorn waits twice as long in any case
 
 
 def guarded(connections: Connections) -> type[H11Protocol]:
     """A protocol class for `uvicorn.Config`. Every connection is in one phase of `connections` at a time and is closed
-    when it stays longer than it may, so that silent, trickling and unread ones cannot pile up."""
+    when it exceeds that phase's limit, so that silent, slow and unread connections cannot pile up."""
 
     class Guarded(H11Protocol):
         _phase: Phase | None = None
         _gone = False
         _timer: asyncio.TimerHandle | None = None
-        _unsent = 0  # bytes, when the timer began
+        _unsent = 0  # unread bytes when the timer started
 
         # --- what happens to it --------------------------------------------------------------------------------------
 
@@ -39,7 +40,7 @@ def guarded(connections: Connections) -> type[H11Protocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            self._unset_keepalive_if_required()  # `idle_timeout_s` is this class's
+            self._unset_keepalive_if_required()  # this class applies `idle_timeout_s` itself
             self._settle()
 
         def pause_writing(self) -> None:
@@ -55,8 +56,8 @@ def guarded(connections: Connections) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def shutdown(self) -> None:
-            """The server ends. Whoever has not been heard yet may have asked already: closed with bytes unread, it
-            would see a reset instead of an answer."""
+            """The server is shutting down. A client whose request has not been read yet would see a reset instead of an
+            answer if the connection were closed with unread bytes."""
             if self._phase is Phase.HEAD:
                 self.loop.call_later(_FIRST_WORD_S, self._end)
             else:
@@ -78,7 +79,7 @@ def guarded(connections: Connections) -> type[H11Protocol]:
         def _waits_for(self) -> Phase:
             if self.flow.write_paused:
                 return Phase.UNREAD
-            cycle: RequestResponseCycle | None = self.cycle  # uvicorn says that there always is one
+            cycle: RequestResponseCycle | None = self.cycle  # typed as always present by uvicorn
             if cycle is None:
                 return Phase.HEAD
             if not cycle.response_complete:
@@ -88,7 +89,7 @@ def guarded(connections: Connections) -> type[H11Protocol]:
             return Phase.HEAD if self.conn.trailing_data[0] else Phase.IDLE
 
         def watch(self) -> None:
-            """Start the time of its phase anew."""
+            """Restart the timer of its phase."""
             if self._timer is not None:
                 self._timer.cancel()
             seconds = None if self._phase is None else connections.timeout_s(self._phase)
@@ -104,7 +105,7 @@ def guarded(connections: Connections) -> type[H11Protocol]:
                 self.let_go(self._phase.value)
 
         def let_go(self, reason: str) -> None:
-            """Close it at once, whatever is unsent."""
+            """Close it at once, dropping unsent data."""
             connections.cut[reason] += 1
             self._leave()
             self.transport.abort()
@@ -126,10 +127,10 @@ def guarded(connections: Connections) -> type[H11Protocol]:
             error: EmorlError = InvalidHttp("this is no HTTP request")
             if len(self.conn.trailing_data[0]) > limit:
                 error = HeadersTooLarge(f"the headers are too large; allowed: {limit} bytes (max_header_bytes)")
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has started
                 self._answer(status_for(error), error_body(error))
             if self.cycle is not None and not self.cycle.response_complete:  # a head was read before this
-                self.cycle.disconnected = True  # whatever it would answer comes too late
+                self.cycle.disconnected = True  # too late for any answer
                 self.cycle.message_event.set()
             self.transport.close()
 

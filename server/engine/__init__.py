@@ -1,1 +1,1 @@
-"""The engine's side of the server: its thread, the process of its own that it has, and what goes to and fro."""
+"""The engine's side of the server: its thread, its own process, and the messages exchanged with the event loop."""

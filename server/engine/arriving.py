@@ -1,4 +1,4 @@
-"""Requests on their way to the engine."""
+"""Requests waiting to be handed to the engine."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from emorl_core.engine.sequences import Job
 from emorl_core.types import Request
 
-# Groups of a job that wait in the engine, at most, where the job has more: a sweep may have thousands, and streams wait
-# while they are handed over.
+# The most groups of one job that wait in the engine: a sweep may have thousands, and streams wait while they are handed
+# over.
 _AHEAD = 16
 
 Group = tuple[Request, ...]  # neighbours with the same prompt
 
 
 class Arriving:
-    """Queues of groups, one for each job, so that a job with many does not hold up the others."""
+    """Queues of groups, one per job, so that a job with many groups does not hold up the others."""
 
     def __init__(self) -> None:
         self._groups: dict[Job, deque[Group]] = {}
@@ -30,12 +30,13 @@ class Arriving:
         return len(self._requests)
 
     def add(self, job: Job, groups: Sequence[Group]) -> None:
-        """A job's groups, or more of them."""
+        """Add groups of a job."""
         self._groups.setdefault(job, deque()).extend(groups)
         self._requests.update(ids_of(groups))
 
     def take(self, ahead: Callable[[Job], int]) -> Iterator[tuple[Job, Group]]:
-        """Groups that the engine can soon use. ahead: how many of a job it has waiting, asked before each."""
+        """Groups that the engine will soon need. ahead: job -> its number of groups that wait in the engine, called
+        before each."""
         for job, groups in list(self._groups.items()):
             while groups and ahead(job) < _AHEAD:
                 group = groups.popleft()
@@ -45,7 +46,7 @@ class Arriving:
                 del self._groups[job]
 
     def drop(self, job: Job) -> list[str]:
-        """Forget what is left of a job; returns its requests."""
+        """Drop the rest of a job; returns its requests."""
         ids = ids_of(self._groups.pop(job, ()))
         self._requests.difference_update(ids)
         return ids

@@ -1,4 +1,4 @@
-"""The engine's process. It ends with the one that serves: at the end of the pipe between them, whatever it does."""
+"""The engine's process. It exits when the serving process does, which it notices by the end of their pipe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("emorl.server")
 
 
 class Outbox(logging.Handler):
-    """Messages to the process that serves, lines of the log among them, sent in turn by a thread of its own."""
+    """Messages to the serving process, including log lines, sent in order by a separate thread."""
 
     def __init__(self, pipe: Connection) -> None:
         super().__init__()
@@ -55,12 +55,13 @@ class Outbox(logging.Handler):
             try:
                 self._pipe.send_bytes(pickle.dumps(message))
             except OSError:
-                os._exit(0)  # nobody is there to hear it
+                os._exit(0)  # the serving process is gone
 
 
 def main() -> None:
     order: Order = pickle.load(sys.stdin.buffer)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the process that serves gets them too, and decides
+    # the serving process also gets these signals, and decides
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     share_the_interpreter()
     pipe = Connection(order.pipe)
@@ -70,7 +71,7 @@ def main() -> None:
     with everything_to(outbox, order.log_level):
         _serve(order, outbox, loaded)
         outbox.finish()
-    os._exit(0)  # a compiler's thread may be in native code, under which an interpreter that ends aborts
+    os._exit(0)  # a compiler's thread may be in native code; the interpreter would abort if it exited meanwhile
 
 
 def _obey(pipe: Connection, loaded: SimpleQueue[EngineHost]) -> None:
@@ -82,13 +83,13 @@ def _obey(pipe: Connection, loaded: SimpleQueue[EngineHost]) -> None:
             os._exit(0)
         if host is None:
             if isinstance(command, Stop) and loaded.empty():
-                os._exit(0)  # it still loads
+                os._exit(0)  # still loading
             host = loaded.get()
         host.send(command)
 
 
 def _serve(order: Order, outbox: Outbox, loaded: SimpleQueue[EngineHost]) -> None:
-    """Until the engine has ended."""
+    """Run until the engine has ended."""
     try:
         ensemble = Ensemble.load(order.files, **order.options)
     except EmorlError as error:

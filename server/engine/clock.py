@@ -1,4 +1,4 @@
-"""Since when a step runs, readable from another process: one that hangs cannot say so itself."""
+"""The start time of the running step, readable from another process, since a process that hangs cannot report it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SINCE = struct.Struct("d")
 
 
 class StepClock:
-    """`time.monotonic()` at the beginning of the step in progress, which all processes of a machine share; else 0."""
+    """`time.monotonic()`, which all processes of a machine share, at the start of the running step; else 0."""
 
     def __init__(self, descriptor: int, *, now: Callable[[], float] = time.monotonic) -> None:
-        """descriptor: of a file of one number, which it closes."""
+        """descriptor: of a file that holds one number; closed with this object."""
         self._descriptor = descriptor
         self._memory = mmap.mmap(descriptor, _SINCE.size)
         self._now = now

@@ -1,4 +1,4 @@
-"""What the event loop tells the engine."""
+"""Commands from the event loop to the engine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from emorl_core.types import Request
 class Add:
     """One job's requests, or the next part of them."""
 
-    job: int  # tells those of one worker apart
+    job: int  # unique within one worker
     groups: tuple[tuple[Request, ...], ...]
     client: str | None
-    last: bool = True  # no more parts come
+    last: bool = True  # whether this is the last part
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """From the engine's own side only: a model does not go from one process to another."""
+    """Sent only within the engine's process, since a model is not pickled."""
 
     model: LaneModel
 

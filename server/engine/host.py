@@ -1,4 +1,4 @@
-"""An ensemble with its engine at work: the thread, the choice of torch's threads, and the compiler beside it."""
+"""Runs an ensemble's engine: the thread, the choice of torch's threads, and background compilation."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from server.engine.thread import EngineThread
 
 logger = logging.getLogger("emorl.server")
 
-LONG_WORK = "emorl-load"  # names the threads whose end a process waits for
+LONG_WORK = "emorl-load"  # name prefix of threads that the process joins at exit
 
 
-_MOST_STILL_S = 600.0  # that the compiler stands still
+_MOST_STILL_S = 600.0  # the longest pause of the compiler
 
 
 class Patience:
-    """Whether the compiler ought to stand still: while requests wait for a slot, since even at the lowest priority it
-    makes their steps longer; not for ever, since where requests always wait a compiled step is worth most."""
+    """Whether the compiler should pause: while requests wait for a slot, since even at the lowest priority it slows
+    down steps. The pause is bounded, since a compiled step is most useful when requests always wait."""
 
     def __init__(self, most_s: float = _MOST_STILL_S) -> None:
         self._left_s = most_s
@@ -64,7 +64,8 @@ class EngineHost:
                 self._compiling = threading.Thread(target=self._compile, name=LONG_WORK, daemon=True)
                 self._compiling.start()
             if self._compiling is not None and self._ensemble.compilation is not None:
-                waiting = isinstance(told, Stepped) and told.stats.waiting > 0  # other reports may be the last for long
+                # no other report may follow for a long time
+                waiting = isinstance(told, Stepped) and told.stats.waiting > 0
                 self._ensemble.compilation.pause(self._patience.still(waiting, time.monotonic()))
             report(told)
 
@@ -86,7 +87,7 @@ class EngineHost:
         return self._thread.kill()
 
     def _compile(self) -> None:
-        """Have a decoding step compiled while the plain one serves."""
+        """Compile the decoding step in the background while the plain one serves."""
         assert self._ensemble.compilation is not None
         logger.info("the decoding step is being compiled in the background; the plain one serves meanwhile")
         began = time.monotonic()
@@ -114,12 +115,12 @@ def _observer(threads: ThreadChoice) -> Callable[[EngineStats, float], None]:
 
     def note(stats: EngineStats, took_s: float) -> None:
         nonlocal rows, computed, compiled
-        # A step with a prefill in it says nothing about how long decoding steps take.
+        # A step that includes prefill says nothing about decoding times.
         plain = stats.prefill_tokens_computed == computed
         threads.observe(took_s, stats.lane_row_steps - rows if plain else 0)
         rows, computed = stats.lane_row_steps, stats.prefill_tokens_computed
         if compiled is False and stats.compiled:
-            threads.start()  # another number may be the fastest for another step
+            threads.start()  # the new step may be fastest with another number
         compiled = stats.compiled
 
     return note

@@ -1,8 +1,8 @@
-"""An engine in a process of its own, as the process that serves sees it.
+"""The serving process's view of an engine in its own process.
 
-An engine's step gives Python's lock up at each of its hundreds of tensor operations. Beside an event loop that always
-has something to do it waits for it at each of them; in a process of its own it has nobody to wait for. And what ends
-that process, the system's memory killer too, ends no connection.
+A step releases the GIL at each of its hundreds of tensor operations, and beside a busy event loop it has to wait for
+the GIL each time. In its own process it does not. And if that process dies, even by the OOM killer, connections stay
+open.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from server.engine.reports import Ended, Holds, Logged, Message, Refused, Report
 
 logger = logging.getLogger("emorl.server")
 
-# The settings are pickled objects of ours, so the path to our modules must be there before.
+# The settings are pickled objects of this project, so `sys.path` must be set first.
 _PATH = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer)"
 _CHILD = f"{_PATH}; from server.engine import child; child.main()"
-_GROUPS = 64  # of a job, sent at once: pickling thousands would hold the interpreter for tenths of a second
-_WAIT_S = 5.0  # for the end of a process that has closed its pipe
+_GROUPS = 64  # groups of a job sent at once: pickling thousands would hold the GIL for tenths of a second
+_WAIT_S = 5.0  # timeout for the exit of a process that has closed its pipe
 
 
 class EngineLost(EmorlError):
@@ -45,7 +45,7 @@ class EngineLost(EmorlError):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the process is to do."""
+    """The process's arguments."""
 
     files: Snapshot
     options: Mapping[str, Any]  # of `Ensemble.load`
@@ -56,10 +56,11 @@ class Order:
 
 
 class EngineProcess:
-    """A `Link` to it. What it logs is logged here. Its end, however it comes, is reported as `Ended`."""
+    """A `Link` to the engine's process. Its log records are logged here. Its end, for whatever reason, is reported as
+    `Ended`."""
 
     def __init__(self, files: Snapshot, options: Mapping[str, Any], queue_timeout_s: float) -> None:
-        """Starts to load the bundle that `files` hold open; `loaded` tells when it has."""
+        """Starts loading the bundle that `files` hold open; `loaded` waits for it."""
         self._pipe, theirs = Pipe()
         self._clock = StepClock.create()
         level = logging.getLogger().getEffectiveLevel()
@@ -72,7 +73,7 @@ class EngineProcess:
             )
         weakref.finalize(self, _end, self._process)
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:  # `loaded` tells of its end
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:  # `loaded` reports its end
             stdin.write(pickle.dumps(sys.path) + pickle.dumps(order))
         self._held: Held | None = None
         self._outbox: SimpleQueue[Command | None] = SimpleQueue()
@@ -83,7 +84,7 @@ class EngineProcess:
 
     @property
     def held(self) -> Held:
-        """As it told last; `loaded` first."""
+        """Its last report; call `loaded` first."""
         assert self._held is not None
         return self._held
 
@@ -120,7 +121,7 @@ class EngineProcess:
     # --- its threads -------------------------------------------------------------------------------------------------
 
     def _next(self) -> Report | Holds | Refused | None:
-        """The next message but for lines of the log, which are logged; None at the end of the pipe."""
+        """The next message, with log lines logged and skipped; None at the end of the pipe."""
         while True:
             try:
                 message: Message = pickle.loads(self._pipe.recv_bytes())
@@ -158,7 +159,7 @@ class EngineProcess:
             try:
                 for part in _parts(command):
                     self._pipe.send_bytes(pickle.dumps(part))
-            except OSError:  # it has gone, which `_hear` sees
+            except OSError:  # it is gone, which `_hear` notices
                 return
 
 

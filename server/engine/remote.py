@@ -1,4 +1,4 @@
-"""A bundle whose engine runs in a process of its own: what makes requests is here, the model is there."""
+"""A bundle whose engine runs in its own process: requests are built here, the model is there."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def load_apart(
     scorer_code: bool,
     queue_timeout_s: float,
 ) -> RemoteFrontend:
-    """Blocking. Both processes read the same files, of one moment.
+    """Blocking. Both processes read the same snapshot of the files.
 
-    options: further ones of `Ensemble.load`, whose errors it raises, and `EngineLost`.
+    options: further arguments of `Ensemble.load`, whose errors it raises, and `EngineLost`.
     """
 
     def read(files: Snapshot) -> RemoteFrontend:

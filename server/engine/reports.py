@@ -1,4 +1,4 @@
-"""What the engine tells the event loop."""
+"""Reports from the engine to the event loop."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Restarting:
-    """The engine failed and starts again."""
+    """The engine failed and is restarting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last report. failed: what kind of error ended it; None: it was told to stop."""
+    """The last report. failed: the type of the error that ended it; None: it was told to stop."""
 
     failed: str | None
 
@@ -51,12 +51,12 @@ class Ended:
 Report = Ready | Stepped | Told | Restarting | Ended
 
 
-# Between a process of its own and the one that serves, beside those:
+# Further messages from the engine's process to the serving process:
 
 
 @dataclass(frozen=True, slots=True)
 class Holds:
-    """What is held in memory: the first of all, once the bundle is loaded, and again whenever it changes."""
+    """Describes the loaded model: the first message once the bundle is loaded, and again after every change."""
 
     held: Held
 
@@ -70,7 +70,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """A line for the log."""
+    """A log record."""
 
     record: logging.LogRecord
 
@@ -79,20 +79,20 @@ Message = Report | Holds | Refused | Logged
 
 
 class Link(Protocol):
-    """Where an engine runs, as the event loop sees it."""
+    """The event loop's connection to an engine."""
 
     def start(self, report: Callable[[Report], None]) -> None:
-        """Warm up and serve. `report` is called on a thread of the link's own."""
+        """Warm up and serve. `report` is called on the link's own thread."""
 
     def send(self, command: Command) -> None:
-        """Never waits; what is sent after the end is lost."""
+        """Never blocks; commands sent after the end are dropped."""
 
     @property
     def alive(self) -> bool:
-        """Whether it runs still."""
+        """Whether it is still running."""
 
     def stalled_for_s(self) -> float:
         """Seconds that the step in progress has taken so far; 0 between steps."""
 
     def kill(self) -> bool:
-        """End it at once, where that can be done. Whether it could."""
+        """Kill it if possible; returns whether it could."""

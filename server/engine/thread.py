@@ -1,7 +1,7 @@
 """One thread owns the engine; everything else talks to it through commands and reports.
 
-The thread outlives any exception: what it cannot pin to one request fails every request inside the engine, with an
-answer for each of them, and the engine starts again from the loaded weights.
+The thread survives any exception: a fault that cannot be attributed to one request fails every request in the engine,
+each with an answer, and the engine restarts from the loaded weights.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ logger = logging.getLogger("emorl.worker")
 
 _RESTARTS_IN_A_ROW = 3
 _RESTART_PAUSE_S = 0.05
-_REST_S = 1.0  # without a request, until the heap is trimmed
+_REST_S = 1.0  # idle time until the heap is trimmed
 
 
 class EngineThread:
-    """Runs `engine.step()` in a thread of its own. A `Link`.
+    """Runs `engine.step()` in its own thread. A `Link`.
 
-    `warm_up` runs on that thread first. `rebuild` gives a fresh engine over the weights that are already in memory.
+    `warm_up` runs on that thread first. `rebuild` returns a fresh engine over the weights in memory.
     `on_step` runs on the engine's thread, with the seconds that the step took.
     """
 
@@ -59,12 +59,12 @@ class EngineThread:
         self._report: Callable[[Report], None] = lambda _: None
         self._commands: SimpleQueue[Command] = SimpleQueue()
         self._clock = clock or StepClock.create()
-        # Only the thread touches these:
+        # Used by the thread only:
         self._stopping = False
-        self._jobs: dict[int, Job] = {}  # of which more parts come
-        self._arriving = Arriving()  # taken from the commands, not handed to the engine yet
-        self._unwanted: set[str] = set()  # cancelled while they arrived
-        self._inside: set[str] = set()  # arriving or in the engine, last event not seen yet
+        self._jobs: dict[int, Job] = {}  # jobs of which more parts will follow
+        self._arriving = Arriving()  # received, not handed to the engine yet
+        self._unwanted: set[str] = set()  # cancelled before all parts arrived
+        self._inside: set[str] = set()  # arriving or in the engine, without their last event
         self._deadlines: deque[tuple[float, Job, list[str]]] = deque()
         self._timed_out: set[str] = set()
         self._faults_told = 0
@@ -124,7 +124,7 @@ class EngineThread:
                 logger.error("the engine cannot be rebuilt: %s", where(error))
 
     def _serve(self) -> None:
-        """Commands in, steps, reports out; returns when told to stop."""
+        """The loop: receive commands, step, report. Returns when told to stop."""
         while self._obey(wait=not (len(self._arriving) or self._engine.has_work)):
             self._take_in()
             if not self._engine.has_work:
@@ -142,14 +142,15 @@ class EngineThread:
             self._report(Stepped(stats, tuple(self._seen(event) for event in events)))
 
     def _tell_faults(self, stats: EngineStats) -> None:
-        """Log faults that were retried individually: at the first, and then whenever their number has doubled."""
+        """Log faults whose requests were retried individually: the first, and then whenever their number has
+        doubled."""
         if stats.faults and stats.faults >= 2 * self._faults_told:
             self._faults_told = stats.faults
             cause = where(self._engine.last_fault)
             logger.warning("a step failed and was run again request by request, %d so far: %s", stats.faults, cause)
 
     def _obey(self, *, wait: bool) -> bool:
-        """Carry out every command that has come; with `wait`, wait for the first. False: stop."""
+        """Carry out all received commands; with `wait`, wait for the first. Returns False for stop."""
         try:
             command = self._next_command() if wait else self._commands.get_nowait()
             while True:
@@ -167,7 +168,7 @@ class EngineThread:
             return True
 
     def _next_command(self) -> Command:
-        """Wait for it. What is not needed while nothing is asked goes back to the system."""
+        """Wait for a command. When idle, memory that is not needed is returned to the system."""
         try:
             return self._commands.get(timeout=_REST_S)
         except Empty:
@@ -215,13 +216,14 @@ class EngineThread:
             self._engine.cancel(request_id)
 
     def _expire(self) -> None:
-        """Cancel what has waited for a slot too long. The deadlines are in order: all may wait equally long."""
+        """Cancel requests that have waited too long for a slot. Deadlines are in order, since the timeout is the same
+        for all."""
         now = time.monotonic()
         late: set[str] = set()
         while self._deadlines and self._deadlines[0][0] <= now:
             _, job, ids = self._deadlines.popleft()
             late.update(ids)
-            # The timeout is for jobs that have not started; what is left of a started job may wait longer.
+            # The timeout applies to jobs that have not started; the rest of a started job may wait longer.
             if not job.started:
                 self._give_up(self._arriving.drop(job))
         if not self._inside.intersection(late):
@@ -233,7 +235,7 @@ class EngineThread:
             self._timed_out.add(request_id)
 
     def _give_up(self, ids: Sequence[str]) -> None:
-        """These have not reached the engine in time."""
+        """These did not reach the engine in time."""
         self._unwanted.difference_update(ids)
         self._fail(ids, self._too_late())
 
@@ -241,7 +243,7 @@ class EngineThread:
         return QueueTimeout(f"no slot came free within {self._queue_timeout_s:g} seconds; try again later")
 
     def _seen(self, event: Event) -> Event:
-        """Forget a request at its last event; a cancellation for a queue timeout becomes that error."""
+        """Drop a request at its last event; a cancellation for a queue timeout becomes that error."""
         if not isinstance(event, (Completion, Failure)):
             return event
         self._inside.discard(event.request_id)
@@ -256,7 +258,7 @@ class EngineThread:
             self._report(Told(tuple(self._seen(Failure(request_id, error)) for request_id in ids)))
 
     def _fail_inside(self, error: EmorlError) -> None:
-        """End everything the engine holds or was about to get."""
+        """End all requests in the engine or on their way to it."""
         ids = set(self._inside)
         commands: list[Command] = []
         while True:

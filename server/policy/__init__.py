@@ -1,1 +1,2 @@
-"""What an operator has no drafts written for: a callable or a list of patterns, asked before anything else is done."""
+"""The operator's policy on which messages get no draft: a callable or a list of patterns, asked before any other
+work."""

@@ -1,4 +1,4 @@
-"""The policy, asked within limits. Whatever goes wrong with it, nothing is drafted."""
+"""Asks the policy, within limits. If it fails in any way, nothing is drafted."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from server.watch.logs import where
 
 logger = logging.getLogger("emorl.policy")
 
-MAX_RUNNING = 16  # calls at a time; one that hangs keeps its place for ever
+MAX_RUNNING = 16  # concurrent calls; one that hangs keeps its place forever
 Conversation = tuple[Message, ...]
 
 
 class PolicyDoor:
-    """Asks a policy about one conversation after the other. Used from the event loop."""
+    """Asks a policy about conversations, one at a time. Used from the event loop."""
 
     def __init__(self, policy: Policy | None, timeout_s: float) -> None:
-        """timeout_s: longest wait for one answer; None as policy lets all pass."""
+        """timeout_s: longest wait for one answer. A policy of None lets everything pass."""
         self._policy = policy
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(MAX_RUNNING)
 
     async def check(self, context: RequestContext, said: Callable[[], Sequence[Conversation]]) -> None:
-        """Raises `NotDrafted` for the first conversation that gets no draft, and tells the request's context why.
+        """Raises `NotDrafted` for the first conversation that gets no draft, and records the reason in the request's
+        context.
 
-        said: what is asked about; called on another thread, and only where there is a policy.
+        said: returns the conversations; called on another thread, and only if there is a policy.
         """
         if self._policy is None:
             return
@@ -60,13 +61,13 @@ class PolicyDoor:
         return Failed()
 
     async def _on_a_thread(self, policy: Policy, conversation: Conversation) -> object:
-        """On a thread that the end of the process does not wait for: the policy may hang."""
+        """Run on a daemon thread, since the policy may hang."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[object] = loop.create_future()
 
         def settle(value: object, error: BaseException | None) -> None:
             self._places.release()
-            if answer.done():  # nobody waits any more
+            if answer.done():  # the caller has given up
                 return
             if error is None:
                 answer.set_result(value)
@@ -79,19 +80,19 @@ class PolicyDoor:
                 value = policy(conversation)
             except BaseException as caught:  # noqa: BLE001  whatever it is, it lets nothing pass
                 error = caught
-            with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(settle, value, error)
 
         try:
             threading.Thread(target=main, name="emorl-policy", daemon=True).start()
-        except RuntimeError as error:  # the machine has no thread left
+        except RuntimeError as error:  # no more threads can be started
             settle(None, error)
         return await answer
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """What stands for the answer of a policy that gave none."""
+    """The substitute for the answer of a policy that gave none."""
 
     reason: str = FAILED
     notice: str = "No draft was written: what decides about that on this server did not answer."

@@ -1,6 +1,6 @@
-"""Text as lists of patterns see it: what looks alike is alike.
+"""Folds text for pattern lists, so that characters that look alike are equal.
 
-Lower case without accents; no apostrophes; words apart by one space; the end of a sentence is ` . `.
+Lower case without accents or apostrophes; words separated by one space; the end of a sentence is ` . `.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _INSIDE = regex.compile(r"(?<=\p{L})[0134579@$!|]+(?=\p{L})")  # k1ll, su!cide
 _DIGITS = str.maketrans("0134579@$!|", "oieastgasil")
 _SPELT = regex.compile(r"(?<!\p{L})(?:\p{L}[ .*_-]){2,}\p{L}(?!\p{L})")  # k i l l
 _DRAWN_OUT = regex.compile(r"(\p{L})\1{2,}")
-# Letters of other scripts that look like Latin ones.
+# Letters of other scripts that look like Latin letters.
 _LATIN = str.maketrans("авеіјкмһнорсѕтухуԁɡαεικνορτυχ", "abeijkmhhopcstyxydgaeikvoptux")
 
 
 def folded(text: str) -> tuple[str, ...]:
-    """The text with what cannot be seen left out, and once more with a space for it, where that differs: it may stand
-    inside a word or between two."""
+    """The text without invisible characters, and, if different, with a space for each of them: they may be inside a
+    word or between two."""
     plain = _APOSTROPHES.sub("", unicodedata.normalize("NFKD", text)).casefold().translate(_LATIN)
     return tuple(dict.fromkeys(_words(_UNSEEN.sub(instead, plain)) for instead in ("", " ")))
 

@@ -1,4 +1,4 @@
-"""The setting `policy` -> what is asked."""
+"""Loads the policy that the setting `policy` names."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _DOTTED = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
 
 
 def load_policy(settings: Settings) -> Policy | None:
-    """A list of patterns, by the name of a shipped one or by its file, or a callable `package.module:function`. It is
-    code that runs in this process, so only the settings of a server name it, and no bundle does.
+    """A list of patterns, by the name of a shipped list or by its file, or a callable `package.module:function`. It is
+    code that runs in this process, so only a server's settings may name it, not a bundle.
 
     Raises:
         SettingsError: it is neither, or cannot be used.

@@ -1,4 +1,4 @@
-"""Lists of patterns: a YAML file that says which messages get no draft, why, and what is said instead."""
+"""Pattern lists: a YAML file that says which messages get no draft, the reason, and the notice shown instead."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class PatternFile(Strict):
 
     reason: Literal[REASONS]  # type: ignore[valid-type]  # the one list of reasons
     notice: Annotated[str, Field(min_length=1, max_length=MAX_NOTICE)]
-    words: dict[str, Pattern] = Field(default_factory=dict)  # name -> what <name> stands for
-    passes: list[Pattern] = Field(default_factory=list)  # taken out of the text before it is looked at
+    words: dict[str, Pattern] = Field(default_factory=dict)  # name -> the expression that <name> stands for
+    passes: list[Pattern] = Field(default_factory=list)  # removed from the text before matching
     matches: Annotated[list[Pattern], Field(min_length=1)]
 
 
 class PatternList:
-    """A policy. It looks at what users said, message by message, not at replies or system messages."""
+    """A policy. It checks user messages one by one, not replies or system messages."""
 
     def __init__(self, path: Path, timeout_s: float) -> None:
-        """timeout_s: longest look at one message. Raises `Unreadable`."""
+        """timeout_s: for matching one message. Raises `Unreadable`."""
         try:
             read = PatternFile.model_validate(read_yaml(path, regular=False))
         except ValidationError as error:
@@ -49,7 +49,8 @@ class PatternList:
         self._matches = _compiled(read, "matches", path)
 
     def __call__(self, messages: Sequence[Message]) -> DoNotDraft | None:
-        """Raises `TimeoutError` where matching takes too long: a client may send what an expression is slow on."""
+        """Raises `TimeoutError` if matching takes too long, since a client may send text on which an expression is
+        slow."""
         return self._answer if any(each.role == "user" and self._found(each.text) for each in messages) else None
 
     def _found(self, text: str) -> bool:
@@ -62,14 +63,14 @@ class PatternList:
             rest = form
             if self._passes is not None:
                 rest = self._passes.sub(" , ", form, timeout=left_s(), concurrent=True)
-            assert self._matches is not None  # the file has at least one
+            assert self._matches is not None  # the file has at least one pattern
             if self._matches.search(rest, timeout=left_s(), concurrent=True):
                 return True
         return False
 
 
 def _expanded(pattern: str, words: dict[str, str], where: str, path: Path) -> str:
-    """With what every <name> stands for. Raises `Unreadable`."""
+    """The patterns with every <name> expanded. Raises `Unreadable`."""
     for name in _NAME.findall(pattern):
         if name not in words:
             raise Unreadable(f"{where} names <{name}>; allowed: a name among words, above it", path=path)

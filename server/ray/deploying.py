@@ -1,4 +1,4 @@
-"""Handing a plan to Ray Serve, by a program that is connected to Ray."""
+"""Deploys a plan to Ray Serve, from a program that is connected to Ray."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from server.settings import Settings
 
 
 class DeployFailed(EmorlError):
-    """The application does not come up."""
+    """The application does not start."""
 
     code = "deploy_failed"
 
 
 def deploy(plan: Plan, settings: Settings) -> str:
-    """Blocking: returns the URL once the replicas of this version serve. Where the application runs already, its
-    replicas are replaced, a few at a time; each of the old ones ends what it has begun.
+    """Blocking: returns the URL once this version's replicas serve. If the application is already running, its replicas
+    are replaced a few at a time; each old one finishes its requests first.
 
     Raises:
-        DeployFailed: they do not come up; a version that served before goes on.
+        DeployFailed: the replicas do not start; an earlier version keeps serving.
     """
     serve.start(http_options={"host": settings.host, "port": settings.port})
     try:

@@ -1,6 +1,6 @@
-"""What is deployed on how many replicas, as data: checked here, written for `serve deploy`, read by each replica.
+"""A deployment plan as data: validated here, written for `serve deploy`, read by each replica.
 
-Imports no Ray, so that a plan can be made and looked at without it.
+Imports no Ray, so that a plan can be made and inspected without it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ SERVER, SCORERS = "server", "scorers"  # Serve's deployments
 IMPORT_PATH = "server.ray.replica:build"
 MAX_REPLICAS = 1000
 NO_SCORERS = (0, 0)
-PROBES = 16  # requests beside those that generate: probes, metrics, the page
-_CALLS = 2  # in progress, for which one more scorer is wanted
+PROBES = 16  # requests that do not generate: probes, metrics, the page
+_CALLS = 2  # requests in progress per scorer, beyond which one more is started
 LAST_S = 20.0  # beyond drain_timeout_s, for the engine's last step and the log
 
-# Ray's proxy listens, so these would do nothing.
+# Ray's proxy listens, so these settings would have no effect.
 _OF_A_LISTENER = (
     "max_connections", "backlog", "head_timeout_s", "write_timeout_s", "idle_timeout_s", "last_bytes_s",
     "drain_delay_s",
 )  # fmt: skip
 _SECRETS = ("api_keys", "admin_keys")
 _OF_THE_PROXY = ("host", "port")
-_ELSEWHERE = {"config", "bundle", *_SECRETS, *_OF_THE_PROXY}  # read already, or not for a file that others read
+_ELSEWHERE = {"config", "bundle", *_SECRETS, *_OF_THE_PROXY}  # already read, or secrets that do not belong in a file
 NOT_DEPLOYED = frozenset({*_OF_A_LISTENER, *_SECRETS})
 
 
@@ -71,10 +71,11 @@ class Plan(Strict):
         cls, settings: Settings, replicas: tuple[int, int], scorers: tuple[int, int] = NO_SCORERS,
         *, session_affinity: bool = False,
     ) -> Self:  # fmt: skip
-        """Blocking: reads every file of the bundle once. replicas, scorers: the fewest and the most.
+        """Blocking: reads every file of the bundle once. replicas, scorers: (minimum, maximum).
 
         Raises:
-            SettingsError: a setting that Ray's proxy takes no notice of, none of a bundle, or scorers where none are.
+            SettingsError: a setting that has no effect behind Ray's proxy, no bundle, or scorers for a bundle that has
+                none.
             BundleError: the bundle cannot be read.
         """
         if settings.bundle is None:
@@ -107,23 +108,23 @@ class Plan(Strict):
             raise SettingsError(f"args of {IMPORT_PATH}: {explain(error)}") from None
 
     def replica_settings(self) -> Settings:
-        """In a replica: this plan's, then those of the environment there, then defaults. One core computes, unless
-        `threads` says how many.
+        """A replica's settings: this plan's, then the environment's, then defaults. It uses one core unless `threads`
+        is set.
 
         Raises:
-            SettingsError: one of them cannot be used.
+            SettingsError: a setting is invalid.
         """
         settings = load_settings(bundle=self.bundle, **self.settings)
         _check(settings)
         return settings if settings.threads != "auto" else settings.model_copy(update={"threads": 1})
 
     def cores(self) -> int:
-        """Of a cluster that has room for every replica, and for one of a new version beside them."""
+        """The number of cores a cluster needs for every replica, and for one of a new version beside them."""
         scorers = self.max_scorers + 1 if self.max_scorers else 0
         return (self.max_replicas + 1 + scorers) * int(self.replica_settings().threads)
 
     def deployments(self) -> list[dict[str, Any]]:
-        """The options of Serve's deployments, by Serve's names: of the server, and of the scorers where there are."""
+        """The options of Serve's deployments, by Serve's names: the server's, and the scorers' if there are any."""
         return [self.deployment(), *([self.scorer_deployment()] if self.max_scorers else [])]
 
     def deployment(self) -> dict[str, Any]:
@@ -133,9 +134,9 @@ class Plan(Strict):
             "name": SERVER,
             **_scaled(self.min_replicas, self.max_replicas, settings.slots),
             **_computing(settings, settings.device),
-            # More than the door lets in: a replica that is full says so itself, with 429 and Retry-After.
+            # More than a replica admits: a full one answers itself, with 429 and Retry-After.
             "max_ongoing_requests": door + PROBES,
-            "max_queued_requests": door,  # while no replica is there yet
+            "max_queued_requests": door,  # while there is no replica yet
             "backpressure_config": {"status_code": 429, "retry_after_s": 1.0},
             "graceful_shutdown_wait_loop_s": 0.2,
             "graceful_shutdown_timeout_s": settings.drain_timeout_s + LAST_S,
@@ -148,14 +149,14 @@ class Plan(Strict):
             "name": SCORERS,
             **_scaled(self.min_scorers, self.max_scorers, _CALLS),
             **_computing(settings, settings.scorer_device),
-            "max_ongoing_requests": settings.score_queue,  # of up to 32 texts; it counts them itself
+            "max_ongoing_requests": settings.score_queue,  # requests of up to 32 texts; it counts the texts itself
             "max_queued_requests": settings.score_queue,
             "graceful_shutdown_wait_loop_s": 0.2,
             "graceful_shutdown_timeout_s": settings.score_timeout_s + LAST_S,
         }
 
     def serve_config(self, settings: Settings) -> dict[str, Any]:
-        """What `serve deploy` takes."""
+        """The config file of `serve deploy`."""
         return {
             "proxy_location": "EveryNode",
             "http_options": {"host": settings.host, "port": settings.port},
@@ -175,7 +176,7 @@ _BY_SESSION = "ray.serve.experimental.consistent_hash_router.ConsistentHashRoute
 
 
 def _scaled(low: int, high: int, ongoing: int) -> dict[str, Any]:
-    """ongoing: requests for which one more is wanted."""
+    """ongoing: requests per replica beyond which one more is started."""
     if low == high:
         return {"num_replicas": low}
     scaling = {"min_replicas": low, "initial_replicas": low, "max_replicas": high, "target_ongoing_requests": ongoing}
@@ -187,12 +188,12 @@ def _computing(settings: Settings, device: str) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": settings.threads, "num_gpus": int(device.startswith("cuda"))},
         "health_check_period_s": 5.0,
         "health_check_timeout_s": 30.0,
-        "max_surge_percent": 20,  # of a new version, some start before old ones stop: it needs a core to spare
+        "max_surge_percent": 20,  # new replicas start before old ones stop, which needs a spare core
     }
 
 
 def parse_range(text: str, name: str = "replicas") -> tuple[int, int]:
-    """`2` or `1..8`: the fewest and the most. Raises `SettingsError`."""
+    """Parse `2` or `1..8` into (minimum, maximum). Raises `SettingsError`."""
     found = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", text, re.ASCII)
     low, high = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
     if not 1 <= low <= high <= MAX_REPLICAS:
@@ -214,7 +215,7 @@ def _check(settings: Settings) -> None:
 
 
 def check_keys_stay(settings: Settings) -> None:
-    """Raises `SettingsError` for keys that would have to be written down for other machines."""
+    """Raises `SettingsError` for keys that would have to be written to a file for other machines."""
     if settings.api_keys:
         raise SettingsError(
             "api_keys: keys are not sent to other machines; set api_keys_file, or EMORL_API_KEYS where Ray is started",

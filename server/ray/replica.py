@@ -1,4 +1,4 @@
-"""One replica: `create_app`'s application in an actor of Ray Serve, whose proxy listens and whose controller scales."""
+"""One replica: `create_app`'s application in a Ray Serve actor. Serve's proxy listens, and its controller scales."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from server.watch.logs import logging_to
 class Replica:
     """Serve sends requests once the first `check_health` has returned, and replaces a replica that keeps failing it.
 
-    On the way out Serve sends nothing new, waits for what is in progress (`graceful_shutdown_timeout_s` at most), then
+    On shutdown Serve sends nothing new, waits for requests in progress (`graceful_shutdown_timeout_s` at most), then
     ends the application's lifespan.
     """
 
     def __init__(self, args: dict[str, Any], scorers: DeploymentHandle | None = None) -> None:
-        """scorers: those that score for it; None: it scores itself."""
+        """scorers: the scorer deployment; None: the replica scores itself."""
         settings = Plan.read(args).replica_settings()
         share_the_interpreter()
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # each request is told in our words already
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # requests are already logged by the application
         self._log = ExitStack()
         self._log.enter_context(logging_to(to_stderr(), settings))
         self._application = create_app(settings, scoring=None if scorers is None else asking(scorers))
@@ -42,14 +42,14 @@ class Replica:
         return OneRequestId(self._application)
 
     async def check_health(self) -> None:
-        """The engine's readiness; the first call waits for the bundle to be loaded and warm.
+        """Check the engine's readiness; the first call waits for the bundle to be loaded and warmed up.
 
         Raises:
-            RuntimeError: one line that says why requests cannot be taken.
+            RuntimeError: one line that says why requests are not accepted.
         """
         await self._service.settled.wait()
         reason = self._service.unready()
-        if reason is not None:  # plain: it is sent to a process that need not know our errors
+        if reason is not None:  # a plain type, since it is sent to a process that may not have our modules
             raise RuntimeError(getattr(self._service.failure, "message", reason.message))
 
     def __del__(self) -> None:
@@ -57,7 +57,7 @@ class Replica:
 
 
 class OneRequestId:
-    """Serve's proxy gives a request its id, and every answer a header that says so: ours would be a second one."""
+    """Drop the request id header, since Serve's proxy sets the id and adds this header itself."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
@@ -76,7 +76,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     """The application of a Serve config file: its `import_path` names this function, its `args` are a `Plan`.
 
     Raises:
-        SettingsError: what is wrong with `args`, in one line.
+        SettingsError: `args` are invalid; one line.
     """
     plan = Plan.read(args)
     server = serve.deployment(**plan.deployment())(serve.ingress()(Replica))

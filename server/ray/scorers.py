@@ -1,7 +1,7 @@
-"""A bundle's scorers as a deployment of their own: in an actor of Ray Serve, and as replicas ask for them.
+"""A bundle's scorers as a separate Ray Serve deployment: the actor, and the replicas' client of it.
 
-What is scored, how long that may take and what becomes of it otherwise is as where a server scores by itself
-(`server/serving/scoring.py`): a text that cannot be scored, or not in time, is left unscored.
+Limits and timeouts are those of scoring within a server (`server/serving/scoring.py`): a text that cannot be scored, or
+not in time, is left unscored.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from server.watch.metrics import EngineReading, Metrics
 
 logger = logging.getLogger("emorl.server")
 
-_WAY_S = 2.0  # there and back, beyond the time that scorers have
+_WAY_S = 2.0  # for the round trip, beyond the scorers' own timeout
 
 
 class ScorerReplica:
-    """Asks the scorers of one bundle, on a thread beside the event loop.
+    """The actor: asks the scorers of one bundle, on a thread beside the event loop.
 
     Raises:
         BundleError: they cannot be loaded.
@@ -51,12 +51,12 @@ class ScorerReplica:
         self._identity, self._scorers = steadily(
             str(settings.bundle), partial(_loaded, device=settings.scorer_device, code=settings.scorer_code)
         )
-        self._metrics = Metrics(EngineReading, ())  # replicas count what they were told
+        self._metrics = Metrics(EngineReading, ())  # replicas keep their own metrics
         self._metrics.know_scorers(self._scorers)
-        self._scoring: ScoringThread | None = None  # made on the event loop
+        self._scoring: ScoringThread | None = None  # created on the event loop
 
     async def score(self, identity: str, prompts: Sequence[str], texts: Sequence[str]) -> list[Scores] | None:
-        """None: these are not the scorers that are meant, but those of a version before or after."""
+        """The scores; None if these scorers belong to an older or newer version than the caller's."""
         if identity != self._identity:
             return None
         if self._scoring is None:
@@ -68,7 +68,7 @@ class ScorerReplica:
 
 
 class AskedScoring(Scoring):
-    """A replica's way to scorers that are elsewhere."""
+    """A replica's client of the scorer deployment."""
 
     def __init__(self, handle: DeploymentHandle, spec: BundleSpec, settings: Settings, metrics: Metrics) -> None:
         super().__init__(spec.scorers, metrics)
@@ -76,7 +76,7 @@ class AskedScoring(Scoring):
         self._timeout_s = settings.score_timeout_s + _WAY_S
 
     async def stop(self) -> None:
-        """Nothing is held here."""
+        """Nothing to release."""
 
     async def _some(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Scores]:
         response = self._ask.remote(self._identity, list(prompts), list(texts))
@@ -99,7 +99,7 @@ def asking(handle: DeploymentHandle) -> MakeScoring:
 
 
 def identity_of(spec: BundleSpec) -> str:
-    """Of the scorers that a bundle names: a digest of their specifications and the hashes of their files."""
+    """A digest of a bundle's scorers: their specifications and the hashes of their files."""
     return hashlib.sha256(json.dumps([spec.scorers, spec.scorer_files], sort_keys=True).encode()).hexdigest()
 
 

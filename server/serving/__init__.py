@@ -1,1 +1,1 @@
-"""Loading a bundle, the engine's thread, and a request's way through it."""
+"""The bundle being served, and the path of a request through it."""

@@ -1,5 +1,5 @@
-"""Requests of many prompts are read one after the other, by one thread: reading thousands of prompts is seconds of
-Python, and all helper threads at once would leave little of it to others."""
+"""Requests with many prompts are tokenised one after the other, by one thread: thousands of prompts take seconds of
+Python, and in all helper threads at once they would leave other requests little time."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
-MANY = 16  # prompts, from which on they are read here
+MANY = 16  # from this number of prompts on, this thread is used
 
 
 class Bulk:
-    """One thread for long reading; its end does not wait for what is still read."""
+    """One thread for long tokenising; shutdown does not wait for it."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="emorl-bulk")
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises, after everything that was handed in before."""
+        """The result of `work`, after all work submitted before."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The queue of one accepted request: events come from the engine's thread, one reader on the event loop takes them."""
+"""The event queue of one accepted request: written by the engine, read by one reader on the event loop."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from emorl_core.errors import EmorlError
 from emorl_core.types import Completion, Event, Failure
 
-_AT_ONCE = 256  # thousands of completions of a sweep may come in one step, and each costs its reader some work
+_AT_ONCE = 256  # a sweep may get thousands of completions in one step, and each costs its reader some work
 
 
 class Unread:
-    """How many events lie in all channels together. `on_full` is called for every one beyond `most`; it makes room."""
+    """The number of unread events in all channels. `on_full` is called for every one beyond `most`, to make room."""
 
     def __init__(self, most: int, on_full: Callable[[], None]) -> None:
         self.count = 0
@@ -29,20 +29,20 @@ class Unread:
 class Channel:
     """Holds the events of one or several engine requests (the `n` choices of one answer).
 
-    Everything here runs on the event loop; the worker hands events over with `call_soon_threadsafe`. What a slow reader
-    leaves here is bounded by the requests' `max_new_tokens`, and by `count_in` together with what all others leave.
+    Everything here runs on the event loop; the worker passes events with `call_soon_threadsafe`. Unread events are
+    bounded by the requests' `max_new_tokens`, and over all channels by `count_in`.
     """
 
     def __init__(self, request_ids: Iterable[str]) -> None:
         self._ids = tuple(request_ids)
-        self.open: set[str] = set(self._ids)  # ids whose last event has not come yet
-        self.on_finished: Callable[[], None] = lambda: None  # the last event of all has come, taken or not
+        self.open: set[str] = set(self._ids)  # ids without their last event
+        self.on_finished: Callable[[], None] = lambda: None  # whether all last events have arrived, read or not
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._unread: Unread | None = None
 
     def count_in(self, unread: Unread) -> None:
-        """Before the first event."""
+        """Whether no event has arrived yet."""
         self._unread = unread
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Channel:
         return self._events[0]
 
     def push(self, event: Event) -> None:
-        """Add an event; what comes after a request's last event is dropped."""
+        """Add an event; events after a request's last one are dropped."""
         if event.request_id not in self.open:
             return
         if isinstance(event, (Completion, Failure)):
@@ -82,9 +82,9 @@ class Channel:
         return ended
 
     async def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until there is something to take; False when `timeout_s` passed first. One reader at a time."""
+        """Wait for an event; False when `timeout_s` passed first. One reader at a time."""
         if self._events:
-            await asyncio.sleep(0)  # yield to other readers when there is much to read
+            await asyncio.sleep(0)  # yield to other readers even when events are available
             return True
         loop = asyncio.get_running_loop()
         waiter = self._waiter = loop.create_future()
@@ -99,7 +99,7 @@ class Channel:
         return bool(self._events)
 
     def take(self, most: int = _AT_ONCE) -> list[Event]:
-        """What has come so far, oldest first, up to `most`."""
+        """Take up to `most` events, oldest first."""
         events = [self._events.popleft() for _ in range(min(most, len(self._events)))]
         if self._unread is not None:
             self._unread.add(-len(events))

@@ -1,4 +1,4 @@
-"""What is served right now: a bundle and the worker that talks to its engine. Swapped as one piece on a reload."""
+"""The current deployment: a bundle and the worker that talks to its engine. A reload replaces it as a whole."""
 
 from __future__ import annotations
 
@@ -39,11 +39,10 @@ _COMPILE: dict[str, bool | Literal["auto"]] = {"on": True, "auto": "auto", "off"
 
 @dataclass(slots=True, eq=False)
 class Deployment:
-    """`since`: Unix time at which it was loaded, which `/v1/models` reports as `created`.
+    """`since`: Unix time of loading, which `/v1/models` reports as `created`.
 
-    `identity`: what was loaded, for receipts, with the hub id it came from; a folder's name is nothing that clients
-    should see.
-    `users`: requests that hold it, from before their tokenising to their end; it may be stopped when there are none.
+    `identity`: hashes and hub id of the bundle, for receipts; folder names are not shown to clients.
+    `users`: number of requests that use it, from before tokenising to their end; it may be stopped at 0.
     """
 
     ensemble: Frontend
@@ -58,7 +57,7 @@ class Deployment:
     def make(
         cls, ensemble: Frontend, settings: Settings, metrics: Metrics, elsewhere: MakeScoring | None = None
     ) -> Deployment:
-        """The worker is made, not started. elsewhere: asks scorers that are loaded in another process."""
+        """Create the worker without starting it. elsewhere: makes a client of scorers in another process."""
 
         def on_step(stats: EngineStats) -> None:
             metrics.batch_rows.observe(stats.batch_rows)
@@ -91,7 +90,7 @@ class Deployment:
             raise NotReady(f"the warm-up failed ({self.worker.failure})")
 
     async def stop(self) -> None:
-        """End the engine; what is still in it hears of it."""
+        """Stop the engine; requests still in it get an error."""
         await asyncio.gather(self.worker.stop(), self.scoring.stop())
 
 
@@ -106,7 +105,7 @@ def _link_of(ensemble: Frontend, settings: Settings) -> Link:
 
 
 def load(settings: Settings, group: ProcessGroup | None = None) -> Frontend:
-    """Blocking. group: processes that hold the model in parts with this one, which leads.
+    """Blocking. group: processes over which the model is split; this one leads.
 
     Raises:
         BundleError, EngineLost, SettingsError: one line each.
@@ -139,15 +138,15 @@ def load(settings: Settings, group: ProcessGroup | None = None) -> Frontend:
         "scorer_device": settings.scorer_device if settings.score else None,
         "scorer_code": settings.scorer_code,
     }
-    if settings.engine == "process" and group is None:  # whose processes hold this one's part
+    if settings.engine == "process" and group is None:  # the model is split over the group's processes
         return load_apart(settings.bundle, options, queue_timeout_s=settings.queue_timeout_s, **here)
-    # An engine that runs already may compute with fewer, and a thread begun after its choice would load with as few.
+    # A running engine may have chosen fewer threads, and a thread started afterwards would inherit that number.
     torch.set_num_threads(most_threads())
     return Ensemble.load(settings.bundle, hashed=True, group=group, **options, **here)
 
 
 def never_again(settings: Settings, group: ProcessGroup | None) -> str | None:
-    """Why a server cannot load its bundle a second time, or None."""
+    """Why a server cannot reload its bundle, or None."""
     if settings.bundle is None:
         return "this server was given its model; there is no bundle to load again"
     if group is not None:
@@ -156,7 +155,7 @@ def never_again(settings: Settings, group: ProcessGroup | None) -> str | None:
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:
-    """Run something long off the event loop. Unlike asyncio's executor it does not hold up the end of the process."""
+    """Run long work off the event loop. Unlike asyncio's executor it does not delay the exit of the process."""
     loop = asyncio.get_running_loop()
     result: asyncio.Future[T] = loop.create_future()
 
@@ -174,7 +173,7 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
             value = work()
         except BaseException as caught:  # noqa: BLE001  handed to the waiter
             error = caught
-        with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile; nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile; nobody waits
             loop.call_soon_threadsafe(settle, value, error)
 
     threading.Thread(target=main, name=LONG_WORK, daemon=True).start()
@@ -182,8 +181,8 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
 
 
 async def daemon_threads_ended(timeout_s: float) -> bool:
-    """Wait for what `in_daemon_thread` began and nobody waits for any more. An interpreter that ends under a thread in
-    native code aborts, so a process that ends should have waited; False when one still runs after `timeout_s`."""
+    """Wait for abandoned `in_daemon_thread` work before the process exits, because the interpreter aborts if it exits
+    while a thread is in native code. Returns False when one still runs after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while running := any(each.name == LONG_WORK for each in threading.enumerate()):
         if time.monotonic() >= deadline:

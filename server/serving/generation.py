@@ -1,4 +1,4 @@
-"""One accepted request, from the permit to the last byte: it is closed exactly once, however it ends."""
+"""One accepted request, from its permit to the last byte. It is closed exactly once, however it ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Generation:
     """The engine requests behind one HTTP answer (several for `n` choices), their channel and their permit.
 
-    The permit goes back when the engine has done with them, though the answer may not have been read by then.
+    The permit is released when the engine is done with them, even if the answer has not been read yet.
     """
 
     def __init__(
@@ -36,7 +36,8 @@ class Generation:
         unread: Unread,
         on_close: Callable[[Generation], None] = lambda _: None,
     ) -> None:
-        """Hands the requests to the engine. Raises `NotReady` when it has stopped; the permit is then the caller's."""
+        """Submits the requests to the engine. Raises `NotReady` when it has stopped; the caller then still owns the
+        permit."""
         self.deployment = deployment
         self.requests = tuple(requests)
         self.completions: dict[str, Completion] = {}
@@ -56,7 +57,7 @@ class Generation:
     # --- the client ------------------------------------------------------------------------------------------------
 
     def watch(self, receive: Receive) -> None:
-        """Cancel everything at the next step when the client goes away; the body must have been read."""
+        """Cancel everything at the next step if the client disconnects; the body must have been read."""
         self._watcher = asyncio.create_task(self._watch(receive), name="emorl-watch-client")
 
     async def _watch(self, receive: Receive) -> None:
@@ -65,7 +66,7 @@ class Generation:
         self.fail(ClientGone("the client went away"))
 
     def fail(self, error: EmorlError) -> None:
-        """End what is still open with `error` and take it out of the engine at its next step."""
+        """End open requests with `error` and cancel them in the engine at its next step."""
         self.deployment.worker.cancel(self._channel.fail(error))
 
     def fall_behind(self) -> None:
@@ -76,9 +77,9 @@ class Generation:
     # --- the events ------------------------------------------------------------------------------------------------
 
     async def first_event(self, timeout_s: float) -> None:
-        """Wait for the first event, so that a request that fails at once is answered with a status, not in a stream.
+        """Wait for the first event, so that a request that fails at once gets an error status instead of a stream.
 
-        Raises the request's error when that is what came first; returns after `timeout_s` in any case.
+        Raises the request's error if that is the first event; returns after `timeout_s` in any case.
         """
         if await self._channel.wait(timeout_s):
             event = self._channel.peek()
@@ -87,7 +88,7 @@ class Generation:
                 raise event.error
 
     async def wait(self, timeout_s: float | None) -> bool:
-        """False when nothing came within `timeout_s`."""
+        """Wait for events; False when none arrived within `timeout_s`."""
         return await self._channel.wait(timeout_s)
 
     @property
@@ -97,11 +98,11 @@ class Generation:
 
     @property
     def ended(self) -> bool:
-        """All events have been taken, or one choice failed, which ends the whole answer."""
+        """Whether all events have been read, or one choice failed, which ends the whole answer."""
         return self.error is not None or (self._channel.finished and not self._channel)
 
     def take(self) -> list[Event]:
-        """The unread events, counted in metrics and log facts."""
+        """Take the unread events, and count them in metrics and log facts."""
         events = self._channel.take()
         for event in events:
             if isinstance(event, TokenEvent):
@@ -109,7 +110,7 @@ class Generation:
             elif isinstance(event, Completion):
                 self.completions[event.request_id] = event
                 self.tokens += event.completion_tokens
-                # The texts of segments and maps share their tokens: there is no time between two of them to observe.
+                # Texts of segments and maps share tokens, so they have no inter-token times to observe.
                 streamed = event.request_id in self._last_token or isinstance(event, ExactCompletion)
                 self._metrics.completed(event, self.deployment.ensemble.lanes, streamed=streamed)
             elif isinstance(event, Failure) and self.error is None:
@@ -124,7 +125,7 @@ class Generation:
         self._last_token[event.request_id] = now
 
     async def finish(self) -> list[Completion]:
-        """Every completion, in the order of the requests; raises the first error."""
+        """Wait for all completions, in the order of the requests; raises the first error."""
         while not self.ended:
             await self.wait(None)
             self.take()
@@ -135,7 +136,7 @@ class Generation:
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Cancel what still runs and drop unread events. Idempotent."""
+        """Cancel what is still running and drop unread events. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -147,7 +148,7 @@ class Generation:
 
     @property
     def outcome(self) -> str:
-        """The label of `emorl_requests_total`; of several choices, the worst."""
+        """The outcome label of `emorl_requests_total`; for several choices, the worst."""
         if isinstance(self.error, (QueueTimeout,)):
             return "rejected"
         if isinstance(self.error, (ClientGone, ClientTooSlow, ShuttingDown)):

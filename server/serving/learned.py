@@ -1,4 +1,4 @@
-"""Profiles that were learned from choices: kept in the file of choices, served beside the bundle's own."""
+"""Profiles learned from choices: stored in the file of choices, served beside the bundle's own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from emorl_core.frontend import Frontend
 from server.settings import Settings
 
 logger = logging.getLogger("emorl.server")
-MOST = 1000  # of one bundle
+MOST = 1000  # per bundle
 
 
 class LearnedProfiles:
-    """Of one deployment. Its methods read and write the disk."""
+    """The learned profiles of one deployment. Methods access the disk."""
 
     def __init__(self, ensemble: Frontend, settings: Settings) -> None:
         self._ensemble = ensemble
@@ -30,7 +30,7 @@ class LearnedProfiles:
         return self._path is not None
 
     def recall(self) -> None:
-        """Serve what was learned with this bundle before. Raises `ChoicesError`."""
+        """Serve the profiles learned with this bundle before. Raises `ChoicesError`."""
         if self._path is None:
             return
         spec = self._ensemble.spec
@@ -42,10 +42,10 @@ class LearnedProfiles:
         self._ensemble.learned = fitting
 
     def keep(self, name: str, profile: ProfileSpec) -> None:
-        """Keep one for good, in the place of an earlier one of that name, and serve it from now on.
+        """Store a profile, replacing an earlier one of that name, and serve it from now on.
 
         Raises:
-            InvalidRequest: it may not be kept, not by that name, or there are too many.
+            InvalidRequest: storing is off, the name is not allowed, or there are too many.
             ChoicesError: the file cannot be written.
         """
         if self._path is None:

@@ -1,4 +1,4 @@
-"""What the process that serves does about latency and memory: switches of threads, collections, the heap's rest."""
+"""Latency and memory tuning of the serving process: thread switches, garbage collection, heap trimming."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import ctypes
 import gc
 import sys
 
-# An engine step gives the interpreter's lock up at each of its hundreds of tensor operations, and a busy event loop
-# keeps it for this long each time: at Python's default of 5 ms a step beside a busy loop takes seconds.
+# An engine step releases the GIL at each of its hundreds of tensor operations, and a busy event loop keeps it for this
+# long each time. At Python's default of 5 ms a step beside a busy loop takes seconds.
 _SWITCH_S = 0.0001
-_SLACK_NS = 1_000  # Linux lets a timed wait end up to 50 microseconds late unless told otherwise
+_SLACK_NS = 1_000  # Linux's default timer slack is 50 microseconds
 _PR_SET_TIMERSLACK = 29
 
 
 def share_the_interpreter() -> None:
-    """Make the threads of this process take turns often enough for each other's deadlines; threads that are there
-    already keep their own timers."""
+    """Shorten thread switching so that threads meet each other's deadlines. Existing threads keep their timer slack."""
     sys.setswitchinterval(_SWITCH_S)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_SLACK_NS), 0, 0, 0)
 
 
 def spare_what_stays() -> None:
-    """Collect garbage now, and never again look through what is left: the libraries and the bundle that is served.
+    """Collect garbage now, then freeze the remaining objects (libraries and the bundle), so that later collections skip
+    them.
 
-    A full collection holds the interpreter for as long as it takes to visit every object, some tenths of a second once
-    torch and transformers are there. Called when a bundle has begun to serve or has gone, so that little is visited in
-    between, and what a bundle leaves behind is found at the next call.
+    A full collection holds the GIL while it visits every object, some tenths of a second once torch and transformers
+    are imported. This is called when a bundle starts to serve or was released, so that collections in between visit
+    little, and a released bundle's objects are found at the next call.
     """
     gc.unfreeze()
     gc.collect()
@@ -34,7 +34,7 @@ def spare_what_stays() -> None:
 
 
 def give_back_memory() -> None:
-    """Return the heap's unused pages to the system; glibc keeps them after a burst, and only it is asked."""
+    """Return the heap's unused pages to the system (glibc only, which keeps them after a burst)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""What a deployment has counted, for the metrics."""
+"""A deployment's counters, for the metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.watch.metrics import EngineReading
 
 
 def counted(deployment: Deployment) -> dict[str, int]:
-    """Since it was loaded. Counters do not start again with a reload, so its successor adds these to its own."""
+    """Counts since loading. Counters must not reset on a reload, so the next deployment adds these to its own."""
     worker = deployment.worker
     return {
         "prefill_hits": worker.stats.prefill_hits,
@@ -31,7 +31,7 @@ def counted(deployment: Deployment) -> dict[str, int]:
 def reading_of(
     deployment: Deployment | None, past: Mapping[str, int], admission: Admission, connections: Connections | None
 ) -> EngineReading:
-    """deployment: None before there is one; past: what those before it had `counted`."""
+    """deployment: None before there is one; past: the sum of earlier deployments' `counted`."""
     door: dict[str, Any] = {
         "permits": admission.in_use,
         "connections": 0 if connections is None else len(connections),

@@ -1,8 +1,7 @@
-"""Receipts: everything that made one text, so that a generation in a clinical record can be made again.
+"""Receipts: everything that produced one text, so that a text in a clinical record can be reproduced.
 
-A receipt is given to the caller who sent the prompt and got the text, holds both, and is kept nowhere else. Who keeps
-it apart from the record may set `prompt`, `text` and `token_ids` to null: their hashes stay, and a replay then asks
-for the prompt.
+A receipt contains prompt and text, is returned to the caller, and is stored nowhere else. To store one outside the
+record, set `prompt`, `text` and `token_ids` to null: their hashes stay, and a replay then asks for the prompt.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ class Said(Strict):
 
 
 Prompt = str | list[int] | list[Said]
-Sent = str | Sequence[int] | Sequence[Message]  # the same, as requests have it
+Sent = str | Sequence[int] | Sequence[Message]  # the same in requests' form
 
 
 class Identity(Strict):
-    """What was loaded. Hashes are SHA-256, of a folder over the names and contents of its files; null where nothing was
-    hashed, as for a model that is no bundle.
+    """What was loaded. Hashes are SHA-256; a folder's is over the names and contents of its files. They are null where
+    nothing was hashed, as for a model that is not from a bundle.
 
-    `source`: the hub id that the bundle came from, null for a folder. `bundle_yaml` also changes with what made no
-    difference to this text, a new profile for example; `prompt_template`, `chat` and the `prompts` of objectives are
-    the parts of it that do.
+    `source`: the bundle's hub id, null for a folder. `bundle_yaml` also changes when nothing relevant to the text has
+    changed, for example with a new profile; `prompt_template`, `chat` and the objectives' `prompts` are its relevant
+    parts.
     """
 
     bundle: str
@@ -75,7 +74,7 @@ class Identity(Strict):
         )
 
     def mismatches(self, now: Identity, weights: dict[str, float]) -> list[str]:
-        """Why `now` cannot give the same tokens, one line each. Adapters without weight made no difference."""
+        """Reasons why `now` cannot give the same tokens, one line each. Adapters without weight are ignored."""
         found = []
         if now.prompt_template != self.prompt_template:
             found.append("the prompt template is another one")
@@ -114,7 +113,7 @@ class Receipt(Strict):
     """`prompt`: the text without the template, or the chat or token ids where those were sent; `raw`: there was no
     template. `weights`: every lane's number as
     the engine used it, so they are given back with `normalize: false`. `sha256`: over all the rest but the three
-    fields that may be set to null, two of which have hashes of their own. It shows damage; it is no signature."""
+    fields that may be set to null, two of which have hashes of their own. It detects damage, but is not a signature."""
 
     format: Literal["emorl-receipt/1"] = FORMAT
     id: str
@@ -139,7 +138,7 @@ class Receipt(Strict):
     quantize: Quantize = "off"
 
     def damage(self) -> list[str]:
-        """What does not fit together in this receipt, one line each."""
+        """Inconsistencies within this receipt, one line each."""
         found = []
         if self.sha256 != _seal(self):
             found.append("a field of the receipt was changed after it was written (sha256 does not fit)")
@@ -161,7 +160,8 @@ def hash_of(content: Prompt) -> str:
 
 
 def _seal(receipt: Receipt) -> str:
-    """Fields with a default came later, and are left out where they have it: so the receipts from before stay whole."""
+    """Newer fields have a default and are omitted when they have it, so that the hashes of older receipts stay
+    valid."""
     fields = receipt.model_dump(mode="json", exclude_defaults=True, exclude={*_REMOVABLE, "sha256"})
     kept = {**fields, "format": receipt.format}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -218,10 +218,10 @@ def _as_kept(prompt: Sent) -> Prompt:
 
 
 def replay_request(ensemble: Frontend, receipt: Receipt, prompt: Prompt) -> Request:
-    """The engine's request that makes the receipt's tokens again from its prompt.
+    """The engine request that reproduces the receipt's tokens from its prompt.
 
     Raises:
-        InvalidRequest: the receipt gives weight to objectives that this bundle lacks, or a number is out of range.
+        InvalidRequest: the receipt has objectives that this bundle lacks, or a number is out of range.
     """
     weights = {name: weight for name, weight in receipt.weights.items() if weight}
     missing = set(weights) - set(ensemble.lanes)
@@ -240,7 +240,7 @@ def replay_request(ensemble: Frontend, receipt: Receipt, prompt: Prompt) -> Requ
 
 
 def _as_asked(ensemble: Frontend, prompt: Prompt, *, raw: bool) -> dict[str, Any]:
-    """A kept prompt as `Frontend.request` takes it."""
+    """A stored prompt in the form that `Frontend.request` takes."""
     if isinstance(prompt, str):
         return {"prompt": ensemble.encode_raw(prompt) if raw else prompt}
     messages = [Message(each.role, each.content) for each in prompt if isinstance(each, Said)]
@@ -248,7 +248,7 @@ def _as_asked(ensemble: Frontend, prompt: Prompt, *, raw: bool) -> dict[str, Any
 
 
 def surroundings(ensemble: Frontend, receipt: Receipt) -> list[str]:
-    """What else is not as it was when the receipt was written, one line each: reasons why rounding may differ."""
+    """Other differences since the receipt was written, one line each, which may change rounding."""
     here = {"device": ensemble.device, "dtype": ensemble.dtype, **versions(ensemble.device)}
     there = {"device": receipt.device, "dtype": receipt.dtype, **receipt.versions}
     here["quantize"], there["quantize"] = ensemble.quantize, receipt.quantize
@@ -258,7 +258,7 @@ def surroundings(ensemble: Frontend, receipt: Receipt) -> list[str]:
 
 
 def versions(device: str) -> dict[str, str]:
-    """Software, and the kind of processor: which of its instructions are used decides how sums are rounded."""
+    """Software versions and the processor type, whose instructions determine how sums are rounded."""
     packages = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
     processor = (
         torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()

@@ -1,4 +1,4 @@
-"""A lost engine comes back: its process was killed, or fell."""
+"""Replaces a lost engine process that crashed or was killed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ _PAUSES_S = (0.0, 1.0, 5.0, 15.0)  # before each try
 
 
 class Replacing:
-    """Has the bundle, as it is then, loaded into another process. One at a time; on the event loop."""
+    """Loads the current bundle into another process. One at a time; on the event loop."""
 
     def __init__(
         self, serves: Callable[[Deployment], bool], reload: Callable[[Deployment], Awaitable[Deployment]]
     ) -> None:
-        """serves: whether this deployment is still the one that ought to serve; reload: puts another in its place.
-        Raises ReloadFailed."""
+        """serves: whether this deployment is still the current one; reload: replaces it. Raises ReloadFailed."""
         self._serves = serves
         self._reload = reload
         self._task: asyncio.Task[None] | None = None

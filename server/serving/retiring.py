@@ -1,4 +1,4 @@
-"""Deployments on their way out: each ends when the last request that holds it has ended."""
+"""Retired deployments: each is stopped when the last request that uses it has ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _POLL_S = 0.02
 
 class Retiring:
     def __init__(self, on_gone: Callable[[Deployment], None]) -> None:
-        """on_gone: called when one has ended."""
+        """on_gone: called when one has been stopped."""
         self._on_gone = on_gone
         self._tasks: dict[asyncio.Task[None], Deployment] = {}
 
@@ -25,7 +25,7 @@ class Retiring:
         task.add_done_callback(self._gone)
 
     def cancel(self) -> list[Deployment]:
-        """Wait for none any longer; returns those that have not ended."""
+        """Stop waiting; returns the deployments that have not been stopped."""
         for task in list(self._tasks):
             task.cancel()
         return list(self._tasks.values())

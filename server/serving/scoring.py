@@ -1,8 +1,7 @@
-"""Scorers beside the engine: a thread of their own, a bounded queue, and a time after which nobody waits any more.
+"""Scoring beside the engine: a separate thread, a bounded queue and a timeout.
 
-Nothing that a scorer does harms a text: one that raises, hangs or answers nonsense leaves it unscored, with a reason.
-`Scoring` is what routes ask; who asks the scorers is a thread of this process, or a deployment of their own
-(`server/ray/scorers.py`).
+A scorer that raises, hangs or returns invalid scores only leaves a text unscored, with a reason. Routes use `Scoring`;
+the scorers run on a thread of this process or in a separate deployment (`server/ray/scorers.py`).
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ logger = logging.getLogger("emorl.server")
 
 FAILED, TIMEOUT, BUSY, CODE, TOO_LONG = UNSCORED
 _AT_ONCE = 32  # texts in one call of a scorer
-_NICENESS = 10  # of the thread, on Linux: a step of the engine comes first
+_NICENESS = 10  # the thread's niceness on Linux, so that the engine has priority
 _POLL_S = 0.02
 _STOP_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of one text, by scorer: a number from 0 to 1, or None and in `unscored` why."""
+    """One text's scores by scorer: a number from 0 to 1, or None with the reason in `unscored`."""
 
     scores: dict[str, float | None]
     unscored: dict[str, str]
@@ -50,7 +49,7 @@ class Scores:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """`found`: by scorer, one entry per text; the thread adds to it, and what it misses at the end is late."""
+    """`found`: by scorer, one entry per text, filled by the thread; entries missing at the deadline count as late."""
 
     about: list[Statement]
     texts: list[str]
@@ -60,7 +59,7 @@ class _Job:
 
 @dataclass(eq=False, slots=True)
 class _Hand:
-    """One thread. `busy_with` and `since`: the scorer that it asks, and from when; `gone`: nobody waits for it."""
+    """One thread. `busy_with` and `since`: the scorer being called, and since when; `gone`: it was abandoned."""
 
     busy_with: str | None = None
     since: float = 0.0
@@ -68,14 +67,15 @@ class _Hand:
 
 
 class Scoring(ABC):
-    """Made and asked on the event loop. `names`: of the scorers."""
+    """Created and used on the event loop. `names`: of the scorers."""
 
     def __init__(self, names: Iterable[str], metrics: Metrics) -> None:
         self.names = tuple(names)
         self._metrics = metrics
 
     async def score(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Scores]:
-        """One per text; text i answers prompt i. Many are asked about in turns, so that others come between."""
+        """One result per text; text i answers prompt i. Many texts are split into batches, so that other requests come
+        between."""
         found: list[Scores] = []
         for start in range(0, len(texts), _AT_ONCE):
             found += await self._some(prompts[start : start + _AT_ONCE], texts[start : start + _AT_ONCE])
@@ -85,24 +85,25 @@ class Scoring(ABC):
         return found
 
     def none(self, reason: str) -> Scores:
-        """Of a text that no scorer has scored."""
+        """The result of a text that no scorer has scored."""
         return Scores(dict.fromkeys(self.names), dict.fromkeys(self.names, reason))
 
     @abstractmethod
     async def stop(self) -> None:
-        """Nobody asks any more."""
+        """No more calls will follow."""
 
     @abstractmethod
     async def _some(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Scores]:
         """As `score`, of at most `_AT_ONCE` texts; never raises."""
 
 
-MakeScoring = Callable[[BundleSpec, Settings, Metrics], Scoring]  # of a bundle whose scorers are loaded elsewhere
+# makes the client of scorers that are loaded elsewhere
+MakeScoring = Callable[[BundleSpec, Settings, Metrics], Scoring]
 
 
 class ScoringThread(Scoring):
-    """Scorers of this process. One that hangs costs a thread until it comes back, and is not asked until then; a fresh
-    thread asks the others."""
+    """Scorers of this process. One that hangs occupies its thread and is not called until it returns; a new thread
+    serves the others."""
 
     def __init__(self, scorers: Scorers, settings: Settings, metrics: Metrics) -> None:
         super().__init__(scorers, metrics)
@@ -115,11 +116,11 @@ class ScoringThread(Scoring):
         self._stuck: set[str] = set()
         self._hand: _Hand | None = None
         self._stopping = False
-        self._watching = False  # over a scorer that is late
+        self._watching = False  # fires when a scorer exceeds its time
         self._change = threading.Condition()
 
     async def stop(self) -> None:
-        """End the thread; one that hangs is left behind."""
+        """Stop the thread; a hanging one is abandoned."""
         with self._change:
             self._stopping = True
             self._change.notify_all()
@@ -164,12 +165,13 @@ class ScoringThread(Scoring):
         except TimeoutError:
             if not self._watching:
                 self._leave_who_hangs()
-        finally:  # late, or given up by a client that went away
+        finally:  # late, or its client disconnected
             with self._change, contextlib.suppress(ValueError):
                 self._jobs.remove(job)
 
     def _leave_who_hangs(self) -> None:
-        """Ask others on a fresh thread when a scorer has had its time; look again when it will have had it."""
+        """When a scorer has exceeded its time, continue with the others on a new thread; else check again at its
+        deadline."""
         with self._change:
             hand, self._watching = self._hand, False
             if hand is None or hand.busy_with is None or self._stopping:
@@ -195,7 +197,7 @@ class ScoringThread(Scoring):
             threading.Thread(target=self._main, args=(self._hand,), name="emorl-score", daemon=True).start()
 
     def _main(self, hand: _Hand) -> None:
-        if sys.platform == "linux":  # elsewhere a niceness is the whole process's
+        if sys.platform == "linux":  # on other systems niceness is per process
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while jobs := self._next():
@@ -215,12 +217,12 @@ class ScoringThread(Scoring):
                     hand.busy_with = None
                 for job in jobs:
                     job.found[name], found = found[: len(job.texts)], found[len(job.texts) :]
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop is closed; nobody waits
                 for job in jobs:
                     self._loop.call_soon_threadsafe(job.done.set)
 
     def _next(self) -> list[_Job]:
-        """What waits, oldest first, up to `_AT_ONCE` texts; none: the end."""
+        """The next batch, oldest first, up to `_AT_ONCE` texts; empty at the end."""
         with self._change:
             while not self._jobs and not self._stopping:
                 self._change.wait()
@@ -236,7 +238,7 @@ class ScoringThread(Scoring):
 
 
 def _asked(name: str, scorer: Checked, about: list[Statement], texts: list[str]) -> list[float | None]:
-    """One score per text; None for those that the scorer fails on, alone."""
+    """One score per text; None for texts on which the scorer fails individually."""
     try:
         return [*ask_rounded(scorer, about, texts)]
     except BaseException as error:  # noqa: BLE001  someone else's code, and its thread must live

@@ -1,4 +1,4 @@
-"""The state of one running server: what is deployed, who is being served, and whether it may take more."""
+"""The state of one running server: its deployment, its requests, and whether it accepts more."""
 
 from __future__ import annotations
 
@@ -58,23 +58,24 @@ class Service:
         self.admission = Admission(settings.slots, settings.max_queue, settings.max_concurrent_per_key)
         self._policy = PolicyDoor(load_policy(settings), settings.policy_timeout_s)
         self.draining = False
-        self.started = False  # was ready at least once
-        self.failure: BaseException | None = None  # the bundle cannot be served at all
+        self.started = False  # whether it has been ready at least once
+        self.failure: BaseException | None = None  # why the bundle cannot be served at all
         self.on_failure: Callable[[BaseException], None] = lambda _: None
         self.on_ready: Callable[[], None] = lambda: None
-        self.on_change: Callable[[], None] = lambda: None  # a bundle has begun to serve, or the one before it has gone
-        self.connections: Connections | None = None  # where it listens itself
+        # called when a bundle starts to serve, or an earlier one was released
+        self.on_change: Callable[[], None] = lambda: None
+        self.connections: Connections | None = None  # the URL it listens on
         self._deployment: Deployment | None = None
         self.active: set[Generation] = set()
         self._unread = Unread(settings.max_unread_events, self._make_room)
         self._retiring = Retiring(self._gone)
-        self.settled = asyncio.Event()  # the bundle is served, or is known not to be
+        self.settled = asyncio.Event()  # set when the bundle is served, or failed to load
         self._loading = asyncio.Lock()  # one bundle is loaded at a time
         self._load: asyncio.Task[Deployment] | None = None  # of a reload
-        self._next_reload: asyncio.Task[None] | None = None  # one that waits for its turn
+        self._next_reload: asyncio.Task[None] | None = None  # the queued reload
         self._replacing = Replacing(lambda lost: lost is self._deployment and not self.draining, self._replace)
         self._bulk = Bulk()
-        self._past = Counter[str]()  # what the deployments before this one had counted
+        self._past = Counter[str]()  # counts of earlier deployments
         self._bring_up_task: asyncio.Task[None] | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -118,8 +119,8 @@ class Service:
             return self.deployment()
 
     def reload_soon(self) -> None:
-        """Reload in the background, on SIGHUP: at once, or after the load in progress. At most one is queued, since it
-        reads the newest bundle anyway."""
+        """Reload in the background, on SIGHUP: at once, or after the load in progress. At most one reload is queued,
+        since it reads the newest bundle anyway."""
         if (never := never_again(self.settings, self._group)) is not None:
             logger.warning("SIGHUP: %s", never)
         elif self.draining or self.failure is not None:
@@ -141,12 +142,12 @@ class Service:
                     await self._reload()
 
     async def reload(self) -> Deployment:
-        """Load the bundle again beside the one that serves, warm it up, and only then let it take over.
+        """Load the bundle again beside the current one, warm it up, and then switch to it.
 
-        Running requests finish where they began. While both are loaded, both need memory.
+        Running requests finish on the deployment they started with. Meanwhile both are in memory.
 
         Raises:
-            ReloadFailed: one line with the reason; what served before serves on.
+            ReloadFailed: one line with the reason; the current deployment keeps serving.
         """
         if (never := never_again(self.settings, self._group)) is not None:
             raise ReloadFailed(never)
@@ -189,7 +190,7 @@ class Service:
         self.on_change()
 
     def drain(self) -> None:
-        """From now on readiness says 503 and new requests are refused; running ones go on."""
+        """From now on readiness answers 503 and new requests are refused; running ones continue."""
         if not self.draining:
             self.draining = True
             logger.info("draining: %d requests in progress", len(self.active))
@@ -197,7 +198,7 @@ class Service:
                 self._load.cancel()
 
     async def drained(self, timeout_s: float) -> bool:
-        """Let what is in progress finish, then end the rest with an error. True when nothing had to be ended."""
+        """Let requests in progress finish, then end the rest with an error. True when nothing had to be ended."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         while self.active and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(_POLL_S)
@@ -207,7 +208,7 @@ class Service:
         return not left
 
     async def stop(self) -> None:
-        """End everything. Safe at any moment, also while loading."""
+        """End everything. Safe at any time, also while loading."""
         load = self._load
         self.drain()
         self._bulk.close()
@@ -216,7 +217,7 @@ class Service:
             if task is not None:
                 task.cancel()
         if load is not None:
-            await asyncio.wait({load})  # what it had begun to start is among the retired now
+            await asyncio.wait({load})  # a deployment that was being started is among the retired now
         for generation in list(self.active):
             generation.fail(ShuttingDown("the server is shutting down"))
         deployments = [*self._retiring.cancel(), *([] if self._deployment is None else [self._deployment])]
@@ -225,13 +226,13 @@ class Service:
     # --- what it can do now ----------------------------------------------------------------------------------------
 
     def deployment(self) -> Deployment:
-        """What is loaded, ready or not. Raises `NotReady` before that."""
+        """The deployment, ready or not. Raises `NotReady` while there is none."""
         if self._deployment is None:
             raise NotReady("the bundle is still being loaded")
         return self._deployment
 
     def unready(self) -> EmorlError | None:
-        """Why a request cannot be taken now, or None."""
+        """Why a request cannot be accepted now, or None."""
         if self.draining:
             return ShuttingDown("the server is shutting down")
         if self.failure is not None:
@@ -283,17 +284,17 @@ class Service:
         *,
         many: bool = False,
     ) -> tuple[Generation, T]:
-        """A permit first, then the policy, then tokenising off the event loop, then the engine. Returns what `build`
-        made, too.
+        """Admit a request: a permit first, then the policy, then tokenising off the event loop, then the engine. Also
+        returns the result of `build`.
 
-        `said` gives every conversation that is asked about. `build` runs on another thread, and so does
-        `requests_of`, which gives the engine's requests of what it made; `many`: on the one for long reading. The
-        generation ends with the HTTP request at the latest (`server.door.context` closes it).
+        `said` returns every conversation in the request. `build` runs on another thread, as does `requests_of`, which
+        returns the engine requests of its result; with `many`, on the thread for long tokenising. The generation ends
+        with the HTTP request at the latest (`server.door.context` closes it).
 
         Raises:
             NotReady, ShuttingDown, QueueFull, KeyLimit: at the door.
-            NotDrafted: the policy has no draft written for one of the conversations.
-            InvalidRequest: what `build` found wrong.
+            NotDrafted: the policy refuses a draft for one of the conversations.
+            InvalidRequest: raised by `build`.
         """
         unready = self.unready()
         if unready is not None:
@@ -322,7 +323,7 @@ class Service:
 
     @contextmanager
     def borrowed(self) -> Iterator[Deployment]:
-        """What serves now, kept until the end, for work beside the engine. Raises NotReady, ShuttingDown."""
+        """The current deployment, held for the block, for work beside the engine. Raises NotReady, ShuttingDown."""
         unready = self.unready()
         if unready is not None:
             raise unready
@@ -338,7 +339,7 @@ class Service:
         generation.deployment.users -= 1
 
     def _make_room(self) -> None:
-        """Too many unread events: the slowest client's answer is dropped."""
+        """Called for too many unread events: drop the slowest client's answer."""
         max(self.active, key=lambda generation: generation.unread).fall_behind()
 
     # --- numbers -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""SIGHUP and SIGTERM from the process's first instant on, long before there is a server to take them.
+"""Handles SIGHUP and SIGTERM from process start, before there is a server.
 
-Imports nothing that is slow.
+Imports nothing slow.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from contextlib import contextmanager
 
 
 def stand_by() -> None:
-    """Call it before anything slow. A SIGHUP waits from now on for the server that will take it, and SIGTERM ends the
-    process: it holds nothing yet. (As a container's first process it would not even hear SIGTERM without this.)"""
+    """Call it before anything slow. From now on a SIGHUP is kept for the server, and SIGTERM exits at once, since there
+    is nothing to drain yet. (As PID 1 of a container the process would ignore SIGTERM without this.)"""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 @contextmanager
 def hangups_held() -> Iterator[None]:
-    """Within it a SIGHUP waits for `hangups`; after it, what was before."""
+    """Within the block a SIGHUP is kept for `hangups`; afterwards the previous handler is restored."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
@@ -30,8 +30,8 @@ def hangups_held() -> Iterator[None]:
 
 @contextmanager
 def hangups(heard: Callable[[], None]) -> Iterator[None]:
-    """Within it every SIGHUP calls `heard`, in the main thread between any two steps; one that waited does so at once.
-    Before and after it, what was before."""
+    """Within the block every SIGHUP calls `heard`, in the main thread between any two bytecodes; a kept one does so at
+    once. Afterwards the previous handler is restored."""
     handler = signal.signal(signal.SIGHUP, lambda *_: heard())
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:

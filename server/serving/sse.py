@@ -29,18 +29,18 @@ _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=
 
 
 def data(payload: dict[str, Any]) -> bytes:
-    """One event. JSON puts no line break into it, so one `data:` line holds it whole."""
+    """One event. JSON contains no line breaks, so it fits one `data:` line."""
     return b"data: " + _encode_json(payload).encode("utf-8") + b"\n\n"
 
 
 class Dialect(Protocol):
-    """How one API spells a stream. Each method returns whole events, possibly none."""
+    """One API's stream format. Each method returns complete events, possibly none."""
 
     def begin(self) -> bytes: ...
 
-    def event(self, event: Any) -> bytes: ...  # of those that its route asks the engine for
+    def event(self, event: Any) -> bytes: ...  # an event of the requests that the route submits
 
-    async def settle(self) -> None: ...  # what is to be known before the end; every event has been seen
+    async def settle(self) -> None: ...  # work before the last event, once all events have been seen
 
     def failed(self, error: EmorlError) -> bytes: ...
 
@@ -48,7 +48,7 @@ class Dialect(Protocol):
 
 
 async def chunks(generation: Generation, dialect: Dialect, keep_alive_s: float) -> AsyncIterator[bytes]:
-    """The body of a stream. Events that have gathered while the last chunk was sent leave together."""
+    """The body of a stream. Events that accumulated while the last chunk was sent go out together."""
     begin = dialect.begin()
     while not generation.ended:
         if not await generation.wait(keep_alive_s):
@@ -73,17 +73,17 @@ async def chunks(generation: Generation, dialect: Dialect, keep_alive_s: float) 
 
 
 async def stream(generation: Generation, dialect: Dialect, settings: Settings) -> EventStream:
-    """The answer as a stream, once it is clear that there will be one.
+    """The response as a stream, once the request has not failed at once.
 
-    Raises the request's error when it fails before its first event, so that it is answered with a status.
+    Raises the request's error when it fails before its first event, so that it gets an error status.
     """
     await generation.first_event(settings.keep_alive_s)
     return EventStream(generation, dialect, settings)
 
 
 class EventStream(Response):
-    """Sends `chunks` of a generation. The generation notices a client that goes away and ends the iteration itself; one
-    that reads nothing hits the slow-client timeout of its connection (`server.door.connections`)."""
+    """Sends `chunks` of a generation. The generation notices a disconnected client and ends the iteration; a client
+    that does not read hits the slow-client timeout of its connection (`server.door.connections`)."""
 
     media_type = "text/event-stream"
 

@@ -1,4 +1,4 @@
-"""The event loop's side of the engine: requests go out as commands, and what it reports comes in as events."""
+"""The event loop's side of the engine: sends requests as commands, and receives reports."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _POLL_S = 0.02
 
 
 class Worker:
-    """Hands requests to an engine, wherever it runs, and its events to channels. All of it runs on the event loop.
+    """Passes requests to an engine, wherever it runs, and its events to channels. Runs on the event loop.
 
-    `on_step` gets what a step did; `on_orphan` the completion of a request whose reader
-    has gone; `on_end` is called when the engine has given up, not when it was told to stop.
+    `on_step` gets a step's stats; `on_orphan` the completion of a request whose reader is gone; `on_end` is called when
+    the engine has failed for good, not when it was told to stop.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class Worker:
     ) -> None:
         self.ready = False
         self.restarts = 0
-        self.stats = EngineStats.none()  # as of the last step
-        self.failure: str | None = None  # what kind of error has ended the engine for good
+        self.stats = EngineStats.none()  # at the last step
+        self.failure: str | None = None  # the type of the error that ended the engine for good
         self.on_end = on_end
         self._link = link
         self._on_step = on_step
@@ -45,7 +45,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._channels: dict[str, Channel] = {}
         self._jobs = itertools.count()
-        self._settled = asyncio.Event()  # ready, or given up
+        self._settled = asyncio.Event()  # set when ready, or failed for good
         self._stopping = False
         self._ended = False
 
@@ -53,7 +53,7 @@ class Worker:
         self._link.start(self._post)
 
     async def settled(self) -> None:
-        """Wait until the first warm-up has worked or the engine has given up (see `failure`)."""
+        """Wait until the first warm-up has succeeded or the engine has failed (see `failure`)."""
         await self._settled.wait()
 
     @property
@@ -70,9 +70,9 @@ class Worker:
         return self._link.stalled_for_s()
 
     def submit(self, requests: Sequence[Request], client: str | None = None) -> Channel:
-        """Hand requests to the engine; neighbours with the same prompt are one group, which shares common prefixes.
+        """Submit requests; consecutive ones with the same prompt form a group, which shares common prefixes.
 
-        client: who asked; the engine shares its slots out between clients. Raises `NotReady` when it has stopped.
+        client: the caller, for fair sharing of slots. Raises `NotReady` when the engine has stopped.
         """
         if self._ended or self._stopping:
             raise NotReady("the engine has stopped")
@@ -84,15 +84,15 @@ class Worker:
         return channel
 
     def cancel(self, request_ids: Sequence[str]) -> None:
-        """Stop these requests at the next step and forget their channel; unknown ids are ignored."""
+        """Cancel these requests at the next step and drop their channel; unknown ids are ignored."""
         for request_id in request_ids:
             self._channels.pop(request_id, None)
         if request_ids:
             self._link.send(Cancel(tuple(request_ids)))
 
     async def stop(self, timeout_s: float = 10.0) -> bool:
-        """End every request with `ShuttingDown` and the engine with them; False when a step does not return in time and
-        cannot be ended."""
+        """End every request with `ShuttingDown`, and stop the engine; False when a step does not return in time and
+        cannot be killed."""
         self._stopping = True
         self._link.send(Stop())
         deadline = time.monotonic() + timeout_s
@@ -100,15 +100,15 @@ class Worker:
             await asyncio.sleep(_POLL_S)
         ended = not self._link.alive or self._link.kill()
         if ended:
-            await asyncio.sleep(0)  # what it reported last
+            await asyncio.sleep(0)  # its last reports
             self._hear(Ended(None))
         return ended
 
     def _post(self, report: Report) -> None:
-        """On the link's thread."""
+        """Called on the link's thread."""
         try:
             self._loop.call_soon_threadsafe(self._hear, report)
-        except RuntimeError:  # the loop is closed: nobody is left to tell
+        except RuntimeError:  # the loop is closed; nobody is left to notify
             self._link.send(Stop())
 
     def _hear(self, report: Report) -> None:
@@ -129,7 +129,7 @@ class Worker:
             self._end(report.failed)
 
     def _end(self, failed: str | None) -> None:
-        """Whatever is still open was on its way to an engine that is gone."""
+        """Fail all open requests, which were sent to an engine that is gone."""
         self._ended, self.ready = True, False
         error: EmorlError = ShuttingDown("the server is shutting down")
         if failed is not None:
@@ -149,4 +149,4 @@ class Worker:
                 continue
             channel.push(event)
             if isinstance(event, (Completion, Failure)):
-                self._channels.pop(event.request_id, None)  # gone already where it was one event too many
+                self._channels.pop(event.request_id, None)  # already dropped if the event limit was exceeded

@@ -34,7 +34,7 @@ from training.evaluation.methods.stages import StageName, trained
 from training.evaluation.methods.weight_choice import evaluations
 from training.recipe.recipe import parse_recipe
 from training.search.predictor import STEPS
-from training.search.spaces import grid_points
+from training.search.strategies.spaces import grid_points
 
 SEED = 7
 ADAPTERS = tuple(sorted(NAMES))  # the order in which the recipe's file has them

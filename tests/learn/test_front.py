@@ -7,7 +7,7 @@ import pytest
 
 from training.evaluation.methods.front import STEPS, Front, as_values, hypervolume, undominated
 from training.search.score_table import Array
-from training.search.spaces import grid_points
+from training.search.strategies.spaces import grid_points
 
 
 def random_front(seed: int, objectives: int, points: int = 30) -> Array:

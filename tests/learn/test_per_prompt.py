@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.search.predictor import RIDGE, fit, targets
-from training.search.spaces import grid_points
+from training.search.strategies.spaces import grid_points
 
 RANDOM = np.random.Generator(np.random.PCG64(3))
 

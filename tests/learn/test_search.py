@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from training.search.grid import SearchError, budget, search
-from training.search.spaces import Cube, Point, Simplex, middle, ray
+from training.search.strategies.grid import SearchError, budget, search
+from training.search.strategies.spaces import Cube, Point, Simplex, middle, ray
 
 PAPER = (0.78, 0.5, 0.06)  # the published best weights (method.md section 6)
 

@@ -17,11 +17,11 @@ from emorl_core.models.fake import FakeTokenizer
 from emorl_core.scorers import Checked, ScorerError, checked
 from tests.builders import tiny_t5_bundle
 from training.data.records import Record
-from training.search.evaluator import Evaluator
-from training.search.generator import EnsembleGenerator
-from training.search.in_process import InProcess, Known
-from training.search.log import EvaluationLog
-from training.search.spaces import Cube, Point, Simplex, ray
+from training.search.evaluations.evaluator import Evaluator
+from training.search.evaluations.generator import EnsembleGenerator
+from training.search.evaluations.in_process import InProcess, Known
+from training.search.evaluations.log import EvaluationLog
+from training.search.strategies.spaces import Cube, Point, Simplex, ray
 
 RECORDS = [
     Record(f"i feel {word}", references=(f"you feel {word}",), extras={"topic": word})

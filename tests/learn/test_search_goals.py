@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from training.search.grid import SearchError
 from training.search.score_table import ScoreTable, parse_goal
+from training.search.strategies.grid import SearchError
 
 NAMES = ("reflection", "empathy")
 TABLE = ScoreTable(NAMES, np.array([[0.2, 0.8], [0.4, 0.9], [0.6, 0.1]]))

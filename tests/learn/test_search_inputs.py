@@ -17,9 +17,9 @@ from emorl_core.scorers import ScorerError
 from tests.learn.scorer_models import classifier
 from training.data.records import DataError, Record
 from training.recipe.recipe import load_recipe
-from training.search.grid import SearchError
 from training.search.inputs import Inputs, chosen, from_files, from_recipe, prompts_hash, read_prompts, stored_recipe
 from training.search.profile import check_profile, write_profile
+from training.search.strategies.grid import SearchError
 
 SPECS = {"reflection": "lexical_reflection"}
 LINES = [f"i feel {word} about work and cannot sleep" for word in "sad tired angry lost small empty tense numb".split()]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.search.grid import SearchError
-from training.search.log import EvaluationLog
+from training.search.evaluations.log import EvaluationLog
+from training.search.strategies.grid import SearchError
 
 ABOUT = {"bundle": "abc", "scorers": {"a": {"kind": "x", "weights": (1, 2)}}}
 

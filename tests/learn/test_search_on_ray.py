@@ -12,15 +12,15 @@ import pytest
 from emorl_core.ensemble import Ensemble
 from tests.builders import tiny_t5_bundle
 from training.data.records import Record
-from training.search import on_ray
-from training.search.evaluator import EvaluatingOver, Evaluator
-from training.search.grid import SearchError
-from training.search.in_process import over_ensemble
+from training.search.evaluations import on_ray
+from training.search.evaluations.evaluator import EvaluatingOver, Evaluator
+from training.search.evaluations.in_process import over_ensemble
+from training.search.evaluations.log import EvaluationLog
+from training.search.evaluations.on_ray import OnCluster, Setting
+from training.search.evaluations.tasks import LOST, TasksError, _resources
 from training.search.inputs import Inputs, build_scorers
-from training.search.log import EvaluationLog
-from training.search.on_ray import OnCluster, Setting
-from training.search.spaces import Cube, Point, Simplex
-from training.search.tasks import LOST, TasksError, _resources
+from training.search.strategies.grid import SearchError
+from training.search.strategies.spaces import Cube, Point, Simplex
 
 RECORDS = tuple(Record(f"i feel {word}") for word in ("tired", "angry", "sad", "alone", "hurt"))
 SPECS = {"letters": {"kind": "length", "min_words": 1, "max_words": 9}, "empathy": "lexical_empathy"}

@@ -18,7 +18,7 @@ from tests.builders import tiny_t5_bundle
 from tests.http.harness import live
 from training.search.per_prompt import base_states
 from training.search.predictor import STEPS, fit, targets
-from training.search.spaces import grid_points
+from training.search.strategies.spaces import grid_points
 
 OBJECTIVES = ("reflection", "empathy")
 SEARCHED = ("I can't keep up at work.", "My sister and I had a fight.", "Nothing helps.", "I drink.")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.search.grid import Found, SearchError, search
 from training.search.plots import FORMATS, draw_all, pareto
 from training.search.score_table import ScoreTable
-from training.search.spaces import Cube, Point, Simplex, Space
+from training.search.strategies.grid import Found, SearchError, search
+from training.search.strategies.spaces import Cube, Point, Simplex, Space
 
 
 def searched(space: Space, scorers: int, levels: int = 3) -> tuple[Found, dict[Point, ScoreTable]]:

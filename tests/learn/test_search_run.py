@@ -14,9 +14,9 @@ import pytest
 from emorl_core.fake import fake_ensemble
 from tests.apart import exit_code
 from tests.learn.killed_search import RECORDS, Letters, fingerprint, inputs_of, killed, run
-from training.search import tpe as search_tpe
-from training.search.grid import SearchError
 from training.search.run import EVALUATIONS_FILE, HELD_OUT_FILE, REPORT_FILE, Outcome, SearchSettings, run_search
+from training.search.strategies import tpe as search_tpe
+from training.search.strategies.grid import SearchError
 
 QUICK: dict[str, Any] = {"levels": 2, "max_new_tokens": 6}
 

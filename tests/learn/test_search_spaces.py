@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from training.search.spaces import Cell, Cube, Simplex, middle, ray
+from training.search.strategies.spaces import Cell, Cube, Simplex, middle, ray
 
 
 def volume(cell: Cell) -> float:

@@ -27,7 +27,7 @@ def test_three_objectives_in_one_run_beside_three_runs(
     found = printed(
         monkeypatch,
         capsys,
-        "benchmarks.causal_training",
+        "benchmarks.training.causal",
         "--shape",
         "tiny",
         *sizes,
@@ -51,6 +51,6 @@ def test_three_objectives_in_lockstep_beside_loops_in_peft(
 ) -> None:
     sizes = ("--prompts", "2", "--samples", "2", "--source", "8", "--new", "4", "--rounds", "1", "--threads", "1")
     found = printed(
-        monkeypatch, capsys, "benchmarks.lockstep_training", "--shape", "t5-tiny", *sizes, "--device", "cpu"
+        monkeypatch, capsys, "benchmarks.training.lockstep", "--shape", "t5-tiny", *sizes, "--device", "cpu"
     )
     assert set(found["plain_over_ours"]) == {"median", "least", "most", "processor"}

@@ -19,7 +19,7 @@ from training.data.records import Record
 from training.evaluation.methods.generators import _Distinct
 from training.evaluation.methods.weight_choice import choose, evaluations
 from training.search.inputs import prompts_hash
-from training.search.spaces import Point, Simplex
+from training.search.strategies.spaces import Point, Simplex
 
 PROMPTS = (Prompt(0, "i feel tired", (1,), (1,)), Prompt(1, "i feel angry", (2,), (2,)))
 

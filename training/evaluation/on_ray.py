@@ -20,7 +20,7 @@ from training.evaluation.methods.stages import STAGE_FILE
 from training.evaluation.run import Wanted, attempt, missing_cells, told_of
 from training.progress import Progress, Say
 from training.recipe.recipe import Recipe
-from training.search.tasks import LOST, Tasks
+from training.search.evaluations.tasks import LOST, Tasks
 
 
 @dataclass(frozen=True, slots=True)

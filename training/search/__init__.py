@@ -1,1 +1,1 @@
-"""The search for weights: grid, spaces, evaluator, log and report."""
+"""The search for weights: `run` searches and reports, `evaluations` computes scores, `strategies` pick points."""

@@ -20,7 +20,7 @@ from training.data.records import DataError, Record, clean, one_per_prompt
 from training.data.sources import load_records
 from training.data.splits import check_disjoint
 from training.recipe.recipe import Recipe, parse_recipe
-from training.search.grid import SearchError
+from training.search.strategies.grid import SearchError
 
 SEARCH, HELD_OUT = "search", "held_out"
 

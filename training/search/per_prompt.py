@@ -18,14 +18,14 @@ from emorl_core.scorers.asking import Panel
 from emorl_core.weights import BASE
 from training.data.records import Record
 from training.progress import Progress
-from training.search.evaluator import EvaluatingOver, Evaluator
-from training.search.in_process import over_ensemble
+from training.search.evaluations.evaluator import EvaluatingOver, Evaluator
+from training.search.evaluations.in_process import over_ensemble
 from training.search.inputs import Inputs
 from training.search.predictor import STEPS, fit, targets
 from training.search.report import Candidate
 from training.search.run import SearchSettings, check_objectives, write_report
 from training.search.score_table import Array, ScoreTable, parse_goal
-from training.search.spaces import Point, grid_points
+from training.search.strategies.spaces import Point, grid_points
 
 _AT_ONCE = 64  # prompts in the engine
 

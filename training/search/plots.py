@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.search.grid import Found, SearchError
 from training.search.score_table import ScoreTable
-from training.search.spaces import Point, ray
+from training.search.strategies.grid import Found, SearchError
+from training.search.strategies.spaces import Point, ray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

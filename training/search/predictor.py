@@ -13,7 +13,7 @@ import torch
 
 from emorl_core.bundles.predictor import Predictor, softmax
 from training.search.score_table import Array
-from training.search.spaces import Point
+from training.search.strategies.spaces import Point
 
 STEPS = 4  # of a weight from 0 to 1, where every prompt is swept by itself: 5 points for two objectives, 15 for three
 RIDGE = 0.1  # against weights of a head that has more inputs than prompts to learn from

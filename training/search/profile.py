@@ -13,7 +13,7 @@ from emorl_core.bundles.bundle import BUNDLE_FILE, BundleSpec, read_spec, write_
 from emorl_core.bundles.profiles import PredictorSpec, ProfileSpec
 from emorl_core.bundles.stored_scorers import store_scorers
 from emorl_core.config import explain
-from training.search.grid import SearchError
+from training.search.strategies.grid import SearchError
 
 BY = "emorl search"
 

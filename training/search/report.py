@@ -8,7 +8,7 @@ from typing import Any
 
 from training.search.bootstrap import Interval, interval, resamples
 from training.search.score_table import Goal, ScoreTable
-from training.search.spaces import Point
+from training.search.strategies.spaces import Point
 
 
 @dataclass(frozen=True, slots=True)

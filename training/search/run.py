@@ -13,18 +13,17 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.files.writing import replacing
 from training.data.clusters import clusters_of
 from training.progress import Progress
-from training.search.about import about_evaluations
-from training.search.evaluator import EvaluatingOver, Evaluator
-from training.search.grid import Found, SearchError, budget, search
-from training.search.in_process import over_ensemble
+from training.search.evaluations.about import about_evaluations
+from training.search.evaluations.evaluator import EvaluatingOver, Evaluator
+from training.search.evaluations.in_process import over_ensemble
+from training.search.evaluations.log import EvaluationLog, check_log
 from training.search.inputs import Inputs, prompts_hash
-from training.search.log import EvaluationLog, check_log
-from training.search.meter import Meter
 from training.search.predictor import STEPS
 from training.search.report import Candidate, compared
 from training.search.score_table import Goal, ScoreTable, parse_goal
-from training.search.spaces import Cube, Point, Simplex, Space, grid_points
-from training.search.tpe import check_installed, search_tpe
+from training.search.strategies.grid import Found, SearchError, budget, search
+from training.search.strategies.spaces import Cube, Point, Simplex, Space, grid_points
+from training.search.strategies.tpe import check_installed, search_tpe
 
 SpaceName = Literal["simplex", "cube"]
 Method = Literal["auto", "grid", "tpe", "per-prompt"]
@@ -100,6 +99,26 @@ class Outcome:
     weights: dict[str, float]
     tables: dict[Point, ScoreTable]
     report: dict[str, Any]
+
+
+class Meter:
+    """Texts settled, of those that the budget could need. Points that were known already jump ahead at the end."""
+
+    def __init__(self, evaluations: int, prompts: int, held_out: int, progress: Progress) -> None:
+        self._searching = evaluations * prompts
+        self._total = self._searching + 4 * held_out
+        self._done = 0
+        self._progress = progress
+
+    def settled(self, texts: int) -> None:
+        self._done = min(self._total, self._done + texts)
+        self._progress("texts", self._done, self._total)
+
+    def searched(self) -> None:
+        self.settled(max(0, self._searching - self._done))
+
+    def finished(self) -> None:
+        self.settled(self._total - self._done)
 
 
 def run_search(

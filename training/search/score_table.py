@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from emorl_core.kinds import nearest
-from training.search.grid import SearchError
+from training.search.strategies.grid import SearchError
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -1,1 +1,1 @@
-"""Tokens copied from prompts and replies, proposed where that pays."""
+"""Speculative decoding by prompt lookup: tokens copied from prompts and replies are proposed where that pays off."""

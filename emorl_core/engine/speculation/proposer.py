@@ -1,4 +1,4 @@
-"""Which branches of a batch copy tokens from their prompts in the next step, and how that went."""
+"""Decides which branches of a batch propose tokens in the next step, and records how many were accepted."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Proposals = dict[Branch, tuple[int, ...]]
 
 
 class Proposer:
-    """Proposes tokens for requests that run by themselves: members that share a branch may choose different ones.
+    """Proposes tokens for branches with one member, since members that share a branch may choose different tokens.
 
-    `auto` does so where it pays. A right guess saves what a token takes, a step divided by its branches; any guess
-    costs its lane rows. So a branch proposes what is right more often than that costs, as a part of what a token takes:
-    alone that is little, beside many others it is nearly all.
+    `auto` does so where it pays off. A right guess saves the time of one token, which is a step divided by its
+    branches; every guess costs its lane rows. So a branch proposes tokens that are right more often than their cost as
+    a fraction of that time. That fraction is small for a branch alone, and nearly 1 beside many others.
     """
 
     def __init__(self, mode: PromptLookup, facts: Facts) -> None:
-        # Only a CPU's steps have been measured; CUDA graphs are of one token.
+        # Step times were measured on CPUs only; CUDA graphs decode one token per row.
         self.mode = "off" if mode == "auto" and facts.device.type != "cpu" else mode
         self.cost = StepCost()
         self.proposed = 0  # tokens
@@ -29,7 +29,7 @@ class Proposer:
         self._ends, self._limit = frozenset(facts.eos_token_ids), facts.max_positions
 
     def propose(self, seats: Seats) -> Proposals:
-        """For the branches of the next step, those without a proposal left out."""
+        """Proposals for the branches of the next step; branches without one are left out."""
         if self.mode == "off":
             return {}
         row, branches = self.cost.of_row, seats.branches
@@ -46,13 +46,14 @@ class Proposer:
         return found
 
     def learn(self, branch: Branch, proposed: int, accepted: int) -> None:
-        assert branch.lookup is not None  # which made the proposal
+        assert branch.lookup is not None  # the lookup that made the proposal
         branch.lookup.learn(proposed, accepted)
         self.proposed += proposed
         self.accepted += accepted
 
     def _most(self, branch: Branch, seats: Seats) -> int:
-        """Tokens that may come before the last one of the reply, and within the model's positions."""
+        """The number of tokens that may be proposed: they must leave room for the reply's last token, and stay within
+        the model's positions."""
         most = min(MOST_TOKENS, branch.members[0].request.sampling.max_new_tokens - len(branch.tokens) - 1)
         if self._limit is None:
             return most

@@ -1,29 +1,29 @@
-"""What one more token in a step costs, by measuring."""
+"""Measures what an additional token in a step costs."""
 
 from __future__ import annotations
 
-_ROW = 0.06  # of a step, before anything is known: on a CPU, reading the weights takes longer than a few rows
-_NEWEST = 0.05  # how much the newest step counts, at least
-_MOST = 2.0  # steps; what took longer than that was not the tokens
+_ROW = 0.06  # initial estimate, as a fraction of a step: on a CPU, reading the weights dominates a few rows
+_NEWEST = 0.05  # the least weight of the newest step
+_MOST = 2.0  # as a multiple of a step; longer delays have other causes
 
 
 class StepCost:
-    """What a lane row's further token adds to a step, as a part of what the step takes without any.
+    """The time that an additional token of a lane row adds to a step, as a fraction of the step without any.
 
-    Steps are compared with others of the same lane rows alone: some take longer than others for the same number.
+    Only steps with the same lane rows are compared: different rows may take different times for the same number.
     """
 
     def __init__(self) -> None:
         self.of_row = _ROW
         self._found = 1  # the first guess counts as one
-        self._plain_s: float | None = None  # that steps of these lane rows take, one token each
+        self._plain_s: float | None = None  # of steps with these lane rows, one token each
 
     def changed(self) -> None:
-        """Lane rows come or leave."""
+        """Called when lane rows are added or removed."""
         self._plain_s = None
 
     def observe(self, further: int, seconds: float) -> None:
-        """A step has ended. further: tokens beyond the first, over all lane rows."""
+        """Record a step. further: tokens beyond the first, over all lane rows."""
         if not further:
             self._plain_s = seconds if self._plain_s is None else (self._plain_s + seconds) / 2
         elif self._plain_s:

@@ -18,7 +18,8 @@ from server.serving.receipt import Receipt
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What every body and chunk of one answer begins with. `index_of`: engine request id -> index of its choice."""
+    """The fields shared by all bodies and chunks of one answer. `index_of`: engine request id -> index of its
+    choice."""
 
     id: str
     model: str
@@ -44,7 +45,7 @@ def usage_of(completions: Sequence[Completion], choices_per_prompt: int) -> dict
 
 
 def steering_of(head: Head, completions: Sequence[Completion]) -> dict[str, Any]:
-    """What OpenAI's answers have no place for: the resolved weights and the seeds, so that a text can be made again."""
+    """The extension field `emorl`: the resolved weights and the seeds, with which a text can be made again."""
     first = completions[0]
     steering: dict[str, Any] = {
         "weights": first.weights,
@@ -58,7 +59,7 @@ def steering_of(head: Head, completions: Sequence[Completion]) -> dict[str, Any]
 
 
 async def with_scores(head: Head, body: dict[str, Any], completions: Sequence[Completion]) -> dict[str, Any]:
-    """The body of an answer, with its choices' scores where they are asked for."""
+    """The body of an answer, with its choices' scores if requested."""
     if head.scores_of is not None:
         body["emorl"]["scores"] = await head.scores_of(completions)
     return body
@@ -121,15 +122,15 @@ def chat_completion(head: Head, completions: Sequence[Completion], with_logprobs
 
 @dataclass
 class OpenAIDialect(ABC):
-    """What both streams share: chunks per choice, one last chunk with its reason, usage when asked for."""
+    """Shared by both streams: chunks per choice, a last chunk with the finish reason, and usage if requested."""
 
     head: Head
     choices_per_prompt: int
     include_usage: bool
     with_logprobs: bool
     completions: dict[int, Completion] = field(default_factory=dict)
-    names: dict[int, TokenNames] = field(default_factory=dict)  # per choice, once it has begun
-    scores: list[dict[str, Any]] | None = None  # per choice, where they are asked for
+    names: dict[int, TokenNames] = field(default_factory=dict)  # per choice, once it has started
+    scores: list[dict[str, Any]] | None = None  # per choice, if requested
 
     kind: ClassVar[str]
 
@@ -158,15 +159,15 @@ class OpenAIDialect(ABC):
 
     @abstractmethod
     def begin(self) -> bytes:
-        """What comes before the first event."""
+        """Chunks before the first event."""
 
     @abstractmethod
     def piece(self, index: int, event: TokenEvent) -> dict[str, Any]:
-        """A choice of a chunk with more of its text."""
+        """A choice in a chunk with more text."""
 
     @abstractmethod
     def last(self, index: int, reason: str) -> dict[str, Any]:
-        """A choice of the chunk that ends it."""
+        """A choice in its last chunk."""
 
     def failed(self, error: EmorlError) -> bytes:
         return sse.data({"error": error_object(error)})

@@ -1,4 +1,4 @@
-"""Kinds of fields that OpenAI's API has and others have not: not implemented ones, and ones of several shapes."""
+"""Field types that only OpenAI's API needs: unimplemented fields, and fields of several shapes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
 class Off:
-    """Annotates a field that is not implemented: it may have one of `values`, which change nothing, and no other.
+    """Annotates a field that is not implemented: only one of `values`, which change nothing, is accepted.
 
-    Clients send many such fields with the value that changes nothing (`"n": 1`, `"store": false`).
+    Clients send many such fields with a value that changes nothing (`"n": 1`, `"store": false`).
     """
 
     def __init__(self, *values: Any) -> None:
@@ -25,7 +25,7 @@ class Off:
         return {"enum": list(self._values), "description": "Not implemented: only a value that changes nothing."}
 
     def _check(self, value: Any) -> Any:
-        # JSON has 0 and false apart, Python has not.
+        # JSON distinguishes 0 and false, Python does not.
         if any(value == off and isinstance(value, bool) == isinstance(off, bool) for off in self._values):
             return value
         raise PydanticCustomError("not_implemented", "not implemented")
@@ -36,8 +36,8 @@ Empty = Annotated[Any, Off(None, [])]
 
 
 def one_of(shape: Callable[[Any], str | None], allowed: str) -> Discriminator:
-    """Annotates a union whose members are told apart by their shape, so that a value is refused for what is wrong with
-    it and not once per member. shape: value -> the tag of its member, or None; allowed: what to say then."""
+    """Annotates a union whose members are distinguished by shape, so that a wrong value gives one error and not one per
+    member. shape: value -> the tag of its member, or None; allowed: the message for None."""
     return Discriminator(shape, custom_error_type="shape", custom_error_message=f"must be {allowed}")
 
 

@@ -1,7 +1,7 @@
-"""Log-probabilities as OpenAI's two endpoints spell them. A token has one text wherever it is named.
+"""Log-probabilities in the formats of OpenAI's two endpoints. A token has the same text wherever it appears.
 
-The texts of an answer's tokens join to what was generated: the answer, then what ended it (a stop string, the end of
-sequence by its name). A token that is part of a character is `bytes:…`; the bytes join where the texts cannot.
+The texts of an answer's tokens concatenate to what was generated: the answer, then what ended it (a stop string, or the
+end-of-sequence token's name). A token that is part of a character is `bytes:…`; such tokens are joined by their bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from emorl_core.text.spelling import Spelling
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import Completion, TokenEvent
 
-_LOWEST = -9999.0  # what OpenAI writes where JSON has no minus infinity
+_LOWEST = -9999.0  # OpenAI's value for minus infinity, which JSON lacks
 
 Alternatives = Sequence[tuple[int, float]]
 
@@ -36,8 +36,8 @@ class TokenNames:
     """Names the tokens of one choice, in order."""
 
     tokenizer: Tokenizer
-    _begun: bool = False  # an ordinary token has come
-    _length: int = 0  # characters that are whole
+    _begun: bool = False  # an ordinary token has been seen
+    _length: int = 0  # complete characters
     _characters: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
@@ -56,8 +56,8 @@ class TokenNames:
         return named
 
     def _place(self, data: bytes) -> int:
-        """Where a token that adds `data` begins: part of a character begins where its character does."""
-        if data and not 0x80 <= data[0] < 0xC0:  # no continuation byte: what came before will not become a character
+        """The offset of a token that adds `data`; a part of a character has its character's offset."""
+        if data and not 0x80 <= data[0] < 0xC0:  # no continuation byte: the bytes before it will not become a character
             self._length += len(self._characters.decode(b"", final=True))
         place = self._length
         self._length += len(self._characters.decode(data))
@@ -77,7 +77,7 @@ def _finite(value: float) -> float:
 
 
 def completion_logprobs(tokens: Sequence[NamedToken]) -> dict[str, Any]:
-    """`/v1/completions`: parallel lists. `top_logprobs` of a token has the chosen one in it, likely or not."""
+    """`/v1/completions`: parallel lists. A token's `top_logprobs` always include the chosen one."""
     tops: list[dict[str, float]] = []
     for token in tokens:
         top: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The messages of a chat, as OpenAI's clients send them, and what a bundle without chat can answer of them."""
+"""Chat messages as OpenAI's clients send them, and the one that a bundle without chat can answer."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ Content = Annotated[
 
 
 class Message(Body):
-    """One message. The clients' types put every field that an answer can have into a history; those that say something
-    which is not implemented are refused by name."""
+    """One message. Clients put every field of an answer into the history; fields with content that is not implemented
+    are refused by name."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = Field(None, validate_default=True, description="Null only from an assistant.")
@@ -67,16 +67,16 @@ class Message(Body):
 
 
 def chat_of(messages: Sequence[Message]) -> list[chat.Message]:
-    """For a bundle with chat. What OpenAI's newer models call `developer` is the system message."""
+    """For a bundle with chat. The role `developer` of OpenAI's newer models is a system message."""
     return [
         chat.Message("system" if message.role == "developer" else message.role, message.text) for message in messages
     ]
 
 
 def single_statement(messages: Sequence[Message]) -> tuple[str, str]:
-    """The one user message that a bundle without chat can answer: its field, and its text.
+    """The one user message that a bundle without chat can answer: its field and its text.
 
-    Raises `InvalidRequest` naming the first message that would be left out of the answer.
+    Raises `InvalidRequest` naming the first message that would be ignored.
     """
     users = [i for i, message in enumerate(messages) if message.role == "user"]
     if not users:

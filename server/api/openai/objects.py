@@ -1,4 +1,4 @@
-"""The answers of the OpenAI endpoints, for the OpenAPI document; the bodies are made in `server.api.openai.answers`."""
+"""The answers of the OpenAI endpoints, for the OpenAPI document; bodies are built in `server.api.openai.answers`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ModelList(BaseModel):
 
 
 class Steering(BaseModel):
-    """Not part of OpenAI's API: what made these texts. In a stream, the last chunk of each choice carries its own."""
+    """Not part of OpenAI's API: what produced these texts. In a stream, the last chunk of each choice has its own."""
 
     weights: dict[str, float]
     profile: str | None

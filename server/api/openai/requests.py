@@ -40,9 +40,9 @@ class StreamOptions(Body):
 
 
 class OpenAIRequest(Body):
-    """What both endpoints share."""
+    """Fields shared by both endpoints."""
 
-    # What the engine calls a field -> what this API calls it, for messages.
+    # The engine's name of a field -> this API's name, for messages.
     names: ClassVar[dict[str, str]] = {"weights": "objective_weights", "max_new_tokens": "max_tokens"}
 
     model: Text = Field(description="The bundle's name, or bundle:profile.")
@@ -150,7 +150,7 @@ class CompletionRequest(OpenAIRequest):
 
     @property
     def prompts(self) -> list[tuple[str, str | list[int]]]:
-        """Every prompt with the field that it is in."""
+        """Every prompt with its field's name."""
         prompt = self.prompt
         if isinstance(prompt, str):
             return [("prompt", prompt)]
@@ -162,9 +162,9 @@ class CompletionRequest(OpenAIRequest):
 class ChatRequest(OpenAIRequest):
     """`POST /v1/chat/completions`.
 
-    A bundle with chat answers the whole chat, in the chat template of its base; its own system message is for chats
+    A bundle with chat answers the whole chat, in its base's chat template; its own system message is used for chats
     without one. Any other bundle answers one user message, in its prompt template; messages that would not reach the
-    model (system messages, earlier turns) are then refused.
+    model (system messages, earlier turns) are refused.
     """
 
     model_config = example(
@@ -213,7 +213,7 @@ class ChatRequest(OpenAIRequest):
 
     @property
     def limit(self) -> tuple[str, int | None]:
-        """The field that says how many tokens there may be, and its number."""
+        """The field that limits the number of tokens, and its value."""
         if self.max_tokens is None and self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", self.max_tokens

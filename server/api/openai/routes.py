@@ -1,4 +1,4 @@
-"""`/v1/…`: the endpoints that OpenAI's clients call. The bundle is a model, and each profile another."""
+"""`/v1/…`: the endpoints that OpenAI's clients call. The bundle is a model, and so is each profile."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def model(model: str, request: Request) -> Response:
 
 @router.post("/completions", response_model=TextCompletion, responses={200: _TEXT_STREAM, **_ERRORS})
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Complete one or several prompts; for a bundle with chat they are texts that stand for themselves."""
+    """Complete one or several prompts; for a bundle with chat they are raw texts without a template."""
     prompts, n = body.prompts, body.choices
     _check_rows(request, len(prompts) * n)
     limit = _limit(request, "max_tokens", body.max_tokens or _DEFAULT_MAX_TOKENS)
@@ -152,7 +152,7 @@ def _model(deployment: Deployment, name: str) -> dict[str, Any]:
 
 
 def _check_rows(request: Request, rows: int) -> None:
-    """Before there is a list of as many. Raises `InvalidRequest`."""
+    """Check the number of completions before any list of that size is made. Raises `InvalidRequest`."""
     most = service_of(request).settings.max_choices
     if rows > most:
         raise InvalidRequest(
@@ -174,7 +174,7 @@ async def _accept(
     sent: Callable[[Frontend], Sequence[Sent]],
     said: Callable[[Frontend], Sequence[Conversation]],
 ) -> tuple[Generation, Head]:
-    """sent: the prompt of each choice, for receipts and scores; said: what is asked about, for the policy."""
+    """sent: the prompt of each choice, for receipts and scores; said: the conversations, for the policy."""
     service = service_of(request)
     answer_id = f"{kind}-{secrets.token_hex(12)}"
 
@@ -204,7 +204,7 @@ async def _accept(
     return generation, Head(answer_id, body.model, generation.accepted, ids, ensemble, makes_receipts, asks)
 
 
-Located = tuple[str, str | list[int] | list[Message]]  # a prompt with the field that it is in
+Located = tuple[str, str | list[int] | list[Message]]  # a prompt with its field's name
 
 
 def _said(ensemble: Frontend, body: ChatRequest) -> Located:
@@ -223,7 +223,7 @@ def _engine_request(
     *,
     fit_context: bool = False,
 ) -> EngineRequest:
-    """Raises `InvalidRequest` and its kinds, by the field names of this API."""
+    """Raises `InvalidRequest` and its kinds, with the field names of this API."""
     profile = profile_of(ensemble, body.model)
     if profile is not None and (body.profile is not None or body.objective_weights is not None):
         field = "profile" if body.profile is not None else "objective_weights"
@@ -260,7 +260,7 @@ def _keywords(ensemble: Frontend, body: OpenAIRequest, located: Located) -> dict
 
 
 def _conversations(ensemble: Frontend, prompts: Sequence[tuple[str, str | list[int]]]) -> list[Conversation]:
-    """Token ids as the text that they are; those that are no tokens stand for none, and are refused later."""
+    """Token ids decoded to text; invalid ids are skipped here and refused later."""
 
     def known(ids: list[int]) -> list[int]:
         return [token for token in ids if token < ensemble.held.vocab_size]

@@ -1,4 +1,5 @@
-"""What `POST /sweep/line` and `POST /sweep/map` share: one request to the engine, told as it finds, and then whole."""
+"""Shared by `POST /sweep/line` and `POST /sweep/map`: one engine request whose results are streamed as found and
+returned as a whole."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ Asked = TypeVar("Asked", bound=types.Request, covariant=True)
 
 
 class ExactBody(Protocol[Asked]):
-    """What a client asks."""
+    """A request's body."""
 
     @property
     def stream(self) -> bool: ...
@@ -38,7 +39,7 @@ class ExactBody(Protocol[Asked]):
 
 
 class ExactDialect(TypedEvents, Generic[R]):
-    """One event for everything that is found, one last `{"type": "done", …the answer…}`."""
+    """One event for every result as it is found, then `{"type": "done", …the answer…}`."""
 
     def __init__(self, request: R, model: str, lanes: Sequence[str]) -> None:
         self.request, self.model, self.lanes = request, model, lanes
@@ -47,14 +48,14 @@ class ExactDialect(TypedEvents, Generic[R]):
 
     @abstractmethod
     def found(self, event: Event) -> dict[str, Any]:
-        """What is told of one find."""
+        """The event for one result."""
 
     @abstractmethod
     def whole(self, completion: Completion) -> dict[str, Any]:
-        """The answer. On a thread of its own: thousands of finds take long to write."""
+        """The answer. Built on another thread, since thousands of results take long to serialise."""
 
     def answer(self) -> dict[str, Any]:
-        """Once it is settled."""
+        """Call it after `settle`."""
         return self._answer
 
     async def settle(self) -> None:
@@ -75,7 +76,7 @@ async def answered(
     time_limit_s: float,
     dialect_of: Callable[[R, str, Sequence[str]], ExactDialect[R]],
 ) -> Response:
-    """kind: what its id begins with; time_limit_s: the server's. Raises as `Service.accept_built`."""
+    """kind: prefix of the request id; time_limit_s: the server's limit. Raises as `Service.accept_built`."""
     service = service_of(request)
     settings = service.settings
 

@@ -81,7 +81,7 @@ class MapBody(PromptFields, LengthFields):
 
 
 class RegionText(BaseModel):
-    """Every mix in this region gives this text. A place is three numbers of sum 1: how much of each corner."""
+    """Every mix in this region gives this text. A place is three numbers of sum 1, the share of each corner."""
 
     polygon: list[Place] = Field(description="Of an exact map: the polygon's corners in turn.")
     points: list[Place] = Field(description="Of a grid: its points in this region.")
@@ -94,8 +94,8 @@ class RegionText(BaseModel):
 class MapResponse(BaseModel):
     """The answer of `POST /sweep/map`, and the last event of its stream (with `"type": "done"`).
 
-    Exact: the polygons cover the triangle, and no two have the same tokens. Else the regions hold every point of the
-    grid once."""
+    If exact, the polygons cover the triangle, and no two have the same tokens. Else the regions contain every grid
+    point once."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -78,7 +78,7 @@ class SegmentText(BaseModel):
 class SegmentsResponse(BaseModel):
     """The answer of `POST /sweep/line`, and the last event of its stream (with `"type": "done"`).
 
-    `intervals` rise, touch, and cover 0 to 1; the texts of neighbours differ in their tokens."""
+    `intervals` are in ascending order, touch, and cover 0 to 1; the texts of neighbours differ in their tokens."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -73,7 +73,7 @@ def _take_all(dialect: SweepDialect, completions: Sequence[Completion]) -> None:
 
 
 async def _add_scores(deployment: Deployment, body: SweepRequest, answer: dict[str, Any]) -> None:
-    """Of every distinct text of each prompt."""
+    """The scores of every distinct text of each prompt."""
     asked: list[Sent] = [*(body.prompts or body.every_chat or [body.chat or ""])]
     texts = [(sent, text) for sent, own in zip(asked, answer["results"], strict=True) for text in own]
     scores = await scores_of(deployment, [sent for sent, _ in texts], [text["text"] for _, text in texts])
@@ -86,7 +86,7 @@ def _requests_of(plan: SweepPlan) -> list[EngineRequest]:
 
 
 class SweepDialect(TypedEvents):
-    """`{"type": "item", …}` for every prompt and vector as it finishes, one last `{"type": "done", …the answer…}`."""
+    """`{"type": "item", …}` for every prompt and vector as it finishes, then `{"type": "done", …the answer…}`."""
 
     def __init__(
         self, sweep_id: str, model: str, plan: SweepPlan, judged: Callable[[dict[str, Any]], Awaitable[None]]
@@ -101,7 +101,7 @@ class SweepDialect(TypedEvents):
         return self._plan.take(completion)
 
     def answer(self) -> dict[str, Any]:
-        """Once it is settled."""
+        """Call it after `settle`."""
         return self._answer
 
     def _built(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from training.evaluation.methods.per_prompt import predicted
 from training.evaluation.methods.stages import StageName
 from training.evaluation.methods.weight_choice import choose
 from training.progress import Progress
-from training.search.spaces import Point
+from training.search.strategies.spaces import Point
 
 SINGLE, BEST_OF, PER_PROMPT = "single:", "best-of:", "per-prompt:"
 FRONTS = ("sentences", "weights", "probs", "emorl")  # methods that any weights of sum 1 can be given to

@@ -12,7 +12,7 @@ from emorl_core.types import Combine
 from emorl_core.weights import ResolvedWeights, resolve
 from training.data.prompts import Prompt
 from training.evaluation.methods.answers import Answers
-from training.search.spaces import Point
+from training.search.strategies.spaces import Point
 
 SOUPS_AT_ONCE = 8  # lanes of one model in a search; their factors lie side by side in memory
 

@@ -25,7 +25,7 @@ from training.evaluation.methods.front import Front, as_values
 from training.progress import Progress
 from training.search.predictor import STEPS, fit, targets
 from training.search.score_table import Array
-from training.search.spaces import Point, grid_points
+from training.search.strategies.spaces import Point, grid_points
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,15 +16,15 @@ from typing import Any
 from training.data.records import Record
 from training.evaluation.methods.experiment import Experiment
 from training.progress import Progress
-from training.search.evaluator import Evaluator
-from training.search.generator import Generator
-from training.search.grid import SearchError, search
-from training.search.in_process import InProcess
+from training.search.evaluations.evaluator import Evaluator
+from training.search.evaluations.generator import Generator
+from training.search.evaluations.in_process import InProcess
+from training.search.evaluations.log import EvaluationLog
 from training.search.inputs import prompts_hash
-from training.search.log import EvaluationLog
 from training.search.run import MOST_BY_GRID
-from training.search.spaces import Cube, Point, Simplex
-from training.search.tpe import search_tpe
+from training.search.strategies.grid import SearchError, search
+from training.search.strategies.spaces import Cube, Point, Simplex
+from training.search.strategies.tpe import search_tpe
 
 TRIALS = 200  # of TPE, which takes over where a grid would be too large
 

@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from training.data.records import Record
-from training.search.evaluation import Counts, Evaluation
-from training.search.log import EvaluationLog
+from training.search.evaluations.evaluation import Counts, Evaluation
+from training.search.evaluations.log import EvaluationLog
 from training.search.score_table import ScoreTable
-from training.search.spaces import Point
+from training.search.strategies.spaces import Point
 
 
 class Evaluating(Protocol):

@@ -10,8 +10,8 @@ import importlib.util
 import math
 from collections.abc import Sequence
 
-from training.search.grid import Evaluate, Found, Level, SearchError, checked_scores
-from training.search.spaces import Point, Simplex
+from training.search.strategies.grid import Evaluate, Found, Level, SearchError, checked_scores
+from training.search.strategies.spaces import Point, Simplex
 
 BATCH = 8  # points that are asked for before their scores are known, so that they share one sweep
 _STEPS = 128  # weights are multiples of 1 / 128: equal ones are seen to be equal, and small ones become 0

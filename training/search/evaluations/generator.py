@@ -7,7 +7,7 @@ from typing import Protocol
 
 from emorl_core.engine.sweep import SweepResult
 from emorl_core.ensemble import Ensemble
-from training.search.spaces import Point, ray
+from training.search.strategies.spaces import Point, ray
 
 
 class Generator(Protocol):

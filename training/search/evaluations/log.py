@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.search.grid import SearchError
+from training.search.strategies.grid import SearchError
 
 FORMAT = "emorl-search/1"
 

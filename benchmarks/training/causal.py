@@ -1,6 +1,6 @@
 """One training step of three objectives on a decoder-only base: in one run, and in three runs one after the other.
 
-    python -m benchmarks.causal_training --shape smollm2-135m --rounds 5
+    python -m benchmarks.training.causal --shape smollm2-135m --rounds 5
 
 Random weights of a published shape. All prompts end with the same tokens, as a chat template's header makes them. One
 token in `--mean` ends a reply, so lengths differ as those of real replies do. A step is rollout, log-probabilities of

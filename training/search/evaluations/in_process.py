@@ -15,10 +15,10 @@ from emorl_core.ensemble import Ensemble
 from emorl_core.scorers import Checked
 from emorl_core.scorers.asking import Asked, Panel
 from training.data.records import Record
-from training.search.evaluation import Counts, Evaluation, name_of
-from training.search.evaluator import EvaluatingOver
-from training.search.generator import EnsembleGenerator, Generator
-from training.search.spaces import Point
+from training.search.evaluations.evaluation import Counts, Evaluation, name_of
+from training.search.evaluations.evaluator import EvaluatingOver
+from training.search.evaluations.generator import EnsembleGenerator, Generator
+from training.search.strategies.spaces import Point
 
 # Two directions are opposite when their cosine is this near to -1: 5e-7 rad, far below the distance of grid points.
 _OPPOSITE = 1e-13

@@ -17,14 +17,14 @@ from typing import Any
 from emorl_core.ensemble import Ensemble
 from emorl_core.scorers import Checked, Context
 from training.data.records import Record
-from training.search.about import bundle_hash
-from training.search.evaluation import Counts, Evaluation
-from training.search.evaluator import EvaluatingOver
-from training.search.grid import SearchError
-from training.search.in_process import over_ensemble
+from training.search.evaluations.about import bundle_hash
+from training.search.evaluations.evaluation import Counts, Evaluation
+from training.search.evaluations.evaluator import EvaluatingOver
+from training.search.evaluations.in_process import over_ensemble
+from training.search.evaluations.tasks import LOST, Tasks
 from training.search.inputs import Inputs, build_scorers
-from training.search.spaces import Point, ray
-from training.search.tasks import LOST, Tasks
+from training.search.strategies.grid import SearchError
+from training.search.strategies.spaces import Point, ray
 
 _PARTS = 2  # for every task that can run at a time: who is done early takes another
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from training.search.grid import SearchError
-from training.search.spaces import Point
+from training.search.strategies.grid import SearchError
+from training.search.strategies.spaces import Point
 
 _HASH = 16  # hexadecimal digits that name a text among those of one prompt
 

@@ -1,6 +1,6 @@
 """One training step of all objectives: our lockstep beside separate Hugging Face + PEFT loops on as many samples.
 
-    python -m benchmarks.lockstep_training --shape t5-small --rounds 7
+    python -m benchmarks.training.lockstep --shape t5-small --rounds 7
 
 Random weights of a published shape, prompts of 64 tokens, replies of 32, 8 prompts x 3 samples per objective. A step is
 rollout, log-probabilities of policy and base, backward, clipping, AdamW. Two peers, both on `generate` with its cache:

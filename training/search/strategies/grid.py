@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from emorl_core.errors import EmorlError
-from training.search.spaces import Cell, Part, Point, Space, middle
+from training.search.strategies.spaces import Cell, Part, Point, Space, middle
 
 Evaluate = Callable[[Sequence[Point]], Sequence[float]]  # points, each of them new -> one score each, higher is better
 
