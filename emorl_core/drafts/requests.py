@@ -51,7 +51,7 @@ class DraftsRequests(Requests):
         asked = self._reader.read(prompt, messages, "prompt")
         likely = [(each, replace(settings, temperature=0.0)) for each in self._spread(wanted.candidates)]
         alone = [self.resolve({name: 1.0}) for name in self.objectives]
-        drawn = [(each, own) for own in wanted.samplings(settings, objectives) for each in alone]
+        drawn = [(each, own) for each in alone for own in wanted.samplings(settings, objectives)]
         vectors, samplings = zip(*likely, *drawn, strict=True)
         sweep = self._sweep(
             [asked],
