@@ -1,8 +1,8 @@
 """All objectives in lockstep: one rollout, one forward and one backward pass a step, one adapter and one AdamW each.
-Or one adapter for all objectives together, its reward their weighted sum: what EMORL is compared with.
+Or joint training, with which EMORL is compared: one adapter for all objectives, its reward their weighted sum.
 
-k-self-critical sequence training (Laban et al. 2021) as method.md section 2 has it. An objective that converged or
-failed leaves the batch: its rows are not run and its moments are not touched.
+k-self-critical sequence training (Laban et al. 2021) as in method.md section 2. An objective that converged or failed
+leaves the batch: its rows are not run, and its moments are not touched.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from training.seeds import derive
 
 
 class Trainer:
-    """Trains the adapters of a task. `objectives` tell how each one stands, `batch` what the last step worked on."""
+    """Trains the adapters of a task. `objectives` have the state of each, `batch` the data of the last step."""
 
     def __init__(self, task: Task, processes: Processes, folder: Path, report: Report = lambda record: None) -> None:
-        """folder: of the run's log and checkpoints; report: is told every record of the log."""
+        """folder: for the run's log and checkpoints; report: called with every log record."""
         self.task, self.settings, self.folder = task, task.rl, folder
         self._processes = processes
         model, settings = task.model, task.rl
@@ -66,7 +66,7 @@ class Trainer:
         ]
         self.taken = 0  # steps
         self.batch: StepBatch | None = None
-        self._at = 0  # the step under way, or the one just taken, for messages
+        self._at = 0  # the current or last step, for messages
         self._order = Order(len(task.train), settings.prompts_per_step, task.seed, drop_last=settings.drop_last)
         self._sampling = Sampling(settings.max_new_tokens, temperature=settings.temperature, top_k=settings.top_k)
         self._rollout = Rollout(model, task.tokenizer, slots=task.compute.rollout_slots)
@@ -94,11 +94,11 @@ class Trainer:
         return self.objectives
 
     def start(self, *, resume: bool = False) -> None:
-        """Validate the base and fit the adapters on given replies, where the task has some; or take back the newest
-        checkpoint where there is one and `resume` says so.
+        """Validate the base, and fit the adapters on given replies if the task has some; or, with `resume`, restore the
+        newest checkpoint if there is one.
 
         Raises:
-            ScorerError: a scorer's first answers are not what a scorer gives.
+            ScorerError: a scorer's first answers are invalid.
             RecipeError: `resume` with a checkpoint of another recipe or other data.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
