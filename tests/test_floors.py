@@ -204,7 +204,9 @@ def test_the_walls_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_floors_are_read_from_rows_with_and_without_a_number() -> None:
-    page = "## Packages and floors\n| floor | where |\n| 0 | `a/words.py` | x |\n| | `a/more.py` | x |\n| 2 | `a/` | x |\n"
+    page = (
+        "## Packages and floors\n| floor | where |\n| 0 | `a/words.py` | x |\n| | `a/more.py` | x |\n| 2 | `a/` | x |\n"
+    )
     floors = floors_of(page)
     assert floors == {"a/words.py": 0, "a/more.py": 0, "a/": 2}
     assert row_of("a/more.py", floors) == "a/more.py"

@@ -7,9 +7,7 @@ import os
 import re
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the maximum file size
-_NUMBER = re.compile(
-    r"(?:os error |Errno )(\d+)"
-)  # safetensors and tokenizers; shutil's list of failed copies
+_NUMBER = re.compile(r"(?:os error |Errno )(\d+)")  # safetensors and tokenizers; shutil's list of failed copies
 # torch's zip writer loses the errno; these are its messages.
 _TORCH = re.compile(r"PytorchStreamWriter failed writing|inline_container\.cc:\d+\] \. unexpected pos")
 
