@@ -1,11 +1,11 @@
-"""How long an answer takes with nothing else on the machine and with a busy program on one of its cores: threads chosen
-by the server beside fixed numbers of them.
+"""Answer times on an idle machine and with a busy program on one core: threads chosen by the server compared with fixed
+numbers.
 
     python -m benchmarks.busy_neighbour --bundle my-bundle
 
-For each number of threads a server is started, asked one answer after the other, given a neighbour (a process that
-computes for ever, pinned to one core), asked again at once and once it has had time to notice, and asked a last time
-when the neighbour has gone. One line of JSON for machines comes last.
+For each number of threads a server answers one request after the other: first alone, then beside a neighbour (a process
+that computes forever, pinned to one core), at once and after it has had time to adapt, and finally after the neighbour
+has ended. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Phase:
 
 @contextmanager
 def neighbour(core: int) -> Iterator[None]:
-    """A process that computes for ever, on one core."""
+    """A process that computes forever on one core."""
     with subprocess.Popen([sys.executable, "-c", _BUSY, str(core)]) as process:
         try:
             yield

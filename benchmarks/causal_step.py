@@ -1,10 +1,10 @@
-"""A decoding step of a decoder-only model, way by way, in one process and in turn.
+"""Decoding steps of a decoder-only model in several implementations, alternating in one process.
 
     python -m benchmarks.causal_step --shape smollm2-135m --lanes 3
     python -m benchmarks.causal_step --base runs/smollm2 --ways lean int8
 
-Nothing but the model runs: no engine, no sampling. The head is part of a step. Times are medians over the rounds, with
-the least and the most; the first round is thrown away. How busy the machine was stands above them.
+Only the model runs, without engine or sampling. The head is part of a step. Times are medians over the rounds, with
+minimum and maximum; the first round is discarded. The machine's load is printed above them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""How fast choices between two drafts tell a person's weights: simulated choosers with known weights, three objectives.
+"""How fast choices between two drafts reveal a person's weights: simulated choosers with known weights, three
+objectives.
 
     python -m benchmarks.choices [--choosers 200] [--seed 0]
 

@@ -1,10 +1,9 @@
-"""What tokens copied from the prompt save: the same replies with and without, in turn.
+"""The time that prompt lookup saves: the same replies with and without it, alternating.
 
     python -m benchmarks.copied_tokens --bundle my-demo --statements docs/demo-statements.txt
 
-Every round asks for a reply to each statement twice, greedily, one request at a time; which of the two comes first
-alternates. Prompts are known by then, so the time is that of decoding. Medians and spread are over rounds. One line of
-JSON for machines comes last.
+Every round generates a greedy reply to each statement twice, one request at a time, in alternating order. Prompts are
+in the prefill cache by then, so only decoding is timed. Medians and spread are over rounds. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What reinforcement gained: each objective's own reward on unseen prompts, adapter against base, and signs of
+"""The gain of reinforcement learning: each objective's reward on unseen prompts, adapter against base, and signs of
 collapse.
 
     emorl train recipes/demo.yaml --out my-bundle
@@ -28,7 +28,7 @@ from training.search.bootstrap import mean_interval, resamples
 
 
 def collapse(replies: list[str]) -> dict[str, float]:
-    """Signs that a policy gives everybody the same text, or stammers."""
+    """Signs that a policy gives everybody the same text, or repeats itself."""
     bigrams = [pair for reply in replies for pair in ngrams(words(reply), 2)]
     repeating = [len(set(runs)) < len(runs) for runs in (ngrams(words(reply), 3) for reply in replies)]
     return {

@@ -1,4 +1,5 @@
-"""What a bundle says to a file of statements, at its corners and in the middle: all texts, for people to read.
+"""A bundle's replies to a file of statements, with each objective alone and with the default profile, for people to
+read.
 
     emorl demo --folder my-demo --build-only
     python -m benchmarks.demo_texts --bundle my-demo --statements docs/demo-statements.txt --out my-texts.md

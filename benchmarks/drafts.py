@@ -1,4 +1,5 @@
-"""What drafts give: different texts, their scores beside those of one profile for everybody, and what they cost.
+"""The quality and cost of drafts: distinct texts, and their scores compared with those of a single profile for
+everybody.
 
     python -m benchmarks.drafts --bundle my-demo --statements docs/demo-statements.txt --recipe recipes/demo-llm.yaml
 

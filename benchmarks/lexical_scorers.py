@@ -1,4 +1,4 @@
-"""What the lexical scorers pay for: mean score by style of the synthetic corpus, and of cheap ways to a high score.
+"""What the lexical scorers reward: mean scores by style of the synthetic corpus, and of cheap tricks.
 
     python -m benchmarks.lexical_scorers                       # the synthetic corpus
     python -m benchmarks.lexical_scorers --pair pair.csv       # also: PAIR, high- over low-quality replies

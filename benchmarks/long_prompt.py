@@ -1,4 +1,5 @@
-"""What a long prompt costs those that run, and what sparing them costs it: 4,000 tokens join eight streams.
+"""The effect of a long prompt on running streams, and of `prefill_tokens` on the prompt: 4,000 tokens join eight
+streams.
 
     python -m benchmarks.long_prompt --shape 135m
 

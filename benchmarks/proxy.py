@@ -1,5 +1,5 @@
-"""What Ray's proxy costs, and what a second replica brings: one bundle behind `emorl serve` and behind `emorl deploy`,
-in turns. Needs the extra `ray`.
+"""The cost of Ray's proxy, and the gain of a second replica: one bundle behind `emorl serve` and behind `emorl deploy`,
+alternating. Needs the extra `ray`.
 
     python -m benchmarks.proxy --bundle my-bundle
 

@@ -1,4 +1,4 @@
-"""What N replicas would do at rising load, by simulation: nothing is served and no clock is read.
+"""A simulation of N replicas at rising load; nothing is served or timed.
 
     python -m benchmarks.queueing --step-ms 20 --row-ms 1.5 --prompt-ms 60
 

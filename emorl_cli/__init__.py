@@ -1,1 +1,1 @@
-"""The `emorl` command: one file per verb, and the only place that knows every room."""
+"""The `emorl` command: one file per subcommand, and the only package that imports all others."""

@@ -1,4 +1,4 @@
-"""`emorl bench`: this engine's speed beside what a user would run instead, in one run."""
+"""`emorl bench`: this engine's speed compared with the alternatives, in one run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emorl_cli.console.options import add_example
 
-# Named here, so that --help needs no torch; a test holds them to the suite's own.
+# Repeated here, so that --help does not import torch; a test compares them with the suite's own.
 CASES = (
     *("bandwidth", "decode", "requests", "long", "prefill", "position", "objectives", "again", "weights", "memory"),
     *("cold", "http"),
@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")
     measured.add_argument("--threads", type=int, metavar="N", help="of every engine; default: one per core")
     measured.add_argument("--rounds", type=int, metavar="K", help="measured rounds; default: each case's own number")
-    measured.add_argument("--quick", action="store_true", help="3 rounds of each case: to look, not to publish")
+    measured.add_argument(
+        "--quick", action="store_true", help="3 rounds of each case: for a quick look, not for publication"
+    )
     files = parser.add_argument_group("files")
     files.add_argument(
         "--folder", type=Path, default=Path("runs/bench"), help="random models are kept here (default runs/bench)"
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--json", type=Path, metavar="FILE", help="keep the results as one line of JSON; grows case by case"
     )
-    files.add_argument("--resume", action="store_true", help="go on with the cases that FILE does not have")
+    files.add_argument("--resume", action="store_true", help="continue with the cases that FILE does not contain")
     shown = parser.add_argument_group("what is shown of results, instead of measuring")
     only = shown.add_mutually_exclusive_group()
     only.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="what moved beyond its spread")
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    """1 for a regression, as a script wants it."""
+    """Returns 1 for a regression, for scripts."""
     from benchmarks.speed.compare import compare
     from benchmarks.speed.figures import read_results
     from emorl_core.errors import InvalidRequest

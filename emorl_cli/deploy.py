@@ -1,4 +1,4 @@
-"""`emorl deploy`: a bundle on several replicas, by Ray Serve. Its flags are the settings, as of `emorl serve`."""
+"""`emorl deploy`: a bundle on several replicas with Ray Serve. Its flags are the settings, as for `emorl serve`."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scorers",
         metavar="N[..M]",
-        help="processes of their own for the bundle's scorers, as many (default: each replica scores by itself)",
+        help="separate processes for the bundle's scorers, given likewise (default: each replica scores by itself)",
     )
     parser.add_argument(
         "--session-affinity",
         action="store_true",
-        help="requests with the same x-session-id header go to the same replica, which knows their prompt's beginning",
+        help="send requests with the same x-session-id header to the same replica, for its prefill cache",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="a Ray cluster that runs, such as auto or 10.0.0.1:6379 (default: one that lasts as long as this command)",
+        help="an existing Ray cluster, such as auto or 10.0.0.1:6379 (default: a local one during this command)",
     )
     where.add_argument(
-        "--serve-config", type=Path, metavar="FILE", help="write a new file for `serve deploy`, and deploy nothing"
+        "--serve-config", type=Path, metavar="FILE", help="only write a new config file for `serve deploy`"
     )
     add_settings(parser, leave_out=NOT_DEPLOYED)
     add_example(
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _deploy(plan: Plan, settings: Settings, *, stay: bool) -> int:
-    """stay: as long as nobody ends this program; otherwise Serve's controller goes on without us."""
+    """stay: until this program is ended; otherwise Serve's controller continues by itself."""
     from ray import serve
 
     from server.ray.deploying import deploy
@@ -105,5 +105,5 @@ def _write(path: Path, config: dict[str, object]) -> None:
     import yaml
 
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    with path.open("x", encoding="utf-8") as file:  # never over a file that someone keeps
+    with path.open("x", encoding="utf-8") as file:  # never overwrite a file
         file.write("# Written by emorl deploy for: serve deploy\n" + text)

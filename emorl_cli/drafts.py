@@ -40,29 +40,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=8,
         metavar="N",
-        help="weights whose most likely text is looked at: the default profile, each objective alone, all alike, the "
-        "bundle's other profiles, then those farthest from all before (default 8)",
+        help="weights to try, each with its most likely text: the default profile, each objective alone, equal weights, "
+        "the bundle's other profiles, then those farthest from all before (default 8)",
     )
     parser.add_argument(
         "--seeds",
         type=int,
         metavar="N",
-        help="texts to draw from each objective alone, from --seed on; they cost one lane (default: 48 shared out "
-        "among the objectives, and 0 at temperature 0)",
+        help="texts to sample from each objective alone, from --seed on; they take one lane (default: 48 divided among "
+        "the objectives, and 0 at temperature 0)",
     )
     parser.add_argument(
         "--diversity",
         type=float,
         default=0.1,
         metavar="X",
-        help="how much being different counts beside being good, from the second draft on (default 0.1)",
+        help="weight of being different against being good, from the second draft on (default 0.1)",
     )
     parser.add_argument(
         "--min-distance",
         type=float,
         default=0.4,
         metavar="X",
-        help="leave out texts nearer to a better draft; 0: the same words, 1: none in common (default 0.4)",
+        help="leave out texts closer than this to a better draft; 0: the same words, 1: none in common (default 0.4)",
     )
     add_sampling_options(parser, temperature=0.7, top_p=0.9, seed="default: 0")
     add_combine_option(parser)
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _document(ensemble: Ensemble, found: Drafts, sent: Sent, source: str | None, *, receipts: bool) -> dict[str, Any]:
-    """The answer of POST /drafts, so that a script reads both the same way."""
+    """The answer of POST /drafts, so that scripts can read both in the same way."""
     from server.api.drafts_models import chosen_among, draft_text
     from server.serving.receipt import Identity, make_receipt
 

@@ -1,4 +1,4 @@
-"""`emorl serve` as one of the processes that torchrun starts: which of them this is, and what all but the first do."""
+"""`emorl serve` under torchrun: this process's rank, and what all processes but the first do."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ if TYPE_CHECKING:
     from emorl_core.models.parallel.group import ProcessGroup
     from server.settings import Settings
 
-_ALIKE_S = 10.0  # until the first process has failed for the same reason, and said so
+_ALIKE_S = 10.0  # time for the first process to fail for the same reason and report it
 
 
 def processes() -> int:
-    """How many processes this one was started with."""
+    """The number of processes (world size)."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def rank() -> int:
-    """Which of them this is."""
+    """This process's rank."""
     return int(os.environ["RANK"]) if processes() > 1 else 0
 
 
 def joined(settings: Settings) -> ProcessGroup | None:
-    """The processes that hold the model in parts; None where there is one. From now on the end of one is the end of
-    all.
+    """The processes over which the model is split; None if there is only one. From now on, if one ends, all end.
 
     Raises:
-        InvalidRequest: processes on several machines, or a device that they cannot have one each of.
+        InvalidRequest: processes on several machines, or too few devices for one each.
     """
     if processes() == 1:
         return None
@@ -46,13 +45,13 @@ def joined(settings: Settings) -> ProcessGroup | None:
     if here != processes():
         raise InvalidRequest(f"{here} of {processes()} processes are on this machine; allowed: all of them")
     group = ProcessGroup(_device(settings.device))
-    if not group.leads:  # which serves on while it drains
+    if not group.leads:  # it keeps serving while it drains
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def lost(who: int, reason: str) -> None:
-        if group.leads or who == group.rank:  # the end of the first process has been told by that one
-            with redirect_stderr(sys.__stderr__):  # a server's goes through a queue, which this does not wait for
+        if group.leads or who == group.rank:  # the first process reports its own end
+            with redirect_stderr(sys.__stderr__):  # a server's log goes through a queue, which is not flushed here
                 complain(reason)
         os._exit(FAILED)
 
@@ -61,7 +60,7 @@ def joined(settings: Settings) -> ProcessGroup | None:
 
 
 def _device(name: str) -> torch.device:
-    """One for each process: its number among them is its device's."""
+    """One device per process, numbered by rank."""
     import torch
 
     from emorl_core.machine.precision import pick_device
@@ -73,7 +72,7 @@ def _device(name: str) -> torch.device:
             param="device",
         )
     if device.type == "cpu":
-        if torch.accelerator.is_available():  # which transformers would load the parts to
+        if torch.accelerator.is_available():  # transformers would load the parts to it
             raise InvalidRequest(
                 "device is cpu, and this machine has an accelerator; allowed for several processes: auto",
                 param="device",
@@ -87,7 +86,7 @@ def _device(name: str) -> torch.device:
 
 
 def follow(settings: Settings, group: ProcessGroup) -> int:
-    """Hold this process's part of the model until the first process ends."""
+    """Run this process's part of the model until the first process ends."""
     import logging
 
     import torch
@@ -97,8 +96,8 @@ def follow(settings: Settings, group: ProcessGroup) -> int:
     from emorl_core.models.causal.model import CausalModel
     from emorl_core.models.parallel.follower import Follower
 
-    assert settings.bundle is not None  # looked at before
-    logging.getLogger("emorl").setLevel(logging.ERROR)  # the first process says the same
+    assert settings.bundle is not None  # checked before
+    logging.getLogger("emorl").setLevel(logging.ERROR)  # the first process logs the same
     if settings.threads != "auto":
         torch.set_num_threads(settings.threads)
     try:
@@ -113,7 +112,7 @@ def follow(settings: Settings, group: ProcessGroup) -> int:
         threading.Event().wait(_ALIKE_S)  # the end of the first process ends this one
         complain(error.message)
         return BAD_INPUT
-    assert isinstance(loaded.model, CausalModel)  # the one family that is held in parts
+    assert isinstance(loaded.model, CausalModel)  # the only family that can be split
     try:
         Follower(loaded.model, group).run()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`emorl generate`: one prompt, or many from a file, through the engine in this process."""
+"""`emorl generate`: answers one prompt, or many from a file, with the engine in this process."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.stream:
         print(completion.text)
     if args.temperature > 0 and args.seed is None:
-        print(f"seed {completion.seed}", file=sys.stderr)  # what it takes to get this text again
+        print(f"seed {completion.seed}", file=sys.stderr)  # everything needed to reproduce this text
     if completion.attributions:
         _print_attribution(ensemble, completion)
     return 0
@@ -121,11 +121,11 @@ def _stream(ensemble: Ensemble, fields: dict[str, Any]) -> Completion:
 
 
 def _many(ensemble: Ensemble, lines: list[str], fields: dict[str, Any], *, as_json: bool) -> int:
-    """Answers in the order of the lines, each as soon as those before it are there.
+    """Answers in the order of the lines, each printed as soon as those before it are done.
 
-    Output lines and input lines stay in step: a blank line, a prompt that fails (which is reported) and one that an
-    interruption left unfinished give an empty line. JSON documents name their line; blank lines have none. The exit
-    code is 2 when a prompt could not be served, 1 when one failed inside the engine.
+    Each input line has one output line: a blank line, a prompt that fails (which is reported) and one left unfinished
+    by an interruption give an empty line. JSON documents contain their line number; blank lines have none. The exit
+    code is 2 when a prompt was invalid, 1 when one failed inside the engine.
     """
     from emorl_core.errors import EmorlError, EngineError
 
@@ -142,7 +142,7 @@ def _many(ensemble: Ensemble, lines: list[str], fields: dict[str, Any], *, as_js
                     _write(ensemble, line, results.get(line), as_json=as_json)
     finally:
         last = max(results, default=0)
-        for line in unwritten:  # interrupted: what is finished is not lost
+        for line in unwritten:  # interrupted: print what is finished
             if line <= last:
                 _write(ensemble, line, results.get(line), as_json=as_json)
     failures = [result for result in results.values() if isinstance(result, EmorlError)]
@@ -154,8 +154,8 @@ def _many(ensemble: Ensemble, lines: list[str], fields: dict[str, Any], *, as_js
 def _answers(
     ensemble: Ensemble, prompts: dict[int, str], fields: dict[str, Any]
 ) -> Iterator[tuple[int, Completion | EmorlError]]:
-    """(line number, answer) in the order they end. Weights and sampling are the same for all, so a fault in them is
-    raised at once; a prompt that does not fit fails alone."""
+    """Yield (line number, answer) in order of completion. Weights and sampling are the same for all, so a fault in them
+    is raised at once; a prompt that is too long fails alone."""
     from emorl_core.errors import InvalidRequest
     from emorl_core.types import Failure
 
@@ -174,7 +174,7 @@ def _answers(
             line_of[request.request_id] = line
             yield request
 
-    at_once = 2 * ensemble.engine.stats.slots  # so that a free slot always finds a prompt
+    at_once = 2 * ensemble.engine.stats.slots  # so that a prompt is always ready for a free slot
     for event in ensemble.ends(requests(), at_once=at_once):
         yield from refused
         refused.clear()
@@ -183,7 +183,7 @@ def _answers(
 
 
 def _write(ensemble: Ensemble, line: int, result: Completion | EmorlError | None, *, as_json: bool) -> None:
-    """One line of output; for a line without a result an empty one, or none among JSON documents."""
+    """Print one line of output; for a line without a result an empty one, or nothing with JSON."""
     from emorl_core.types import Completion
     from server.door.errors import error_object
 
@@ -203,7 +203,7 @@ def _write(ensemble: Ensemble, line: int, result: Completion | EmorlError | None
 
 
 def _answer(ensemble: Ensemble, completion: Completion) -> dict[str, Any]:
-    """The answer of POST /generate, so that a script reads both the same way."""
+    """The answer of POST /generate, so that scripts can read both in the same way."""
     from server.api.generate_models import answer
 
     return answer(completion, ensemble.name, ensemble.lanes)

@@ -1,9 +1,9 @@
-"""`emorl VERB …`: finds the verb, runs it, and turns what went wrong into one line and an exit code.
+"""`emorl COMMAND …`: finds the command, runs it, and turns errors into one line and an exit code.
 
-A verb is a module with `add_arguments(parser)` and `run(args) -> int`. It is imported only when it was chosen, and
-imports torch and its friends only inside functions, so that every `--help` answers at once.
+A command is a module with `add_arguments(parser)` and `run(args) -> int`. It is imported only when chosen, and imports
+torch and other slow libraries only inside functions, so that `--help` is fast.
 
-Exit codes: 0 done; 1 something failed that was asked for correctly; 2 bad input; 130 interrupted.
+Exit codes: 0 success; 1 a valid request failed; 2 bad input; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from emorl_cli.console.exits import BAD_INPUT, BROKEN_PIPE, DONE, FAILED, INTERR
 from emorl_cli.console.reading import number, whole
 from server.serving.signals import stand_by
 
-# verb -> (module, what it does). The order is the order of `emorl --help`.
+# command -> (module, summary), in the order of `emorl --help`
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("emorl_cli.demo.demo", "make the demo bundle on first use and serve it"),
     "serve": ("emorl_cli.serve", "serve a bundle over HTTP"),
-    "deploy": ("emorl_cli.deploy", "serve a bundle on several replicas, by Ray Serve"),
+    "deploy": ("emorl_cli.deploy", "serve a bundle on several replicas with Ray Serve"),
     "generate": ("emorl_cli.generate", "answer one prompt, or a file of prompts"),
     "sweep": ("emorl_cli.sweep", "one prompt under many weights: the distinct texts and the weights that give them"),
     "drafts": ("emorl_cli.drafts", "a few good and different texts to choose from, best first"),
-    "replay": ("emorl_cli.replay", "make the text of a receipt again and say whether it is the same"),
+    "replay": ("emorl_cli.replay", "generate a receipt's text again and check that it is the same"),
     "new": ("emorl_cli.bundles.new", "make a bundle of a base and adapters, or sentences, and inspect it"),
-    "inspect": ("emorl_cli.bundles.inspect", "explain a bundle and validate it in full"),
+    "inspect": ("emorl_cli.bundles.inspect", "describe a bundle and validate all of it"),
     "train": ("emorl_cli.learning.train", "train every objective of a recipe and write a bundle"),
     "warm-start": ("emorl_cli.learning.warm_start", "train a recipe's base on replies, before any reinforcement"),
     "train-scorer": (
@@ -40,13 +40,13 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "examine-scorer": (
         "emorl_cli.learning.examine_scorer",
-        "say whether a scorer can be fooled, and by which sentence",
+        "find out whether a scorer can be fooled, and by which sentence",
     ),
     "search": ("emorl_cli.learning.search", "find the weights that score best and store them as a profile"),
     "learn-weights": ("emorl_cli.learning.learn_weights", "learn a profile from the drafts that a person took"),
     "evaluate": ("emorl_cli.learning.evaluate", "compare training methods on the same prompts, as one table"),
-    "bench": ("emorl_cli.bench", "speed beside what a user would run instead, in one run"),
-    "bake": ("emorl_cli.bundles.bake", "write a mix of a bundle's adapters as one PEFT adapter"),
+    "bench": ("emorl_cli.bench", "compare the speed with the alternatives a user has, in one run"),
+    "bake": ("emorl_cli.bundles.bake", "merge a mix of a bundle's adapters into one PEFT adapter"),
     "import-gguf": (
         "emorl_cli.bundles.import_gguf",
         "turn a GGUF file into a base folder with tokenizer and chat template",
@@ -55,20 +55,20 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 
-# Those that torchrun may start several of; `evaluate` and `warm-start` say themselves what they do then.
+# Commands that may run in several processes; `evaluate` and `warm-start` check this themselves.
 SEVERAL = ("serve", "train")
 _OWN_ANSWER = ("evaluate", "warm-start")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one line, like every other complaint of this program."""
+    """argparse with one-line errors, like all other errors of this program."""
 
     def __init__(self, *, prog: str, description: str) -> None:
         super().__init__(
             prog=prog,
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # an abbreviation of today is another flag tomorrow
+            allow_abbrev=False,  # an abbreviation could become ambiguous with a new flag
         )
         self.register("type", int, whole)
         self.register("type", float, number)
@@ -80,16 +80,16 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name; default: this process's) and return the exit code."""
-    if argv is None and sys.argv[1:2] == ["serve"]:  # this process is its own: signals may come while it imports
+    if argv is None and sys.argv[1:2] == ["serve"]:  # running as a program: signals may arrive during imports
         stand_by()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors=stream.errors)  # as everything that is read
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)  # as for all input
     args = argparse.Namespace()
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv), args)
         if sys.stdout is not None:
-            sys.stdout.flush()  # a reader that went away shows here, not in the interpreter's last breath
+            sys.stdout.flush()  # detect a closed pipe here, not at interpreter exit
         return code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -97,14 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _give_up_stdout()
         return BROKEN_PIPE
     except Exception as error:
-        from emorl_core.errors import EmorlError, EngineError  # only now: `--help` needs no engine
+        from emorl_core.errors import EmorlError, EngineError  # imported late, since `--help` needs no engine
 
         if isinstance(error, EmorlError):
             complain(error.message)
             return FAILED if isinstance(error, EngineError) else BAD_INPUT
         trouble = _file_trouble(error, resumable=hasattr(args, "resume"))
         if trouble is None:
-            raise  # a fault of ours: the traceback is what helps
+            raise  # a bug of this program: show the traceback
         code, line = trouble
         complain(line)
         _give_up_stdout()
@@ -115,7 +115,7 @@ def _file_trouble(error: Exception, *, resumable: bool) -> tuple[int, str] | Non
     """Exit code and line for a file that cannot be read or written; None for every other error."""
     from emorl_core.files.disk import disk_full
 
-    # A copy fails with two names: what was read, and what could not be written.
+    # A failed copy has two names: the source and the destination.
     name = (error.filename2 or error.filename) if isinstance(error, OSError) else None
     reason = disk_full(error)
     if reason is not None:
@@ -127,7 +127,7 @@ def _file_trouble(error: Exception, *, resumable: bool) -> tuple[int, str] | Non
 
 
 def _give_up_stdout() -> None:
-    """What is still to be printed goes nowhere; the interpreter would try once more and complain."""
+    """Discard pending output, which the interpreter would otherwise try to flush again with an error."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -136,7 +136,7 @@ def _give_up_stdout() -> None:
 
 
 def _dispatch(argv: list[str], args: argparse.Namespace) -> int:
-    """Fills `args` and runs the verb."""
+    """Parses `args` and runs the command."""
     first = argv[0] if argv else "--help"
     if first in ("-h", "--help", "help"):
         print(_overview())

@@ -1,6 +1,6 @@
-"""`emorl replay`: makes the text of a receipt again and says whether its tokens are the same.
+"""`emorl replay`: generates a receipt's text again and checks that its tokens are the same.
 
-No word of a prompt or a text is printed: what is checked may be a clinical record.
+Prompts and texts are never printed, since they may be part of a clinical record.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ class Finding:
 
     id: str
     created: str
-    tokens: int | None  # null: the receipt was kept without them
+    tokens: int | None  # null: the receipt was stored without them
     verdict: str = "refused"
-    damage: list[str] = field(default_factory=list)  # the receipt is not as it was written
-    mismatches: list[str] = field(default_factory=list)  # of prompt and bundle: the tokens cannot be the same
-    notes: list[str] = field(default_factory=list)  # what may round differently
+    damage: list[str] = field(default_factory=list)  # changes to the receipt since it was written
+    # changes to prompt or bundle, so that the tokens cannot be the same
+    mismatches: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # differences that may change rounding
     differences: list[str] = field(default_factory=list)
 
     @property
     def same(self) -> bool:
-        """All as it was written, and the same tokens once more."""
+        """The receipt is unchanged, and the tokens are the same."""
         return self.verdict == "same" and not self.damage and not self.mismatches
 
     def lines(self) -> list[str]:
-        """For people; the last line is the verdict."""
+        """A readable report; the last line is the verdict."""
         size = "tokens not kept" if self.tokens is None else f"{self.tokens} tokens"
         shown = [f"receipt {self.id} of {self.created}, {size}"]
         shown += [f"  note: {note}" for note in self.notes]
@@ -103,7 +104,7 @@ def read_receipts(source: str) -> list[Receipt]:
     """Every receipt in a file: it alone, or in an answer of `/generate` or of the OpenAI routes.
 
     Raises:
-        InvalidRequest: no such file, no JSON, no receipt in it, or one that is none.
+        InvalidRequest: no such file, not JSON, or no valid receipt in it.
     """
     from pydantic import ValidationError
 
@@ -126,7 +127,7 @@ def read_receipts(source: str) -> list[Receipt]:
         try:
             receipts.append(Receipt.model_validate_json(json.dumps(each)))
         except ValidationError as error:
-            # By field only: what was found there may be a prompt.
+            # By field only, since values may be prompts.
             which = f" {number + 1}" if len(found) > 1 else ""
             raise _refusal(
                 f"{name}: receipt{which} cannot be used: {'; '.join(faults(error)[:5])}", "receipt"
@@ -150,7 +151,7 @@ def _find(document: Any) -> list[Any]:
 
 
 def _prompt(receipt: Receipt, prompt_file: str | None) -> Prompt:
-    """The prompt as it is in the file or in the receipt. Whether it is the right one is for `_examine` to say."""
+    """The prompt from the file or the receipt; `_examine` checks that it is the right one."""
     from pydantic import ValidationError
 
     from server.serving.receipt import Said, hash_of
@@ -161,7 +162,7 @@ def _prompt(receipt: Receipt, prompt_file: str | None) -> Prompt:
         return receipt.prompt
     text = read_source(prompt_file)
     lf = text.replace("\r\n", "\n")
-    # An editor may have ended the last line, and every line in its own way.
+    # An editor may have added a final line break, or changed line ends.
     candidates: list[Prompt] = [text, text.removesuffix("\n").removesuffix("\r"), lf, lf.removesuffix("\n")]
     try:
         found = json.loads(text)
@@ -175,7 +176,7 @@ def _prompt(receipt: Receipt, prompt_file: str | None) -> Prompt:
 
 
 def _bundle_of(receipt: Receipt) -> str:
-    """Where the bundle may be when none was named."""
+    """Where the bundle may be if none was given."""
     from emorl_cli.demo.demo import demo_folders
     from emorl_core.bundles.bundle import Bundle
     from server.settings import load_settings
@@ -204,7 +205,7 @@ def _refusal(message: str, param: str) -> Exception:
 def _find_out(
     where: str, receipts: list[Receipt], prompts: list[Prompt], args: argparse.Namespace
 ) -> tuple[str, list[Finding]]:
-    """The bundle's name, and a finding for each receipt: by hashes of what is then loaded and run."""
+    """The bundle's name, and a finding for each receipt, from the hashes of the loaded files and a run."""
     from emorl_core.bundles.snapshot import Snapshot
     from server.serving.receipt import Identity
 
@@ -220,7 +221,7 @@ def _find_out(
 
 
 def _examine(receipt: Receipt, prompt: Prompt, now: Identity) -> Finding:
-    """What hashes tell, before anything is run."""
+    """Compare hashes, before anything is run."""
     from server.serving.receipt import hash_of
 
     finding = Finding(receipt.id, receipt.created, None if receipt.token_ids is None else len(receipt.token_ids))

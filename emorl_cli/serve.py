@@ -1,4 +1,4 @@
-"""`emorl serve`: a bundle over HTTP. Its flags are the server's settings, by the same names."""
+"""`emorl serve`: serves a bundle over HTTP. Its flags are the server's settings, with the same names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from emorl_cli.console.options import BUNDLE_HELP, add_example
 if TYPE_CHECKING:
     from server.settings import Settings
 
-# Anyone on the machine can read a process's arguments, so secrets come from the environment or a file only.
+# Anyone on the machine can read a process's arguments, so secrets are only read from the environment or a file.
 NOT_FLAGS = ("bundle", "api_keys", "admin_keys")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from server.settings import ENV_PREFIX  # half a second, where --help needs it
+    from server.settings import ENV_PREFIX  # takes half a second; only `--help` needs it
 
     parser.add_argument("bundle", nargs="?", help=f"{BUNDLE_HELP}; default: {ENV_PREFIX}BUNDLE")
     parser.add_argument("--check", action="store_true", help="validate settings and bundle in full, then exit")
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_settings(parser: argparse.ArgumentParser, leave_out: Container[str] = ()) -> None:
-    """A flag for every setting that may be one."""
+    """Add a flag for every setting except secrets."""
     from server.settings import ENV_PREFIX, Settings
 
     settings = parser.add_argument_group(
@@ -47,7 +47,7 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: Container[str] = ()
         if field.annotation is bool:
             settings.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            settings.add_argument(flag, metavar="VALUE", help=text)  # parsed and checked by Settings
+            settings.add_argument(flag, metavar="VALUE", help=text)  # parsed and validated by Settings
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
     if rank() == 0:
         check_address(settings)
-        Bundle.open(settings.bundle)  # a wrong name shows now, in one line, not after the server has started
+        Bundle.open(settings.bundle)  # a wrong name fails now, in one line, not after the server has started
     group = joined(settings)
     if group is not None and not group.leads:
         return follow(settings, group)
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(settings: Settings) -> None:
-    """What `Settings` cannot tell by itself: files, packages and devices that a setting names.
+    """Checks beyond `Settings`: files, packages and devices that settings refer to.
 
     Raises:
         EmorlError: the first setting that cannot be used here, in one line.

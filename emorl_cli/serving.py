@@ -1,4 +1,4 @@
-"""What `emorl serve` and `emorl demo` share: an early look at the address, and the server itself."""
+"""Shared by `emorl serve` and `emorl demo`: an early check of the address, and running the server."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def serve(settings: Settings, on_ready: Callable[[str], None], group: ProcessGroup | None = None) -> int:
-    """Serve until SIGINT or SIGTERM; `on_ready` gets the URL. group: processes that hold the model in parts with this
-    one, and end with it.
+    """Serve until SIGINT or SIGTERM; `on_ready` gets the URL. group: processes over which the model is split; they end
+    with this one.
 
     Raises:
         EmorlError: the bundle cannot be served.
     """
     from server.serving.signals import stand_by
 
-    stand_by()  # before what is slow to import
+    stand_by()  # before slow imports
     from server.run import run
     from server.watch.log_queue import Printed, to_stderr
     from server.watch.logs import logging_to
@@ -36,7 +36,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None], group: ProcessGro
         if group is not None:
             group.end()
     if not _threads_ended(within_s=1.0):
-        # A load, a step or a long prompt: the interpreter would wait for its end, or abort under it.
+        # A load, a step or a long prompt may be in progress; the interpreter would wait for it, or abort.
         sys.stdout.flush()
         os._exit(0)
     return 0
@@ -51,7 +51,7 @@ def _threads_ended(within_s: float) -> bool:
 
 
 def check_address(settings: Settings) -> None:
-    """Fail in a second, not after a model has been loaded or built.
+    """Check the address early, before a model is loaded or built.
 
     Raises:
         EmorlError: the address is taken or does not belong to this machine.

@@ -1,4 +1,4 @@
-"""`emorl sweep`: one prompt, many weights, one run; or all texts between two or three of them, exactly."""
+"""`emorl sweep`: one prompt under many weights, or all texts between two or three weight vectors, exactly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from emorl_core.ensemble import Ensemble
 
 SHOWN = 6  # weights printed per text; --json has all
-# On the line and the map every text is greedy.
+# Lines and maps use greedy decoding only.
 EXACT_FIELDS = ("max_new_tokens", "min_new_tokens", "stop")
 
 
@@ -161,7 +161,7 @@ def _mapping(line: str) -> dict[str, float]:
 def _check_weights(
     path: Path, by_line: Mapping[int, Mapping[str, float]], ensemble: Ensemble, *, normalize: bool
 ) -> None:
-    """What is wrong with a mix, by its line. Raises `InvalidWeights`."""
+    """Prefix errors with the line of the mix. Raises `InvalidWeights`."""
     from emorl_core.errors import InvalidWeights
     from emorl_core.weights import resolve
 
@@ -178,7 +178,7 @@ def _corner(ensemble: Ensemble, text: str) -> Mapping[str, float]:
         return parse_weights(text) or {}
     if text in ensemble.spec.profiles:
         return ensemble.spec.profiles[text].weights or ensemble.resolve(profile=text).as_dict()
-    return {text: 1.0}  # a name that is no lane is refused with the names that are
+    return {text: 1.0}  # an unknown name is refused with a list of the known ones
 
 
 def _sweep_document(result: SweepResult) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `emorl sweep --map` prints."""
+"""The output of `emorl sweep --map`."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ def print_map(found: MapResult) -> None:
 
 
 def written(weights: Mapping[str, float]) -> str:
-    """The weights that are not 0, in a line."""
+    """The non-zero weights, on one line."""
     return " ".join(f"{name}={value:.4g}" for name, value in weights.items() if value) or "none"

@@ -30,7 +30,7 @@ logger = logging.getLogger("emorl.core")
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What a bundle has beside its model."""
+    """Everything in a bundle except the model."""
 
     bundle: Bundle
     tokenizer: Tokenizer
@@ -101,7 +101,8 @@ def _in_parts(files: Snapshot, options: Options, group: ProcessGroup) -> Loaded:
 def load_beside(
     files: Snapshot, *, hashed: bool = False, scorer_device: str | None = None, scorer_code: bool = False
 ) -> Beside:
-    """All but the model; arguments and errors as `Ensemble.load`. It may change meanwhile: `files.check` tells."""
+    """Load everything except the model; arguments and errors as `Ensemble.load`. Call `files.check` afterwards, since
+    files may have changed."""
     with _hashing(files, hashed) as hashes:
         return _beside(files, hashes, scorer_device, scorer_code)
 
@@ -121,7 +122,7 @@ def _read(files: Snapshot, options: Options) -> Loaded:
 
 @contextmanager
 def _hashing(files: Snapshot, hashed: bool) -> Iterator[Callable[[], Hashes | None]]:
-    """Hash while others load: it needs no interpreter, so it costs little time there."""
+    """Hash files on another thread while the block loads; hashing releases the GIL, so it costs little time."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         hashes = thread.submit(files.hashes) if hashed else None
         yield lambda: None if hashes is None else hashes.result()
@@ -136,7 +137,7 @@ def _beside(
 
 
 def _check_predictors(predictors: Mapping[str, Predictor], model: LaneModel) -> None:
-    """By profile. Raises `BundleError` for one of states of another size than the model's."""
+    """Raises `BundleError` for a predictor whose input size is not the model's."""
     size = model.head_rows(torch.zeros(1, dtype=torch.long, device=model.facts.device)).shape[-1]
     for name, predictor in predictors.items():
         if predictor.mean.size != size:

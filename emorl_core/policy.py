@@ -1,4 +1,4 @@
-"""What a policy may answer. A policy is a callable of the operator's: `(messages) -> DoNotDraft | None`.
+"""The answers of a policy. A policy is the operator's callable `(messages) -> DoNotDraft | None`.
 
 `messages` are a tuple of `emorl_core.text.chat.Message`, oldest first: a prompt is one user message. `None` lets the
 request pass. Which policy a server asks is its setting `policy`.
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 from emorl_core.errors import InvalidRequest, shown
 
-# Few and fixed: a reason is a label of metrics and a word of log lines, where no word of a client's may come.
+# Few and fixed, since reasons appear in metrics and logs, which must not contain a client's words.
 REASONS = ("crisis", "harm_to_others", "abuse", "medical", "legal", "minor", "off_topic", "other")
-FAILED = "policy_failed"  # of the server's own: the policy did not answer
+FAILED = "policy_failed"  # used by the server if the policy did not answer
 MAX_NOTICE = 2000  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class DoNotDraft:
-    """No draft for these messages. `notice`: a text of the operator's own for whoever asked. Raises `InvalidRequest`
-    for a reason that is not in `REASONS`, and for a notice that is empty, too long or no text."""
+    """No draft for these messages. `notice`: the operator's text for the caller. Raises `InvalidRequest` for a reason
+    that is not in `REASONS`, and for a notice that is empty, too long or not a text."""
 
     reason: str
     notice: str

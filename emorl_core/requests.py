@@ -1,4 +1,4 @@
-"""What a caller may name -> requests of the engine, checked in full."""
+"""Builds validated engine requests from a caller's arguments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Weights = Mapping[str, float]
 
 
 class Requests:
-    """Makes the requests of one bundle: names become vectors, prompts token ids. Safe to call from several threads."""
+    """Makes the requests of one bundle: names become weight vectors, and prompts become token ids. Thread-safe."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Requests:
         max_prompt_chars: int | None = None,
         predictors: Mapping[str, Predictor] | None = None,
     ) -> None:
-        """context: tokens of prompt and reply together that the base takes, None: any; max_prompt_chars: see
+        """context: the base's limit on tokens of prompt and reply together, None: no limit; max_prompt_chars: see
         `PromptEncoder`; predictors: by profile. Raises BundleError for a chat template that cannot be used."""
         self.spec = spec
         self.tokenizer = tokenizer
@@ -45,7 +45,7 @@ class Requests:
         self._reader = Reader(self._prompts, vocab_size=vocab_size, most=spec.max_source_tokens, context=context)
         self._numbers = itertools.count(1)
         self._predictors = predictors or {}
-        self.learned: Mapping[str, ProfileSpec] = {}  # beside the bundle's, by other names; replaced, never changed
+        self.learned: Mapping[str, ProfileSpec] = {}  # additional profiles; replaced as a whole, never mutated
 
     @property
     def name(self) -> str:
@@ -62,7 +62,7 @@ class Requests:
 
     @property
     def profiles(self) -> dict[str, ProfileSpec]:
-        """The bundle's, then those that were learned since."""
+        """The bundle's profiles, then the learned ones."""
         return {**self.spec.profiles, **self.learned}
 
     @property
@@ -87,7 +87,7 @@ class Requests:
         return self._prompts.encode(self._prompts.read_chat(messages, field=field), field=field)
 
     def encode_raw(self, text: str, *, field: str = "prompt") -> tuple[int, ...]:
-        """Tokenise a text that stands for itself, without any template; a control token's name in it is that token.
+        """Tokenise a raw text without any template; a control token's name in it is that token.
 
         Raises as `encode`.
         """
@@ -106,8 +106,8 @@ class Requests:
     def resolve(
         self, weights: Weights | None = None, profile: str | None = None, *, normalize: bool = True
     ) -> ResolvedWeights:
-        """Weights or a profile -> the vector the engine uses; see `emorl_core.weights`. Of a profile that predicts
-        weights there is none without a prompt."""
+        """Weights or a profile -> the vector the engine uses; see `emorl_core.weights`. Profiles that predict weights
+        need a prompt and are refused here."""
         return resolve(
             self.lanes,
             weights,
@@ -134,11 +134,11 @@ class Requests:
         fit_context: bool = False,
         **sampling: Any,
     ) -> Request:
-        """Everything a caller may name -> a `Request` for the engine, of a prompt or of `messages` (`encode_chat`). A
-        prompt of token ids is taken as it is, without the template.
+        """Build a `Request` for the engine from a prompt or `messages` (`encode_chat`). Token ids are used as the
+        prompt unchanged, without the template.
 
-        field: what errors call the prompt; fit_context: ask for fewer new tokens where the base's context leaves no
-        more; sampling: the fields of `Sampling`.
+        field: the prompt's name in errors; fit_context: reduce the number of new tokens to what the base's context
+        leaves; sampling: fields of `Sampling`.
 
         Raises:
             InvalidRequest, InvalidWeights, PromptTooLong: one line that names the field, the value, what is allowed.
@@ -171,7 +171,7 @@ class Requests:
         )
 
     def _predict(self, weights: Weights | None, profile: str | None, combine: Combine) -> Prediction | None:
-        """How a request's weights are found once its prompt is read; None: they are known. Raises InvalidRequest."""
+        """The predictor of a request's weights; None: they are known. Raises InvalidRequest."""
         name = self.spec.default_profile if profile is None else profile
         if weights is not None or name is None or name not in self._predictors:
             return None
@@ -199,14 +199,14 @@ class Requests:
         max_sweep: int | None = None,
         **sampling: Any,
     ) -> SweepPlan:
-        """A sweep, checked in full and not begun: every prompt under every weight vector.
+        """A validated sweep, not yet started: every prompt under every weight vector.
 
         Args:
             prompts: one text or several; none beside `messages` and `chats`.
             messages: one chat instead, see `encode_chat`; chats: several.
             weights: the vectors; or give `resolution`, for the grid of steps 1 / resolution over all objectives.
-            only: per prompt the indices of the vectors that it is swept with; none given: all.
-            max_sweep: most completions (prompts times vectors) that it may ask for; counted before anything is made.
+            only: for each prompt the indices of its vectors; default: all.
+            max_sweep: most completions (prompts times vectors) allowed; counted before anything is allocated.
             sampling: the fields of `Sampling`; one seed serves all, so that equal prefixes stay shared.
 
         Raises:
@@ -261,8 +261,8 @@ def sampling_of(
     logit_bias: Mapping[int, float] | Mapping[str, float] | None = None,
     **fields: Any,
 ) -> Sampling:
-    """The keywords of `generate` and `sweep` -> `Sampling`; one stop string may stand alone, and token ids may be
-    written as text."""
+    """The keywords of `generate` and `sweep` -> `Sampling`; `stop` may be a single string, and token ids may be
+    strings."""
     bias = []
     for token, value in (logit_bias or {}).items():
         if not str(token).isdecimal():

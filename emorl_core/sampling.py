@@ -22,8 +22,9 @@ _MASK32 = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class RowParameters:
-    """What one row needs besides its logits. `position`: index of the token to choose; `seen`: the tokens so far, those
-    before the reply included that count (as in Hugging Face's processors); the last `position` of them are the reply's.
+    """One row's parameters besides its logits. `position`: index of the token to choose; `seen`: the tokens so far,
+    including those before the reply that count (as in Hugging Face's processors); the last `position` of them are the
+    reply's.
     """
 
     sampling: Sampling
@@ -37,10 +38,10 @@ class RowParameters:
 
 
 def constrain(logits: Tensor, rows: Sequence[RowParameters], eos_token_ids: Sequence[int]) -> Tensor:
-    """Apply what changes logits before the temperature. Returns `logits` itself when no row asks for any, else a copy.
+    """Apply penalties and constraints, before the temperature. Returns `logits` itself if no row has any, else a copy.
 
-    In the order of vLLM and transformers: bias, repetition penalty, frequency and presence penalty, runs that may not
-    repeat, min_new_tokens.
+    In the order of vLLM and transformers: bias, repetition penalty, frequency and presence penalty, no-repeat n-grams,
+    min_new_tokens.
 
     Args:
         logits: [B, V] float32.
@@ -77,7 +78,7 @@ def _constrain(scores: Tensor, row: RowParameters) -> None:
 
 
 def _ends_of_known_runs(seen: Sequence[int], size: int) -> set[int]:
-    """The tokens that would make the last `size` tokens a run that is there already; none for size 0."""
+    """The tokens that would complete an n-gram of `size` tokens that already occurred; empty for size 0."""
     if not 0 < size <= len(seen):
         return set()
     beginning = tuple(seen[len(seen) - size + 1 :])
@@ -113,7 +114,7 @@ def _draw(logits: Tensor, rows: Sequence[RowParameters]) -> Tensor:
     if any(row.sampling.min_p for row in rows):
         floor = scaled.amax(dim=-1, keepdim=True) + torch.tensor(floors, device=device).unsqueeze(1)
         scaled = scaled.masked_fill(scaled < floor, float("-inf"))
-    # A sweep's members draw with one seed at one position: they share their noise.
+    # A sweep's members sample with the same seed and position, so they share their noise.
     keys = [noise_key(row.seed, row.position) for row in rows]
     distinct = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     everything = torch.arange(logits.shape[1], device=device).unsqueeze(0)
@@ -126,14 +127,14 @@ def _draw(logits: Tensor, rows: Sequence[RowParameters]) -> Tensor:
 def _filter(scaled: Tensor, settings: Sequence[Sampling]) -> Tensor:
     """-inf for tokens outside a row's top-k and, within that, its nucleus (top-p). [F, V] -> [F, V].
 
-    A token that ties with the last one kept is kept too: which of several equals a sort puts first depends on how many
-    values the neighbours' filters ask for, and bfloat16 logits are often equal.
+    A token that ties with the last one kept is kept too: the order of equal values in a sort depends on how many values
+    other rows' filters need, and bfloat16 logits are often equal.
     """
     device, vocabulary = scaled.device, scaled.shape[1]
     limits = [min(each.top_k or vocabulary, vocabulary) for each in settings]
     values = torch.topk(scaled, max(limits), dim=-1).values  # falling
     within = torch.arange(values.shape[1], device=device) < torch.tensor(limits, device=device).unsqueeze(1)
-    # float64, so that a sum over more or fewer neighbours' values rounds to the same side of top_p.
+    # float64, so that rounding does not depend on the number of values summed for other rows.
     probabilities = torch.softmax(values.double().masked_fill(~within, float("-inf")), dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
     nucleus = torch.tensor([each.top_p if each.top_p < 1.0 else float("inf") for each in settings], device=device)

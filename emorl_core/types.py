@@ -1,5 +1,5 @@
-"""The frozen words of the engine: what goes in (`Sampling`, `Request`) and what comes out (`TokenEvent`, `Completion`,
-`IntervalFound`, `RegionFound`, `Failure`). What comes out carries its request's `tag`."""
+"""The engine's frozen types: inputs (`Sampling`, `Request`) and outputs (`TokenEvent`, `Completion`, `IntervalFound`,
+`RegionFound`, `Failure`), which carry their request's `tag`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PromptLookup = Literal["off", "auto", "on"]  # whether tokens are copied from pr
 MAX_THREADS = 1024
 MAX_SEED = 2**63 - 1
 MAX_TOP_LOGPROBS = 20
-# The smallest temperature (but 0), top_p and repetition penalty. They are used in float32, where 1e-46 is 0; logits are
-# divided by up to two of them and stay finite, given the bounds on weights.
+# The smallest positive temperature, top_p and repetition penalty. They are used in float32, where 1e-46 is 0; logits
+# divided by up to two of them stay finite, given the bounds on weights.
 MIN_POSITIVE = 1e-8
 MAX_BIAS = 100.0
 MIN_WIDTH = 1e-9  # of an interval between two weight vectors; float32 weights do not tell closer ones apart
@@ -50,12 +50,12 @@ def _is_int(value: object) -> bool:
 
 
 def _within(value: object, least: float, most: float) -> bool:
-    """Whether it is a number in this range; false for NaN, and safe for huge ints."""
+    """Whether a value is a number in this range; false for NaN, and safe for huge ints."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 
 def _check_stop(stop: object) -> None:
-    """Clients' own words are never shown."""
+    """Validate stop strings; errors never show their text."""
     if not isinstance(stop, tuple):
         raise InvalidRequest(f"stop is of type {type(stop).__name__}; allowed: a tuple of texts", param="stop")
     for text in stop:
@@ -72,7 +72,7 @@ def check_width(min_width: float) -> None:
 
 
 def check_prompt_lookup(prompt_lookup: object) -> None:
-    """Raises InvalidRequest unless it is one of the words."""
+    """Raises InvalidRequest unless the value is allowed."""
     words = get_args(PromptLookup)
     _check(prompt_lookup in words, "prompt_lookup", prompt_lookup, ", ".join(words))
 
@@ -161,7 +161,7 @@ class Sampling:
 
     @property
     def adds(self) -> bool:
-        """Whether something is added to logits, which is more or less beside logits of another scale."""
+        """Whether a term is added to logits, so that their scale matters."""
         return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
@@ -179,16 +179,16 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     combine: Combine = "hidden"
     attribution: bool = False
-    top_logprobs: int = 0  # how many alternatives each token event carries
+    top_logprobs: int = 0  # number of alternatives per token event
     profile: str | None = None  # the profile the weights came from, echoed
     stream: bool = True  # False: no TokenEvent, only the Completion (a sweep makes thousands)
     logprobs: bool = True  # False, and no stream: the Completion has none, and they are not computed
-    tag: Any = None  # the caller's own, echoed in the request's events
+    tag: Any = None  # the caller's, returned in the request's events
     lane_prompts: LanePrompts = ()
-    # The base's last hidden state of the prompt [D] -> the weights, found before the first token is chosen. `weights`
-    # then only say which lanes read the prompt; `base` must be one of them.
+    # The base's last hidden state of the prompt [D] -> the weights, computed before the first token is chosen.
+    # `weights` then only determine which lanes read the prompt; `base` must be one of them.
     predict: Callable[[Tensor], tuple[float, ...]] | None = None
-    prompt_lookup: bool = True  # False: one token a step, whatever the engine does for others
+    prompt_lookup: bool = True  # False: one token per step, even with prompt lookup
 
     def prompt_of(self, lane: int) -> tuple[int, ...]:
         """What a lane reads before its reply."""
@@ -209,7 +209,7 @@ class Attribution:
 
     @property
     def shares(self) -> tuple[float, ...] | None:
-        """Each lane's share of what spoke for the token, sum 1; None where nothing did."""
+        """Each lane's share of the positive parts, sum 1; None if there are none."""
         spoke_for = sum(max(part, 0.0) for part in self.parts)
         if not 0.0 < spoke_for < math.inf:
             return None
@@ -218,7 +218,7 @@ class Attribution:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One token of one request. The `text` of all events of a request join to exactly the completion's text."""
+    """One token of one request. The `text` of all events of a request concatenates to exactly the completion's text."""
 
     request_id: str
     index: int
@@ -261,7 +261,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that ended with an error; it fails alone."""
+    """A request that ended with an error. Others are not affected."""
 
     request_id: str
     error: EmorlError
@@ -281,8 +281,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class IntervalFound:
-    """One more interval of a request for segments; a neighbour with the same tokens may come later and become one with
-    it."""
+    """A new interval of a request for segments; it may later be merged with a neighbour that has the same tokens."""
 
     request_id: str
     interval: Interval
@@ -293,7 +292,7 @@ class IntervalFound:
 class Region:
     """Mixes of three weight vectors that give this text: all those in a convex polygon, or points of a grid."""
 
-    polygon: tuple[Place, ...]  # its corners in turn; none where only the points are known
+    polygon: tuple[Place, ...]  # corners in order; empty if only the points are known
     points: tuple[Place, ...]
     text: str
     token_ids: tuple[int, ...]
@@ -302,7 +301,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class RegionFound:
-    """One more region of a request for a map. When the first one with points comes, those before it hold no more."""
+    """A new region of a request for a map. The first one with points invalidates all earlier ones."""
 
     request_id: str
     region: Region

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from emorl_core.errors import InvalidWeights, shown
 
 BASE = "base"  # lane 0: the model without any adapter
-# Sizes that a number may have once it is resolved, beside 0. Mixing is float32: 1e-39 is nearly 0 there, and 1e38 times
-# a hidden state is no number any more.
+# Magnitudes allowed for resolved numbers other than 0. Mixing is float32, where 1e-39 is nearly 0, and 1e38 times a
+# hidden state overflows.
 MIN_WEIGHT = 1e-20
 MAX_WEIGHT = 1e6
 
@@ -24,12 +24,12 @@ class ResolvedWeights:
     profile: str | None = None
 
     def as_dict(self) -> dict[str, float]:
-        """Objective -> number, as responses echo it: every objective, and `base` when it has weight."""
+        """Objective -> number, as returned in answers: every objective, and `base` if it has weight."""
         return named(self.lanes, self.vector)
 
 
 def named(lanes: Sequence[str], vector: Sequence[float]) -> dict[str, float]:
-    """The echo of a weight vector: every objective, zeros included, and `base` only when it has weight."""
+    """A weight vector as returned in answers: every objective, zeros included, and `base` only if it has weight."""
     return {name: value for name, value in zip(lanes, vector, strict=True) if name != BASE or value != 0.0}
 
 
@@ -42,12 +42,12 @@ def resolve(
     default_profile: str | None = None,
     normalize: bool = True,
 ) -> ResolvedWeights:
-    """Resolve what a request named into one vector over `lanes`.
+    """Resolve a request's weights or profile into one vector over `lanes`.
 
     `weights` and `profile` exclude each other; with neither, `default_profile` is used. `profiles` has None for one
     that predicts weights, which only a request with a prompt can use. With `normalize` (the default) negative numbers
-    are refused and the vector is scaled to sum 1; without it the numbers are used as they are. What is not 0 then has
-    a size from MIN_WEIGHT to MAX_WEIGHT.
+    are refused and the vector is scaled to sum 1; without it the numbers are used as they are. Numbers other than 0
+    must have a magnitude from MIN_WEIGHT to MAX_WEIGHT.
 
     Raises:
         InvalidWeights: one line that names the objective or profile, the value and what is allowed.

@@ -84,47 +84,46 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the model.")
     quantize: Literal["auto", "off", "float16", "int8"] = Field(
         "auto",
-        description="How the base's matrices are kept on a CPU (x86): float16; int8, half of that for a small error;"
-        " off, as dtype says; auto, float16 where dtype is auto too and means float32.",
+        description="Storage of the base's matrices on an x86 CPU: float16; int8, half of that at a small error;"
+        " off, as dtype; auto, float16 where dtype is auto and resolves to float32.",
     )
-    slots: int = Field(16, ge=1, le=4096, description="Sequences that run at once.")
+    slots: int = Field(16, ge=1, le=4096, description="Sequences decoded at once.")
     prefill_cache_bytes: int = Field(
         256 * 2**20,
         ge=0,
-        description="Memory for prompts and replies that were read: what a prompt begins with is not computed again;"
-        " 0 is off.",
+        description="Memory for cached prompts and replies, so that common prefixes are computed once; 0 is off.",
     )
     prefill_tokens: int = Field(
         48,
         ge=1,
-        description="Tokens of prompts read in one step, over all lanes, so that a long prompt does not hold up running"
-        " streams; eight times as many where none runs. An encoder reads a prompt at once.",
+        description="Prompt tokens read per step, over all lanes, so that a long prompt does not hold up running"
+        " streams; eight times as many when none is running. An encoder reads a whole prompt at once.",
     )
     kv_cache_bytes: int | None = Field(
         None,
         ge=1,
-        description="Memory for the keys and values of running requests: what does not fit waits, what never can is"
-        " refused (422). Unset: no bound but slots.",
+        description="Memory for keys and values of running requests. Others wait; those that never fit are refused"
+        " (422). Unset: bounded by slots only.",
     )
     threads: ThreadCount = Field(
         "auto",
-        description="Threads to compute with on a CPU: a number, or auto: the fastest number, measured at the start and"
-        " whenever steps have become slow or the machine may be quiet again.",
+        description="Compute threads on a CPU: a number, or auto, the fastest number, measured at startup and"
+        " whenever steps have become slow or the machine may be idle again.",
     )
     engine: Engine = Field(
         "process",
-        description="Where the model runs: process, one of its own, which crowds of clients cannot slow down, started"
-        " again if it falls; or thread, one of the server's, which takes less memory.",
+        description="Where the model runs: process, a separate one, which many clients cannot slow down and which is"
+        " restarted if it fails; or thread, in the server's process, which takes less memory.",
     )
     compile: Compile = Field(
         "auto",
         description="Compile the decoding step, for faster tokens: on, before serving, which takes minutes the first"
-        " time; auto, in the background where a CPU serves and a C++ compiler is; off.",
+        " time; auto, in the background, on a CPU with a C++ compiler; off.",
     )
     prompt_lookup: PromptLookup = Field(
         "off",
-        description="Copy tokens that may come next from the prompt and the reply so far, and verify up to four in one"
-        " step: fewer steps for the same text. auto, on a CPU, while that is faster; on; off.",
+        description="Propose tokens copied from the prompt and the reply so far, and verify up to four in one"
+        " step: fewer steps for the same text. auto, on a CPU where that is faster; on; off.",
     )
     compile_cache: Path | None = Field(
         None,
@@ -132,13 +131,13 @@ class Settings(BaseSettings):
         " ~/.cache.",
     )
 
-    # judging texts
+    # scoring
     score: bool = Field(True, description="Load the scorers that the bundle names, for requests with score.")
     scorer_device: str = Field("cpu", description="Device of scorers with models: auto, cpu, cuda or cuda:N.")
     scorer_code: bool = Field(
         False, description="Run scorers of kind callable: Python functions that the bundle names. Only if you trust it."
     )
-    score_timeout_s: float = Field(10.0, gt=0, description="Longest wait for scores; then a text is left unscored.")
+    score_timeout_s: float = Field(10.0, gt=0, description="Longest wait for scores; after it a text is left unscored.")
     score_queue: int = Field(256, ge=32, description="Texts that may wait to be scored; more are left unscored.")
     max_score_chars: int = Field(
         8192, ge=1, description="Longest prompt or text that is scored, in characters; others are left unscored."
@@ -151,12 +150,12 @@ class Settings(BaseSettings):
     max_connections: int | None = Field(
         None,
         ge=1,
-        description="Open connections; for more the longest idle are closed. Unset: 1000, or what fits.",
+        description="Most open connections; beyond it the longest idle ones are closed. Unset: 1000, or what fits.",
     )
-    backlog: int = Field(1024, ge=1, le=4096, description="Connections that the kernel keeps until they are taken.")
+    backlog: int = Field(1024, ge=1, le=4096, description="Connections that the kernel queues until they are accepted.")
 
     # limits
-    max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait beside those that run; else 429.")
+    max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait for a slot; then 429.")
     queue_timeout_s: float = Field(30.0, gt=0, description="Longest wait for a slot; then 503.")
     max_prompt_chars: int | None = Field(
         None,
@@ -183,11 +182,11 @@ class Settings(BaseSettings):
     )
 
     # time
-    keep_alive_s: float = Field(10.0, gt=0, description="A stream with nothing to say sends a comment this often.")
+    keep_alive_s: float = Field(10.0, gt=0, description="A stream without new events sends a comment this often.")
     head_timeout_s: float = Field(
         10.0,
         gt=0,
-        description="Longest time to send a request's whole head; a new connection's begins at once.",
+        description="Longest time to send a request's whole head, from the start of a new connection.",
     )
     read_timeout_s: float = Field(30.0, gt=0, description="Longest time to send a request's body; then 408.")
     write_timeout_s: float = Field(
@@ -201,15 +200,15 @@ class Settings(BaseSettings):
     drain_delay_s: float = Field(
         0.0, ge=0, description="After SIGTERM, go on listening this long while readiness answers 503."
     )
-    drain_timeout_s: float = Field(30.0, ge=0, description="After SIGTERM, running requests may finish within this.")
+    drain_timeout_s: float = Field(30.0, ge=0, description="After SIGTERM, running requests have this long to finish.")
     last_bytes_s: float = Field(5.0, gt=0, description="Slow-client timeout while the server shuts down.")
     stall_s: float = Field(120.0, gt=0, description="An engine step that takes longer than this fails liveness.")
 
     # security
-    api_keys: Keys = Field((), description="API keys, comma-separated; empty: no key is asked for.")
+    api_keys: Keys = Field((), description="API keys, comma-separated; empty: no key is required.")
     api_keys_file: Path | None = Field(None, description="File with one API key per line, optionally as name:key.")
     admin_keys: Keys = Field((), description="Keys for /admin routes, comma-separated; empty: those routes are off.")
-    metrics_key_required: bool = Field(False, description="Ask for an API key on /metrics too.")
+    metrics_key_required: bool = Field(False, description="Require an API key on /metrics too.")
     allowed_hosts: Names = Field(
         (),
         description="Hosts that requests may name, comma-separated, on any port; empty: any. Probes may name any.",
@@ -220,7 +219,7 @@ class Settings(BaseSettings):
     policy: str | None = Field(
         None,
         min_length=1,
-        description="What decides which messages get no draft: crisis-cues, a YAML file of patterns, or a Python"
+        description="Policy on which messages get no draft: crisis-cues, a YAML file of patterns, or a Python"
         " callable as package.module:function. Unset: all get one.",
     )
     policy_timeout_s: float = Field(
@@ -229,11 +228,11 @@ class Settings(BaseSettings):
 
     # choices
     choices_file: Path | None = Field(
-        None, description="SQLite file that POST /choices writes to, without any text. Unset: choices are not kept."
+        None, description="SQLite file that POST /choices writes to, without any text. Unset: choices are not stored."
     )
     learn_profiles: bool = Field(
         False,
-        description="Let POST /profiles/learn store what it learned in choices_file: a profile by the user's label,"
+        description="Let POST /profiles/learn store learned profiles in choices_file, named by the user's label and"
         " served at once and after a restart.",
     )
 
@@ -246,14 +245,14 @@ class Settings(BaseSettings):
     log_lines_per_s: float = Field(
         10.0,
         ge=0,
-        description="Log lines of one kind; more are only counted, but for finished texts. 0: no limit.",
+        description="Log lines of one kind per second; more are only counted, except for finished texts. 0: no limit.",
     )
     log_queue_lines: int = Field(
-        4096, ge=1, description="Lines that wait for a slow reader of the log; beyond it they are dropped and counted."
+        4096, ge=1, description="Log lines queued for a slow reader; beyond it they are dropped and counted."
     )
-    log_flush_s: float = Field(2.0, ge=0, description="At the end, longest wait for the log's reader.")
+    log_flush_s: float = Field(2.0, ge=0, description="Longest wait for the log's reader at shutdown.")
 
-    tracing: bool = Field(False, description="Send OpenTelemetry traces, as the OTEL_... variables say.")
+    tracing: bool = Field(False, description="Send OpenTelemetry traces, configured by the OTEL_... variables.")
 
     @property
     def compiled_steps(self) -> Path:
@@ -341,7 +340,7 @@ def load_settings(**flags: Any) -> Settings:
 
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """`EMORL_...` variables that are no setting: likely misspelt, so the server says so when it starts.
+    """`EMORL_...` variables that are not settings; probably misspelt, so the server warns about them at startup.
 
     They are not refused, because Kubernetes injects `<SERVICE>_PORT_...` variables into every container.
     """

@@ -67,7 +67,7 @@ def floors_of(page: str) -> dict[str, int]:
     """Path of a folder (ending in `/`) or a file -> floor; a row without a number is on the floor of the row above."""
     floors: dict[str, int] = {}
     number = 0
-    for digits, path in _ROW.findall(page[page.index("## Rooms and floors") :]):
+    for digits, path in _ROW.findall(page[page.index("## Packages and floors") :]):
         number = int(digits) if digits else number
         floors[path] = number
     return floors
@@ -204,7 +204,9 @@ def test_the_walls_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_floors_are_read_from_rows_with_and_without_a_number() -> None:
-    page = "## Rooms and floors\n| floor | where |\n| 0 | `a/words.py` | x |\n| | `a/more.py` | x |\n| 2 | `a/` | x |\n"
+    page = (
+        "## Packages and floors\n| floor | where |\n| 0 | `a/words.py` | x |\n| | `a/more.py` | x |\n| 2 | `a/` | x |\n"
+    )
     floors = floors_of(page)
     assert floors == {"a/words.py": 0, "a/more.py": 0, "a/": 2}
     assert row_of("a/more.py", floors) == "a/more.py"

@@ -1,1 +1,1 @@
-"""Clients of a server, and what the programs that measure one are made of."""
+"""HTTP clients and shared parts of the programs that measure a server."""

@@ -1,4 +1,4 @@
-"""SIGTERM in the middle of a load: what was accepted is finished, what comes later is told so, the process ends."""
+"""SIGTERM under load: accepted requests finish, later ones are refused, the process ends."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Clients that leave at random moments: queued, in the prefill, while streaming, before a plain answer.
+"""Clients that disconnect at random times: queued, during prefill, while streaming, before a plain answer.
 
-What they leave behind must be nothing.
+Nothing may be left of them on the server.
 """
 
 from __future__ import annotations

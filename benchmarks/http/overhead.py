@@ -1,4 +1,4 @@
-"""What HTTP costs: tokens of one stream over HTTP beside the same tokens from the engine in process, in turn."""
+"""The cost of HTTP: one stream over HTTP compared with the same tokens from the engine in process, alternating."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lean HTTP client for streams: what it costs itself must not show in the times that it takes.
+"""A lean HTTP client for streams, whose own cost must not show in its timings.
 
 Only this machine is ever a target.
 """

@@ -1,1 +1,1 @@
-"""The verbs that make bundles, bases and adapters of what is there, and look at them."""
+"""Commands that create and inspect bundles, bases and adapters."""

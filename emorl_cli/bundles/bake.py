@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     adapters = [read_peft(bundle.adapter_folder(name), name) for name in used]
     mix = weighted_sum(out.resolve().name, adapters, [of[name] for name in used])
     base = bundle.base_folder()
-    load_model(base, device=torch.device("cpu"), dtype=torch.float32).attach([mix])  # raises when it does not fit
+    load_model(base, device=torch.device("cpu"), dtype=torch.float32).attach([mix])  # raises if it does not fit
     with appearing(out) as written:
         write_peft(mix, written, base_name=spec.base.hub, base_sha256=weights_hash(base), task=adapter_task(base))
     (rank,) = {pair.rank for pair in mix.modules.values()}

@@ -1,4 +1,4 @@
-"""`emorl import-gguf`: a GGUF file -> a base folder, loaded once before it is there."""
+"""`emorl import-gguf`: a GGUF file -> a base folder, which is test-loaded before it is moved into place."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def convert(file: Path, folder: Path, dtype: torch.dtype) -> Imported:
-    """Write the file's model and tokenizer into `folder`, and load them once.
+    """Write the file's model and tokenizer into `folder`, and test-load them.
 
     Raises:
-        BundleError: they cannot be read, would not arrive whole, or do not load; it names `file`.
+        BundleError: they cannot be read, cannot be converted completely, or do not load; it names `file`.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""`emorl inspect`: what a bundle holds, and every fault that would keep it from serving."""
+"""`emorl inspect`: a bundle's contents, and every fault that would keep it from being served."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def examine(where: str, *, dtype: str = "float32") -> Report:
     """Open and load everything a bundle names, on the CPU, and collect every fault instead of stopping at the first.
 
     Returns:
-        JSON-ready: `valid`, `faults`, `warnings` (of what serves and may be wrong) and `notes`, one line each, and what
-        was found as far as it could be read: `name`, `base`, `tokenizer`, `objectives`, `profiles`, `scorers`,
+        JSON-ready: `valid`, `faults`, `warnings` (served, but possibly wrong) and `notes`, one line each, and
+            everything that could be read: `name`, `base`, `tokenizer`, `objectives`, `profiles`, `scorers`,
         `parameter_bytes`.
     """
     from emorl_core.bundles.bundle import Bundle
@@ -64,7 +64,7 @@ def examine(where: str, *, dtype: str = "float32") -> Report:
 
 
 def _attempt(faults: list[str], what: str, action: Callable[[], T]) -> T | None:
-    """The action's result, or None and one more fault. A broken bundle must end in a line, not in a traceback."""
+    """The action's result, or None and one more fault. A broken bundle must give a message, not a traceback."""
     from emorl_core.errors import EmorlError, one_line
 
     try:
@@ -78,7 +78,7 @@ def _attempt(faults: list[str], what: str, action: Callable[[], T]) -> T | None:
 
 
 def _examine_base(bundle: Bundle, dtype: str, report: Report) -> tuple[LaneModel | None, HuggingFaceTokenizer | None]:
-    """The base, its tokenizer, and every adapter by itself against the base.
+    """Load the base, its tokenizer, and check every adapter individually against the base.
 
     Returns what could be loaded: the model, with all adapters if all fit, and the tokenizer."""
     import torch
@@ -139,7 +139,7 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> tuple[LaneModel
             if len(faults) == before:
                 fitting.append(adapter)
     base_hash = None
-    if folder is not None and any(adapter.base_sha256 for adapter in read):  # it takes a reading of the whole base
+    if folder is not None and any(adapter.base_sha256 for adapter in read):  # it reads the whole base
         base_hash = _attempt(faults, "base", lambda: weights_hash(folder))
     report["warnings"] += of_another_base(read, spec.base.hub, base_hash)
     if model is not None and len(fitting) == len(spec.adapted):
@@ -154,7 +154,7 @@ def _examine_base(bundle: Bundle, dtype: str, report: Report) -> tuple[LaneModel
 
 
 def _checked(folder: Path) -> Path:
-    """The folder, in which every file is one: what libraries read in it could hang at a FIFO."""
+    """The folder, if it contains only regular files: libraries that read it could hang on a FIFO."""
     from emorl_core.files.reading import check_folder
 
     check_folder(folder)
@@ -204,7 +204,7 @@ def _examine_profiles(bundle: Bundle, report: Report) -> None:
 
 
 def _examine_scorers(bundle: Bundle, report: Report) -> None:
-    """By their files; they are loaded by a server alone."""
+    """Check the scorers' files; only a server loads them."""
     from emorl_core.bundles.stored_scorers import check_scorer_files
 
     spec = bundle.spec
@@ -216,7 +216,7 @@ def _examine_scorers(bundle: Bundle, report: Report) -> None:
 
 
 def _run_once(spec: BundleSpec, model: LaneModel, tokenizer: HuggingFaceTokenizer) -> None:
-    """A real token over all lanes: finds what no file shows by itself, such as NaN in the base."""
+    """Run one token through all lanes, which finds faults that no file shows, such as NaN in the base."""
     from emorl_core.engine.engine import Engine
     from emorl_core.ensemble import Ensemble
 

@@ -1,4 +1,4 @@
-"""`emorl new`: a base and objectives -> a bundle that was inspected, or nothing at all."""
+"""`emorl new`: a base and objectives -> an inspected bundle, written atomically."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from emorl_core.bundles.bundle import BundleSpec, ChatSpec
 
 PROFILE = "even"
-CHAT_TOKENS = 4096  # of prompts in a chat bundle: whole histories come in
+CHAT_TOKENS = 4096  # prompt tokens of a chat bundle, which gets whole histories
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)  # old ones have no owner
-_PATH = re.compile(r"[\w.~/\\:+-]+")  # of such a text it is never assumed that it is a sentence
+_PATH = re.compile(r"[\w.~/\\:+-]+")  # a text of this form is never taken for a sentence
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,17 +85,17 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What `--objective` said of one name: the folder of an adapter, a sentence, or both."""
+    """The `--objective` options of one name: an adapter's folder, a sentence, or both."""
 
     adapter: Path | None = None
     sentence: str | None = None
 
 
 def write(out: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """The report of the bundle in `out`, which is there as a whole when this returns.
+    """Write the bundle to `out` atomically; returns its report.
 
     Raises:
-        BundleError, InvalidRequest: what would be written is no bundle that serves.
+        BundleError, InvalidRequest: the bundle could not be served.
     """
     from emorl_core.bundles.bundle import BASE_DIR, copy_checkpoint, write_spec
     from emorl_core.errors import BundleError
@@ -121,8 +121,8 @@ def write(out: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_objectives(options: Sequence[str]) -> dict[str, Given]:
-    """`NAME=WHAT`, each: a folder that is there is an adapter, then what looks like a hub id is; of the rest, what has
-    a space or a sign that no path has is a sentence.
+    """Parse `NAME=WHAT`: an existing folder is an adapter, and so is anything that looks like a hub id; other text with
+    a space or a character that paths do not have is a sentence.
 
     Raises:
         BundleError: a part that is none of these, an adapter that cannot be read, or a name with two of a kind.
@@ -158,7 +158,7 @@ def read_objectives(options: Sequence[str]) -> dict[str, Given]:
 
 
 def _check_adapter(folder: Path, name: str, what: str) -> None:
-    """Raises `AdapterError` as reading it does, by what was typed: the folder may be a copy from the hub."""
+    """Raises `AdapterError` as reading it does, naming it as typed, since the folder may be a copy from the hub."""
     from emorl_core.adapters.adapter import read_peft
     from emorl_core.errors import AdapterError, cut
 
@@ -169,7 +169,7 @@ def _check_adapter(folder: Path, name: str, what: str) -> None:
 
 
 def _base_folder(args: argparse.Namespace, is_local: bool) -> Path:
-    """Raises `BundleError` for what holds no model of a known family, and for an option of the other kind."""
+    """Raises `BundleError` if there is no model of a known family, or for an option of the other kind."""
     from emorl_core.bundles.bundle import hub_folder
     from emorl_core.errors import BundleError, cut
     from emorl_core.files.reading import check_folder
@@ -244,7 +244,8 @@ def _check_templates(given: dict[str, Given]) -> None:
 
 
 def _chat(args: argparse.Namespace, base_folder: Path) -> ChatSpec | None:
-    """Asked for, or taken for granted of a base that has a chat template. Raises `BundleError`."""
+    """Whether to make a chat bundle: if requested, or by default if the base has a chat template. Raises
+    `BundleError`."""
     from pydantic import ValidationError
 
     from emorl_core.bundles.bundle import ChatSpec
@@ -266,7 +267,7 @@ def _chat(args: argparse.Namespace, base_folder: Path) -> ChatSpec | None:
 
 
 def _copy_adapter(source: Path, target: Path) -> None:
-    """The two files that are read; checkpoints of an optimiser need not travel."""
+    """Copy the two files that are read, without optimiser checkpoints."""
     from emorl_core.adapters.adapter import CONFIG_FILE, WEIGHTS_FILE
 
     target.mkdir(parents=True)
@@ -275,7 +276,7 @@ def _copy_adapter(source: Path, target: Path) -> None:
 
 
 def _examined(folder: Path, out: Path, dtype: str) -> dict[str, Any]:
-    """What `emorl inspect` says, by the name that the folder is going to have."""
+    """The report of `emorl inspect`, with the folder's final name."""
     from emorl_cli.bundles.inspect import examine
 
     report = examine(str(folder), dtype=dtype)

@@ -1,1 +1,1 @@
-"""What verbs share: options, what they read, what they print, progress, and how they end."""
+"""Shared by all commands: options, input, output, progress, and exit codes."""

@@ -1,4 +1,4 @@
-"""Ray, for as long as a command needs it: a cluster that runs, or one of this machine's. Needs the extra `ray`."""
+"""Ray for the duration of a command: an existing cluster, or a local one. Needs the extra `ray`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from emorl_core.errors import EmorlError
 
-_OBJECTS_BYTES = 256 * 2**20  # requests and answers pass it; by default Ray takes a third of the memory
+_OBJECTS_BYTES = 256 * 2**20  # bytes for requests and answers; by default Ray takes a third of the memory
 
 
 class ClusterError(EmorlError):
@@ -22,14 +22,15 @@ class ClusterError(EmorlError):
 
 @contextmanager
 def connected(address: str | None, *, cores: int | None = None) -> Iterator[None]:
-    """Be connected to the cluster at the address. Without one: a Ray with so many cores, which ends with the block.
+    """Connect to the cluster at the address. Without an address, start a local Ray with this many cores, which ends
+    with the block.
 
     A SIGTERM ends the block as Ctrl-C does.
 
     Raises:
         ClusterError: one line.
     """
-    # Ray tells its makers how it is used unless this says no; of a cluster that runs, whoever started it decides.
+    # Turn off Ray's usage statistics; for an existing cluster, its owner decides.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # the log would lose lines
     try:
@@ -50,7 +51,7 @@ def connected(address: str | None, *, cores: int | None = None) -> Iterator[None
     except Exception as error:  # noqa: BLE001  Ray raises plain ones too: of a node that does not start in 30 s
         where = "on this machine" if address is None else f"at {address!r}"
         raise ClusterError(f"no Ray cluster {where}: {_first_line(error)}", param="ray") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one that aborts the process
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray installs a handler that aborts the process
     try:
         yield
     finally:
@@ -58,7 +59,7 @@ def connected(address: str | None, *, cores: int | None = None) -> Iterator[None
 
 
 def _check_listens(address: str) -> None:
-    """Ray itself would try for minutes. Raises `OSError`."""
+    """Check the address, since Ray itself would retry for minutes. Raises `OSError`."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()

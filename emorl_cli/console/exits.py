@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one line about what went wrong."""
+"""Exit codes, and the one-line error message."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 
 def complain(message: str) -> None:
-    """One line on stderr, whatever line ends the message came with."""
+    """Print a message as one line on stderr."""
     print("emorl: error:", " ".join(message.split()), file=sys.stderr)

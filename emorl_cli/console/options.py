@@ -1,4 +1,4 @@
-"""Options that several verbs share, under the same names as the HTTP fields and the Python arguments."""
+"""Options shared by several commands, with the same names as the HTTP fields and the Python arguments."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BUNDLE_HELP = "a bundle folder, or a Hugging Face hub id (owner/name)"
 
 
 def add_example(parser: argparse.ArgumentParser, *commands: str) -> None:
-    """Put worked commands under the verb's `--help`."""
+    """Add examples to the command's `--help`."""
     title = "example:" if len(commands) == 1 else "examples:"
     parser.epilog = "\n".join([title, *(f"  {command}" for command in commands)])
 
 
 def check_new(out: Path) -> None:
-    """Raises InvalidRequest where `--out` holds something already: nothing is overwritten."""
+    """Raises InvalidRequest if `--out` already contains something; nothing is overwritten."""
     from emorl_core.errors import InvalidRequest
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -37,7 +37,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16"),
-        help="precision of the matrices; auto: bfloat16 where the device does it well",
+        help="precision of the matrices; auto: bfloat16 where the device supports it natively",
     )
 
 
@@ -53,10 +53,10 @@ def add_threads_option(parser: argparse.ArgumentParser, more: str = "") -> None:
 
 
 def use_threads(threads: Threads, device: str, *, say: bool = True) -> None:
-    """Compute with as many threads from now on, on a CPU; `say` it on stderr.
+    """Use this many threads from now on, on a CPU; `say`: report it on stderr.
 
     Raises:
-        InvalidRequest: what is no number of threads.
+        InvalidRequest: not a number of threads.
     """
     import torch
 
@@ -72,7 +72,7 @@ def use_threads(threads: Threads, device: str, *, say: bool = True) -> None:
 
 
 def add_ray_option(parser: Any, what: str) -> None:
-    """`--ray`. what: is run on the cluster, and what its machines must see."""
+    """`--ray`. what: what is run on the cluster, and what its machines must see."""
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
@@ -81,7 +81,7 @@ def add_ray_option(parser: Any, what: str) -> None:
 
 
 def threads_of_a_task(threads: Threads) -> int:
-    """Of `--threads`. Other tasks compute beside it, so that none is measured."""
+    """The value of `--threads` for tasks. Nothing is measured, since other tasks run beside them."""
     from emorl_core.machine.threads import check_threads
 
     checked = check_threads(threads)
@@ -89,7 +89,7 @@ def threads_of_a_task(threads: Threads) -> int:
 
 
 def add_weight_options(parser: argparse.ArgumentParser) -> None:
-    """`--weights` or `--profile`, and how the numbers are read."""
+    """`--weights` or `--profile`, and `--no-normalize`."""
     named = parser.add_mutually_exclusive_group()
     named.add_argument("--weights", metavar="NAME=NUMBER,…", help="objectives and their weights, scaled to sum 1")
     named.add_argument("--profile", help="weights stored in the bundle; with neither, its default profile")
@@ -99,7 +99,7 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_combine_option(parser: argparse.ArgumentParser) -> None:
-    """`--combine`, how objectives meet."""
+    """`--combine`: how objectives are combined."""
     parser.add_argument(
         "--combine",
         default="hidden",
@@ -118,7 +118,7 @@ def add_sampling_options(
     parser: argparse.ArgumentParser, *, temperature: float = 0.0, top_p: float = 1.0, seed: str = "default: drawn"
 ) -> None:
     """The fields of `emorl_core.types.Sampling`; their ranges are checked there. temperature, top_p: their defaults;
-    seed: what is said of its own."""
+    seed: the description of its default."""
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many (default 64)")
     parser.add_argument(
         "--min-new-tokens", type=int, default=0, metavar="N", help="no end before this many (default 0)"
@@ -126,9 +126,15 @@ def add_sampling_options(
     parser.add_argument(
         "--temperature", type=float, default=temperature, metavar="T", help=f"0 is greedy (default {temperature:g})"
     )
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest; 0 is off")
     parser.add_argument(
-        "--top-p", type=float, default=top_p, metavar="P", help=f"sample within this mass; 1 is off (default {top_p:g})"
+        "--top-k", type=int, default=0, metavar="K", help="sample among the K most likely tokens; 0 is off"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=top_p,
+        metavar="P",
+        help=f"sample among the most likely tokens of this total probability; 1 is off (default {top_p:g})",
     )
     parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1.0 is off")
     parser.add_argument(
@@ -136,20 +142,26 @@ def add_sampling_options(
         type=float,
         default=0.0,
         metavar="X",
-        help="taken from logits of tokens that came; 0 is off",
+        help="subtracted from logits of tokens already in the reply; 0 is off",
     )
     parser.add_argument(
-        "--frequency-penalty", type=float, default=0.0, metavar="X", help="taken for each time they came; 0 is off"
+        "--frequency-penalty", type=float, default=0.0, metavar="X", help="subtracted once per occurrence; 0 is off"
     )
     parser.add_argument(
-        "--min-p", type=float, default=0.0, metavar="P", help="drop tokens below this part of the likeliest; 0 is off"
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="drop tokens less likely than this fraction of the most likely; 0 is off",
     )
     parser.add_argument(
-        "--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no run of N tokens comes twice; 0 is off"
+        "--no-repeat-ngram-size", type=int, default=0, metavar="N", help="never repeat a sequence of N tokens; 0 is off"
     )
     parser.add_argument("--logit-bias", metavar="ID=X,…", help="numbers added to the logits of token ids")
     parser.add_argument("--seed", type=int, metavar="N", help=f"the same seed gives the same text ({seed})")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="stop string, not part of the text; may be repeated"
+    )
 
 
 def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:

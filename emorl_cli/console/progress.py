@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, a line now and then elsewhere (a log, a CI job)."""
+"""Progress of long work on stderr: a bar on a terminal, periodic lines elsewhere (a log, a CI job)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Progress:
     ```
     """
 
-    PLAIN_EVERY_S = 5.0  # seconds between lines where there is no terminal
+    PLAIN_EVERY_S = 5.0  # seconds between lines without a terminal
 
     def __init__(self, what: str, total: int) -> None:
         self._what, self._total, self._done = what, total, 0
@@ -48,7 +48,7 @@ class Progress:
 
 
 class Stages:
-    """Progress of work in named stages, one after the other; called with (stage, done, total)."""
+    """Progress of work in consecutive named stages; called with (stage, done, total)."""
 
     def __init__(self) -> None:
         self._stage: str | None = None

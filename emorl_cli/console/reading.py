@@ -1,4 +1,4 @@
-"""What a command line says, read: numbers, weights, text, and files or standard input."""
+"""Parses command line values: numbers, weights, text, and files or standard input."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def utf_8(text: str, what: str) -> str:
     """An argument that is text.
 
     Raises:
-        InvalidRequest: it holds bytes that are not UTF-8; Python carries them as half surrogate pairs, which no
-            tokenizer takes.
+        InvalidRequest: it contains bytes that are not UTF-8; Python represents them as lone surrogates, which no
+            tokenizer accepts.
     """
     from emorl_core.errors import InvalidRequest
 
@@ -39,7 +39,7 @@ def number(text: str) -> float:
 
 
 def _check_plain(text: str) -> None:
-    if "_" in text or not text.isascii():  # Python takes 1_0 for ten, and the digits of every script
+    if "_" in text or not text.isascii():  # Python reads 1_0 as ten, and accepts digits of every script
         raise ValueError(f"{text!r} is not in plain digits")
 
 
@@ -70,7 +70,7 @@ def parse_weights(text: str | None) -> dict[str, float] | None:
 
 
 def read_chat(source: str) -> list[Any]:
-    """The messages of `--chat`; `emorl_core.text.chat.read_messages` says whether they are some.
+    """The messages of `--chat`; `emorl_core.text.chat.read_messages` validates them.
 
     Raises:
         InvalidRequest: no such file, or no JSON list.
@@ -90,7 +90,7 @@ def read_chat(source: str) -> list[Any]:
 
 
 def read_source(source: str) -> str:
-    """The text of a file, or of standard input for `-`, whatever encoding the terminal has.
+    """The text of a file, or of standard input for `-`, regardless of the terminal's encoding.
 
     Raises:
         Unreadable: it cannot be read.

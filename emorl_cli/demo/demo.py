@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     folder: Path = args.folder or default_folder(args)
     settings = checking_hosts(watching_for_crises(load_settings(host=args.host, port=args.port, bundle=str(folder))))
     if args.build_only:
-        signal.signal(signal.SIGTERM, _exit)  # whose default would leave pip running
+        signal.signal(signal.SIGTERM, _exit)  # the default handler would leave pip running
         code = build_here(folder, args)
         print(folder)
         return code
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.rebuild or not is_made(folder, args):
         code = build_apart(folder, args)
         if code != 0:
-            return code  # why was said already
+            return code  # the reason was already printed
     spec = Bundle.open(folder).spec
 
     def ready(url: str) -> None:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def default_folder(args: argparse.Namespace) -> Path:
-    """Where the bundle of these options lies in the cache."""
+    """Where the bundle of these options is in the cache."""
     from emorl_cli.demo import bundle as demo_bundle
 
     return tiny_folder() if args.tiny else demo_bundle.default_folder(args.base)
@@ -90,7 +90,7 @@ def tiny_folder() -> Path:
 
 
 def demo_folders() -> list[Path]:
-    """Where the bundles of the demo may lie: with a language model, and the tiny one."""
+    """Where the demo's bundles may be: with a language model, and the tiny one."""
     from emorl_cli.demo import bundle as demo_bundle
 
     return [demo_bundle.default_folder(), tiny_folder()]
@@ -104,7 +104,7 @@ def is_made(folder: Path, args: argparse.Namespace) -> bool:
 
 
 def build_here(folder: Path, args: argparse.Namespace) -> int:
-    """Make the bundle in this process, or copy what the cache has of it. Returns 0. Raises `EmorlError`."""
+    """Make the bundle in this process, or copy it from the cache. Returns 0. Raises `EmorlError`."""
     from emorl_cli.demo import bundle as demo_bundle
     from training.pipeline.demo import build_demo, is_built
 
@@ -126,14 +126,14 @@ def build_here(folder: Path, args: argparse.Namespace) -> int:
 
 
 def build_apart(folder: Path, args: argparse.Namespace) -> int:
-    """Make the bundle in a process of its own, so that the memory that takes is given back before serving begins.
+    """Make the bundle in a separate process, so that its memory is released before serving.
 
-    Progress and complaints are that process's own, on the same stderr. What ends this process ends that one too.
+    That process prints progress and errors on the same stderr. It ends when this process ends.
 
     Returns:
         The exit code; 0 means that the bundle is there.
     """
-    before = signal.signal(signal.SIGTERM, _exit)  # whose default would leave the other process behind
+    before = signal.signal(signal.SIGTERM, _exit)  # the default handler would leave the other process running
     try:
         with subprocess.Popen(build_command(folder, args), stdout=subprocess.DEVNULL) as build:
             try:
@@ -163,7 +163,7 @@ def _exit(number: int, _frame: object) -> None:
 
 
 def checking_hosts(settings: Settings) -> Settings:
-    """Where nothing else keeps a page of some other site from speaking to the demo, the Host header does."""
+    """Without a key, restrict the Host header, so that pages of other sites cannot call the demo."""
     from server.door.hosts import LOOPBACK_HOSTS
 
     if settings.allowed_hosts or settings.api_keys or settings.api_keys_file:
@@ -174,14 +174,14 @@ def checking_hosts(settings: Settings) -> Settings:
 
 
 def watching_for_crises(settings: Settings) -> Settings:
-    """With the shipped list of crisis cues, unless the environment names another policy."""
+    """Use the shipped list of crisis cues, unless the environment names another policy."""
     from server.policy.loading import CRISIS_CUES
 
     return settings if settings.policy is not None else settings.model_copy(update={"policy": CRISIS_CUES})
 
 
 def curl_line(url: str, spec: BundleSpec) -> str:
-    """A request that steers: the first two objectives of the bundle, most weight on the first."""
+    """An example request: the bundle's first two objectives, with most weight on the first."""
     weights = dict(zip(spec.objectives, (0.7, 0.3), strict=False))
     body = json.dumps({"prompt": EXAMPLE_PROMPT, "weights": weights})
     return f"curl -s {url}/generate -H 'Content-Type: application/json' -d '{body}'"

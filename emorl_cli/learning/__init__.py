@@ -1,1 +1,1 @@
-"""The verbs that train, search and compare."""
+"""Commands that train, search and compare."""

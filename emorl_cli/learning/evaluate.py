@@ -1,4 +1,4 @@
-"""`emorl evaluate`: every method of the comparison with every seed, as one table; and what blind ratings say."""
+"""`emorl evaluate`: compares training methods over seeds in one table, and analyses blind ratings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from training.recipe.recipe import Recipe
 
 REFERENCE = "emorl"
-AB_OTHERS = ("uniform", "soups", "base")  # what the reference is rated against, unless --ab says otherwise
+AB_OTHERS = ("uniform", "soups", "base")  # default opponents of the reference in blind ratings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`emorl examine-scorer`: whether a scorer can be fooled, as a table of what it likes better than what."""
+"""`emorl examine-scorer`: finds out whether a scorer can be fooled, as a table of preferences."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def scorer_spec(text: str) -> Any:
-    """What the command line names, as a recipe would: a kind, a mapping in YAML, or a folder of `train-scorer`.
+    """The scorer's specification as in a recipe: a kind, a YAML mapping, or a folder written by `train-scorer`.
 
     Raises `ScorerError`.
     """

@@ -1,4 +1,4 @@
-"""How commands name graded replies and human ones: KIND:PATH, with columns where the kind has none of its own."""
+"""Parses data arguments for graded and human replies: KIND:PATH, with columns if the kind has no fixed ones."""
 
 from __future__ import annotations
 

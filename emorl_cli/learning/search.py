@@ -1,4 +1,4 @@
-"""`emorl search`: find the weights that score best, judge them on prompts the search never saw, store them."""
+"""`emorl search`: finds the weights that score best, compares them on held-out prompts, and stores them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from training.search.per_prompt import Fitted
     from training.search.run import Outcome, SearchSettings
 
-PREFILL_CACHE_BYTES = 2**30  # every level sweeps the same prompts: all of them should stay encoded
+PREFILL_CACHE_BYTES = 2**30  # every level sweeps the same prompts, which should all stay in the prefill cache
 SLOTS = 64
-# Options that make a search what it is, for the command in a profile's origin.
+# Options that define a search, for the command in a profile's origin.
 PROVENANCE = (
     *("recipe", "prompts", "scorer", "held_out_prompts", "held_out", "search_prompts", "held_out_most", "objectives"),
     *("goal", "space", "levels", "method", "trials", "max_new_tokens", "seed"),
@@ -279,7 +279,7 @@ def _fits(ensemble: Ensemble) -> Any:
 
 
 def _command(args: argparse.Namespace) -> str:
-    """What a person would type to search again. Absolute paths are cut to their names: a bundle travels."""
+    """The command line that repeats the search. Absolute paths are reduced to their names, since bundles are shared."""
     words = ["emorl", "search", _portable(args.bundle)]
     for name in PROVENANCE:
         value = getattr(args, name)

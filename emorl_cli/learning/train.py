@@ -1,4 +1,4 @@
-"""`emorl train`: a recipe -> a bundle, every objective trained at once."""
+"""`emorl train`: a recipe -> a bundle; all objectives are trained at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--objective", action="append", default=[], metavar="NAME", help="train only this one; may be repeated"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint, if there is one")
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds, once the run has ended")
     parser.add_argument("--dry-run", action="store_true", help="print the plan: data, parameters, memory, steps")
     parser.add_argument(
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if not report:
-        return 0  # one of several processes; the main one speaks
+        return 0  # one of several processes; only the main one prints
     if args.json:
         print_json({"bundle": str(places.bundle), **report})
     else:
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Narrator:
-    """The run's log as lines on stderr: validations and endings always, steps now and then."""
+    """Prints the run's log on stderr: all validations and endings, and steps periodically."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
@@ -115,7 +115,7 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """The plan for a person."""
+    """Print the plan."""
     steps = plan["steps"]
     lines = [f"{plan['name']} (preset {plan['preset']})", *plan["data"]["notes"]]
     lines += [f"  {part}: {own['prompts']} prompts" for part, own in plan["data"]["parts"].items()]

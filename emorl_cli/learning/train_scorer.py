@@ -1,4 +1,4 @@
-"""`emorl train-scorer`: a cross-encoder scorer from graded pairs, with its figures on prompts that it never saw."""
+"""`emorl train-scorer`: trains a cross-encoder scorer from graded pairs and measures it on unseen prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emorl_cli.console.printing import print_json
 from emorl_cli.learning.graded_data import KINDS_HELP, add_column_options, kind_of, load_sets
 
 DEFAULT_LOSS = {"pair": "margin"}  # every other kind of data: classes
-# Options whose default is the configuration's own.
+# Options whose default is in the configuration.
 OPTIONAL = (
     *("revision", "epochs", "learning_rate", "batch_size", "prompts_per_epoch", "max_length", "margin"),
     *("mismatched", "calibration", "freeze_layers", "seed", "device"),

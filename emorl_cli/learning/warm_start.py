@@ -1,4 +1,4 @@
-"""`emorl warm-start`: the supervised stage of a recipe alone, prompts -> replies, into a Hugging Face folder."""
+"""`emorl warm-start`: only the supervised stage of a recipe, prompts -> replies, into a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.recipe.resolve().parent
     data = load_data(recipe, folder)
     with Progress("warm start", recipe.base.warm_start.fit.steps) as bar:
-        # A run that goes on begins where the interrupted one ended.
+        # A resumed run starts where the interrupted one ended.
         run_warm_start(
             recipe,
             folder,

@@ -1,7 +1,7 @@
-"""Matrices in fewer bits than what is computed with, by FBGEMM, which torch brings along on x86.
+"""Quantised matrices, with FBGEMM, which torch includes on x86.
 
-A decoding step is as fast as its weights are read. Both forms here take float32 in and give float32 back, and a row of
-a batch never depends on those beside it, but for how its sum is rounded in float16. Figures are in docs/log.md.
+A decoding step is bound by reading its weights. Both formats have float32 inputs and outputs, and a row of a batch does
+not depend on other rows, except for rounding in float16. Figures are in docs/log.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ZERO = _MOST_INPUT + 1  # inputs are stored from 1 up
 
 
 class Compact(Protocol):
-    """A matrix [out, in] in fewer bits."""
+    """A quantised matrix [out, in]."""
 
     nbytes: int
 
@@ -32,11 +32,11 @@ class Compact(Protocol):
         """x [M, in] float32 -> x W^T [M, out] float32."""
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows of these numbers [...] -> [..., in] float32; if it was made to be looked up."""
+        """Rows with these indices [...] -> [..., in] float32; only with `looked_up`."""
 
 
 class Float16Matrix:
-    """In float16: a weight is off by 1/4096 of itself at most, an eighth of what bfloat16 makes of it."""
+    """float16: the error of a weight is at most 1/4096 of it, an eighth of bfloat16's."""
 
     def __init__(self, weight: Tensor, multiplied: bool = True, looked_up: bool = False) -> None:
         """multiplied: keep what `product` needs; looked_up: what `rows` needs."""
@@ -48,7 +48,7 @@ class Float16Matrix:
 
     @staticmethod
     def takes(weight: Tensor) -> bool:
-        """Whether no weight is too large for the format."""
+        """Whether all weights are within the format's range."""
         return bool(weight.abs().amax() <= torch.finfo(torch.float16).max)
 
     def product(self, x: Tensor) -> Tensor:
@@ -61,13 +61,13 @@ class Float16Matrix:
 
 
 class Int8Matrix:
-    """In whole numbers from -127 to 127, with a scale for every row, which is an output channel: a weight is off by
-    1/254 of the largest of its row at most.
+    """int8: integers from -127 to 127 with a scale per row, which is an output channel. The error of a weight is at
+    most 1/254 of the largest in its row.
 
-    The product is one of whole numbers too. A language model's inputs have single large numbers, beside which 7 bits
-    leave little of the others, so an input is the sum of two: the nearest of 127 steps, and what is left in steps of
-    1/126 of those. Both go through one product as two rows, for little more time than one; what is left of its error
-    is far below that of the weights.
+    The product uses integers too. A language model's inputs have outliers, and 7 bits leave little precision for the
+    other numbers, so an input is the sum of two terms: the nearest of 127 steps, and the remainder in steps of 1/126 of
+    those. Both go through one product as two rows, in little more time than one; the remaining error is far below that
+    of the weights.
     """
 
     def __init__(self, weight: Tensor, multiplied: bool = True, looked_up: bool = False) -> None:

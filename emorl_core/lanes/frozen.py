@@ -1,4 +1,4 @@
-"""A matrix that is never trained, in the layout that the device multiplies fastest."""
+"""A frozen matrix in the layout that is fastest on the device."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from emorl_core.types import Quantize
 
 
 class FrozenMatrix(nn.Module):
-    """A base matrix that is never trained: y = x W^T + b, where there is a bias.
+    """A frozen base matrix: y = x W^T + b, if there is a bias.
 
     On a CPU the matrix can be kept in oneDNN's blocked layout (`pack`). With few rows that product is two to three
     times as fast as the plain one there, and the bits of a row do not depend on how many rows run beside it.
-    Or it is kept in fewer bits (`quantize`).
+    Or it can be quantised (`quantize`).
 
-    Further rows (`extend`) are adapters' first factors. They are part of the same product, but beside a matrix in fewer
-    bits, where they stay as they are.
+    Further rows (`extend`) are adapters' first factors. They are part of the same product, except with a quantised
+    matrix, where they are not quantised.
     """
 
     # Below this many elements the packed call's own overhead outweighs what it saves (docs/log.md).
@@ -38,7 +38,7 @@ class FrozenMatrix(nn.Module):
         self.dtype, self.device = weight.dtype, weight.device
         self.extra_nbytes = 0
         self.compact: Compact | None = None
-        self.extra: Tensor | None = None  # the further rows, beside a matrix in fewer bits alone
+        self.extra: Tensor | None = None  # the further rows, only beside a quantised matrix
         self._packs = self._keeps_plain = False
         self._packed: Tensor | None = None
 
@@ -59,7 +59,7 @@ class FrozenMatrix(nn.Module):
             self._set(weight)
 
     def quantize(self, how: Quantize, *, multiplied: bool = True, looked_up: bool = False) -> None:
-        """Keep the matrix in fewer bits from now on, if it is large enough to matter. Before it is extended.
+        """Quantise the matrix if it is large enough to matter. Only before it is extended.
 
         multiplied: products are asked for; looked_up: `rows` are.
         """
@@ -75,12 +75,12 @@ class FrozenMatrix(nn.Module):
         self._packs, self._packed, self.weight = False, None, None
 
     def extend(self, rows: Tensor | None) -> None:
-        """Put rows [E, in] below the matrix, in place of those put there before: y gets E further columns."""
+        """Append rows [E, in] to the matrix, replacing those appended before: y gets E further columns."""
         if rows is None and not self.extra_nbytes:
             return
         self.extra_nbytes = 0 if rows is None else rows.numel() * rows.element_size()
         if self.compact is not None:
-            # Its own tensor: a view would show the compiler other sizes, which are equal to lane rows by accident.
+            # A separate tensor: a view's sizes could coincide with the number of lane rows in the compiler.
             self.extra = None if rows is None else rows.clone()
             return
         plain = self._plain()[: self.shape[0]]
@@ -108,8 +108,7 @@ class FrozenMatrix(nn.Module):
         return self.packed_product(x), None if self.extra is None else F.linear(x, self.extra)
 
     def packed_product(self, x: Tensor) -> Tensor:
-        """The product with a matrix that is packed or in fewer bits, for callers that know it is and that nothing needs
-        gradients."""
+        """The product with a packed or quantised matrix, for callers that need no gradients."""
         if self.compact is not None:
             y = self.compact.product(x.float()).to(x.dtype)
             return y if self.bias is None else y + self.bias
@@ -137,14 +136,14 @@ class FrozenMatrix(nn.Module):
 
 @functools.cache
 def _packed_operation() -> Callable[..., Tensor]:
-    # The overload itself: to look it up by its name takes a good part of what a small product takes.
+    # The overload itself, since looking it up by name takes a large part of the time of a small product.
     operation: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
     return operation
 
 
 def packed_product_available(dtype: torch.dtype = torch.float32) -> bool:
-    """oneDNN's packed linear product is private to torch's compiler stack: use it only where it is really there. In
-    bfloat16 it raises on a CPU without AVX512."""
+    """oneDNN's packed linear product is private to torch's compiler stack, so it is used only if it exists. In bfloat16
+    it raises on a CPU without AVX512."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     if dtype == torch.bfloat16:

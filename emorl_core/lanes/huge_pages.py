@@ -1,5 +1,5 @@
-"""Weights on huge pages: a decoding step reads every weight once, and with pages of 4 KiB a CPU spends a good part of
-that time on looking addresses up (docs/log.md)."""
+"""Weights on huge pages: a decoding step reads every weight once, and with pages of 4 KiB a CPU spends much of that
+time on address translation (docs/log.md)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # the second since Linux 6.1
 def use_huge_pages() -> int:
     """Move this process's large private memory to huge pages: now, or soon where the kernel only takes advice.
 
-    Only stretches of 2 MiB that are wholly in memory already: the process does not grow. Returns the bytes moved; 0
-    where there is nothing to gain or the system knows no huge pages. Never fails.
+    Only 2 MiB ranges that are fully resident, so the process does not grow. Returns the bytes moved; 0 if there is
+    nothing to gain or the system has no huge pages. Never fails.
     """
     if not sys.platform.startswith("linux") or os.sysconf("SC_PAGESIZE") != _PAGE:
         return 0

@@ -1,8 +1,8 @@
 """Which adapters each lane row uses.
 
-A *lane row* is one lane of one sequence. Lane rows are kept flat, [M, in], each with its point in adapter space: a
-batch may then hold exactly the lanes that its requests give weight to, a sequence may use one lane and its neighbour
-five, and prefill, decoding, sweeps and training are one shape.
+A *lane row* is one lane of one sequence. Lane rows are flat, [M, in], each with its point in adapter space. So a batch
+contains exactly the lanes that its requests give weight to, one sequence may use one lane and another five, and
+prefill, decoding, sweeps and training have the same shape.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class LaneIndex:
     """The coefficients of M lane rows over N stacked adapters.
 
     The low-rank part is computed for all N adapters side by side, [M, N * R], and multiplied by the coefficients before
-    the second factor, which leaves nothing of the adapters that a row does not use. R is small, so those spare columns
-    cost less than sorting the rows by adapter; there is no loop over adapters.
+    the second factor, which zeroes the adapters that a row does not use. R is small, so the unused columns cost less
+    than sorting the rows by adapter; there is no loop over adapters.
     """
 
     def __init__(self, coefficients: Tensor) -> None:
@@ -49,7 +49,7 @@ class LaneIndex:
 
     def used(self) -> tuple[Tensor, Tensor]:
         """Which adapters each row uses, and how much of each: [M, K] numbers from 0, [M, K] coefficients. K is 1 while
-        no row mixes adapters, and else N: few values, since a compiled step or a graph is made for each."""
+        no row mixes adapters, else N: few values, since a compiled step or a graph is made for each."""
         if self._used is None:
             mixed = self.adapters > 1 and bool(((self.coefficients != 0).sum(dim=1) > 1).any())
             if mixed or not self.adapters:
@@ -70,8 +70,8 @@ class LaneIndex:
         `round_rows`, and the result is kept."""
         if times == 1:
             return self
-        # Prompts come in any length, and oneDNN compiles a product for every number of rows it meets and keeps it, half
-        # a MiB each (docs/log.md).
+        # Prompts have any length, and oneDNN compiles and caches a kernel for every number of rows, half a MiB each
+        # (docs/log.md).
         rounded = self.coefficients.device.type == "cpu" and not torch.is_grad_enabled()
         if (times, rounded) not in self._repeated:
             repeated = self.coefficients.repeat_interleave(times, dim=0)

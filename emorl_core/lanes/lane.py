@@ -13,7 +13,7 @@ class Lane:
     """A point in adapter space and the prompt that is read there.
 
     `coefficients` are one-hot for an objective, all 0 for the base, any vector for a mix in weight space. Equal lanes
-    compute the same, so a lane is the key of what was computed for it.
+    compute the same, so a lane is a cache key.
     """
 
     coefficients: Coefficients

@@ -39,8 +39,8 @@ class LaneLinear(nn.Module):
         self.dropout = 0.0  # LoRA dropout on the adapters' input, training only
 
     def attach(self, lora_a: Tensor, lora_b: Tensor, scale: Tensor | None = None) -> None:
-        """Set the stacked adapters. Without `scale` it is part of B and nothing is trained, as serving has it: first
-        factors then join the base matrix, so that one product gives x W^T and every x A^T."""
+        """Set the stacked adapters. Without `scale`, for serving, the scale is part of B and nothing is trained: the
+        first factors then join the base matrix, so that one product gives x W^T and every x A^T."""
         trained = scale is not None
         self.lora_a = nn.Parameter(lora_a) if trained else None
         self.lora_b = nn.Parameter(lora_b, requires_grad=trained)
@@ -53,11 +53,11 @@ class LaneLinear(nn.Module):
         self.base.extend(None)
 
     def features(self, projection: int) -> tuple[int, int]:
-        """In and out, of the whole layer: of a layer in parts, an adapter has those of all parts."""
+        """Features in and out of the whole layer, for a split layer those of all parts, as in adapters."""
         return self.in_features, self.outs[projection]
 
     def own(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """What of an adapter's factors a [R, in] and b [out, R] belongs to this layer, where it is a part of one."""
+        """This layer's part of an adapter's factors a [R, in] and b [out, R], if the layer is split."""
         return a, b
 
     @property
@@ -95,8 +95,8 @@ class LaneLinear(nn.Module):
         return torch.baddbmm(y.view(-1, self.projections, self.out_features).transpose(0, 1), low.transpose(0, 1), b)
 
     def side_by_side(self, x: Tensor, lanes: LaneIndex) -> Tensor:
-        """x [M, in] -> [M, sum of outs], the projections beside each other, with the bias: for serving alone, without
-        gradients. `lanes` may have more rows than x; so has the result then."""
+        """x [M, in] -> [M, sum of outs], the projections side by side, with the bias; for serving only, without
+        gradients. `lanes` may have more rows than x; the result then has as many."""
         if x.shape[0] < lanes.rows:
             x = F.pad(x, (0, 0, 0, lanes.rows - x.shape[0]))
         straight, low = self.base.both(x)

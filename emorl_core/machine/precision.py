@@ -52,8 +52,9 @@ def fbgemm_available() -> bool:
 
 
 def pick_quantize(quantize: str, dtype: str, device: torch.device) -> Quantize:
-    """How the base's matrices are kept. `auto` is float16 where `dtype` is `auto` too and means float32, on a CPU with
-    FBGEMM: they are read in half the time, and are still eight times as exact as in bfloat16, which other machines use.
+    """Storage of the base's matrices. `auto` is float16 where `dtype` is `auto` and resolves to float32, on a CPU with
+    FBGEMM: they are read in half the time, and are still eight times as precise as in bfloat16, which other machines
+    use.
 
     Raises InvalidRequest for another word, and for what this machine or device does not have.
     """

@@ -1,8 +1,8 @@
 """How many threads torch computes with, chosen by measuring.
 
-torch's threads wait for each other after every product. On a quiet machine more of them are faster; where other
-programs want the cores too, each product waits for a thread that is not running: on two busy cores an answer took 3 to
-11 s with two threads and 0.1 to 0.4 s with one. Which of the two a machine is, only measuring tells, and it changes.
+torch's threads wait for each other after every product. On an idle machine more threads are faster. If other programs
+use the cores, each product waits for a thread that is not running: on two busy cores an answer took 3 to 11 s with two
+threads and 0.1 to 0.4 s with one. Only measuring shows which case applies, and it changes.
 
 Sums may round differently with another number of threads, as they do with other requests in the batch.
 """
@@ -22,28 +22,28 @@ import torch
 from emorl_core.errors import InvalidRequest, shown
 from emorl_core.types import MAX_THREADS, Threads
 
-_BLOCK = 6  # steps of a trial with each number; the first of them wakes the threads up and does not count
-_HOPELESS = 3.0  # times as slow as another number: two such steps are enough
-_WORSE = 1.2  # times as slow as fewer threads: still more will not help
-_GAIN = 1.1  # more threads must be this much faster to be worth it
-_WINDOW = 5  # steps whose median is compared with what steps of that size used to take
-_SLOWER = 2.5  # times as long as it used to
-_PATIENCE_S = 2.0  # for so long
-_SLOW_EVERY_S = 10.0  # between two trials because steps are slow
-_UP_EVERY_S = 60.0  # between two because more threads may be the faster again
-_EVERY_MOST_S = 600.0  # both, when trials have changed nothing
-_STRAYS = 50  # steps of other sizes until a trial begins anew with those
+_BLOCK = 6  # steps of a trial per number of threads; the first wakes the threads and does not count
+_HOPELESS = 3.0  # slowdown against another number at which two steps are enough
+_WORSE = 1.2  # slowdown against fewer threads at which more are not tried
+_GAIN = 1.1  # speed-up required to prefer more threads
+_WINDOW = 5  # steps whose median is compared with the usual time for that size
+_SLOWER = 2.5  # slowdown against the usual time
+_PATIENCE_S = 2.0  # seconds that it must last
+_SLOW_EVERY_S = 10.0  # seconds between two trials for slow steps
+_UP_EVERY_S = 60.0  # seconds between two trials of more threads
+_EVERY_MOST_S = 600.0  # upper bound of both, after trials without effect
+_STRAYS = 50  # steps of another size after which a trial restarts with that size
 
 
 @functools.cache
 def most_threads() -> int:
     """torch's own number (OMP_NUM_THREADS, or the cores of this machine), as it was at the first call: a Python thread
-    that begins after a choice starts with what was chosen."""
+    started after a choice inherits the chosen number."""
     return torch.get_num_threads()
 
 
 def check_threads(threads: object) -> Threads:
-    """Raises InvalidRequest for what is neither `auto` nor a number of threads."""
+    """Raises InvalidRequest unless it is `auto` or a number of threads."""
     if threads == "auto":
         return "auto"
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
@@ -54,11 +54,11 @@ def check_threads(threads: object) -> Threads:
 
 
 def product_s(count: int, within_s: float = 0.02) -> float:
-    """Seconds that a small product takes with so many threads at this moment, on the thread that calls; leaves torch
-    with that number. Threads that get into each other's way do so badly, so that a few products tell."""
+    """Seconds that a small product takes now with this many threads, on the calling thread; leaves torch with that
+    number. Contention between threads slows products so much that a few measurements suffice."""
     torch.set_num_threads(count)
     a, b = torch.ones(512, 128), torch.ones(128, 384)
-    torch.relu(a @ b)  # wakes the threads up
+    torch.relu(a @ b)  # wakes the threads
     began, rounds = time.perf_counter(), 0
     while rounds < 2 or (rounds < 100 and time.perf_counter() - began < within_s):
         torch.relu(a @ b)
@@ -67,8 +67,8 @@ def product_s(count: int, within_s: float = 0.02) -> float:
 
 
 def fastest_threads(most: int | None = None) -> int:
-    """1 or `most` (None: torch's own number), whichever does small products faster at this moment; for work that runs
-    for long and has no steps to observe."""
+    """1 or `most` (None: torch's own number), whichever is faster at small products now; for long work without steps to
+    observe."""
     before, most = torch.get_num_threads(), most_threads() if most is None else most
     counts = dict.fromkeys((1, max(1, min(most, os.cpu_count() or 1))))
     try:
@@ -78,7 +78,8 @@ def fastest_threads(most: int | None = None) -> int:
 
 
 class ThreadChoice:
-    """The number of threads for the next step. `observe` every step; when there is reason to, the next few are a trial.
+    """The number of threads for the next step. Call `observe` after every step; if necessary, the next few steps become
+    a trial.
 
     Only the thread that runs the steps may call it: torch's number belongs to the thread that sets it.
     """
@@ -124,14 +125,14 @@ class ThreadChoice:
         return _BLOCK * len(self.counts)
 
     def start(self) -> None:
-        """On the thread that will run the steps, before the first of them."""
+        """Call it on the thread that will run the steps, before the first one."""
         if len(self.counts) == 1:
             self._use(self.count, "")
         else:
             self._try(_Trial(self.counts))
 
     def observe(self, took_s: float, rows: int) -> None:
-        """A step has ended. rows: lane rows that it computed; 0: it did something else besides, and does not count."""
+        """Record a step. rows: lane rows that it computed; 0: it included other work, and does not count."""
         if len(self.counts) == 1 or not rows:
             return
         size = round(2 * math.log2(rows))
@@ -145,8 +146,8 @@ class ThreadChoice:
             self._try(_Trial(candidates, size, {self.count: known}))
 
     def _due(self, slow_for_s: float) -> Sequence[int]:
-        """What to try now instead of the number in use, in that order: fewer threads where steps have become slow, or
-        more, since the machine may be quiet again."""
+        """The numbers to try now, in order: fewer threads if steps have become slow, or more, since the machine may be
+        idle again."""
         since = self._clock() - self._tried_at
         at = self.counts.index(self.count)
         fewer, more = self.counts[:at][::-1], self.counts[at + 1 :]
@@ -199,7 +200,7 @@ class ThreadChoice:
 
 
 class _Trial:
-    """A few steps with each number, in the order given, until one is worse than those before it."""
+    """A trial: a few steps with each number, in the given order, until one is worse than those before it."""
 
     def __init__(
         self, counts: Sequence[int], size: int | None = None, known: Mapping[int, float] | None = None
@@ -213,7 +214,7 @@ class _Trial:
 
     @property
     def count(self) -> int:
-        """For the next step."""
+        """The number of threads for the next step."""
         return self._left[0]
 
     @property
@@ -239,13 +240,13 @@ class _Trial:
         self._left.clear()
 
     def best(self) -> int:
-        """The fewest threads that are about as fast as any."""
+        """The smallest number of threads that is about as fast as any."""
         least = min(self.medians.values())
         return min(count for count, median in self.medians.items() if median <= _GAIN * least)
 
 
 class _Usual:
-    """What steps used to take since the last trial, by size, and for how long they have taken much longer."""
+    """The usual step time since the last trial, by size, and for how long steps have been much slower."""
 
     def __init__(self, medians: dict[int, float] | None = None) -> None:
         self._least = dict(medians or {})  # seconds; by size
@@ -253,7 +254,7 @@ class _Usual:
         self._slow_since: float | None = None
 
     def now_s(self, size: int) -> float | None:
-        """What the last few steps of this size took; None: there have not been as many."""
+        """The median time of the last few steps of this size; None if there have been too few."""
         recent = self._recent.get(size, ())
         return statistics.median(recent) if len(recent) == _WINDOW else None
 

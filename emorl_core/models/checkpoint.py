@@ -28,8 +28,8 @@ _QUANTISED = re.compile(r"scale|zero|absmax|SCB|g_idx|quant|packed")
 class Checkpoint:
     """The tensors of a checkpoint by name, read on demand, converted to one dtype and device.
 
-    Which files count is transformers' rule: the one that `transformers_weights` of the config names, else
-    `model.safetensors`, else the shards of `model.safetensors.index.json`, each with all it holds.
+    Files are selected by transformers' rule: the one that `transformers_weights` of the config names, else
+    `model.safetensors`, else all shards of `model.safetensors.index.json`.
 
     Raises:
         UnsupportedModel: no such file, a broken one, or a tensor in another format than plain floating point.
@@ -72,11 +72,11 @@ class Checkpoint:
         if tuple(tensor.shape) != shape:
             raise UnsupportedModel(f"tensor {name!r} has shape {tuple(tensor.shape)}; the config asks for {shape}")
         self._unread.discard(name)
-        # A copy: safetensors maps the file, and what is written into it later would be served.
+        # A copy, since safetensors maps the file, and later changes to it would be served.
         return tensor.to(device=self._device, dtype=self._dtype, copy=True)
 
     def refuse_unread(self, harmless: Collection[str]) -> None:
-        """Refuse tensors that were never read: without them the model is not the one that was saved.
+        """Refuse tensors that were never read, since the model is then not the one that was saved.
 
         Raises:
             UnsupportedModel: one is left that is not among the `harmless`.
@@ -124,7 +124,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _is_file_name(value: object) -> bool:
-    """A checkpoint may come from a stranger: it names files of its own folder only."""
+    """A checkpoint may be untrusted, so it may only name files in its own folder."""
     if not isinstance(value, str) or value in ("", "..") or "\0" in value:
         return False
     return len(value) <= _LONGEST_NAME and Path(value).name == value

@@ -23,7 +23,7 @@ Argument = Tensor | Sequence[Tensor]
 
 
 class StepFunction(Protocol):
-    """A decoding step of one model, and what another process needs to make it again."""
+    """A decoding step of one model, and the recipe with which another process can rebuild it."""
 
     @property
     def tensors(self) -> StepTensors: ...
@@ -36,8 +36,8 @@ class CompiledStep(ABC):
     """A model's `step` for one new token a lane row, and its `ragged_step`, compiled for all sizes. Not for training;
     for one thread.
 
-    To a function every token is a row with a place in the cache. Where several may share one, it reads keys and values
-    by their places, which takes some 5 % longer: hence two functions, and the second only where it is wanted.
+    In a compiled function every token is a row with a place in the cache. If several rows may share a place, it gathers
+    keys and values by place, which takes some 5 % longer; hence two functions, and the second only on request.
     """
 
     MAKE: str  # the recipe's
@@ -47,18 +47,20 @@ class CompiledStep(ABC):
         self._settings, self._tensors = function.settings, function.tensors
         self._embedding = embedding
         self._adapters = adapters
-        # Rows of one adapter each and rows that sum several are two functions, see `LaneIndex.used`.
+        # There are separate functions for rows with one adapter each and for rows that sum several, see
+        # `LaneIndex.used`.
         self._kinds = [(kind, many) for many in sorted({False, ragged}) for kind in sorted({1, max(1, adapters)})]
         self._functions: dict[tuple[int, bool], Compiled] = {}
         self._lanes: LaneIndex | None = None
 
     @abstractmethod
     def _arrange(self, cache: KVCache, places: Tensor) -> None:
-        """Lane rows have come, left or moved; the tokens of a step have these places [R], spare ones included."""
+        """Called when lane rows were added, removed or moved; the tokens of a step have these places [R], spare ones
+        included."""
 
     @abstractmethod
     def _arguments(self, cache: KVCache, positions: Tensor) -> tuple[Argument, ...]:
-        """What the function takes between the positions [R] and the parameters."""
+        """The function's arguments between the positions [R] and the parameters."""
 
     def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         """tokens [M, 1], lanes of M rows -> last hidden states [M, D]; writes the new token's keys and values."""
@@ -86,7 +88,7 @@ class CompiledStep(ABC):
     def _whole(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> tuple[Argument, ...]:
         cache.reserve_each(counts)
         places, at = cache.own.ahead(counts)
-        if len(places) == 1:  # a size of 1 would be another function, so a single token gets a spare one
+        if len(places) == 1:  # a size of 1 would be specialised, so a single token gets a spare row
             places, at, tokens = [0, 1], at * 2, tokens.expand(2)
         if self._lanes is not lanes:
             self._lanes, spare = lanes, len(places) - lanes.rows
@@ -102,9 +104,9 @@ class CompiledStep(ABC):
 
     @torch.inference_mode()
     def recipes(self, cache: KVCache) -> list[Recipe]:
-        """One for each kind of rows and of step; cache: an empty one, which is filled with examples."""
+        """One recipe for each kind of rows and of step; cache: an empty one, which is filled with examples."""
         layers, (_, _, heads, _, size) = len(cache.own.layers), cache.own.layers[0].shape
-        for length in (3, 5, 2 * SIZE_STEP + 1):  # sizes that are equal by accident only would be taken for one
+        for length in (3, 5, 2 * SIZE_STEP + 1):  # sizes that are equal by coincidence would be treated as one
             cache.insert(Memory(torch.zeros(2, layers, heads, length, size, dtype=cache.own.dtype)))
         rows: tuple[Names, ...] = ({0: "rows"},) * 5
         made = []
@@ -118,7 +120,7 @@ class CompiledStep(ABC):
 
     @torch.inference_mode()
     def take(self, functions: Sequence[Compiled], cache: KVCache) -> None:
-        """Use these, made from `recipes`, once each has run; cache: an empty one."""
+        """Use these functions, made from `recipes`, after running each once; cache: an empty one."""
         layers, (_, _, heads, _, size) = len(cache.own.layers), cache.own.layers[0].shape
         self._functions = dict(zip(self._kinds, functions, strict=True))
         cache.insert(Memory(torch.zeros(2, layers, heads, 1, size, dtype=cache.own.dtype)))
@@ -127,13 +129,13 @@ class CompiledStep(ABC):
         self._lanes = None
 
     def _of_kind(self, kind: int, cache: KVCache) -> LaneIndex:
-        """Rows that use so many adapters each, or all where there are fewer."""
+        """Rows that use this many adapters each, or all if there are fewer."""
         own = (torch.arange(self._adapters) < kind).float()
         return LaneIndex(own.expand(cache.count, -1))
 
 
 def tokens_read(positions: Tensor) -> int:
-    """By self-attention, in a step at these positions."""
+    """Tokens that self-attention reads in a step at these positions."""
     return round_size(int(positions.max()) + 1)
 
 

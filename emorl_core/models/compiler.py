@@ -1,4 +1,4 @@
-"""The process that compiles: recipes on standard input -> files of compiled functions."""
+"""The compiler process: recipes on standard input -> files of compiled functions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 _SETTINGS = {
     "cpp.dynamic_threads": True,  # the number of threads is chosen at run time
     "compile_threads": 1,
-    # The code between the kernels only calls them: optimised, it takes twice as long to compile and is as fast.
+    # The code between kernels only calls them: optimising it doubles the compile time without a speed-up.
     "aot_inductor.compile_wrapper_opt_level": "O0",
 }
 
@@ -41,7 +41,7 @@ class _Whole(nn.Module):
 
 
 def compile_to(recipe: Recipe, path: Path) -> None:
-    """Compile one function. Weights are never touched: their memory is asked for and not used."""
+    """Compile one function. Weights are never touched: their memory is allocated but not used."""
     module, _, name = recipe.make.partition(":")
     function = getattr(importlib.import_module(module), name)(*recipe.settings)
     dims: dict[str, Dim] = {}
@@ -68,10 +68,10 @@ def compile_to(recipe: Recipe, path: Path) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Have Linux end this process when the process `parent`, which started it, has gone in whatever way."""
+    """On Linux, end this process when its parent process, `parent`, is gone for any reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it went before that was arranged
+    if os.getppid() != parent:  # it was gone before this took effect
         sys.exit("who asked for it has gone")
 
 
@@ -81,7 +81,7 @@ def main() -> None:
     if idly:
         os.nice(19)
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # torch's are about its internals
+    warnings.simplefilter("ignore")  # torch's warnings are about its internals
     try:
         check_compiler()
         for recipe, path in recipes:

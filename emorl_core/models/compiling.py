@@ -1,8 +1,8 @@
-"""Functions of tensors, compiled by another process into files that this one loads.
+"""Compiles functions of tensors in another process, into files that this one loads.
 
-A process that compiles holds Python's lock for seconds at a time, and streams would stand still meanwhile. So the
-compiler runs beside it, sees shapes and no weights, and leaves one file a function, which loads in a fraction of a
-second, here and at the next start.
+Compiling holds the GIL for seconds at a time, during which streams would stall. So the compiler runs in a separate
+process, sees shapes but no weights, and writes one file per function, which loads in a fraction of a second, now and at
+later starts.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _KEPT = 24  # compiled functions in a folder; a model has up to five
 _COMPILE = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from emorl_core.models import compiler"
 _RUN = f"{_COMPILE}; compiler.main()"
 
-Names = Mapping[int, str]  # dimension -> the size that it has, in every argument that names it; others never change
+Names = Mapping[int, str]  # dynamic dimension -> its name; equal names have equal sizes; other dimensions are fixed
 Compiled = Callable[[list[Tensor]], Tensor]
 M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is known of an argument's tensor before it is there."""
+    """The properties of an argument's tensor."""
 
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
@@ -53,15 +53,15 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A function to compile, as another process can make it. `make`: "module:function", which gives the function for
-    these `settings`; arguments: a shape each, or a list of shapes."""
+    """A function to compile, described so that another process can build it. `make`: "module:function", which gives the
+    function for these `settings`; arguments: a shape each, or a list of shapes."""
 
     make: str
     settings: tuple[Any, ...]
     arguments: tuple[Shape | list[Shape], ...]
 
     def file_name(self) -> str:
-        """Of what is compiled: by all that it depends on."""
+        """The cache key, over everything that the compiled code depends on."""
         sources = (self.make.partition(":")[0], "emorl_core.models.step_linear", "emorl_core.models.compiler")
         parts = [repr(self), torch.__version__, sys.version, _processor()]
         parts += [Path(str(spec.origin)).read_text() for spec in map(find_spec, sources) if spec is not None]
@@ -69,10 +69,10 @@ class Recipe:
 
 
 class Compilation(Generic[M]):
-    """What is to be compiled for one model, and what the model is with it."""
+    """The functions to compile for one model, and how the model uses them."""
 
     def __init__(self, recipes: Sequence[Recipe], folder: Path, finish: Callable[[list[Compiled]], M]) -> None:
-        """folder: where compiled functions are kept; finish: takes them and gives the model."""
+        """folder: where compiled functions are stored; finish: compiled functions -> the model."""
         self._paths = [folder / recipe.file_name() for recipe in recipes]
         self._recipes, self._folder, self._finish = recipes, folder, finish
         self._process: subprocess.Popen[bytes] | None = None
@@ -80,23 +80,22 @@ class Compilation(Generic[M]):
         self._lock = threading.Lock()
 
     def load(self) -> M | None:
-        """The model with what was compiled before; None: that is not all there."""
+        """The model with functions compiled earlier; None if some are missing."""
         if not all(path.is_file() for path in self._paths):
             return None
         try:
             return self._finish([_loaded(path) for path in self._paths])
-        except RuntimeError:  # cut short, or of another machine
+        except RuntimeError:  # truncated, or from another machine
             with contextlib.suppress(OSError):
                 for path in self._paths:
                     path.unlink(missing_ok=True)
             return None
 
     def make(self, *, idly: bool = False) -> M:
-        """The same, compiled first where it is not there: a minute or more. idly: only with what others leave of the
-        processors.
+        """The same, compiling missing functions first, which takes a minute or more. idly: at the lowest priority.
 
         Raises:
-            UnsupportedModel: it cannot be compiled here, or was stopped.
+            UnsupportedModel: it cannot be compiled here, or compilation was stopped.
         """
         found = self.load()
         if found is not None:
@@ -114,15 +113,15 @@ class Compilation(Generic[M]):
         return found
 
     def stop(self) -> None:
-        """Have `make` give up. From any thread; may be called at any time."""
+        """Abort `make`. May be called from any thread, at any time."""
         with self._lock:
             self._stopped = True
             if self._process is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)  # with the C++ compiler that it has started
+                    os.killpg(self._process.pid, signal.SIGKILL)  # including the C++ compiler that it started
 
     def pause(self, paused: bool) -> None:
-        """Have the compiler stand still, or go on. From any thread; may be called at any time."""
+        """Pause or resume the compiler. May be called from any thread, at any time."""
         with self._lock:
             if self._process is None or paused == self._paused:
                 return
@@ -140,7 +139,7 @@ class Compilation(Generic[M]):
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                process_group=0,  # not a session: Linux weighs niceness within a session only
+                process_group=0,  # not a new session: Linux (autogroup) applies niceness only within a session
             )
         _, told = self._process.communicate(pickle.dumps(sys.path) + pickle.dumps((missing, idly, os.getpid())))
         with self._lock:
@@ -173,8 +172,8 @@ def _cannot(reason: str) -> UnsupportedModel:
 
 
 def _loaded(path: Path) -> Compiled:
-    with contextlib.suppress(OSError):  # a folder that came with an image cannot be written
-        os.utime(path)  # the one used longest ago goes first
+    with contextlib.suppress(OSError):  # the folder may be read-only, as in an image
+        os.utime(path)  # evict the least recently used
     # Not through `torch._inductor`: importing the compiler takes seconds of Python's lock.
     loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
 
@@ -192,7 +191,7 @@ def _prune(folder: Path) -> None:
 
 
 def _processor() -> str:
-    """Compiled code uses all that the processor has."""
+    """Identifies the processor, since compiled code uses all of its instructions."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

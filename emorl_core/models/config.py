@@ -1,4 +1,4 @@
-"""The JSON files of a checkpoint folder: read, and asked for what must be in them."""
+"""Reads the JSON files of a checkpoint folder and their required values."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A deterministic model without weights, shipped with the product: the engine, the server and the command line are
-tested with it in seconds.
+"""A deterministic model without weights, part of the product: the engine, the server and the command line are tested
+with it in seconds.
 
-Its hidden states are a hash of what it finds in the key-value cache, so a cache that loses, swaps or leaks an entry
-changes the text. Some pieces of its vocabulary are single bytes, so text crosses half characters.
+Its hidden states are a hash of the key-value cache's contents, so a cache that loses, swaps or leaks an entry changes
+the text. Some pieces of its vocabulary are single bytes, so characters are split over tokens.
 """
 
 from __future__ import annotations

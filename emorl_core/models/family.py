@@ -1,4 +1,4 @@
-"""What the engine and training ask of a model. Nothing above this file knows whether a model has an encoder.
+"""The interface between a model and the engine and training. Nothing above it knows whether a model has an encoder.
 
 Letters: M lane rows, N adapters, q new tokens a row, R new tokens of all rows, T reply tokens, D hidden, V
 vocabulary.
@@ -28,7 +28,7 @@ from emorl_core.types import Quantize
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What does not change while a model is loaded."""
+    """Constant properties of a loaded model."""
 
     architecture: str  # the family's name
     vocab_size: int
@@ -40,20 +40,21 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """What a lane row reads before tokens are fed to it. Passages that begin with equal labels leave equal keys and
-    values there, so that what they have in common is read once.
+    """What prefill reads for a lane row before tokens are fed to it. Equal leading labels give equal keys and values,
+    so a common prefix is read once.
 
-    A decoder-only model has one label a token, and can stop after any of them. An encoder reads all tokens at once:
-    one label.
+    A decoder-only model has one label per token and can stop after any of them. An encoder reads all tokens at once, so
+    it has one label.
     """
 
     labels: tuple[Hashable, ...]
-    width: int = 1  # tokens a label
+    width: int = 1  # tokens per label
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Labels start .. stop - 1 of a passage, to be read behind the memory of those before; None when there are none."""
+    """Labels start .. stop - 1 of a passage, to be read after `past`, the memory of earlier labels; None if there are
+    none."""
 
     passage: Passage
     start: int
@@ -67,7 +68,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """k replies to one prompt in one lane, as training feeds them; no start token."""
+    """k replies to one prompt in one lane, for training; without start token."""
 
     lane: Lane
     replies: tuple[tuple[int, ...], ...]
@@ -76,8 +77,8 @@ class Group:
 class LaneModel(Protocol):
     """A base model with stacked adapters, ending at last hidden states.
 
-    A row's life: `prefill` reads its `passage`, at once or in pieces, and leaves a `Memory`, which is inserted into a
-    cache; what is `unread` is fed with `step`; the hidden state of its last token chooses the next one, and so on.
+    For each row, `prefill` reads its `passage`, at once or in pieces, into a `Memory`, which is inserted into a cache.
+    The `unread` tokens are then fed with `step`; the hidden state of the last one determines the next token, and so on.
     """
 
     @property
@@ -89,7 +90,7 @@ class LaneModel(Protocol):
 
     @property
     def compiled(self) -> bool:
-        """Whether `step` is compiled: sums may then round differently."""
+        """Whether `step` is compiled, which may change rounding."""
 
     def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
         """Every adaptable layer: the names of its fused projections as adapters name them, in order, and the layer."""
@@ -98,12 +99,12 @@ class LaneModel(Protocol):
         """Stack these adapters; they must fit (raises AdapterError). With `training` they require gradients."""
 
     def quantize(self, how: Quantize) -> None:
-        """Keep the base's matrices in fewer bits from now on; adapters and norms stay. Before adapters are attached,
-        on a CPU, not for training."""
+        """Quantise the base's matrices, but not adapters and norms. Only before adapters are attached, on a CPU, and
+        not for training."""
 
     def compilation(self, folder: Path, *, ragged: bool = False) -> Compilation[Any]:
-        """What gives this model with a faster `step` for the adapters attached now, and a faster `ragged_step` where
-        that is asked for; folder: where compiled functions are kept. Raises UnsupportedModel where there is none."""
+        """The compilation of this model's `step`, and of `ragged_step` if requested, for the adapters attached now.
+        folder: where compiled functions are stored. Raises UnsupportedModel if there is none."""
 
     def parameter_bytes(self) -> dict[str, int]:
         """{"base": ..., "adapters": ...}"""
@@ -111,18 +112,18 @@ class LaneModel(Protocol):
     # -- prompts -------------------------------------------------------------------------------------------------
 
     def passage(self, lane: Lane, reply: Sequence[int]) -> Passage:
-        """What `prefill` reads for a lane row that has its prompt and these tokens of the reply; may be empty."""
+        """What `prefill` reads for a lane row with this prompt and these tokens of the reply; may be empty."""
 
     def prefill(self, pieces: Sequence[Piece]) -> list[Memory]:
-        """Read these pieces, each by itself, and return what each adds to the memory of its passage."""
+        """Read these pieces independently, and return what each adds to the memory of its passage."""
 
     def unread(self, lane: Lane, reply: Sequence[int]) -> tuple[int, ...]:
-        """What is still to be fed when the passage has been read, one token at least: the decoder's start token and the
-        reply, or the last token of all. The last of these is fed by the next step."""
+        """The tokens to feed after the passage, at least one: the decoder's start token and the reply, or the last
+        token. The last of them is fed by the next step."""
 
     def acting(self, lane: Lane) -> Coefficients:
-        """What acts on the unread tokens and on the reply: the lane's coefficients, without those of adapters that wait
-        for tokens which its prompt does not have."""
+        """The coefficients for the unread tokens and the reply: the lane's, without activated adapters whose invocation
+        tokens are not in the prompt."""
 
     def already_said(self, prompt_ids: Sequence[int]) -> Sequence[int]:
         """The tokens before the reply that count for the repetition penalty."""
@@ -135,49 +136,49 @@ class LaneModel(Protocol):
     def step(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         """Feed tokens [M, q] to the cache's M rows, with `lanes` of M rows; returns last hidden states [M, q, D].
 
-        Writes keys and values at each row's own length and advances the cache by q. Calls with the same `lanes` object
-        are the same rows as before, one step later. The result is good until the next call.
+        Writes keys and values at each row's own length and advances the cache by q. A call with the same `lanes` object
+        means the same rows, one step later. The result is valid until the next call.
         """
 
     def ragged_step(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor:
-        """The same with a number of tokens of its own for each of the M rows, one at least: tokens [R], one row's after
-        the other's, with `lanes` of R rows; returns last hidden states [R, D]."""
+        """The same with different numbers of tokens, at least one, for the M rows: tokens [R], row after row, with
+        `lanes` of R rows; returns last hidden states [R, D]."""
 
     def head(self, hidden: Tensor) -> Tensor:
         """[B, D] -> logits [B, V] float32. Any scale of the architecture belongs here."""
 
     def uncapped_head(self, hidden: Tensor) -> Tensor:
-        """The same before any cap, which bends logits and changes no order: affine in `hidden`."""
+        """The same before any cap, which is monotonic: affine in `hidden`."""
 
     def head_rows(self, token_ids: Tensor) -> Tensor:
         """[...] -> the head's rows [..., D] float32, scale included: logit = row . hidden."""
 
 
 class TrainableModel(LaneModel, Protocol):
-    """What training asks beyond that: whole replies under autograd."""
+    """Additional methods for training: whole replies under autograd."""
 
     @property
     def lanes_apart(self) -> bool:
-        """Whether nothing is lost when a prompt's lanes run in different passes, so that replies of like length can
-        run together."""
+        """Whether a prompt's lanes can run in different passes without extra cost, so that replies of similar length
+        can run together."""
 
     def reply_hidden(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
-        """The state that each reply token is chosen from: last hidden states [M, T, D], and mask [M, T] of the tokens
-        that are there. Rows are the replies, group by group; all groups have the same number of them."""
+        """The last hidden states [M, T, D] from which each reply token is predicted, and the mask [M, T] of real
+        tokens. Rows are the replies, group by group; all groups have the same number of replies."""
 
     def keeping_prompts(self) -> AbstractContextManager[None]:
-        """Within it, `reply_hidden` remembers the prompts that no adapter acts on: they run once for all its calls."""
+        """Within the block, `reply_hidden` caches the prompts that no adapter acts on, so that they run once."""
 
     def train(self, mode: bool = True) -> Any:
         """Turn dropout on or off, as `torch.nn.Module.train`."""
 
 
 class Family(Protocol):
-    """Architectures that share one implementation; reads only JSON files until it loads."""
+    """Architectures with one implementation; only JSON files are read before loading."""
 
     name: str
     adapter_task: str  # PEFT's task type
-    size_keys: tuple[str, ...]  # of config.json: what tells people how large a model is
+    size_keys: tuple[str, ...]  # keys of config.json that describe the model's size
 
     def takes(self, config: Mapping[str, Any]) -> str | None:
         """None when a checkpoint with this config can be loaded, or one line that says why not and what works."""
@@ -199,4 +200,4 @@ class Family(Protocol):
         group: ProcessGroup | None,
     ) -> TrainableModel:
         """Load a checkpoint folder (safetensors only). With `training` the base matrices stay usable by autograd.
-        group: processes that hold a part each, which all call this."""
+        group: processes over which the model is split; all of them call this."""

@@ -1,4 +1,4 @@
-"""The families this project runs, and the one that a checkpoint belongs to."""
+"""The supported families, and the lookup of a checkpoint's family."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def load_model(
 ) -> TrainableModel:
     """Load a checkpoint folder (safetensors only).
 
-    With `training` the base matrices stay usable by autograd. group: processes that hold a part each, which all call
-    this.
+    With `training` the base matrices stay usable by autograd. group: processes over which the model is split; all of
+    them call this.
 
     Raises:
         UnsupportedModel: an architecture of no family here, or a checkpoint that cannot be read; says what works.

@@ -22,7 +22,7 @@ class LinearShape:
 
 @dataclass(frozen=True, slots=True)
 class TokenCost:
-    """What one token costs: numbers that autograd keeps of it, and keys and values that decoding keeps."""
+    """The memory per token: numbers kept by autograd, and keys and values kept by decoding."""
 
     activations: int  # without the adapters' low-rank columns
     adapted: int  # products that an adapter may touch: each keeps that adapter's rank of numbers

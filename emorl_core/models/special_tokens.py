@@ -1,4 +1,4 @@
-"""The token ids that a checkpoint's own settings give a meaning: the end of a text, and what decoding starts from."""
+"""Token ids with a meaning in a checkpoint's settings: the end of a text, and the start of decoding."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _CONFIG, _GENERATION = "config.json", "generation_config.json"
 def end_tokens(folder: Path, config: Mapping[str, Any], default: int | None = None) -> tuple[int, ...]:
     """Each of these ids ends a text; never empty. All lie within the vocabulary.
 
-    They are those of `generation_config.json`; what it leaves out or sets to null, of `config` (config.json). default:
-    what all such models have where no file names any.
+    They come from `generation_config.json` or, if missing or null there, from `config` (config.json). default: used if
+    neither file has any.
 
     Raises:
-        UnsupportedModel: what is no id, or no end of sequence, so that no text would end.
+        UnsupportedModel: not a token id, or no end of sequence, so that no text would end.
     """
     entries = _Entries(folder, config)
     file, value = entries.find("eos_token_id")
@@ -37,14 +37,14 @@ def end_tokens(folder: Path, config: Mapping[str, Any], default: int | None = No
 
 
 def decoder_start(folder: Path, config: Mapping[str, Any]) -> int:
-    """What a decoder beside an encoder starts from. Files and errors as in `end_tokens`."""
+    """The start token of an encoder-decoder's decoder. Files and errors as in `end_tokens`."""
     entries = _Entries(folder, config)
     pad, start = entries.one("pad_token_id"), entries.one("decoder_start_token_id")
     return start if start is not None else pad or 0
 
 
 class _Entries:
-    """Both files as one; `generation_config.json` wins, as in transformers."""
+    """Both files merged; `generation_config.json` takes precedence, as in transformers."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.rows = whole_number(config, "vocab_size")
@@ -60,7 +60,7 @@ class _Entries:
         return _CONFIG, None
 
     def have(self, key: str) -> bool:
-        """Whether one of them says anything of it, null included."""
+        """Whether one of them has the key, null included."""
         return any(key in values for values in self._sources.values())
 
     def one(self, key: str) -> int | None:

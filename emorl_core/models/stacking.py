@@ -16,8 +16,8 @@ def stack_adapters(
 ) -> None:
     """Give every layer its adapters, padded with zeros to the layer's largest rank.
 
-    For serving the scales are folded into B, which saves an operation in every call. With `training` they stay apart,
-    so that A and B are exactly the parameters that PEFT would train, and both require gradients.
+    For serving, scales are folded into B, which saves an operation per call. With `training` they are kept separate, so
+    that A and B are exactly the parameters that PEFT would train, and both require gradients.
 
     Raises:
         AdapterError: a module that the base does not have, or factors whose shapes do not fit it.

@@ -1,4 +1,4 @@
-"""Linear layers as functions of tensors, for a decoding step that is run as a whole: by a compiler, by a CUDA graph."""
+"""Linear layers as functions of tensors, for a decoding step that is compiled or captured as a whole."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ torch.library.register_fake("emorl::packed_product", _packed_product_shape, lib=
 
 @contextmanager
 def multiplying(matrices: Sequence[FrozenMatrix]) -> Iterator[None]:
-    """Within it, packed matrices are those of this model, on this thread."""
+    """Within the block, on this thread, packed matrices are those of this model."""
     _running.matrices = matrices
     try:
         yield
@@ -46,7 +46,7 @@ def multiplying(matrices: Sequence[FrozenMatrix]) -> Iterator[None]:
 
 @dataclass(slots=True)
 class StepTensors:
-    """What a step function reads besides its arguments, in the order in which it asks for them."""
+    """A step function's parameters, in the order in which it uses them."""
 
     parameters: list[Tensor]
     matrices: list[FrozenMatrix]  # packed
@@ -54,7 +54,7 @@ class StepTensors:
 
 @dataclass(frozen=True, slots=True)
 class StepLinear:
-    """What a step function needs to know about a `LaneLinear`; its tensors come from a list of parameters, in order."""
+    """A step function's description of a `LaneLinear`; its tensors come from a list of parameters, in order."""
 
     matrix: int | None  # its number among the packed ones; None: it is not packed, and is among the parameters
     columns: int  # of the whole product: projections, then what the adapters' first factors give

@@ -1,7 +1,7 @@
-"""Chats -> token ids, through the chat template that lies beside the base model.
+"""Chats -> token ids, through the base model's chat template.
 
-The template is the model maker's: it writes control tokens, and often a system prompt that nobody asked for. What
-clients write stays text, and that system prompt is left out.
+The template comes with the model: it writes control tokens, and often a default system prompt. Clients' messages stay
+plain text, and the default system prompt is left out.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
-# Around what a client wrote that would be read as a control token. Unicode promises that these are no characters.
+# Mark client text that would be read as a control token. These are Unicode noncharacters.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-# Texts to look at a template with: no template holds them, nor do they begin or end alike.
+# Texts for probing a template: no template contains them, and they have no common prefix or suffix.
 _SYSTEM, _USER, _REPLY = "\ufdd2s\ufdd3", "\ufdd4u\ufdd5", "\ufdd6a\ufdd7"
 
 
@@ -33,12 +33,12 @@ class Message:
 
 
 def statement(text: str) -> tuple[Message]:
-    """A prompt that stands alone, as the chat that it is."""
+    """A single prompt as a chat."""
     return (Message("user", text),)
 
 
 def last_said(messages: Sequence[Message]) -> str:
-    """What a reply answers: what the user said last, or nothing."""
+    """The last user message, or an empty text."""
     return next((each.text for each in reversed(messages) if each.role == "user"), "")
 
 
@@ -96,20 +96,21 @@ class Chat(Protocol):
     """What turns chats into token ids, for one bundle."""
 
     def encode(self, messages: Sequence[Message], *, field: str = "messages") -> list[int]:
-        """Up to where the reply begins. Raises InvalidRequest for messages that cannot be put so."""
+        """Token ids up to the start of the reply. Raises InvalidRequest for messages that the template does not
+        accept."""
 
     def header(self) -> list[int]:
-        """What is written at the end of a chat for the reply to begin behind, and nowhere else; may be nothing."""
+        """The generation prompt at the end of a chat; may be empty."""
 
 
 class ChatTemplate:
     """The `Chat` of a tokenizer that has a template. Safe to call from several threads."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None) -> None:
-        """system: of chats that bring no system message; None: they have none.
+        """system: the system message of chats without one; None: none.
 
         Raises:
-            BundleError: there is no template, it cannot be used, or not without the system prompt of its own.
+            BundleError: there is no template, it cannot be used, or its default system prompt cannot be removed.
         """
         if not tokenizer.is_fast or not tokenizer.chat_template:
             raise BundleError("chat is set and the base's tokenizer has no chat template; leave chat out", param="chat")
@@ -128,7 +129,7 @@ class ChatTemplate:
             self._end_of_system = self._find_end()
 
     def encode(self, messages: Sequence[Message], *, field: str = "messages") -> list[int]:
-        """Token ids up to where the reply begins.
+        """Token ids up to the start of the reply.
 
         Raises:
             InvalidRequest: the template does not take these messages.
@@ -144,7 +145,7 @@ class ChatTemplate:
         return self._encoder.encode_chat(begun[len(bare) :] if begun.startswith(bare) else "", [])
 
     def encode_reply(self, text: str) -> list[int]:
-        """A reply as the template writes it into a chat, from where `encode` ends to what ends the turn and beyond.
+        """A reply as the template writes it, from where `encode` ends to the end of the turn and beyond.
 
         Raises:
             BundleError: the template does not write replies.
@@ -157,12 +158,13 @@ class ChatTemplate:
         before, found, after = finished.rpartition(_REPLY)
         if not found:
             raise BundleError("chat is set, but the base's chat template does not write replies", param="chat")
-        # A template may put more before a finished reply than before one that is to come: empty thoughts, say.
+        # A template may write more before a finished reply than before one to be generated: empty thoughts, for
+        # example.
         lead = before.removeprefix(begun) if before.startswith(begun) else ""
         return self._encoder.encode_chat(*_unmarked(lead + self._marked(text) + after))
 
     def _whole(self, messages: Sequence[Message], field: str) -> str:
-        """Rendered, without a system prompt that nobody asked for."""
+        """Render messages without the default system prompt."""
         if messages[0].role == "system" or not self._hides_one:
             return self._rendered(messages, field)
         rendered = self._rendered([Message("system", _SYSTEM), *messages], field)
@@ -170,12 +172,12 @@ class ChatTemplate:
         return self._beginning(before) + after.removeprefix(self._end_of_system)
 
     def _beginning(self, text: str) -> str:
-        """What a template writes before all messages."""
+        """The template's text before all messages."""
         start = self._tokenizer.bos_token
         return start if isinstance(start, str) and text.startswith(start) else ""
 
     def _adds_system(self, plain: str) -> bool:
-        """Whether the template writes a system prompt of its own into a chat without one."""
+        """Whether the template adds a default system prompt to a chat without one."""
         try:
             explicit = self._rendered([Message("system", _SYSTEM), Message("user", _USER)])
         except InvalidRequest:
@@ -186,7 +188,7 @@ class ChatTemplate:
         return head + tail < len(plain)
 
     def _find_end(self) -> str:
-        """What ends a message, proved on a chat of several turns."""
+        """The text that ends a message, verified on a chat of several turns."""
         system, user, reply = Message("system", _SYSTEM), Message("user", _USER), Message("assistant", _REPLY)
         try:
             end = self._rendered([system, user, reply], reply=False).rpartition(_REPLY)[2]
@@ -194,7 +196,7 @@ class ChatTemplate:
             _, found, after = self._rendered([system, user]).partition(_SYSTEM)
         except InvalidRequest as error:
             raise BundleError(f"chat is set, but {error.message}", param="chat") from None
-        # The user's first turn reads as a later one does, once the system message is cut out before it.
+        # Once the system message is cut out, the user's first turn must look like a later one.
         if not (found and end and after.startswith(end) and next_turn == after):
             raise BundleError(
                 "the base's chat template adds a system prompt of its own that cannot be cut out; give chat.system",
@@ -209,7 +211,7 @@ class ChatTemplate:
         try:
             rendered = self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=reply)
         except (TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-            # A template may put anything into its errors; only words of its own are passed on.
+            # A template's errors may contain anything; only text from the template itself is passed on.
             said = " ".join(str(error).split())
             reason = f": {said}" if said and said in self._source else ""
             raise InvalidRequest(
@@ -218,7 +220,7 @@ class ChatTemplate:
         return str(rendered)
 
     def _marked(self, text: str) -> str:
-        """With marks around all that the tokenizer would read as a control token."""
+        """The text with marks around everything that the tokenizer would read as a control token."""
         text = text.replace(_OPEN, "").replace(_CLOSE, "")
         parts, at = [], 0
         for start, end in self._encoder.names(text):
@@ -228,7 +230,7 @@ class ChatTemplate:
 
 
 def _unmarked(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without marks, and where the marked parts lie."""
+    """The text without marks, and the positions of the marked parts."""
     parts, spans, length = [], [], 0
     for i, part in enumerate(text.replace(_CLOSE, _OPEN).split(_OPEN)):
         if i % 2:

@@ -1,7 +1,7 @@
 """Prompts as token ids, in which only the template can write control tokens.
 
-A tokenizer reads the name of a control token (`</s>`, `[SEP]`, `<extra_id_0>`) as that token wherever it stands. In a
-template that is meant; in a prompt it would end the text or forge a separator, so there the name is text.
+A tokenizer reads the name of a control token (`</s>`, `[SEP]`, `<extra_id_0>`) as that token anywhere. In a template
+that is intended; in a prompt it would end the text or forge a separator, so there the name is plain text.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Span = tuple[int, int]
 
 
 class PromptEncoder(Protocol):
-    """`encode` takes a prompt and the template's parts around it; `whole`: the special tokens that a model wants are
-    added; else it is a part of a longer text."""
+    """`encode` takes a prompt and the template's parts around it; `whole`: add the special tokens that the model
+    expects; else it is part of a longer text."""
 
     def encode(self, before: str, prompt: str, after: str, *, whole: bool = True) -> list[int]: ...
 
@@ -36,16 +36,16 @@ def prompt_encoder(tokenizer: PreTrainedTokenizerBase) -> PromptEncoder:
 
 
 def encoded(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> Encoding:
-    """`Tokenizer.encode`, which keeps the interpreter's lock for as long as it takes; with a batch of one other threads
-    go on meanwhile, which costs a short text more than it gives."""
+    """`Tokenizer.encode`, which holds the GIL while it runs. A batch of one releases it, but is slower for short
+    texts."""
     if len(text) <= _SHORT:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
     return tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
 
 class _FastEncoder:
-    """Encodes prompt and template as one text, so that pieces may span both. Only where a control token has come out
-    of the prompt is the text encoded once more, with the prompt's names cut in two."""
+    """Encodes prompt and template as one text, so that pieces may span both. Only if the prompt produced a control
+    token is the text encoded again, with the names in the prompt split in two."""
 
     def __init__(self, tokenizer: Tokenizer, special: set[int], unknown: int | None) -> None:
         tokenizer.no_truncation()
@@ -63,7 +63,7 @@ class _FastEncoder:
         start, end = len(before), len(before) + len(prompt)
         encoding = encoded(self._tokenizer, text, add_special_tokens=whole)
         of_template: list[Span] = []
-        control = set(self._special)  # and whatever else the template uses as one
+        control = set(self._special)  # and other tokens that the template uses like one
         inside: list[tuple[int, str]] = []
         for token, (a, b) in zip(encoding.ids, encoding.offsets, strict=True):
             if a == b:
@@ -83,14 +83,14 @@ class _FastEncoder:
         return len(encoded(self._tokenizer, text, add_special_tokens=False))
 
     def _is_forged(self, token: int, text: str, control: set[int]) -> bool:
-        """Whether `text`, of the prompt, spells the token's name; what is unknown or falls back to bytes does not."""
+        """Whether `text`, from the prompt, spells the token's name; unknown tokens and byte fallback do not."""
         unknown, name = self._unknown
         if token == unknown:
             return text == name
         return token in control or (token in self._bytes and len(text) > 1)
 
     def _as_text(self, whole: str, of_template: list[Span]) -> Encoding:
-        """All of `whole` as text but the control tokens of the template."""
+        """`whole` as plain text, except the template's control tokens."""
         from tokenizers import Encoding
 
         parts: list[Encoding] = []
@@ -103,16 +103,17 @@ class _FastEncoder:
 
 
 class ChatEncoder(_FastEncoder):
-    """Encodes chats, rendered by a template that writes all control tokens itself, the first and the last included."""
+    """Encodes chats rendered by a template that writes all control tokens itself, including the first and the last."""
 
     def __init__(self, tokenizer: Tokenizer, special: set[int], unknown: int | None, template: str) -> None:
-        """template: its source; what it names counts as a control token, special or not (`<think>`, say)."""
+        """template: its source; every added token that it names counts as a control token, special or not (`<think>`,
+        for example)."""
         super().__init__(tokenizer, special, unknown)
         added = tokenizer.get_added_tokens_decoder().items()
         self._control = self._special | {i for i, token in added if token.content in template}
 
     def names(self, text: str) -> list[Span]:
-        """What of a client's text would be read as control tokens."""
+        """The parts of a client's text that would be read as control tokens."""
         encoding = encoded(self._tokenizer, text, add_special_tokens=False)
         return [
             (a, b)
@@ -121,7 +122,7 @@ class ChatEncoder(_FastEncoder):
         ]
 
     def encode_chat(self, whole: str, as_text: list[Span]) -> list[int]:
-        """whole: a rendered chat; as_text: the `names` in it that clients wrote."""
+        """whole: a rendered chat; as_text: the spans of `names` in it that clients wrote."""
         encoding = encoded(self._tokenizer, whole, add_special_tokens=False)
         if not as_text:
             return list(encoding.ids)
@@ -134,8 +135,8 @@ class ChatEncoder(_FastEncoder):
 
 
 def _text_tokenizer(tokenizer: Tokenizer, names: list[str]) -> Tokenizer:
-    """The same model without added tokens. Its vocabulary still holds their names, and a unigram model would find them
-    in any text; a name that is cut behind its first character cannot be found."""
+    """The same model without added tokens. Its vocabulary still has their names, which a unigram model would find in
+    any text; a name that is split after its first character cannot be found."""
     from tokenizers import Regex, Tokenizer, pre_tokenizers
 
     text = Tokenizer(tokenizer.model)  # shared, not copied
@@ -149,7 +150,8 @@ def _text_tokenizer(tokenizer: Tokenizer, names: list[str]) -> Tokenizer:
 
 
 class _PythonEncoder:
-    """Encodes the parts one by one; those tokenizers that transformers still writes in Python know no longer pieces."""
+    """Encodes the parts one by one, for the tokenizers that transformers still implements in Python, whose pieces never
+    span parts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer

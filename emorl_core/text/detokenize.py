@@ -1,10 +1,11 @@
-"""Token ids -> text that can be shown now. Holds back half characters and anything that may become a stop string."""
+"""Token ids -> text that can be shown now. Holds back incomplete characters and anything that may become a stop
+string."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-HALF = "�"  # what a decoder prints for bytes that are not yet a whole character
+HALF = "�"  # the decoder's output for an incomplete character
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -12,23 +13,23 @@ Decode = Callable[[Sequence[int]], str]
 class Detokenizer:
     """Incremental decoding of one sequence.
 
-    `push` and `finish` return the text that became final; all returned pieces join to `text`. A stop string and what
-    follows it are never returned. Decoding works on a window (the tokens since the last clean border), so the cost of
-    a token does not grow with the length of the text.
+    `push` and `finish` return the text that became final; the returned pieces concatenate to `text`. A stop string and
+    the text after it are never returned. Decoding works on a window (the tokens since the last clean boundary), so the
+    cost per token does not grow with the length of the text.
     """
 
     def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:
         self._decode = decode
         self._stop = tuple(stop)
         self._ids: list[int] = []
-        self._window = 0  # first id of the window; ids from here to _read are decoded already and give context
+        self._window = 0  # first id of the window; ids from here to _read are already decoded and serve as context
         self._read = 0
-        self._held = ""  # decoded, but it may be the beginning of a stop string
+        self._held = ""  # decoded, but possibly the beginning of a stop string
         self.text = ""
-        self.stopped = False  # a stop string was met
+        self.stopped = False  # a stop string was found
 
     def push(self, token_id: int) -> str:
-        """Take one token; returns the text that became final with it (often empty)."""
+        """Add a token; returns the text that became final (often empty)."""
         self._ids.append(token_id)
         known = self._decode(self._ids[self._window : self._read])
         whole = self._decode(self._ids[self._window :])
@@ -38,7 +39,7 @@ class Detokenizer:
         return self._release(whole[len(known) :])
 
     def finish(self) -> str:
-        """No more tokens: returns what was held back."""
+        """Called after the last token; returns the text held back."""
         if self.stopped:
             return ""
         known = self._decode(self._ids[self._window : self._read])
@@ -52,7 +53,7 @@ class Detokenizer:
         return delta
 
     def fork(self) -> Detokenizer:
-        """An independent copy, for a branch that goes on with another token."""
+        """An independent copy, for a branch that continues with another token."""
         other = self.fresh()
         other._ids = list(self._ids)
         other._window, other._read, other._held = self._window, self._read, self._held
@@ -60,7 +61,7 @@ class Detokenizer:
         return other
 
     def fresh(self) -> Detokenizer:
-        """One for another sequence."""
+        """A new detokenizer for another sequence."""
         return Detokenizer(self._decode, self._stop)
 
     def _release(self, new: str) -> str:
@@ -77,7 +78,7 @@ class Detokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+    """Length of the longest suffix of `text` that is a prefix of `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):
             return size

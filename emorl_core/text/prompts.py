@@ -1,5 +1,4 @@
-"""Prompts and chats -> token ids, as `base` reads them and as objectives with prompts of their own do, within the
-bundle's limits."""
+"""Prompts and chats -> token ids for `base` and for objectives with their own prompts, within the bundle's limits."""
 
 from __future__ import annotations
 
@@ -13,17 +12,17 @@ from emorl_core.text.chat import Message, read_messages
 from emorl_core.text.tokenizer import Tokenizer
 from emorl_core.types import LanePrompts
 
-# Tokenizers drop some characters (all but one of a run of spaces) and join others (a letter and its accents), so a text
-# may have more characters than its tokens have.
+# Tokenizers drop some characters (repeated spaces) and merge others (a letter and its accents), so a text may have more
+# characters than its tokens.
 _SPARE_CHARS = 2
-_FEW_CHARS = 8  # a token, about twice what a text of a known language has
+_FEW_CHARS = 8  # characters per token, about twice that of text in a known language
 
-Said = str | tuple[Message, ...]  # what a client said, checked
+Said = str | tuple[Message, ...]  # a client's validated prompt or chat
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids as `base` reads them, and as those lanes do that read others (see `Request`)."""
+    """The token ids for `base`, and for lanes that read others (see `Request`)."""
 
     ids: tuple[int, ...]
     of_lanes: LanePrompts = ()
@@ -49,7 +48,7 @@ class PromptEncoder:
     # -- what a client says ----------------------------------------------------------------------------------------
 
     def read(self, prompt: str, *, field: str = "prompt") -> Said:
-        """field: what errors call the prompt.
+        """field: the prompt's name in errors.
 
         Raises InvalidRequest for an empty prompt and for one that is no text, PromptTooLong naming the limit."""
         self._check_chars(prompt, field)
@@ -59,7 +58,7 @@ class PromptEncoder:
         return prompt
 
     def read_all(self, prompts: Sequence[str]) -> list[Said]:
-        """As `read`. All are known to be short enough before any is looked at; errors name the one at fault."""
+        """As `read`. The length of all is checked before any is read; errors name the one at fault."""
         for i, prompt in enumerate(prompts):
             self._check_chars(prompt, f"prompts.{i}")
         return [self.read(prompt, field=f"prompts.{i}") for i, prompt in enumerate(prompts)]
@@ -82,13 +81,14 @@ class PromptEncoder:
     # -- token ids ---------------------------------------------------------------------------------------------------
 
     def encode(self, said: Said, *, field: str = "prompt") -> tuple[int, ...]:
-        """As `base` reads it. Raises PromptTooLong, and InvalidRequest for a chat that the template does not take."""
+        """The token ids for `base`. Raises PromptTooLong, and InvalidRequest for a chat that the template does not
+        accept."""
         # A chat's messages as one text: many of them may be too long only together.
         self._check_beginning(said if isinstance(said, str) else " ".join(each.text for each in said), field)
         return self._checked(self.ids(said, field=field), field, "its template")
 
     def lane_prompts(self, said: Said, lanes: Collection[int], *, field: str = "prompt") -> LanePrompts:
-        """As those of `lanes` read it that have prompts of their own; see `Request`. Raises as `encode`."""
+        """The token ids for those of `lanes` that have their own prompts; see `Request`. Raises as `encode`."""
         own = set(self.prompted(lanes))
         if not own:
             return ()
@@ -100,20 +100,20 @@ class PromptEncoder:
         )
 
     def prompted(self, lanes: Collection[int]) -> list[str]:
-        """The names of those that have prompts of their own."""
+        """The names of objectives with their own prompts."""
         return [name for i, name in enumerate(self._spec.lanes) if i in lanes and name in self._spec.prompts]
 
     def encode_raw(self, text: str, *, field: str = "prompt") -> tuple[int, ...]:
-        """Without any template, and with control tokens where their names stand. Raises as `read` and `encode`."""
+        """Encode without any template; names of control tokens become those tokens. Raises as `read` and `encode`."""
         self.read(text, field=field)
         self._check_beginning(text, field)
         return self._checked(self._tokenizer.encode(text), field, "what the tokenizer adds")
 
     def ids(self, said: Said, objective: str | None = None, *, field: str = "prompt") -> list[int]:
-        """As `base` or an objective reads it, whatever its length."""
+        """The token ids for `base` or an objective, without a length check."""
         own = None if objective is None else self._spec.prompts.get(objective)
         if self._chat is None:
-            assert isinstance(said, str)  # there are no chats without a template for them
+            assert isinstance(said, str)  # bundles without a chat template accept no chats
             around = self._spec.around if own is None or own.template is None else split_template(own.template)
             return self._tokenizer.encode_prompt(said, *around)
         messages = (Message("user", said),) if isinstance(said, str) else said
@@ -129,7 +129,7 @@ class PromptEncoder:
             self._spec.check_template(self.template_tokens(objective), objective)
 
     def template_tokens(self, objective: str | None = None) -> int:
-        """What the template takes by itself, or an objective's prompt. Raises BundleError."""
+        """The number of tokens of the template, or of an objective's prompt, alone. Raises BundleError."""
         key = "chat.system" if objective is None else f"objectives.{objective}.prompt.system"
         try:
             return len(self.ids("", objective, field=key))
@@ -149,8 +149,8 @@ class PromptEncoder:
         return ids
 
     def _check_beginning(self, text: str, field: str) -> None:
-        """Refuse a text that is far too long by its beginning: what is refused costs no more than what is read. Of a
-        beginning with twice the tokens that are allowed no text can be within the limit."""
+        """Refuse a text that is far too long after tokenising its beginning only, so that refusing is no more expensive
+        than reading. If the beginning has twice the allowed tokens, the text cannot be within the limit."""
         most, length = self._spec.max_source_tokens, _FEW_CHARS * self._spec.max_source_tokens
         while length < len(text):
             if self._tokenizer.count(text[:length]) > 2 * most:
@@ -174,7 +174,7 @@ class PromptEncoder:
 
 
 def _told(messages: Sequence[Message], sentence: str) -> tuple[Message, ...]:
-    """With an objective's sentence in the system message, behind what a client wrote there."""
+    """Append an objective's sentence to the system message."""
     first, *rest = messages
     if first.role != "system":
         return (Message("system", sentence), *messages)

@@ -1,4 +1,4 @@
-"""One token as text, the same wherever it is named: chosen, or as an alternative to the chosen one."""
+"""Single tokens as text, spelled in the same way whether they were chosen or are alternatives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    r"""What a token adds to a text. `data` of a text's tokens join to its UTF-8.
+    r"""The text that a token adds. The `data` of a text's tokens concatenate to its UTF-8 bytes.
 
     A token that is part of a character is spelled `bytes:\xe2\x80`, as OpenAI does; one that adds nothing, such as
     the end of sequence, by its name, and its `data` is empty.
@@ -48,7 +48,7 @@ class Speller:
         self._before = self._ordinary_token()
 
     def spell(self, token_id: int, *, first: bool) -> Spelling:
-        """first: nothing ordinary comes before it. Many tokenizers leave a text's first space out."""
+        """first: no ordinary token precedes it. Many tokenizers drop a text's leading space."""
         found = self._known.get((token_id, first))
         if found is None:
             found = self._known[token_id, first] = self._spell(token_id, first)
@@ -69,7 +69,7 @@ class Speller:
         return Spelling(text, text.encode())
 
     def _bytes(self, piece: str) -> bytes | None:
-        """The bytes that a piece stands for, where its letters are not its text."""
+        """The bytes of a piece in an encoded vocabulary."""
         if byte := _BYTE.fullmatch(piece):
             return bytes([int(byte[1], 16)])
         if all(letter in self._letters for letter in piece):
@@ -77,12 +77,12 @@ class Speller:
         return None
 
     def _ordinary_token(self) -> Sequence[int]:
-        """Some token that prints a letter, to stand before another; none in a vocabulary without any."""
+        """A token that prints a letter, to precede another one; empty in a vocabulary without any."""
         return next(([i] for i in range(len(self._tokenizer)) if self._decode([i])[-1:].isalpha()), [])
 
 
 def _byte_letters(tokenizer: Any) -> dict[str, int]:
-    """Letter -> byte, for vocabularies that are written in GPT-2's letters for bytes; empty for others."""
+    """Character -> byte, for vocabularies in GPT-2's byte encoding; empty for others."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)

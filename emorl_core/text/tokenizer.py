@@ -1,4 +1,4 @@
-"""Text <-> token ids, through the tokenizer that lies beside the base model."""
+"""Text <-> token ids, through the base model's tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FILES = (
 
 
 class Tokenizer(Protocol):
-    """The special tokens that the model was trained with are added on the way in and left out on the way back.
+    """Encoding adds the special tokens that the model was trained with, and decoding leaves them out.
 
     `longest_token`: characters of the longest one, which bounds how much text a number of tokens can hold.
     `spell`: one token by itself; `first`: nothing ordinary comes before it in the text.
@@ -35,19 +35,20 @@ class Tokenizer(Protocol):
     def longest_token(self) -> int: ...
 
     def encode(self, text: str) -> list[int]:
-        """A text of the house, in which the name of a control token is that token."""
+        """Encode a trusted text, in which the name of a control token is that token."""
 
     def encode_prompt(self, prompt: str, before: str = "", after: str = "") -> list[int]:
-        """A stranger's text between the parts of a template: control tokens can only come from those."""
+        """Encode an untrusted text between the parts of a template; only those can produce control tokens."""
 
     def encode_reply(self, text: str) -> list[int]:
-        """A text that goes on where a prompt ends: no special token is added, and names of control tokens are text."""
+        """Encode a text that continues a prompt: no special tokens are added, and names of control tokens are plain
+        text."""
 
     def chat(self, system: str | None) -> Chat:
-        """system: of chats that bring none. Raises BundleError when there is no chat template that can be used."""
+        """system: the system message of chats without one. Raises BundleError if there is no usable chat template."""
 
     def count(self, text: str) -> int:
-        """Tokens of a text by itself, control tokens and all; cheaper than any `encode`."""
+        """The number of tokens of a text, including control tokens; cheaper than any `encode`."""
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -55,7 +56,7 @@ class Tokenizer(Protocol):
 
 
 class HuggingFaceTokenizer:
-    """The tokenizer of a Hugging Face checkpoint folder. Safe to call from several threads, none waits for another.
+    """The tokenizer of a Hugging Face checkpoint folder. Thread-safe, without locking.
 
     Raises as `load_tokenizer`.
     """

@@ -1,4 +1,4 @@
-"""Whether a tokenizer and the model beside it belong together: asked wherever a base is loaded."""
+"""Checks that a tokenizer belongs to the model beside it, whenever a base is loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLANK = "▁Ġ \t\r\n"  # how vocabularies write a space
 
 
 def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Fewer entries than the embedding has rows are usual: T5 has 32,100 for 32,128.
+    """It is normal to have fewer entries than embedding rows: T5 has 32,100 for 32,128.
 
     Raises:
         BundleError: nothing to encode with, ids without a row, or another model's vocabulary.
@@ -69,7 +69,7 @@ def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _share_known(tokenizer: PreTrainedTokenizerBase, words: list[int], special: set[int]) -> float:
-    """Of a sample of the words, how many become anything but unknown tokens when they are encoded."""
+    """The share of a sample of words that are not encoded as unknown tokens."""
     tokenizer.encode("\U0010fffd")  # a character that no vocabulary has
     tried = known = 0
     for word in words[:: max(1, len(words) // _SAMPLE)]:
@@ -86,8 +86,8 @@ def is_of_library(error: BaseException) -> bool:
 
 
 def sentencepiece_options(folder: Path) -> dict[str, Any]:
-    """What transformers must be told to make T5's tokenizer of `spiece.model` alone: mT5's pieces fill the embedding,
-    and a hundred sentinels behind them would have no rows.
+    """The arguments with which transformers builds T5's tokenizer from `spiece.model` alone: mT5's pieces fill the
+    embedding, so a hundred extra sentinels would have no rows.
 
     Raises:
         BundleError: the file is no sentencepiece model.

@@ -39,38 +39,38 @@ class DraftsRequest(PromptFields, SamplingFields):
         _DEFAULT.candidates,
         ge=1,
         le=MAX_CANDIDATES,
-        description="Weights whose most likely text is looked at: the default profile, each objective alone, all"
-        " alike, the bundle's other profiles, then those farthest from all before.",
+        description="Weights to try, each with its most likely text: the default profile, each objective alone, equal"
+        " weights, the bundle's other profiles, then those farthest from all before.",
     )
     seeds: Int | None = Field(
         _DEFAULT.seeds,
         ge=0,
         le=MAX_SEEDS,
-        description="Texts to draw from each objective alone, from `seed` on: they cost one lane. Null: 48 shared out"
+        description="Texts to sample from each objective alone, from `seed` on; they take one lane. Null: 48 divided"
         " among the objectives, and none at temperature 0.",
     )
     temperature: Temperature = Field(
-        DRAWN["temperature"], description="Of the drawn texts. 0: only the most likely text of each of the weights."
+        DRAWN["temperature"], description="Of the sampled texts. 0: only the most likely text of each of the weights."
     )
-    top_p: TopP = Field(DRAWN["top_p"], description="Draw among the most likely tokens of this mass; 1 is off.")
+    top_p: TopP = Field(DRAWN["top_p"], description="Sample among the likeliest tokens of this total mass; 1 is off.")
     diversity: float = Field(
         _DEFAULT.diversity,
         ge=0.0,
         le=1.0,
-        description="How much being different counts beside being good, from the second draft on.",
+        description="Weight of being different against being good, from the second draft on.",
     )
     min_distance: float = Field(
         _DEFAULT.min_distance,
         ge=0.0,
         le=1.0,
-        description="Texts nearer to a better draft are left out: 0 the same words, 1 none in common.",
+        description="Leave out texts closer than this to a better draft: 0 the same words, 1 none in common.",
     )
     seed: Seed | None = Field(
         None,
-        description="Of the first drawn text of each objective. Null: 0, so the same request gives the same drafts.",
+        description="Of the first sampled text of each objective. Null: 0, so the same request gives the same drafts.",
     )
     receipt: bool = Field(True, description="Give each draft's `receipt`: all that is needed to make it again.")
-    stream: bool = Field(False, description="Answer with server-sent events: each text as it is found, drafts at last.")
+    stream: bool = Field(False, description="Answer with server-sent events: texts as they are found, drafts last.")
 
     def plan(self, ensemble: Frontend, request_id: str, *, max_new_tokens: int, max_sweep: int) -> DraftsPlan:
         """Raises `InvalidRequest` and its kinds. The last two are the server's limits."""
@@ -93,19 +93,18 @@ class DraftText(BaseModel):
     completion_tokens: int
     weights: dict[str, float]
     profile: str | None
-    temperature: float = Field(description="0: it is the most likely text with these weights.")
+    temperature: float = Field(description="0: the most likely text with these weights.")
     seed: int
-    scores: dict[str, Unit | None] = Field(description="As `POST /score` gives them; none where nothing can score.")
+    scores: dict[str, Unit | None] = Field(description="As by `POST /score`; empty without scorers.")
     unscored: dict[str, Reason]
-    mean: Unit | None = Field(description="Of the scores; null where one is missing.")
+    mean: Unit | None = Field(description="Mean of the scores; null if one is missing.")
     likelihood: Unit = Field(description="The geometric mean of its tokens' probabilities.")
     shares: dict[str, float] | None = Field(
-        description="Objective -> its share of what spoke for the tokens, on average; null where `combine` is not"
-        " hidden."
+        description="Objective -> its average share of the positive attribution; null where `combine` is not hidden."
     )
     given_by: int
     centre: dict[str, float] = Field(
-        description="The mean of the candidates' weights that give this text: what a choice of it says about weights."
+        description="The mean weights of the candidates that gave this text; pass it on with a choice."
     )
     receipt: Receipt | None = Field(None, description="Unless `receipt` is false.")
 
@@ -113,8 +112,8 @@ class DraftText(BaseModel):
 class Chosen(BaseModel):
     """The candidates that a text was chosen from."""
 
-    ranked_by: RankedBy = Field(description="The mean of the scores, or likelihood where nothing was scored.")
-    candidates: int = Field(description="Texts that were looked at: `candidates` likely ones, and those drawn.")
+    ranked_by: RankedBy = Field(description="The mean of the scores, or likelihood if nothing was scored.")
+    candidates: int = Field(description="Texts generated: one for each of the weights, and the sampled ones.")
     distinct: int = Field(description="Different texts among them.")
     cost: SweepCost
 

@@ -122,7 +122,7 @@ class LengthFields(Body):
     """Fields of every generating request of the native API: the length of its texts."""
 
     max_new_tokens: Int = Field(64, ge=1, description="Most tokens to generate; the server's own limit is in /info.")
-    min_new_tokens: Int = Field(0, ge=0, description="The end cannot come before this many tokens.")
+    min_new_tokens: Int = Field(0, ge=0, description="The reply cannot end before this many tokens.")
     stop: Stops = Field(default_factory=list, description="Texts that end the answer; never part of it.")
 
     def options(self, *, max_new_tokens: int) -> dict[str, Any]:
@@ -135,15 +135,15 @@ class SamplingFields(LengthFields):
     """Fields of requests that may sample."""
 
     combine: Combine = Field(
-        "hidden", description="Mix hidden states or probabilities, or sum the adapters (`weights`): one model's price."
+        "hidden", description="Mix hidden states or probabilities, or sum the adapters (`weights`)."
     )
-    temperature: Temperature = Field(0.0, description="0 always takes the most likely token.")
+    temperature: Temperature = Field(0.0, description="0 always chooses the most likely token.")
     top_k: Int = Field(0, ge=0, description="Sample among the k most likely tokens; 0 is off.")
-    top_p: TopP = Field(1.0, description="Sample among the most likely tokens of this mass; 1 is off.")
-    repetition_penalty: Penalty = Field(1.0, description="Above 1: tokens used already count less.")
-    presence_penalty: Subtracted = Field(0.0, description="Taken from the logits of tokens that the reply has.")
-    frequency_penalty: Subtracted = Field(0.0, description="Taken from them once for each time they came.")
-    min_p: MinP = Field(0.0, description="Sample among tokens this part as likely as the likeliest or more; 0 is off.")
-    no_repeat_ngram_size: Int = Field(0, ge=0, description="No run of so many tokens comes twice; 0 is off.")
+    top_p: TopP = Field(1.0, description="Sample among the most likely tokens of this total probability; 1 is off.")
+    repetition_penalty: Penalty = Field(1.0, description="Above 1: tokens used already become less likely.")
+    presence_penalty: Subtracted = Field(0.0, description="Subtracted from the logits of tokens in the reply.")
+    frequency_penalty: Subtracted = Field(0.0, description="Subtracted once for each occurrence.")
+    min_p: MinP = Field(0.0, description="Drop tokens less likely than this fraction of the most likely; 0 is off.")
+    no_repeat_ngram_size: Int = Field(0, ge=0, description="Never repeat a sequence of this many tokens; 0 is off.")
     logit_bias: LogitBias = Field(default_factory=dict, description="Token id -> number added to its logit.")
-    seed: Seed | None = Field(None, description="Null: one is drawn and reported.")
+    seed: Seed | None = Field(None, description="Null: a random seed is drawn and reported.")

@@ -154,7 +154,7 @@ class GenerateResponse(BaseModel):
     timing: Timing
     tokens: list[Token] | None
     receipt: Receipt | None = Field(None, description="Only when asked for.")
-    scores: dict[str, Unit | None] | None = Field(None, description="As `POST /score` gives them; when asked for.")
+    scores: dict[str, Unit | None] | None = Field(None, description="As by `POST /score`; only when asked for.")
     unscored: dict[str, Reason] | None = Field(None, description="Beside `scores`: why there is none.")
     chosen: Chosen | None = Field(None, description="Only with weights `auto`.")
 

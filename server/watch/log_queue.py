@@ -15,7 +15,7 @@ from collections.abc import Callable
 from logging.handlers import QueueHandler, QueueListener
 
 REASONS = ("queue", "rate", "format", "write")
-_BURST_S = 10.0  # seconds' worth of lines that may come at once
+_BURST_S = 10.0  # burst size, in seconds' worth of lines
 _TELL_EVERY_S = 10.0
 
 Write = Callable[[str], object]
@@ -37,12 +37,13 @@ class LineQueue(QueueHandler):
             self.dropped["queue"] += 1
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, ARG002  logging's own name
-        """A line that cannot be formatted: logging itself would print its text to stderr, and wait for its reader."""
+        """Called for a line that cannot be formatted: logging would print its text to stderr, and block on its
+        reader."""
         self.dropped["format"] += 1
 
 
 class Seldom(logging.Filter):
-    """Lets `per_second` lines of one kind through, after a pause some more at once, and counts the others.
+    """Passes `per_second` lines of one kind, with bursts after a pause, and counts the others.
 
     A kind is a logger, a level and what a caller gives as `extra={"kind": …}`; a line of the kind None always passes.
     """
@@ -53,7 +54,8 @@ class Seldom(logging.Filter):
         self._per_second = per_second
         self._most = max(1.0, per_second * _BURST_S)
         self._clock = clock
-        self._left: dict[tuple[str, int, str], tuple[float, float]] = {}  # kind -> lines it may still log, as of when
+        # kind -> lines it may still log, and the time of that count
+        self._left: dict[tuple[str, int, str], tuple[float, float]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         given: str | None = getattr(record, "kind", "")
@@ -69,7 +71,7 @@ class Seldom(logging.Filter):
 
 
 class LogWriter(QueueListener):
-    """The thread that writes what a `LineQueue` holds and, now and then, how many lines are missing."""
+    """The thread that writes a `LineQueue`'s lines and periodically the number of dropped ones."""
 
     def __init__(self, lines: LineQueue, write: Write) -> None:
         super().__init__(lines.lines)
@@ -87,18 +89,18 @@ class LogWriter(QueueListener):
     def _put(self, line: str) -> bool:
         try:
             self._write(f"{line}\n")
-        except (OSError, ValueError):  # nobody can read it any more
+        except (OSError, ValueError):  # the reader is gone
             return False
         return True
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything logged so far is written; False when its reader is too slow for that."""
+        """Wait until everything logged so far is written; False if the reader is too slow."""
         waiting = self._lines.lines
         with waiting.all_tasks_done:
             return waiting.all_tasks_done.wait_for(lambda: not waiting.unfinished_tasks, timeout_s)
 
     def stop(self, timeout_s: float = 0.0) -> None:
-        """`flush`, then end the thread. What is not written by then is lost, and the thread left to itself."""
+        """`flush`, then stop the thread. Lines not written by then are lost, and the thread is abandoned."""
         if self.flush(timeout_s):
             super().stop()
             self._tell_gap()
@@ -115,7 +117,7 @@ class LogWriter(QueueListener):
 
 
 class Printed(io.TextIOBase):
-    """Takes the place of `sys.stderr`: what a library prints becomes log lines, so that it does not wait either."""
+    """Replaces `sys.stderr`: text printed by libraries becomes log lines, so that they do not block either."""
 
     def __init__(self) -> None:
         self._logger = logging.getLogger("stderr")
@@ -151,7 +153,7 @@ def to_stderr() -> Write:
 
 
 def dropped_lines() -> Counter[str]:
-    """Reason -> lines that this process did not log, as of now."""
+    """Reason -> number of lines that this process has dropped so far."""
     return sum(
         (Counter(each.dropped) for each in logging.getLogger().handlers if isinstance(each, LineQueue)), Counter()
     )

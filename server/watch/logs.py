@@ -1,4 +1,5 @@
-"""Log lines for people or for machines. No clinical text: exceptions are shown by type and place, not by their text."""
+"""Log formats for people or machines. No clinical text: exceptions are shown by type and location, without their
+message."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tup
 
 @contextmanager
 def logging_to(write: Write, settings: Settings) -> Iterator[LogWriter]:
-    """Within it everything from `log_level` up, Python's warnings too, goes to `write` in `log_format`, on a thread of
-    its own. At the end it waits for the last lines, `log_flush_s` at most."""
+    """Within the block, records from `log_level` up, including Python's warnings, go to `write` in `log_format`, on a
+    separate thread. At the end it waits for the last lines, at most `log_flush_s`."""
     lines = LineQueue(
         JsonFormatter() if settings.log_format == "json" else ConsoleFormatter(), settings.log_queue_lines
     )
@@ -34,16 +35,16 @@ def logging_to(write: Write, settings: Settings) -> Iterator[LogWriter]:
 
 @contextmanager
 def everything_to(handler: logging.Handler, level: int) -> Iterator[None]:
-    """Within it one handler has everything from `level` up, Python's warnings too."""
+    """Within the block, one handler gets all records from `level` up, including Python's warnings."""
     root = logging.getLogger()
     handlers, before = list(root.handlers), root.level
     named = [each for each in logging.Logger.manager.loggerDict.values() if isinstance(each, logging.Logger)]
     apart = [(each, list(each.handlers), each.propagate) for each in named if each.handlers]
-    for each, _, _ in apart:  # libraries that write to stderr by themselves
+    for each, _, _ in apart:  # libraries that write to stderr themselves
         each.handlers[:], each.propagate = [], True
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Libraries speak at INFO of what our own lines say better; some of theirs hold URLs as they were sent.
+    # Libraries' INFO lines repeat our own, and some contain URLs as they were sent.
     for name in ("uvicorn.error", "asyncio", "httpx", "huggingface_hub", "filelock", "transformers"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
@@ -80,13 +81,13 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["exception"] = where(record.exc_info[1])
-        elif record.exc_text:  # of another process, which has formatted it
+        elif record.exc_text:  # from another process, already formatted
             fields["exception"] = record.exc_text
         return json.dumps(fields, ensure_ascii=False, default=str)
 
 
 def where(error: BaseException | None) -> str:
-    """An exception's type and the innermost places it came through. Its text may hold a prompt, so it is left out."""
+    """An exception's type and its innermost frames. Its message may contain a prompt, so it is left out."""
     if error is None:
         return ""
     frames = []

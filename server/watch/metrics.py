@@ -32,7 +32,7 @@ _SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class EngineReading:
-    """What the gauges show at the moment of a scrape."""
+    """The gauges' values at a scrape."""
 
     running: int = 0
     waiting: int = 0
@@ -58,14 +58,14 @@ class EngineReading:
 
     @property
     def cache_use(self) -> float:
-        """0 to 1; 0 while nothing is loaded."""
+        """Share of the cache in use, 0 to 1; 0 while nothing is loaded."""
         if self.kv_cache_limit is not None:
             return self.kv_cache_bytes / self.kv_cache_limit
         return self.slots_used / self.slots if self.slots else 0.0
 
 
 class _EngineCollector(Collector):
-    """Reads the engine when scraped, so that no gauge can be left behind by a path that forgot to update it."""
+    """Reads the engine when scraped, so that no code path can forget to update a gauge."""
 
     def __init__(self, read: Callable[[], EngineReading]) -> None:
         self._read = read
@@ -77,13 +77,13 @@ class _EngineCollector(Collector):
         now = self._read()
         yield _gauge("emorl_requests_running", "Requests in the batch.", now.running)
         yield _gauge("emorl_requests_waiting", "Requests accepted and waiting for a slot.", now.waiting)
-        yield _gauge("emorl_requests_admitted", "Permits in use: rows that run or wait.", now.permits)
-        yield _gauge("emorl_lanes_running", "Distinct lanes that the last step ran.", now.lanes_running)
+        yield _gauge("emorl_requests_admitted", "Permits in use: running and waiting rows.", now.permits)
+        yield _gauge("emorl_lanes_running", "Distinct lanes in the last step.", now.lanes_running)
         yield _gauge("emorl_kv_slots", "Sequences that can run at once.", now.slots)
         yield _gauge("emorl_kv_slots_used", "Sequences that run.", now.slots_used)
-        held = "Bytes held for keys and values of sequences that run, room they have and do not use included."
+        held = "Bytes held for keys and values of running sequences, unused capacity included."
         yield _gauge("emorl_kv_cache_used_bytes", held, now.kv_cache_bytes)
-        text = "The most of emorl_kv_cache_used_bytes, where kv_cache_bytes is set."
+        text = "Upper bound of emorl_kv_cache_used_bytes, if kv_cache_bytes is set."
         limit = GaugeMetricFamily("emorl_kv_cache_limit_bytes", text)
         if now.kv_cache_limit is not None:
             limit.add_metric([], now.kv_cache_limit)
@@ -91,28 +91,26 @@ class _EngineCollector(Collector):
         # Under the names that autoscalers and endpoint pickers for Kubernetes read by default.
         yield _gauge("vllm:num_requests_running", "emorl_requests_running, by vLLM's name.", now.running)
         yield _gauge("vllm:num_requests_waiting", "emorl_requests_waiting, by vLLM's name.", now.waiting)
-        text = "Share of the room for running requests, by vLLM's name: of kv_cache_bytes where set, else of slots."
+        text = "Share of the capacity in use, by vLLM's name: of kv_cache_bytes if set, else of slots."
         yield _gauge("vllm:kv_cache_usage_perc", text, now.cache_use)
-        yield _gauge("emorl_step_compiled", "1 where requests that begin now decode compiled, else 0.", now.compiled)
+        yield _gauge("emorl_step_compiled", "1 if new requests use the compiled step, else 0.", now.compiled)
         yield _counter("emorl_prefill_cache_hits", "Prompts found whole in the cache, per lane.", now.prefill_hits)
-        yield _counter("emorl_prefill_cache_misses", "Prompts computed, or their ends, per lane.", now.prefill_misses)
-        found = "Tokens of prompts that were read before, per lane."
+        yield _counter("emorl_prefill_cache_misses", "Prompts computed at least in part, per lane.", now.prefill_misses)
+        found = "Prompt tokens found in the prefill cache, per lane."
         yield _counter("emorl_prefill_tokens_found", found, now.prefill_tokens_found)
-        computed = "Tokens of prompts computed, per lane; the last one of a decoder's prompt is none of them."
+        computed = "Prompt tokens computed, per lane, without the last one of a decoder's prompt."
         yield _counter("emorl_prefill_tokens_computed", computed, now.prefill_tokens_computed)
         proposed = "Tokens copied from prompts and replies, to be verified (prompt_lookup)."
         yield _counter("emorl_lookup_tokens_proposed", proposed, now.proposed_tokens)
-        accepted = "Of those, the ones that were right: each saved its request a step."
+        accepted = "Proposed tokens that were right; each saved its request a step."
         yield _counter("emorl_lookup_tokens_accepted", accepted, now.accepted_tokens)
-        yield _counter("emorl_engine_restarts", "Times the engine's thread was started again.", now.restarts)
-        text = (
-            "Steps that failed and were run again request by request; each costs time, and the one at fault its answer."
-        )
+        yield _counter("emorl_engine_restarts", "Restarts of the engine's thread.", now.restarts)
+        text = "Steps that failed and were retried request by request; costs time, and the faulty request its answer."
         yield _counter("emorl_engine_faults", text, now.faults)
         yield _gauge("emorl_connections", "Open connections.", now.connections)
-        cut = "Connections that the server closed: what it waited for too long, or full: to make room."
+        cut = "Connections closed by the server, by what it waited for too long; full: to make room."
         yield _by_reason("emorl_connections_cut", cut, CUT_REASONS, now.connections_cut)
-        dropped = "Log lines left out: too many of a kind (rate), a slow reader (queue), none (write), faults (format)."
+        dropped = "Log lines dropped: too many of one kind (rate), slow reader (queue), none (write), faults (format)."
         yield _by_reason("emorl_log_lines_dropped", dropped, DROP_REASONS, now.log_lines_dropped)
         if now.info is not None:
             info = GaugeMetricFamily("emorl_info", "What is served; always 1.", labels=list(now.info))
@@ -136,7 +134,7 @@ def _by_reason(name: str, text: str, reasons: Sequence[str], counts: Mapping[str
 
 
 class Metrics:
-    """All metrics of one service. `read` is asked for the engine's numbers at every scrape."""
+    """All metrics of one service. `read` returns the engine's numbers at every scrape."""
 
     def __init__(self, read: Callable[[], EngineReading], routes: Sequence[str]) -> None:
         self.registry = CollectorRegistry()
@@ -148,7 +146,7 @@ class Metrics:
             ["route", "outcome"],
             registry=registry,
         )
-        for route in routes:  # every series exists from the start, so that rates over the first event are right
+        for route in routes:  # create all series at startup, so that rates include the first event
             for outcome in OUTCOMES:
                 self.requests.labels(route, outcome)
         self.not_drafted = Counter(
@@ -189,7 +187,7 @@ class Metrics:
         )
         self.attribution = Histogram(
             "emorl_objective_attribution",
-            "Share of what spoke for a token that won, where attribution was asked for; 0: spoke against it.",
+            "Share of the positive attribution of a token that won, if attribution was requested; 0: spoke against it.",
             ["objective"],
             buckets=_SHARES,
             registry=registry,
@@ -203,7 +201,7 @@ class Metrics:
             registry=registry,
         )
         self.scored_texts = Counter(
-            "emorl_scored_texts", "Texts that an objective's scorer gave a score.", ["objective"], registry=registry
+            "emorl_scored_texts", "Texts scored by an objective's scorer.", ["objective"], registry=registry
         )
         self.unscored_texts = Counter(
             "emorl_unscored_texts",
@@ -247,8 +245,8 @@ class Metrics:
         if tokens > 1 and not streamed:
             self.inter_token.observe((completion.total_s - completion.first_token_s) / (tokens - 1))
         for objective, weight in completion.weights.items():
-            # A counter cannot fall, and one that has become inf stays so: weights below 0 (normalize: false) count with
-            # their size, and a size that no request may have does not count.
+            # A counter cannot decrease, and inf would be permanent: negative weights (normalize: false) count by
+            # magnitude, and magnitudes that no request may have are skipped.
             if 0.0 < abs(weight) <= MAX_WEIGHT:
                 self.objective_requests.labels(objective).inc()
                 self.weight_sum.labels(objective).inc(abs(weight))
@@ -256,7 +254,7 @@ class Metrics:
             self._attributed(attribution, lanes)
 
     def abandoned(self, completion: Completion) -> None:
-        """Count the work done for a completion that nobody waited for."""
+        """Count the work for a completion whose client had left."""
         self.prompt_tokens.inc(completion.prompt_tokens)
         self.generated_tokens.inc(completion.completion_tokens)
 
@@ -265,7 +263,7 @@ class Metrics:
         # share. The shares of a token sum to 1.
         shares = attribution.shares
         if shares is None or not attribution.margin > 0.0:
-            return  # the token did not win: it was sampled against the odds, and shares of a loss say nothing
+            return  # the token was sampled although another was more likely, so shares are meaningless
         for lane, part, share in zip(lanes, attribution.parts, shares, strict=True):
             if lane != BASE or part != 0.0:
                 self.attribution.labels(lane).observe(share)

@@ -1,7 +1,7 @@
 """OpenTelemetry traces, off unless asked for by name: one span per generation request, with its phases below it.
 
-FastAPI's own tracing is not used: its spans carry the path and the query as they were sent, and it keeps every body at
-hand for exporters. These spans carry the route as configured, numbers and names from the bundle.
+FastAPI's own tracing is not used: its spans contain the path and the query as sent, and it keeps bodies for exporters.
+These spans contain the configured route, numbers, and names from the bundle.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Attributes = Mapping[str, str | int | float]
 
 
 class Tracing:
-    """Records a request when it has ended, from the times that were kept anyway."""
+    """Records a request when it has ended, from times that are recorded anyway."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -65,7 +65,7 @@ class Tracing:
 
 
 def _parent(headers: Headers) -> Context:
-    """The caller's span, by its numbers alone: its state and its baggage are words of the caller's."""
+    """The caller's span, by its ids only, since its state and baggage are the caller's data."""
     from opentelemetry import propagate, trace
     from opentelemetry.context import Context
 
@@ -99,7 +99,7 @@ def set_up_tracing(settings: Settings) -> Tracing | None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    # A provider of our own: the global one would switch on what libraries record, of which we know nothing.
+    # A separate provider: the global one would enable libraries' own tracing.
     provider = TracerProvider(resource=Resource.create({"service.name": "emorl", "service.version": __version__}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracing(provider.get_tracer("emorl", __version__))

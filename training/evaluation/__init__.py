@@ -1,1 +1,1 @@
-"""Methods side by side: trained, searched, scored and reported."""
+"""The comparison of methods: training, search, scoring and reporting."""

@@ -1,7 +1,7 @@
-"""One cell of the comparison, a method trained with a seed, as its folder in a run holds it.
+"""One cell of the comparison, a method trained with a seed, and its folder.
 
-`cells/<method>/seed-<seed>/cell.json` says what became of it, `replies.jsonl` what it answered to every held-out
-prompt. A cell is there when `cell.json` is, which is written last.
+`cells/<method>/seed-<seed>/cell.json` has its status and measures, `replies.jsonl` its replies to every held-out
+prompt. A cell exists once `cell.json` does, which is written last.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class _Part(BaseModel):
 
 
 class Consumption(_Part):
-    """What training took, the sum over everything the method needs. `shared_with`: methods that need the same training,
-    which a run does once."""
+    """The cost of training, summed over everything the method needs. `shared_with`: methods that need the same
+    training, which is run once."""
 
     prompts: int = 0
     samples: int = 0
@@ -46,7 +46,7 @@ class Consumption(_Part):
 
 
 class SearchCost(_Part):
-    """What choosing the weights took, after training."""
+    """The cost of choosing the weights, after training."""
 
     evaluations: int = 0
     prompts: int = 0
@@ -54,7 +54,7 @@ class SearchCost(_Part):
 
 
 class Inference(_Part):
-    """Of answering the held-out prompts."""
+    """The cost of answering the held-out prompts."""
 
     lane_row_steps: int = 0  # lane rows computed, one token each
     tokens: int = 0
@@ -133,7 +133,8 @@ def cell_folder(out: Path, method: str, seed: int) -> Path:
 
 
 def read_cell(out: Path, method: str, seed: int) -> Cell | None:
-    """None when it is not there (yet). Raises `EvaluationError` for a file that is no cell, or another one's."""
+    """Read a cell; None if it does not exist yet. Raises `EvaluationError` for a file that is not a cell, or another
+    cell's."""
     path = cell_folder(out, method, seed) / CELL_FILE
     try:
         cell = Cell.model_validate_json(path.read_bytes())
@@ -147,7 +148,7 @@ def read_cell(out: Path, method: str, seed: int) -> Cell | None:
 
 
 def write_failed(out: Path, method: str, seed: int, reason: str) -> Cell:
-    """Leave a cell that says why there is nothing in it."""
+    """Write a failed cell with the reason."""
     cell = Cell(method=method, seed=seed, status="failed", reason=reason)
     folder = cell_folder(out, method, seed)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The exam of every reward and judge of a comparison, on the best replies of the recipe's own data."""
+"""The exam of a comparison's rewards and judges, on the best replies of the recipe's data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from training.scorers.exam.examine import ExamSettings, examine
 from training.scorers.exam.material import Material
 
 EXAMS_FILE = "exams.json"
-SETTINGS = ExamSettings(replies=60, graded=300, candidates=150, prompts=12)  # short: it is part of every report
+# kept short, since it is part of every report
+SETTINGS = ExamSettings(replies=60, graded=300, candidates=150, prompts=12)
 
 
 def exams(out: Path, data: Data, scorers: Scorers) -> dict[str, dict[str, Any]]:

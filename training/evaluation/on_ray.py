@@ -1,9 +1,9 @@
 """Cells of a comparison as tasks of a Ray cluster that this program is connected to. Needs the extra `ray`.
 
-All machines see the run's folder, and it holds everything that cells share; so a cell comes out as on one machine. What
-several cells need is made by the first of them, and Ray starts the others after it: a training of a seed, and a search
-that a method and its best-of have in common. When a worker dies, Ray runs its task again, which goes on from the last
-checkpoint.
+All machines see the run's folder, which has everything that cells share, so a cell's result is the same as on one
+machine. Work that several cells need (a seed's training, or a search shared by a method and its best-of) is done by the
+first of them, and Ray starts the others after it. When a worker dies, Ray runs its task again, which resumes from the
+last checkpoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a recipe's frozen base comes from: the hub, a folder, or a warm start that is run first."""
+"""A recipe's frozen base: from the hub, from a folder, or from a warm start that is run first."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from training.warm_start.warm_start import RECEIPT, WarmStartSettings, fingerpri
 
 
 def base_folder(recipe: Recipe, folder: Path) -> Path:
-    """The checkpoint folder of a base that is there already: a hub id or a path.
+    """The checkpoint folder of an existing base: a hub id or a path.
 
-    Raises `RecipeError` for a folder that is not there or a base that a warm start makes, `BundleError` when the hub
-    cannot give it.
+    Raises `RecipeError` for a missing folder or a base that needs a warm start, `BundleError` when the hub cannot
+    provide it.
     """
     base = recipe.base
     if base.hub is not None:
@@ -41,8 +41,8 @@ def base_folder(recipe: Recipe, folder: Path) -> Path:
 
 
 def start_folder(recipe: Recipe, folder: Path) -> Path | None:
-    """The checkpoint folder of the base or, where that is warm-started, of what the warm start begins with, whose
-    tokenizer and shape are the base's. None for a base from scratch. Raises as `base_folder`."""
+    """The checkpoint folder of the base or, for a warm start, of the checkpoint it starts from, which has the same
+    tokenizer and shape. None for a base from scratch. Raises as `base_folder`."""
     start = recipe.base.warm_start
     if start is None:
         return base_folder(recipe, folder)
@@ -53,8 +53,8 @@ def start_folder(recipe: Recipe, folder: Path) -> Path | None:
 
 
 def worded(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with how prompts are put to its base. Where it gives neither `prompt_template` nor `chat`, a
-    decoder-only base is asked through its own chat template, and plainly where it has none or `chat` is null.
+    """The recipe with its prompt format filled in. If it has neither `prompt_template` nor `chat`, a decoder-only base
+    uses its own chat template, or plain prompts if it has none or `chat` is null.
 
     Raises as `base_folder`, and BundleError for files of the base that cannot be read.
     """
@@ -75,7 +75,7 @@ def how_prompts_go(recipe: Recipe) -> str:
 def run_warm_start(
     recipe: Recipe, folder: Path, data: Data, out: Path, *, overwrite: bool = False, progress: FitProgress | None = None
 ) -> Path:
-    """Run the recipe's warm start into the folder `out`, or go on with one that was interrupted.
+    """Run the recipe's warm start into the folder `out`, or resume an interrupted one.
 
     Raises `RecipeError` for a recipe without one, `FitError`, `DataError`.
     """
@@ -86,7 +86,7 @@ def run_warm_start(
 
 
 def warm_started(recipe: Recipe, folder: Path, data: Data, out: Path) -> bool:
-    """Whether `out` holds what this recipe's warm start makes of this data."""
+    """Whether `out` holds the result of this recipe's warm start on this data."""
     try:
         receipt = json.loads((out / RECEIPT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -102,14 +102,14 @@ def _stage(recipe: Recipe, folder: Path, data: Data) -> tuple[WarmStartSettings,
         raise RecipeError("base: the recipe has no warm_start", param="base.warm_start")
     recipe = worded(recipe, folder)
     settings = start.settings(recipe.prompt_template, recipe.max_source_tokens, recipe.chat)
-    if settings.fit.seed == 0:  # not given: the run's own; numpy, which transformers seeds, takes 32 bits
+    if settings.fit.seed == 0:  # default: the run's seed; numpy, which transformers seeds, takes 32 bits
         fit = settings.fit.model_copy(update={"seed": derive(recipe.seed, "warm start") % 2**32})
         settings = settings.model_copy(update={"fit": fit})
     return settings, warm_start_records(start, folder, data, recipe.data.split_by)
 
 
 def warm_start_records(start: WarmStart, folder: Path, data: Data, column: str | None) -> list[Record]:
-    """What the base is fitted on: `start.sources`, or the training part where it names none. See
+    """The records to fit the base on: `start.sources`, or the training part if there are none. See
     `records_with_replies`."""
     records = None if start.sources else data.parts["train"]
     return records_with_replies(start.sources, "base.warm_start.sources", folder, data, column, records)
@@ -123,14 +123,14 @@ def records_with_replies(
     column: str | None,
     records: Sequence[Record] | None = None,
 ) -> list[Record]:
-    """The records of `sources` (or these `records`) that have a reply. No prompt that the recipe validates or tests on
-    is in it, nor any of the same dialogue or with the same value in `column` (the recipe's `data.split_by`).
+    """The records of `sources` (or these `records`) that have a reply. Excludes prompts of the validation and test
+    parts, and those of the same dialogue or with the same value in `column` (the recipe's `data.split_by`).
 
     where: the sources' place in the recipe. Raises `DataError`, and `RecipeError` when no record has a reply.
     """
     held = [r for part in ("validation", "test") for r in data.parts.get(part, ())]
     prompts = {prompt_key(record.prompt) for record in held}
-    # Another prompt of the same dialogue, or of the same situation where a column decides, would give it away too.
+    # Another prompt of the same dialogue, or of the same situation if a column decides, would leak too.
     together = (DIALOGUE, column) if column else (DIALOGUE,)
     values = {(key, record.extras[key]) for record in held for key in together if record.extras.get(key)}
     found = list(records or ())

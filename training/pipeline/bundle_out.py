@@ -1,4 +1,4 @@
-"""The bundle a run leaves: adapters, base, `bundle.yaml`, and `training.json`, the receipt of how they came about."""
+"""A run's output bundle: adapters, base, `bundle.yaml`, and `training.json`, a report of how they were trained."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _PACKAGES = ("emorl", "torch", "transformers", "accelerate", "safetensors")
 def write_bundle(
     folder: Path, recipe: Recipe, trainer: Trainer, data: Data, base: Path, *, recipe_folder: Path, overwrite: bool
 ) -> dict[str, Any]:
-    """Write the bundle so that it appears whole or not at all; returns the report.
+    """Write the bundle atomically; returns the report.
 
-    `adapters/<objective>` are the weights that `rl.keep` names, the ones that serve; the others lie in
-    `adapters-last/<objective>` (or `adapters-best`). The scorers go with them, but for those that learned from the
-    data: its texts stay out of bundles. recipe_folder: where the recipe's relative paths start. Raises `RecipeError`
-    when the folder is taken.
+    `adapters/<objective>` has the weights that `rl.keep` names, which are served; the others are in
+    `adapters-last/<objective>` (or `adapters-best`). Scorers are included, except those that learned from the data,
+    whose texts must not be in bundles. recipe_folder: where the recipe's relative paths start. Raises `RecipeError`
+    when the folder exists.
     """
     if folder.exists() and not overwrite:
         if not folder.is_dir() or any(folder.iterdir()):
@@ -55,7 +55,7 @@ def write_bundle(
     with appearing(folder, replace=overwrite) as bundle:
         for objective in trainer.objectives:
             for which, place in ((served, ADAPTERS_DIR), (other, f"{ADAPTERS_DIR}-{other}")):
-                # A failed objective's last weights are its best ones: what came after them was not finite.
+                # A failed objective's last weights are its best ones, since later ones were not finite.
                 values = objective.best if which == "best" else None
                 adapter = trainer.stacks.adapter(objective.lane, objective.name, objective.fresh, values)
                 extra = {"lora_dropout": recipe.lora.dropout}

@@ -1,8 +1,7 @@
-"""The tiny demo bundle, made on the user's machine from nothing: a synthetic corpus, a tokenizer, a small T5 that is
-warm-started on it, and one adapter per objective by reinforcement learning.
+"""The tiny demo bundle, built from scratch on the user's machine: a synthetic corpus, a tokenizer, a small T5
+warm-started on it, and one adapter per objective trained by reinforcement learning.
 
-It is `recipes/demo.yaml` with a cache around it: a killed build goes on where it stopped, and a finished one is found
-again by its key.
+It is `recipes/demo.yaml` with a cache: a killed build resumes where it stopped, and a finished one is found by its key.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from training.warm_start.fit import FitSettings
 from training.warm_start.scratch_t5 import ScratchSettings
 
 NAME = "counselor-demo"
-_FORMAT = 4  # raised when code outside the grammar changes what a build makes
+_FORMAT = 4  # incremented when code outside the grammar changes the result of a build
 
-# Objective -> what it is, for people. Its scorer is lexical_<objective>.
+# Objective -> description. Its scorer is lexical_<objective>.
 OBJECTIVES: Mapping[str, str] = {
     "reflection": "gives the client's meaning back, in the client's own words",
     "empathy": "names the feeling and says that it makes sense",
@@ -48,11 +47,11 @@ class DemoSettings(Section):
     """Everything a demo build depends on. The defaults are those of `recipes/demo.yaml`."""
 
     seed: int = Field(0, ge=0)
-    """Every random draw of the build comes from it."""
+    """Seed of all random draws of the build."""
     base_prompts: int = Field(24_000, ge=50)
     """Distinct synthetic prompts the base is trained on, each answered in one style."""
     prompts: int = Field(3_000, ge=60)
-    """Distinct synthetic prompts of the reinforcement, split by their situations."""
+    """Distinct synthetic prompts for reinforcement learning, split by their situations."""
     model: ScratchSettings = ScratchSettings()
     """The base."""
     base_fit: FitSettings = FitSettings(
@@ -73,7 +72,7 @@ class DemoSettings(Section):
     """The reinforcement."""
 
     def recipe(self, device: str = "auto") -> Recipe:
-        """What is built, as `emorl train` would read it."""
+        """The recipe of the build, as `emorl train` would read it."""
         return parse_recipe(
             {
                 "name": NAME,
@@ -113,13 +112,13 @@ def build_demo(
     device: str = "auto",
     threads: int | None = None,
 ) -> Path:
-    """Make the demo bundle in `folder`, or find it there, and return `folder`.
+    """Build the demo bundle in `folder` unless it is there, and return `folder`.
 
-    Stages on the way lie in `.<folder>.building` beside it. `rebuild`: make it again although it is there. `cached`:
-    where the same bundle may lie already; it is copied. `threads`: of torch while building; None: as many as prove
-    fastest now, which on a busy machine is fewer than its cores.
+    Intermediate stages are in `.<folder>.building` beside it. `rebuild`: build again even if it exists. `cached`: a
+    folder that may hold the same bundle, which is then copied. `threads`: torch's threads while building; None: the
+    number that measures fastest now, which on a busy machine is below the number of cores.
 
-    Raises `DemoError` where `folder` holds something that is not a demo bundle.
+    Raises `DemoError` if `folder` contains anything but a demo bundle.
     """
     settings = settings or DemoSettings()
     folder = Path(folder)
@@ -143,12 +142,12 @@ def build_demo(
 
 
 def is_built(folder: Path, settings: DemoSettings | None = None) -> bool:
-    """Whether `folder` holds the finished demo bundle of these settings (default: the demo's own)."""
+    """Whether `folder` contains the finished demo bundle of these settings (default: the demo's own)."""
     return key_of(folder) == build_key(settings or DemoSettings())
 
 
 def build_key(settings: DemoSettings, grammar: Path = GRAMMAR) -> str:
-    """Names what a build makes: a hash of its settings and of every file of the grammar, source and word lists."""
+    """The key of a build: a hash of its settings and of every file of the grammar, sources and word lists."""
     digest = hashlib.sha256(f"{_FORMAT}:{settings.model_dump_json()}".encode())
     for path in sorted(grammar.glob("*.*")):
         digest.update(path.read_bytes())
@@ -159,7 +158,7 @@ BUNDLE_DIR, RUN_DIR = "bundle", "run"
 
 
 def build_bundle(work: Path, recipe: Recipe, progress: Progress | None = None) -> None:
-    """Warm start, reinforcement and the bundle of both in `work`, each taken up where an earlier call left it."""
+    """Warm start, reinforcement learning and their bundle in `work`, each resumed where an earlier call stopped."""
     from training.pipeline.bundle_out import write_bundle
     from training.pipeline.prepare import load_data
     from training.pipeline.workshop import open_workshop
@@ -186,14 +185,14 @@ def build_bundle(work: Path, recipe: Recipe, progress: Progress | None = None) -
 
 
 def publish(bundle: Path, folder: Path, key: str) -> None:
-    """The finished bundle with the demo's receipt in it, which appears whole or not at all."""
+    """Move the finished bundle into place atomically, with the demo's receipt in it."""
     with appearing(folder, replace=True) as temporary:
         shutil.copytree(bundle, temporary, dirs_exist_ok=True)
         write_receipt(temporary, key, "reinforcement learning")
 
 
 def _open_work(work: Path, key: str) -> None:
-    """The folder of a build on its way; one of other settings is thrown away."""
+    """The folder of a build in progress; one with other settings is deleted."""
     stamp = work / "key"
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != key:
         shutil.rmtree(work, ignore_errors=True)

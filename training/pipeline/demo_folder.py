@@ -1,5 +1,5 @@
-"""The folder of a demo bundle: a receipt names what was made, one process at a time makes it, and nothing else that
-lies there is touched."""
+"""The folder of a demo bundle: a receipt identifies the build, one process at a time builds it, and folders with other
+contents are never touched."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ RECEIPT = "demo.json"
 
 
 class DemoError(EmorlError):
-    """A demo that cannot be made, or not where it was asked for."""
+    """The demo cannot be built, or not in this folder."""
 
     code = "invalid_demo"
 
 
 def key_of(folder: Path) -> str | None:
-    """The key that a finished demo bundle was made with; None where there is none."""
+    """The build key of a finished demo bundle; None if there is none."""
     try:
         receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -30,7 +30,7 @@ def key_of(folder: Path) -> str | None:
 
 
 def write_receipt(folder: Path, key: str, adapters: str) -> None:
-    """adapters: where they come from, for people."""
+    """adapters: a description of their origin."""
     receipt = {"key": key, "adapters": adapters}
     (folder / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
 
@@ -45,7 +45,7 @@ def check_target(folder: Path) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One build of a folder at a time; a second process waits, and then finds it built."""
+    """A lock on a folder: a second process waits, and then finds the bundle built."""
     from filelock import FileLock  # comes with huggingface_hub
 
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Said before a training starts: which rewards like one sentence for everybody better than the data's replies."""
+"""Warnings before a training starts: scorers that rate one constant sentence higher than the data's replies."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from training.data.records import Record
 from training.progress import Say
 from training.scorers.exam.examine import Asking, ExamSettings, best_constant
 
-SEARCH = ExamSettings(candidates=120, prompts=12)  # short: it is part of every start
+SEARCH = ExamSettings(candidates=120, prompts=12)  # kept short, since it is part of every start
 
 
 def warn_of_constants(scorers: Mapping[str, Checked], train: Sequence[Record], say: Say) -> None:
-    """One line for each scorer that likes a constant better than human replies, with the sentence. Says nothing about
-    data without replies, nor about a scorer that fails: training itself tells that, and goes on with the others."""
+    """One line, with the sentence, for each scorer that rates a constant higher than human replies. Skips data without
+    replies and failing scorers; training reports those and continues with the others."""
     human = [record for record in train if record.response is not None]
     if not human:
         return

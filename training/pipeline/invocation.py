@@ -1,4 +1,4 @@
-"""Which tokens of every prompt an activated adapter begins at: those behind which the reply begins."""
+"""The invocation tokens of activated adapters: those at the end of every prompt, after which the reply starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.data.prompts import Prompt
 from training.data.wording import template_or_chat
 from training.recipe.recipe import Recipe
 
-# Ends of prompts that a tokenizer may join with what follows them, each in its own way.
+# Ends of prompts that a tokenizer may merge with the following text in different ways.
 _PROBES = (
     "a",
     "I can't.",
@@ -36,10 +36,10 @@ _PROBES = (
 def invocation_of(recipe: Recipe, tokenizer: Tokenizer, task: str) -> tuple[int, ...] | None:
     """The tokens from which adapters act; None where they act everywhere.
 
-    In a chat they are what the chat template writes for the reply to begin behind (`<|im_start|>assistant`, say). Where
-    it writes nothing there, and in a template, they are all that every prompt ends with.
+    In a chat they are the chat template's generation prompt (`<|im_start|>assistant`, for example). If there is none,
+    and for prompt templates, they are the longest common suffix of all prompts.
 
-    task: PEFT's of the base's family. Raises `RecipeError` where an adapter cannot begin at the reply.
+    task: PEFT's task type of the base's family. Raises `RecipeError` if an adapter cannot start at the reply.
     """
     if recipe.lora.act_on == "all":
         return None
@@ -58,9 +58,9 @@ def invocation_of(recipe: Recipe, tokenizer: Tokenizer, task: str) -> tuple[int,
 
 
 def check_start(recipe: Recipe, start: Path | None) -> None:
-    """Raises like `invocation_of`, before a warm start is run.
+    """The same checks as `invocation_of`, before a warm start is run.
 
-    start: the checkpoint that it begins with, whose tokenizer and family the base will have; None: a T5 from scratch.
+    start: the checkpoint it starts from, which has the base's tokenizer and family; None: a T5 from scratch.
     """
     if start is None and recipe.lora.act_on == "reply":
         _check_task(T5Family.adapter_task)
@@ -74,8 +74,8 @@ def _check_task(task: str) -> None:
 
 
 def check_invoked(invocation: tuple[int, ...], prompts: Iterable[Prompt]) -> None:
-    """Raises `RecipeError` for a prompt whose end the tokenizer joins with the template, so that the adapters would not
-    act in the reply to it."""
+    """Raises `RecipeError` for a prompt whose end the tokenizer merges with the template, so that the adapters would
+    not act in its reply."""
     for prompt in prompts:
         for ids in (prompt.source, prompt.gradient_source):
             if ids[-len(invocation) :] != invocation:
@@ -90,7 +90,7 @@ def _refused(reason: str) -> RecipeError:
 
 
 def _common_end(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The longest end that all have."""
+    """Their longest common suffix."""
     first, size = sequences[0], 0
     while size < min(map(len, sequences)) and len({ids[len(ids) - size - 1] for ids in sequences}) == 1:
         size += 1

@@ -1,4 +1,4 @@
-"""What a recipe's `adapter_start` fits the adapters on: records with replies, and their token ids."""
+"""The data of a recipe's `adapter_start`: records with replies, and their token ids."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ GivenRecords = Mapping[str, tuple[Record, ...]]  # by objective
 
 @dataclass(frozen=True, slots=True)
 class EncodedPairs:
-    """`given`, and what became of the data on the way: prompts that were cut, and replies that were too long and so
-    are left out."""
+    """`given`, with the number of truncated prompts and of replies that were too long and left out."""
 
     given: Given
     cut: int
@@ -46,7 +45,7 @@ class EncodedPairs:
 
 
 def given_records(recipe: Recipe, folder: Path, data: Data) -> GivenRecords:
-    """Pairs by objective; nothing for a recipe without `adapter_start`. folder: where relative paths start.
+    """Pairs by objective; empty for a recipe without `adapter_start`. folder: where relative paths start.
 
     Raises `DataError`, and `RecipeError` for an objective whose sources have no reply to fit on.
     """
@@ -65,7 +64,7 @@ def encode_pairs(
     """As ids for the base in the folder `base`; None for a recipe without `adapter_start`. invocation: the tokens of
     every prompt from which adapters act; None: they act everywhere.
 
-    Raises `RecipeError`: replies that are all too long, or a prompt behind which adapters would not act.
+    Raises `RecipeError`: all replies are too long, or adapters would not act after some prompt.
     """
     start = recipe.adapter_start
     if start is None:

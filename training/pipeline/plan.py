@@ -1,4 +1,4 @@
-"""What a recipe would do, without doing it: sizes of data and model, memory, steps."""
+"""A dry run of a recipe: sizes of data and model, memory, steps."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LOGITS = 64 * 2**20  # see training/rl/logprobs.py
 
 
 def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Read the data and the base's config and tokenizer; train and write nothing.
+    """Read only the data and the base's config and tokenizer; nothing is trained or written.
 
-    A base that is not here (a hub id without a network) is a line in the plan, not an error. Raises `DataError`,
+    A base that is not available (a hub id without a network) is a line in the plan, not an error. Raises `DataError`,
     `RecipeError`.
     """
     from emorl_core.adapters.adapter import ACTIVATED_TASK
@@ -88,7 +88,7 @@ def make_plan(recipe: Recipe, folder: Path) -> dict[str, Any]:
 def memory(
     recipe: Recipe, shape: Shape, adapter_parameters: int, source_tokens: int, *, by_length: bool = False
 ) -> dict[str, int]:
-    """Estimated bytes at the fullest moment, every reply at its limit. Scorers' own models are not in it.
+    """Estimated peak memory in bytes, with every reply at its limit. Scorers' models are not included.
 
     by_length: replies are sorted into passes of `SORTED_TOKENS`, unless the recipe says how many prompts run at once.
     """
@@ -107,7 +107,7 @@ def memory(
     kept = rl.max_new_tokens * reply.keys_and_values + source_tokens * prompt.keys_and_values
     cache = replies * kept * 2  # it doubles
     estimate = {
-        "base": shape.base_parameters() * _FLOAT * 2,  # a second copy in the layout that is fast for few rows
+        "base": shape.base_parameters() * _FLOAT * 2,  # a second copy in the blocked layout
         "adapters": adapter_parameters * _FLOAT * 5,  # values, gradients, two moments, the best ones
         "gradient_pass": (encoder + decoder + cross) * _FLOAT + _LOGITS,
         "rollout": cache * _FLOAT,

@@ -1,4 +1,4 @@
-"""A recipe -> everything a run works on: data in parts, the base model, prompts, scorers."""
+"""Prepares a recipe's inputs: data in parts, the base model, prompts, scorers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from training.data.wording import template_or_chat
 from training.pipeline.invocation import check_invoked, invocation_of
 from training.recipe.recipe import Recipe
 
-# Keys that change nothing in what is trained.
+# Keys that do not change the trained adapters.
 NOT_TRAINING = {"name", "compute", "profiles", "default_profile", "evaluation"}
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What the recipe's sources hold, in parts by dialogue and prompt."""
+    """The recipe's data, split into parts by dialogue and prompt."""
 
     sources: tuple[RecordSet, ...]
     parts: Mapping[str, tuple[Record, ...]]
 
     def summary(self) -> dict[str, Any]:
-        """Sizes and hashes, for the report that lies in the bundle."""
+        """Sizes and hashes, for the report in the bundle."""
         return {
             "sources": [
                 {"name": s.name, "rows": s.rows, "records": len(s), "skipped": s.skipped, "sha256": s.sha256 or None}
@@ -65,7 +65,7 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
 
 
 def check_passes(recipe: Recipe, data: Data) -> None:
-    """Raises `RecipeError` when a pass over the training prompts would have no step."""
+    """Raises `RecipeError` if a pass over the training prompts would have no step."""
     prompts, rl = len(distinct(data.parts["train"])), recipe.rl
     if rl.drop_last and prompts < rl.prompts_per_step:
         raise RecipeError(
@@ -106,7 +106,7 @@ def records_hash(records: Sequence[Record]) -> str:
 
 
 def fingerprint(recipe: Recipe, data: Data, base: Path) -> dict[str, str]:
-    """Names the run: a checkpoint of another recipe, data or base is not resumed."""
+    """Identifies the run, so that a checkpoint of another recipe, data or base is not resumed."""
     settings = recipe.model_dump(mode="json", exclude=NOT_TRAINING)
     return {
         "recipe": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
@@ -117,8 +117,8 @@ def fingerprint(recipe: Recipe, data: Data, base: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Prompts of the two parts that a run uses, and how many were longer than the limit. `invocation`: the tokens of
-    each from which adapters act, where they do not act everywhere."""
+    """Prompts of the two parts that a run uses, and how many were truncated. `invocation`: the tokens from which
+    adapters act, if they do not act everywhere."""
 
     train: tuple[Prompt, ...]
     validation: tuple[Prompt, ...]
@@ -134,9 +134,9 @@ class Encoded:
 
 
 def encode(recipe: Recipe, data: Data, tokenizer: Tokenizer, task: str) -> Encoded:
-    """Tokenise what the run uses. task: PEFT's of the base's family.
+    """Tokenise the prompts of a run. task: PEFT's task type of the base's family.
 
-    Raises `RecipeError` when a part is too small for the settings, or for adapters that cannot begin at the reply.
+    Raises `RecipeError` if a part is too small for the settings, or if adapters cannot start at the reply.
     """
     encoder = template_or_chat(recipe.prompt_template, recipe.chat, tokenizer)
     invocation = invocation_of(recipe, tokenizer, task)

@@ -19,7 +19,7 @@ from training.rl.tracking import Report
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """`bundle`: what the run makes, whole or not at all. `run`: its log and checkpoints, beside it."""
+    """`bundle`: the run's output, written atomically. `run`: its log and checkpoints, beside it."""
 
     bundle: Path
 
@@ -28,7 +28,7 @@ class Places:
         return self.bundle.with_name(f"{self.bundle.name}.run")
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Nothing that exists is overwritten unasked. Raises `RecipeError`."""
+        """Refuses to overwrite anything unless asked to. Raises `RecipeError`."""
         if self.bundle.exists() and not overwrite and (not self.bundle.is_dir() or any(self.bundle.iterdir())):
             raise RecipeError(
                 f"--out {self.bundle}: already holds something; --overwrite replaces it when the run has ended, "
@@ -51,12 +51,12 @@ def train(
     report: Report = lambda record: None,
     say: Say = lambda line: None,
 ) -> dict[str, object]:
-    """Load, train, write the bundle; returns the report that lies in it as `training.json`.
+    """Load, train, write the bundle; returns its report, `training.json`.
 
     Args:
         folder: where the recipe's relative paths start.
-        report: is told every record of the log.
-        say: is told what is going on before and after training, one line at a time.
+        report: called with every log record.
+        say: called with progress messages before and after training, one line each.
 
     Raises:
         RecipeError, DataError, ScorerError, BundleError and its kinds: one line each, before anything is trained.
@@ -97,7 +97,7 @@ def train(
 
 
 def warm_start_progress(say: Say) -> FitProgress:
-    """Tells ten times in all how far a warm start is."""
+    """Reports the progress of a warm start ten times in all."""
     shown = -1
 
     def progress(done: int, total: int, loss: float) -> None:

@@ -1,6 +1,6 @@
-"""A recipe -> everything that is trained and judged with: data, base, tokenizer, prompts, scorers, trainers.
+"""Assembles everything a recipe needs: data, base, tokenizer, prompts, scorers, trainers.
 
-The one assembly for `emorl train`, the demo and the comparison of methods.
+Used by `emorl train`, the demo and the comparison of methods.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from training.rl.trainer import Trainer
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """One adapter for all scorers of a recipe; it is called `name`."""
+    """Joint training: one adapter, called `name`, for all scorers of a recipe."""
 
     name: str
     mix: RewardMix
@@ -61,13 +61,13 @@ class Workshop:
         joint: Joint | None = None,
         mark: dict[str, str] | None = None,
     ) -> Trainer:
-        """A trainer on a model of its own.
+        """A trainer on a separately loaded model.
 
         Args:
-            run: folder of its log and checkpoints.
-            recipe: the workshop's with other settings of training; None: the workshop's.
-            joint: one adapter for all scorers; None: one for each.
-            mark: goes into the fingerprint, to tell trainings of one recipe apart.
+            run: folder for its log and checkpoints.
+            recipe: the workshop's recipe with other training settings; None: unchanged.
+            joint: one adapter for all scorers; None: one per scorer.
+            mark: part of the fingerprint, to distinguish trainings of one recipe.
         """
         recipe = recipe or self.recipe
         model: Any = load_model(self.base, device=self.processes.device, dtype=torch.float32, training=True)
@@ -95,15 +95,15 @@ def open_workshop(
     progress: FitProgress | None = None,
     say: Say = lambda line: None,
 ) -> Workshop:
-    """Get the base, warm-started into the folder `made` where the recipe says so and it is not there yet, and build
-    everything else. say: is given a line when there is something to tell.
+    """Get the base, warm-started into the folder `made` if the recipe asks for it and it does not exist yet, and build
+    everything else. say: called with one-line messages.
 
     Raises:
         RecipeError, DataError, ScorerError, FitError, BundleError: one line each.
     """
     check_passes(recipe, data)
-    # First: a scorer that cannot be built is refused before a base is fitted, and a base whose adapters cannot begin at
-    # the reply.
+    # First, so that invalid scorers, and bases whose adapters cannot start at the reply, are refused before a base is
+    # fitted.
     context = Context(recipe.compute.scorer_device, folder, data.parts["train"])
     scorers = {
         name: build_scorer(objective.scorer, context, where=f"objectives.{name}.scorer")
@@ -134,9 +134,9 @@ def task_of(
     joint: Joint | None = None,
     pairs: EncodedPairs | None = None,
 ) -> Task:
-    """What a trainer needs to know of a recipe.
+    """The trainer's task for a recipe.
 
-    Raises `RecipeError` for prompts that leave the base no room for a reply.
+    Raises `RecipeError` if prompts leave no room for a reply in the base's context.
     """
     longest = encoded.longest if pairs is None else max(encoded.longest, pairs.longest)
     _check_room(recipe, longest, model.facts.max_positions)
@@ -165,8 +165,8 @@ def task_of(
 
 
 def joint_lora(recipe: Recipe) -> LoraSettings:
-    """Of one adapter for all objectives: as many trained parameters as their own adapters have together, at the scale
-    of `lora`."""
+    """LoRA settings of a joint adapter: as many parameters as the single adapters have together, with the scale of
+    `lora`."""
     rank = sum(recipe.lora_of(name).rank for name in recipe.objectives)
     return recipe.lora.model_copy(update={"rank": rank, "alpha": recipe.lora.alpha * rank / recipe.lora.rank})
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: tensors in safetensors, everything else in JSON, in a folder that is whole or not there."""
+"""Checkpoints of a run: tensors in safetensors, everything else in JSON, in a folder that is written atomically."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _TORCH, _CUDA = "random.torch", "random.cuda"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything a run needs to go on after `step` optimiser steps."""
+    """Everything a run needs to continue after `step` optimiser steps."""
 
     step: int
     tensors: dict[str, Tensor]
-    state: dict[str, Any]  # JSON values; floats survive JSON to the last bit
+    state: dict[str, Any]  # JSON values; floats round-trip exactly
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -52,7 +52,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, or None. Raises `RecipeError` for one of another format."""
+    """The newest complete checkpoint, or None. Raises `RecipeError` for another format."""
     found = _found(folder)
     if not found:
         return None
@@ -64,7 +64,7 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def check_task(checkpoint: Checkpoint, fingerprint: Mapping[str, str], folder: Path) -> None:
-    """Raises `RecipeError` unless the checkpoint, which lies in `folder`, is of this recipe, data and base."""
+    """Raises `RecipeError` unless the checkpoint in `folder` is of this recipe, data and base."""
     for key, value in fingerprint.items():
         if checkpoint.state["task"].get(key) != value:
             raise RecipeError(
@@ -75,8 +75,8 @@ def check_task(checkpoint: Checkpoint, fingerprint: Mapping[str, str], folder: P
 
 
 def restore_process(checkpoint: Checkpoint) -> None:
-    """The random states of torch, numpy and Python, since a scorer of the user's may draw from any of them; and the
-    number of threads, with which sums round."""
+    """The random states of torch, numpy and Python, since a user's scorer may draw from any of them; and the number of
+    threads, which affects rounding."""
     torch.set_num_threads(checkpoint.state.get("threads", torch.get_num_threads()))
     torch.set_rng_state(checkpoint.tensors[_TORCH])
     if _CUDA in checkpoint.tensors and torch.cuda.is_available():
@@ -90,11 +90,11 @@ def restore_process(checkpoint: Checkpoint) -> None:
 
 def _python_random() -> dict[str, Any]:
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    assert isinstance(keys, np.ndarray)  # its type allows for another generator than the global one
+    assert isinstance(keys, np.ndarray)  # its type also covers other generators than the global one
     return {"python": random.getstate(), "numpy": [kind, keys.tolist(), position, has_gauss, cached]}
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:
-    """Whole checkpoints, oldest first: a folder has its final name only when it is complete."""
+    """Complete checkpoints, oldest first; a folder gets its final name only when it is complete."""
     matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*")]
     return sorted((int(match[1]), path) for match, path in matches if match)

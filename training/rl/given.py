@@ -1,4 +1,4 @@
-"""Replies that are given, not sampled: what adapters learn from before the reinforcement."""
+"""Given (not sampled) replies, on which adapters are fitted before reinforcement learning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training.rl.settings import AdapterFit
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt and a reply to it with its end, as token ids."""
+    """A prompt and a reply, with its end of sequence, as token ids."""
 
     source: tuple[int, ...]
     reply: tuple[int, ...]
@@ -18,7 +18,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An objective without pairs begins with an adapter that changes nothing."""
+    """An objective without pairs starts with an adapter that changes nothing."""
 
     fit: AdapterFit
     pairs: Mapping[str, tuple[Pair, ...]]  # by objective

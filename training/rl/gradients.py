@@ -27,7 +27,7 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True, slots=True)
 class TrainingGroup:
-    """k replies of one objective to one prompt, as they are trained on."""
+    """k replies of one objective to one prompt, as training data."""
 
     source: tuple[int, ...]
     replies: tuple[tuple[int, ...], ...]
@@ -45,7 +45,7 @@ Item = tuple[int, TrainingGroup]  # a lane and its group
 
 @dataclass(slots=True)
 class Measures:
-    """Sums over one objective's step; add up over forward passes and processes."""
+    """Sums over one objective's step; they can be added over forward passes and processes."""
 
     loss: float = 0.0
     policy_loss: float = 0.0
@@ -62,7 +62,7 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """One objective's whole step over all forward passes and processes: what losses are averaged over."""
+    """Totals of one objective's step over all forward passes and processes, over which losses are averaged."""
 
     replies: int
     tokens: int
@@ -70,9 +70,9 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class StepLoss:
-    """What a step's loss is made of.
+    """The loss of a step.
 
-    advantage: None: a reward is the advantage itself. asks_base: whether the base's log-probabilities are computed;
+    advantage: None: the reward itself is the advantage. asks_base: whether to compute the base's log-probabilities;
     without them no KL is measured.
     """
 
@@ -83,17 +83,18 @@ class StepLoss:
 
     @classmethod
     def of(cls, settings: RlSettings) -> StepLoss:
-        """That of reinforcement learning."""
+        """The loss of reinforcement learning."""
         return cls(settings.advantage, settings.policy_loss, settings.kl)
 
     @classmethod
     def of_given_replies(cls) -> StepLoss:
-        """The mean of -log p over the tokens of replies whose reward is 1: the policy loss of an advantage of 1."""
+        """Cross-entropy: the mean of -log p over the tokens of replies with reward 1, as the policy loss with advantage
+        1."""
         return cls(None, "token_mean", KLSettings(kind="none"), asks_base=False)
 
 
 class Lockstep:
-    """Adds gradients to the stacks of a model with attached adapters."""
+    """Accumulates gradients in the stacks of a model with attached adapters."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Lockstep:
         prompts_per_forward: int | None = None,
         autocast: Autocast = nullcontext,
     ) -> None:
-        """prompts_per_forward: gradient accumulation; None runs all prompts at once, or, where replies are sorted by
+        """prompts_per_forward: for gradient accumulation; None: all prompts at once, or, where replies are sorted by
         length, as many as make `SORTED_TOKENS`."""
         self._model, self._loss, self._autocast = model, loss, autocast
         self._per_forward = prompts_per_forward
@@ -112,10 +113,10 @@ class Lockstep:
             layer.dropout = dropout
 
     def accumulate(self, batch: Batch, totals: Mapping[int, Totals]) -> tuple[dict[int, Measures], set[int]]:
-        """One lane's groups stand in the order of the prompts, which all lanes share.
+        """Each lane's groups are in the order of the prompts, which all lanes share.
 
-        Returns each lane's measures, and the lanes whose loss was NaN or inf: those have no valid gradient, the others
-        have theirs all the same.
+        Returns each lane's measures, and the lanes whose loss was NaN or inf. Those have no valid gradient; the others
+        do.
         """
         measures = {lane: Measures() for lane in batch}
         broken: set[int] = set()
@@ -124,7 +125,8 @@ class Lockstep:
                 while sound := [item for item in part if item[0] not in broken]:
                     found = self._forward_backward(sound, totals)
                     if isinstance(found, set):
-                        broken |= found  # again, without them: their rows must not reach the others' gradients
+                        # run again without them, so that their rows do not affect the others' gradients
+                        broken |= found
                         continue
                     for lane, measured in found.items():
                         measures[lane].add(measured)
@@ -132,11 +134,11 @@ class Lockstep:
         return measures, broken
 
     def _parts(self, batch: Batch) -> Iterator[Sequence[Item]]:
-        """What runs together: neighbouring prompts with all their lanes, or groups of like length."""
+        """The passes of a step: neighbouring prompts with all their lanes, or groups of similar length."""
         prompts = max(map(len, batch.values()), default=0)
         items = [(lane, batch[lane][i]) for i in range(prompts) for lane in batch]
         size = (self._per_forward or prompts) * len(batch)
-        if self._model.lanes_apart:  # the longest first: memory that does for them does for all
+        if self._model.lanes_apart:  # the longest first, so that too little memory shows at once
             items.sort(key=lambda item: item[1].tokens, reverse=True)
         first = 0
         while first < len(items):
@@ -146,7 +148,7 @@ class Lockstep:
             first += size
 
     def _forward_backward(self, part: Sequence[Item], totals: Mapping[int, Totals]) -> dict[int, Measures] | set[int]:
-        """Measures by lane, or the lanes at fault, in which case nothing was added to any gradient."""
+        """Measures by lane, or the faulty lanes, in which case no gradient was changed."""
         groups = [group_of(self._model, group.source, lane, group.replies) for lane, group in part]
         rewards = torch.tensor([group.rewards for _, group in part], device=self._model.facts.device)  # [G, k]
         lanes = list(dict.fromkeys(lane for lane, _ in part))
@@ -196,10 +198,10 @@ class Lockstep:
     @torch.no_grad()
     def _reference(self, groups: Sequence[Group], lanes: int) -> Tensor:
         """[M, T] log p of the same replies under the base. Without `lanes_apart`, a prompt's `lanes` groups are
-        neighbours."""
+        adjacent."""
         bare = [group_of(self._model, group.lane.prompt_ids, BASE_LANE, group.replies) for group in groups]
         if not self._model.lanes_apart:
-            # A prompt's replies of all lanes are one group.
+            # A prompt's replies of all lanes form one group.
             bare = [_merged(bare[first : first + lanes]) for first in range(0, len(bare), lanes)]
         with self._autocast():
             return reply_logprobs(self._model, bare)[0]
@@ -211,7 +213,7 @@ def _merged(groups: Sequence[Group]) -> Group:
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """By lane. A lane is in `norms` and `measures`, with its gradient in the stacks, or in `faults`."""
+    """Results by lane. A lane is in `norms` and `measures`, with its gradient in the stacks, or in `faults`."""
 
     measures: dict[int, Measures]
     norms: dict[int, float]
@@ -219,10 +221,10 @@ class Gradients:
 
 
 class GradientStep:
-    """Fills the gradients of the stacks for one step's batch."""
+    """Computes the gradients of the stacks for one step's batch."""
 
     def __init__(self, lockstep: Lockstep, stacks: Stacks, processes: Processes, *, replies: int) -> None:
-        """replies: of one objective in a whole step, all processes together."""
+        """replies: number of one objective's replies in a step, over all processes."""
         self._lockstep, self._stacks, self._processes, self._replies = lockstep, stacks, processes, replies
 
     def compute(self, batch: Batch) -> Gradients:
@@ -234,7 +236,7 @@ class GradientStep:
             suspects = [lane for lane, norm in found.norms.items() if not math.isfinite(norm)]
             if not suspects:
                 return Gradients(found.measures, found.norms, faults)
-            # One objective's NaN can reach the others' gradients (0 * NaN in the masked columns): each one alone.
+            # One objective's NaN can reach the others' gradients (0 * NaN in the masked columns), so each is run alone.
             guilty = [lane for lane in suspects if not math.isfinite(self._attempt({lane: batch[lane]}).norms[lane])]
             faults |= dict.fromkeys(guilty or suspects, "the gradient is not finite")
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from emorl_core.lanes.lane import Lane, lane_points
 from emorl_core.models.family import Group, LaneModel, TrainableModel
 
-# Bytes of logits held at once; a wide vocabulary would otherwise need gigabytes for the tokens of one step. Blocks of
-# up to 32 MiB are handed out again by the C library; larger ones come from the system, page by page, every time.
+# Bytes of logits held at once; a large vocabulary would otherwise need gigabytes for the tokens of one step. The C
+# library reuses blocks of up to 32 MiB; larger ones are requested from the system, page by page, every time.
 _LOGIT_BYTES = 24 * 2**20
-# Bytes of logits that are turned into probabilities at once, so that they stay in the processor's cache on the way.
+# Bytes of logits turned into probabilities at once, so that they stay in the processor's cache.
 _SOFTMAX_BYTES = 2**20
 
 
@@ -38,7 +38,7 @@ def padded(replies: Sequence[Sequence[int]], device: torch.device) -> tuple[Tens
 def reply_logprobs(model: TrainableModel, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     """log p of every token of every reply under its group's lane: ([M, T] float32, 0 on padding; mask [M, T]).
 
-    All groups have the same number of replies. Padding has no part in the graph.
+    All groups have the same number of replies. Padding is not part of the graph.
     """
     targets, _ = padded([reply for group in groups for reply in group.replies], model.facts.device)
     hidden, mask = model.reply_hidden(groups)  # [M, T, D], [M, T]
@@ -47,10 +47,10 @@ def reply_logprobs(model: TrainableModel, groups: Sequence[Group]) -> tuple[Tens
 
 
 def token_logprobs(model: LaneModel, hidden: Tensor, ids: Tensor) -> Tensor:
-    """hidden [n, D], ids [n] -> log p [n] float32, in pieces that bound the logits held at once.
+    """hidden [n, D], ids [n] -> log p [n] float32, in chunks that bound the logits held at once.
 
-    The head is frozen, so each token's gradient with respect to its hidden state is all that the backward pass needs
-    of it, and that is computed beside the value, while the logits are there: none are kept.
+    The head is frozen, so the backward pass only needs each token's gradient with respect to its hidden state. That is
+    computed together with the value, so no logits are kept.
     """
     if not (hidden.requires_grad and torch.is_grad_enabled()):
         return torch.cat([_logprobs(model, *piece) for piece in _pieces(model, hidden, ids)])
@@ -66,7 +66,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 leaf = some.detach().requires_grad_(True)
                 logits = model.head(leaf)  # [n, V]
             value, slope = _logprobs_and_slope(logits.detach(), targets)
-            # One token's value depends on its own row only, so a product with all slopes is each row's own gradient.
+            # A token's value depends on its own row only, so the product with all slopes gives each row's own gradient.
             (gradient,) = torch.autograd.grad(logits, leaf, slope)
             values.append(value)
             gradients.append(gradient)

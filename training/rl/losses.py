@@ -16,8 +16,8 @@ def advantages(rewards: Tensor, kind: Advantage) -> Tensor:
     `leave_one_out`: R - mean of the k - 1 others (RLOO, Kool et al. 2019; Ahmadian et al. 2024). The others do not
     depend on the reply, so the policy gradient is that of the expected reward, unbiased. `mean`: R - mean (k-self-
     critical training, Laban et al. 2021) = (k - 1) / k times `leave_one_out`: the same direction. `group_standardised`:
-    `mean` divided by the group's deviation (GRPO, Shao et al. 2024), which depends on the reply too: biased, and a
-    prompt counts the more the less its replies differ.
+    `mean` divided by the group's deviation (GRPO, Shao et al. 2024), which also depends on the reply: biased, and
+    prompts whose replies differ less count more.
     """
     k = rewards.shape[1]
     centred = rewards - rewards.mean(dim=1, keepdim=True)
@@ -29,15 +29,15 @@ def advantages(rewards: Tensor, kind: Advantage) -> Tensor:
 
 
 def token_weights(mask: Tensor, normalisation: Normalisation, *, replies: int, tokens: int) -> Tensor:
-    """What one token counts in a loss, [M, T]; 0 on padding.
+    """The weight of each token in a loss, [M, T]; 0 on padding.
 
-    `sequence_sum` leaves the log-probability of a reply whole, so that the policy loss has the gradient of the
-    expected reward. `sequence_mean` divides it by the reply's length and `token_mean` by the tokens of the step; the
+    `sequence_sum` keeps the log-probability of a whole reply, so that the policy loss has the gradient of the expected
+    reward. `sequence_mean` divides it by the reply's length and `token_mean` by the number of tokens in the step. The
     policy chooses those lengths, so both have another gradient (Liu et al. 2025, arXiv 2503.20783): with
-    `sequence_mean` a token of a long reply counts less, with `token_mean` all tokens of a step with long replies.
+    `sequence_mean` tokens of long replies count less, with `token_mean` all tokens of a step with long replies do.
 
-    `replies` and `tokens` are totals of the objective's whole step, of which mask [M, T] may be one part: summed over
-    the parts, the loss is the same however the step was cut.
+    `replies` and `tokens` are totals of the objective's step, of which mask [M, T] may be a part: summed over the
+    parts, the loss does not depend on how the step was split.
     """
     real = mask.to(torch.float32)
     if normalisation == "token_mean":
@@ -61,8 +61,9 @@ def policy_loss(logprobs: Tensor, advantage: Tensor, weights: Tensor) -> Tensor:
 def k1(logprobs: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
     """[M]: log p - log p_base summed over each reply: an unbiased estimate, in nats, of the KL of whole replies.
 
-    Taken off the reward (`k1_in_reward`), it gives the KL's own gradient, E[k1 grad log p] (the rest, E[grad k1], is
-    0), exactly so under `sequence_sum` and `leave_one_out`. As a term of a loss its gradient would be 0 in expectation.
+    Subtracted from the reward (`k1_in_reward`), it gives the gradient of the KL, E[k1 grad log p] (the rest, E[grad
+    k1], is 0), exactly so under `sequence_sum` and `leave_one_out`. As a term of a loss its gradient would be 0 in
+    expectation.
     """
     return ((logprobs - reference) * mask).sum(dim=1)
 
@@ -75,9 +76,9 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 
 def kl_loss(logprobs: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
-    """The k3 estimate added up like the policy loss.
+    """The k3 estimate, summed like the policy loss.
 
-    Its expected gradient is not that of the KL of whole replies: at each token it is the gradient of KL(base, policy),
-    the other way round, and it leaves out what a token does to the KL of the tokens after it
-    (`tests/learn/test_kl_toy.py` enumerates a toy where the two differ)."""
+    Its expected gradient is not that of the KL of whole replies: at each token it is the gradient of the reverse,
+    KL(base, policy), and it ignores a token's effect on the KL of later tokens (`tests/learn/test_kl_toy.py` enumerates
+    a toy where the two differ)."""
     return (weights * k3(logprobs, reference.detach())).sum()

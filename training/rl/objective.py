@@ -1,4 +1,4 @@
-"""One adapter during a run: its scorers, its optimiser, and everything a checkpoint must hold of it."""
+"""One adapter during a run: its scorers, its optimiser, and its state in checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Status = Literal["active", "finished", "failed"]
 
 @dataclass(slots=True)
 class Consumption:
-    """What an objective has used: the axis that training methods are compared on (method.md section 6).
+    """What an objective has consumed, by which training methods are compared (method.md section 6).
 
     "Training data points" in the paper's sense are `prompts`.
     """
@@ -33,7 +33,7 @@ class Consumption:
     tokens: int = 0  # tokens of those replies
     validation_samples: int = 0  # greedy replies
     validation_tokens: int = 0
-    seconds: float = 0.0  # of the steps and validations it took part in, which it shared with the other objectives
+    seconds: float = 0.0  # seconds of the steps and validations it took part in, shared with the other objectives
     own_seconds: float = 0.0  # the same, divided by the number of objectives that took part
 
     def spend(self, seconds: float, sharing: int) -> None:
@@ -46,10 +46,10 @@ class Consumption:
 
 @dataclass(slots=True)
 class Objective:
-    """`lane` is its place among the model's lanes, from 1 on; `fresh` the adapter it began with.
+    """`lane` is its index among the model's lanes, from 1; `fresh` the adapter it started with.
 
-    An objective has one scorer, of its own name; an adapter that is trained on several at once has them all in
-    `scorers`, and `mix` says how much each one counts.
+    An objective has one scorer, with its name; an adapter trained on several at once has them all in `scorers`, and
+    `mix` weights them.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Objective:
     optimizer: ObjectiveOptimizer
     fresh: Adapter
     status: Status = "active"
-    reason: str = ""  # why it is no longer active, for people
+    reason: str = ""  # why it is no longer active
     steps: int = 0  # optimiser steps taken
     best_mean: float | None = None  # validation score of the best weights
     best_step: int = 0
@@ -74,7 +74,7 @@ class Objective:
         self._first_mix = self.mix.state()
 
     def rewards(self, scores: Scores, kind: Transform) -> list[list[float]]:
-        """Of one step, [prompts][replies of a prompt]: the scorers' rewards, weighted and added up."""
+        """The weighted sum of the scorers' rewards in one step, [prompts][replies of a prompt]."""
         self.mix.begin_step()
         weights = self.mix.weights
         columns = [
@@ -85,9 +85,9 @@ class Objective:
         return [[next(added) for _ in own] for own in scores[next(iter(self.scorers))]]
 
     def validated(self, scores: Scores, step: int, stacks: Stacks) -> dict[str, float]:
-        """Take in one validation and keep the weights if they are the best so far. Returns the mean of each scorer.
+        """Record a validation and keep the weights if they are the best so far. Returns the mean of each scorer.
 
-        What counts is the plain mean over the scorers, whatever weights the rewards have.
+        The criterion is the plain mean over the scorers, whatever the weights of the rewards.
         """
         columns = {name: flat(own) for name, own in scores.items()}
         every = zip(*scores.values(), strict=True)  # a prompt's replies, scorer by scorer
@@ -101,8 +101,8 @@ class Objective:
         return means
 
     def begin_at(self, values: list[Tensor]) -> None:
-        """Go on from these weights as if they were the first ones: what was validated before them is no choice of the
-        best any more, and moved no weight of a scorer. The next validation is of them."""
+        """Continue from the current weights as if they were the first: earlier validations no longer count for the best
+        weights or the scorers' weights. The next validation is of these weights."""
         self.best_mean, self.best_step, self.best = 0.0, 0, values
         self.mix.restore(self._first_mix)
 
@@ -131,7 +131,7 @@ class Objective:
         }
 
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor], stacks: Stacks) -> None:
-        """Take back what `state` and `tensors` gave."""
+        """Restore what `state` and `tensors` returned."""
         own = {
             key.removeprefix(f"{self.name}/"): value
             for key, value in tensors.items()

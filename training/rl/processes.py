@@ -1,6 +1,6 @@
-"""Several processes as one trainer, through accelerate: prompts are shared out, gradients added up, decisions the same.
+"""Data-parallel training through accelerate: prompts are distributed, gradients summed, decisions identical.
 
-Every process sees every process's results and decides from those, so that none runs another number of steps.
+Every process sees all results and decides from them, so that all run the same number of steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Precision = Literal["no", "bf16"]
 
 
 class Processes:
-    """One of them when the program was not started by `accelerate launch` or torchrun."""
+    """A single process when the program was not started by `accelerate launch` or torchrun."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Processes:
         trackers: Sequence[str] = (),
         folder: Path | None = None,
     ) -> None:
-        """folder: where trackers that write files put them."""
+        """folder: for trackers that write files."""
         from accelerate import Accelerator
 
         if device not in ("auto", "cpu") and not device.startswith("cuda"):
@@ -56,7 +56,7 @@ class Processes:
         return list(items[self.index :: self.count])
 
     def gather_objects(self, value: T) -> list[T]:
-        """One value of every process, in their order."""
+        """One value of every process, by rank."""
         if self.count == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -65,7 +65,7 @@ class Processes:
         return found
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the processes: one exchange for all of them."""
+        """Replace each tensor by its sum over the processes, in one all-reduce."""
         if self.count == 1 or not tensors:
             return
         flat = self._accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduction="sum")
@@ -73,14 +73,14 @@ class Processes:
             tensor.copy_(part.view_as(tensor))
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         self._accelerator.wait_for_everyone()
 
     def start_trackers(self, name: str, config: dict[str, Any]) -> None:
         self._accelerator.init_trackers(name, config=config)
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """To the trackers, from the main process."""
+        """Send metrics to the trackers, from the main process."""
         self._accelerator.log(values, step=step)
 
     def close(self) -> None:
@@ -89,6 +89,6 @@ class Processes:
 
 
 def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
-    """What every process made of its `share`, back in the order of the whole."""
+    """The results of all processes' shares, in the original order."""
     longest = max(len(part) for part in parts)
     return [part[place] for place in range(longest) for part in parts if place < len(part)]

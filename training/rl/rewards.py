@@ -1,5 +1,5 @@
-"""Scores in [0, 1] -> rewards: raw, log, or standardised by the objective's own running statistics; and how the rewards
-of several scorers are weighted."""
+"""Scores in [0, 1] -> rewards: raw, log, or standardised by the objective's own running statistics; and the weighting
+of several scorers' rewards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.rl.settings import Transform
 Scores = dict[str, list[list[float]]]  # scorer -> [prompts][replies of a prompt]
 
 LOG_RANGE = (1e-4, 0.9999)  # method.md section 2
-_LEAST_DEVIATION = 0.01  # of scores: below it noise would be blown up to the size of a signal
+_LEAST_DEVIATION = 0.01  # least deviation of scores: below it noise would be amplified to the size of a signal
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class RunningStatistics:
 
 
 def to_rewards(scores: Sequence[float], kind: Transform, statistics: RunningStatistics) -> list[float]:
-    """One reward per score. `statistics` take the scores in first, whatever the kind."""
+    """One reward per score. The scores are added to `statistics` first, whatever the kind."""
     statistics.add(scores)
     if kind == "log":
         low, high = LOG_RANGE
@@ -55,10 +55,10 @@ class RewardMix(Protocol):
     def weights(self) -> Mapping[str, float]: ...
 
     def begin_step(self) -> None:
-        """Told before the rewards of a step are added up."""
+        """Called before the rewards of a step are summed."""
 
     def validated(self, scores: Scores, step: int) -> None:
-        """Told the scores of every validation. step: steps taken before it; 0 is the base's own validation."""
+        """Called with the scores of every validation. step: steps taken before it; 0 is the base's validation."""
 
     def state(self) -> dict[str, Any]: ...
 
@@ -66,7 +66,7 @@ class RewardMix(Protocol):
 
 
 class FixedMix:
-    """Weights that stay as they are."""
+    """Constant weights."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights: Mapping[str, float] = dict(weights)

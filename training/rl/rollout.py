@@ -1,6 +1,6 @@
-"""k samples per prompt and objective, or one greedy reply, through the engine: the same generator that serves requests.
+"""k samples per prompt and objective, or one greedy reply, through the engine that also serves requests.
 
-The engine runs on the very model that is trained, so nothing is copied between a step and the next rollout.
+The engine runs on the model that is being trained, so nothing is copied between a step and the next rollout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from emorl_core.types import Completion, Failure, Request, Sampling
 from emorl_core.weights import BASE
 from training.data.prompts import Prompt
 
-# (place of the prompt in the step, objective, number of the sample) -> seed
+# (index of the prompt in the step, objective, number of the sample) -> seed
 SeedOf = Callable[[int, str, int], int]
 
 

@@ -1,4 +1,4 @@
-"""Scores of a rollout's replies, telling a fault of a scorer's answer from a fault of the program."""
+"""Scores of a rollout's replies, with scorer faults distinguished from program faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training.rl.rollout import Sample
 
 
 class ScoringFault(Exception):
-    """This objective cannot go on; the message names the scorer and the prompt. The others can."""
+    """This objective cannot continue; the message names the scorer and the prompt. The others can."""
 
     def __init__(self, message: str, scorer: str) -> None:
         """scorer: its name in the recipe."""
@@ -42,7 +42,7 @@ def _score(
     except ScorerError as fault:
         raise ScoringFault(f"{fault.message}{_whose(fault.index, prompts, k)}", name) from None
     except Exception as fault:
-        # Its text may quote a prompt, so only its kind is told.
+        # Its message may quote a prompt, so only its type is shown.
         raise ScoringFault(f"scorer {scorer.__name__!r} failed with {type(fault).__name__}", name) from fault
     return [flat[first : first + k] for first in range(0, len(flat), k)]
 

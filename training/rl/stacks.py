@@ -1,5 +1,5 @@
-"""Adapters while they are trained: fresh ones, each objective's view of the shared stacks and its AdamW, and back to an
-`Adapter`.
+"""Adapters during training: initialisation, each objective's view of the shared stacks and its AdamW, and conversion
+back to an `Adapter`.
 
 Letters: P fused projections, N adapters, R rank.
 """
@@ -24,7 +24,7 @@ def fresh_adapter(
     model: TrainableModel, name: str, settings: LoraSettings, seed: int, invocation: tuple[int, ...] | None = None
 ) -> Adapter:
     """An adapter that changes nothing yet: A as PEFT draws it (Kaiming uniform with a = sqrt 5, so uniform within
-    1 / sqrt(in)), B zero. invocation: the tokens from which it is to act; None: it acts everywhere.
+    1 / sqrt(in)), B zero. invocation: the tokens from which it acts; None: it acts everywhere.
 
     Raises `RecipeError` for a target that no layer of the base has.
     """
@@ -50,7 +50,7 @@ def fresh_adapter(
 
 
 class Stacks:
-    """The trained parameters of a model with attached adapters: a stack per layer and factor, all objectives in it."""
+    """The trained parameters of a model with attached adapters: one stack per layer and factor, with all objectives."""
 
     def __init__(self, model: TrainableModel) -> None:
         self.layers: list[tuple[list[str], LaneLinear]] = [
@@ -58,7 +58,8 @@ class Stacks:
         ]
         self.device = model.facts.device
         for tensor in self.parameters():
-            tensor.grad = torch.zeros_like(tensor)  # kept: objectives hold views of it, and autograd adds in place
+            # kept, since objectives hold views of it and autograd accumulates in place
+            tensor.grad = torch.zeros_like(tensor)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for _, layer in self.layers:
@@ -72,7 +73,7 @@ class Stacks:
         return [tensor.grad for tensor in self.parameters() if tensor.grad is not None]
 
     def zero_gradients(self, lanes: Sequence[int] | None = None) -> None:
-        """Of the adapters behind these lanes, or of all."""
+        """Zero the gradients of these lanes' adapters, or of all."""
         for gradient in self.gradients():
             if lanes is None:
                 gradient.zero_()
@@ -86,8 +87,8 @@ class Stacks:
         return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     def views(self, lane: int) -> list[nn.Parameter]:
-        """One objective's part of every stack [P, R, in or out], with its gradient: the same memory, so what an
-        optimiser does to them is done to the model."""
+        """One objective's part of every stack [P, R, in or out], with its gradient: they share memory, so an
+        optimiser's changes apply to the model."""
         views = []
         for tensor in self.parameters():
             view = nn.Parameter(tensor.data[:, lane - 1])
@@ -125,12 +126,12 @@ Rate = Callable[[int], float]  # a step's number, from 1 on -> its learning rate
 
 
 def warmed_up(learning_rate: float, warmup_steps: int) -> Rate:
-    """Rises linearly over the warm-up, and stays."""
+    """Rises linearly over the warm-up, then stays constant."""
     return lambda step: learning_rate * min(1.0, step / max(1, warmup_steps))
 
 
 def falling(learning_rate: float, warmup_steps: int, steps: int) -> Rate:
-    """Rises over the warm-up and falls as a cosine, to zero behind the last step."""
+    """Rises over the warm-up, then falls as a cosine to zero after the last step."""
 
     def rate(step: int) -> float:
         if step <= warmup_steps:
@@ -142,8 +143,8 @@ def falling(learning_rate: float, warmup_steps: int, steps: int) -> Rate:
 
 
 class ObjectiveOptimizer:
-    """One AdamW for one objective's views of the stacks: its own gradient norm, learning rate and moments. Others'
-    parameters and moments are never touched."""
+    """AdamW on one objective's views of the stacks, with its own gradient norm, learning rate and moments. Other
+    objectives are never touched."""
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class ObjectiveOptimizer:
         self.steps = 0
 
     def step(self, norm: float) -> None:
-        """Scale the gradient, whose norm the caller has taken and found finite, down to `max_norm`, and move."""
+        """Clip the gradient, whose norm the caller has found finite, to `max_norm`, and take a step."""
         if not math.isfinite(norm):
             raise ValueError("the gradient's norm is not finite")
         if norm > self._max_norm:

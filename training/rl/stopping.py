@@ -1,4 +1,4 @@
-"""When an objective is finished: the paper's rule, patience on a noise-aware improvement, or fixed steps."""
+"""Stopping rules for an objective: the paper's rule, patience with a noise-aware improvement, or fixed steps."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from training.rl.settings import StopSettings
 
 @dataclass(slots=True)
 class StopState:
-    """What the rule remembers between validations. `asdict` of it goes into checkpoints."""
+    """The rule's state between validations; `asdict` of it goes into checkpoints."""
 
     means: list[float] = field(default_factory=list)  # mean validation score, one per validation, the base's first
     reference: list[float] = field(default_factory=list)  # scores per prompt at the last real improvement
     waited: int = 0  # validations since then
-    met: str = ""  # why the rule was met, once it was
+    met: str = ""  # why the rule was met, if it was
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StopState:
-        # Checkpoints without `met` are of rules that were never kept waiting.
+        # Older checkpoints have no `met`.
         met = str(values.get("met", ""))
         return cls(list(values["means"]), list(values["reference"]), int(values["waited"]), met)
 
 
 def record(state: StopState, scores: Sequence[float]) -> None:
-    """Take in one validation, the base's first: a score per validation prompt, always in the same order."""
+    """Record a validation, the base's first: a score per validation prompt, always in the same order."""
     state.means.append(statistics.fmean(scores))
     if not state.reference or is_improvement(scores, state.reference):
         state.reference = list(scores)
@@ -38,15 +38,15 @@ def record(state: StopState, scores: Sequence[float]) -> None:
 
 
 def is_improvement(scores: Sequence[float], reference: Sequence[float]) -> bool:
-    """Whether the mean rose by more than the standard error of the rise, prompt by prompt: what the choice of prompts
-    alone moves the mean by is no improvement."""
+    """Whether the mean rose by more than the standard error of the per-prompt differences, since smaller changes may
+    come from the choice of prompts."""
     rises = [new - old for new, old in zip(scores, reference, strict=True)]
     error = statistics.stdev(rises) / math.sqrt(len(rises)) if len(rises) > 1 else 0.0
     return statistics.fmean(rises) > error
 
 
 def ask(settings: StopSettings, state: StopState) -> None:
-    """Ask the rule, once after every `record`. Its answer is kept in `state.met`: one that was met stays met."""
+    """Evaluate the rule, once after every `record`. The result is kept in `state.met`: once met, always met."""
     if state.met:
         return
     trained = state.means[1:]  # the published code has no validation of the base
@@ -60,8 +60,8 @@ def ask(settings: StopSettings, state: StopState) -> None:
 
 
 def reason_to_stop(settings: StopSettings, state: StopState, step: int, *, ends_pass: bool) -> str | None:
-    """Why the objective is finished after `step` steps, or None. Under `check: epoch` a rule that was met counts where
-    the step `ends_pass`: ends a pass over the training prompts."""
+    """Why the objective is finished after `step` steps, or None. Under `check: epoch` a rule that was met takes effect
+    when the step `ends_pass` over the training prompts."""
     if state.met and (settings.check == "validation" or ends_pass):
         return state.met
     return at_limit(settings, step)

@@ -1,5 +1,5 @@
-"""The supervised start of the adapters: replies that are given instead of sampled, through the gradient step of
-reinforcement learning, all objectives in lockstep.
+"""Supervised fine-tuning of the adapters before reinforcement learning: given replies go through the same gradient
+step, all objectives in lockstep.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from training.rl.task import Order, Task
 from training.rl.tracking import Report, RunLog
 from training.seeds import derive
 
-FOLDER = "adapter-start"  # of this stage's log and checkpoints, below the run's
+FOLDER = "adapter-start"  # folder of this stage's log and checkpoints, inside the run's
 
-Fail = Callable[[dict[str, str], str], None]  # (what is wrong, by objective; where) -> these objectives have ended
+Fail = Callable[[dict[str, str], str], None]  # (errors by objective, place) -> the objectives that ended
 
 
 class SupervisedStart:
-    """Fits the adapters of a trainer in place, and leaves its objectives as they were but for that."""
+    """Fits the adapters of a trainer in place, without other changes to its objectives."""
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class SupervisedStart:
                 weight_decay=0.0,
                 max_norm=given.fit.max_grad_norm,
             )
-        # Objectives with as many pairs each take them in the same order: where they answer the same prompts, a step
-        # has those side by side, and reads each prompt once.
+        # Objectives with equally many pairs take them in the same order: if they answer the same prompts, a step has
+        # them side by side and reads each prompt once.
         seed = derive(task.seed, "adapter start")
         self._orders = {name: Order(len(pairs), given.fit.batch_size, seed) for name, pairs in given.pairs.items()}
         lockstep = Lockstep(
@@ -68,7 +68,7 @@ class SupervisedStart:
         self._taken = 0
 
     def resume(self) -> bool:
-        """Take back the newest checkpoint; whether there was one.
+        """Restore the newest checkpoint; returns whether there was one.
 
         Raises `RecipeError` for one of another recipe or other data.
         """
@@ -84,7 +84,7 @@ class SupervisedStart:
         return True
 
     def run(self, fail: Fail) -> None:
-        """Take all steps that are left. fail: is told in every process what went wrong in a step, mostly nothing."""
+        """Take all remaining steps. fail: called in every process with a step's errors, usually none."""
         self._folder.mkdir(parents=True, exist_ok=True)
         if self._taken == 0:
             self._log.keep_until(-1)

@@ -1,4 +1,4 @@
-"""What a training works on: a model, prompts in their order, and the adapters there are to be. It knows no recipe."""
+"""The input of a training: a model, prompts in order, and the adapters to train. Independent of recipes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.seeds import derive
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One adapter to train. `mix` says how the rewards of its scorers are added up."""
+    """One adapter to train. `mix` weights the rewards of its scorers."""
 
     scorers: Mapping[str, Checked]
     mix: RewardMix
@@ -29,10 +29,11 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`goals`: by the adapter's name. `fingerprint` names the recipe and the data: a run resumes only what it began.
+    """`goals`: by adapter name. `fingerprint` identifies recipe and data, so that a run only resumes its own
+    checkpoints.
 
     invocation: the tokens of the prompt from which adapters act; None: they act everywhere. joint: one adapter has
-    several scorers, so the log tells each one's score and weight. given: replies that the adapters are fitted on first.
+    several scorers, so the log has each one's score and weight. given: replies on which the adapters are fitted first.
     """
 
     goals: Mapping[str, Goal]
@@ -50,7 +51,7 @@ class Task:
     given: Given | None = None
 
     def trained_ids(self, sample: Sample) -> tuple[int, ...]:
-        """The tokens of a reply that a gradient is taken of."""
+        """The tokens of a reply for which gradients are computed."""
         ids = sample.ids
         if self.rl.train_on == "reencoded":
             end = ids[-1:] if sample.ended else ()
@@ -61,10 +62,10 @@ class Task:
 
 
 class Order:
-    """Which prompts a step takes: shuffled passes over the training prompts, one after the other, without a gap or
-    (`drop_last`) each without what fills no whole step.
+    """The prompts of each step: consecutive shuffled passes over the training prompts, without gaps, or (`drop_last`)
+    each without an incomplete last step.
 
-    A pure function of (seed, step), so that a resumed run goes on with the same prompts.
+    A pure function of (seed, step), so that a resumed run continues with the same prompts.
     """
 
     def __init__(self, size: int, per_step: int, seed: int, *, drop_last: bool = False) -> None:

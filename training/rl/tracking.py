@@ -1,4 +1,5 @@
-"""The log of a run: JSON lines always, trackers by the recipe's choice. No prompt and no reply is ever part of it."""
+"""The log of a run: always JSON lines, and the trackers that the recipe selects. It never contains prompts or
+replies."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ Report = Callable[[Mapping[str, Any]], None]
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises `RecipeError` for a tracker whose package is not installed; accelerate would leave it out in silence."""
+    """Raises `RecipeError` for a tracker whose package is not installed; accelerate would silently skip it."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise RecipeError(
@@ -32,12 +33,12 @@ class RunLog:
     """One JSON object per line: `{"event": "step" | "validation" | "end" | ..., "step": n, ...}`."""
 
     def __init__(self, folder: Path, processes: Processes, report: Report) -> None:
-        """report: is told every record too, on the main process: what a command line shows."""
+        """report: also called with every record, on the main process; for progress on the command line."""
         self._path = folder / LOG_FILE
         self._processes, self._report = processes, report
 
     def keep_until(self, step: int) -> None:
-        """Drop records after `step`: a resumed run writes them again."""
+        """Drop records after `step`, which a resumed run writes again."""
         if not self._processes.is_main or not self._path.exists():
             return
         kept = []
@@ -45,7 +46,7 @@ class RunLog:
             try:
                 record = json.loads(line)
             except ValueError:
-                break  # the line that a killed run was writing
+                break  # a partial line of a killed run
             if record["step"] <= step:
                 kept.append(line + "\n")
         with replacing(self._path) as temporary:
@@ -77,7 +78,7 @@ def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null says that there is no number."""
+    """Replace NaN, which JSON lacks, by null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

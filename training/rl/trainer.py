@@ -1,8 +1,8 @@
 """All objectives in lockstep: one rollout, one forward and one backward pass a step, one adapter and one AdamW each.
-Or one adapter for all objectives together, its reward their weighted sum: what EMORL is compared with.
+Or joint training, with which EMORL is compared: one adapter for all objectives, its reward their weighted sum.
 
-k-self-critical sequence training (Laban et al. 2021) as method.md section 2 has it. An objective that converged or
-failed leaves the batch: its rows are not run and its moments are not touched.
+k-self-critical sequence training (Laban et al. 2021) as in method.md section 2. An objective that converged or failed
+leaves the batch: its rows are not run, and its moments are not touched.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from training.seeds import derive
 
 
 class Trainer:
-    """Trains the adapters of a task. `objectives` tell how each one stands, `batch` what the last step worked on."""
+    """Trains the adapters of a task. `objectives` have the state of each, `batch` the data of the last step."""
 
     def __init__(self, task: Task, processes: Processes, folder: Path, report: Report = lambda record: None) -> None:
-        """folder: of the run's log and checkpoints; report: is told every record of the log."""
+        """folder: for the run's log and checkpoints; report: called with every log record."""
         self.task, self.settings, self.folder = task, task.rl, folder
         self._processes = processes
         model, settings = task.model, task.rl
@@ -66,7 +66,7 @@ class Trainer:
         ]
         self.taken = 0  # steps
         self.batch: StepBatch | None = None
-        self._at = 0  # the step under way, or the one just taken, for messages
+        self._at = 0  # the current or last step, for messages
         self._order = Order(len(task.train), settings.prompts_per_step, task.seed, drop_last=settings.drop_last)
         self._sampling = Sampling(settings.max_new_tokens, temperature=settings.temperature, top_k=settings.top_k)
         self._rollout = Rollout(model, task.tokenizer, slots=task.compute.rollout_slots)
@@ -94,11 +94,11 @@ class Trainer:
         return self.objectives
 
     def start(self, *, resume: bool = False) -> None:
-        """Validate the base and fit the adapters on given replies, where the task has some; or take back the newest
-        checkpoint where there is one and `resume` says so.
+        """Validate the base, and fit the adapters on given replies if the task has some; or, with `resume`, restore the
+        newest checkpoint if there is one.
 
         Raises:
-            ScorerError: a scorer's first answers are not what a scorer gives.
+            ScorerError: a scorer's first answers are invalid.
             RecipeError: `resume` with a checkpoint of another recipe or other data.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -127,9 +127,9 @@ class Trainer:
         self.save()
 
     def steps(self) -> Iterator[dict[str, Any]]:
-        """After `start`: take steps until every objective has ended, and give each one's record as the log holds it.
+        """After `start`: take steps until every objective has ended, and yield each step's log record.
 
-        A step's record comes when it has been validated and saved where that was due.
+        A step's record is yielded after any validation and checkpoint that were due.
         """
         while self.active:
             record = self._step()
@@ -139,12 +139,12 @@ class Trainer:
     # -- one step ------------------------------------------------------------------------------------------------
 
     def _step(self) -> dict[str, Any]:
-        """Prompts, samples, scores, gradients, adapters."""
+        """Take prompts, sample, score, compute gradients, update the adapters."""
         started = time.perf_counter()
         taking_part = self.active
         self._at = self.taken + 1
         prompts = [self.task.train[index] for index in self._order.step(self.taken)]
-        # Dropout's draws belong to the step, so that a resumed run makes the same ones.
+        # Dropout is seeded by the step, so that a resumed run draws the same masks.
         torch.manual_seed(derive(self.task.seed, "dropout", self.taken, self._processes.index))
         self.batch = batch = self._sample(prompts)
         sampled = time.perf_counter()
@@ -159,7 +159,7 @@ class Trainer:
         return self._log.write("step", self.taken, seconds=seconds, objectives=measures)
 
     def _sample(self, prompts: Sequence[Prompt]) -> StepBatch:
-        """k replies of every active objective to this process's share of the prompts."""
+        """Sample k replies of every active objective to this process's share of the prompts."""
         mine = self._processes.share(list(enumerate(prompts)))
 
         def seed_of(place: int, name: str, number: int) -> int:
@@ -176,7 +176,7 @@ class Trainer:
         return StepBatch(own, found.samples)
 
     def _score(self, batch: StepBatch) -> None:
-        """Give the batch the scores of every active objective."""
+        """Compute the scores of every active objective."""
         own = {}
         faults: dict[str, str] = {}
         for objective in self.active:
@@ -192,7 +192,7 @@ class Trainer:
         }
 
     def _learn(self, batch: StepBatch) -> dict[str, dict[str, Any]]:
-        """Move every active adapter; returns what is worth logging."""
+        """Update every active adapter; returns metrics for the log."""
         for objective in self.active:
             rewards = objective.rewards(batch.scores[objective.name], self.settings.reward)
             batch.rewards[objective.name] = rewards
@@ -225,17 +225,17 @@ class Trainer:
             "loss": measured.loss,
             "policy_loss": measured.policy_loss,
             "kl_loss": measured.kl_loss,
-            "kl_k1": measured.k1 / measured.replies,  # nats a reply
+            "kl_k1": measured.k1 / measured.replies,  # nats per reply
             "kl_k3": measured.k3 / measured.replies,
             "gradient_norm": norm,
             "tokens": tokens / len(rewards),  # a reply
-            "ended": ended / len(rewards),  # share that ended by itself
+            "ended": ended / len(rewards),  # share of replies that ended by themselves
         }
 
     # -- after a step --------------------------------------------------------------------------------------------
 
     def _finish_step(self) -> None:
-        """Validate, stop and save what is due."""
+        """Validate, stop and save, where due."""
         settings = self.settings
         due = at_limit(settings.stop, self.taken) is not None or self.taken % settings.validate_every == 0
         if due and self.active:
@@ -250,7 +250,7 @@ class Trainer:
             self.save()
 
     def _validate(self) -> None:
-        """Replies of every active objective to every validation prompt."""
+        """Generate replies of every active objective to every validation prompt."""
         started = time.perf_counter()
         taking_part = self.active
         mine = self._processes.share(self.task.validation)
@@ -275,7 +275,8 @@ class Trainer:
         self._write_validation(means, seconds)
 
     def _validate_base(self) -> None:
-        """What the base scores: every objective begins there. A scorer that breaks its contract is refused here."""
+        """Score the base, which is every objective's starting point. A scorer that breaks its contract is refused
+        here."""
         started = time.perf_counter()
         mine = self._processes.share(self.task.validation)
         found = self._validation_replies(mine, [BASE])
@@ -311,7 +312,7 @@ class Trainer:
         self._log.write("validation", self.taken, seconds=seconds, scores=scores, **joint)
 
     def _fail(self, faults: dict[str, str], where: str | None = None) -> None:
-        """End these objectives on every process; their best weights stay, and NaN leaves the stacks."""
+        """End these objectives on every process; their best weights are kept, and NaN is cleared from the stacks."""
         every: dict[str, str] = {}
         for part in self._processes.gather_objects(faults):
             every = {**part, **every}

@@ -1,5 +1,5 @@
 """Bootstrap intervals over prompts (Efron & Tibshirani 1993): percentile intervals, paired where two methods answered
-the same prompts. Prompts of one dialogue are drawn together, since they are no independent witnesses."""
+the same prompts. Prompts of one dialogue are drawn together, since they are not independent."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draws:
-    """`drawn` [count, C]: numbers of clusters, drawn with repetition; `members`: the places of each one's values."""
+    """`drawn` [count, C]: cluster numbers, drawn with replacement; `members`: the indices of each cluster's values."""
 
     drawn: Indices
     members: tuple[Indices, ...]
 
     def __iter__(self) -> Iterator[Indices]:
-        """The places of the values of every resample."""
+        """The indices of every resample's values."""
         for own in self.drawn:
             yield np.concatenate([self.members[cluster] for cluster in own])
 
@@ -44,18 +44,19 @@ class Draws:
 
 
 def numbered(names: Sequence[Hashable]) -> list[int]:
-    """Names of clusters -> their numbers, from 0 in the order in which they come."""
+    """Cluster names -> numbers from 0, in order of first appearance."""
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return [number[name] for name in names]
 
 
 def resamples(size: int, *, clusters: Sequence[Hashable] | None = None, count: int = RESAMPLES, seed: int = 0) -> Draws:
-    """`count` draws of `size` values. Use the same ones for everything that is compared: then differences are paired.
+    """`count` resamples of `size` values. Use the same ones for everything that is compared, so that differences are
+    paired.
 
     Args:
-        clusters: the cluster of each value; clusters are drawn as a whole. None: every value by itself.
+        clusters: the cluster of each value; clusters are drawn as a whole. None: every value is its own cluster.
 
-    Raises ValueError: a size or count below 1, or clusters of another number of values.
+    Raises ValueError: a size or count below 1, or a wrong number of clusters.
     """
     if size < 1 or count < 1:
         raise ValueError(f"a bootstrap of {count} resamples of {size} values")
@@ -68,16 +69,16 @@ def resamples(size: int, *, clusters: Sequence[Hashable] | None = None, count: i
 
 
 def interval(statistic: Callable[[Indices], float], draws: Draws, *, confidence: float = CONFIDENCE) -> Interval:
-    """Of `statistic`, which is computed from the places of the values that count.
+    """The interval of `statistic`, a function of the indices of a resample.
 
-    With one value there is no spread to see, and the interval is that value.
+    With a single value the interval is that value.
     """
     values = np.array([statistic(draw) for draw in draws], dtype=np.float64)
     return _percentiles(float(statistic(np.arange(draws.size))), values, confidence)
 
 
 def mean_interval(values: Array, draws: Draws, *, confidence: float = CONFIDENCE) -> Interval:
-    """Of the mean of `values` [size]; of a difference of means when the values are paired differences."""
+    """The interval of the mean of `values` [size], or of a difference of means if the values are paired differences."""
     values = np.asarray(values)
     sums = np.array([values[own].sum() for own in draws.members])
     sizes = np.array([len(own) for own in draws.members], dtype=np.float64)

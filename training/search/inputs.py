@@ -1,4 +1,4 @@
-"""What a search is run on: search prompts, held-out prompts, scorers; from a recipe or from files."""
+"""The inputs of a search: search prompts, held-out prompts, scorers; from a recipe or from files."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SEARCH, HELD_OUT = "search", "held_out"
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Records are one per prompt. `specs`: how each scorer was asked for, and `context` and `where`, as of
-    `build_scorers`, whatever else that took; `notes`: for people, one line each."""
+    """One record per prompt. `specs`: each scorer's specification; `context` and `where`: further arguments of
+    `build_scorers`; `notes`: messages, one line each."""
 
     search: tuple[Record, ...]
     held_out: tuple[Record, ...]
@@ -37,16 +37,16 @@ class Inputs:
     notes: tuple[str, ...] = ()
     context: Context = field(default_factory=Context)
     where: str = "scorer {}"
-    corpus: bool = False  # whether scorers could learn from records
+    corpus: bool = False  # whether scorers may learn from records
 
     @property
     def storable(self) -> dict[str, Any]:
-        """Specifications of the scorers that a bundle can carry: those that learned nothing from the data."""
+        """Specifications of the scorers that a bundle may contain: those that learned nothing from the data."""
         return {name: spec for name, spec in self.specs.items() if not (self.corpus and learned(spec))}
 
 
 def build_scorers(specs: Mapping[str, Any], context: Context, where: str) -> dict[str, Checked]:
-    """where: a scorer's place in what a person wrote, with {} for its name. Raises `ScorerError`."""
+    """where: a scorer's place in the user's input, with {} for its name. Raises `ScorerError`."""
     return {name: build_scorer(spec, context, where=where.format(name)) for name, spec in specs.items()}
 
 
@@ -76,7 +76,7 @@ def from_recipe(recipe: Recipe, folder: Path, *, device: str = "auto") -> Inputs
 
 
 def stored_recipe(bundle: Path) -> Recipe:
-    """The recipe that `emorl train` left in a bundle. Raises `SearchError`, `RecipeError`."""
+    """The recipe that `emorl train` stored in a bundle. Raises `SearchError`, `RecipeError`."""
     from training.pipeline.bundle_out import REPORT_FILE
 
     path = bundle / REPORT_FILE
@@ -136,8 +136,8 @@ def read_prompts(path: Path) -> tuple[Record, ...]:
 
 
 def chosen(inputs: Inputs, fits: Callable[[str], bool], *, search: int, held_out: int, seed: int) -> Inputs:
-    """At most so many prompts of each part, drawn by `seed` whatever their order in the data; those that do not fit
-    into the model are left out and counted in the notes. Raises `SearchError` when too few are left."""
+    """At most this many prompts of each part, drawn by `seed` independently of their order in the data. Prompts that
+    are too long for the model are left out and counted in the notes. Raises `SearchError` if too few are left."""
     notes = list(inputs.notes)
     parts: dict[str, tuple[Record, ...]] = {}
     for name, records, most in ((SEARCH, inputs.search, search), (HELD_OUT, inputs.held_out, held_out)):
@@ -153,7 +153,7 @@ def chosen(inputs: Inputs, fits: Callable[[str], bool], *, search: int, held_out
 
 
 def prompts_hash(records: Iterable[Record]) -> str:
-    """SHA-256 of prompts and references in their order: names what was searched on without showing it."""
+    """SHA-256 of prompts and references in their order: identifies the inputs without revealing them."""
     return hashlib.sha256(json.dumps([[r.prompt, list(r.references)] for r in records]).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A search whose result is no weights but a head that says them for each prompt, compared as any other search is."""
+"""A search whose result is a head that predicts weights for each prompt, compared like any other search."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run_per_prompt(
     `report.json` into `folder`.
 
     Args:
-        evaluating: who tries the grid; None: the ensemble and the scorers, here.
+        evaluating: makes the evaluators; None: the ensemble and the scorers in this process.
 
     Raises:
         SearchError, ScorerError, InvalidRequest, EngineError: one line each.
@@ -116,7 +116,7 @@ def run_per_prompt(
 
 
 def base_states(ensemble: Ensemble, prompts: Sequence[str]) -> Array:
-    """What serving predicts from: the bare base's last hidden state of each prompt, [P, D]."""
+    """The predictor's inputs: the bare base's last hidden state of each prompt, [P, D]."""
     states: dict[int, Array] = {}
 
     def note(place: int, state: Tensor) -> tuple[float, ...]:
@@ -144,7 +144,7 @@ def _answered(
     inputs: Inputs,
     settings: SearchSettings,
 ) -> ScoreTable:
-    """Every prompt under the weights that were said for it."""
+    """Evaluate every prompt under its predicted weights."""
     weights = [dict(zip(names, own, strict=True)) for own in said]
     prompts = [record.prompt for record in records]
     replies = ensemble.generate(prompts, weights, max_new_tokens=settings.max_new_tokens, seed=0)

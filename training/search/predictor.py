@@ -1,7 +1,7 @@
-"""Fitting the head that says weights for a prompt (`emorl_core.bundles.predictor`).
+"""Fits the head that predicts weights for a prompt (`emorl_core.bundles.predictor`).
 
-It learns from a sweep: on training prompts every point of a grid has been tried and scored. What it should say of a
-prompt is not the best point alone, which noise decides, but all points, each as much as its score speaks for it.
+It learns from a sweep in which every grid point was scored on the training prompts. Its target for a prompt is not the
+best point, which depends on noise, but the mean of all points, weighted by a softmax of their scores.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from emorl_core.bundles.predictor import Predictor, softmax
 from training.search.score_table import Array
 from training.search.strategies.spaces import Point
 
-STEPS = 4  # of a weight from 0 to 1, where every prompt is swept by itself: 5 points for two objectives, 15 for three
+STEPS = 4  # grid steps from 0 to 1 for sweeps per prompt: 5 points for two objectives, 15 for three
 RIDGE = 0.1  # against weights of a head that has more inputs than prompts to learn from
 _ITERATIONS = 500
-_LEAST_SPREAD = 1e-6  # of scores, and of one number of the states: below it they say nothing
+_LEAST_SPREAD = 1e-6  # least deviation of scores and of state components: below it they carry no information
 
 
 def targets(scores: Array, points: Sequence[Point]) -> Array:
     """Scores [P, K] of every point on every prompt -> weights [P, N]: the points' mean, each weighted by the softmax of
-    the prompt's scores, which are shifted and divided by their own mean and deviation. Scores that are all alike ask
-    for no point more than for another."""
+    the prompt's scores, which are shifted and divided by their own mean and deviation. Equal scores give equal weight
+    to all points."""
     deviation = scores.std(axis=1, keepdims=True)
     normalised = np.where(
         deviation < _LEAST_SPREAD, 0.0, (scores - scores.mean(axis=1, keepdims=True)) / np.maximum(deviation, 1e-300)
@@ -33,8 +33,8 @@ def targets(scores: Array, points: Sequence[Point]) -> Array:
 
 
 def fit(states: Array, wanted: Array, ridge: float = RIDGE) -> Predictor:
-    """The head with the least cross-entropy to `wanted` [P, N], plus `ridge` / 2 times its squares; the problem is
-    convex and begins at zero, so that equal data give equal heads.
+    """The head that minimises the cross-entropy to `wanted` [P, N] plus `ridge` / 2 times its squared norm. The problem
+    is convex and starts at zero, so that equal data give equal heads.
 
     Args:
         states: [P, D], the base's last hidden state of each prompt.

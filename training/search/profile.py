@@ -1,4 +1,4 @@
-"""The found weights as a profile of the bundle, with where they came from."""
+"""Writes the found weights as a profile of the bundle, with their provenance."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ BY = "emorl search"
 
 
 def check_profile(spec: BundleSpec, name: str, *, overwrite: bool, resumed: str | None = None) -> None:
-    """Before minutes are spent: whether a profile of that name can be written.
+    """Check, before minutes are spent, that a profile of that name can be written.
 
-    resumed: the goal of a search that goes on; it may replace the profile that it wrote before.
+    resumed: the goal of a resumed search, which may replace the profile that it wrote before.
 
     Raises `SearchError`.
     """
@@ -48,14 +48,13 @@ def write_profile(
     scorers: Mapping[str, Any] | None = None,
     scorers_folder: Path | None = None,
 ) -> None:
-    """Put the profile, and the scorers that found it, into the bundle's file, which a reader sees as it was or as it
-    is, never half written.
+    """Write the profile, and the scorers that found it, into `bundle.yaml`, atomically.
 
-    weights: or the predictor that says them, stored in the bundle already.
-    scorers: name -> specification; they replace those of the bundle by the same names. scorers_folder: where their
+    weights: or a predictor, already stored in the bundle.
+    scorers: name -> specification; they replace the bundle's scorers of the same names. scorers_folder: where their
     relative paths start.
 
-    The file is read again first, so that what others wrote meanwhile stays. Raises `SearchError`, `BundleError`.
+    The file is read again first, to keep changes made meanwhile. Raises `SearchError`, `BundleError`.
     """
     spec = read_spec(folder / BUNDLE_FILE)
     check_profile(spec, name, overwrite=overwrite, resumed=resumed)

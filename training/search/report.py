@@ -1,4 +1,4 @@
-"""The honest part of a search: candidates chosen on search prompts, compared on prompts that the search never saw."""
+"""The comparison of candidates, chosen on the search prompts, on held-out prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.search.strategies.spaces import Point
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Weights with a name, and how they did on the search prompts."""
+    """Weights with a name, and their scores on the search prompts."""
 
     name: str
     point: Point
@@ -30,7 +30,7 @@ def compared(
     clusters: Sequence[str],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """One entry per candidate, the first being the one that the others are compared with.
+    """One entry per candidate; the others are compared with the first.
 
     Args:
         tables: of the held-out prompts, one per candidate, the same prompts in the same order.

@@ -34,7 +34,7 @@ EVALUATIONS_FILE, HELD_OUT_FILE, REPORT_FILE = "evaluations.jsonl", "held-out.js
 
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
-    """What to search and how. Raises `SearchError` naming the field."""
+    """Settings of a search. Raises `SearchError` naming the field."""
 
     space: SpaceName = "simplex"
     levels: int = 5
@@ -102,7 +102,8 @@ class Outcome:
 
 
 class Meter:
-    """Texts settled, of those that the budget could need. Points that were known already jump ahead at the end."""
+    """Progress of a search: texts done out of the most that the budget allows. It jumps ahead at the end for points
+    that were already known."""
 
     def __init__(self, evaluations: int, prompts: int, held_out: int, progress: Progress) -> None:
         self._searching = evaluations * prompts
@@ -136,8 +137,8 @@ def run_search(
 
     Args:
         objectives: which of the ensemble's to mix; None: all.
-        resume: go on with the evaluations that `folder` holds. They are valid under any goal, space and depth.
-        evaluating: who does the work; None: the ensemble and the scorers, here.
+        resume: reuse the evaluations in `folder`. They are valid under any goal, space and depth.
+        evaluating: makes the evaluators; None: the ensemble and the scorers in this process.
 
     Raises:
         SearchError, ScorerError, InvalidRequest, EngineError: one line each.
@@ -147,7 +148,7 @@ def run_search(
     goal = parse_goal(settings.goal, tuple(inputs.scorers))
     meter = Meter(settings.budget(len(names)), len(inputs.search), len(inputs.held_out), progress)
     about = about_evaluations(ensemble, names, inputs.specs, settings.max_new_tokens)
-    # Both are opened first: a folder that holds another search is refused before anything is run.
+    # Both are opened first, so that a folder with another search is refused before anything is run.
     logs = [
         EvaluationLog(folder / file, {**about, "prompts": prompts_hash(records)}, resume=resume)
         for file, records in ((EVALUATIONS_FILE, inputs.search), (HELD_OUT_FILE, inputs.held_out))
@@ -207,8 +208,8 @@ def write_report(
 ) -> dict[str, Any]:
     """Write `report.json` into `folder` and return it.
 
-    candidates: the one that was found first; judged: their scores of the held-out prompts. started: of
-    `time.perf_counter`; more: what only this kind of search reports.
+    candidates: the winner first; judged: their scores on the held-out prompts. started: `time.perf_counter` at the
+    start; more: fields that only this kind of search reports.
     """
     goal = parse_goal(settings.goal, tuple(inputs.scorers))
     report = {
@@ -242,7 +243,7 @@ def write_report(
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Before a model is loaded: whether a search may write there. Raises `SearchError`."""
+    """Check, before a model is loaded, that a search may write there. Raises `SearchError`."""
     if resume or overwrite:
         return
     for file in (EVALUATIONS_FILE, HELD_OUT_FILE):
@@ -250,7 +251,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def check_objectives(lanes: Sequence[str], names: Sequence[str]) -> None:
-    """Raises `SearchError` for objectives the bundle does not have, or that are named twice."""
+    """Raises `SearchError` for objectives that are unknown or named twice."""
     for name in names:
         if name not in lanes:
             known = ", ".join(lanes)
@@ -266,7 +267,7 @@ def _search(settings: SearchSettings, objectives: int, evaluate: Callable[[Seque
 
 
 def _candidates(found: Found, objectives: int, evaluator: Evaluator, goal: Goal) -> list[Candidate]:
-    """The winner and what it must be compared with, chosen on the search prompts only."""
+    """The winner and its competitors, chosen on the search prompts only."""
 
     def score(point: Point) -> float:
         return goal(evaluator.tables([point])[0])

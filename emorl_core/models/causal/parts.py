@@ -1,8 +1,8 @@
-"""A base in parts: what transformers' tensor-parallel plan leaves of each matrix in this process.
+"""Checks a split base: which part of each matrix transformers' tensor-parallel plan left in this process.
 
-The library reads its own shards out of the checkpoint, so that no process ever holds the whole, and runs the
-self-test's reference in parts too. Where its plan put each matrix is then written on it; here that is held to what the
-lean decoder can do with it.
+The library reads only this process's shards from the checkpoint, so that no process ever has the whole, and also runs
+the self-test's reference split. It records its plan on each matrix, which is compared here with what the lean decoder
+supports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DIVIDED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  
 
 
 def refuse_config(config: Any, group: ProcessGroup) -> None:
-    """Refuse what cannot be divided, before any weight is read; config: the library's.
+    """Refuse models that cannot be split, before any weight is read; config: the library's.
 
     Raises:
         UnsupportedModel: naming the model_type, or the size.
@@ -45,7 +45,7 @@ def keep_local(library: Any) -> None:
     """Leave this process's shards in the library's model, as plain tensors.
 
     Raises:
-        UnsupportedModel: the plan does something else than this project does.
+        UnsupportedModel: the plan differs from this project's.
     """
     for name, module in library.named_modules():
         kind = name.rsplit(".", 1)[-1]
@@ -63,7 +63,7 @@ def keep_local(library: Any) -> None:
 
 
 def _wanted(kind: str, which: str) -> Shard | Replicate | None:
-    """Where the plan must put a parameter; None: anywhere."""
+    """The required placement of a parameter; None: any."""
     if kind in _COLUMNS:
         return Shard(0)
     if kind in _ROWS:

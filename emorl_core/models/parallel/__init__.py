@@ -1,1 +1,1 @@
-"""One model in parts, over the processes of one machine: tensor parallel."""
+"""Tensor parallelism: one model split over the processes of one machine."""

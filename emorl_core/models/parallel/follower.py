@@ -1,4 +1,4 @@
-"""Every process but rank 0: does to its part what rank 0 says, until the end."""
+"""All ranks but 0: execute rank 0's commands on their part of the model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from emorl_core.models.parallel.part import Part
 
 
 class Follower:
-    """The other side of `Leader`."""
+    """The counterpart of `Leader`."""
 
     def __init__(self, model: CausalModel, group: ProcessGroup) -> None:
         """model: this process's part, with its adapters."""
         self._part, self._group = Part(model, group), group
         self._device, self._adapters = model.facts.device, len(model.adapters)
-        self._lanes: LaneIndex | None = None  # of the last step
+        self._lanes: LaneIndex | None = None  # lanes of the last step
 
     def run(self) -> None:
-        """For ever; raises what ends it: a command that fails here, or rank 0 gone."""
+        """Run forever; raises the error that ends it: a failed command, or the loss of rank 0."""
         while True:
             gone, name, *arguments = self._group.hear()
             for number in gone:
@@ -35,7 +35,7 @@ class Follower:
             case "step", [number, tokens, points]:
                 if points is not None:
                     self._lanes = LaneIndex.of(points, self._adapters, self._device)
-                assert self._lanes is not None  # told with the first step
+                assert self._lanes is not None  # sent with the first step
                 part.step(number, torch.tensor(tokens, device=self._device), self._lanes)
             case "head", [rows, capped]:
                 part.head(rows, capped, None)
@@ -45,5 +45,5 @@ class Follower:
                 part.prefill(readings, None)
             case "insert", [number, tokens]:
                 part.insert(number, tokens, None)
-            case _:  # what has the same arguments everywhere
+            case _:  # commands with the same arguments on all ranks
                 getattr(part, name)(*arguments)

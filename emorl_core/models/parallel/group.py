@@ -1,8 +1,8 @@
-"""Processes that hold one model together: what they add up and send each other, and who has gone.
+"""The process group of a split model: collectives, commands, and detection of lost processes.
 
-Rank 0 leads: it decides what is computed and tells the others, which follow. Each has a process group for tensors, one
-for commands, and one over which nothing is sent until the end: a process that dies closes its connections, and whoever
-waits there for it notices at once.
+Rank 0 leads: it decides what is computed and sends commands, which the others follow. There is one process group for
+tensors, one for commands, and one over which nothing is sent until the end. A process that dies closes its connections,
+which the others, waiting on that last group, notice at once.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_NEVER = timedelta(days=365)  # until a command comes; the groups' own default would end a server that nobody asks
-_FIRST_BYTES = 8192  # of a command in its first message: all but long ones
-_LOSS_S = 2.0  # until a process that has died is noticed
-_END_S = 5.0  # until the others have heard of the end
+_NEVER = timedelta(days=365)  # timeout for the next command; the default would end an idle server
+_FIRST_BYTES = 8192  # bytes of a command's first message, enough for all but long ones
+_LOSS_S = 2.0  # seconds until a dead process is noticed
+_END_S = 5.0  # seconds for the others to learn of the end
 
-Command = list[Any]  # what JSON holds: a name and its arguments
+Command = list[Any]  # JSON: a name and its arguments
 
 
 class ProcessGroup:
-    """The processes that torchrun has started, as one of them sees them.
+    """The processes that torchrun started, seen from one of them.
 
-    Collective methods are called by all of them in the same order, and on rank 0 within `turn`, since threads take
-    turns there.
+    Collective methods are called by all processes in the same order, and on rank 0 within `turn`, which serialises its
+    threads.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Joins the others: which they are is told by torchrun's variables in the environment."""
+        """Join the group that torchrun's environment variables describe."""
         backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
         dist.init_process_group(backend)
         self.device = device
@@ -55,39 +55,39 @@ class ProcessGroup:
     # -- tensors -------------------------------------------------------------------------------------------------
 
     def sum(self, part: Tensor) -> Tensor:
-        """The sum of everyone's part, for everyone; may be written into `part`."""
+        """All-reduce: the sum of all parts, on every rank; may be written into `part`."""
         part = part.contiguous()
         dist.all_reduce(part)
         return part
 
     def joined(self, part: Tensor, dim: int) -> Tensor:
-        """Everyone's equally large part side by side, for everyone."""
+        """All-gather: all parts, which are equally large, side by side, on every rank."""
         part = part.contiguous()
         parts = [torch.empty_like(part) for _ in range(self.size)]
         dist.all_gather(parts, part)
         return torch.cat(parts, dim=dim)
 
     def collected(self, part: Tensor, dim: int) -> Tensor:
-        """The same on rank 0; elsewhere the part."""
+        """Gather: the same on rank 0; elsewhere the part."""
         part = part.contiguous()
         parts = [torch.empty_like(part) for _ in range(self.size)] if self.leads else None
         dist.gather(part, parts, dst=0)
         return part if parts is None else torch.cat(parts, dim=dim)
 
     def dealt(self, whole: Tensor | None, part: Tensor, dim: int) -> Tensor:
-        """Rank 0's whole, cut along `dim` into one part for each; part: of its shape, written to."""
+        """Scatter: rank 0's tensor, split along `dim` into one part per rank; part: a buffer of that shape."""
         parts = None if whole is None else [each.contiguous() for each in whole.chunk(self.size, dim=dim)]
         dist.scatter(part, parts, src=0)
         return part
 
     def copied(self, tensor: Tensor) -> Tensor:
-        """Rank 0's tensor, for everyone; elsewhere one of its shape is written to."""
+        """Broadcast rank 0's tensor; elsewhere into a buffer of its shape."""
         tensor = tensor.contiguous()
         dist.broadcast(tensor, src=0)
         return tensor
 
     def reports(self, mine: Any) -> list[Any]:
-        """What everyone has to say, by rank."""
+        """All-gather of Python objects, by rank."""
         said: list[Any] = [None] * self.size
         dist.all_gather_object(said, mine, group=self._commands)
         return said
@@ -96,8 +96,8 @@ class ProcessGroup:
 
     @contextmanager
     def turn(self, *command: Any) -> Iterator[None]:
-        """On rank 0: tell the others this, then carry it out within. What fails there leaves them in the middle of it:
-        the group is lost."""
+        """On rank 0: send this command, then execute it within the block. If that fails, the others are left in the
+        middle of it and the group is lost."""
         with self._turn:
             try:
                 self._tell(json.dumps(command).encode())
@@ -116,7 +116,7 @@ class ProcessGroup:
             dist.broadcast(torch.frombuffer(bytearray(rest), dtype=torch.uint8), src=0, group=self._commands)
 
     def hear(self) -> Command:
-        """Elsewhere: wait for the next command."""
+        """On other ranks: wait for the next command."""
         first = torch.zeros(8 + _FIRST_BYTES, dtype=torch.uint8)
         dist.broadcast(first, src=0, group=self._commands)
         size = int(first[:8].view(torch.int64))
@@ -131,8 +131,8 @@ class ProcessGroup:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def watch(self, on_loss: Callable[[int, str], None], on_end: Callable[[], None]) -> None:
-        """From now on call `on_loss` when the group cannot go on, with the rank that is the reason and one line, and
-        elsewhere than on rank 0 `on_end` when rank 0 has ended in order; on any thread."""
+        """From now on call `on_loss` with the faulty rank and one line when the group cannot continue, and, on ranks
+        other than 0, `on_end` when rank 0 has ended normally; on any thread."""
         self._on_loss = on_loss
         for rank in range(1, self.size) if self.leads else [0]:
             thread = threading.Thread(target=self._wait_for, args=(rank, on_end), name="group-watch", daemon=True)
@@ -142,14 +142,15 @@ class ProcessGroup:
     def _wait_for(self, rank: int, on_end: Callable[[], None]) -> None:
         try:
             dist.recv(torch.zeros(1), src=rank, group=self._watch)
-        except RuntimeError:  # its connections were closed
+        except RuntimeError:  # its connections are closed
             self._lose(rank, "has ended")
         else:
             on_end()
 
     def failed(self, error: BaseException) -> None:
-        """Something went wrong in the middle of what all do together."""
-        if not self._lost.wait(_LOSS_S):  # because another has ended, as a rule; whoever waits for it says so
+        """Report an error during a collective operation."""
+        # usually because another process has ended, which is reported where that is noticed
+        if not self._lost.wait(_LOSS_S):
             self._lose(self.rank, f"failed ({type(error).__name__})")
 
     def _lose(self, rank: int, what: str) -> None:
@@ -158,11 +159,11 @@ class ProcessGroup:
             self._on_loss(rank, f"process {rank} of {self.size} {what}; a model in parts cannot go on without it")
 
     def end(self) -> None:
-        """On rank 0: the others end too."""
+        """On rank 0: end the others too."""
         self._ending = True
-        self._turn.acquire(timeout=_END_S)  # a command that hangs must not keep them
+        self._turn.acquire(timeout=_END_S)  # even if a command hangs
         for rank in range(1, self.size):
-            with contextlib.suppress(RuntimeError):  # it has ended already
+            with contextlib.suppress(RuntimeError):  # already ended
                 dist.send(torch.zeros(1), dst=rank, group=self._watch)
         for thread in self._watchers:
             thread.join(_END_S)

@@ -1,8 +1,8 @@
-"""Layers of which each process of a group holds a part (Shoeybi et al. 2019, arXiv 1909.08053).
+"""Layers split over the processes of a group (Shoeybi et al. 2019, arXiv 1909.08053).
 
-By columns a process has some of the outputs: a part of W's rows and of B's, and the whole of A. By rows it has some of
-the inputs: a part of W's columns and of A's, and the whole of B; its product is a summand of the layer's, low-rank part
-included, so one sum over the group makes both whole.
+Split by columns, a process has some of the outputs: part of the rows of W and B, and all of A. Split by rows, it has
+some of the inputs: part of the columns of W and A, and all of B; its product, low-rank part included, is a summand of
+the layer's, so one all-reduce completes both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from emorl_core.models.parallel.group import ProcessGroup
 
 
 class ColumnLinear(LaneLinear):
-    """This process's share of every projection's outputs."""
+    """A column-parallel layer: this process's share of every projection's outputs."""
 
     def __init__(self, weight: Tensor, outs: Sequence[int], bias: Tensor | None, group: ProcessGroup) -> None:
         """weight [sum of outs, in], outs and bias: of this process."""
@@ -34,10 +34,10 @@ class ColumnLinear(LaneLinear):
 
 
 class RowLinear(LaneLinear):
-    """This process's share of the inputs; the result is the whole layer's."""
+    """A row-parallel layer: this process's share of the inputs; the result is the whole layer's."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, group: ProcessGroup) -> None:
-        """weight [out, in]: of this process; bias [out]: counts once."""
+        """weight [out, in]: of this process; bias [out]: added once."""
         super().__init__(weight, bias=bias if group.leads else None)
         self._group = group
 
@@ -52,7 +52,7 @@ class RowLinear(LaneLinear):
 
 
 class VocabularyMatrix(FrozenMatrix):
-    """This process's share of the rows of an embedding or a head, one row a token. Shares are equally large but for
+    """This process's share of the rows of an embedding or a head, one row per token. Shares are equally large, except
     the last ones, which may be smaller or empty."""
 
     def __init__(self, weight: Tensor, vocabulary: int, group: ProcessGroup) -> None:
@@ -63,7 +63,7 @@ class VocabularyMatrix(FrozenMatrix):
         self._first = self._most * group.rank
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows of these tokens [...] -> [..., D], whoever has them."""
+        """Rows of these tokens [...] -> [..., D], from all processes."""
         local = ids - self._first
         here = (local >= 0) & (local < self.shape[0])
         if not self.shape[0]:

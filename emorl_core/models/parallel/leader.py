@@ -1,5 +1,5 @@
-"""Rank 0's model: whole to the engine above it, which knows of no others; each call is told to them and carried out by
-all at once."""
+"""Rank 0's model. To the engine it looks like a whole model; each call is sent to the other ranks and executed by
+all."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from emorl_core.types import Quantize
 
 
 class Leader:
-    """See `emorl_core.models.family.LaneModel`. Nothing that can be refused is told: a command succeeds everywhere, or
-    its group is lost."""
+    """See `emorl_core.models.family.LaneModel`. Requests are validated before anything is sent, so a command succeeds
+    on all ranks, or the group is lost."""
 
     compiled = False
 
@@ -38,12 +38,12 @@ class Leader:
         self._model, self._group = model, group
         self._part = Part(model, group)
         self._numbers = itertools.count()
-        self._gone = deque[int]()  # caches that nobody has any more; the others do not know yet
-        self._told: LaneIndex | None = None  # the lanes of the last step
+        self._gone = deque[int]()  # deleted caches, of which the other ranks have not been told yet
+        self._told: LaneIndex | None = None  # lanes of the last step
 
     @contextmanager
     def told(self, *command: Any) -> Iterator[Part]:
-        """Within it, the others do the same to their part."""
+        """Within the block, the other ranks do the same on their part."""
         gone = [self._gone.popleft() for _ in range(len(self._gone))]
         with self._group.turn(gone, *command):
             for number in gone:
@@ -74,7 +74,7 @@ class Leader:
         raise _loaded_whole()
 
     def compilation(self, folder: Path, *, ragged: bool = False) -> Compilation[Any]:
-        return self._model.compilation(folder, ragged=ragged)  # which refuses
+        return self._model.compilation(folder, ragged=ragged)  # this raises
 
     def ragged_step(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor:  # noqa: ARG002
         raise UnsupportedModel("a model in parts copies no tokens from prompts")
@@ -141,8 +141,8 @@ class Leader:
 
 
 class LedCache(KVCache):
-    """This process's part of a cache of lane rows. What changes rows is done by all; steps change tokens everywhere by
-    themselves."""
+    """This process's part of a cache of lane rows. Changes of rows are commands to all ranks; steps advance tokens on
+    every rank."""
 
     def __init__(self, leader: Leader, number: int, own: KVCache) -> None:
         super().__init__(own.own)
@@ -182,7 +182,7 @@ class LedCache(KVCache):
             part.give_back(self.number, places, other.number)
 
     def _all(self, method: str, *arguments: int, **flags: bool) -> Any:
-        """Call a method of every process's cache."""
+        """Call a method of the cache on every rank."""
         with self._leader.told("rows", self.number, method, arguments, flags) as part:
             return part.rows(self.number, method, arguments, flags)
 

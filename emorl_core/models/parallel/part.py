@@ -1,7 +1,7 @@
-"""What every process of a group does for a command, on its part of the model.
+"""Executes a command on this process's part of the model.
 
-Keys and values are whole on rank 0 where they are kept for later prompts, [2, L, K, T, d] of all K heads, and in parts
-where rows run. Arguments and results that are whole are rank 0's alone; the others give None and get what is of no use.
+The keys and values in rank 0's prefill cache are whole, [2, L, K, T, d] of all K heads; those of running rows are
+split. Whole arguments and results exist on rank 0 only; the others pass None and get meaningless results.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from emorl_core.models.causal.model import CausalModel
 from emorl_core.models.family import Passage, Piece
 from emorl_core.models.parallel.group import ProcessGroup
 
-_HEADS = 2  # the dimension of keys and values that is shared out
+_HEADS = 2  # the dimension along which keys and values are split
 
-_Label = tuple[int, tuple[float, ...]]  # as `CausalModel.passage` has it
-Run = tuple[tuple[float, ...], list[int]]  # coefficients, and the tokens in a row that they act on
-Reading = tuple[list[Run], int]  # of a piece: what is read, and the label it begins at
+_Label = tuple[int, tuple[float, ...]]  # as in `CausalModel.passage`
+Run = tuple[tuple[float, ...], list[int]]  # coefficients, and the run of tokens that they act on
+Reading = tuple[list[Run], int]  # of a piece: the runs to read, and the label at which it starts
 
 
 def reading_of(piece: Piece) -> Reading:
-    """A piece as a command has it."""
+    """A piece in a command's format."""
     labels = cast("Sequence[_Label]", piece.passage.labels[piece.start : piece.stop])
     runs = [(point, [token for token, _ in some]) for point, some in groupby(labels, key=itemgetter(1))]
     return runs, piece.start
 
 
 class Part:
-    """The caches are known by numbers, which rank 0 gives out."""
+    """Caches are identified by numbers, which rank 0 assigns."""
 
     def __init__(self, model: CausalModel, group: ProcessGroup) -> None:
         self.model = model
@@ -50,12 +50,12 @@ class Part:
         for i, (runs, start) in enumerate(readings):
             labels = [(token, tuple(point)) for point, tokens in runs for token in tokens]
             past = self._dealt(start, None if pasts is None else pasts[i]) if start else None
-            before: tuple[Hashable, ...] = (None,) * start  # read already, and looked at no more
+            before: tuple[Hashable, ...] = (None,) * start  # already read; never looked at
             pieces.append(Piece(Passage((*before, *labels)), start, start + len(labels), past))
         return [self._collected(memory) for memory in self.model.prefill(pieces)]
 
     def _dealt(self, tokens: int, whole: Memory | None) -> Memory:
-        """This process's heads of a memory of so many tokens."""
+        """This process's heads of a memory of this many tokens."""
         facts, (layers, heads, size) = self.model.facts, self.model.cache_shape
         part = torch.empty(2, layers, heads, tokens, size, dtype=facts.dtype, device=facts.device)
         return Memory(self._group.dealt(None if whole is None else whole.kv, part, _HEADS))
@@ -80,7 +80,7 @@ class Part:
         return self._collected(self.caches[number].memory(place, first, last))
 
     def rows(self, number: int, method: str, arguments: Sequence[int], flags: Mapping[str, bool]) -> Any:
-        """Call a method of a cache that needs nothing whole."""
+        """Call a method of a cache that needs no whole tensors."""
         return getattr(self.caches[number], method)(*arguments, **flags)
 
     def take(self, number: int, places: Sequence[int], other: int) -> None:

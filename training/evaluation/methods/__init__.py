@@ -1,1 +1,1 @@
-"""The methods that are compared: what each is trained with, and what it answers."""
+"""The compared methods: their training and their answers."""

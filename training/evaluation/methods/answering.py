@@ -1,4 +1,4 @@
-"""What each method answers with: its lanes, and the weights that mix them, searched where it has any to search."""
+"""How each method answers: its lanes and their weights, which are searched if necessary."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Answering:
 
 
 def adapters_of(method: Method, experiment: Experiment) -> tuple[str, ...]:
-    """The adapters of its stage that a method uses."""
+    """The adapters that a method uses from its stage."""
     if method.needs is None:
         return ()
     if method.needs != "adapters":
@@ -96,7 +96,7 @@ def settled(
         log = experiment.shared(seed) / f"search-{method.name}.jsonl"
         choice = choose(experiment, soups, log, cube=True, progress=progress)
         return _soup(experiment, answers, adapters, choice.point, choice.as_cost())
-    # What is sampled of is the very mix that answers greedily: one search for both.
+    # The mix that is sampled from is the one that answers greedily, so one search serves both.
     return _searched(method.name.removeprefix(BEST_OF), seed, experiment, answers, names, progress)
 
 

@@ -30,7 +30,7 @@ _TIMED = 5  # prompts whose first token is waited for
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a method answered, in the order of the prompts, and what it cost, replies that were not chosen included."""
+    """A method's replies, in the order of the prompts, and their cost, including replies that were not chosen."""
 
     replies: tuple[SweepItem | Completion, ...]
     lane_row_steps: int
@@ -43,7 +43,7 @@ class Answered:
 
 
 class Answers:
-    """Holds one base; `attach` gives it other adapters."""
+    """Generates with one base; `attach` replaces its adapters."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
@@ -102,7 +102,7 @@ class Answers:
         return torch.stack(states).double().cpu().numpy()
 
     def answer(self, prompts: Sequence[Prompt], vector: ResolvedWeights, combine: Combine = "hidden") -> Answered:
-        """One vector's replies, with time and cost; nothing is remembered from earlier calls."""
+        """One vector's replies, with time and cost; nothing is cached from earlier calls."""
         self._fresh().sweep(self._plan(prompts[:_WARM_UP], [vector], combine), None)
         driver = self._fresh()
         started = time.perf_counter()
@@ -110,7 +110,7 @@ class Answers:
         return Answered(result.items, result.lane_row_steps, time.perf_counter() - started)
 
     def first_token_seconds(self, prompts: Sequence[Prompt], vector: ResolvedWeights, combine: Combine) -> float:
-        """From a prompt to the first token of its reply, alone and with nothing remembered; the median of a few."""
+        """The time to the first token of a prompt, alone and without caches; the median of a few."""
         taken = []
         for number, prompt in enumerate(prompts[: _WARM_UP + _TIMED]):
             request = Request(
@@ -166,7 +166,7 @@ class Answers:
         only: Sequence[Collection[int]] | None = None,
     ) -> SweepPlan:
         sampling = Sampling(self._experiment.recipe.rl.max_new_tokens, seed=0)
-        # An engine that has seen a request's name once takes it for one that was withdrawn.
+        # Request ids must not be reused, since an engine may treat them as cancelled.
         prefix = f"answers{next(self._numbers)}"
         sources = [prompt.source for prompt in prompts]
         own = [self._lane_prompts(prompt) for prompt in prompts]

@@ -1,6 +1,6 @@
 """Best of n: several sampled replies, of which the scorers that training had choose one.
 
-It needs no weights, only as many rows of the model as several lanes take: what steering has to be better than.
+It needs no weights, and only as many rows of the model as several lanes: the baseline that steering must beat.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all cells of a comparison share: a recipe, its data and base, the scorers, the prompts that search and judge."""
+"""Shared by all cells of a comparison: the recipe, its data and base, the scorers, and the search and test prompts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Experiment:
     test: tuple[Prompt, ...]
     search: tuple[Prompt, ...]
     levels: int = LEVELS
-    retried: set[Path] = field(default_factory=set)  # failed stages that this program has trained once more
+    retried: set[Path] = field(default_factory=set)  # failed stages that this program has retried
 
     @property
     def recipe(self) -> Recipe:
@@ -47,7 +47,7 @@ class Experiment:
         return self.workshop.scorers
 
     def shared(self, seed: int) -> Path:
-        """Where the trainings of a seed lie."""
+        """The folder of a seed's trainings."""
         return self.out / SHARED_DIR / f"seed-{seed}"
 
 
@@ -60,7 +60,7 @@ def prepare(
     levels: int = LEVELS,
     search_prompts: int = SEARCH_PROMPTS,
 ) -> Experiment:
-    """Load data and scorers, and make the base that all methods and seeds start from, when it is not there yet.
+    """Load data and scorers, and make the base that all methods and seeds start from, unless it exists.
 
     Args:
         levels: of the weight search, for every method that has one.
@@ -95,5 +95,5 @@ def prepare(
 
 
 def as_json(value: Any) -> str:
-    """For a file that people read too."""
+    """JSON formatted for people."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

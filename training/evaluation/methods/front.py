@@ -1,4 +1,4 @@
-"""How good a front is: what a grid of weights reaches, as scores of the objectives.
+"""Quality measures of a Pareto front: the objectives' scores that a grid of weights reaches.
 
 All measures take points with one score in [0, 1] an objective, and more is better. The worst that a score can be is 0,
 so the volume is measured from there.
@@ -29,7 +29,7 @@ class Front:
 
     @property
     def mean_inner_product(self) -> float:
-        """Of weights and scores: what each weight vector got of what it asked for."""
+        """The inner product of each weight vector and its scores."""
         return float((self.weights * self.scores).sum(axis=1).mean())
 
     @property
@@ -39,7 +39,7 @@ class Front:
 
 
 def undominated(scores: Array) -> np.ndarray:
-    """Of points [K, N] those that no point equals or beats everywhere and beats somewhere, [K] of bool."""
+    """Which of the points [K, N] are not dominated by another one, [K] of bool."""
     at_least = (scores[:, None, :] >= scores[None, :, :]).all(axis=2)  # [K, K]: the first reaches the second
     beyond = (scores[:, None, :] > scores[None, :, :]).any(axis=2)
     return np.asarray(~(at_least & beyond).any(axis=0))

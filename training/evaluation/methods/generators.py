@@ -1,4 +1,4 @@
-"""What a point of the weight search stands for in each method that is compared: a mix of lanes, or a soup."""
+"""The meaning of a point of the weight search in each method: a mix of lanes, or a soup."""
 
 from __future__ import annotations
 

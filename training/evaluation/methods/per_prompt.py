@@ -1,7 +1,7 @@
 """A grid of weights tried on every prompt: the front, the best text of each prompt, and weights predicted from it.
 
-`per-prompt:best` knows the scores of the held-out replies: no rule for choosing weights can be better on these points.
-What of it can be had without looking is what `per-prompt:predicted` shows.
+`per-prompt:best` uses the scores of the held-out replies, so no rule for choosing weights can be better on these
+points. `per-prompt:predicted` shows how much of that is reachable without those scores.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def front_of(
 
 
 def best_texts(experiment: Experiment, answers: Answers, names: Sequence[str], progress: Progress) -> Answered:
-    """Of each held-out prompt the text with the best mean score; of equals the one of the first point."""
+    """For each held-out prompt the text with the best mean score; ties go to the first point."""
     found = swept(experiment, answers, experiment.test, names, STEPS, progress)
     best = found.scores.mean(axis=2).argmax(axis=1)
     chosen = tuple(own[k] for own, k in zip(found.items, best.tolist(), strict=True))
@@ -98,7 +98,7 @@ class Predicted:
 
 
 def predicted(experiment: Experiment, answers: Answers, names: Sequence[str], progress: Progress) -> Predicted:
-    """Learn on training prompts, say weights for the held-out ones. Raises `ScorerError`."""
+    """Fit on training prompts, predict weights for the held-out ones. Raises `ScorerError`."""
     prompts = experiment.workshop.encoded.train[: experiment.recipe.evaluation.predictor_prompts]
     started = time.perf_counter()
     found = swept(experiment, answers, prompts, names, STEPS, progress)

@@ -1,7 +1,7 @@
 """Trainings that methods of the comparison share: the objectives' adapters in lockstep, or one adapter for all of them.
 
-A stage is a folder of PEFT adapters and `stage.json`, whole or not there; beside it `<stage>.run` holds the log and the
-checkpoints that a training which was killed goes on from.
+A stage is a folder with PEFT adapters and `stage.json`, written atomically; `<stage>.run` beside it has the log and the
+checkpoints from which a killed training resumes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FORMAT = "emorl-stage/1"
 
 
 class MethodError(EmorlError):
-    """A method that cannot give an answer; its cell says why."""
+    """A method that cannot answer; its cell has the reason."""
 
     code = "method_failed"
 
@@ -51,7 +51,7 @@ class Stage:
 
 
 def trained(experiment: Experiment, stage: StageName, seed: int, progress: Progress, *, retry: bool = False) -> Stage:
-    """The stage of a seed, read or, where it is not there, trained.
+    """The stage of a seed: read if it exists, else trained.
 
     retry: train it once more if it failed. Raises `RecipeError`, `ScorerError`.
     """

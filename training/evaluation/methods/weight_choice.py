@@ -1,5 +1,5 @@
-"""Weights for a method of the comparison: one search, prompts, goal and number of evaluations for all; what a point
-stands for differs.
+"""The weights of a method: all methods use the same search, prompts, goal and number of evaluations; only the meaning
+of a point differs.
 
 The goal is the mean over the objectives' scores and the prompts, what the comparison reports.
 """
@@ -75,7 +75,7 @@ def choose(
     most = evaluations(objectives, experiment.levels) if by_grid else TRIALS
     prompts = [Record(prompt.text) for prompt in experiment.search]
     kept = _TimedLog(log, {"prompts": prompts_hash(prompts), "scorers": list(experiment.scorers)})
-    # Nothing is inferred: each method pays for all its texts, so that what their searches took can be compared.
+    # Nothing is inferred from neighbours: each method generates all its texts, so that search costs are comparable.
     evaluator = Evaluator(InProcess(generator, experiment.search, experiment.scorers, infer=False), log=kept)
     known = dict(kept.scores)
 

@@ -63,7 +63,7 @@ def sheet_and_key(
 
 
 def write_sheet(folder: Path, sheet: str, key: str) -> bool:
-    """Write both files unless a sheet is there already, which somebody may be filling in. Whether it was written."""
+    """Write both files unless a sheet exists, which somebody may be filling in. Returns whether they were written."""
     if (folder / SHEET_FILE).exists():
         return False
     for name, text in ((KEY_FILE, key), (SHEET_FILE, sheet)):  # a sheet without its key could not be read
@@ -73,7 +73,7 @@ def write_sheet(folder: Path, sheet: str, key: str) -> bool:
 
 
 def score_sheets(sheets: Sequence[Path], key: Path | None = None) -> dict[str, Any]:
-    """What filled-in sheets say; several sheets are several raters.
+    """Evaluate filled-in sheets, one per rater.
 
     Args:
         key: by default `ab-key.csv` beside the first sheet.

@@ -1,6 +1,6 @@
-"""Chance over trainings and over prompts at once: the hierarchy that no library has ready.
+"""Intervals and tests over trainings and prompts at once: a hierarchy that no library provides.
 
-Every seed's model answers the same prompts, so seeds and prompts are crossed; prompts of one dialogue hang together.
+Every seed's model answers the same prompts, so seeds and prompts are crossed; prompts of one dialogue are dependent.
 Letters: S seeds, P prompts, C clusters of prompts (dialogues, or single prompts), R resamples.
 """
 

@@ -1,7 +1,6 @@
 """Cells, scored -> the content of `results.json`, from which table, CSV and plots are made.
 
-What a clock measured stands under `measured` and nowhere else: a run that was interrupted and went on differs from an
-uninterrupted one there, and only there.
+All measured times are under `measured`, so a resumed run differs from an uninterrupted one only there.
 """
 
 from __future__ import annotations

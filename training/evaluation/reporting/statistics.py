@@ -1,9 +1,8 @@
 """Scores per prompt, seed and method -> means with intervals, spread over seeds, and tests.
 
-Two kinds of chance are kept apart. What *training again* would give is seen in seeds, and a claim about methods rests
-on them: with `FEWEST_SEEDS` or more, intervals and tests are over trainings and prompts. What *other prompts* would
-give, with these trained models as they are, is all that fewer seeds can say. Prompts of one dialogue count as one
-witness.
+Two sources of variance are distinguished. The variance of *retraining* shows in seeds, and claims about methods need
+it: with `FEWEST_SEEDS` or more, intervals and tests are over trainings and prompts. With fewer seeds only the variance
+over *prompts*, for these trained models, can be estimated. Prompts of one dialogue count as one observation.
 
 SciPy and statsmodels, the extra `evaluation`, have the tests; the hierarchy is `hierarchy.py`.
 """

@@ -1,4 +1,4 @@
-"""What an evaluation depends on, by which a log that is continued and the machines of a cluster are compared."""
+"""The inputs of an evaluation, compared when a log is resumed and between the machines of a cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emorl_core.weights import BASE
 def about_evaluations(
     ensemble: Ensemble, objectives: Sequence[str], specs: Mapping[str, Any], max_new_tokens: int
 ) -> dict[str, Any]:
-    """Besides the prompts. specs: of the scorers."""
+    """All inputs except the prompts. specs: of the scorers."""
     return {
         "bundle": bundle_hash(ensemble, objectives),
         "objectives": list(objectives),

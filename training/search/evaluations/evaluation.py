@@ -1,4 +1,4 @@
-"""One evaluation: what a point gave every prompt, by hashes of tokens and texts, and its scores. A line of the log."""
+"""One evaluation of a point: for every prompt, hashes of tokens and text, and the scores. One line of the log."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, Self
 from training.search.strategies.grid import SearchError
 from training.search.strategies.spaces import Point
 
-_HASH = 16  # hexadecimal digits that name a text among those of one prompt
+_HASH = 16  # hexadecimal digits of a hash; unique among one prompt's texts
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a search did. Texts are counted once per prompt and key."""
+    """Counters of a search. Texts are counted once per prompt and key."""
 
     rays: int = 0  # distinct keys evaluated: directions, for an ensemble; the zero vector among them
     texts_generated: int = 0
@@ -32,7 +32,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One point. `tokens` and `texts` name what each prompt got; equal names, equal things."""
+    """One point. `tokens` and `texts` are hashes for each prompt."""
 
     point: Point
     tokens: tuple[str, ...]
@@ -40,12 +40,12 @@ class Evaluation:
     scores: tuple[tuple[float, ...], ...]  # [prompts][scorers]
 
     def of(self, prompts: slice) -> Evaluation:
-        """The part that some prompts have in it."""
+        """The part for a slice of the prompts."""
         return Evaluation(self.point, self.tokens[prompts], self.texts[prompts], self.scores[prompts])
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Evaluation:
-        """Of parts of one point, the first prompts first."""
+        """Concatenate parts of one point, in the order of the prompts."""
         return Evaluation(
             parts[0].point,
             tuple(name for part in parts for name in part.tokens),
@@ -65,7 +65,7 @@ class Evaluation:
 
     @classmethod
     def read(cls, line: Mapping[str, Any], names: Sequence[str]) -> Evaluation:
-        """Raises `SearchError`: it is no evaluation by these scorers."""
+        """Raises `SearchError` if the line is not an evaluation by these scorers."""
         try:
             columns = [line["scores"][name] for name in names]
             return cls(
@@ -79,5 +79,5 @@ class Evaluation:
 
 
 def name_of(value: object) -> str:
-    """Of a text, or of token ids."""
+    """The hash of a text or of token ids."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:_HASH]

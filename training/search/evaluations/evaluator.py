@@ -1,7 +1,7 @@
-"""Points -> score tables, and the memory of all that were evaluated.
+"""Points -> score tables, with a cache of all evaluations.
 
-Nothing is done twice: points that give the same texts are evaluated once, a text that follows from its neighbours is
-not generated, and a prompt's text is scored once, however many points give it and however often the search was
+Nothing is computed twice: points that give the same texts are evaluated once, a text that follows from its neighbours
+is not generated, and a prompt's text is scored once, however many points give it and however often the search was
 interrupted.
 """
 
@@ -20,7 +20,7 @@ from training.search.strategies.spaces import Point
 
 
 class Evaluating(Protocol):
-    """Whoever evaluates points over one set of prompts: this process, or tasks of a cluster."""
+    """Evaluates points over one set of prompts: in this process, or by tasks of a cluster."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -28,27 +28,27 @@ class Evaluating(Protocol):
 
     @property
     def counts(self) -> Counts:
-        """What was done; `rays` is not counted here."""
+        """Counters; `rays` is not counted here."""
 
     def key(self, point: Point) -> Hashable:
         """Equal for points that give the same replies."""
 
     def evaluate(self, points: Sequence[Point]) -> list[Evaluation]:
-        """points: of different keys, none of them remembered. Raises `EngineError`, `ScorerError`."""
+        """points: with different keys, none of them cached. Raises `EngineError`, `ScorerError`."""
 
     def remember(self, evaluation: Evaluation) -> None:
-        """What it says need not be generated or scored again."""
+        """Add a known evaluation, so that it is not generated or scored again."""
 
 
-# (prompts as the data has them, told how many more texts are there) -> who evaluates points over them
+# (records, progress callback with the number of new texts) -> evaluator of points over them
 EvaluatingOver = Callable[[Sequence[Record], Callable[[int], None]], Evaluating]
 
 
 class Evaluator:
-    """Evaluates points over one set of prompts and remembers them all."""
+    """Evaluates points over one set of prompts and caches the results."""
 
     def __init__(self, evaluating: Evaluating, *, log: EvaluationLog | None = None) -> None:
-        """log: where evaluations go and come back from."""
+        """log: where evaluations are written to and restored from."""
         self.names = evaluating.names
         self._evaluating, self._log = evaluating, log
         self._done: dict[Hashable, Evaluation] = {}
@@ -62,7 +62,7 @@ class Evaluator:
         return counts
 
     def evaluations(self) -> list[Evaluation]:
-        """All that were made, or taken from the log."""
+        """All evaluations, computed or from the log."""
         return list(self._done.values())
 
     def tables(self, points: Sequence[Point]) -> list[ScoreTable]:

@@ -1,4 +1,4 @@
-"""What a search generates with: the greedy replies that a point stands for."""
+"""The generator of a search: greedy replies for points."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Generator(Protocol):
     def generate(
         self, points: Sequence[Point], only: Sequence[Collection[int]], done: Callable[[], None]
     ) -> SweepResult:
-        """only: per prompt the indices of the points that it is answered under; done: called after every reply. Raises
+        """only: for each prompt the indices of its points; done: called after every reply. Raises
         `EngineError`."""
 
 
 class EnsembleGenerator:
-    """A point holds one weight per objective of a bundle. Only its direction counts; the zero vector is silent, as
-    published."""
+    """A point holds one weight per objective of a bundle. Only its direction matters; the zero vector gives empty
+    replies, as published."""
 
     def __init__(
         self, ensemble: Ensemble, objectives: Sequence[str], prompts: Sequence[str], *, max_new_tokens: int = 64

@@ -25,7 +25,7 @@ _OPPOSITE = 1e-13
 
 
 class Known:
-    """The directions that were generated, and which tokens each prompt had under them."""
+    """The generated directions, with each prompt's tokens under them."""
 
     def __init__(self, prompts: int) -> None:
         self._prompts = prompts
@@ -38,7 +38,7 @@ class Known:
         self._tokens.append(list(tokens))
 
     def implied(self, point: Point) -> list[str | None]:
-        """Per prompt the name of the tokens that `point` must give, or None where that is not known."""
+        """For each prompt the hash of the tokens that `point` must give, or None if unknown."""
         found: list[str | None] = [None] * self._prompts
         for i, j in self._around(_direction(point)):
             for prompt, (a, b) in enumerate(zip(self._tokens[i], self._tokens[j], strict=True)):
@@ -77,7 +77,7 @@ def over_ensemble(
 
 
 class InProcess:
-    """Evaluates over one set of prompts with a generator and scorers of this process."""
+    """Evaluates points over one set of prompts with a generator and scorers in this process."""
 
     def __init__(
         self,
@@ -88,8 +88,8 @@ class InProcess:
         infer: bool = True,
         settled: Callable[[int], None] = lambda texts: None,
     ) -> None:
-        """about: what the generator's prompts are to the scorers; infer: let `implied` spare texts, where only the
-        direction of a point counts; settled: told how many more texts are there."""
+        """about: the generator's prompts as the scorers see them; infer: use `implied` to avoid generating texts, if
+        only the direction of a point matters; settled: called with the number of new texts."""
         self.names = tuple(scorers)
         self.counts = Counts()
         self._generator, self._about = generator, tuple(about)
@@ -122,7 +122,7 @@ class InProcess:
             self._panel.remember((prompt, text), evaluation.scores[prompt])
 
     def _tokens(self, points: Sequence[Point], texts: dict[tuple[int, str], str]) -> list[list[str]]:
-        """Names of the tokens, [points][prompts]; puts texts that nobody scored yet into `texts`."""
+        """Hashes of the tokens, [points][prompts]; adds texts that are not scored yet to `texts`."""
         prompts = range(len(self._about))
         names: list[list[str | None]] = []
         for point in points:

@@ -1,7 +1,7 @@
-"""Every evaluation of a search, one JSON line each, so that a killed search goes on where it stopped.
+"""The evaluations of a search, one JSON line each, so that a killed search resumes where it stopped.
 
-A line holds no text: prompts are hashed in the first line, replies by their hashes. Only the last line can be torn
-(a batch is written from its first line to its last), and a torn one is cut off before anything is appended.
+Lines contain no text: the first has a hash of the prompts, the others hashes of replies. Only the last line can be
+incomplete, since batches are written in order; it is removed before anything is appended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FORMAT = "emorl-search/1"
 
 
 def check_log(path: Path) -> None:
-    """Raises `SearchError` when a search is logged there already."""
+    """Raises `SearchError` if a search is already logged there."""
     if path.exists():
         raise SearchError(
             f"{path}: holds an earlier search; --resume goes on with it, --overwrite starts anew, or name another "
@@ -28,12 +28,12 @@ def check_log(path: Path) -> None:
 
 
 class EvaluationLog:
-    """An open log. `read` holds the evaluations that were there when it was opened."""
+    """An open log. `read` has the evaluations that it contained when opened."""
 
     def __init__(self, path: Path, about: Mapping[str, Any], *, resume: bool) -> None:
-        """about: what the evaluations depend on, JSON values.
+        """about: the inputs of the evaluations, JSON values.
 
-        Raises `SearchError`: a log that exists without `resume`, one about something else, or one that is broken.
+        Raises `SearchError`: the log exists and `resume` is false, it has other inputs, or it is broken.
         """
         self._path = path
         self.read: list[dict[str, Any]] = []
@@ -55,12 +55,12 @@ class EvaluationLog:
         self.read = lines[1:]
 
     def append(self, evaluations: Sequence[Mapping[str, Any]]) -> None:
-        """They are on disk when this returns."""
+        """Append evaluations; they are on disk when this returns."""
         if evaluations:
             self._write(evaluations)
 
     def _whole_lines(self) -> list[dict[str, Any]]:
-        """The lines; what a killed program left of one is cut off."""
+        """The complete lines; an incomplete last line is removed."""
         data = self._path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
@@ -78,7 +78,8 @@ class EvaluationLog:
 
     def _write(self, values: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(value, allow_nan=False, separators=(",", ":")) + "\n" for value in values)
-        with open(self._path, "ab") as file:  # buffered: unbuffered, a full disk would take a part and say nothing
+        # buffered, since an unbuffered write to a full disk may be partial without an error
+        with open(self._path, "ab") as file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())

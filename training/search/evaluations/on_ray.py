@@ -1,8 +1,8 @@
 """Evaluations of a search as tasks of a Ray cluster that this program is connected to. Needs the extra `ray`.
 
-A task has some of the prompts and all points that are new, so what points share stays in one task: the prompt, and the
-beginning of its texts. Prompts share nothing, and neither do their scores, so the parts put together are what one
-machine would have found. A task gets what is known of its prompts and keeps nothing, so a worker that dies loses none.
+A task gets some of the prompts and all new points, so that everything points share (the prompt and common prefixes)
+stays in one task. Prompts and their scores are independent, so the combined parts equal the result of one machine. A
+task gets the known evaluations of its prompts and keeps no state, so a worker that dies loses nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from training.search.inputs import Inputs, build_scorers
 from training.search.strategies.grid import SearchError
 from training.search.strategies.spaces import Point, ray
 
-_PARTS = 2  # for every task that can run at a time: who is done early takes another
+_PARTS = 2  # tasks per concurrent task, so that a worker that finishes early takes another
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What every worker needs to know. Paths are absolute, and mean the same on every machine."""
+    """The workers' configuration. Paths are absolute, and valid on every machine."""
 
     bundle: str
     bundle_hash: str
@@ -48,8 +48,7 @@ class Setting:
         cls, ensemble: Ensemble, bundle: str, objectives: Sequence[str], inputs: Inputs, max_new_tokens: int,
         threads: int, **loading: Any,
     ) -> Setting:  # fmt: skip
-        """Workers compute in the number format of this ensemble, on the same files. loading: keywords of
-        `Ensemble.load`."""
+        """Workers use this ensemble's number format and the same files. loading: keywords of `Ensemble.load`."""
         folder, names = Path(bundle), tuple(objectives)
         return cls(
             bundle=str(folder.resolve()) if folder.is_dir() else bundle,
@@ -65,7 +64,7 @@ class Setting:
 
 
 def over_cluster(setting: Setting, device: str) -> EvaluatingOver:
-    """device: of a task. Raises `TasksError`: the cluster cannot run the tasks."""
+    """device: of each task. Raises `TasksError`: the cluster cannot run the tasks."""
     tasks = Tasks(setting.threads, device)
     shared = tasks.share(setting)
 
@@ -76,7 +75,7 @@ def over_cluster(setting: Setting, device: str) -> EvaluatingOver:
 
 
 class OnCluster:
-    """Evaluates over one set of prompts, some of them in each task."""
+    """Evaluates points over one set of prompts, split over tasks."""
 
     def __init__(
         self,
@@ -97,7 +96,7 @@ class OnCluster:
         return ray(point)
 
     def evaluate(self, points: Sequence[Point]) -> list[Evaluation]:
-        """Raises `EngineError`, `ScorerError`, and `SearchError`: a worker has other files, or parts were lost."""
+        """Raises `EngineError`, `ScorerError`, and `SearchError` if a worker has other files or parts were lost."""
         started = [
             self._tasks.start(_evaluated, self._setting, records, [each.of(part) for each in self._known], list(points))
             for part, records in self._parts
@@ -116,7 +115,7 @@ class OnCluster:
 
 
 def _even(count: int, most: int) -> list[slice]:
-    """So many places, in up to `most` runs of like lengths."""
+    """Split this many indices into up to `most` runs of similar length."""
     runs = min(count, most)
     bounds = [count * run // runs for run in range(runs + 1)]
     return [slice(first, end) for first, end in pairwise(bounds)]

@@ -7,26 +7,25 @@ from typing import Any, Final
 
 from emorl_core.errors import EmorlError
 
-LOST: Final = object()  # what became of a task whose workers died again and again
+LOST: Final = object()  # the result of a task whose workers died repeatedly
 
 
 class TasksError(EmorlError):
-    """The cluster cannot run the tasks, or has lost them; one line."""
+    """The cluster cannot run the tasks, or lost them; one line."""
 
     code = "no_tasks"
 
 
 class Tasks:
-    """Functions of modules that every machine has, run by the cluster: as many at a time as it has cores for, or GPUs.
+    """Runs functions of modules that every machine has, as many at a time as the cluster has cores or GPUs for.
 
     When a worker dies, Ray runs its task again, three times at most.
     """
 
     def __init__(self, threads: int, device: str) -> None:
-        """Of a task: the threads that it computes with, and its device, which is a GPU for `auto` where the cluster has
-        any.
+        """threads, device: of each task; `auto` is a GPU if the cluster has any.
 
-        Raises `TasksError`: no machine of the cluster has those.
+        Raises `TasksError`: no machine of the cluster has them.
         """
         import ray
 
@@ -35,19 +34,19 @@ class Tasks:
         self.at_once = max(1, sum(_fits(self._needs, node) for node in nodes))
 
     def share(self, value: object) -> Any:
-        """An argument that many tasks take, sent to each machine once."""
+        """Share an argument of many tasks, sent to each machine once."""
         import ray
 
         return ray.put(value)
 
     def start(self, function: Callable[..., object], *args: object) -> Any:
-        """The task, which may be an argument of others: they start after it and get what it returned."""
+        """Start a task, which may be an argument of others: they start after it and get its result."""
         import ray
 
         return ray.remote(**self._needs)(function).remote(*args)
 
     def ended(self, tasks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        """(task, what it returned or `LOST`), in the order in which they end. Raises what a task raised."""
+        """Yield (task, its result or `LOST`) in order of completion. Raises what a task raised."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -59,7 +58,7 @@ class Tasks:
             except RayTaskError as error:
                 if not isinstance(error.cause, RayError):
                     raise error.cause from None
-                value = LOST  # a task that it waited for is
+                value = LOST  # a task that it depends on was lost
             except RayError:
                 value = LOST
             yield task, value
@@ -81,6 +80,6 @@ def _resources(threads: int, device: str, nodes: Sequence[Mapping[str, float]]) 
 
 
 def _fits(needs: Mapping[str, float], node: Mapping[str, float]) -> int:
-    """How many tasks at a time."""
+    """The number of tasks at a time."""
     rooms = [node.get(name, 0) // needs[key] for key, name in (("num_cpus", "CPU"), ("num_gpus", "GPU")) if needs[key]]
     return int(min(rooms))

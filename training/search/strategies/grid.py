@@ -1,6 +1,6 @@
 """Hierarchical grid search over a callable, any number of objectives (method.md section 4).
 
-Per level a grid over the current cell is looked at; the half-size part with the largest sum is the next cell; the best
+Each level evaluates a grid over the current cell; the half-size part with the largest sum is the next cell; the best
 single point of all levels wins.
 """
 
@@ -17,14 +17,14 @@ Evaluate = Callable[[Sequence[Point]], Sequence[float]]  # points, each of them 
 
 
 class SearchError(EmorlError):
-    """A search that cannot be run as asked, or whose score table or goal is broken."""
+    """A search that cannot be run as requested, or an invalid score table or goal."""
 
     code = "invalid_search"
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What one level looked at. `scores` belong to `points`, those known from earlier levels included."""
+    """The points of one level with their `scores`, including points known from earlier levels."""
 
     number: int  # from 1
     cell: Cell
@@ -36,7 +36,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`requested` counts every point of every level, `scores` holds the distinct ones in the order they came."""
+    """`requested` counts every point of every level; `scores` has the distinct ones in order of evaluation."""
 
     best: Point
     best_score: float
@@ -62,9 +62,9 @@ def search(
 
     Args:
         evaluate: called once a level with the points that are new. Equal points are never passed twice.
-        eligible: which points may win; all of them guide the search (the zero vector can do that, but not win).
-        most: evaluations; a level that would need more looks at the new points nearest to its cell's middle, and is
-            the last.
+        eligible: which points may win; all of them guide the search (the zero vector does, but cannot win).
+        most: evaluations allowed; a level that would exceed it evaluates only the new points nearest to its cell's
+            middle, and is the last.
 
     Raises:
         SearchError: levels or most below 1, or scores that are not one finite number per point.
@@ -100,7 +100,7 @@ def search(
 
 
 def checked_scores(scores: Sequence[float], expected: int) -> list[float]:
-    """Raises `SearchError` unless there are so many numbers, all finite."""
+    """Raises `SearchError` unless there are this many numbers, all finite."""
     if len(scores) != expected:
         raise SearchError(f"the evaluation returned {len(scores)} scores for {expected} points")
     for index, score in enumerate(scores):
