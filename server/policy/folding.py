@@ -24,7 +24,7 @@ _INSIDE = regex.compile(r"(?<=\p{L})[0134579@$!|]+(?=\p{L})")  # k1ll, su!cide
 _DIGITS = str.maketrans("0134579@$!|", "oieastgasil")
 _SPELT = regex.compile(r"(?<!\p{L})(?:\p{L}[ .*_-]){2,}\p{L}(?!\p{L})")  # k i l l
 _DRAWN_OUT = regex.compile(r"(\p{L})\1{2,}")
-# Letters of other scripts that look like Latin ones, small capitals, and white letters on black discs, squares and flags.
+# Letters of other scripts that look like Latin ones, small capitals, white letters on black discs, squares and flags.
 _LATIN = str.maketrans("авеіјкмһнорсѕтухуԁɡαεικνορτυχ", "abeijkmhhopcstyxydgaeikvoptux")
 _LATIN |= str.maketrans("ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ", "abcdefghijklmnoprstuvwyz")
 _LATIN |= {first + i: chr(ord("a") + i) for first in (0x1F150, 0x1F170, 0x1F1E6) for i in range(26)}
