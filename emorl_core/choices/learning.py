@@ -84,8 +84,11 @@ class Preference:
     def vector(self, weights: Mapping[str, float]) -> Array:
         """Weights projected onto the objectives' simplex: other names (the bare model) are dropped."""
         vector = np.array([weights.get(name, 0.0) for name in self.objectives])
-        total = vector.sum()
-        return vector / total if total > 0.0 else np.full(len(vector), 1.0 / len(vector))
+        largest = vector.max()
+        if not largest > 0.0:
+            return np.full(len(vector), 1.0 / len(vector))
+        vector /= largest  # first, or huge numbers would overflow in the sum
+        return vector / vector.sum()
 
     def result(self) -> LearnedWeights:
         chances = self._chances().sum(axis=1)  # [P]

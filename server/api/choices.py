@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from emorl_core.bundles.profiles import ProfileSpec
 from emorl_core.choices.learning import CREDIBLE, LearnedWeights, Preference
+from emorl_core.choices.record import Comparison
 from emorl_core.choices.store import ChoiceStore
 from emorl_core.drafts.spread import spread
 from emorl_core.errors import InvalidRequest, InvalidWeights
@@ -31,9 +32,14 @@ _ERRORS = errors(400, 401, 404, 408, 413, 415, 421, 422, 431, 500, 503)
 @router.post("/choices", response_model=Kept, responses=_ERRORS)
 async def choices(body: ChoiceBody, request: Request) -> Response:
     """Record which of the shown drafts was taken, edited or rejected, without their text; needs `choices_file`."""
-    model = service_of(request).deployment().ensemble.name
-    kept = await asyncio.to_thread(lambda: _store(request).add(body, model))
-    return json_response({"id": kept})
+    ensemble = service_of(request).deployment().ensemble
+
+    def work() -> int:
+        store = _store(request)
+        _check_weights(ensemble, body)
+        return store.add(body, ensemble.name)
+
+    return json_response({"id": await asyncio.to_thread(work)})
 
 
 @router.post("/choices/next", response_model=NextPair, responses=_ERRORS)
@@ -88,13 +94,18 @@ def _belief(ensemble: Frontend, body: Evidence, request: Request) -> Preference:
     belief = Preference(ensemble.objectives)
     if body.choices is not None:
         for i, choice in enumerate(body.choices):
-            for j, draft in enumerate(choice.shown):
-                _resolved(ensemble, draft.weights, f"choices.{i}.shown.{j}.weights")
+            _check_weights(ensemble, choice, f"choices.{i}.")
         belief.learn(body.choices)
     else:
         assert body.user is not None  # validated by the model of the body
         belief.learn(_store(request).of(body.user, ensemble.name))
     return belief
+
+
+def _check_weights(ensemble: Frontend, choice: Comparison, before: str = "") -> None:
+    """Raises `InvalidWeights`: a name that the bundle does not know would be learned from as equal weights."""
+    for i, draft in enumerate(choice.shown):
+        _resolved(ensemble, draft.weights, f"{before}shown.{i}.weights")
 
 
 def _candidates(ensemble: Frontend, body: NextBody) -> list[dict[str, float]]:

@@ -38,7 +38,11 @@ const trouble = createTrouble();
 const keyForm = createKeyForm(() => connect());
 const writer = createWriter(store, { onTrouble: (problem, again) => onTrouble(problem, again, "draft") });
 const actions = {
-  trouble: (problem, again) => onTrouble(problem, again, "map"),
+  trouble: (problem, again) => {
+    // The notice stands where a draft would: over the page it would stay when other words are asked about.
+    if (problem.kind === "undrafted") store.set({ draft: null, notice: problem.message });
+    else onTrouble(problem, again, "map");
+  },
   fine: () => trouble.clear("map"),
   needPrompt: () => byId("prompt").focus(),
   reload: () => connect(() => {}),

@@ -39,4 +39,8 @@ export function weightList(weights, objectives) {
     h("li", { class: laneClass(name, objectives) }, h("span", { class: "swatch" }), `${name} ${percent(weight)}`)));
 }
 
+/** Why there is no card. */
+export const NO_PROMPT = "There is nothing to answer yet: type what the client said.";
+export const UNDRAFTED = "No draft was written; the notice in the draft's place says why.";
+
 export const MARKED = "Words that no other draft has there are marked.";

@@ -1,6 +1,6 @@
 // Each objective alone, beside the mix: what the point is between. The mix changes while the point is dragged.
 
-import { card, weightList } from "./cards.js";
+import { card, NO_PROMPT, UNDRAFTED, weightList } from "./cards.js";
 import { h, oncePerFrame } from "./dom.js";
 import { named, sampling, subjectOfSweep, topic } from "./request.js";
 import { createRun } from "./sweeping.js";
@@ -21,13 +21,17 @@ export function createCorners(store, actions) {
       texts.set(store.state.axes[event.weights], event.text);
       paintSoon();
     },
-    (error) => error !== null && actions.trouble(error, start),
+    (error) => error !== null && actions.trouble(error, start), // the watch below says it where nothing is drafted
   );
 
   function start() {
     const { state } = store;
     shown = true;
-    if (!state.prompt.trim()) return actions.needPrompt();
+    if (!state.prompt.trim()) {
+      say(NO_PROMPT);
+      return actions.needPrompt();
+    }
+    if (state.notice !== null) return say(UNDRAFTED);
     known = topic(state);
     texts = new Map();
     mix = state.draft?.topic === known ? state.draft.text : "";
@@ -40,7 +44,16 @@ export function createCorners(store, actions) {
     run.stop();
   }
 
+  /** In place of texts. */
+  function say(why) {
+    run.stop();
+    known = null;
+    told.textContent = why;
+    row.replaceChildren();
+  }
+
   function paint() {
+    if (known === null) return;
     const { axes, weights, objectives } = store.state;
     const all = axes.filter((name) => texts.has(name)).map((name) => texts.get(name));
     const same = axes.filter((name) => mix && texts.get(name) === mix);
@@ -53,9 +66,11 @@ export function createCorners(store, actions) {
         weightList({ [name]: 1 }, objectives))));
   }
 
-  store.watch(["draft", "weights", "axes"], (state) => {
-    const { draft } = state;
-    if (!shown || draft === null) return;
+  store.watch(["draft", "notice", "weights", "axes"], (state) => {
+    const { draft, notice, prompt } = state;
+    if (!shown) return;
+    if (notice !== null || !prompt.trim()) return say(notice === null ? NO_PROMPT : UNDRAFTED);
+    if (draft === null) return;
     if (draft.topic !== known) {
       if (draft.state === "done") start(); // once the new draft is there, so that nobody waits for the corners
       return;

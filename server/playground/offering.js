@@ -1,7 +1,7 @@
 // A few drafts to choose from: take one, edit one, or say no and why.
 
 import { onEnter } from "./asking.js";
-import { card, MARKED, scoreList, weightList } from "./cards.js";
+import { card, MARKED, NO_PROMPT, scoreList, UNDRAFTED, weightList } from "./cards.js";
 import { h } from "./dom.js";
 import { keep, shown } from "./keeping.js";
 import { sampling, subjectOf, topic } from "./request.js";
@@ -33,7 +33,7 @@ export function createOffering(store, actions, accept) {
     },
     (error) => {
       if (error === null) return;
-      told.textContent = "";
+      told.textContent = error.kind === "undrafted" ? UNDRAFTED : "";
       actions.trouble(error, () => start());
     },
   );
@@ -41,7 +41,10 @@ export function createOffering(store, actions, accept) {
   /** `again`: other texts than those that are shown are drawn. */
   function start(again = false) {
     const { state } = store;
-    if (!state.prompt.trim()) return actions.needPrompt();
+    if (!state.prompt.trim()) {
+      if (offer === null || !offer.drafts.length) told.textContent = NO_PROMPT;
+      return actions.needPrompt();
+    }
     const asked = again && offer?.topic === topic(state) ? offer.asked + 1 : 0;
     offer = { said: state.prompt.trim(), topic: topic(state), asked, drafts: [], outcomes: [] };
     open = null;

@@ -1,10 +1,11 @@
 // The triangle: three objectives at its corners, the point in between, profiles as named points, the map beneath.
 
 import { freshId, h, svg } from "./dom.js";
+import { disc, placeLabels } from "./labels.js";
 import { laneClass, laneColour } from "./lanes.js";
 import { createMap } from "./map.js";
 import { profileWeights, steer } from "./point.js";
-import { createProfiles } from "./profiles.js";
+import { createProfiles, HANDLE } from "./profiles.js";
 import { topic } from "./request.js";
 import { CORNERS, HEIGHT, nearestOnGrid, toPoint, toWeights } from "./simplex.js";
 
@@ -14,6 +15,7 @@ const TOP = 36;
 const WIDTH = SIDE + 2 * LEFT;
 const TALL = TOP + SIDE * HEIGHT + 38;
 const STEP = 0.02;
+const YOURS = "your point";
 
 const place = ({ x, y }) => ({ x: LEFT + x * SIDE, y: TOP + y * SIDE });
 const triangle = CORNERS.map(place).map(({ x, y }) => `${x},${y}`).join(" ");
@@ -31,7 +33,7 @@ export function createPad(store, actions) {
     axes.map((_, i) => svg("polygon", { points: triangle, class: "pad-colour", fill: `url(#pad-lane-${i})` })),
     map.layer,
     svg("polygon", { points: triangle, class: "pad-edge" }),
-    doubt(store),
+    doubt(store, profiles.taken),
     axes.map((name, i) => corner(name, i, objectives)),
     profiles.layer,
   );
@@ -105,16 +107,17 @@ function byKey(event, store) {
 }
 
 /** `region` {outline, weights}: the point that choices speak for, and the corners of where it may lie; null for none. */
-function doubt(store) {
+function doubt(store, taken) {
   const layer = svg("g", { class: "pad-doubt" });
-  store.watch(["region"], ({ region }) => {
+  store.watch(["region", "weights"], ({ region, weights }) => {
     if (region === null || region.outline === null) return layer.replaceChildren();
     const corners = region.outline.map((corner) => place(toPoint(corner))).map(({ x, y }) => `${x.toFixed(1)},${y.toFixed(1)}`);
     const { x, y } = place(toPoint(region.weights));
+    const [name] = placeLabels([{ x, y, text: YOURS }], [disc(place(toPoint(weights)), HANDLE), ...taken()], frame);
     return layer.replaceChildren(
       svg("polygon", { points: corners.join(" "), class: "doubt-region" }),
       svg("path", { class: "doubt-point", d: `M${x - 9} ${y}H${x + 9}M${x} ${y - 9}V${y + 9}` }),
-      svg("text", { x, y: y - 16, "text-anchor": "middle", class: "doubt-name" }, "your point"));
+      svg("text", { x: name.x, y: name.y, "text-anchor": name.anchor, class: "doubt-name" }, YOURS));
   });
   return layer;
 }

@@ -5,7 +5,7 @@ import { disc, placeLabels } from "./labels.js";
 import { profileWeights } from "./point.js";
 import { toPoint } from "./simplex.js";
 
-const HANDLE = 16; // the handle's radius, in units of the picture
+export const HANDLE = 16; // the handle's radius, in units of the picture
 const DOT = 7;
 
 /** `geometry`: {place(point) -> picture, frame}. Gives the layer, and `taken()`: the boxes that numbers keep clear of. */

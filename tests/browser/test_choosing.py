@@ -215,6 +215,10 @@ def test_ten_pairs_find_a_point_with_its_doubt_and_it_becomes_a_profile(keeping:
         assert f"{weight:.2f} ± {answer['deviation'][name]:.2f}" in told
     desk.button("Use this point").click()
     assert desk.weights == pytest.approx(list(answer["weights"].values()), abs=2e-4)
+    name, handle = (desk.page.locator(place).bounding_box() for place in (".doubt-name", ".pad-point"))
+    beside = name["x"] >= handle["x"] + handle["width"] or name["x"] + name["width"] <= handle["x"]
+    above_or_below = name["y"] >= handle["y"] + handle["height"] or name["y"] + name["height"] <= handle["y"]
+    assert beside or above_or_below, "the handle does not lie on the name of the point"
     assert desk.axe() == []
     desk.shoot("found-weights", whole=True)
     desk.button("Keep as profile ward-9").click()

@@ -149,12 +149,14 @@ def test_what_says_nothing_about_weights_teaches_nothing() -> None:
 def test_order_and_scale_of_weights_do_not_matter() -> None:
     small = choice(({"empathy": 0.2, "fluency": 0.2}, "taken"), ({"reflection": 0.1}, "left"))
     large = choice(({"reflection": 7.0}, "left"), ({"fluency": 3.0, "empathy": 3.0}, "edited"))
+    huge = choice(({"empathy": 1e308, "fluency": 1e308}, "taken"), ({"reflection": 1e308}, "left"))
     results = []
-    for each in (small, large):
+    for each in (small, large, huge):
         belief = Preference(NAMES)
         belief.learn([each])
         results.append(list(belief.result().weights.values()))
     assert results[0] == pytest.approx(results[1])
+    assert results[0] == pytest.approx(results[2]), "their sum does not overflow"
 
 
 @pytest.mark.parametrize("count", [0, 1, 40])

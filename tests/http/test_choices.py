@@ -54,6 +54,17 @@ async def test_choices_are_kept_and_learned_from(tmp_path: Path) -> None:
     assert b"empathy" in path.read_bytes()
 
 
+async def test_an_objective_that_the_bundle_does_not_have_is_refused_and_not_learned_from(tmp_path: Path) -> None:
+    """It was kept, and counted as equal weights when it was learned from."""
+    body = taken("empathy", "empathi")
+    async with in_process(Settings(choices_file=tmp_path / "choices.db")) as (client, _):
+        refused = await client.post("/choices", json=body)
+        assert (refused.status_code, error_of(refused)["code"]) == (422, "invalid_weights")
+        assert error_of(refused)["param"] == "shown.1.weights"
+        assert "unknown objective 'empathi'" in error_of(refused)["message"]
+        assert (await client.post("/profiles/learn", json={"user": "ward-3"})).json()["choices"] == 0
+
+
 @pytest.mark.parametrize(
     ("route", "body"),
     [("/choices", taken("a", "b")), ("/choices/next", {"user": "x"}), ("/profiles/learn", {"user": "x"})],
