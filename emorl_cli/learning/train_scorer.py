@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("pairwise", "states", "margin", "classes", "fluency"),
         help="pairwise: human replies over everything that should score lower, which makes a judge; states: the same "
         "by a small network over the states of a causal language model, given as --encoder, which stays as it is; "
-        "margin: rank the replies of a prompt (default for pair); classes: predict the level (otherwise); fluency: how much likelihoods "
-        "under a causal language model, given as --encoder, count",
+        "margin: rank the replies of a prompt (default for pair); classes: predict the level (otherwise); fluency: how "
+        "much likelihoods under a causal language model, given as --encoder, count",
     )
     add_column_options(parser)
     parser.add_argument("--epochs", type=int, help="passes over the training part (default 3)")

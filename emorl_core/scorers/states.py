@@ -24,9 +24,9 @@ _TOGETHER = 8  # replies to one prompt that are read at once
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Of a reply of T tokens: `means` [3, D], the mean state over its tokens in the middle, at three quarters and at
-    the top of the model; `last` [2, D], the state at its end in the upper two; `changed` [2, D], the means of the lower two
-    less what they are behind another client's prompt; `likely`, `other_likely` [T + 1], log-likelihoods of the tokens
-    and the end, behind this prompt and that."""
+    the top of the model; `last` [2, D], the state at its end in the upper two; `changed` [2, D], the means of the
+    lower two less what they are behind another client's prompt; `likely`, `other_likely` [T + 1], log-likelihoods of
+    the tokens and the end, behind this prompt and that."""
 
     means: torch.Tensor
     last: torch.Tensor

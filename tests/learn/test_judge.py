@@ -21,11 +21,12 @@ from training.data.records import RecordSet
 from training.scorers.exam.examine import ExamSettings
 from training.scorers.exam.material import parts_of
 from training.scorers.learned.heads import Contest, Fit, fit_head, won
-from training.scorers.learned.judge import Lessons, outputs_of, train_judge
+from training.scorers.learned.judge import Lessons, Sizes, outputs_of, train_judge
 from training.scorers.learned.settings import ScorerTraining
 from training.scorers.learned.train import Trained
 
 SHORT = ExamSettings(replies=3, graded=8, candidates=4, prompts=2)
+FEW = Sizes(replies=6, validation=3, graded=12, between=30, candidates=8, prompts=2, finalists=2)
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_network_learns_who_should_win_and_repeats_from_its_seed() -> None:
 
 def test_kinds_of_contests_weigh_the_same_however_many_there_are() -> None:
     sets = [parts_of(each, 0)["train"] for each in (graded(), dialogues(), REPLIES)]
-    lessons = Lessons(sets, 2, "train", 0)
+    lessons = Lessons(sets, 2, Sizes(), 0)
     held: dict[tuple[str, str], float] = {}
     for contest, weight in zip(lessons.contests, lessons.weights(), strict=True):
         spoilt = contest.row.startswith("own over ") and "another" not in contest.row
@@ -107,7 +108,13 @@ def test_kinds_of_contests_weigh_the_same_however_many_there_are() -> None:
 
 def train(base: Path, out: Path, data: RecordSet | None = None, **options: Any) -> Trained:
     config = ScorerTraining(encoder=str(base), loss="states", device="cpu")
-    values: dict[str, Any] = {"also": [dialogues()], "replies": [REPLIES], "exam": SHORT, "fit": Fit(epochs=2)}
+    values: dict[str, Any] = {
+        "also": [dialogues()],
+        "replies": [REPLIES],
+        "exam": SHORT,
+        "sizes": FEW,
+        "fit": Fit(epochs=2),
+    }
     return train_judge(config, data or graded(), out, **(values | options))
 
 

@@ -11,7 +11,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,34 +41,48 @@ if TYPE_CHECKING:
     import torch
 
 LEVELS = "levels"
-REPLIES = {"train": 64, "validation": 20}  # good replies of each set that are spoilt, and so on
-GRADED = {"train": 500, "validation": 200}  # replies of each set whose levels are compared between prompts
-_LOWEST = 2  # replies of the lowest level taken from a prompt
-BETWEEN = {"train": 4000, "validation": 800}  # pairs of them
-CONSTANTS = 2  # sentences for everybody that each of the replies is compared with: made up, and of the data
-ROUNDS, CANDIDATES, PROMPTS, FINALISTS = 3, 100, 8, 6  # of the search for constants that fool the network
 _FOOLED = 16  # replies of each set that a constant which was found is compared with
 _WORTH = {LEVELS: 1.5, OWN: 1.0, CONSTANT: 1.0, "spoilt": 2.0}  # of all contests of a kind within a data set
+_LOWEST = 2  # replies of the lowest level taken from a prompt
 DTYPE: Dtype = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is read: what takes the time."""
+
+    replies: int = 64  # good replies of each set that are spoilt, and compared with others' and with constants
+    validation: int = 20  # of them in the validation part
+    graded: int = 500  # replies of each set whose levels are compared between prompts
+    between: int = 4000  # pairs of them
+    rounds: int = 3  # of searches for constants that fool the network
+    candidates: int = 100  # sentences tried in each of them
+    prompts: int = 8  # that they answer
+    finalists: int = 6  # that join the lessons
+
+    def held_out(self) -> Sizes:
+        """For the validation part."""
+        return replace(self, replies=self.validation, graded=2 * self.graded // 5, between=self.between // 5)
 
 
 class Lessons:
     """Texts to be read, and which of them should beat which. `sets`: whose levels are learnt, then the others."""
 
-    def __init__(self, sets: Sequence[Material], graded: int, part: str, seed: int) -> None:
+    def __init__(self, sets: Sequence[Material], graded: int, sizes: Sizes, seed: int) -> None:
+        self.sizes = sizes
         self.texts: dict[Text, int] = {}
         self.contests: list[Contest] = []
         stock = list(stock_phrases())
         for number, material in enumerate(sets):
-            draw = random.Random(f"{seed}:{material.name}:{part}:judge")
-            own = own_pairs(material, most=REPLIES[part], seed=seed, held_out=False)
+            draw = random.Random(f"{seed}:{material.name}:judge")
+            own = own_pairs(material, most=sizes.replies, seed=seed, held_out=False)
             self.add(material.name, own)
             phrases = candidates_of(material.records, most=len(material.records), seed=seed, stock=())
             for record in {id(pair.about): pair for pair in own}.values():
-                for text in (draw.choice(stock), draw.choice(phrases))[:CONSTANTS]:
+                for text in (draw.choice(stock), draw.choice(phrases)):
                     self.add(material.name, [replace(record, row=CONSTANT, worse=text, worse_about=record.about)])
             if number < graded:
-                self._levels(material, part, draw)
+                self._levels(material, draw)
 
     def add(self, data: str, pairs: Sequence[Pair]) -> None:
         for pair in pairs:
@@ -83,7 +97,7 @@ class Lessons:
         count = Counter(kinds)
         return [_WORTH[kind] / count[kind, data] for kind, data in kinds]
 
-    def _levels(self, material: Material, part: str, draw: random.Random) -> None:
+    def _levels(self, material: Material, draw: random.Random) -> None:
         if material.ranked_within:
             for own in material.by_prompt.values():
                 lowest = [at for at in own if material.records[at].level == material.scale[0]]
@@ -92,8 +106,8 @@ class Lessons:
                     for low in kept:
                         self._level(material, high, low)
             return
-        some = draw.sample(range(len(material.records)), min(GRADED[part], len(material.records)))
-        for _ in range(BETWEEN[part]):
+        some = draw.sample(range(len(material.records)), min(self.sizes.graded, len(material.records)))
+        for _ in range(self.sizes.between):
             self._level(material, draw.choice(some), draw.choice(some))
 
     def _level(self, material: Material, high: int, low: int) -> None:
@@ -118,6 +132,7 @@ def train_judge(
     progress: FitProgress | None = None,
     base: Path | None = None,
     exam: ExamSettings | None = None,
+    sizes: Sizes | None = None,
     fit: Fit | None = None,
 ) -> Trained:
     """Read, fit, search constants and fit again, calibrate on the validation part, examine on the test part, write
@@ -132,7 +147,7 @@ def train_judge(
         shutil.rmtree(partial, ignore_errors=True)
     reader = StateReader(local_or_hub(config.encoder, base), config.revision, device=config.device, dtype=DTYPE)
     known = {"model": shown(config.encoder), "revision": config.revision, "dtype": DTYPE}
-    work = _Work(Readings(reader, partial, known), parts, graded, config.seed, fit or Fit(), progress)
+    work = _Work(Readings(reader, partial, known), parts, graded, config.seed, sizes or Sizes(), fit or Fit(), progress)
     head = work.fitted()
     calibration, validation = work.calibrated(head)
     exam = replace(exam or EXAM, seed=config.seed)
@@ -141,6 +156,7 @@ def train_judge(
         "encoder": shown(config.encoder),
         "dtype": DTYPE,
         "seed": config.seed,
+        "sizes": asdict(work.sizes),
         "fit": asdict(work.fit),
         "data": [
             {
@@ -173,18 +189,20 @@ class _Work:
         parts: Sequence[Mapping[str, Material]],
         graded: int,
         seed: int,
+        sizes: Sizes,
         fit: Fit,
         progress: FitProgress | None,
     ) -> None:
-        self.readings, self.seed, self.fit = readings, seed, fit
+        self.readings, self.seed, self.sizes, self.fit = readings, seed, sizes, fit
         self.searches: list[dict[str, float]] = []
-        self._parts, self._graded, self._progress = parts, graded, progress
-        self.lessons, self.validation = (self._lessons(part) for part in ("train", "validation"))
+        self._parts, self._progress = parts, progress
+        self.lessons = Lessons([own["train"] for own in parts], graded, sizes, seed)
+        self.validation = Lessons([own["validation"] for own in parts], graded, sizes.held_out(), seed)
 
     def fitted(self) -> Head:
         """The network, fitted once more after each search."""
         head = self._fit()
-        for _ in range(ROUNDS):
+        for _ in range(self.sizes.rounds):
             self._search(head)
             head = self._fit()
         return head
@@ -206,9 +224,6 @@ class _Work:
             "ece_of_validation": expected_calibration_error(scores, targets),
         }
 
-    def _lessons(self, part: str) -> Lessons:
-        return Lessons([own[part] for own in self._parts], self._graded, part, self.seed)
-
     def _fit(self) -> Head:
         features = self.readings.of(list(self.lessons.texts), self._told)
         return fit_head(features, self.lessons.contests, self.lessons.weights(), seed=self.seed, fit=self.fit)
@@ -220,12 +235,17 @@ class _Work:
             texts = [(each.prompt, reply) for each, reply in zip(about, replies, strict=True)]
             return outputs_of(head, self.readings.of(texts))
 
+        finalists = self.sizes.finalists
         for own in self._parts:
             material, draw = own["train"], random.Random(f"{self.seed}:{own['train'].name}:search")
-            stock = draw.sample(list(stock_phrases()), CANDIDATES // 4)
-            candidates = candidates_of(material.records, most=CANDIDATES - len(stock), seed=self.seed, stock=stock)
-            about = [material.records[at] for at in draw.sample(material.good, min(PROMPTS, len(material.good)))]
-            found = search_constants(score, candidates, about, finalists=FINALISTS)[:FINALISTS]
+            stock = draw.sample(list(stock_phrases()), self.sizes.candidates // 4)
+            candidates = candidates_of(
+                material.records, most=self.sizes.candidates - len(stock), seed=self.seed, stock=stock
+            )
+            about = [
+                material.records[at] for at in draw.sample(material.good, min(self.sizes.prompts, len(material.good)))
+            ]
+            found = search_constants(score, candidates, about, finalists=finalists)[:finalists]
             human = score(about, [str(each.response) for each in about])
             self.searches.append({"constant": found[0].mean, "human": sum(human) / len(human)})
             for number, constant in enumerate(found):
