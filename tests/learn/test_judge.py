@@ -124,7 +124,7 @@ class PulledPlug(Exception):
 
 def test_a_judge_is_trained_examined_and_used_from_its_folder(tmp_path: Path, base: Path) -> None:
     trained = train(base, tmp_path / "judge")
-    assert len(trained.report["searches"]) == 3 * 3
+    assert len(trained.report["searches"]) == 2 * 3
     assert {row["data"] for row in trained.report["exam"]["rows"]} == {"graded", "dialogues", "replies"}
     assert not (tmp_path / ".judge.partial").exists()
     scorer = build_scorer({"kind": "judge", "model": str(base), "weights": str(trained.folder)}, Context(device="cpu"))

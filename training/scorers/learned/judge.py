@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
 LEVELS = "levels"
-_FOOLED = 16  # replies of each set that a constant which was found is compared with
+_FOOLED = 8  # replies of each set that a constant which was found is compared with
 _WORTH = {LEVELS: 1.5, OWN: 1.0, CONSTANT: 1.0, "spoilt": 2.0}  # of all contests of a kind within a data set
 _LOWEST = 2  # replies of the lowest level taken from a prompt
 DTYPE: Dtype = "bfloat16"
@@ -51,18 +51,18 @@ DTYPE: Dtype = "bfloat16"
 class Sizes:
     """How much is read: what takes the time."""
 
-    replies: int = 64  # good replies of each set that are spoilt, and compared with others' and with constants
+    replies: int = 40  # good replies of each set that are spoilt, and compared with others' and with constants
     validation: int = 20  # of them in the validation part
-    graded: int = 500  # replies of each set whose levels are compared between prompts
-    between: int = 4000  # pairs of them
-    rounds: int = 3  # of searches for constants that fool the network
-    candidates: int = 100  # sentences tried in each of them
-    prompts: int = 8  # that they answer
-    finalists: int = 6  # that join the lessons
+    graded: int = 300  # replies of each set whose levels are compared
+    between: int = 4000  # pairs of them, where prompts have one reply
+    rounds: int = 2  # of searches for constants that fool the network
+    candidates: int = 60  # sentences tried in each of them
+    prompts: int = 4  # that they answer
+    finalists: int = 4  # that join the lessons
 
     def held_out(self) -> Sizes:
         """For the validation part."""
-        return replace(self, replies=self.validation, graded=2 * self.graded // 5, between=self.between // 5)
+        return replace(self, replies=self.validation, graded=2 * self.graded // 3, between=self.between // 5)
 
 
 class Lessons:
@@ -99,7 +99,9 @@ class Lessons:
 
     def _levels(self, material: Material, draw: random.Random) -> None:
         if material.ranked_within:
-            for own in material.by_prompt.values():
+            each = [own for own in material.by_prompt.values() if len(own) > 1]
+            most = max(1, self.sizes.graded // (_LOWEST + 3))  # PAIR has three others
+            for own in draw.sample(each, min(most, len(each))):
                 lowest = [at for at in own if material.records[at].level == material.scale[0]]
                 kept = [at for at in own if at not in lowest] + draw.sample(lowest, min(_LOWEST, len(lowest)))
                 for high in kept:
