@@ -28,7 +28,7 @@ HEAD_FILE, ABOUT_FILE = "judge.safetensors", "judge.json"
 _OUTLIER = 6.0  # spreads; no feature counts for more
 _CERTAIN = -0.1  # log-likelihood of a token that follows of itself, as in a repetition
 _LOWEST_END = -10.0
-_STATES, NUMBERS = 7, 17  # of a reading
+_STATES, NUMBERS = 2, 17  # of a reading
 
 
 class JudgeAbout(Strict):
@@ -101,11 +101,11 @@ class Judge:
 
 
 def features_of(reading: Reading) -> torch.Tensor:
-    """[F]: states, what the prompt changes about them, and numbers of the likelihoods."""
+    """[F]: the state, what the prompt changes about it, and numbers of the likelihoods."""
     import torch
 
     numbers = torch.tensor(_numbers(reading.likely, reading.other_likely))
-    return torch.cat([reading.means.flatten(), reading.last.flatten(), reading.changed.flatten(), numbers])
+    return torch.cat([reading.means, reading.changed, numbers])
 
 
 def _numbers(likely: torch.Tensor, other: torch.Tensor) -> list[float]:

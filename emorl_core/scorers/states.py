@@ -16,20 +16,17 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16"]
 # Made up: what is as likely behind this is likely behind anything.
 ELSEWHERE = "I lost my job in March and now I sit at home."
-_DEPTHS = (0.5, 0.75, 1.0)  # whose states are kept, as shares of the layers
 _LONGEST = 192  # tokens of prompt and reply; half of it each: the end of the prompt, the beginning of the reply
 _TOGETHER = 8  # replies to one prompt that are read at once
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Of a reply of T tokens: `means` [3, D], the mean state over its tokens in the middle, at three quarters and at
-    the top of the model; `last` [2, D], the state at its end in the upper two; `changed` [2, D], the means of the
-    lower two less what they are behind another client's prompt; `likely`, `other_likely` [T + 1], log-likelihoods of
-    the tokens and the end, behind this prompt and that."""
+    """Of a reply of T tokens: `means` [D], the mean state over its tokens in the middle of the model; `changed` [D],
+    the same less what it is behind another client's prompt; `likely`, `other_likely` [T + 1], log-likelihoods of the
+    tokens and the end, behind this prompt and that."""
 
     means: torch.Tensor
-    last: torch.Tensor
     changed: torch.Tensor
     likely: torch.Tensor
     other_likely: torch.Tensor
@@ -55,8 +52,7 @@ class StateReader:
         if missing:
             raise ScorerError(f"model {where!r} has no trained head: it lacks {missing[0]}", param="model")
         self.model.to(device=pick_device(device), dtype=getattr(torch, dtype)).eval()
-        layers = int(self.model.config.get_text_config().num_hidden_layers)
-        self.depths = [max(1, round(share * layers)) for share in _DEPTHS]
+        self._middle = max(1, int(self.model.config.get_text_config().num_hidden_layers) // 2)
         self._half = min(_LONGEST, pick_max_length(None, self.model, self.tokenizer, where)) // 2
         self._opening, self._closing, self._end = self._ids("Client:"), self._ids("\nCounselor:"), self._ids("\n")[-1:]
         self._elsewhere: _Context | None = None
@@ -122,9 +118,8 @@ class StateReader:
             end = len(own) - 1
             logits = self.model.get_output_embeddings()(before[rows, : len(own)]).float()
             likely = logits.log_softmax(-1)[:, range(len(own)), own].cpu()
-            states = torch.stack([out.hidden_states[depth][rows, : len(own)] for depth in self.depths], 1).float().cpu()
-            means = states[:, :, : max(1, end)].mean(2)  # [contexts, depths, D]
-            found.append(Reading(means[0], states[0, 1:, end], (means[0] - means[1])[:2], likely[0], likely[1]))
+            states = out.hidden_states[self._middle][rows, : max(1, end)].float().mean(1).cpu()  # [contexts, D]
+            found.append(Reading(states[0], states[0] - states[1], likely[0], likely[1]))
         return found
 
 

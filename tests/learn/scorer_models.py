@@ -106,7 +106,7 @@ def judge(folder: Path, **changes: torch.Tensor | None) -> Path:
     """Weights of a judge for `causal`; `changes`: other tensors, or None for one that is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    size = 7 * 16 + NUMBERS
+    size = 2 * 16 + NUMBERS
     tensors = {"mean": torch.zeros(size), "spread": torch.ones(size), "inner": torch.randn(4, size)}
     held = tensors | {"inner_bias": torch.zeros(4), "outer": torch.randn(4)} | changes
     save_file({name: tensor for name, tensor in held.items() if tensor is not None}, folder / "judge.safetensors")

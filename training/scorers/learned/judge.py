@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 LEVELS = "levels"
 _FOOLED = 8  # replies of each set that a constant which was found is compared with
-_WORTH = {LEVELS: 1.5, OWN: 1.0, CONSTANT: 1.0, "spoilt": 2.0}  # of all contests of a kind within a data set
+_WORTH = {LEVELS: 1.5, OWN: 1.5, CONSTANT: 1.0, "spoilt": 2.0}  # of all contests of a kind within a data set
 _LOWEST = 2  # replies of the lowest level taken from a prompt
 DTYPE: Dtype = "bfloat16"
 
