@@ -120,16 +120,17 @@ def run(args: argparse.Namespace) -> int:
                 "written",
             )
         states = config.loss == "states"
-        trained = (train_judge if states else train_scorer)(
-            config,
-            data,
-            args.out,
-            also=also,
-            replies=replies,
-            resume=args.resume,
-            overwrite=args.overwrite,
-            progress=lambda done, total, loss: stages("replies read" if states else "steps", done, total),
-        )
+        common: dict[str, Any] = {
+            "also": also,
+            "replies": replies,
+            "resume": args.resume,
+            "overwrite": args.overwrite,
+            "progress": lambda done, total, loss: stages("replies read" if states else "steps", done, total),
+        }
+        if states:
+            trained = train_judge(config, data, args.out, **common)
+        else:
+            trained = train_scorer(config, data, args.out, **common)
     if states:
         return _tell(args, trained.report, "written")
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
