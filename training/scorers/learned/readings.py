@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ Text = tuple[str, str]  # (prompt, reply)
 class Readings:
     """(prompt, reply) -> features. `fingerprint`: what they depend on. Raises `ScorerError` for others' readings."""
 
-    def __init__(self, reader: StateReader, folder: Path, fingerprint: dict[str, object]) -> None:
+    def __init__(self, reader: StateReader, folder: Path, fingerprint: Mapping[str, object]) -> None:
         from safetensors.torch import load_file
 
         self._reader, self._folder = reader, folder
