@@ -20,24 +20,29 @@ OPTIONAL = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "data", metavar="KIND:PATH", nargs="+", help=f"graded replies, of {KINDS_HELP}; several for pairwise"
+        "data", metavar="KIND:PATH", nargs="+", help=f"graded replies, of {KINDS_HELP}; several for pairwise, states"
     )
     parser.add_argument(
         "--replies",
         metavar="KIND:PATH",
         action="append",
         default=[],
-        help="more human replies, whose levels are not learnt; may be repeated (pairwise)",
+        help="more human replies, whose levels are not learnt; may be repeated (pairwise, states)",
     )
-    parser.add_argument("--encoder", required=True, help="any Hugging Face encoder: a folder or a hub id")
+    parser.add_argument(
+        "--encoder",
+        required=True,
+        help="any Hugging Face encoder, for states and fluency a causal model: a folder or a hub id",
+    )
     parser.add_argument("--revision", help="of a hub id: a branch, tag or commit")
     parser.add_argument("--out", required=True, type=Path, help="the folder to write; must not exist or be empty")
     parser.add_argument(
         "--loss",
-        choices=("pairwise", "margin", "classes", "fluency"),
-        help="pairwise: human replies over everything that should score lower, which makes a judge; margin: rank the "
-        "replies of a prompt (default for pair); classes: predict the level (otherwise); fluency: how much likelihoods "
-        "under a causal language model, given as --encoder, count",
+        choices=("pairwise", "states", "margin", "classes", "fluency"),
+        help="pairwise: human replies over everything that should score lower, which makes a judge; states: the same "
+        "by a small network over the states of a causal language model, given as --encoder, which stays as it is; "
+        "margin: rank the replies of a prompt (default for pair); classes: predict the level (otherwise); fluency: how "
+        "much likelihoods under a causal language model, given as --encoder, count",
     )
     add_column_options(parser)
     parser.add_argument("--epochs", type=int, help="passes over the training part (default 3)")
@@ -83,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     settings["freeze_embeddings"] = not args.train_embeddings
 
     from training.scorers.learned.fluency import train_fluency
+    from training.scorers.learned.judge import train_judge
     from training.scorers.learned.train import check_target, train_scorer
 
     config = parse_fields(ScorerTraining, settings, where="train-scorer", error=ScorerError)
@@ -113,16 +119,20 @@ def run(args: argparse.Namespace) -> int:
                 ).report,
                 "written",
             )
-        trained = train_scorer(
-            config,
-            data,
-            args.out,
-            also=also,
-            replies=replies,
-            resume=args.resume,
-            overwrite=args.overwrite,
-            progress=lambda done, total, loss: stages("steps", done, total),
-        )
+        states = config.loss == "states"
+        common: dict[str, Any] = {
+            "also": also,
+            "replies": replies,
+            "resume": args.resume,
+            "overwrite": args.overwrite,
+            "progress": lambda done, total, loss: stages("replies read" if states else "steps", done, total),
+        }
+        if states:
+            trained = train_judge(config, data, args.out, **common)
+        else:
+            trained = train_scorer(config, data, args.out, **common)
+    if states:
+        return _tell(args, trained.report, "written")
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     kept = f"kept is epoch {trained.report['epoch_kept']}, the best on the validation prompts"
     return _tell(args, trained.report, f"written after {epochs}; {kept}")

@@ -19,6 +19,7 @@ from emorl_core.scorers.diversity import DiversityConfig
 from emorl_core.scorers.edit_rate import EditRateConfig
 from emorl_core.scorers.fluency import FluencyConfig
 from emorl_core.scorers.guards import LengthConfig, RepetitionConfig
+from emorl_core.scorers.judge import JudgeConfig
 from emorl_core.scorers.lexical.scorers import LexicalEmpathyConfig, LexicalFluencyConfig, LexicalReflectionConfig
 from emorl_core.scorers.perplexity import PerplexityConfig
 from emorl_core.scorers.product import ProductConfig
@@ -41,6 +42,7 @@ __all__ = [
 SCORERS: dict[str, type[ScorerConfig]] = {
     "cross_encoder": CrossEncoderConfig,
     "perplexity": PerplexityConfig,
+    "judge": JudgeConfig,
     "fluency": FluencyConfig,
     "coherence": CoherenceConfig,
     "specificity": SpecificityConfig,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -16,6 +18,8 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from emorl_core.scorers.judge import NUMBERS
 
 WORDS = (
     "i you my your we feel am are sad angry tired alone work boss sleep drink because and when it is sounds like hard"
@@ -95,4 +99,17 @@ def seq2seq(folder: Path, *, seed: int = 0) -> Path:
         model.shared.weight.mul_(8)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
+    return folder
+
+
+def judge(folder: Path, **changes: torch.Tensor | None) -> Path:
+    """Weights of a judge for `causal`; `changes`: other tensors, or None for one that is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    size = 2 * 16 + NUMBERS
+    tensors = {"mean": torch.zeros(size), "spread": torch.ones(size), "inner": torch.randn(4, size)}
+    held = tensors | {"inner_bias": torch.zeros(4), "outer": torch.randn(4)} | changes
+    save_file({name: tensor for name, tensor in held.items() if tensor is not None}, folder / "judge.safetensors")
+    (folder / "judge.json").write_text(json.dumps({"format": "emorl-judge/1", "dtype": "float32"}))
+    (folder / "calibration.json").write_text(json.dumps({"kind": "platt", "slope": 0.1, "intercept": 0.0}))
     return folder

@@ -46,6 +46,10 @@ def specs(folder: Path) -> dict[str, dict[str, Any]]:
         },
         "specificity": {"model": str(scorer_models.encoder(folder / "encoder"))},
         "fluency": {"model": str(scorer_models.causal(folder / "base")), "weights": str(fluency_weights(folder))},
+        "judge": {
+            "model": str(scorer_models.causal(folder / "states")),
+            "weights": str(scorer_models.judge(folder / "w")),
+        },
         "contrast": {"of": "diversity"},
         "callable": {"path": "tests.learn.own_scorers:share_of_letters"},
         "product": {"of": ["length", {"kind": "repetition", "ngram": 2}]},
@@ -104,7 +108,7 @@ def test_an_empty_reply_never_beats_all_others(scorers: dict[str, Scorer], kind:
     assert score == 0.0
 
 
-@pytest.mark.parametrize("kind", ["cross_encoder", "perplexity", "fluency", "coherence", "specificity"])
+@pytest.mark.parametrize("kind", ["cross_encoder", "perplexity", "judge", "fluency", "coherence", "specificity"])
 def test_building_and_calling_leave_the_random_state_alone(tmp_path: Path, kind: str) -> None:
     """A resumed run must see the numbers that the uninterrupted one saw."""
     spec = {"kind": kind, **specs(tmp_path)[kind]}

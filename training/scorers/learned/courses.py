@@ -96,7 +96,9 @@ class PairCourse:
         )
         held: dict[str, list[float]] = {}
         for pair, (better, worse) in zip(pairs, gaps, strict=True):
-            held.setdefault(_kind(pair.row), []).append(1.0 if better > worse else 0.5 if better == worse else 0.0)
+            held.setdefault(kind_of_row(pair.row), []).append(
+                1.0 if better > worse else 0.5 if better == worse else 0.0
+            )
         return math.fsum(math.fsum(won) / len(won) for won in held.values()) / len(held)
 
     def calibration(self, run: Fitting) -> Calibration:
@@ -153,7 +155,7 @@ def _between_pairs(material: Material, seed: int) -> list[Pair]:
     return made
 
 
-def _kind(row: str) -> str:
+def kind_of_row(row: str) -> str:
     """What weighs the same in an epoch's quality: constants, other clients, spoilt replies, levels."""
     if row in (OWN, NEAR):
         return OWN

@@ -12,9 +12,9 @@ from emorl_core.kinds import Spec
 class ScorerTraining(Spec):
     """How a scorer is trained."""
 
-    encoder: str  # a folder or hub id of any Hugging Face encoder; of a causal language model for `fluency`
+    encoder: str  # a folder or hub id of any Hugging Face encoder; of a causal language model for `fluency`, `states`
     revision: str | None = None  # of a hub id
-    loss: Literal["pairwise", "margin", "classes", "fluency"]
+    loss: Literal["pairwise", "margin", "classes", "fluency", "states"]
     epochs: int = Field(3, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)

@@ -31,6 +31,7 @@ from training.scorers.exam.examine import ExamSettings, examine
 from training.scorers.exam.material import Material, parts_of
 from training.scorers.learned.courses import Course, GradedCourse, PairCourse
 from training.scorers.learned.fitting import STATE_FILE, Fitting
+from training.scorers.learned.readings import READINGS_FILE
 from training.scorers.learned.report import write_card
 from training.scorers.learned.settings import ScorerTraining
 
@@ -79,10 +80,10 @@ def train_scorer(
     check_target(out, resume=resume, overwrite=overwrite)
     if config.loss != "pairwise" and (also or replies):
         raise ScorerError(f"loss {config.loss} takes one data set; pairwise takes several", param="data")
-    partial = _partial(out)
+    partial = partial_of(out)
     sets = [data, *also, *replies]
     parts = [parts_of(each, config.seed) for each in sets]
-    levels = _check_levels(config, parts[: 1 + len(also)])
+    levels = check_levels(config, parts[: 1 + len(also)])
     device = pick_device(config.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -148,7 +149,7 @@ def _course(
     return GradedCourse(config, parts[0], levels)
 
 
-def _check_levels(config: ScorerTraining, sets: Sequence[Mapping[str, Material]]) -> list[float]:
+def check_levels(config: ScorerTraining, sets: Sequence[Mapping[str, Material]]) -> list[float]:
     """The first set's levels, lowest first. Raises `DataError` when the data cannot train or judge a scorer."""
     for parts in sets:
         for part, material in parts.items():
@@ -226,14 +227,15 @@ def _freeze(model: PreTrainedModel, config: ScorerTraining) -> None:
 
 def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Raises `ScorerError` when a run may not write there."""
-    partial = _partial(out)
+    partial = partial_of(out)
     if out.exists() and not out.is_dir():
         raise ScorerError(f"{out.name!r} is a file; name a folder", param="out")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ScorerError(f"{out.name!r} already holds something; overwrite replaces it", param="out")
-    if resume and not (partial / STATE_FILE).is_file():
+    interrupted = any((partial / name).is_file() for name in (STATE_FILE, READINGS_FILE))
+    if resume and not interrupted:
         raise ScorerError(f"resume: there is no interrupted run of {out.name!r}", param="resume")
-    if (partial / STATE_FILE).is_file() and not (resume or overwrite):
+    if interrupted and not (resume or overwrite):
         raise ScorerError(
             f"an interrupted run of {out.name!r} is there; resume continues it, overwrite starts again", param="out"
         )
@@ -254,6 +256,6 @@ def _write(run: Fitting, calibration: Calibration, report: dict[str, Any], parti
     shutil.rmtree(partial)
 
 
-def _partial(out: Path) -> Path:
+def partial_of(out: Path) -> Path:
     """Where an unfinished run keeps its state: beside `out`, so that the last rename stays on one disk."""
     return out.parent / f".{out.name}.partial"

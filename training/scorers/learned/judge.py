@@ -1,0 +1,309 @@
+"""Train a judge on the states of a causal model, which stays as it is: human replies against everything that should
+score lower, read once, then a small network over what was read.
+
+Constants that fool the network are searched, join the lessons, and the network is fitted again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emorl_core.files.writing import appearing
+from emorl_core.scorers.asking import Asked
+from emorl_core.scorers.base import checked
+from emorl_core.scorers.calibration import Calibration, fit_platt, write_calibration
+from emorl_core.scorers.cross_encoder import local_or_hub, shown
+from emorl_core.scorers.judge import ABOUT_FILE, HEAD_FILE, Head, JudgeAbout
+from emorl_core.scorers.states import Dtype, StateReader
+from training.data.phrases import stock_phrases
+from training.data.records import RecordSet
+from training.progress import FitProgress
+from training.scorers.exam.constants import candidates_of, search_constants
+from training.scorers.exam.examine import ExamSettings, examine
+from training.scorers.exam.material import Material, parts_of
+from training.scorers.exam.pairs import CONSTANT, OWN, Pair, constant_pairs, own_pairs
+from training.scorers.exam.report import markdown_lines
+from training.scorers.learned.courses import kind_of_row
+from training.scorers.learned.heads import Contest, Fit, fit_head, won
+from training.scorers.learned.metrics import brier, expected_calibration_error
+from training.scorers.learned.readings import Readings, Text
+from training.scorers.learned.settings import ScorerTraining
+from training.scorers.learned.train import EXAM, Trained, check_levels, check_target, partial_of
+
+if TYPE_CHECKING:
+    import torch
+
+LEVELS = "levels"
+_FOOLED = 8  # replies of each set that a constant which was found is compared with
+_WORTH = {LEVELS: 1.5, OWN: 1.5, CONSTANT: 1.0, "spoilt": 2.0}  # of all contests of a kind within a data set
+_LOWEST = 2  # replies of the lowest level taken from a prompt
+DTYPE: Dtype = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is read: what takes the time."""
+
+    replies: int = 40  # good replies of each set that are spoilt, and compared with others' and with constants
+    validation: int = 20  # of them in the validation part
+    graded: int = 300  # replies of each set whose levels are compared
+    between: int = 4000  # pairs of them, where prompts have one reply
+    rounds: int = 2  # of searches for constants that fool the network
+    candidates: int = 60  # sentences tried in each of them
+    prompts: int = 4  # that they answer
+    finalists: int = 4  # that join the lessons
+
+    def held_out(self) -> Sizes:
+        """For the validation part."""
+        return replace(self, replies=self.validation, graded=2 * self.graded // 3, between=self.between // 5)
+
+
+class Lessons:
+    """Texts to be read, and which of them should beat which. `sets`: whose levels are learnt, then the others."""
+
+    def __init__(self, sets: Sequence[Material], graded: int, sizes: Sizes, seed: int) -> None:
+        self.sizes = sizes
+        self.texts: dict[Text, int] = {}
+        self.contests: list[Contest] = []
+        stock = list(stock_phrases())
+        for number, material in enumerate(sets):
+            draw = random.Random(f"{seed}:{material.name}:judge")
+            own = own_pairs(material, most=sizes.replies, seed=seed, held_out=False)
+            self.add(material.name, own)
+            phrases = candidates_of(material.records, most=len(material.records), seed=seed, stock=())
+            for record in {id(pair.about): pair for pair in own}.values():
+                for text in (draw.choice(stock), draw.choice(phrases)):
+                    self.add(material.name, [replace(record, row=CONSTANT, worse=text, worse_about=record.about)])
+            if number < graded:
+                self._levels(material, draw)
+
+    def add(self, data: str, pairs: Sequence[Pair]) -> None:
+        for pair in pairs:
+            better = self._place((pair.about.prompt, pair.better))
+            worse = self._place((pair.worse_about.prompt, pair.worse))
+            if better != worse:
+                self.contests.append(Contest(pair.row, data, better, worse))
+
+    def weights(self) -> list[float]:
+        """What each contest counts."""
+        kinds = [(kind_of_row(each.row), each.data) for each in self.contests]
+        count = Counter(kinds)
+        return [_WORTH[kind] / count[kind, data] for kind, data in kinds]
+
+    def _levels(self, material: Material, draw: random.Random) -> None:
+        if material.ranked_within:
+            each = [own for own in material.by_prompt.values() if len(own) > 1]
+            most = max(1, self.sizes.graded // (_LOWEST + 3))  # PAIR has three others
+            for own in draw.sample(each, min(most, len(each))):
+                lowest = [at for at in own if material.records[at].level == material.scale[0]]
+                kept = [at for at in own if at not in lowest] + draw.sample(lowest, min(_LOWEST, len(lowest)))
+                for high in kept:
+                    for low in kept:
+                        self._level(material, high, low)
+            return
+        some = draw.sample(range(len(material.records)), min(self.sizes.graded, len(material.records)))
+        for _ in range(self.sizes.between):
+            self._level(material, draw.choice(some), draw.choice(some))
+
+    def _level(self, material: Material, high: int, low: int) -> None:
+        """A contest where the first is of a higher level."""
+        better, worse = material.records[high], material.records[low]
+        if (better.level or 0.0) > (worse.level or 0.0):
+            self.add(material.name, [Pair(LEVELS, "", better, str(better.response), str(worse.response), worse)])
+
+    def _place(self, text: Text) -> int:
+        return self.texts.setdefault(text, len(self.texts))
+
+
+def train_judge(
+    config: ScorerTraining,
+    data: RecordSet,
+    out: Path,
+    *,
+    also: Sequence[RecordSet] = (),
+    replies: Sequence[RecordSet] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: FitProgress | None = None,
+    base: Path | None = None,
+    exam: ExamSettings | None = None,
+    sizes: Sizes | None = None,
+    fit: Fit | None = None,
+) -> Trained:
+    """Read, fit, search constants and fit again, calibrate on the validation part, examine on the test part, write
+    `out`. The arguments are those of `train_scorer`; what was read lies in `.<out>.partial`, from where `resume` goes
+    on to the same network. Raises `ScorerError` or `DataError`."""
+    check_target(out, resume=resume, overwrite=overwrite)
+    sets, graded = [data, *also, *replies], 1 + len(also)
+    parts = [parts_of(each, config.seed) for each in sets]
+    check_levels(config, parts[:graded])
+    partial = partial_of(out)
+    if overwrite and not resume:
+        shutil.rmtree(partial, ignore_errors=True)
+    reader = StateReader(local_or_hub(config.encoder, base), config.revision, device=config.device, dtype=DTYPE)
+    known = {"model": shown(config.encoder), "revision": config.revision, "dtype": DTYPE}
+    work = _Work(Readings(reader, partial, known), parts, graded, config.seed, sizes or Sizes(), fit or Fit(), progress)
+    head = work.fitted()
+    calibration, validation = work.calibrated(head)
+    exam = replace(exam or EXAM, seed=config.seed)
+    report: dict[str, Any] = {
+        "loss": config.loss,
+        "encoder": shown(config.encoder),
+        "dtype": DTYPE,
+        "seed": config.seed,
+        "sizes": asdict(work.sizes),
+        "fit": asdict(work.fit),
+        "data": [
+            {
+                "name": each.name,
+                "sha256": each.sha256,
+                "records": len(each),
+                "skipped": each.skipped,
+                "graded": at < graded,
+            }
+            for at, each in enumerate(sets)
+        ],
+        "contests": len(work.lessons.contests),
+        "texts": len(work.lessons.texts),
+        "searches": work.searches,
+        "validation": validation,
+        "test": work.figures(head, calibration),
+        "exam": examine(checked(_AsFitted(work.readings, head, calibration)), parts, exam).as_dict(),
+    }
+    _write(head, calibration, report, out)
+    shutil.rmtree(partial)
+    return Trained(out, report)
+
+
+class _Work:
+    """A judge while it is made."""
+
+    def __init__(
+        self,
+        readings: Readings,
+        parts: Sequence[Mapping[str, Material]],
+        graded: int,
+        seed: int,
+        sizes: Sizes,
+        fit: Fit,
+        progress: FitProgress | None,
+    ) -> None:
+        self.readings, self.seed, self.sizes, self.fit = readings, seed, sizes, fit
+        self.searches: list[dict[str, float]] = []
+        self._parts, self._progress = parts, progress
+        self.lessons = Lessons([own["train"] for own in parts], graded, sizes, seed)
+        self.validation = Lessons([own["validation"] for own in parts], graded, sizes.held_out(), seed)
+
+    def fitted(self) -> Head:
+        """The network, fitted once more after each search."""
+        head = self._fit()
+        for _ in range(self.sizes.rounds):
+            self._search(head)
+            head = self._fit()
+        return head
+
+    def calibrated(self, head: Head) -> tuple[Calibration, dict[str, Any]]:
+        """Better replies as 1, worse ones as 0; and how many contests of the validation part are won."""
+        outputs, contests = self._outputs(head, self.validation), self.validation.contests
+        both = [outputs[place] for each in contests for place in (each.better, each.worse)]
+        shares = {f"{row}, {data}": share for (row, data), (share, _) in won(outputs, contests).items()}
+        return fit_platt(both, [1.0, 0.0] * len(contests)), shares
+
+    def figures(self, head: Head, calibration: Calibration) -> dict[str, float]:
+        """Of the validation part, whose pairs set the calibration."""
+        outputs, contests = self._outputs(head, self.validation), self.validation.contests
+        scores = [calibration.apply([outputs[place]]) for each in contests for place in (each.better, each.worse)]
+        targets = [1.0, 0.0] * len(contests)
+        return {
+            "brier_of_validation": brier(scores, targets),
+            "ece_of_validation": expected_calibration_error(scores, targets),
+        }
+
+    def _fit(self) -> Head:
+        features = self.readings.of(list(self.lessons.texts), self._told)
+        return fit_head(features, self.lessons.contests, self.lessons.weights(), seed=self.seed, fit=self.fit)
+
+    def _search(self, head: Head) -> None:
+        """The sentences that fool the network as it is now join the lessons, and the validation's."""
+
+        def score(about: Sequence[Asked], replies: Sequence[str]) -> list[float]:
+            texts = [(each.prompt, reply) for each, reply in zip(about, replies, strict=True)]
+            return outputs_of(head, self.readings.of(texts))
+
+        finalists = self.sizes.finalists
+        for own in self._parts:
+            material, draw = own["train"], random.Random(f"{self.seed}:{own['train'].name}:search")
+            stock = draw.sample(list(stock_phrases()), self.sizes.candidates // 4)
+            candidates = candidates_of(
+                material.records, most=self.sizes.candidates - len(stock), seed=self.seed, stock=stock
+            )
+            about = [
+                material.records[at] for at in draw.sample(material.good, min(self.sizes.prompts, len(material.good)))
+            ]
+            found = search_constants(score, candidates, about, finalists=finalists)[:finalists]
+            human = score(about, [str(each.response) for each in about])
+            self.searches.append({"constant": found[0].mean, "human": sum(human) / len(human)})
+            for number, constant in enumerate(found):
+                seed = self.seed + number
+                made = constant_pairs(material, constant.text, most=_FOOLED, seed=seed)
+                self.lessons.add(material.name, made)
+            made = constant_pairs(own["validation"], found[0].text, most=_FOOLED, seed=self.seed)
+            self.validation.add(material.name, made)
+
+    def _outputs(self, head: Head, lessons: Lessons) -> list[float]:
+        return outputs_of(head, self.readings.of(list(lessons.texts), self._told))
+
+    def _told(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(done, total, float("nan"))
+
+
+class _AsFitted:
+    """The scorer that the folder will be."""
+
+    __name__ = "judge"
+
+    def __init__(self, readings: Readings, head: Head, calibration: Calibration) -> None:
+        self._readings, self._head, self._calibration = readings, head, calibration
+
+    def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:  # noqa: ARG002
+        outputs = outputs_of(self._head, self._readings.of(list(zip(prompts, completions, strict=True))))
+        return [
+            self._calibration.apply([output]) if reply.strip() else 0.0
+            for output, reply in zip(outputs, completions, strict=True)
+        ]
+
+
+def outputs_of(head: Head, features: torch.Tensor) -> list[float]:
+    return [float(value) for value in head(features)]
+
+
+def _write(head: Head, calibration: Calibration, report: dict[str, Any], out: Path) -> None:
+    from safetensors.torch import save_file
+
+    with appearing(out, replace=True) as finished:
+        save_file({name: getattr(head, name).contiguous() for name in Head.__dataclass_fields__}, finished / HEAD_FILE)
+        about = JudgeAbout(dtype=DTYPE)
+        (finished / ABOUT_FILE).write_text(about.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_calibration(finished, calibration)
+        (finished / "training.json").write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        data = ", ".join(f"{each['name']} ({each['records']} replies)" for each in report["data"])
+        lines = [
+            "# A judge of replies",
+            "",
+            f"A network over the states of `{report['encoder']}`, from {data}, seed {report['seed']}. In a recipe:",
+            f"`{{kind: judge, model: {report['encoder']}, weights: THIS_FOLDER}}`.",
+            "",
+            "It follows the annotators of its data and their kind of text: a training signal and a measure for",
+            "research, not a judgement of care. The data's licences bind whoever uses or passes on these weights.",
+            "",
+        ]
+        text = "\n".join([*lines, *markdown_lines(report["exam"])]) + "\n"
+        (finished / "README.md").write_text(text, encoding="utf-8")
