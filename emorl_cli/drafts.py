@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=8,
         metavar="N",
-        help="weights to try, each with its most likely text: the default profile, each objective alone, equal weights, "
-        "the bundle's other profiles, then those farthest from all before (default 8)",
+        help="weights to try, each with its most likely text: the default profile, each objective alone, equal "
+        "weights, the bundle's other profiles, then those farthest from all before (default 8)",
     )
     parser.add_argument(
         "--seeds",

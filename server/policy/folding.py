@@ -27,7 +27,7 @@ _DRAWN_OUT = regex.compile(r"(\p{L})\1{2,}")
 # Letters of other scripts that look like Latin ones, small capitals, white letters on black discs, squares and flags.
 _LATIN = str.maketrans("авеіјкмһнорсѕтухуԁɡαεικνορτυχ", "abeijkmhhopcstyxydgaeikvoptux")
 _LATIN |= str.maketrans("ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ", "abcdefghijklmnoprstuvwyz")
-_LATIN |= {first + i: chr(ord("a") + i) for first in (0x1F150, 0x1F170, 0x1F1E6) for i in range(26)}
+_LATIN |= {first + i: ord("a") + i for first in (0x1F150, 0x1F170, 0x1F1E6) for i in range(26)}
 
 
 def folded(text: str) -> tuple[str, ...]:
