@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from server.serving.deployment import Deployment
 
@@ -18,6 +18,9 @@ class Retiring:
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+    def __iter__(self) -> Iterator[Deployment]:
+        return iter(list(self._tasks.values()))
 
     def add(self, deployment: Deployment) -> None:
         task = asyncio.create_task(self._retire(deployment), name="emorl-retire")

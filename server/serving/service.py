@@ -345,4 +345,5 @@ class Service:
     # --- numbers -----------------------------------------------------------------------------------------------------
 
     def reading(self) -> EngineReading:
-        return reading_of(self._deployment, self._past, self.admission, self.connections)
+        earlier = sum((Counter(counted(each)) for each in self._retiring), self._past)
+        return reading_of(self._deployment, earlier, self.admission, self.connections)

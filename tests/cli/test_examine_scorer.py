@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for reply, level in ((f"You are sad because of your number{n}.", 1), ("Why is that so?", 0))
     ]
     (tmp_path / "graded.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    scorer_models.classifier(tmp_path / "judge", ["quality"])
+    scorer_models.classifier(tmp_path / "my-judge", ["quality"])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -44,7 +44,7 @@ def test_it_prints_the_table_the_constant_and_what_is_left_out(
     assert "left out: high over medium (needs three levels within a prompt, as in pair)" in said
 
 
-@pytest.mark.parametrize("scorer", ["judge", "{kind: cross_encoder, model: judge}", "diversity"])
+@pytest.mark.parametrize("scorer", ["my-judge", "{kind: cross_encoder, model: my-judge}", "diversity"])
 def test_scorers_are_named_as_in_a_recipe_or_by_their_folder(
     folder: Path, capsys: pytest.CaptureFixture[str], scorer: str
 ) -> None:

@@ -130,9 +130,10 @@ def test_running_requests_finish_with_what_they_began_with(monkeypatch: pytest.M
         with client.stream("POST", "/generate", json=body) as stream:
             lines = stream.iter_lines()
             next(lines)
-            old = server.service.deployment()
+            old, before = server.service.deployment(), prefill_misses(client)
             asyncio.run_coroutine_threadsafe(server.service.reload(), server.loop).result(60)
             assert server.service.deployment() is not old
+            assert prefill_misses(client) >= before > 0, "Prometheus would take a smaller count for a restart"
             assert client.post("/generate", json={"prompt": PROMPT, "profile": "fluency"}).status_code == 422
             assert client.post("/generate", json={"prompt": PROMPT, "profile": "calm"}).status_code == 200
             assert old.worker.alive, "it still has a request"
@@ -143,8 +144,11 @@ def test_running_requests_finish_with_what_they_began_with(monkeypatch: pytest.M
         )
         wait_until(lambda: not old.worker.alive, "the old engine's thread ends")
         wait_until(lambda: idle(server), "everything is free again")
-        misses = client.get("/metrics").text.split("\nemorl_prefill_cache_misses_total ")[1].split("\n")[0]
-        assert float(misses) > made[1].engine.stats.prefill_misses, "counters go on where they were"
+        assert prefill_misses(client) > made[1].engine.stats.prefill_misses, "counters go on where they were"
+
+
+def prefill_misses(client: httpx.Client) -> float:
+    return float(client.get("/metrics").text.split("\nemorl_prefill_cache_misses_total ")[1].split("\n")[0])
 
 
 def test_reloading_under_load_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,9 +131,10 @@ def test_a_receipt_is_replayed_on_the_bundle_that_it_names(tmp_path: Path) -> No
 
 def test_a_receipt_that_names_another_bundle_is_a_fault() -> None:
     served = dict.fromkeys(("first", "second", "third"), 2)
-    sound = reloads.Report({"taken": 100, "refused": 3}, 9, served, [], {})
+    sound = reloads.Report(100, 100, {"taken": 60, "refused": 3}, 49, served, [], {})
     assert sound.faults() == []
     assert replace(sound, wrong=["gen-1"]).faults() == ["1 receipts do not replay on the bundle they name, first gen-1"]
     assert replace(sound, failed={"status 500": 1}).faults() == ["1 requests: status 500"]
     assert replace(sound, receipts={"first": 6}).faults() == ["only first served; this shows nothing"]
+    assert replace(sound, reloads=99).faults() == ["99 reloads of 100 wanted"]
     assert reloads.main(["--reloads", "1001"]) == 2

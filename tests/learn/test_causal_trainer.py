@@ -235,7 +235,7 @@ def test_a_run_in_mixed_precision(folder: Path) -> None:
 
 @pytest.mark.parametrize("act_on", ["all", "reply"])
 def test_every_objective_learns_what_its_scorer_rewards(folder: Path, act_on: str) -> None:
-    rl = {"stop": {"rule": "steps", "max_steps": 16}, "validate_every": 16, "learning_rate": 2e-2, "max_new_tokens": 12}
+    rl = {"stop": {"rule": "steps", "max_steps": 24}, "validate_every": 24, "learning_rate": 2e-2, "max_new_tokens": 12}
     trainer = tiny_trainer(folder, causal_recipe(lora=lora(act_on), rl=rl), run=f"learns-{act_on}")
     trainer.start()
     steps = list(trainer.steps())
