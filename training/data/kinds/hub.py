@@ -33,7 +33,7 @@ class HubSource(Columns):
         where = str(base / self.id) if base is not None and (base / self.id).is_dir() else self.id
         try:
             table = datasets.load_dataset(where, name=self.name, split=self.split, revision=self.revision)
-        except Exception as error:  # noqa: BLE001  the library raises a dozen unrelated types, connection errors among them
+        except Exception as error:  # noqa: BLE001  the library raises a dozen unrelated types, even connection errors
             reason = (str(error).strip().splitlines() or [""])[0][:200]
             # The library's underlying error may quote the row, so only its number is reported.
             row = re.search(r"\bin row (\d+)", str(error.__cause__))
