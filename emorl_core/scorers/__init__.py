@@ -1,7 +1,7 @@
-"""Scorers: TRL's reward function signature, one file each, and this one explicit registry.
+"""Scorers with the signature of TRL's reward functions, one file each, and their registry.
 
-A scorer is `(prompts: list[str], completions: list[str], **columns) -> list[float]`, every number in [0, 1]. What
-`build_scorer` returns is verified at every call (`checked`).
+A scorer is `(prompts: list[str], completions: list[str], **columns) -> list[float]`, every number in [0, 1].
+`build_scorer` returns scorers whose results are verified at every call (`checked`).
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ SCORERS: dict[str, type[ScorerConfig]] = {
 def parse_scorer(spec: object, *, where: str = "scorer") -> ScorerConfig:
     """A kind's name, or a mapping such as `{kind: cross_encoder, model: scorers/reflection}` -> its configuration.
 
-    Nothing is loaded. Raises `ScorerError`: unknown kinds and keys with the nearest known one.
+    Nothing is loaded. Raises `ScorerError`; for an unknown kind or key it names the nearest known one.
     """
     return parse_spec(SCORERS, spec, where=where, error=ScorerError)
 
 
 def parts_of(config: ScorerConfig, *, where: str = "scorer") -> Iterator[ScorerConfig]:
-    """A scorer's configuration and those of all the scorers in it. Raises `ScorerError` for one that is none."""
+    """A scorer's configuration and those of all scorers within it. Raises `ScorerError` for an invalid one."""
     yield config
     for number, part in enumerate(config.parts):
         yield from parts_of(parse_scorer(part, where=f"{where}.of.{number}"), where=f"{where}.of.{number}")

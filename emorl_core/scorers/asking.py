@@ -1,4 +1,4 @@
-"""Asking scorers about replies: the data columns they get, and the memory of those that are asked again and again."""
+"""Scoring replies: the data columns passed to scorers, and a cache for repeated questions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Protocol, TypeVar
 
 from emorl_core.scorers.base import Checked
 
-_DECIMALS = 6  # what the batch that a reply is scored in may change lies below
+_DECIMALS = 6  # the batch that a reply is scored in changes only later decimals
 K = TypeVar("K", bound=Hashable)
 
 
 class Asked(Protocol):
-    """What a reply answers: a record of the data, or a prompt made of one."""
+    """What a reply answers: a record of the data, or a prompt made from one."""
 
     @property
     def prompt(self) -> str: ...
@@ -25,7 +25,7 @@ class Asked(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A prompt of which no more is known."""
+    """A prompt without data columns."""
 
     prompt: str
     references: Sequence[str] = ()
@@ -43,12 +43,12 @@ def ask(scorer: Checked, about: Sequence[Asked], replies: Sequence[str]) -> list
 
 
 def ask_rounded(scorer: Checked, about: Sequence[Asked], replies: Sequence[str]) -> list[float]:
-    """`ask`, rounded so that the batch a reply is scored in cannot decide between replies."""
+    """`ask`, rounded so that comparisons between replies do not depend on the batch."""
     return [round(score, _DECIMALS) for score in ask(scorer, about, replies)]
 
 
 class Panel:
-    """Several scorers that are asked about each reply once."""
+    """Several scorers, each asked about a reply only once."""
 
     def __init__(self, scorers: Mapping[str, Checked]) -> None:
         self._scorers = dict(scorers)
@@ -62,11 +62,11 @@ class Panel:
         return self._known[key]
 
     def remember(self, key: Hashable, scores: Sequence[float]) -> None:
-        """Scores from an earlier run."""
+        """Store scores from an earlier run."""
         self._known[key] = tuple(scores)
 
     def score(self, new: Mapping[K, tuple[Asked, str]]) -> None:
-        """Ask about replies (key -> what it answers, its text), all in one batch. Raises `ScorerError`."""
+        """Score replies (key -> what it answers, its text), all in one batch. Raises `ScorerError`."""
         if not new:
             return
         about, replies = [each for each, _ in new.values()], [text for _, text in new.values()]

@@ -1,7 +1,7 @@
-"""What every scorer is: TRL's reward function, `(prompts, completions, **kwargs) -> list of floats in [0, 1]`.
+"""The interface of scorers: TRL's reward functions, `(prompts, completions, **kwargs) -> list of floats in [0, 1]`.
 
-A scorer is deterministic: the same pair gets the same score in any batch (to float rounding), and calling or building
-one leaves torch's random state as it was, so a resumed run sees the same random numbers. Nothing here draws any.
+A scorer is deterministic: a pair gets the same score in any batch (up to float rounding), and building or calling a
+scorer leaves torch's random state unchanged, so a resumed run sees the same random numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ScorerError(EmorlError):
-    """A scorer that cannot be built, or that broke its contract. `scorer` and `index` say which and where."""
+    """A scorer that cannot be built, or that returned an invalid result. `scorer` and `index` say which and where."""
 
     code = "invalid_scorer"
 
@@ -38,7 +38,7 @@ class ScorerError(EmorlError):
 @runtime_checkable
 class Scorer(Protocol):
     """One float in [0, 1] per (prompt, completion), higher is better. Extra keyword arguments are data columns, as in
-    TRL; a scorer uses those it knows. `__name__` is how TRL and the metrics name it."""
+    TRL; a scorer uses those it knows. `__name__` is its name in TRL and in metrics."""
 
     __name__: str
 
@@ -46,7 +46,7 @@ class Scorer(Protocol):
 
 
 class Pair(Protocol):
-    """A prompt with a reply to it, where there is one."""
+    """A prompt with a reply, if it has one."""
 
     @property
     def prompt(self) -> str: ...
@@ -56,45 +56,45 @@ class Pair(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a scorer may need besides its own configuration."""
+    """What a scorer may need in addition to its configuration."""
 
-    device: str = "auto"  # auto (CUDA where there is one), cpu, cuda, cuda:N
-    base: Path | None = None  # the folder that relative paths start from
+    device: str = "auto"  # auto (CUDA if available), cpu, cuda, cuda:N
+    base: Path | None = None  # base of relative paths
     corpus: Sequence[Pair] = ()  # of the training part, for scorers that learn from text
-    # Builds a scorer that is a part of another, from its specification and where that stands; set by the registry.
+    # Builds a scorer within another, from its specification and the field's name; set by the registry.
     part: Callable[[object, str], Checked] | None = None
 
 
 class ScorerConfig(Spec):
     """Base of every scorer's configuration."""
 
-    runs_code: ClassVar[bool] = False  # of the operator's or a stranger's, by name
+    runs_code: ClassVar[bool] = False  # whether it runs any Python code that the configuration names
 
     @property
     def reads_corpus(self) -> bool:
-        """Whether it takes something from `Context.corpus`."""
+        """Whether it uses `Context.corpus`."""
         return False
 
     @property
     def parts(self) -> tuple[object, ...]:
-        """Specifications of the scorers that it is made of."""
+        """Specifications of the scorers within it."""
         return ()
 
     @abstractmethod
     def build(self, context: Context) -> Scorer:
-        """Load what the scorer needs. Raises `ScorerError`."""
+        """Load everything that the scorer needs. Raises `ScorerError`."""
 
 
 class Checked:
-    """A scorer whose every answer is verified. The first broken answer names the scorer and the index."""
+    """A scorer whose results are verified. The error for an invalid one names the scorer and the index."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.__name__ = name_of(scorer)
 
     def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-        """Raises `ScorerError`: prompts that are not one string per completion, or an answer that is not one finite
-        number in [0, 1] for each."""
+        """Raises `ScorerError` unless there is one prompt per completion, all of them strings, and the result is one
+        finite number in [0, 1] for each."""
         check_texts(self.__name__, prompts, completions)
         scores = self.scorer(prompts=prompts, completions=completions, **kwargs)
         if not isinstance(scores, (list, tuple)):
@@ -104,11 +104,11 @@ class Checked:
         return [self._number(score, index) for index, score in enumerate(scores)]
 
     def _number(self, score: object, index: int) -> float:
-        # numpy's scalars are Real; a tensor is not, and a bool would hide a comparison that was meant as a score.
+        # numpy's scalars are Real, tensors are not. A bool is probably a comparison returned by mistake.
         if isinstance(score, bool) or not isinstance(score, numbers.Real):
             raise self._fault(f"returned a {type(score).__name__} at index {index}; allowed: a float", index)
         value = float(score)
-        if not 0.0 <= value <= 1.0:  # NaN fails this too
+        if not 0.0 <= value <= 1.0:  # NaN is refused too
             shown = "NaN" if math.isnan(value) else f"{value:g}"
             raise self._fault(f"returned {shown} at index {index}; allowed: 0 to 1", index)
         return value
@@ -118,12 +118,12 @@ class Checked:
 
 
 def checked(scorer: Scorer) -> Checked:
-    """`scorer`, verified at every call; a scorer that is checked already comes back as it is."""
+    """`scorer`, verified at every call; one that is already checked is returned unchanged."""
     return scorer if isinstance(scorer, Checked) else Checked(scorer)
 
 
 def name_of(scorer: object) -> str:
-    """How a scorer is called in messages and metrics."""
+    """A scorer's name in messages and metrics."""
     return str(getattr(scorer, "__name__", type(scorer).__name__))
 
 
@@ -142,12 +142,12 @@ def check_texts(name: str, prompts: Sequence[object], completions: Sequence[obje
 
 
 def clip(value: float) -> float:
-    """Into [0, 1]; NaN stays NaN, so that the check finds it."""
+    """Clip to [0, 1]; NaN stays NaN, so that the check finds it."""
     return value if math.isnan(value) else min(1.0, max(0.0, value))
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises `ScorerError` for a device that is not there."""
+    """`auto` is CUDA if available. Raises `ScorerError` for a device that does not exist here."""
     import torch
 
     if name == "auto":
@@ -163,15 +163,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Indices in batches of texts of like length, longest first: little padding, and a batch that does not fit in
-    memory fails at once."""
+    """Indices in batches of similar length, longest first: little padding, and a batch that does not fit in memory
+    fails at once."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars and remarks on the terminal."""
+    """Within the block, transformers prints no progress bars or warnings on the terminal."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -187,7 +187,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Load a model without moving torch's random state and without a loading report on the terminal."""
+    """Load a model without changing torch's random state and without a loading report on the terminal."""
     import torch
 
     with quiet_transformers(), torch.random.fork_rng():

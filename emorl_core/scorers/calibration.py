@@ -1,4 +1,4 @@
-"""Raw outputs of a classifier -> a number in [0, 1] that means what it says. Stored beside the model.
+"""Calibration of a classifier's raw outputs to scores in [0, 1]; stored with the model.
 
 Platt: Platt 1999, "Probabilistic outputs for support vector machines". Temperature: Guo et al. 2017, "On calibration of
 modern neural networks". Isotonic: Zadrozny & Elkan 2002, by pool-adjacent-violators.
@@ -29,7 +29,7 @@ class _Calibration(Strict):
 
     @property
     def outputs_needed(self) -> int:
-        """How many outputs the classifier must have."""
+        """The number of outputs that the classifier must have."""
         return 1
 
     @abstractmethod
@@ -49,8 +49,8 @@ class Platt(_Calibration):
 
 
 class Isotonic(_Calibration):
-    """One output -> linear between the knots, flat outside. It never reorders, but it has plateaus: a reward that
-    cannot tell two replies apart teaches nothing there, so Platt is the default."""
+    """One output, interpolated linearly between the knots and constant outside. It preserves order but has plateaus,
+    where a reward cannot distinguish two replies and teaches nothing, so Platt is the default."""
 
     kind: Literal["isotonic"] = "isotonic"
     inputs: tuple[float, ...] = Field(min_length=1)
@@ -75,10 +75,10 @@ class Isotonic(_Calibration):
 
 
 class Temperature(_Calibration):
-    """Class logits -> the expected value of softmax(z / temperature + bias), `values` being the worth of each class.
+    """Class logits -> the expected value under softmax(z / temperature + bias); `values` has the value of each class.
 
-    The biases (Alexandari et al. 2020, "bias-corrected temperature scaling") undo what class weights in the loss did to
-    the frequencies: a model trained with them takes rare levels for common.
+    The biases (Alexandari et al. 2020, "bias-corrected temperature scaling") correct the effect of class weights in the
+    loss: a model trained with them overestimates rare levels.
     """
 
     kind: Literal["temperature"] = "temperature"
@@ -110,7 +110,7 @@ _ANY: TypeAdapter[Calibration] = TypeAdapter(Annotated[Calibration, Field(discri
 
 
 def read_calibration(folder: Path) -> Calibration | None:
-    """The folder's calibration, or None where it has none. Raises `ScorerError` for a file that is not one."""
+    """The folder's calibration, or None if it has none. Raises `ScorerError` for an invalid file."""
     file = folder / CALIBRATION_FILE
     if not file.is_file():
         return None
@@ -128,13 +128,13 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
 def fit_platt(outputs: Sequence[float], targets: Sequence[float]) -> Platt:
     """Minimise the cross-entropy against `targets` in [0, 1] by Newton's method.
 
-    Targets are pulled in by 1/(n+2), Platt's own guard: perfectly separated scores would otherwise get an infinite
-    slope, and with it a reward that is 0 or 1 everywhere.
+    Targets are smoothed by 1/(n+2), as Platt does: otherwise perfectly separated scores would give an infinite slope,
+    and so a reward that is 0 or 1 everywhere.
     """
     count = len(outputs)
     pull = 1.0 / (count + 2)
     soft = [target * (1 - 2 * pull) + pull for target in targets]
-    # Newton on standardised outputs is well-conditioned; the parameters are put back on the raw scale at the end.
+    # Newton's method is well-conditioned on standardised outputs; parameters are converted to the raw scale at the end.
     mean = math.fsum(outputs) / count
     spread = math.sqrt(math.fsum((z - mean) ** 2 for z in outputs) / count) or 1.0
     scaled = [(z - mean) / spread for z in outputs]
@@ -155,7 +155,7 @@ def fit_platt(outputs: Sequence[float], targets: Sequence[float]) -> Platt:
         d_slope = (h22 * g_slope - h12 * g_intercept) / determinant
         d_intercept = (h11 * g_intercept - h12 * g_slope) / determinant
         step = 1.0
-        while step > 1e-8:  # a full Newton step can overshoot when most scores are far from the border
+        while step > 1e-8:  # a full Newton step can overshoot if most scores are far from the decision boundary
             tried = _cross_entropy(scaled, soft, slope - step * d_slope, intercept - step * d_intercept)
             if tried <= loss:
                 break
@@ -168,10 +168,10 @@ def fit_platt(outputs: Sequence[float], targets: Sequence[float]) -> Platt:
 
 
 def fit_isotonic(outputs: Sequence[float], targets: Sequence[float]) -> Isotonic:
-    """Least squares under the condition that a higher output never means a lower value."""
+    """Least squares, constrained so that a higher output never gives a lower value."""
     blocks: list[list[float]] = []  # [sum of targets, count, sum of outputs]
     for z, same in itertools.groupby(sorted(zip(outputs, targets, strict=True)), key=lambda pair: pair[0]):
-        tied = [y for _, y in same]  # one output has one value, whatever the order of its targets
+        tied = [y for _, y in same]  # equal outputs get one value, whatever the order of their targets
         blocks.append([math.fsum(tied), float(len(tied)), z * len(tied)])
         while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] >= blocks[-1][0] * blocks[-2][1]:
             total, count, where = blocks.pop()
@@ -185,7 +185,7 @@ def fit_isotonic(outputs: Sequence[float], targets: Sequence[float]) -> Isotonic
 def fit_temperature(rows: Sequence[Sequence[float]], classes: Sequence[int], values: Sequence[float]) -> Temperature:
     """Minimise the mean negative log-likelihood over (log T, biases), which is smooth, by L-BFGS in float64.
 
-    A weight of 1e-3 on the squares of the parameters keeps a class that the part lacks from a bias of minus infinity.
+    An L2 penalty of 1e-3 on the parameters prevents a bias of minus infinity for a class that the data lack.
     """
     import torch
 

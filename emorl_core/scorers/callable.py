@@ -1,4 +1,4 @@
-"""A Python function by dotted path: the way in for a scorer of one's own. It is code: run only recipes you trust."""
+"""A Python function by dotted path, for custom scorers. It runs code, so use only recipes that you trust."""
 
 # ruff: noqa: ARG002  one signature for all scorers
 from __future__ import annotations
@@ -15,13 +15,13 @@ from emorl_core.scorers.base import Context, Scorer, ScorerConfig, ScorerError
 
 class CallableConfig(ScorerConfig):
     """`path` is `package.module:function` (or `package.module.function`). The function is called as
-    `function(prompts=…, completions=…, **arguments, **columns)` when it takes such keywords."""
+    `function(prompts=…, completions=…, **arguments, **columns)`, with the columns that it accepts as keywords."""
 
     runs_code: ClassVar[bool] = True
 
     kind: Literal["callable"] = "callable"
     path: str
-    arguments: dict[str, Any] = Field(default_factory=dict)  # fixed keyword arguments, a seed for example
+    arguments: dict[str, Any] = Field(default_factory=dict)  # fixed keyword arguments, such as a seed
 
     @field_validator("path")
     @classmethod
@@ -63,7 +63,7 @@ class CallableConfig(ScorerConfig):
 
 
 class Called:
-    """The function with its fixed arguments; columns it does not take are left out."""
+    """The function with its fixed arguments; columns that it does not accept are omitted."""
 
     def __init__(
         self, name: str, function: Callable[..., Any], arguments: dict[str, Any], known: set[str] | None

@@ -14,14 +14,14 @@ ENTAILMENT, CONTRADICTION = "entailment", "contradiction"
 
 
 class CoherenceConfig(ScorerConfig):
-    """`consistent`: 1 - P(contradiction): a reply may add something, but not deny what the client said. `entailed`:
-    P(entailment). The classifier must name its labels and must have been trained: both are checked."""
+    """`consistent`: 1 - P(contradiction): a reply may add something, but not contradict the client. `entailed`:
+    P(entailment). The classifier must have named labels and a trained head; both are checked."""
 
     kind: Literal["coherence"] = "coherence"
     model: str  # a folder or hub id of an NLI classifier
     revision: str | None = None
     score: Literal["consistent", "entailed"] = "consistent"
-    max_length: int | None = Field(None, ge=8)  # tokens of both texts together; null: what the checkpoint says
+    max_length: int | None = Field(None, ge=8)  # tokens of both texts together; null: the checkpoint's limit
     batch_size: int = Field(32, ge=1)
 
     def build(self, context: Context) -> Scorer:
@@ -35,7 +35,7 @@ class Coherence:
         wanted = ENTAILMENT if config.score == "entailed" else CONTRADICTION
         self._turn = config.score == "consistent"
         shared = config.model_dump(include={"model", "revision", "max_length", "batch_size"})
-        # `expected` suits any classifier with classes; it only serves until the label is known by its own spelling.
+        # `expected` accepts any classifier with classes; it is a placeholder until the label's exact spelling is known.
         encoder = CrossEncoder(CrossEncoderConfig(**shared, output="expected"), context, name=self.__name__)
         label = next((label for label in encoder.labels if label.lower() == wanted), None)
         if label is None:

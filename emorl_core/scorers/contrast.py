@@ -1,8 +1,7 @@
-"""A scorer whose liking for a reply under other clients' prompts counts against the reply.
+"""A scorer with a penalty for replies that also score high under other clients' prompts.
 
-Score = s(prompt, reply) · (1 - mean of s(other prompt, reply)), over prompts of the training part that are drawn for
-each pair. Whatever s is, a sentence that it likes equally under every prompt gets at most 1/4, so no constant can win
-much.
+Score = s(prompt, reply) · (1 - mean of s(other prompt, reply)), over training prompts drawn for each pair. Whatever s
+is, a sentence with the same score under every prompt gets at most 1/4, which limits what a constant reply can gain.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from emorl_core.scorers.words import prompt_key
 
 
 class ContrastConfig(ScorerConfig):
-    """`of` is asked 1 + `others` times about each reply."""
+    """`of` is called 1 + `others` times for each reply."""
 
     kind: Literal["contrast"] = "contrast"
-    of: dict[str, Any] | str  # a scorer, written as it would be alone
+    of: dict[str, Any] | str  # a scorer, specified as on its own
     others: int = Field(2, ge=1, le=16)  # prompts of other clients, drawn from the recipe's training part
 
     @property
@@ -34,7 +33,7 @@ class ContrastConfig(ScorerConfig):
         return (self.of,)
 
     def build(self, context: Context) -> Scorer:
-        assert context.part is not None  # every scorer is built by the registry
+        assert context.part is not None  # set by the registry, which builds every scorer
         prompts = list({prompt_key(record.prompt): record.prompt for record in context.corpus}.values())
         if len(prompts) < self.others + 1:
             raise ScorerError(
@@ -44,7 +43,7 @@ class ContrastConfig(ScorerConfig):
 
 
 class Contrast:
-    """Deterministic: which prompts are drawn depends on the pair alone."""
+    """Deterministic: the prompts drawn depend only on the pair."""
 
     def __init__(self, scorer: Checked, prompts: list[str], others: int) -> None:
         self.scorer, self.prompts, self.others = scorer, prompts, others
@@ -53,7 +52,7 @@ class Contrast:
     def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
         own = self.scorer(prompts, completions, **kwargs)
         elsewhere = [self._drawn(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
-        # Columns of the data belong to the client, not to those who are drawn.
+        # Data columns belong to the client, not to the other prompts.
         others = self.scorer(
             [other for drawn in elsewhere for other in drawn],
             [text for text in completions for _ in range(self.others)],

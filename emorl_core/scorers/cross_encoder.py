@@ -1,7 +1,7 @@
-"""Any Hugging Face sequence classifier on (prompt, response), with calibration: one logit or classes -> [0, 1].
+"""A Hugging Face sequence classifier on (prompt, response), with calibration: one logit or classes -> [0, 1].
 
-A checkpoint without trained weights for its classifying head is refused: the published coherence scorer had such a
-head, and its scores were noise.
+A checkpoint without trained weights for its classification head is refused: the published coherence scorer had an
+untrained head, and its scores were noise.
 """
 
 # ruff: noqa: ARG002  one signature for all scorers
@@ -30,31 +30,31 @@ from emorl_core.scorers.calibration import Calibration, expected, read_calibrati
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LONGEST_PAIR = 512  # tokens, where neither the configuration nor the checkpoint says less
+LONGEST_PAIR = 512  # tokens, unless the configuration or the checkpoint sets a lower limit
 Output = Literal["auto", "calibrated", "sigmoid", "clamp", "expected"]
 
 
 class CrossEncoderConfig(ScorerConfig):
-    """`output` says how raw outputs become a score. `auto`: the model's own `calibration.json` where there is one; else
-    the named `label`'s probability; else one logit through a sigmoid, or of two classes the second's probability.
-    `clamp` cuts one logit at 0 and 1 (the published empathy scorer: no gradient of reward beyond). `expected` takes
+    """`output` decides how raw outputs become a score. `auto`: the probability of `label` if given; else the model's
+    own `calibration.json` if present; else the sigmoid of one logit, or the second class's probability of two. `clamp`
+    clips one logit to [0, 1] (as the published empathy scorer does: rewards do not differ beyond). `expected` takes
     ordered classes, worst first, as evenly spaced from 0 to 1."""
 
     kind: Literal["cross_encoder"] = "cross_encoder"
     model: str  # a folder or a hub id
-    revision: str | None = None  # of a hub id; name one to keep a run repeatable
+    revision: str | None = None  # of a hub id; set it for reproducible runs
     output: Output = "auto"
     label: str | None = None  # score = this label's probability
-    # Tokens of prompt and response together, the longer of them cut first; null: what the checkpoint says, up to 512.
+    # Tokens of prompt and response together, the longer one truncated first; null: the checkpoint's limit, up to 512.
     max_length: int | None = Field(None, ge=8)
-    batch_size: int = Field(32, ge=1)  # pairs a forward pass; changes the speed, not the scores
+    batch_size: int = Field(32, ge=1)  # pairs per forward pass; affects speed, not scores
 
     def build(self, context: Context) -> Scorer:
         return CrossEncoder(self, context, name="cross_encoder")
 
 
 class CrossEncoder:
-    """A loaded classifier. Raises `ScorerError` at construction for anything that could not score honestly."""
+    """A loaded classifier. The constructor raises `ScorerError` for a model whose scores would be meaningless."""
 
     def __init__(self, config: CrossEncoderConfig, context: Context, *, name: str) -> None:
         self.__name__ = name
@@ -83,7 +83,7 @@ class CrossEncoder:
 
     def _score(self, row: Sequence[float]) -> float:
         if any(math.isnan(z) for z in row):
-            return math.nan  # the check names the index
+            return math.nan  # the check reports the index
         if self.output == "calibrated":
             assert self.calibration is not None
             return self.calibration.apply(row)
@@ -97,7 +97,7 @@ class CrossEncoder:
         return clip(likely[self.labels.index(self.output)])
 
     def _output(self) -> str:
-        """The mode, or the label whose probability is the score."""
+        """The output mode, or the label whose probability is the score."""
         wanted, labels, model = self.config.output, self.labels, self.config.model
         if self.config.label is not None:
             if wanted != "auto":
@@ -137,7 +137,7 @@ class CrossEncoder:
 
 
 def local_or_hub(model: str, base: Path | None) -> str:
-    """A folder (relative ones start at `base`) or a hub id. Raises `ScorerError` for a path that is not there."""
+    """A folder (relative to `base`) or a hub id. Raises `ScorerError` for a path that does not exist."""
     if not model.strip():
         raise ScorerError("model is empty; name a folder or a hub id", param="model")
     folder = Path(model).expanduser()
@@ -151,13 +151,13 @@ def local_or_hub(model: str, base: Path | None) -> str:
 
 
 def shown(where: str) -> str:
-    """A hub id as it is; of a folder only its own name, because a path says nothing on another machine."""
+    """A hub id unchanged, or only the name of a folder, since its path means nothing on another machine."""
     folder = Path(where)
     return folder.resolve().name if folder.is_dir() else where
 
 
 def load_classifier(where: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Raises `ScorerError`: not loadable, or a head without trained weights."""
+    """Raises `ScorerError` if it cannot be loaded, or its head has no trained weights."""
     from transformers import AutoModelForSequenceClassification
 
     model, tokenizer, missing = load_pretrained(AutoModelForSequenceClassification, where, revision)
@@ -186,7 +186,7 @@ def load_pretrained(
             model, info = auto_class.from_pretrained(
                 where, revision=revision, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
             )
-    except Exception as error:  # noqa: BLE001  transformers raises OSError, ValueError, KeyError, SafetensorError, RuntimeError
+    except Exception as error:  # noqa: BLE001  transformers raises OSError, ValueError, KeyError, and others
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise ScorerError(
             f"model {shown(where)!r} cannot be loaded: {type(error).__name__}: {reason}", param="model"
@@ -194,15 +194,15 @@ def load_pretrained(
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ScorerError(f"model {shown(where)!r}: its tokenizer has no padding token", param="model")
-        tokenizer.pad_token = tokenizer.eos_token  # masked wherever it is padding
+        tokenizer.pad_token = tokenizer.eos_token  # masked where it is padding
     if model.config.get_text_config().pad_token_id is None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model, tokenizer, sorted(info["missing_keys"])
 
 
 def pick_max_length(wanted: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    """Raises `ScorerError` when the model has no positions for `wanted` tokens."""
-    # Tokenizers without a limit carry a huge number, and models with relative positions carry none.
+    """Raises `ScorerError` if the model has fewer positions than `wanted` tokens."""
+    # Tokenizers without a limit have a huge number, and models with relative positions have none.
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limit = min(int(tokenizer.model_max_length), positions or int(tokenizer.model_max_length))
     if wanted is None:
@@ -215,7 +215,7 @@ def pick_max_length(wanted: int | None, model: PreTrainedModel, tokenizer: PreTr
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], max_length: int
 ) -> list[dict[str, list[int]]]:
-    """One unpadded encoding per pair; training and scoring both use this one."""
+    """One unpadded encoding per pair, for training and scoring alike."""
     if not prompts:
         return []
     encoded = tokenizer(list(prompts), list(responses), truncation="longest_first", max_length=max_length)
@@ -231,7 +231,7 @@ def raw_outputs(
     max_length: int,
     batch_size: int,
 ) -> list[list[float]]:
-    """The classifier's logits, one row per pair, in the order given."""
+    """The classifier's logits, one row per pair, in the given order."""
     import torch
 
     pairs = encode_pairs(tokenizer, prompts, responses, max_length)

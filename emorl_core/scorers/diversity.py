@@ -1,4 +1,4 @@
-"""Diversity-2: distinct bigrams of a reply divided by its words (Li et al. 2016, as method.md section 1 takes it)."""
+"""Diversity-2: distinct bigrams of a reply divided by its words (Li et al. 2016, as used in method.md section 1)."""
 
 # ruff: noqa: ARG002  one signature for all scorers
 from __future__ import annotations
@@ -26,6 +26,6 @@ class Diversity:
 
 
 def distinct_bigrams(text: str) -> float:
-    """Distinct bigrams / words, 0 for an empty text."""
+    """Distinct bigrams / words; 0 for an empty text."""
     tokens = words(text)
     return len(set(ngrams(tokens, 2))) / len(tokens) if tokens else 0.0

@@ -11,7 +11,7 @@ from emorl_core.scorers.words import words
 
 
 class EditRateConfig(ScorerConfig):
-    """Higher is further from the prompt; a measure, and a weak guard against copying."""
+    """Higher is further from the prompt; a metric, and a weak guard against copying."""
 
     kind: Literal["edit_rate"] = "edit_rate"
 
@@ -27,7 +27,7 @@ class EditRate:
 
 
 def edit_rate(first: str, second: str) -> float:
-    """0 for two texts without words."""
+    """Edit rate in [0, 1]; 0 for two texts without words."""
     left, right = words(first), words(second)
     longer = max(len(left), len(right))
     return levenshtein(left, right) / longer if longer else 0.0

@@ -1,8 +1,8 @@
-"""Fluency of a reply to *this* client: how likely the base finds it here, beside how likely it finds it anywhere.
+"""Fluency of a reply to *this* client: its likelihood under the base here, compared with elsewhere.
 
-Perplexity alone pays for stock phrases and repetitions, which are likely everywhere. So a reply's likelihood without a
+Perplexity alone rewards stock phrases and repetitions, which are likely everywhere. So a reply's likelihood without a
 prompt and under other clients' prompts counts against it, and a likelihood far above that of human replies is as
-suspect as one far below. How much each counts was fitted on human replies against spoilt ones
+suspicious as one far below. The weights are fitted on human replies against corrupted ones
 (`emorl train-scorer --loss fluency`).
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "fluency.json"
 SYSTEM = "You are a counselor. Reflect what the client says in one or two short sentences."
-# Made up, of different topics: what is likely under these is likely everywhere.
+# Invented prompts on different topics: a reply that is likely under these is likely everywhere.
 OTHERS = (
     "I lost my job in March and since then I just sit at home all day.",
     "My daughter screams at me whenever I ask her to do her homework.",
@@ -36,7 +36,7 @@ FEATURES = ("below", "above", "over_free", "over_others", "end")
 
 
 class FluencyWeights(Strict):
-    """How much each feature of `Likelihood.features` counts. `centre`: the mean log-likelihood of human replies."""
+    """The weight of each feature of `Likelihood.features`. `centre`: the mean log-likelihood of human replies."""
 
     model_config = ConfigDict(allow_inf_nan=False)
     format: Literal["emorl-fluency/1"] = "emorl-fluency/1"
@@ -45,7 +45,7 @@ class FluencyWeights(Strict):
     intercept: float
 
     def score(self, likelihood: Likelihood) -> float:
-        """Into [0, 1]; 0 for a reply without words."""
+        """Score in [0, 1]; 0 for a reply without words."""
         if likelihood.given == -math.inf:
             return 0.0
         features = likelihood.features(self.centre)
@@ -54,8 +54,8 @@ class FluencyWeights(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """Mean log-likelihood per token of a reply: `given` its prompt, `free` of any, under `others`' prompts; `end`: of
-    its end behind it."""
+    """Mean log-likelihood per token of a reply: `given` its prompt, `free`: without a prompt, `others`: under other
+    prompts. `end`: the log-likelihood of the end token after it."""
 
     given: float
     free: float
@@ -69,13 +69,13 @@ class Likelihood:
 
 
 class FluencyConfig(ScorerConfig):
-    """Needs a causal base and the weights that were fitted with it."""
+    """Needs a causal base and the weights fitted with it."""
 
     kind: Literal["fluency"] = "fluency"
-    model: str  # a folder or hub id of a causal language model, best the recipe's own base
+    model: str  # a folder or hub id of a causal language model, preferably the recipe's own base
     revision: str | None = None
-    weights: str  # the folder that `emorl train-scorer --loss fluency` wrote
-    max_length: int | None = Field(None, ge=32)  # tokens; the prompt is cut first, from its start
+    weights: str  # the folder written by `emorl train-scorer --loss fluency`
+    max_length: int | None = Field(None, ge=32)  # tokens; the beginning of the prompt is truncated first
     batch_size: int = Field(16, ge=1)
 
     def build(self, context: Context) -> Scorer:
@@ -102,7 +102,7 @@ class Fluency:
 
 
 def read_weights(folder: Path) -> FluencyWeights:
-    """Raises `ScorerError`: not there, or not ours."""
+    """Raises `ScorerError` if the file is missing or not in this format."""
     try:
         found = FluencyWeights.model_validate_json((folder / WEIGHTS_FILE).read_bytes())
     except OSError:
@@ -115,7 +115,7 @@ def read_weights(folder: Path) -> FluencyWeights:
 
 
 class LikelihoodReader:
-    """A causal model that reads replies behind prompts, in its chat template where it has one."""
+    """A causal model that reads replies after prompts, in its chat template if it has one."""
 
     def __init__(
         self, where: str, revision: str | None, *, device: str, max_length: int | None, batch_size: int
@@ -168,7 +168,7 @@ class LikelihoodReader:
         return ids[-(self.max_length - self.max_length // 2 - 1) :]
 
     def _behind(self, contexts: list[list[int]], replies: list[list[int]]) -> list[tuple[float, float]]:
-        """(mean log-likelihood of the reply's words, log-likelihood of its end) of each."""
+        """(mean log-likelihood of the reply's tokens, log-likelihood of its end) for each."""
         import torch
 
         rows = [context + reply for context, reply in zip(contexts, replies, strict=True)]
@@ -184,7 +184,7 @@ class LikelihoodReader:
         return found
 
     def _behind_fixed(self, number: int, replies: list[list[int]]) -> list[tuple[float, float]]:
-        """As `_behind` one of the prompts that never change, which is read once."""
+        """As `_behind`, after one of the fixed prompts, which is read only once."""
         import torch
 
         context = self._elsewhere[number]
@@ -209,6 +209,6 @@ class LikelihoodReader:
 
 
 def _likelihood(logits: torch.Tensor, reply: list[int]) -> tuple[float, float]:
-    """logits: [tokens of the reply and its end, V], each predicting the token at its place."""
+    """logits: [tokens of the reply and its end, V], each predicting the token at its position."""
     each = logits.float().log_softmax(-1)[range(len(reply)), reply]
     return float(each[:-1].mean()), float(each[-1])

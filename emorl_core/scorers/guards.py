@@ -1,5 +1,5 @@
-"""Guards: scores that fall when a policy escapes into very short, very long or repeating text. Meant as a factor beside
-a real scorer (`product`), not as an objective."""
+"""Guards: scores that fall for very short, very long or repetitive text. Meant as a factor in a `product` with a real
+scorer, not as an objective."""
 
 # ruff: noqa: ARG002  one signature for all scorers
 from __future__ import annotations
@@ -13,7 +13,8 @@ from emorl_core.scorers.words import ngrams, words
 
 
 class LengthConfig(ScorerConfig):
-    """1 between `min_words` and `max_words`; below it falls in proportion, above it reaches 0 at twice the limit."""
+    """1 between `min_words` and `max_words`; proportional to the length below, and falling to 0 at twice the limit
+    above."""
 
     kind: Literal["length"] = "length"
     min_words: int = Field(4, ge=1)
@@ -40,11 +41,11 @@ class Length:
 
 
 class RepetitionConfig(ScorerConfig):
-    """1 when no run of `ngram` words comes twice; else the share of distinct runs, to the power of `strictness`. An
+    """1 if no sequence of `ngram` words occurs twice; else the share of distinct ones, to the power of `strictness`. An
     empty text gets 0."""
 
     kind: Literal["repetition"] = "repetition"
-    ngram: int = Field(3, ge=1, le=8)  # words a run
+    ngram: int = Field(3, ge=1, le=8)  # words per n-gram
     strictness: float = Field(2.0, gt=0, le=10)
 
     def build(self, context: Context) -> Scorer:
@@ -72,6 +73,6 @@ def length_window(count: int, low: int, high: int) -> float:
 
 
 def distinct_share(tokens: list[str], size: int) -> float:
-    """Distinct n-grams / n-grams; 1 for a text too short to have one."""
+    """Distinct n-grams / all n-grams; 1 for a text that is too short to have one."""
     runs = ngrams(tokens, size)
     return len(set(runs)) / len(runs) if runs else 1.0

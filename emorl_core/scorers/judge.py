@@ -1,8 +1,8 @@
-"""A judge of replies: a small network over what a causal language model makes of a reply behind its prompt.
+"""A judge of replies: a small network over a causal language model's states and likelihoods for a reply.
 
-The model stays as it is. Its states say what the reply is about and how it is put; its likelihoods, here and behind
-another client's prompt, whether this client is answered at all. The network was fitted on human replies against
-everything that should score lower (`emorl train-scorer --loss states`).
+The model is frozen. Its states represent the reply's content and style; its likelihoods after this prompt and after
+another client's show whether the reply answers this client. The network is fitted on human replies against everything
+that should score lower (`emorl train-scorer --loss states`).
 """
 
 # ruff: noqa: ARG002  one signature for all scorers
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     import torch
 
 HEAD_FILE, ABOUT_FILE = "judge.safetensors", "judge.json"
-_OUTLIER = 6.0  # spreads; no feature counts for more
-_CERTAIN = -0.1  # log-likelihood of a token that follows of itself, as in a repetition
+_OUTLIER = 6.0  # standard deviations at which features are clipped
+_CERTAIN = -0.1  # log-likelihood above which a token is predictable, as in a repetition
 _LOWEST_END = -10.0
-_STATES, NUMBERS = 2, 17  # of a reading
+_STATES, NUMBERS = 2, 17  # per reading
 
 
 class JudgeAbout(Strict):
-    """What must be the same when a reply is judged as when the judge was trained."""
+    """Properties that must be the same in scoring as in training."""
 
     format: Literal["emorl-judge/1"] = "emorl-judge/1"
-    dtype: Dtype  # that the model computes in
+    dtype: Dtype  # number format in which the model computes
 
 
 class JudgeConfig(ScorerConfig):
@@ -44,7 +44,7 @@ class JudgeConfig(ScorerConfig):
     kind: Literal["judge"] = "judge"
     model: str  # a folder or hub id of that model
     revision: str | None = None
-    weights: str  # the folder that `emorl train-scorer --loss states` wrote
+    weights: str  # the folder written by `emorl train-scorer --loss states`
 
     def build(self, context: Context) -> Scorer:
         return Judge(self, context)
@@ -52,7 +52,7 @@ class JudgeConfig(ScorerConfig):
 
 @dataclass(frozen=True)
 class Head:
-    """Features [texts, F] -> one number each: standardised, one hidden layer [H, F], GELU, one output [H]."""
+    """Features [texts, F] -> one number each: standardisation, one hidden layer [H, F], GELU, one output [H]."""
 
     mean: torch.Tensor
     spread: torch.Tensor
@@ -92,7 +92,7 @@ class Judge:
         scores = [0.0] * len(prompts)
         by_prompt: dict[str, list[int]] = {}
         for at, (prompt, reply) in enumerate(zip(prompts, completions, strict=True)):
-            if reply.strip():  # who says nothing gets nothing
+            if reply.strip():  # an empty reply gets 0
                 by_prompt.setdefault(prompt, []).append(at)
         for prompt, places in by_prompt.items():
             for at, reading in zip(places, self.reader.read(prompt, [completions[at] for at in places]), strict=True):
@@ -101,7 +101,7 @@ class Judge:
 
 
 def features_of(reading: Reading) -> torch.Tensor:
-    """[F]: the state, what the prompt changes about it, and numbers of the likelihoods."""
+    """[F]: the state, its change due to the prompt, and statistics of the likelihoods."""
     import torch
 
     numbers = torch.tensor(_numbers(reading.likely, reading.other_likely))
@@ -109,10 +109,10 @@ def features_of(reading: Reading) -> torch.Tensor:
 
 
 def _numbers(likely: torch.Tensor, other: torch.Tensor) -> list[float]:
-    """Of the log-likelihoods [T + 1] behind this prompt and another client's: level, extremes and course."""
+    """Statistics of the log-likelihoods [T + 1] after this prompt and another client's: level, extremes and trend."""
     count = max(1, len(likely) - 1)
     here = likely[:count]
-    gain = here - other[:count]  # what this prompt does for each token
+    gain = here - other[:count]  # how much more likely this prompt makes each token
     quarter, half = max(1, count // 4), max(1, count // 2)
     numbers = [math.log(count), float(here.std(unbiased=False)), float((here > _CERTAIN).float().mean())]
     for each in (here, gain):
@@ -130,7 +130,7 @@ def _numbers(likely: torch.Tensor, other: torch.Tensor) -> list[float]:
 
 
 def read_judge(folder: Path) -> tuple[Head, JudgeAbout, Calibration]:
-    """Raises `ScorerError`: not there, or not ours."""
+    """Raises `ScorerError` if files are missing or not in this format."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file

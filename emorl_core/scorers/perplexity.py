@@ -1,7 +1,7 @@
 """Fluency as the perplexity of the reply *given the prompt* under a causal or seq2seq language model, in batches.
 
-The published scorer takes the perplexity of prompt + reply, so a policy is paid for copying fluent prompts; `scope:
-both` keeps that for the preset `paper`. Perplexity = exp(mean negative log-likelihood per scored token, natural log).
+The published scorer uses the perplexity of prompt + reply, which rewards copying fluent prompts; `scope: both` keeps
+that for the preset `paper`. Perplexity = exp(mean negative log-likelihood per scored token, natural log).
 """
 
 # ruff: noqa: ARG002  one signature for all scorers
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class PerplexityConfig(ScorerConfig):
-    """`mapping` turns a perplexity into a score. `log` (default): 1 - log(ppl) / log(worst), the same step for every
-    factor of perplexity. `linear`: (worst - ppl) / worst, the published one, flat at 0 from `worst` on."""
+    """`mapping` turns a perplexity into a score. `log` (default): 1 - log(ppl) / log(worst), so equal ratios of
+    perplexity are equal steps. `linear`: (worst - ppl) / worst, as published. Both are 0 from `worst` on."""
 
     kind: Literal["perplexity"] = "perplexity"
     model: str  # a folder or hub id
@@ -30,7 +30,7 @@ class PerplexityConfig(ScorerConfig):
     mapping: Literal["log", "linear"] = "log"
     worst: float = Field(1000.0, gt=1)  # perplexity at which the score is 0 (the published figure is 50)
     separator: str = " "  # between prompt and reply, for causal models
-    max_length: int | None = Field(None, ge=8)  # tokens; the prompt is cut first, from its start
+    max_length: int | None = Field(None, ge=8)  # tokens; the beginning of the prompt is truncated first
     batch_size: int = Field(16, ge=1)
 
     def build(self, context: Context) -> Scorer:
@@ -74,7 +74,7 @@ class Perplexity:
         return clip(1 - math.log(ppl) / math.log(worst)) if ppl != math.inf else 0.0
 
     def perplexities(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """One per pair; inf for a completion without tokens, because saying nothing is not fluent."""
+        """One per pair; inf for a completion without tokens, which is not fluent."""
         import torch
 
         rows = [self._row(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
@@ -88,7 +88,7 @@ class Perplexity:
         return found
 
     def _row(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-        """Causal: (tokens, the token to predict at each place or -100). Seq2seq: (source, target)."""
+        """Causal: (tokens, the token to predict at each position or -100). Seq2seq: (source, target)."""
         reply = self.tokenizer(completion, add_special_tokens=False)["input_ids"] if completion.strip() else []
         reply = reply[: self.max_length - 1]
         if self.seq2seq:
@@ -96,14 +96,14 @@ class Perplexity:
             return source, reply
         if not reply:
             return [], []
-        # Prompt and reply are encoded apart, so that no token holds pieces of both.
+        # Prompt and reply are encoded separately, so that no token contains parts of both.
         given = self.tokenizer(prompt + self.config.separator, add_special_tokens=False)["input_ids"]
         start = self.tokenizer.bos_token_id
         head = [] if start is None else [start]
         room = self.max_length - len(reply) - len(head)
         given = given[-room:] if room > 0 else []
         tokens = head + given + reply
-        # Without a start token nothing predicts the first token of all.
+        # Without a start token, nothing predicts the very first token.
         first = len(head) + len(given) if self.config.scope == "response" else len(head)
         first = max(first, 1)
         return tokens, [token if place >= first else -100 for place, token in enumerate(tokens)]

@@ -1,4 +1,4 @@
-"""Several scorers as one: the product of their scores. A guard as a factor pulls a score down and never up."""
+"""The product of several scorers' scores. A guard as a factor can only lower the score."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emorl_core.scorers.base import Checked, Context, Scorer, ScorerConfig
 
 
 class ProductConfig(ScorerConfig):
-    """`of`: two or more scorers, each written as it would be alone."""
+    """`of`: two or more scorers, each specified as on its own."""
 
     kind: Literal["product"] = "product"
     of: tuple[dict[str, Any] | str, ...] = Field(min_length=2)
@@ -21,12 +21,12 @@ class ProductConfig(ScorerConfig):
         return self.of
 
     def build(self, context: Context) -> Scorer:
-        assert context.part is not None  # every scorer is built by the registry
+        assert context.part is not None  # set by the registry, which builds every scorer
         return Product([context.part(spec, f"scorer.of.{index}") for index, spec in enumerate(self.of)])
 
 
 class Product:
-    """Its name joins the names of its factors."""
+    """The product; its name joins the names of its factors."""
 
     def __init__(self, factors: list[Checked]) -> None:
         self.factors = factors

@@ -1,7 +1,7 @@
-"""Specificity: cosine between the embeddings of prompt and reply, 0 where it is negative.
+"""Specificity: cosine similarity between the embeddings of prompt and reply, 0 if negative.
 
-Any Hugging Face encoder folder or hub id, with mean pooling over the tokens (padding left out). A reply that copies the
-prompt gets 1, so this is a measure, or a factor beside a scorer that refuses copies.
+Uses any Hugging Face encoder (a folder or hub id), with mean pooling over the tokens (without padding). A reply that
+copies the prompt gets 1, so use this as a metric, or as a factor with a scorer that penalises copies.
 """
 
 # ruff: noqa: ARG002  one signature for all scorers
@@ -25,8 +25,8 @@ class SpecificityConfig(ScorerConfig):
     kind: Literal["specificity"] = "specificity"
     model: str  # a folder or hub id of a sentence encoder
     revision: str | None = None
-    max_length: int | None = Field(None, ge=8)  # tokens of one text; null: what the checkpoint says, up to 512
-    batch_size: int = Field(64, ge=1)  # texts a forward pass
+    max_length: int | None = Field(None, ge=8)  # tokens of one text; null: the checkpoint's limit, up to 512
+    batch_size: int = Field(64, ge=1)  # texts per forward pass
 
     def build(self, context: Context) -> Scorer:
         return Specificity(self, context)
@@ -40,7 +40,7 @@ class Specificity:
 
         where = local_or_hub(config.model, context.base)
         model, self.tokenizer, missing = load_pretrained(AutoModel, where, config.revision)
-        untrained = [name for name in missing if "pooler" not in name]  # mean pooling does not read the pooler
+        untrained = [name for name in missing if "pooler" not in name]  # mean pooling does not use the pooler
         if untrained:
             raise ScorerError(
                 f"model {config.model!r} has no trained encoder: the checkpoint lacks {untrained[0]}", param="model"
@@ -53,12 +53,12 @@ class Specificity:
     def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
         import torch
 
-        # k samples share a prompt: each distinct text is encoded once.
+        # Samples share prompts, so each distinct text is encoded once.
         texts = list(dict.fromkeys([*prompts, *completions]))
         vectors = dict(zip(texts, self.embed(texts), strict=True))
         scores: list[float] = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            # A text without a word has no meaning to compare, whatever vector its special tokens get.
+            # An empty text has no meaning to compare, although its special tokens have a vector.
             if not prompt.strip() or not completion.strip():
                 scores.append(0.0)
             else:

@@ -1,5 +1,5 @@
-"""What a causal language model makes of a reply: its hidden states there, and how likely each token is behind this
-prompt and behind another client's."""
+"""A causal language model's reading of a reply: its hidden states, and each token's likelihood after this prompt and
+after another client's."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     import torch
 
 Dtype = Literal["float32", "bfloat16"]
-# Made up: what is as likely behind this is likely behind anything.
+# An invented prompt: a reply that is as likely after this one is likely after any.
 ELSEWHERE = "I lost my job in March and now I sit at home."
-_LONGEST = 192  # tokens of prompt and reply; half of it each: the end of the prompt, the beginning of the reply
-_TOGETHER = 8  # replies to one prompt that are read at once
+_LONGEST = 192  # tokens of prompt and reply, half each: the end of the prompt, the beginning of the reply
+_TOGETHER = 8  # replies to one prompt that are read in one batch
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Of a reply of T tokens: `means` [D], the mean state over its tokens in the middle of the model; `changed` [D],
-    the same less what it is behind another client's prompt; `likely`, `other_likely` [T + 1], log-likelihoods of the
-    tokens and the end, behind this prompt and that."""
+    """For a reply of T tokens: `means` [D], the mean over its tokens of the states in the middle layer; `changed` [D],
+    its difference from the mean after another client's prompt; `likely`, `other_likely` [T + 1], log-likelihoods of the
+    tokens and the end after the two prompts."""
 
     means: torch.Tensor
     changed: torch.Tensor
@@ -34,7 +34,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """What was read of a prompt: the state behind it [D], keys and values of each layer [1, heads, tokens, head]."""
+    """A prompt that has been read: the state at its end [D], keys and values of each layer [1, heads, tokens, head]."""
 
     state: torch.Tensor
     layers: list[tuple[torch.Tensor, torch.Tensor]]
@@ -42,7 +42,7 @@ class _Context:
 
 
 class StateReader:
-    """A causal model that reads replies. Raises `ScorerError` for one that has no trained head."""
+    """A causal model that reads replies. Raises `ScorerError` for a model without a trained head."""
 
     def __init__(self, where: str, revision: str | None, *, device: str, dtype: Dtype) -> None:
         import torch
@@ -89,7 +89,7 @@ class StateReader:
         return _Context(out.last_hidden_state[0, -1], layers, len(ids))
 
     def _behind(self, contexts: Sequence[_Context], replies: Sequence[list[int]]) -> list[Reading]:
-        """`replies` behind each of `contexts`: the contexts are padded on their left, the replies on their right."""
+        """`replies` after each of `contexts`; contexts are padded on the left, replies on the right."""
         import torch
         from transformers import DynamicCache
 
@@ -124,7 +124,7 @@ class StateReader:
 
 
 def _padded(layers: Sequence[torch.Tensor], width: int, many: int) -> torch.Tensor:
-    """[1, heads, tokens, head] of each context -> [contexts · many, heads, width, head]."""
+    """[1, heads, tokens, head] for each context -> [contexts · many, heads, width, head]."""
     import torch
 
     rows = [torch.nn.functional.pad(each, (0, 0, width - each.shape[2], 0)) for each in layers]

@@ -1,1 +1,1 @@
-"""Where prompts and replies come from. One file per source; every split is by prompt and seeded."""
+"""Data sources for prompts and replies, one file each. Every split is by prompt and seeded."""

@@ -1,4 +1,4 @@
-"""Which records belong together: those of one dialogue, and those with one prompt. Parts and intervals go by it."""
+"""Clusters of records: those of one dialogue or with one prompt. They are the units of splits and of the bootstrap."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from emorl_core.scorers.words import prompt_key
 from training.data.records import DIALOGUE, Record
 from training.data.splits import Splits, split_by_prompt
 
-# Of the data of a scorer. More is held out than of a policy's prompts: some rows of the exam have few replies.
+# For a scorer's data. More is held out than of a policy's prompts, because some rows of the exam have few replies.
 SCORER_FRACTIONS: dict[str, float] = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 
 def clusters_of(records: Sequence[Record]) -> list[str]:
-    """One name per record. Two dialogues that share a prompt are one cluster, whatever else they hold."""
+    """One cluster name per record. Dialogues that share a prompt are one cluster, whatever else they contain."""
     leader: dict[str, str] = {}
 
     def find(name: str) -> str:
@@ -29,7 +29,7 @@ def clusters_of(records: Sequence[Record]) -> list[str]:
 
 
 def split_by_cluster(records: Iterable[Record], seed: int, fractions: Mapping[str, float] = SCORER_FRACTIONS) -> Splits:
-    """As `split_by_prompt`, but clusters stay whole; the fractions are of clusters. Raises `DataError`."""
+    """As `split_by_prompt`, but clusters stay whole; fractions are of clusters. Raises `DataError`."""
     records = tuple(records)
     clusters = clusters_of(records)
     parts = split_by_prompt([Record(cluster) for cluster in dict.fromkeys(clusters)], seed, fractions)

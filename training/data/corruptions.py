@@ -1,6 +1,6 @@
-"""Ways to spoil a good reply by a rule over its text, so that any scorer should like the original better.
+"""Rules that corrupt a good reply, so that any scorer should prefer the original.
 
-The exam asks with them, and training takes them as hard negatives. A rule gives None where it finds nothing to change.
+The exam uses them, and training uses them as hard negatives. A rule returns None if it finds nothing to change.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from training.data.synthetic.person import to_second_person
 Rule = Callable[[str, str, random.Random, bool], str | None]  # (prompt, reply, draw, held_out)
 
 _SENTENCE = re.compile(r"[^.!?]+[.!?]*\s*")
-_FEWEST = 4  # words that can be cut, repeated or shuffled
-# Verbs that "do not" goes with; what follows "you" is otherwise as often an adverb as a verb.
+_FEWEST = 4  # minimum of words to truncate, repeat or shuffle
+# Verbs that can be negated with "do not"; after "you", other words are as often adverbs as verbs.
 _VERBS = (
     "feel|want|need|know|think|like|love|believe|see|have|wish|hope|worry|care|struggle|find|enjoy|understand|trust|"
     "realize|realise|miss|hate|fear|expect|deserve|seem|sound|look|get|wonder|value|prefer|enjoy|remember|plan"
@@ -51,7 +51,7 @@ _TO_NEGATIVE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def negated(_prompt: str, reply: str, draw: random.Random, _held_out: bool) -> str | None:
-    """One statement turned into its opposite; a negation that is there goes first."""
+    """One statement turned into its opposite, preferably by removing a negation."""
     text = reply.replace("’", "'")
     for rules in (_TO_POSITIVE, _TO_NEGATIVE):
         sites = [(match, replacement) for pattern, replacement in rules for match in pattern.finditer(text)]
@@ -62,7 +62,7 @@ def negated(_prompt: str, reply: str, draw: random.Random, _held_out: bool) -> s
 
 
 def cut_in_half(_prompt: str, reply: str, draw: random.Random, held_out: bool) -> str | None:
-    """The first half of the words; in training anything from a third to three quarters."""
+    """The first half of the words; in training, a third to three quarters."""
     words = reply.split()
     share = 0.5 if held_out else draw.uniform(0.33, 0.75)
     kept = " ".join(words[: max(2, int(len(words) * share))]).rstrip(".,;:!? ")
@@ -70,7 +70,7 @@ def cut_in_half(_prompt: str, reply: str, draw: random.Random, held_out: bool) -
 
 
 def repeated(_prompt: str, reply: str, draw: random.Random, held_out: bool) -> str | None:
-    """All of it twice; in training also a sentence twice, or a run of words that stutters."""
+    """The whole reply twice; in training also one sentence twice, or a stuttered sequence of words."""
     words = reply.split()
     if len(words) < _FEWEST:
         return None
@@ -87,7 +87,7 @@ def repeated(_prompt: str, reply: str, draw: random.Random, held_out: bool) -> s
 
 
 def copied(prompt: str, reply: str, draw: random.Random, held_out: bool) -> str | None:
-    """The client's own words; in training also some of their sentences, or all with the person turned round."""
+    """The client's own words; in training also some of their sentences, or all of them with the person changed."""
     text = prompt
     if not held_out:
         way, sentences = draw.randrange(4), _SENTENCE.findall(prompt)
@@ -111,7 +111,7 @@ def shuffled(_prompt: str, reply: str, draw: random.Random, _held_out: bool) -> 
 
 
 def _adding(phrases: Phrases, *, before: bool) -> Rule:
-    """A rule that puts one of `phrases` behind the reply or, where `before` allows it, in front."""
+    """A rule that adds one of `phrases` after the reply or, with `before`, in front of it."""
 
     def added(_prompt: str, reply: str, draw: random.Random, held_out: bool) -> str | None:
         phrase = draw.choice(phrases.of(held_out=held_out))
@@ -125,7 +125,7 @@ def _without_draw(rule: Callable[[str], str | None]) -> Rule:
     return lambda _prompt, reply, _draw, _held_out: rule(reply)
 
 
-# The order is the order of the exam's table.
+# In the order of the exam's table.
 CORRUPTIONS: dict[str, Rule] = {
     "you and I swapped": _without_draw(you_and_i),
     "agent and object swapped": _without_draw(agent_and_object),
@@ -141,7 +141,7 @@ CORRUPTIONS: dict[str, Rule] = {
 
 
 def corrupt(name: str, prompt: str, reply: str, draw: random.Random, *, held_out: bool = False) -> str | None:
-    """The reply spoilt by the rule `name`, or None where the rule finds nothing to change. held_out: with the phrases
-    and forms that only the exam uses."""
+    """The reply corrupted by the rule `name`, or None if the rule finds nothing to change. held_out: use phrases and
+    forms that are reserved for the exam."""
     made = CORRUPTIONS[name](prompt, reply, draw, held_out)
     return made if made is not None and made != reply else None

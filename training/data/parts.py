@@ -1,4 +1,4 @@
-"""The parts of a recipe's data: dialogues stay whole, and all parts have the same mix of sources."""
+"""Splits a recipe's data into parts: dialogues stay whole, and all parts have the same mix of sources."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from training.data.splits import FRACTIONS, Splits, check_disjoint, check_fracti
 def split_sources(sources: Sequence[Sequence[Record]], seed: int, fractions: Mapping[str, float] = FRACTIONS) -> Splits:
     """Parts in the order of `fractions`.
 
-    Records of one dialogue, or with one prompt, are in one part, whichever sources they come from. Every source is
-    split by itself, so that each part has its share of each; a source with fewer dialogues and prompts than there are
-    parts goes with the largest one. Sizes are counted in prompts: exact to one prompt where there are no dialogues, to
-    one dialogue where there are. Inside a part the sources alternate, so that its first n records have the mix of all;
-    the records of one source keep their order.
+    Records of one dialogue, or with one prompt, are in the same part, whichever sources they come from. Every source is
+    split separately, so that each part has its share of each; a source with fewer clusters than there are parts is
+    merged with the largest one. Sizes are counted in prompts: exact to one prompt without dialogues, to one dialogue
+    with them. Within a part the sources alternate, so that its first n records have the same mix as the whole; the
+    records of one source keep their order.
 
     Raises `DataError`: fractions that are negative or do not sum to 1, or too few dialogues and prompts.
     """
@@ -27,8 +27,8 @@ def split_sources(sources: Sequence[Sequence[Record]], seed: int, fractions: Map
     records = [record for source in sources for record in source]
     source_of = [number for number, source in enumerate(sources) for _ in source]
     cluster_of = clusters_of(records)
-    prompts: dict[str, set[str]] = defaultdict(set)  # cluster -> keys of its prompts
-    home: dict[str, int] = {}  # cluster -> the source where it comes first
+    prompts: dict[str, set[str]] = defaultdict(set)  # cluster -> its prompt keys
+    home: dict[str, int] = {}  # cluster -> the source in which it occurs first
     for record, cluster, source in zip(records, cluster_of, source_of, strict=True):
         prompts[cluster].add(prompt_key(record.prompt))
         home.setdefault(cluster, source)
@@ -44,7 +44,7 @@ def split_sources(sources: Sequence[Sequence[Record]], seed: int, fractions: Map
 
 
 def _strata(home: Mapping[str, int], parts: int) -> list[list[str]]:
-    """The clusters of each source, those of too small sources with the largest one's."""
+    """The clusters of each source; those of sources that are too small are merged with the largest one's."""
     by_source: dict[int, list[str]] = defaultdict(list)
     for cluster, source in home.items():
         by_source[source].append(cluster)
@@ -61,8 +61,9 @@ def _strata(home: Mapping[str, int], parts: int) -> list[list[str]]:
 
 
 def _cut(clusters: Mapping[str, set[str]], seed: int, fractions: Mapping[str, float]) -> dict[str, str]:
-    """Cluster -> part. The clusters lie on a line, each as long as it has prompts, in an order that `seed` and their
-    prompts decide; the parts are pieces of the line, and a cluster belongs to the piece that its middle lies in."""
+    """Cluster -> part. The clusters are placed on a line, in an order determined by `seed` and their prompts, each with
+    its number of prompts as its length. The line is cut into parts, and a cluster belongs to the part that contains its
+    midpoint."""
     wanted = [part for part, fraction in fractions.items() if fraction > 0]
     if len(clusters) < len(wanted):
         raise DataError(
@@ -78,8 +79,8 @@ def _cut(clusters: Mapping[str, set[str]], seed: int, fractions: Mapping[str, fl
     ends: list[int] = []
     for number, part in enumerate(wanted, start=1):
         border += sizes[part]
-        last = len(order) - (len(wanted) - number)  # every part behind it gets a cluster
-        first = (ends[-1] if ends else 0) + 1  # and so does this one
+        last = len(order) - (len(wanted) - number)  # every later part gets a cluster
+        first = (ends[-1] if ends else 0) + 1  # and this one too
         ends.append(min(last, max(first, sum(middle < border for middle in middles))))
     return {
         cluster: part
@@ -89,7 +90,7 @@ def _cut(clusters: Mapping[str, set[str]], seed: int, fractions: Mapping[str, fl
 
 
 def _alternating(places: Sequence[int], source_of: Sequence[int]) -> list[int]:
-    """The places in an order in which each source's lie evenly, in their own order."""
+    """The indices reordered so that each source is spread evenly, keeping its own order."""
     count: dict[int, int] = defaultdict(int)
     for place in places:
         count[source_of[place]] += 1

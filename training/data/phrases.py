@@ -1,7 +1,7 @@
-"""Sentences that spoil a reply, and sentences that fit everybody: material of `training.data.corruptions`.
+"""Sentences that corrupt a reply, and sentences that fit every prompt, for `training.data.corruptions`.
 
-Each list is in two parts. The first is trained on, the second is only examined with: a scorer that learnt the phrases
-by heart, and not what they do, fails there.
+Each list has two parts. The first is for training, the second only for the exam, where a scorer that memorised the
+phrases fails.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Phrases:
-    """`trained`: for training. `held_out`: for examining."""
+    """`trained`: for training. `held_out`: for the exam."""
 
     trained: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -100,7 +100,7 @@ FLATTERY = Phrases(
     ),
 )
 
-# What a reply may be that answers nobody. The first fooled the rewards of the first comparison (docs/results.md).
+# Replies that answer nobody. The first one fooled the rewards of the first comparison (docs/results.md).
 STOCK = (
     "You are feeling overwhelmed by all of this, and it makes sense that you want things to change even though it is "
     "hard.",
@@ -139,6 +139,6 @@ _CLOSINGS = (
 
 
 def stock_phrases() -> Iterator[str]:
-    """Made-up sentences that fit everybody, for training; `STOCK` is held out."""
+    """Invented sentences that fit every prompt, for training; `STOCK` is held out."""
     for opening, feeling, closing in itertools.product(_OPENINGS, _FEELINGS, _CLOSINGS):
         yield opening.format(feeling) + closing

@@ -1,4 +1,4 @@
-"""Prompts of a part of the data, in the template and as token ids."""
+"""The prompts of a part of the data, as token ids in the template or chat."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from training.config import RecipeError
 from training.data.records import Record
 
-Encode = Callable[[str], Sequence[int]]  # a prompt -> its ids, in a template or a chat
+Encode = Callable[[str], Sequence[int]]  # a prompt -> its ids, in a template or chat
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`index`: its place in the part. `source`: what is sampled from; `gradient_source`: what is trained on."""
+    """`index`: position in the part. `source`: ids for sampling; `gradient_source`: ids for the gradient pass."""
 
     index: int
     text: str
@@ -25,7 +25,7 @@ class Prompt:
 
     @property
     def prompt(self) -> str:
-        """The text, by the name that a record has for it."""
+        """The text, under the same name as in a record."""
         return self.text
 
 
@@ -36,7 +36,7 @@ def encode_prompts(
     max_source_tokens: int,
     gradient_source_tokens: int | None = None,
 ) -> tuple[tuple[Prompt, ...], int]:
-    """One `Prompt` per distinct prompt text, in order of first appearance, and how many were cut to the limit.
+    """One `Prompt` per distinct prompt text, in order of first appearance, and how many were truncated to the limit.
 
     Raises `RecipeError` for a limit that the template alone exceeds.
     """
@@ -65,14 +65,14 @@ def encode_prompts(
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A prompt's ids, and whether its text was cut for them."""
+    """A prompt's ids, and whether its text was truncated."""
 
     ids: tuple[int, ...]
     cut: bool
 
 
 def fitted(encode: Encode, prompt: str, limit: int, *, field: str) -> Fitted:
-    """The prompt in its template with at most `limit` ids: the end of a longer text is left out, the template stays.
+    """The prompt in its template with at most `limit` ids: a longer text is truncated at its end, the template is kept.
 
     Raises `RecipeError`, naming `field`, for a limit that the template alone exceeds.
     """

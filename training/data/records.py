@@ -1,6 +1,6 @@
-"""The one record type that every loader makes and every stage of training reads.
+"""The record type that every loader returns and every stage of training reads.
 
-No row's text is ever part of an error message: the data is clinical. Messages name the file and line.
+Error messages never contain a row's text, since the data is clinical. They name the file and line.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Literal
 from emorl_core.errors import EmorlError
 
 OnBadRow = Literal["refuse", "skip"]
-DIALOGUE = "dialogue"  # the extra column that names the dialogue a record is from
-SHOWN_PROBLEMS = 5  # how many skipped rows a record set quotes by file and line
+DIALOGUE = "dialogue"  # the extra column that names a record's dialogue
+SHOWN_PROBLEMS = 5  # how many skipped rows a record set lists by file and line
 
 
 class DataError(EmorlError):
@@ -26,11 +26,11 @@ class DataError(EmorlError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A client's prompt, perhaps with a reply, its grade, and references. Texts have single spaces and no ends."""
+    """A client's prompt, optionally with a reply, its grade, and references. Whitespace in texts is normalised."""
 
     prompt: str
     response: str | None = None
-    level: float | None = None  # graded quality of `response`, higher is better; the loader says on which scale
+    level: float | None = None  # graded quality of `response`, higher is better; the scale depends on the loader
     references: tuple[str, ...] = ()  # good replies to the prompt, for evaluation
     where: str = ""  # "file.csv:12", for messages
     extras: Mapping[str, str] = field(default_factory=dict, hash=False)  # topic, behaviour, mechanism, ...
@@ -46,15 +46,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class RecordSet:
-    """What a loader returns: the records, what it counted on the way, and the fingerprint of what it read."""
+    """A loader's result: the records, counts of what it found, and the fingerprint of the files read."""
 
     name: str
     records: tuple[Record, ...]
-    rows: int  # rows (or dialogues) read, the malformed ones included
-    skipped: int = 0  # malformed rows left out under `on_bad_row: skip`
+    rows: int  # rows (or dialogues) read, including malformed ones
+    skipped: int = 0  # malformed rows omitted under `on_bad_row: skip`
     problems: tuple[str, ...] = ()  # the first of them: "file:line: why"
     counts: Mapping[str, int] = field(default_factory=dict, hash=False)  # duplicates, conflicts, empty cells, ...
-    sha256: str = ""  # of the files read, empty where there is no file
+    sha256: str = ""  # of the files read; empty if there is no file
 
     def __len__(self) -> int:
         return len(self.records)
@@ -67,7 +67,7 @@ class RecordSet:
         return tuple(dict.fromkeys(record.prompt for record in self.records))
 
     def summary(self) -> str:
-        """One line for a person: sizes, and everything that was left out."""
+        """One line for people: sizes, and everything that was omitted."""
         parts = [f"{self.rows} rows", f"{len(self.records)} records", f"{len(self.prompts())} prompts"]
         parts += [f"{count} {what}" for what, count in self.counts.items()]
         parts.append(f"{self.skipped} malformed rows skipped")
@@ -76,8 +76,8 @@ class RecordSet:
 
 
 class Tally:
-    """What a loader counts while it reads: rows, findings by name, and malformed rows, which are refused at the first
-    or skipped, as the configuration says."""
+    """A loader's counts: rows, findings by name, and malformed rows, of which the first is an error or all are skipped,
+    depending on the configuration."""
 
     def __init__(self, on_bad_row: OnBadRow) -> None:
         self.on_bad_row = on_bad_row
@@ -95,7 +95,7 @@ class Tally:
             self.problems.append(f"{where}: {why}")
 
     def close(self, name: str, records: list[Record], sha256: str = "") -> RecordSet:
-        """The finished record set. Raises `DataError` when nothing usable is left."""
+        """The finished record set. Raises `DataError` if no usable record is left."""
         if not records:
             first = f"; first: {self.problems[0]}" if self.problems else ""
             raise DataError(f"{name}: no usable record in {self.rows} rows, {self.skipped} of them malformed{first}")
@@ -104,12 +104,12 @@ class Tally:
 
 
 def clean(text: str) -> str:
-    """Single spaces, no space at the ends. Characters stay as they are: a scorer or tokenizer decides about quotes."""
+    """Normalise whitespace. Other characters are kept; quotes are left to scorers and tokenizers."""
     return " ".join(text.split())
 
 
 def one_per_prompt(records: list[Record]) -> list[Record]:
-    """Prompts without replies, in order of first appearance, with all the references that were seen for them."""
+    """Distinct prompts without replies, in order of first appearance, each with all references found for it."""
     references: dict[str, dict[str, None]] = {}
     first: dict[str, Record] = {}
     for record in records:

@@ -1,6 +1,6 @@
-"""Who does what to whom, turned round: "you" and "I", or "you" and the other person of a reply.
+"""Swaps the roles in a reply: "you" and "I", or "you" and another person.
 
-Rules over words, for English; what they write is mostly well-formed, so that its form does not give it away.
+Rules over English words; their output is mostly grammatical, so that a scorer cannot recognise it by its form.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SWAPPED = {
 _AFTER_YOU = {"are": "am", "aren't": "am not", "were": "was", "weren't": "wasn't"}
 _AFTER_I = {"am": "are", "was": "were", "wasn't": "weren't"}
 _YOU = ("you", "you're", "you've", "you'd", "you'll")
-# Behind these words a person is whom something is done to.
+# A person after one of these words is an object.
 _OBJECT_AFTER = frozenset(
     "to for with about at from on by of than without against between behind toward towards make makes made making let "
     "lets help helps helped helping support supports supporting hurt hurts love loves tell tells told give gives gave "
@@ -49,7 +49,7 @@ _CONTRACTED = {"": "", "re": " is", "ve": " has", "d": " would", "ll": " will"}
 
 
 def you_and_i(reply: str) -> str | None:
-    """ "You are worried about your son" -> "I am worried about my son"; None where neither is spoken of."""
+    """ "You are worried about your son" -> "I am worried about my son"; None if neither occurs."""
     said = _Said(reply)
     changed: dict[int, tuple[int, str]] = {}
     for at, word in enumerate(said.lower):
@@ -66,7 +66,7 @@ def you_and_i(reply: str) -> str | None:
 
 
 def agent_and_object(reply: str) -> str | None:
-    """ "Your boss shouts at you" -> "You shout at your boss"; None where "you" or another person is not spoken of."""
+    """ "Your boss shouts at you" -> "You shout at your boss"; None without "you" or without another person."""
     said = _Said(reply)
     other = said.somebody_else()
     you = next((at for at, word in enumerate(said.lower) if word in _YOU), None)
@@ -87,7 +87,7 @@ def agent_and_object(reply: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Person:
-    """Words `first` to `last` (exclusive) of a reply; `text` as it stands there."""
+    """Words `first` to `last` (exclusive) of a reply; `text`: as written there."""
 
     first: int
     last: int
@@ -108,7 +108,7 @@ class _Person:
 
 
 class _Said:
-    """A reply and its words."""
+    """A reply split into words."""
 
     def __init__(self, reply: str) -> None:
         self.text = reply.replace("’", "'")
@@ -116,7 +116,7 @@ class _Said:
         self.lower = [match.group().lower() for match in self.found]
 
     def is_object(self, at: int) -> bool:
-        """Whether the person that begins at word `at` has something done to it."""
+        """Whether the person that begins at word `at` is an object."""
         behind = self.text[self.found[at].end() :].lstrip(" ")[:1]
         return (at > 0 and self.lower[at - 1] in _OBJECT_AFTER) or behind in ("", ".", ",", ";", "!", "?")
 
@@ -131,14 +131,14 @@ class _Said:
         return None
 
     def agree(self, changed: dict[int, tuple[int, str]], at: int, form: Callable[[str], str]) -> None:
-        """Put the verb behind a new subject into its form."""
+        """Make the verb after a new subject agree with it."""
         while at < len(self.lower) and self.lower[at] in _ADVERBS:
             at += 1
         if at < len(self.lower) and at not in changed:
             changed[at] = (at + 1, form(self.lower[at]))
 
     def written(self, changed: dict[int, tuple[int, str]]) -> str:
-        """The text with words replaced: first word -> (the one behind the last, what stands there instead)."""
+        """The text with words replaced; changed: first word -> (end, exclusive; replacement)."""
         parts: list[str] = []
         end = 0
         for first in sorted(changed):

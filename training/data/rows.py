@@ -1,4 +1,4 @@
-"""Files -> rows with the line they start at. Decoding faults and broken rows become findings, not tracebacks."""
+"""Reads files into rows with their line numbers. Decoding errors and malformed rows become findings, not tracebacks."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from emorl_core.kinds import Spec
 from training.data.records import DataError, OnBadRow, Record, RecordSet, Tally
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
-# float() also takes 1_0 and the digits of other scripts.
+# float() also accepts 1_0 and the digits of other scripts.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_SHOWN = 40  # characters of a name in a message; a file without a header has somebody's words there
+_SHOWN = 40  # characters of a column name in a message; without a header it may be a client's text
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
-csv.field_size_limit(2**24)  # the default of 128 KiB is below what a whole transcript in one cell can hold
+csv.field_size_limit(2**24)  # a whole transcript in one cell can exceed the default of 128 KiB
 
 
 class Source(Spec):
-    """Base of every data source: where rows come from and what to do with a malformed one."""
+    """Base of data sources: where rows come from, and how malformed ones are handled."""
 
-    on_bad_row: OnBadRow = "refuse"  # skip: leave malformed rows out and count them
+    on_bad_row: OnBadRow = "refuse"  # skip: omit malformed rows and count them
 
     @abstractmethod
     def load(self, base: Path | None = None) -> RecordSet:
-        """Read everything. `base`: the folder that relative paths start from. Raises `DataError`."""
+        """Read all records. `base`: base of relative paths. Raises `DataError`."""
 
 
 class FileSource(Source):
-    """A source that is one file."""
+    """A source of a single file."""
 
-    path: str  # a file; relative paths start at the recipe's folder
+    path: str  # a file; relative to the recipe's folder
 
     @field_validator("path")
     @classmethod
@@ -57,11 +57,11 @@ class FileSource(Source):
 
     @abstractmethod
     def read(self, text: str, name: str, tally: Tally) -> list[Record]:
-        """Records of the text of the file called `name`. Raises `DataError`."""
+        """Parse the text of the file `name`. Raises `DataError`."""
 
 
 def resolve(path: str, base: Path | None) -> Path:
-    """Raises `DataError` when there is no such file or folder."""
+    """An existing path, relative to `base`. Raises `DataError` if there is no such file or folder."""
     found = Path(path).expanduser()
     if base is not None and not found.is_absolute():
         found = base / found
@@ -71,8 +71,8 @@ def resolve(path: str, base: Path | None) -> Path:
 
 
 def read_text(path: Path) -> tuple[str, str]:
-    """The file's text and the sha256 of its bytes. Bytes that are not UTF-8 survive as half surrogate pairs, so that
-    only the row that holds them is malformed (`fault_in`)."""
+    """The file's text and the SHA-256 of its bytes. Bytes that are not UTF-8 become lone surrogates, so that only the
+    row that contains them is malformed (`fault_in`)."""
     if not path.is_file():
         raise DataError(f"{path.name} is not a file", param="path")
     try:
@@ -83,7 +83,7 @@ def read_text(path: Path) -> tuple[str, str]:
 
 
 def fault_in(texts: Iterable[str], half_pair: str = "bytes that are not UTF-8") -> str | None:
-    """Why these texts cannot be used, or None. half_pair: what a half surrogate pair in them comes from."""
+    """Why these texts cannot be used, or None. half_pair: the cause of a lone surrogate, for the message."""
     for text in texts:
         if "\x00" in text:
             return "a NUL character"
@@ -93,9 +93,9 @@ def fault_in(texts: Iterable[str], half_pair: str = "bytes that are not UTF-8") 
 
 
 def fault_in_value(value: object) -> str | None:
-    """Why a value cannot be used, or None: what `fault_in` finds in any text within, or a key that stands twice."""
+    """Why a value cannot be used, or None: a fault of any text within it (`fault_in`), or a duplicate key."""
     waiting, texts = [value], []
-    while waiting:  # and no recursion: JSON may be nested as deep as the interpreter reads
+    while waiting:  # not recursive, since JSON may be nested deeply
         item = waiting.pop()
         if isinstance(item, str):
             texts.append(item)
@@ -109,14 +109,14 @@ def fault_in_value(value: object) -> str | None:
 
 
 def number_of(text: str) -> float | None:
-    """A decimal number as a spreadsheet or a program writes it; None for anything else."""
+    """Parse a decimal number as written by spreadsheets and programs; None for anything else."""
     return float(text) if _NUMBER.fullmatch(text.strip()) else None
 
 
 def csv_rows(text: str, name: str, tally: Tally, *, header: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """(where, cells) for every non-blank row; a row over several lines is named by its first.
+    """(where, cells) for every non-blank row; a row over several lines is identified by its first.
 
-    header: the first row names the columns, so it is refused whatever the policy when it is malformed.
+    header: the first row has the column names, so a malformed one is always an error.
     """
     first = True
 
@@ -139,7 +139,7 @@ def csv_rows(text: str, name: str, tally: Tally, *, header: bool = False) -> Ite
             malformed(f"{where}{until}", f"not a CSV row ({error})")
             first = False
             continue
-        if not any(cell.strip() for cell in cells) or (start == 1 and cells == ["sep=", ""]):  # Excel's own first line
+        if not any(cell.strip() for cell in cells) or (start == 1 and cells == ["sep=", ""]):  # Excel's first line
             continue
         tally.rows += 1
         if fault := fault_in(cells):
@@ -150,9 +150,9 @@ def csv_rows(text: str, name: str, tally: Tally, *, header: bool = False) -> Ite
 
 
 def csv_table(text: str, name: str, tally: Tally) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
-    """The header's names and (where, column -> cell) for every row of a file with a header.
+    """The header's names, and (where, column -> cell) for every row of a file with a header.
 
-    Raises `DataError` for an empty file, a header that is malformed or repeats a name, or another delimiter; rows of
+    Raises `DataError` for an empty file, a malformed header or one with duplicate names, or another delimiter; rows of
     another length are malformed.
     """
     rows = csv_rows(text, name, tally, header=True)
@@ -178,24 +178,24 @@ def csv_table(text: str, name: str, tally: Tally) -> tuple[list[str], Iterator[t
 
 
 def named(header: list[str]) -> list[str]:
-    """The columns up to the last one with a name: spreadsheets write empty ones behind it."""
+    """The columns up to the last one with a name: spreadsheets append empty ones."""
     return header[: max((place for place, cell in enumerate(header, start=1) if cell), default=0)]
 
 
 def fitted(cells: list[str], width: int) -> list[str]:
-    """The first `width` cells where all others are empty, as spreadsheets write them; else all, which are too many."""
+    """The first `width` cells if all others are empty, as in spreadsheets; else all cells, which are too many."""
     return cells if any(cell.strip() for cell in cells[width:]) else cells[:width]
 
 
 def check_delimiter(cells: list[str], where: str) -> None:
-    """Raises `DataError` when the first row seems to be divided by something else than commas."""
+    """Raises `DataError` if the first row seems to have a delimiter other than a comma."""
     found = [shown for sign, shown in _DELIMITERS.items() if sign in cells[0]] if len(cells) == 1 else []
     if found:
         raise DataError(f"{where}: the columns are divided by {found[0]}; save the file with commas", param="path")
 
 
 def need_columns(header: list[str], wanted: Iterable[str], name: str) -> None:
-    """Raises `DataError` naming the first missing column and what the file has."""
+    """Raises `DataError`, naming the first missing column and those in the file."""
     for column in wanted:
         if column not in header:
             found = ", ".join(cell[:_SHOWN] for cell in header)
@@ -230,9 +230,9 @@ def jsonl_rows(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[s
 
 
 def json_list(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[str, object]]]:
-    """(where, object) for every item of a JSON list. `where` is the line an item starts at.
+    """(where, object) for every item of a JSON list. `where` is the line where an item starts.
 
-    Raises `DataError` when the file as a whole is not a JSON list.
+    Raises `DataError` if the file is not a JSON list.
     """
     position = _skip(text, 0)
     if text[position : position + 1] != "[":
@@ -261,7 +261,7 @@ def json_list(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[st
 
 
 class _Repeating(dict[str, object]):
-    """A JSON object in which a key stands twice; which of its values was meant nobody knows."""
+    """A JSON object with a duplicate key, so that its value is ambiguous."""
 
     key: str
 
@@ -285,5 +285,5 @@ def _skip(text: str, position: int) -> int:
 
 
 def _json_fault(error: BaseException) -> str:
-    # JSONDecodeError's own text ends with positions that do not fit a single line of a larger file.
+    # JSONDecodeError's own text ends with positions that are wrong for one line of a larger file.
     return str(getattr(error, "msg", error))

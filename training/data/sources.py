@@ -1,4 +1,4 @@
-"""Every kind of data by name, and the one function that loads it."""
+"""The registry of data sources by kind, and the function that loads them."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def parse_source(spec: object, *, where: str = "data") -> Source:
 
 
 def load_records(spec: object, *, base: Path | None = None, where: str = "data") -> RecordSet:
-    """Parse and load. `base`: the folder that relative paths start from. Raises `DataError`."""
+    """Parse and load. `base`: base of relative paths. Raises `DataError`."""
     return parse_source(spec, where=where).load(base)

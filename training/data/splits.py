@@ -1,7 +1,7 @@
-"""Splits by prompt. Two records with the same prompt never land in different parts, however the rows are ordered.
+"""Splits by prompt. Records with the same prompt are always in the same part, whatever the order of rows.
 
-A prompt's part depends on (seed, prompt) and on the fractions, through a hash: adding a row moves as few others as
-possible, and no random generator's version matters.
+A prompt's part depends on a hash of (seed, prompt) and on the fractions: adding a row moves as few others as possible,
+and the split does not depend on the version of a random generator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Splits = dict[str, tuple[Record, ...]]
 
 
 def split_by_prompt(records: Iterable[Record], seed: int, fractions: Mapping[str, float] = FRACTIONS) -> Splits:
-    """Parts in the order of `fractions`; inside a part the records keep their order.
+    """Parts in the order of `fractions`; within a part the records keep their order.
 
     Sizes are exact to one prompt (largest remainder); a part with a fraction above 0 gets at least one prompt.
     Raises `DataError`: fractions that are negative or do not sum to 1, or fewer prompts than parts.
@@ -43,7 +43,7 @@ def split_by_prompt(records: Iterable[Record], seed: int, fractions: Mapping[str
 
 
 def check_disjoint(splits: Mapping[str, Sequence[Record]]) -> None:
-    """Raises `DataError` when a prompt or a dialogue is in two parts; the message names the rows, not the text."""
+    """Raises `DataError` if a prompt or a dialogue is in two parts; the message names the rows, not the text."""
     owner: dict[tuple[str, str], tuple[str, Record]] = {}
     shared: list[tuple[Record, str, Record, str]] = []
     for part, records in splits.items():
@@ -61,7 +61,7 @@ def check_disjoint(splits: Mapping[str, Sequence[Record]]) -> None:
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:
-    """Raises `DataError` for shares that are negative or do not sum to 1."""
+    """Raises `DataError` for fractions that are negative or do not sum to 1."""
     if not fractions or any(not math.isfinite(value) or value < 0 for value in fractions.values()):
         raise DataError("fractions: allowed are finite numbers from 0", param="fractions")
     if abs(math.fsum(fractions.values()) - 1) > 1e-6:
@@ -69,12 +69,12 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
 
 
 def sizes_of(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
-    """Whole numbers that sum to `count`, nearest to the fractions, at least 1 where the fraction is above 0."""
+    """Integers that sum to `count`, as close to the fractions as possible, at least 1 where the fraction is above 0."""
     exact = {name: fraction * count for name, fraction in fractions.items()}
     sizes = {name: max(math.floor(value + 1e-9), int(value > 0)) for name, value in exact.items()}
     while (rest := count - sum(sizes.values())) != 0:
         step = 1 if rest > 0 else -1
-        # Give to the part that is furthest below its share; take from the one furthest above that can spare one.
+        # Add to the part furthest below its share; remove from the part furthest above it that can spare one.
         movable = [name for name in sizes if fractions[name] > 0 and (step > 0 or sizes[name] > 1)]
         name = max(movable, key=lambda part: step * (exact[part] - sizes[part]))
         sizes[name] += step

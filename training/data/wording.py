@@ -1,4 +1,4 @@
-"""How prompts are put to a base: in a template, or as chats through the base's own chat template."""
+"""How prompts are presented to a base: in a template, or as chats through the base's own chat template."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class ChatSettings(Section):
     """The system message before every prompt; null: none."""
 
     def spec(self) -> ChatSpec:
-        """As a bundle has it."""
+        """The settings in the bundle's form."""
         return ChatSpec(system=self.system)
 
 
 def template_or_chat(template: str, chat: ChatSettings | None, tokenizer: Tokenizer) -> Encode:
-    """Prompts as ids, the same as a server of the bundle makes of them.
+    """Encodes prompts to the same ids as a server of the bundle.
 
     Raises:
-        BundleError: the tokenizer has no chat template that can be used.
+        BundleError: the tokenizer has no usable chat template.
     """
     if chat is not None:
         return partial(_in_chat, tokenizer.chat(chat.system))

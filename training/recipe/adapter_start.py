@@ -1,4 +1,4 @@
-"""The `adapter_start` section of a recipe: what the adapters are fitted on before reinforcement."""
+"""The `adapter_start` section of a recipe: supervised fitting of the adapters before reinforcement learning."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ class AdapterStart(AdapterFit):
         return value
 
     def restricted(self, names: Sequence[str]) -> AdapterStart | None:
-        """With the sources of these objectives only; None where they have none."""
+        """With the sources of these objectives only; None if they have none."""
         sources = {name: own for name, own in self.sources.items() if name in names}
         return self.model_copy(update={"sources": sources}) if sources else None

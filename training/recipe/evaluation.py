@@ -1,4 +1,4 @@
-"""The `evaluation` section of a recipe: what judges the methods besides the rewards they were trained on."""
+"""The `evaluation` section of a recipe: what methods are evaluated by, in addition to the rewards used in training."""
 
 from __future__ import annotations
 

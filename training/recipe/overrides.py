@@ -12,9 +12,11 @@ from training.config import RecipeError
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Put `a.b.c=value` (value in YAML, a number a place in a list) into the mapping, making sections on the way.
+    """Set `a.b.c=value` in the mapping, creating sections as needed; the value is YAML, and a number in the key is an
+    index into a list.
 
-    Raises `RecipeError` when it is not of that form or fits nowhere; whether the key is known is the recipe's to say.
+    Raises `RecipeError` if it does not have that form or cannot be set; unknown keys are found when the recipe is
+    validated.
     """
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
@@ -26,7 +28,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     except Unreadable as error:
         raise RecipeError(f"--set {key}: the value is not YAML: it {error.reason}", param="set") from None
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        value = float(value)  # YAML 1.1 reads 3e-4 as a string for want of a dot
+        value = float(value)  # YAML 1.1 reads 3e-4 as a string, since it has no dot
     *sections, last = key.split(".")
     place: Any = raw
     for section in sections:

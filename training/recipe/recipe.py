@@ -1,4 +1,5 @@
-"""A recipe: one YAML file that says how to make a bundle. Unknown keys are refused with the nearest known one."""
+"""A recipe: one YAML file that describes how to build a bundle. For an unknown key the error names the nearest known
+one."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ class WarmStart(Start):
         return _known_sources(value, "base.warm_start.sources")
 
     def settings(self, template: str, max_source_tokens: int, chat: ChatSettings | None = None) -> WarmStartSettings:
-        """For `training.warm_start.warm_start`, with the recipe's own template or chat."""
+        """Settings for `training.warm_start.warm_start`, with the recipe's template or chat."""
         own = {name: getattr(self, name) for name in ("hub", "revision", "path", "scratch", "fit")}
         return WarmStartSettings(prompt_template=template, chat=chat, max_source_tokens=max_source_tokens, **own)
 
@@ -160,7 +161,7 @@ class Recipe(Section):
 
     @property
     def words_prompts(self) -> bool:
-        """Whether it says itself how prompts are put to the base (see `training.pipeline.base.worded`)."""
+        """Whether the recipe defines how prompts are presented to the base (see `training.pipeline.base.worded`)."""
         return self.chat is not None or "prompt_template" in self.model_fields_set
 
     @model_validator(mode="after")
@@ -216,7 +217,7 @@ class Recipe(Section):
         return self
 
     def lora_of(self, objective: str) -> LoraSettings:
-        """The adapter's settings with the objective's own values in."""
+        """The adapter's settings, including the objective's own values."""
         own = self.objectives[objective]
         given = {key: value for key in ("rank", "alpha") if (value := getattr(own, key)) is not None}
         return self.lora.model_copy(update=given)
@@ -226,7 +227,7 @@ class Recipe(Section):
         return self.rl.learning_rate if own is None else own
 
     def restricted(self, names: Sequence[str]) -> Recipe:
-        """The recipe with these objectives only; profiles that need others are left out. Raises `RecipeError`."""
+        """The recipe with these objectives only; profiles that need others are omitted. Raises `RecipeError`."""
         for name in names:
             if name not in self.objectives:
                 raise RecipeError(
@@ -276,7 +277,7 @@ def parse_recipe(raw: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
 
 
 def _explain(fault: ValidationError) -> str:
-    """The first fault; several are seldom independent, and one line is what a person reads."""
+    """The first error, in one line; further ones are seldom independent."""
     errors = fault.errors(include_url=False)
     item = errors[0]
     path, message = key_of(item["loc"]), reason_of(item)

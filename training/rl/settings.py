@@ -1,4 +1,4 @@
-"""The settings of reinforcement learning, and the two presets of method.md section 2: `paper` and `default`."""
+"""The settings of reinforcement learning, with the two presets of method.md section 2: `paper` and `default`."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ PRESETS: dict[Preset, Mapping[str, Any]] = {"default": {}, "paper": PAPER}
 
 
 def with_preset(preset: Preset, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The preset's values, overridden by what a recipe gives; sections inside are merged key by key."""
+    """The preset's values, overridden by the recipe's; nested sections are merged key by key."""
     merged: dict[str, Any] = dict(PRESETS[preset])
     for key, value in given.items():
         below = merged.get(key)

@@ -1,1 +1,1 @@
-"""Scorers trained and examined; what judges a text is in `emorl_core.scorers`."""
+"""Training and examining scorers; the scorers themselves are in `emorl_core.scorers`."""

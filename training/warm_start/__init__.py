@@ -1,1 +1,1 @@
-"""Supervised learning before reinforcement, and a small T5 from scratch."""
+"""Supervised training before reinforcement learning, and a small T5 from scratch."""

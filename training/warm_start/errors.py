@@ -1,4 +1,4 @@
-"""What a warm start cannot do."""
+"""The error of supervised training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from emorl_core.errors import EmorlError
 
 
 class FitError(EmorlError):
-    """Supervised training that cannot start or go on; one line that names the field or the step."""
+    """Supervised training cannot start or continue; one line that names the field or the step."""
 
     code = "invalid_fit"

@@ -1,7 +1,7 @@
-"""Prompts and replies -> what a model is fitted on: the ids of a prompt that a server makes, and a reply with its end.
+"""Training examples from prompts and replies: a prompt's ids as a server encodes them, and a reply's with its end.
 
-With an encoder the prompt is the input and the reply the labels; a decoder-only model reads both as one sequence, in
-which the prompt has no label.
+With an encoder the prompt is the input and the reply the labels. A decoder-only model reads both as one sequence, in
+which prompt tokens have no label.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from training.warm_start.errors import FitError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NO_LABEL = -100  # torch's cross-entropy and transformers leave such places out
+NO_LABEL = -100  # torch's cross-entropy and transformers ignore positions with this label
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids. `labels` are as long as `ids` for a decoder-only model."""
+    """Token ids. For a decoder-only model, `labels` has the length of `ids`."""
 
     ids: list[int]
     labels: list[int]
@@ -33,7 +33,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """How prompts and replies become ids. `reply` gives the end of the reply too, and maybe what comes behind it."""
+    """How prompts and replies become ids. `reply` includes the end of the reply, and possibly what follows it."""
 
     prompt: Encode
     reply: Encode
@@ -41,7 +41,7 @@ class Wording:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """And how many prompts and replies were longer than their limits."""
+    """The examples, and how many prompts and replies exceeded their limits."""
 
     examples: list[Example]
     cut_sources: int
@@ -51,7 +51,8 @@ class Examples:
 def wording_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: str, chat: ChatSettings | None
 ) -> Wording:
-    """Raises BundleError for a chat without a chat template that can be used."""
+    """The encoding of prompts and replies for this model. Raises BundleError for a chat without a usable chat
+    template."""
     reply = reply_encoder(tokenizer, chat, _end_tokens(model), encoder=model.config.is_encoder_decoder)
     if chat is not None:
         turns = ChatTemplate(tokenizer, system=chat.system)
@@ -64,9 +65,9 @@ def wording_of(
 def reply_encoder(
     tokenizer: PreTrainedTokenizerBase, chat: ChatSettings | None, ends: Sequence[int], *, encoder: bool
 ) -> Encode:
-    """A reply -> its ids and its end. ends: the ids that end a text or a turn; encoder: whether the model has one.
+    """Encodes a reply, including its end. ends: the ids that end a text or a turn; encoder: whether the model has one.
 
-    Raises BundleError for a chat without a chat template that can be used.
+    Raises BundleError for a chat without a usable chat template.
     """
     encode = prompt_encoder(tokenizer).encode
     if chat is not None:
@@ -80,7 +81,7 @@ def reply_encoder(
         return in_turn
     if encoder:
         return lambda reply: encode("", reply, "")
-    # The tokenizer's own end where the model has several: others end turns of chats.
+    # Use the tokenizer's own end if the model has several: others end turns of chats.
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
     return lambda reply: [*encode("", reply, "", whole=False), end]
 
@@ -93,10 +94,10 @@ def make_examples(
     max_source_tokens: int,
     max_target_tokens: int,
 ) -> Examples:
-    """pairs: (prompt, reply). A longer prompt's text is cut; a longer reply keeps its end.
+    """pairs: (prompt, reply). Prompts and replies beyond their limits are truncated; a reply keeps its end token.
 
-    Raises RecipeError for a template that exceeds `max_source_tokens` alone, FitError for a sequence that exceeds the
-    positions of the model.
+    Raises RecipeError for a template that alone exceeds `max_source_tokens`, FitError for a sequence that exceeds the
+    model's positions.
     """
     whole, cut_sources, cut_targets = [], 0, 0
     positions = None if model.config.is_encoder_decoder else getattr(model.config, "max_position_embeddings", None)
@@ -122,7 +123,7 @@ def make_examples(
 
 
 def _end_tokens(model: PreTrainedModel) -> list[int]:
-    """What ends a text or a turn, by the model's generation config or, without, its config. A base that has none is not
+    """The ids that end a text or a turn, by the model's generation config or else its config. A base without any is not
     loaded (`emorl_core.text.vocabulary`)."""
     found = getattr(model.generation_config, "eos_token_id", None)
     found = model.config.eos_token_id if found is None else found

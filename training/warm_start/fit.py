@@ -1,7 +1,7 @@
-"""Supervised fitting of a model, with an encoder or without, on prompts and replies, by transformers' own trainer.
+"""Supervised fine-tuning of a model, with an encoder or without, on prompts and replies, with transformers' trainer.
 
-The order of the examples is planned before the first step from the seed alone, in batches of like length; a resumed run
-goes on at the same example with the same optimiser and random state, so on CPU it ends with the same bits.
+The order of the examples is planned before the first step from the seed alone, in batches of similar length. A resumed
+run continues at the same example with the same optimiser and random state, so on a CPU its result is bit-identical.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Row = dict[str, list[int]]  # of a batch, by the names of the model's arguments
-_NEIGHBOURS = 50  # batches that are sorted by length together
+Row = dict[str, list[int]]  # one example of a batch, by the names of the model's arguments
+_NEIGHBOURS = 50  # batches whose examples are sorted by length together
 _STATE = "trainer_state.json"  # transformers writes it last into a checkpoint
 
 
@@ -65,10 +65,10 @@ class FitSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What a fit did."""
+    """The result of a fit."""
 
-    losses: tuple[float, ...]  # mean cross-entropy (nats per token) over each stretch of steps, first to last
-    resumed_at: int  # steps that a checkpoint had done already
+    losses: tuple[float, ...]  # mean cross-entropy (nats per token) over successive intervals of steps
+    resumed_at: int  # steps already done by the checkpoint
 
 
 def fit(
@@ -81,10 +81,10 @@ def fit(
     device: str = "auto",
     progress: FitProgress | None = None,
 ) -> Fitted:
-    """Train `model` in place. `work` holds the checkpoints; one that a killed run left there is continued.
+    """Train `model` in place. `work` holds the checkpoints; one left by a killed run is resumed.
 
-    device: `auto` (CUDA when there is one) or `cpu`. The model is left in eval mode and the process's random state as
-    it was.
+    device: `auto` (CUDA if available) or `cpu`. Leaves the model in eval mode, and the process's random state
+    unchanged.
 
     Raises `FitError`: a loss that is not finite.
     """
@@ -105,15 +105,15 @@ def fit(
 
 
 def plan_order(lengths: Sequence[tuple[int, int]], steps: int, batch_size: int, seed: int) -> list[int]:
-    """`steps` * `batch_size` indices: shuffled passes, each cut into stretches that are sorted by length into batches,
-    the batches of a stretch shuffled. Little padding, and no drift from long to short."""
+    """`steps` * `batch_size` indices: shuffled passes, each divided into windows. A window is sorted by length into
+    batches, which are shuffled. This gives little padding, without a trend from long to short."""
     order: list[int] = []
     number = 0
     while len(order) < steps * batch_size:
         rng = random.Random(derive(seed, "fit-order", number))
         one_pass = list(range(len(lengths)))
         rng.shuffle(one_pass)
-        # A pass that is no whole number of batches lends its rest to the next: no example is favoured.
+        # A pass need not be a whole number of batches; its rest joins the next one, so no example is favoured.
         for start in range(0, len(one_pass), _NEIGHBOURS * batch_size):
             stretch = sorted(one_pass[start : start + _NEIGHBOURS * batch_size], key=lengths.__getitem__)
             batches = [stretch[first : first + batch_size] for first in range(0, len(stretch), batch_size)]
@@ -124,7 +124,7 @@ def plan_order(lengths: Sequence[tuple[int, int]], steps: int, batch_size: int, 
 
 
 def last_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; one that a kill cut short is removed."""
+    """The newest complete checkpoint; incomplete ones left by a killed run are removed."""
     found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
         try:
@@ -164,7 +164,7 @@ def _trainer(
         save_steps=settings.checkpoint_every or settings.steps,
         save_total_limit=2,
         logging_steps=max(1, settings.steps // 100),
-        seed=derive(settings.seed, "trainer") % 2**32,  # numpy takes no larger one
+        seed=derive(settings.seed, "trainer") % 2**32,  # numpy accepts no larger seed
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,
         remove_unused_columns=False,
@@ -172,7 +172,7 @@ def _trainer(
         log_level="error",
         report_to="none",
     )
-    # The library's makes a decoder's inputs; it needs a padding token, which decoder-only models often lack.
+    # The library's collator builds decoder inputs; it needs a padding token, which decoder-only models often lack.
     seq2seq = model.config.is_encoder_decoder
     trainer = Trainer(
         model=model,
@@ -198,7 +198,7 @@ def _padded(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 
 def _watch(progress: FitProgress | None) -> Any:
-    """The trainer's callback: hands progress on, and stops at a loss that is not finite."""
+    """The trainer's callback: reports progress, and stops at a loss that is not finite."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -226,7 +226,8 @@ def _watch(progress: FitProgress | None) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The trainer's and accelerate's remarks are for their own developers; ours go through `progress`."""
+    """Silence messages of the trainer and accelerate, which are for their own developers; ours go through
+    `progress`."""
     with quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -234,7 +235,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _own_randomness() -> Iterator[None]:
-    """The trainer seeds Python, numpy and torch; the caller's states come back afterwards."""
+    """The trainer seeds Python, numpy and torch; restore the caller's random states afterwards."""
     import numpy as np
     import torch
 

@@ -1,10 +1,10 @@
-"""A small T5 from scratch whose attention starts out able to copy.
+"""A small T5 from scratch whose attention is initialised to copy.
 
-A reflection says a client's words back, so a model must find "the source word after the ones I just wrote". Two layers
-learn that circuit (an induction head; Olsson et al. 2022, arXiv 2209.11895) only after thousands of steps. Here it is
-put in at the start, as Trockman & Kolter (2023, arXiv 2305.09828) start attention from the pattern that training would
-find. On the demo's corpus, 200 steps of 64 lead to 0.80 nats per token instead of 1.97; looking for the last two words
-instead of one, 400 steps of 32 lead to 0.57 instead of 0.62, and fewer texts run in circles. What comes out is an
+A reflection repeats a client's words, so a model must find "the source word after the ones I just wrote". Two layers
+learn this circuit (an induction head; Olsson et al. 2022, arXiv 2209.11895) only after thousands of steps. Here it is
+built into the initial weights, as Trockman & Kolter (2023, arXiv 2305.09828) initialise attention with the pattern that
+training would find. On the demo's corpus, 200 steps of 64 lead to 0.80 nats per token instead of 1.97. Matching the
+last two words instead of one, 400 steps of 32 lead to 0.57 instead of 0.62, and fewer texts loop. The result is an
 ordinary T5 checkpoint.
 """
 
@@ -51,7 +51,7 @@ class ScratchSettings(Section):
         return self
 
     def sizes(self) -> dict[str, Any]:
-        """By their names in a T5 `config.json`; the vocabulary may turn out smaller."""
+        """The sizes under their names in a T5 `config.json`; the vocabulary may become smaller."""
         return {
             "vocab_size": self.vocab_size,
             "d_model": self.d_model,
@@ -65,7 +65,7 @@ class ScratchSettings(Section):
 
 
 def new_model(settings: ScratchSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> T5ForConditionalGeneration:
-    """A fresh model in float32 for this tokenizer, the same for the same seed. The process's random state is kept."""
+    """A new model in float32 for this tokenizer, determined by the seed. The process's random state is unchanged."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -85,25 +85,25 @@ def new_model(settings: ScratchSettings, tokenizer: PreTrainedTokenizerBase, see
 
 
 SCORE = 0.5  # scale of the matching queries and keys
-NEIGHBOUR = 6.0  # attention logit for the neighbour that a head looks at
-SECOND_SHARE = 0.4  # part of a cross-attention head that compares the word before the last one
+NEIGHBOUR = 6.0  # attention logit for the neighbour that a head attends to
+SECOND_SHARE = 0.4  # share of a cross-attention head that compares the word before the last one
 
 
 def start_copying(model: T5ForConditionalGeneration, generator: torch.Generator) -> None:
-    """Lay the copying circuit into a freshly initialised model, in place.
+    """Build the copying circuit into a newly initialised model, in place.
 
-    Encoder, first block: by the relative position bias half of the heads look one word back, the others two, and add
-    what they see (e1, e2) to the word's own embedding e as R e1 and Q e2; random rotations keep the three apart.
-    Decoder, first block: half of the heads look one word back and add S f1 to f, the word just written. Every block's
-    cross-attention compares f with e1 and f1 with e2, so it finds the source word that follows the last *two* written
-    ones (one alone is ambiguous: "your ..." after two "my ..."), and its value brings that word back.
+    Encoder, first block: through the relative position bias, half of the heads attend one word back, the others two.
+    They add the embeddings there (e1, e2) to the word's own embedding e as R e1 and Q e2; random rotations keep the
+    three apart. Decoder, first block: half of the heads attend one word back and add S f1 to f, the last word written.
+    Every block's cross-attention compares f with e1 and f1 with e2, so it finds the source word that follows the last
+    *two* written ones (one alone is ambiguous: "your ..." after two "my ..."), and its value is that word.
     """
     import torch
 
     config = model.config
     width, heads, inner = config.d_model, config.num_heads, config.d_kv
     half = heads // 2
-    near, far = half * inner, (heads - half) * inner  # widths of what the two kinds of heads carry
+    near, far = half * inner, (heads - half) * inner  # total widths of the two kinds of heads
     with torch.no_grad():
         encoder = model.encoder.block[0].layer[0].SelfAttention
         decoder = model.decoder.block[0].layer[0].SelfAttention

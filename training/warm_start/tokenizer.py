@@ -1,6 +1,6 @@
 """A small tokenizer trained on the data: unigram pieces in T5's layout (`<pad>` 0, `</s>` 1, `<unk>` 2), byte fallback.
 
-Any text encodes without `<unk>`: what the pieces do not cover becomes UTF-8 bytes. "▁" marks the start of a word.
+Any text is encoded without `<unk>`: characters outside the pieces become UTF-8 bytes. "▁" marks the start of a word.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train on `texts`. `vocab_size` counts everything: 3 special tokens, 256 bytes, `whole_tokens`, and the pieces.
 
-    The most frequent words become pieces of their own; `subword_share` of the pieces are parts of words, for all other
-    words. `whole_tokens` (such as "[SEP]") stay one token wherever they stand. The result saves to a folder that
-    `AutoTokenizer` loads offline; it appends `</s>` as T5's does. Fewer pieces are made where the texts hold fewer.
+    The most frequent words become single pieces; `subword_share` of the pieces are parts of words, for all other words.
+    `whole_tokens` (such as "[SEP]") are always one token. The tokenizer saves to a folder that `AutoTokenizer` loads
+    offline; it appends `</s>` like T5's. The vocabulary is smaller if the texts do not have enough pieces.
 
     Raises `ValueError` for a `vocab_size` that leaves no room for letters.
     """
@@ -59,7 +59,7 @@ def train_tokenizer(
     pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(replacement=WORD, prepend_scheme="always", split=True),
-            # A full stop is its own piece, or "boss" and "boss." would be two unrelated tokens and hard to copy.
+            # A full stop is a separate piece; otherwise "boss" and "boss." would be unrelated tokens and hard to copy.
             # The apostrophe stays inside: "don't" is one word.
             pre_tokenizers.Split(Regex(r"[^\p{L}\p{N}'▁]"), "isolated"),
         ]
@@ -83,7 +83,7 @@ def train_tokenizer(
 
 
 def _count_words(texts: Iterable[str], normalizer: Normalizer, pre_tokenizer: PreTokenizer) -> Counter[str]:
-    # The cheap split first, the exact one once per distinct word.
+    # First a cheap split, then the exact one once per distinct word.
     raw = Counter(word for text in texts for word in text.split())
     counts: Counter[str] = Counter()
     for word, count in raw.items():
@@ -93,10 +93,11 @@ def _count_words(texts: Iterable[str], normalizer: Normalizer, pre_tokenizer: Pr
 
 
 def _pieces(counts: Counter[str], room: int, subword_share: float) -> list[tuple[str, float]]:
-    """(piece, log probability), `room` at most: letters, BPE parts of the distinct words, and whole words by frequency.
+    """At most `room` of (piece, log probability): letters, BPE parts of the distinct words, and whole words by
+    frequency.
 
     The library's unigram trainer splits frequent words of a small corpus into letters; here a frequent word is one
-    token by construction. Parts share one low score, so a word that is no piece takes as few parts as it can.
+    token by construction. Parts have equal, low scores, so other words are split into as few parts as possible.
     """
     from tokenizers import Tokenizer, models, trainers
 

@@ -1,5 +1,6 @@
-"""The supervised stage: a base that answers prompts, before any reinforcement. From a hub id, a folder, or from scratch
-with a tokenizer trained on the data; on transformers' own trainer; out comes a standard Hugging Face folder.
+"""The supervised stage before reinforcement learning: trains a base to answer prompts. It starts from a hub id, a
+folder, or from scratch with a tokenizer trained on the data, uses transformers' trainer, and writes a standard Hugging
+Face folder.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def warm_start(
 ) -> Path:
     """Train on the records' prompts and replies and write the model and its tokenizer to the folder `out`.
 
-    The state on the way lies in `.<out>.partial`; a call with the same settings and data goes on from there, another
-    one starts anew. Nothing appears at `out` before all of it is done. `base`: where a relative `path` starts.
+    Intermediate state is stored in `.<out>.partial`: a call with the same settings and data resumes from it, any other
+    call starts anew. Nothing appears at `out` before everything is done. `base`: base of a relative `path`.
 
     Raises `FitError`: `out` exists, a record without a reply, a checkpoint that cannot be loaded, a loss that is not
     finite. `BundleError`: a chat without a chat template. `RecipeError`: a template beyond `max_source_tokens`.
@@ -102,13 +103,13 @@ def warm_start(
 
 
 def check_target(out: Path, overwrite: bool) -> None:
-    """Raises `FitError` where something is in the way."""
+    """Raises `FitError` if `out` exists and must not be overwritten."""
     if out.exists() and not overwrite:
         raise FitError(f"out is {out.name!r}, which exists; name a new folder or pass overwrite", param="out")
 
 
 def wrapped_pairs(records: Sequence[Record], template: str) -> list[tuple[str, str]]:
-    """(wrapped prompt, reply) of every record. Raises `FitError`: no record, or one without a reply, by its place."""
+    """(wrapped prompt, reply) of every record. Raises `FitError` if there is no record, or for one without a reply."""
     if not records:
         raise FitError("there is no pair of prompt and reply to train on", param="data")
     pairs = []
@@ -120,7 +121,7 @@ def wrapped_pairs(records: Sequence[Record], template: str) -> list[tuple[str, s
 
 
 def fingerprint_of(settings: Section, pairs: Sequence[tuple[str, str]]) -> str:
-    """SHA-256 of settings and data: what a half-finished run must share with a new call to be continued."""
+    """SHA-256 of settings and data; an unfinished run is resumed only by a call with the same one."""
     digest = hashlib.sha256(settings.model_dump_json().encode())
     for pair in pairs:
         digest.update("\0".join(pair).encode(errors="surrogatepass") + b"\1")
@@ -128,7 +129,7 @@ def fingerprint_of(settings: Section, pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def partial_folder(out: Path, fingerprint: str) -> Path:
-    """The folder of a run on its way to `out`; emptied first when it belongs to another run."""
+    """The folder of an unfinished run for `out`; emptied first if it belongs to another run."""
     work = out.with_name(f".{out.name}.partial")
     stamp = work / "fingerprint"
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != fingerprint:
@@ -139,7 +140,7 @@ def partial_folder(out: Path, fingerprint: str) -> Path:
 
 
 def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a folder that will serve later, in float32, and its tokenizer; safetensors only.
+    """The model of a folder, in float32, and its tokenizer; safetensors only.
 
     Raises `FitError` with the reason in one line.
     """
@@ -166,7 +167,7 @@ def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
 
 def _folder(settings: WarmStartSettings, base: Path | None) -> Path:
-    """Of the checkpoint to start from. Raises `FitError`, `BundleError`."""
+    """The folder of the checkpoint to start from. Raises `FitError`, `BundleError`."""
     if settings.hub is not None:
         return hub_folder(settings.hub, settings.revision)
     folder = (base or Path()) / str(settings.path)

@@ -1,6 +1,7 @@
-"""Which decoder-only models run in lanes: what `config.json` and the library's class say before any weight is read.
+"""Which decoder-only models are supported, by `config.json` and transformers' class, before any weight is read.
 
-What they cannot say, the self-test at load finds out (`selftest.py`). A refusal is one line: the reason and what works.
+What they do not show is found by the self-test at load (`selftest.py`). A refusal is one line: the reason and what
+works.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ WORKS = (
 _ATTENTION = frozenset({"full_attention", "sliding_attention"})
 _RECURRENT = frozenset({"linear_attention", "mamba", "recurrent", "conv", "hybrid"})
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
-# RoPE whose frequencies follow the longest row of a batch once that is beyond the length the model was made for.
+# RoPE whose frequencies depend on the longest row of a batch once it exceeds the original context length.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 def refuse_files(config: Mapping[str, Any]) -> None:
-    """Refuse a `config.json` that no class of the library may be asked about.
+    """Refuse a `config.json` that must not be passed to the library.
 
     Raises:
         UnsupportedModel
@@ -47,10 +48,10 @@ def refuse_files(config: Mapping[str, Any]) -> None:
 
 
 def parsed(config: Mapping[str, Any]) -> Any:
-    """The library's own config object.
+    """The library's config object.
 
     Raises:
-        UnsupportedModel: a model_type that it does not know, or values that it does not take.
+        UnsupportedModel: a model_type that the library does not know, or values that it does not accept.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -62,7 +63,8 @@ def parsed(config: Mapping[str, Any]) -> Any:
 
 
 def refuse_config(config: Any) -> None:
-    """Refuse what a parsed config (`transformers.PreTrainedConfig`) shows, with the class that would run it.
+    """Refuse an unsupported parsed config (`transformers.PreTrainedConfig`), judging also by the class that would run
+    it.
 
     Raises:
         UnsupportedModel
@@ -105,10 +107,10 @@ def model_class(config: Any) -> Any:
 
 
 def longest_sequence(config: Any) -> int | None:
-    """Positions the model has; None where nothing bounds them.
+    """The number of positions; None if unbounded.
 
-    RoPE of kind `dynamic` or `longrope` is held to its original length: beyond it the frequencies of every row depend
-    on the longest row beside it, and a row's tokens must not depend on its neighbours.
+    RoPE of type `dynamic` or `longrope` is limited to its original length: beyond it the frequencies of every row
+    depend on the longest row in the batch, and a row's tokens must not depend on other rows.
     """
     bounds = [getattr(config, "max_position_embeddings", None)]
     for rope in _ropes(config):
@@ -119,7 +121,7 @@ def longest_sequence(config: Any) -> int | None:
 
 
 def _ropes(config: Any) -> Iterator[Mapping[str, Any]]:
-    """The RoPE settings, one for the model or one a layer type."""
+    """The RoPE settings, one for the whole model or one per layer type."""
     settings = getattr(config, "rope_parameters", None) or {}
     if "rope_type" in settings:
         yield settings
@@ -129,7 +131,7 @@ def _ropes(config: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _with_floats(value: Any) -> Any:
-    """The library writes numbers that JSON does not have as {"__float__": "Infinity"}."""
+    """Convert the library's form of numbers that JSON lacks, {"__float__": "Infinity"}, to floats."""
     if isinstance(value, Mapping):
         return (
             float(value["__float__"]) if set(value) == {"__float__"} else {k: _with_floats(v) for k, v in value.items()}

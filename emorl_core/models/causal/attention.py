@@ -1,10 +1,10 @@
-"""The attention function that transformers' modelling code calls here, over keys and values with a length per row.
+"""The attention function called by transformers' modelling code, over keys and values with a length per row.
 
-One `Pass` object travels with every forward pass as a keyword and says where a layer's keys and values come from and
-which of them a query may see; masks are made once a pass, not once a layer.
+One `Pass` object goes with every forward pass as a keyword argument. It provides a layer's keys and values and the mask
+of those that a query may attend to; masks are built once per pass, not per layer.
 
-Letters: M rows, H heads, K key-value heads, G = H / K queries that share one, T new tokens a row, S keys, d size of a
-head.
+Letters: M rows, H heads, K key-value heads, G = H / K queries per key-value head, T new tokens per row, S keys, d head
+size.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from transformers import AttentionInterface
 
 from emorl_core.cache.store import Store, round_size
 
-NAME = "emorl_lanes"  # not registered for masks: the library then makes none
-KEYWORD = "lane_pass"  # any keyword given to a model arrives in its attention function
-# Rows of a cache are read in up to so many runs, each as far as its own longest row: every run is an attention of its
-# own in every layer. Rows below this size are all alike.
+NAME = "emorl_lanes"  # not registered for masks, so the library builds none
+KEYWORD = "lane_pass"  # the library passes unknown keyword arguments on to the attention function
+# Rows of a cache are read in at most this many runs, each as long as its own longest row; every run is a separate
+# attention call in every layer. Rows shorter than the next constant count as equally long.
 _MOST_RUNS = 4
 _SHORT = 255
 
@@ -31,20 +31,20 @@ Layers = list[tuple[Tensor, Tensor]]  # by layer, keys and values [M, K, S, d]
 
 
 class Pass(Protocol):
-    """One forward pass, seen from a layer's attention."""
+    """One forward pass, as an attention layer sees it."""
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values [M, K, T, d] of a layer -> all that its queries may look at, [M, K, S, d]."""
+        """New keys and values [M, K, T, d] of a layer -> all that its queries may attend to, [M, K, S, d]."""
 
     def mask(self, window: int | None, *, explicit: bool) -> Tensor | None:
-        """[M or 1, 1, T, S] additive mask for a layer with this sliding window. Where it is causal and nothing else it
-        may be None, unless `explicit`."""
+        """[M or 1, 1, T, S] additive mask for a layer with this sliding window. A purely causal mask may be None,
+        unless `explicit`."""
 
 
 class WholePass:
-    """Whole sequences, padded on the right: a real token never sees the padding behind it.
+    """Whole sequences, padded on the right; with a causal mask no real token attends to padding.
 
-    Keeps every layer's keys and values.
+    Stores every layer's keys and values.
     """
 
     def __init__(self, tokens: int, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -66,13 +66,13 @@ class WholePass:
 
 
 class CachedPass:
-    """New tokens of the rows of a cache, at each row's own positions."""
+    """New tokens for the rows of a cache, at each row's own positions."""
 
     def __init__(
         self, cache: Store, positions: Tensor, sizes: Sequence[int], dtype: torch.dtype, places: Tensor | None = None
     ) -> None:
-        """positions: [M, T] of the new tokens; sizes: keys that each row sees with its last one; places: [M] rows of
-        the cache, whose keys are copied then; None: row 0, 1, ..."""
+        """positions: [M, T] of the new tokens; sizes: number of keys for each row's last token; places: [M] rows of the
+        cache, whose keys are then copied; None: row 0, 1, ..."""
         self._cache, self._positions, self._places = cache, positions, places
         sizes = [round_size(size) for size in sizes]
         self._total = max(sizes)
@@ -90,8 +90,8 @@ class CachedPass:
 
 
 def _runs(sizes: Sequence[int]) -> list[tuple[slice, int]]:
-    """Neighbours whose sizes are not far apart, and what the largest of them has: short rows do not read as many keys
-    as the longest row of the batch. Empty when that would save little."""
+    """Runs of adjacent rows of similar size, with the largest size in each, so that short rows do not read as many keys
+    as the longest row of the batch. Empty if that would save little."""
     runs: list[tuple[slice, int]] = []
     for row, size in enumerate(sizes):
         if runs and _class(size) == _class(runs[-1][1]):
@@ -107,10 +107,10 @@ def _class(size: int) -> int:
 
 
 class ContinuedPass:
-    """New tokens behind keys and values that each row has already. Keeps every layer's new ones."""
+    """New tokens after keys and values that each row already has. Stores every layer's new ones."""
 
     def __init__(self, pasts: Layers, lengths: Tensor, tokens: int, dtype: torch.dtype) -> None:
-        """pasts: [M, K, P, d] padded on the right; lengths: [M] of those; tokens: new ones a row."""
+        """pasts: [M, K, P, d] padded on the right; lengths: [M] of those; tokens: new tokens per row."""
         at = torch.arange(tokens, device=lengths.device).expand(len(lengths), -1)
         self._seen = RepliesPass(pasts, lengths, torch.zeros_like(at), at, dtype)
         self.positions = self._seen.positions  # [M, T]
@@ -125,16 +125,16 @@ class ContinuedPass:
 
 
 class RepliesPass:
-    """Rows of several replies behind a prompt: what all replies of a row begin with, then one reply after the other.
+    """Rows with several replies to a prompt: the common beginning of a row's replies, then one reply after the other.
 
-    Letters: P prompt tokens, T new tokens a row.
+    Letters: P prompt tokens, T new tokens per row.
     """
 
     def __init__(self, prompts: Layers, lengths: Tensor, segments: Tensor, at: Tensor, dtype: torch.dtype) -> None:
         """prompts: [M, K, P, d] padded on the right; lengths: [M] of the prompts.
 
-        segments: [M, T] 0 for what replies have in common, a number of its own for each reply; a token sees the common
-        part and its own reply. at: [M, T] place of each token behind its prompt.
+        segments: [M, T] 0 for the common part, a different number for each reply; a token attends to the common part
+        and its own reply. at: [M, T] offset of each token from the end of its prompt.
         """
         self._prompts = prompts
         self.positions = lengths.unsqueeze(1) + at  # [M, T]
@@ -155,7 +155,7 @@ class RepliesPass:
 
 
 class Masks:
-    """Additive masks by window, made when the first layer asks."""
+    """Additive masks by window, built on first use."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -189,7 +189,7 @@ def lane_attention(
 ) -> tuple[Tensor, None]:
     """query [M, H, T, d], key and value [M, K, T, d] -> [M, T, H, d], in the library's calling convention.
 
-    Attention dropout is never applied: here only adapters are trained, on the base as it serves.
+    Attention dropout is never applied: only adapters are trained, on the base as served.
     """
     if lane_pass is None or attention_mask is not None or is_causal is False:
         raise ValueError(f"{type(module).__name__} brings a mask of its own or attends both ways")
@@ -226,7 +226,7 @@ def attend(
             keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
         mixed = F.scaled_dot_product_attention(query, keys, values, is_causal=new > 1, scale=scale)
         return mixed.transpose(1, 2)
-    # The queries of one group follow each other as if they were tokens, so that keys are never repeated.
+    # The queries of one group are laid out like consecutive tokens, so that keys are never repeated.
     packed = query.reshape(rows, shared, groups * new, -1)
     if groups > 1 and new > 1:
         mask = mask.repeat(1, 1, groups, 1)
@@ -256,7 +256,7 @@ def _explicit(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attention with scores capped by a tanh (Gemma 2), or a sink that takes its share of the softmax (gpt-oss)."""
+    """Attention with soft-capped scores (Gemma 2) or an attention sink in the softmax (gpt-oss)."""
     scores = torch.matmul(query, keys.transpose(2, 3)) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap

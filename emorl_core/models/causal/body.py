@@ -1,4 +1,4 @@
-"""What turns tokens into last hidden states: the library's own modelling code, which runs any admitted model."""
+"""From tokens to last hidden states: transformers' own modelling code, which runs every supported model."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from emorl_core.models.causal.linears import Rows, replace_linears
 
 
 class Body(Protocol):
-    """A decoder in lanes."""
+    """A decoder whose rows run in lanes."""
 
     @property
     def decoder(self) -> nn.Module: ...
 
     @property
     def routed(self) -> frozenset[str]:
-        """Linear layers that see a part of the tokens only, so take no adapter; known after a first pass."""
+        """Linear layers that process only some of the tokens, so they take no adapter; known after the first pass."""
 
     def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
-        """Every linear layer: the names of its fused projections in the checkpoint, in order, and the layer."""
+        """Every linear layer: the checkpoint names of its fused projections, in order, and the layer."""
 
     def share(self, head: FrozenMatrix) -> FrozenMatrix | None:
-        """Use this matrix as the embedding too if the two are tied. Returns the embedding, if rows of it are looked up
-        here."""
+        """Use this matrix as the embedding too if the two are tied. Returns the embedding if this class looks up its
+        rows."""
 
     def tensors(self) -> Iterator[Tensor]:
-        """Parameters beside the embedding of `share`, the matrices of `linears` and their biases."""
+        """All parameters except the embedding of `share` and the matrices and biases of `linears`."""
 
     def run(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: Pass) -> Tensor:
         """As `CausalModel.run`."""
 
 
 class LibraryBody:
-    """transformers' decoder over lane-aware linears."""
+    """transformers' decoder with lane-aware linear layers."""
 
     def __init__(self, library: Any) -> None:
-        """library: the `...ForCausalLM` whose decoder it is, which is changed."""
+        """library: the `...ForCausalLM` that has the decoder; it is modified."""
         self._rows = Rows()
         decoder = library.get_decoder()
         self._layers = replace_linears(library, decoder, self._rows)
@@ -58,7 +58,7 @@ class LibraryBody:
             yield [layer.name], layer.linear
 
     def share(self, head: FrozenMatrix) -> None:
-        """The library's own code looks rows up."""
+        """None: the library's own code looks up the rows."""
 
     def tensors(self) -> Iterator[Tensor]:
         stacked = {id(parameter) for layer in self._layers for parameter in layer.linear.parameters()}

@@ -35,7 +35,7 @@ class CompiledLeanStep(CompiledStep):
         self._rotary, self._windows = decoder.rotary, function.windows
 
     def _arrange(self, cache: KVCache, places: Tensor) -> None:
-        """What it takes is all new in every step."""
+        """Does nothing: all arguments are new in every step."""
 
     def _arguments(self, cache: KVCache, positions: Tensor) -> tuple[Argument, ...]:
         cosines, sines = self._rotary(positions)
@@ -46,7 +46,7 @@ class CompiledLeanStep(CompiledStep):
 
 
 def compilation(model: CausalModel, folder: Path, ragged: bool = False) -> Compilation[CausalModel]:
-    """folder: where compiled functions are kept; ragged: compile `ragged_step` as well."""
+    """folder: where compiled functions are stored; ragged: compile `ragged_step` as well."""
     step = CompiledLeanStep(model, ragged=ragged)
     fast = model.with_step(step)
 

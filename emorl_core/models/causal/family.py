@@ -1,6 +1,6 @@
-"""Decoder-only language models: what of a checkpoint can be loaded, its sizes, and the loading itself.
+"""Decoder-only language models: which checkpoints can be loaded, their sizes, and loading them.
 
-transformers' modelling code takes seconds to import and a T5 base needs none of it: hence imports within functions.
+transformers' modelling code takes seconds to import and a T5 base does not need it, hence the imports within functions.
 """
 
 from __future__ import annotations

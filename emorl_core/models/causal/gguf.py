@@ -1,7 +1,7 @@
-"""A GGUF file -> a checkpoint folder, by transformers' own reader and the package `gguf`.
+"""Converts a GGUF file to a checkpoint folder, with transformers' own reader and the package `gguf`.
 
-That reader skips in silence what it does not know: a tensor, a scaled RoPE, a cap. Here a file is refused unless all it
-holds has arrived in the folder.
+That reader silently ignores what it does not know: a tensor, scaled RoPE, a logit cap. Here a file is refused unless
+everything in it has arrived in the folder.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 from emorl_core.errors import BundleError, UnsupportedModel, one_line, shown
 from emorl_core.files.reading import LFS_ADVICE, is_lfs_pointer, open_regular
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")  # GGUF's names; those that tests hold to the original
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")  # GGUF's names; tests compare these with the original
 _MAGIC = b"GGUF"
-# Keys below the architecture's name that transformers does not read -> the attribute of the config that must agree.
+# Keys under the architecture's name that transformers does not read -> the config attribute that must agree.
 _HELD_TO = {
     "attention.key_length": "head_dim",
     "attention.value_length": "head_dim",
@@ -37,7 +37,7 @@ _HARMLESS = {"rope.scaling.type": "none", "attention.causal": True}  # with thes
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What was in the file. `formats`: how many tensors of each of GGUF's number formats."""
+    """The contents of the file. `formats`: number of tensors in each of GGUF's number formats."""
 
     architecture: str
     formats: Mapping[str, int]
@@ -46,10 +46,10 @@ class Imported:
 
 
 def import_gguf(file: Path, folder: Path, dtype: torch.dtype) -> Imported:
-    """Write config, weights as safetensors of `dtype`, generation config and tokenizer into `folder`.
+    """Write config, weights (safetensors in `dtype`), generation config and tokenizer into `folder`.
 
     Raises:
-        UnsupportedModel: an architecture, a tensor or a key that would not arrive; a broken file; no package `gguf`.
+        UnsupportedModel: an architecture, tensor or key that would be lost; a broken file; no package `gguf`.
         BundleError: the file's tokenizer cannot be read.
     """
     reader = _opened(file)
@@ -93,7 +93,7 @@ def _opened(file: Path) -> Any:
 
 
 def _model(file: Path, stored: set[str], dtype: torch.dtype) -> Any:
-    """The library's model, with every tensor of the file in it."""
+    """The library's model, with every tensor of the file."""
     from transformers import AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
@@ -110,7 +110,7 @@ def _model(file: Path, stored: set[str], dtype: torch.dtype) -> Any:
     missing = sorted(report["missing_keys"])
     if missing:
         raise UnsupportedModel(f"{file}: has no tensor for {missing[0]!r}; the model would make it up")
-    # A fresh model of the same weights: the loaded one is marked as quantised, and would say so in config.json.
+    # A new model with the same weights: the loaded one is marked as quantised, which would appear in config.json.
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -146,8 +146,8 @@ def _attribute(config: Any, name: str) -> Any:
 
 
 def _save_tokenizer(file: Path, folder: Path, entries: int) -> bool:
-    """With the file's entries only: the library's classes add names of their own (`<|endoftext|>`, `<mask>`) behind
-    them, for which the model has no row. Returns whether there is a chat template."""
+    """Save the tokenizer with only the file's entries: the library's classes append tokens of their own
+    (`<|endoftext|>`, `<mask>`), for which the model has no embedding. Returns whether there is a chat template."""
     from transformers import AutoTokenizer
 
     try:
@@ -168,7 +168,7 @@ def _save_tokenizer(file: Path, folder: Path, entries: int) -> bool:
 
 @contextmanager
 def _faults_of(file: Path) -> Iterator[None]:
-    """Whatever the libraries raise about the file is one line."""
+    """Turn any error of the libraries about the file into one line."""
     try:
         yield
     except (BundleError, OSError):

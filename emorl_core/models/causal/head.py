@@ -1,4 +1,4 @@
-"""From last hidden states to logits: one matrix, a constant, one bias, and for some models a cap."""
+"""From last hidden states to logits: a matrix, a scale, a bias, and for some models a cap."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from emorl_core.models.parallel.layers import VocabularyMatrix
 class Head:
     """logits = cap(scale * (W h + b)).
 
-    Lanes are mixed before it, so the bias counts once whatever the weights add up to, and the cap applies to the mixed
-    logits.
-    Attribution and `rows` are about W h alone: the margin between two tokens before the cap, without their biases.
+    Lanes are mixed before the head, so the bias counts once whatever the sum of the weights, and the cap applies to the
+    mixed logits. Attribution and `rows` refer to scale * W h only: the margin between two tokens before the cap,
+    without their biases.
     """
 
     def __init__(self, module: nn.Module | None, config: Any) -> None:
-        """module: what the library calls the output embeddings; config: of the language model."""
+        """module: the library's output embeddings; config: of the language model."""
         if type(module) is not nn.Linear:
             kind = "none" if module is None else type(module).__name__
             raise UnsupportedModel(f"the base's head must be a plain linear layer, but it is {kind}")
@@ -44,11 +44,11 @@ class Head:
     def uncapped(self, hidden: Tensor) -> Tensor:
         """The same before the cap."""
         given, weight = hidden.to(self.matrix.dtype), self.matrix.weight
-        if weight is None:  # in fewer bits
+        if weight is None:  # quantised
             logits = self.matrix(given).float()
             logits = logits if self.bias is None else logits + self.bias
         elif given.dtype == torch.float32 and given.device.type == "cpu" and given.shape[0] <= 16:
-            # The wide matrix on the left: with few rows the CPU library streams it 2 to 3 times as fast this way.
+            # The wide matrix on the left: with few rows this is 2 to 3 times as fast in the CPU library.
             logits = torch.mm(weight, given.t()).t().contiguous()
             logits = logits if self.bias is None else logits + self.bias
         else:
@@ -56,17 +56,17 @@ class Head:
         return logits if self.scale == 1.0 else logits * self.scale
 
     def rows(self, token_ids: Tensor) -> Tensor:
-        """[...] -> [..., D] float32 with the scale: logit before the cap, without the bias, is row . hidden."""
+        """[...] -> [..., D] float32, scale included: logit before the cap, without the bias, = row . hidden."""
         return self.matrix.rows(token_ids).float() * self.scale
 
 
 class SplitHead(Head):
-    """A head of which this process has the rows of some tokens; the logits are those of all."""
+    """A head of which this process has only some tokens' rows; its logits cover the whole vocabulary."""
 
     def __init__(self, module: nn.Module | None, config: Any, group: ProcessGroup) -> None:
-        """module: with this process's rows alone."""
+        """module: with this process's rows only."""
         super().__init__(module, config)
-        assert self.matrix.weight is not None  # nothing has packed it
+        assert self.matrix.weight is not None  # it is never packed
         self._split = VocabularyMatrix(self.matrix.weight, config.vocab_size, group)
         self.matrix = self._split
 

@@ -1,11 +1,11 @@
-"""The decoder of most models after Llama, written for lanes: RMSNorm, rotary positions, grouped heads, gated MLP.
+"""A Llama-style decoder written for lanes: RMSNorm, rotary positions, grouped-query attention, gated MLP.
 
-transformers' code makes some sixty small operations a layer and a product for every matrix, which takes several times
-as long as reading the weights. Here q, k, v and gate, up are one product each, with the adapters' first factors in it.
-Weights and settings are taken from the library's own modules; `load` holds the result to their logits before it is
-used, and whatever is not of this form stays with the library's code.
+transformers' code runs some sixty small operations per layer and one product per matrix, which takes several times as
+long as reading the weights. Here q, k, v and gate, up are one product each, including the adapters' first factors.
+Weights and settings are taken from the library's own modules; `load` compares the logits with theirs before use, and
+models of another form run in the library's code.
 
-Letters: M lane rows, q new tokens a row, D hidden, H heads, K key-value heads, d size of a head, F inner features.
+Letters: M lane rows, q new tokens per row, D hidden, H heads, K key-value heads, d head size, F inner features.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from emorl_core.models.causal.rotary import Rotary
 from emorl_core.models.parallel.group import ProcessGroup
 from emorl_core.models.parallel.layers import ColumnLinear, RowLinear, VocabularyMatrix
 
-# By model_type. The form of the modules is looked at too, and the self-test judges the whole.
+# By model_type. The structure of the modules is checked too, and the self-test checks the whole.
 KINDS = frozenset({"llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3"})
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -34,7 +34,7 @@ _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 def takes(library: Any) -> bool:
-    """Whether a model of the library (`...ForCausalLM`) is of this form."""
+    """Whether the library's model (`...ForCausalLM`) has this form."""
     config, decoder = library.config, library.get_decoder()
     if config.model_type not in KINDS or config.hidden_act != "silu" or not Rotary.takes(config):
         return False
@@ -61,8 +61,8 @@ class LeanBody:
     routed: frozenset[str] = frozenset()
 
     def __init__(self, library: Any, group: ProcessGroup | None = None) -> None:
-        """Takes the weights out of the library's model, layer by layer, so that they are never there twice. group: of
-        processes that have a part of each matrix, as `parts` leaves it."""
+        """Moves the weights out of the library's model, layer by layer, so that they are never in memory twice. group:
+        processes that each have a part of every matrix, as left by `parts`."""
         name = next(name for name, module in library.named_modules() if module is library.get_decoder())
         self.decoder = LeanDecoder(library.get_decoder(), library.config, name, group)
 
@@ -89,10 +89,10 @@ class LeanBody:
 
 
 class LeanDecoder(nn.Module):
-    """Embedding, layers, last norm."""
+    """Embedding, layers, final norm."""
 
     def __init__(self, decoder: Any, config: Any, name: str, group: ProcessGroup | None) -> None:
-        """decoder: of the library; name: its own in checkpoints."""
+        """decoder: the library's; name: its name in checkpoints."""
         super().__init__()
         self.config = config
         self.embedding = vocabulary_matrix(decoder.embed_tokens.weight.detach(), config.vocab_size, group)
@@ -120,10 +120,10 @@ class LeanDecoder(nn.Module):
 
 
 class LeanLayer(nn.Module):
-    """One layer, over all tokens of a pass side by side."""
+    """One layer, over all tokens of a pass at once."""
 
     def __init__(self, layer: Any, config: Any, name: str, number: int, group: ProcessGroup | None) -> None:
-        """layer: of the library; name: its own in checkpoints."""
+        """layer: the library's; name: its name in checkpoints."""
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self._name, self._number = name, number
@@ -131,7 +131,7 @@ class LeanLayer(nn.Module):
         self.scale: float = attention.scaling
         in_config = getattr(config, "sliding_window", None)  # where Mistral has it
         self.sliding_window: int | None = getattr(attention, "sliding_window", in_config)
-        self.rotates = bool(getattr(attention, "use_rope", True))  # SmolLM3 has layers without
+        self.rotates = bool(getattr(attention, "use_rope", True))  # some layers of SmolLM3 do not
         self.qkv = _fused(group, attention.q_proj, attention.k_proj, attention.v_proj)
         self.o = _summed(group, attention.o_proj)
         self.gate_up = _fused(group, mlp.gate_proj, mlp.up_proj)
@@ -146,7 +146,7 @@ class LeanLayer(nn.Module):
             self.head_norms = torch.cat([norms[0].expand(self.heads, -1), norms[1].expand(self.shared, -1)])
 
     def linears(self) -> Iterator[tuple[list[str], LaneLinear]]:
-        """Names of the fused projections in checkpoints, in order, and the layer."""
+        """The checkpoint names of the fused projections, in order, and the layer."""
         yield [f"{self._name}.self_attn.{p}_proj" for p in "qkv"], self.qkv
         yield [f"{self._name}.self_attn.o_proj"], self.o
         yield [f"{self._name}.mlp.{p}_proj" for p in ("gate", "up")], self.gate_up
@@ -158,7 +158,7 @@ class LeanLayer(nn.Module):
             yield from (self.head_norms[0], self.head_norms[-1])
 
     def forward(self, x: Tensor, rows: int, lanes: LaneIndex, seen: Pass, turn: tuple[Tensor, Tensor]) -> Tensor:
-        """x [M * q or more, D], spare rows last; turn: of `Rotary` for the M * q tokens -> like x."""
+        """x [M * q or more, D], spare rows last; turn: from `Rotary`, for the M * q tokens -> like x."""
         q, k, v = self._project(x, rows, lanes, turn)
         mixed = attend(self._number, q, k, v, seen, scale=self.scale, window=self.sliding_window)
         x = x + self.o.side_by_side(mixed.reshape(len(turn[0]), -1), lanes)
@@ -169,7 +169,7 @@ class LeanLayer(nn.Module):
     def _project(
         self, x: Tensor, rows: int, lanes: LaneIndex, turn: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """q [M, H, q, d], k and v [M, K, q, d], with their positions."""
+        """q [M, H, q, d], k and v [M, K, q, d], with positions applied."""
         normed = F.rms_norm(x, self._first_norm.shape, self._first_norm, self.epsilon)
         made = self.qkv.side_by_side(normed, lanes)
         made = made[: len(turn[0])].view(rows, -1, self.heads + 2 * self.shared, self.size)
@@ -180,20 +180,20 @@ class LeanLayer(nn.Module):
             turned = Rotary.turned(turned, turn)
         query, keys = turned.split([self.heads, self.shared], dim=2)
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-        if keys.shape[2] > 1:  # a pass may keep them, and not the whole product with them
+        if keys.shape[2] > 1:  # a pass may store them, which must not keep the whole product alive
             keys, values = keys.contiguous(), values.contiguous()
         return query.transpose(1, 2), keys, values
 
 
 def vocabulary_matrix(weight: Tensor, vocabulary: int, group: ProcessGroup | None) -> FrozenMatrix:
-    """An embedding or a head; weight: of this process."""
+    """An embedding or a head; weight: this process's."""
     if group is None or len(weight) == vocabulary:
         return FrozenMatrix(weight)
     return VocabularyMatrix(weight, vocabulary, group)
 
 
 def _fused(group: ProcessGroup | None, *projections: nn.Linear) -> LaneLinear:
-    """Projections of one input; those of a group are split by columns."""
+    """Projections of one input; with a group they are split by columns."""
     weights = [projection.weight.detach() for projection in projections]
     bias = None
     if any(projection.bias is not None for projection in projections):
@@ -208,7 +208,7 @@ def _fused(group: ProcessGroup | None, *projections: nn.Linear) -> LaneLinear:
 
 
 def _summed(group: ProcessGroup | None, projection: nn.Linear) -> LaneLinear:
-    """One projection; those of a group are split by rows."""
+    """One projection; with a group it is split by rows."""
     weight = projection.weight.detach()
     bias = None if projection.bias is None else projection.bias.detach()
     return LaneLinear(weight, bias=bias) if group is None else RowLinear(weight, bias, group)

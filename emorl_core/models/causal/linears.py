@@ -1,4 +1,4 @@
-"""Lane-aware linear layers in a Hugging Face decoder: the library's code calls them like the layers they replace."""
+"""Lane-aware linear layers in a Hugging Face decoder, called by the library's code like the layers they replace."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from emorl_core.lanes.linear import LaneLinear
 
 
 class Rows:
-    """The lanes of the tokens now running through a model. One object for all its layers, set before every pass."""
+    """The lanes of the tokens in the current pass. One object for all layers of a model, set before every pass."""
 
     def __init__(self) -> None:
         self.tokens = 0  # M lane rows times q tokens
-        self.index: LaneIndex | None = None  # of these, maybe with spare ones behind them; None: the bare base
+        self.index: LaneIndex | None = None  # of these tokens, possibly followed by spare rows; None: the base only
         self.routed: set[str] = set()  # layers that were called with another number of tokens
 
     def set(self, index: LaneIndex | None, tokens: int) -> None:
-        """Before a pass over `tokens` tokens in all."""
+        """Call before a pass over `tokens` tokens in total."""
         self.index, self.tokens = index, tokens
 
 
@@ -35,14 +35,14 @@ class LaneLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor | None:
-        """The base's matrix [out, in]; None once it is packed. Some modelling code asks its number format."""
+        """The base's matrix [out, in]; None once it is packed. Some modelling code reads its number format."""
         return self.linear.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         index = self._rows.index
         if flat.shape[0] != self._rows.tokens:
-            # A routed expert, for example: which lane a row belongs to is unknown, so this layer takes no adapter.
+            # For example a routed expert: the lane of each row is unknown, so this layer takes no adapter.
             if self.linear.lora_b is not None:
                 raise RuntimeError(f"{self.name} has adapters and was given a part of the tokens only")
             self._rows.routed.add(self.name)
@@ -54,10 +54,10 @@ class LaneLayer(nn.Module):
 
 
 def replace_linears(model: nn.Module, decoder: nn.Module, rows: Rows) -> list[LaneLayer]:
-    """Put a `LaneLayer` in place of every `nn.Linear` and GPT-2 `Conv1D` within `decoder`, a part of `model`.
+    """Replace every `nn.Linear` and GPT-2 `Conv1D` within `decoder`, a part of `model`, by a `LaneLayer`.
 
-    Each keeps the name that it has in `model`, which is what PEFT calls it. A layer that is shared stays shared.
-    Subclasses of `nn.Linear` compute something else and are left alone.
+    Each keeps its name in `model`, which is PEFT's name for it. Shared layers stay shared. Subclasses of `nn.Linear`
+    compute something else and are not replaced.
     """
     made: dict[int, LaneLayer] = {}
     inside = {id(module) for module in decoder.modules()}

@@ -1,4 +1,4 @@
-"""A checkpoint folder -> a `CausalModel` that passed its self-test."""
+"""Loads a checkpoint folder as a `CausalModel` that has passed its self-test."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def load(
     """Load a decoder-only checkpoint folder; see `emorl_core.models.family.Family`.
 
     Raises:
-        UnsupportedModel: not admitted, by what the config says or by the self-test; or files that cannot be read.
+        UnsupportedModel: refused by its config or by the self-test, or files that cannot be read.
     """
     admission.refuse_files(config)
     parsed = admission.parsed(config)
     admission.refuse_config(parsed)
     if group is not None:
-        from emorl_core.models.causal import parts  # imports what takes a second, and one process does not need
+        from emorl_core.models.causal import parts  # takes a second to import, and a single process does not need it
 
         parts.refuse_config(parsed, group)
     end = end_tokens(folder, config)
@@ -82,7 +82,7 @@ def load(
                 f"base model_type {kind!r}: its layers cannot be held in parts by {group.size} processes; allowed: one"
             )
         return tested(lambda whole: LeanBody(whole, group), {})
-    if not training and takes(library):  # training changes single matrices, as PEFT has them
+    if not training and takes(library):  # training needs separate matrices, as in PEFT
         try:
             return tested(LeanBody, {"cpu": compilation})
         except UnsupportedModel:
@@ -104,7 +104,7 @@ def _head(library: Any, group: ProcessGroup | None) -> tuple[Head, str]:
 
 
 def _found(model: CausalModel, prompts: list[list[int]]) -> Tensor:
-    """What the self-test compares [2, STEPS, V]: a ragged prefill and cached steps through lanes."""
+    """Logits [2, STEPS, V] for the self-test: a ragged prefill and cached steps through lanes."""
     bare = LaneIndex.of([() for _ in prompts], 0, model.facts.device)
     cache = model.new_cache()
     lanes = [Lane((), tuple(prompt[: 1 - selftest.STEPS])) for prompt in prompts]
@@ -118,7 +118,7 @@ def _found(model: CausalModel, prompts: list[list[int]]) -> Tensor:
 
 
 def _weights(folder: Path, config: Any, dtype: torch.dtype, group: ProcessGroup | None) -> Any:
-    """The library's model; of a group, every process calls this and gets its own shards."""
+    """The library's model; with a group, every process calls this and gets its own shards."""
     if not list(folder.glob("*.safetensors")):
         other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
         hint = f"; {other[0]} is a pickle, which is not loaded: save it as safetensors first" if other else ""

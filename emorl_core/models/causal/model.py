@@ -1,6 +1,6 @@
-"""A decoder-only Hugging Face model in lanes, over the cache.
+"""A decoder-only Hugging Face model whose rows run in lanes, over the cache.
 
-Letters: M lane rows, q new tokens a row, D hidden, L layers, K key-value heads, S prompt tokens, d size of a head, N
+Letters: M lane rows, q new tokens per row, D hidden, L layers, K key-value heads, S prompt tokens, d head size, N
 adapters.
 """
 
@@ -36,13 +36,13 @@ from emorl_core.types import Quantize
 
 
 class FastStep(Protocol):
-    """`CausalModel.step` for one new token a row, compiled."""
+    """`CausalModel.step` for one new token per row, compiled."""
 
     def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
-        """tokens [M, 1] -> last hidden states [M, D], good until the next call."""
+        """tokens [M, 1] -> last hidden states [M, D], valid until the next call."""
 
     def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor | None:
-        """As `CausalModel.ragged_step`; None: not done here."""
+        """As `CausalModel.ragged_step`; None: not supported."""
 
 
 Compile = Callable[["CausalModel", Path, bool], Compilation["CausalModel"]]
@@ -56,7 +56,8 @@ class CausalModel(nn.Module):
     def __init__(
         self, body: Body, head: Head, facts: Facts, *, head_name: str, compilations: Mapping[str, Compile]
     ) -> None:
-        """head_name: the head's in checkpoints; compilations: kind of device -> what makes `step` fast there."""
+        """head_name: the head's name in checkpoints; compilations: device type -> the function that compiles `step` for
+        it."""
         super().__init__()
         self.body, self.decoder = body, body.decoder
         self.facts = facts
@@ -65,7 +66,7 @@ class CausalModel(nn.Module):
         self._embedding = body.share(head.matrix)
         self._compilations = compilations
         self._fast: FastStep | None = None
-        self.cache_shape = (0, 0, 0)  # L, K, d; of this process, where there are several
+        self.cache_shape = (0, 0, 0)  # L, K, d; of this process if there are several
         self._invocations: tuple[tuple[int, ...] | None, ...] = ()
         self._kept: replies.KeptPrompts | None = None
 
@@ -100,7 +101,7 @@ class CausalModel(nn.Module):
             )
 
     def train(self, mode: bool = True) -> CausalModel:
-        """Only the adapters' dropout: the base runs as in serving, without any."""
+        """Turns only the adapters' dropout on or off: the base has none, as in serving."""
         super().train(mode)
         for module in self.decoder.modules():
             if not isinstance(module, LaneLinear):
@@ -115,14 +116,14 @@ class CausalModel(nn.Module):
 
     @property
     def _tables(self) -> list[FrozenMatrix]:
-        """Embedding and head; none where the library's code looks rows up, which knows plain tensors alone."""
+        """Embedding and head; empty if the library's code looks up the rows, since it supports only plain tensors."""
         return [] if self._embedding is None else list(dict.fromkeys((self._embedding, self._head.matrix)))
 
     def parameter_bytes(self) -> dict[str, int]:
         plain = list(self.body.tensors())
         plain += [] if self._head.bias is None else [self._head.bias]
         if self._embedding is None and self._head.matrix.weight is not None:
-            plain.append(self._head.matrix.weight)  # which may be the library's embedding
+            plain.append(self._head.matrix.weight)  # it may be the library's embedding
         once = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in plain}
         layers = [layer for _, layer in self.body.linears()]
         base = sum(once.values()) + sum(matrix.nbytes for matrix in (*self._tables, *(layer.base for layer in layers)))
@@ -133,11 +134,11 @@ class CausalModel(nn.Module):
         return self._fast is not None
 
     def compilation(self, folder: Path, *, ragged: bool = False) -> Compilation[CausalModel]:
-        """For the adapters attached now. The result of that `step` is good until the next step only. folder: where
-        compiled functions are kept; ragged: compile `ragged_step` as well.
+        """For the adapters attached now. The result of the compiled `step` is valid until the next step. folder: where
+        compiled functions are stored; ragged: compile `ragged_step` as well.
 
         Raises:
-            UnsupportedModel: an architecture without such a step, or another device.
+            UnsupportedModel: an architecture without a compiled step, or another device.
         """
         device = self.facts.device
         if device.type not in self._compilations:
@@ -148,7 +149,7 @@ class CausalModel(nn.Module):
         return self._compilations[device.type](self, folder, ragged)
 
     def with_step(self, fast: FastStep) -> CausalModel:
-        """This model with the same parameters and another `step` for one new token a row."""
+        """This model with the same parameters and another `step` for one new token per row."""
         other = copy.copy(self)
         other._fast = fast
         return other
@@ -160,14 +161,14 @@ class CausalModel(nn.Module):
         return read(lane, self._invocations)
 
     def reading_beside(self, lane: Lane) -> Reading:
-        """The same for training, where the base's lane runs beside theirs."""
+        """The same for training, where the base's lane runs together with theirs."""
         return read_beside(lane, self._invocations)
 
     def acting(self, lane: Lane) -> Coefficients:
         return self.reading(lane).acting
 
     def passage(self, lane: Lane, reply: Sequence[int]) -> Passage:
-        """Every token but the last, each with what acts on it."""
+        """Every token but the last, each with the coefficients that act on it."""
         found = self.reading(lane)
         tokens = (*lane.prompt_ids, *reply)[:-1]
         points = [*found.by_token(), *[found.acting] * (len(tokens) - len(found.prefix))]
@@ -183,8 +184,8 @@ class CausalModel(nn.Module):
         return prefill(self, pieces)
 
     def whole(self, readings: Sequence[Reading]) -> Layers:
-        """Run prefixes from their beginning, with gradients when they are on. Keys and values by layer, [M, K, S, d]
-        padded on the right."""
+        """Run whole prefixes, with gradients if enabled. Returns keys and values by layer, [M, K, S, d] padded on the
+        right."""
         longest = max(len(reading.prefix) for reading in readings)
         self.refuse_beyond(longest)
         device, dtype = self.facts.device, self.facts.dtype
@@ -205,7 +206,7 @@ class CausalModel(nn.Module):
         for row in rows:
             points += [*row, *[bare] * (longest - len(row))]
         if self.facts.device.type == "cpu" and not torch.is_grad_enabled():
-            points += [bare] * (round_rows(len(points)) - len(points))  # for the reason in `LaneIndex.repeat`
+            points += [bare] * (round_rows(len(points)) - len(points))  # see `LaneIndex.repeat` for the reason
         return LaneIndex.of(points, len(self.adapters), self.facts.device)
 
     # -- decoding ------------------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ class CausalModel(nn.Module):
         if fast is not None:
             return fast
         cache.reserve_each(counts)
-        # Every token is a row of its own, with a copy of what it attends to.
+        # Every token is a separate row, with a copy of the keys and values that it attends to.
         rows, positions = torch.tensor([places, at], device=tokens.device).unsqueeze(2)  # [R, 1] each
         seen = CachedPass(cache.own, positions, sizes, self.facts.dtype, rows[:, 0])
         hidden = self.run(tokens.unsqueeze(1), positions, lanes, seen)
@@ -245,7 +246,7 @@ class CausalModel(nn.Module):
         return hidden[:, 0]
 
     def refuse_beyond(self, tokens: int) -> None:
-        """Raise PromptTooLong for a sequence of more tokens than the model has positions."""
+        """Raise PromptTooLong if the sequence has more tokens than the model has positions."""
         limit = self.facts.max_positions
         if limit is not None and tokens > limit:
             raise PromptTooLong(f"a sequence of {tokens} tokens; the base has {limit} positions")
@@ -253,7 +254,7 @@ class CausalModel(nn.Module):
     def run(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: Pass) -> Tensor:
         """tokens, positions [M, q] -> last hidden states [M, q, D].
 
-        lanes: of the M * q tokens, row after row, maybe with spare ones behind them; None: the bare base.
+        lanes: of the M * q tokens, row after row, possibly followed by spare rows; None: the base only.
         """
         return self.body.run(tokens, positions, lanes, seen)
 
@@ -285,12 +286,12 @@ class CausalModel(nn.Module):
             self._kept = None
 
     def probe(self, tokens: Sequence[int]) -> None:
-        """Run one short sequence to learn what only a forward pass shows: the cache's shape, and which layers are
+        """Run one short sequence to find what only a forward pass shows: the cache's shape, and which layers are
         routed.
 
         Raises:
-            UnsupportedModel: keys and values whose shapes the cache does not hold.
-            ValueError: no layer asked for keys and values here.
+            UnsupportedModel: keys and values in shapes that the cache does not support.
+            ValueError: no layer called the attention function with this pass.
         """
         device = self.facts.device
         seen = WholePass(len(tokens), dtype=self.facts.dtype, device=device)

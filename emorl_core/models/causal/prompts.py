@@ -1,6 +1,6 @@
-"""Prompts of a decoder-only model, read at once or in pieces behind what was read before.
+"""Prefill of a decoder-only model, for whole prompts or for pieces that continue earlier ones.
 
-Letters: M rows, T new tokens, P tokens before them, L layers, K key-value heads, d size of a head.
+Letters: M rows, T new tokens, P tokens before them, L layers, K key-value heads, d head size.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from emorl_core.lanes.lane import Coefficients
 from emorl_core.models.causal.attention import ContinuedPass, Layers, Pass, WholePass
 from emorl_core.models.family import Facts, Piece
 
-# Tokens of one padded batch, and those before them: enough to fill a product, small enough to bound its activations.
+# Limits for one padded batch, of new tokens and of earlier ones: large enough for efficient products, small enough to
+# bound activations.
 _NEW_TOKENS = 4096
 _PAST_TOKENS = 16384
 
-_Label = tuple[int, Coefficients]  # a token, and what acts on it
+_Label = tuple[int, Coefficients]  # a token, and the coefficients that act on it
 
 
 class Readable(Protocol):
@@ -40,7 +41,7 @@ class Readable(Protocol):
 
 @torch.inference_mode()
 def prefill(model: Readable, pieces: Sequence[Piece]) -> list[Memory]:
-    """Keys and values of the tokens of each piece; none may be empty."""
+    """Keys and values of each piece's tokens; no piece may be empty."""
     memories: dict[int, Memory] = {}
     fresh = [i for i, piece in enumerate(pieces) if piece.past is None]
     for numbers in (fresh, [i for i, piece in enumerate(pieces) if piece.past is not None]):
@@ -67,7 +68,7 @@ def _batches(pieces: Sequence[Piece], numbers: Sequence[int]) -> list[list[int]]
 
 
 def _read(model: Readable, pieces: Sequence[Piece]) -> Layers:
-    """[M, K, T, d] by layer, padded on the right. All pieces are the first of their passages, or none is."""
+    """[M, K, T, d] by layer, padded on the right. Either all pieces begin their passages, or none does."""
     device, dtype = model.facts.device, model.facts.dtype
     rows = [cast("Sequence[_Label]", piece.passage.labels[piece.start : piece.stop]) for piece in pieces]
     longest = max(map(len, rows))
@@ -86,7 +87,7 @@ def _read(model: Readable, pieces: Sequence[Piece]) -> Layers:
 
 
 def _pasts(pieces: Sequence[Piece]) -> Layers:
-    """[M, K, P, d] by layer, padded on the right; not copied for one row alone."""
+    """[M, K, P, d] by layer, padded on the right; not copied for a single row."""
     kvs = [piece.past.kv for piece in pieces if piece.past is not None]
     if len(kvs) > 1:
         longest = max(kv.shape[3] for kv in kvs)

@@ -1,9 +1,9 @@
-"""How a lane reads its prompt: which part is prefilled with which adapters, and what is fed after that.
+"""How a lane reads its prompt: which part is prefilled with which adapters, and which tokens are fed after that.
 
-Activated LoRA (Greenewald et al. 2025, arXiv 2504.12397) acts from its invocation tokens on, so before them keys and
-values are those of a lane without it, and lanes share them. The rule is PEFT's: the last occurrence in the prompt
-counts, the invocation tokens themselves are adapted, and for a prompt without them the adapter does nothing, not in
-the reply either. Invocation tokens in the reply change nothing.
+Activated LoRA (Greenewald et al. 2025, arXiv 2504.12397) acts from its invocation tokens on. Before them, keys and
+values are those of a lane without it, and lanes share them. The rules are PEFT's: the last occurrence in the prompt
+counts, the invocation tokens themselves are adapted, and if the prompt does not contain them, the adapter does nothing,
+not even in the reply. Invocation tokens in the reply change nothing.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from itertools import pairwise
 from emorl_core.errors import InvalidRequest
 from emorl_core.lanes.lane import Coefficients, Lane
 
-Invocations = Sequence[tuple[int, ...] | None]  # of each stacked adapter; None: it acts everywhere
+Invocations = Sequence[tuple[int, ...] | None]  # for each stacked adapter; None: it acts everywhere
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Equal prefixes and spans are one prefill."""
+    """A prompt split into prefill and fed tokens. Lanes with equal prefixes and spans share one prefill."""
 
     prefix: tuple[int, ...]  # prompt tokens that prefill runs
-    spans: tuple[tuple[int, Coefficients], ...]  # the first token of each stretch of the prefix, and what acts there
-    first: tuple[int, ...]  # prompt tokens that are fed after it, one at least
-    acting: Coefficients  # what acts on those and on the reply
+    spans: tuple[tuple[int, Coefficients], ...]  # start of each span of the prefix, and the coefficients that act there
+    first: tuple[int, ...]  # prompt tokens that are fed after it, at least one
+    acting: Coefficients  # the coefficients for those and for the reply
 
     @property
     def untouched(self) -> bool:
-        """Whether the prefix is read by the bare base."""
+        """Whether the prefix is read by the base alone."""
         return not any(any(coefficients) for _, coefficients in self.spans)
 
     def by_token(self) -> list[Coefficients]:
-        """What acts on each token of the prefix."""
+        """The coefficients that act on each token of the prefix."""
         points: list[Coefficients] = []
         for (start, point), end in pairwise([*self.spans, (len(self.prefix), ())]):
             points += [point] * (end[0] - start)
@@ -41,7 +41,7 @@ class Reading:
 
 
 def read(lane: Lane, invocations: Invocations) -> Reading:
-    """Cut a lane's prompt where the last of its activated adapters begins to act; without any, before its last token.
+    """Split a lane's prompt where the last of its activated adapters begins to act; without any, before its last token.
 
     Raises:
         InvalidRequest: an empty prompt.
@@ -65,8 +65,8 @@ def read(lane: Lane, invocations: Invocations) -> Reading:
 
 
 def read_beside(lane: Lane, invocations: Invocations) -> Reading:
-    """As `read`, but a lane in which nothing acts is cut where the attached activated adapters begin, so that it shares
-    their prompt."""
+    """As `read`, but a lane without adapters is split where the attached activated adapters begin, so that it shares
+    their prefix."""
     found, prompt = read(lane, invocations), lane.prompt_ids
     if any(found.acting) or not found.untouched:
         return found
@@ -76,7 +76,7 @@ def read_beside(lane: Lane, invocations: Invocations) -> Reading:
 
 
 def activation_start(prompt: Sequence[int], invocation: Sequence[int]) -> int | None:
-    """Where the last occurrence of `invocation` in the prompt begins; None when there is none."""
+    """The index of the last occurrence of `invocation` in the prompt; None if there is none."""
     size, wanted = len(invocation), tuple(invocation)
     for start in range(len(prompt) - size, -1, -1):
         if tuple(prompt[start : start + size]) == wanted:

@@ -1,10 +1,10 @@
-"""Hidden states of whole replies, under autograd: what training asks of a decoder-only model.
+"""Hidden states of whole replies under autograd, for training a decoder-only model.
 
-A prompt runs once for all replies to it. Where no adapter acts on it (activated LoRA, or the base's lane) it runs
-without gradients, and once for all lanes too. The replies to a prompt stand in one row, so that short ones are not
-padded to the length of long ones.
+A prompt runs once for all its replies. If no adapter acts on it (activated LoRA, or the base's lane), it runs without
+gradients, and once for all lanes. The replies to a prompt are packed into one row, so that short ones are not padded to
+the length of long ones.
 
-Letters: G groups, M replies, T reply tokens, U tokens of a row, D hidden.
+Letters: G groups, M replies, T reply tokens, U tokens per row, D hidden.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from emorl_core.models.causal.attention import Layers, Pass, RepliesPass
 from emorl_core.models.causal.reading import Reading
 from emorl_core.models.family import Facts, Group
 
-KeptPrompts = dict[Hashable, Layers]  # by prefix, keys and values by layer [K, P, d]
-_PADDING = -1  # a segment that is no reply's
+KeptPrompts = dict[Hashable, Layers]  # prefix -> keys and values by layer [K, P, d]
+_PADDING = -1  # the segment of tokens that belong to no reply
 
 
 class Readable(Protocol):
@@ -47,8 +47,8 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One group: the tokens that are fed, what `RepliesPass` asks of each, and for each reply the places of the tokens
-    whose hidden states choose its tokens."""
+    """One group: the tokens to feed, the arguments of `RepliesPass` for each, and for each reply the positions whose
+    hidden states predict its tokens."""
 
     ids: list[int]
     segments: list[int]
@@ -68,10 +68,10 @@ class _Row:
 
 
 def reply_hidden(model: Readable, groups: Sequence[Group], kept: KeptPrompts) -> tuple[Tensor, Tensor]:
-    """The last hidden state that chooses each reply token: [M, T, D], and the mask [M, T] of real tokens.
+    """The last hidden states that predict each reply token, [M, T, D], and the mask [M, T] of real tokens.
 
-    Gradients reach the adapters, through the prompt as well where they act on it. Hidden states on padding are
-    meaningless. kept: prompts that were read by the bare base before; those that are read now join them.
+    Gradients reach the adapters, also through the prompt if they act on it. Hidden states on padding are meaningless.
+    kept: prompts that the base alone has read before; those read now are added.
     """
     device = model.facts.device
     readings = [model.reading_beside(group.lane) for group in groups]
@@ -96,13 +96,13 @@ def reply_hidden(model: Readable, groups: Sequence[Group], kept: KeptPrompts) ->
 
 
 def _padded(rows: Sequence[Sequence[int]], filling: int, device: torch.device, *, least: int = 0) -> Tensor:
-    """[rows, longest or `least`]"""
+    """[rows, length of the longest, at least `least`]"""
     longest = max(least, *(len(row) for row in rows))
     return torch.tensor([[*row, *[filling] * (longest - len(row))] for row in rows], device=device)
 
 
 def _prompts(model: Readable, readings: Sequence[Reading], kept: KeptPrompts) -> Layers:
-    """Keys and values of every group's prompt, [G, K, P, d] by layer, each distinct one computed once."""
+    """Keys and values of every group's prompt, [G, K, P, d] by layer; each distinct prompt is computed once."""
     distinct = {(reading.prefix, reading.spans): reading for reading in readings}
     untouched = [reading for reading in distinct.values() if reading.untouched and reading.prefix not in kept]
     adapted = [reading for reading in distinct.values() if not reading.untouched]
@@ -120,7 +120,7 @@ def _prompts(model: Readable, readings: Sequence[Reading], kept: KeptPrompts) ->
 
 
 def _each(model: Readable, readings: Sequence[Reading]) -> list[Layers]:
-    """Keys and values of each prefix alone, [K, P, d] by layer."""
+    """Keys and values of each prefix, unpadded, [K, P, d] by layer."""
     if not readings:
         return []
     layers = model.whole(readings)

@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021), with the library's own frequencies."""
+"""Rotary position embeddings (Su et al. 2021), with the library's own frequencies."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 _ROWS = 512  # of the first table
 
-# Kinds whose angle depends on a token's position alone.
+# RoPE types whose angles depend only on a token's position.
 _KINDS = frozenset({"default", "linear", "llama3", "yarn"})
 
 
 class Rotary:
-    """Cosines and sines by position, from a table that the library's module fills and that grows by doubling."""
+    """Cosines and sines by position, from a table that is computed by the library's module and grows by doubling."""
 
     def __init__(self, module: Any, like: Tensor) -> None:
         """module: the library's, (x, positions [1, P]) -> cosines and sines [1, P, d]; like: the model's number format
@@ -28,7 +28,7 @@ class Rotary:
         return rope.get("rope_type") in _KINDS and rope.get("partial_rotary_factor") in (None, 1.0)
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [M, q] -> cosines and signed sines, for `turned`: [M * q, 1, d] each."""
+        """positions [M, q] -> cosines and signed sines for `turned`, [M * q, 1, d] each."""
         most = int(positions.max()) + 1
         if most > self._table.shape[1]:
             self._table = self._made(max(most, 2 * self._table.shape[1]))
@@ -42,8 +42,8 @@ class Rotary:
         return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines)
 
     def _made(self, positions: int) -> Tensor:
-        """[2, P, d]: the sign of (-x2, x1) is in the sines."""
-        # A table may first be needed within inference mode, and is kept.
+        """[2, P, d]; the sign of (-x2, x1) is included in the sines."""
+        # The table may first be needed in inference mode, but is kept for use outside it.
         with torch.inference_mode(False), torch.no_grad():
             places = torch.arange(positions, device=self._like.device)[None]
             cosines, sines = (part[0] for part in self._module(self._like, places))

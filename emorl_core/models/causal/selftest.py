@@ -1,7 +1,7 @@
-"""The test that every base passes when it is loaded: ragged rows through lanes against the library's own eager code.
+"""The self-test of every base at load: ragged rows through lanes, compared with the library's own eager code.
 
-It catches what no flag in the config shows: a layer that keeps a state, another kind of mask, an unknown constant in
-the head.
+It catches what the config does not show: a layer that keeps state, another kind of mask, an unknown constant in the
+head.
 Sliding windows are shortened for the test, so that short rows exceed them.
 """
 
@@ -19,13 +19,13 @@ from emorl_core.errors import EmorlError, UnsupportedModel, one_line
 _LENGTHS = (13, 8)  # tokens of the two rows
 STEPS = 3  # the last tokens of each, fed one by one
 _WINDOW = 4
-# Allowed error of logits beside their spread. float32 sums in another order (measured up to 1e-5); bfloat16 rounds to 8
-# bits in every layer (up to 0.1 in a real model of 30 layers), where a wrong mask or a lost state is near 1.
+# Allowed error of logits, relative to their spread. float32 sums in another order (measured up to 1e-5); bfloat16
+# rounds to 8 bits in every layer (up to 0.1 in a real model of 30 layers). A wrong mask or lost state gives about 1.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 
 def rows(vocab_size: int, special: Sequence[int]) -> list[list[int]]:
-    """Two rows of tokens, spread over the vocabulary, no special ones among them."""
+    """Two rows of tokens spread over the vocabulary, without special tokens."""
     allowed = [i for i in range(vocab_size) if i not in set(special)] if vocab_size < 1000 else range(100, vocab_size)
     stride = max(1, len(allowed) // 29)
     return [
@@ -36,7 +36,7 @@ def rows(vocab_size: int, special: Sequence[int]) -> list[list[int]]:
 
 @torch.no_grad()
 def expected(model: nn.Module, prompts: list[list[int]], device: torch.device) -> Tensor:
-    """The library's own logits [2, STEPS, V] float32, each row by itself, nothing cached."""
+    """The library's own logits [2, STEPS, V] float32, each row alone, without a cache."""
     logits = []
     for prompt in prompts:
         out = model(input_ids=torch.tensor([prompt], device=device), use_cache=False)
@@ -50,8 +50,8 @@ def compare(kind: str, wanted: Tensor, found: Tensor, dtype: torch.dtype) -> Non
     Raises:
         UnsupportedModel
     """
-    # A constant that all logits of a token share does not change the softmax, and in real models it is most of their
-    # size.
+    # A constant added to all logits of a token does not change the softmax, and in real models it dominates their
+    # magnitude.
     wanted, found = (logits - logits.mean(dim=-1, keepdim=True) for logits in (wanted, found))
     error = float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
     if not error <= _TOLERANCE[dtype]:  # NaN is refused too
@@ -60,7 +60,7 @@ def compare(kind: str, wanted: Tensor, found: Tensor, dtype: torch.dtype) -> Non
 
 @contextmanager
 def faults_refused(kind: str) -> Iterator[None]:
-    """Turn what a foreign model's code raises under the test into a refusal of the base.
+    """Turn any error that the model's code raises during the test into a refusal of the base.
 
     Raises:
         UnsupportedModel
@@ -94,8 +94,8 @@ def _failed(kind: str, what: str) -> UnsupportedModel:
 
 @contextmanager
 def short_windows(model: nn.Module, config: Any) -> Iterator[None]:
-    """Sliding windows of a few tokens: for the library's masks, which follow the config, and for layers that read
-    theirs when they were made."""
+    """Within the block, sliding windows have a few tokens: in the config, which the library's masks follow, and in
+    layers that stored theirs at construction."""
     changed: list[tuple[Any, int]] = []
     owners = [config, *model.modules()]
     try:

@@ -1,4 +1,4 @@
-"""Sizes of a decoder-only model, counted on the library's own model without memory for its weights."""
+"""Sizes of a decoder-only model, counted on the library's own model without allocating its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emorl_core.models.shape import LinearShape, Shape, TokenCost
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """Raises UnsupportedModel for a config that the library cannot make a model of."""
+    """Raises UnsupportedModel for a config from which the library cannot build a model."""
     parsed = admission.parsed(config)
     try:
         with torch.device("meta"):
@@ -34,8 +34,8 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     linears = tuple(LinearShape(*key, count) for key, count in found.items())
     tied = head.weight is embedding.weight
     counted = embedding.weight.numel() + (0 if tied else head.weight.numel()) + sum(each.parameters for each in linears)
-    # Autograd keeps what goes into every product and what comes out of it; norms and functions add about as much as the
-    # products' inputs once more.
+    # Autograd keeps the inputs and outputs of every product; norms and activation functions add about as much as the
+    # products' inputs again.
     activations = sum(each.count * (2 * each.in_features + each.out_features) for each in linears)
     groups = next((m.num_key_value_groups for m in decoder.modules() if hasattr(m, "num_key_value_groups")), 1)
     size = getattr(parsed, "head_dim", None) or parsed.hidden_size // parsed.num_attention_heads

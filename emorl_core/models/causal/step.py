@@ -1,7 +1,7 @@
-"""A decoding step of the lean decoder as one function of tensors, for whoever runs it as a whole: a compiler.
+"""A decoding step of the lean decoder as one function of tensors, for compiling.
 
-This is `LeanDecoder.forward` for one token a row over the cache: tensors in, tensors out, no Python that changes from
-step to step. Letters as in `lean.py`; N adapters that a row uses at most, T tokens that attention reads.
+This is `LeanDecoder.forward` for one token per row over the cache: tensors in, tensors out, no Python that changes from
+step to step. Letters as in `lean.py`; N: most adapters that a row uses, T: tokens that attention reads.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class _Layer:
     size: int
     scale: float
     rotates: bool
-    mask: int  # which of the masks
+    mask: int  # index into the masks
     epsilon: float
     head_norms: bool
 
 
 class StepFunction:
-    """The function for one model with the adapters it has now, its tensors, what it is made of, and the windows of its
-    masks."""
+    """The function for one model with the adapters attached now: its tensors, the settings that it is built from, and
+    the windows of its masks."""
 
     def __init__(self, decoder: LeanDecoder, dtype: torch.dtype) -> None:
         self.tensors = StepTensors([], [])
@@ -61,13 +61,13 @@ class StepFunction:
 def step_of(
     layers: Sequence[_Layer], first_norm: int, epsilon: float, dtype: torch.dtype, ragged: bool = False
 ) -> Step:
-    """The function to compile, for one model's shapes. ragged: rows may share their places; else row i has place i."""
+    """The function to compile, for one model's shapes. ragged: rows may share places; else row i has place i."""
 
     def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + epsilon) * weight.float()
 
     def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        """x [M, heads, d]; the sign of `Rotary.turned` is in the sines."""
+        """x [M, heads, d]; the sign in `Rotary.turned` is included in the sines."""
         return x * cosines + x.roll(x.shape[-1] // 2, dims=-1) * sines
 
     def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def step_of(
         parameters: Sequence[Tensor],
     ) -> Tensor:
         """x [M, D], used and coefficients [M, N], places and positions [M], cosines and sines [M, 1, d], masks [M, T];
-        own, a tensor a layer, [2, .., K, .., d] -> [M, D]."""
+        own, one tensor per layer, [2, .., K, .., d] -> [M, D]."""
         count, total = x.shape[0], masks[0].shape[-1]
         norms, factors = iter(parameters[first_norm:]), iter(parameters)
         rows = places if ragged else slice(count)

@@ -68,7 +68,7 @@ class T5Block(nn.Module):
 
     def feed_forward(self, x: Tensor, lanes: LaneIndex) -> Tensor:
         up = self.wi(self._norm(x, len(self.norms) - 1), lanes)
-        # NewGELU, the tanh approximation, as the released T5 1.1 checkpoints were trained.
+        # The tanh approximation of GELU, with which the released T5 1.1 checkpoints were trained.
         hidden = F.gelu(up[0], approximate="tanh") * up[1] if self.config.gated else F.relu(up)
         return x + self.wo(hidden, lanes)
 
@@ -77,10 +77,10 @@ class T5Block(nn.Module):
 
 
 def embedding_and_head(config: T5Config, checkpoint: Checkpoint) -> tuple[FrozenMatrix, FrozenMatrix]:
-    """The embedding that encoder and decoder share, and the head: the same matrix, or one of its own.
+    """The embedding shared by encoder and decoder, and the head: the same matrix, or a separate one.
 
-    transformers ties all of `_TIED`: a stored one stands in for those that are missing, and copies that differ stay
-    separate. Encoder and decoder with different embeddings are refused.
+    transformers ties all of `_TIED`: a stored one replaces missing ones, and copies that differ stay separate. Encoder
+    and decoder with different embeddings are refused.
     """
     shape = (config.vocab_size, config.d_model)
     first, *copies = [name for name in _TIED if name in checkpoint] or _TIED[:1]
@@ -114,7 +114,7 @@ def _join(x: Tensor) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T + mask) v. q [M, H, q, d_kv], k and v [M, H, T, d_kv], mask broadcast to [M, H, q, T] -> like q."""
     if q.device.type == "cpu" and q.shape[2] <= _FEW_QUERIES and not (torch.is_grad_enabled() and q.requires_grad):
-        # Two batched products are up to six times as fast as torch's fused kernel there (docs/log.md).
+        # Two batched products are up to six times as fast as torch's fused kernel here (docs/log.md).
         scores = torch.bmm(q.to(k.dtype).flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).view(*q.shape[:3], -1)
         if mask is not None:
             scores += mask

@@ -16,7 +16,7 @@ from emorl_core.models.t5.step import StepFunction, source_mask
 
 
 class CompiledT5Step(CompiledStep):
-    """`T5.step` for one new token a lane row, and `T5.ragged_step`."""
+    """`T5.step` for one new token per lane row, and `T5.ragged_step`."""
 
     MAKE = "emorl_core.models.t5.step:step_of"
     SIZES = (
@@ -40,17 +40,17 @@ class CompiledT5Step(CompiledStep):
         return bias.contiguous(), self._source_mask, cache.own.layers, cache.cross.layers
 
     def take_head(self, function: Compiled) -> None:
-        """What `head_row` is from now on."""
+        """Use this function as `head_row`."""
         self._head_row = function
 
     def head_row(self, weight: Tensor, hidden: Tensor) -> Tensor | None:
-        """weight [V, D] and hidden [1, D] -> [1, V] float32. Only in bfloat16: the CPU library's product is as fast in
-        float32."""
+        """weight [V, D] and hidden [1, D] -> [1, V] float32. Only for bfloat16: in float32 the CPU library's product is
+        as fast."""
         return None if self._head_row is None else self._head_row([weight, hidden])
 
 
 def compilation(model: T5, folder: Path, ragged: bool = False) -> Compilation[T5]:
-    """folder: where compiled functions are kept; ragged: compile `ragged_step` as well."""
+    """folder: where compiled functions are stored; ragged: compile `ragged_step` as well."""
     step = CompiledT5Step(model, ragged=ragged)
     fast = model.with_step(step)
     recipes = step.recipes(fast.new_cache())

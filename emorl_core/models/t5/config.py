@@ -1,4 +1,4 @@
-"""The sizes and choices of a T5 checkpoint."""
+"""The sizes and variants of a T5 checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emorl_core.models.config import whole_number
 
 @dataclass(frozen=True, slots=True)
 class T5Config:
-    """What the code below needs of a Hugging Face T5 config."""
+    """The parts of a Hugging Face T5 config that are used here."""
 
     vocab_size: int
     d_model: int
@@ -29,7 +29,7 @@ class T5Config:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> T5Config:
-        """Raises UnsupportedModel naming the key when a value is missing or is one this file does not implement."""
+        """Raises UnsupportedModel, naming the key, if a value is missing or not supported."""
         projection = config.get("feed_forward_proj", "relu")
         if projection not in ("relu", "gated-gelu"):
             raise UnsupportedModel(f"config.json: feed_forward_proj is {cut(projection)}; allowed: relu, gated-gelu")
@@ -41,9 +41,9 @@ class T5Config:
         epsilon = config.get("layer_norm_epsilon", 1e-6)
         if not isinstance(epsilon, (int, float)) or isinstance(epsilon, bool) or not 0 <= epsilon < 1:
             raise UnsupportedModel(f"config.json: layer_norm_epsilon is {cut(epsilon)}; allowed: a small number")
-        # transformers 5 writes scale_decoder_outputs and always ties; before it, an untied head was unscaled.
+        # transformers 5 writes scale_decoder_outputs and always ties; earlier versions did not scale an untied head.
         scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) is not False)
-        # mT5's head is its own and never scaled, whatever transformers 5 writes about it.
+        # mT5's head is separate and never scaled, whatever transformers 5 writes.
         scaled = scaled and config.get("model_type") != "mt5"
         layers = whole_number(config, "num_layers")
         return cls(

@@ -1,4 +1,4 @@
-"""T5 v1.0 and 1.1, FLAN-T5 and mT5: what of a checkpoint can be loaded, its sizes, and the loading itself."""
+"""T5 v1.0 and 1.1, FLAN-T5 and mT5: which checkpoints can be loaded, their sizes, and loading them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from emorl_core.models.t5.config import T5Config
 from emorl_core.models.t5.graphs import graphs
 from emorl_core.models.t5.model import T5
 
-# The first converters wrote it; cross-attention has no positions, and transformers passes it over too.
+# Written by the first converters; cross-attention has no positions, and transformers ignores it too.
 _HARMLESS = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
-_END = 1  # what transformers assumes where no file names one
+_END = 1  # transformers' default if no file has one
 
 
 class T5Family:
@@ -59,7 +59,7 @@ class T5Family:
             LinearShape("wo", ff, d, layers),
         )
         # Kept for the backward pass, per token and layer: inputs of the norms and products, q, k, v, the hidden layer
-        # twice (before and after its function), and the adapters' low-rank columns.
+        # twice (before and after its activation), and the adapters' low-rank columns.
         attention = 3 * d + 4 * inner
         feed_forward = 3 * d + (4 if t5.gated else 2) * ff
         keys_and_values = t5.num_decoder_layers * 2 * inner

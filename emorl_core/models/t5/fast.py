@@ -1,4 +1,4 @@
-"""What a fast step of T5 does, compiled or captured."""
+"""The interface of T5's fast steps, compiled or captured."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from emorl_core.lanes.index import LaneIndex
 
 
 class FastStep(Protocol):
-    """`T5.step` for one new token a row, compiled or captured."""
+    """`T5.step` for one new token per row, compiled or captured."""
 
     def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
-        """tokens [M, 1] -> last hidden states [M, D], good until the next call."""
+        """tokens [M, 1] -> last hidden states [M, D], valid until the next call."""
 
     def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> Tensor | None:
-        """As `T5.ragged_step`; None: not done here."""
+        """As `T5.ragged_step`; None: not supported."""
 
     def head_row(self, weight: Tensor, hidden: Tensor) -> Tensor | None:
-        """The head's product for one row, weight [V, D] and hidden [1, D] -> [1, V] float32; None: not done here."""
+        """The head's product for one row, weight [V, D] and hidden [1, D] -> [1, V] float32; None: not supported."""

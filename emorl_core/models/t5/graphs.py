@@ -1,7 +1,7 @@
-"""The decoding step on CUDA as graphs: recorded once per shape, then replayed with one launch instead of thousands.
+"""CUDA graphs of the decoding step: recorded once per shape, then replayed with one launch instead of thousands.
 
-A graph reads and writes fixed addresses. So every shape, a bucket, has static input buffers that each call copies its
-values into, and its graph belongs to the tensors that one cache has now: it is dropped when they are replaced.
+A graph reads and writes fixed addresses. So every shape (bucket) has static input buffers that each call copies its
+values into, and its graph belongs to the current tensors of one cache: it is dropped when they are replaced.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from emorl_core.models.t5.step import StepFunction, StepRows
 
 
 class GraphedStep:
-    """`T5.step` for one new token a lane row. Single-threaded, not for training."""
+    """`T5.step` for one new token per lane row. Single-threaded, not for training."""
 
     def __init__(self, model: T5, *, capture: Capture | None = None, most: int = 64) -> None:
-        """capture: CUDA graphs if None; most: graphs kept, over all caches, least recently used out first.
+        """capture: CUDA graphs if None; most: graphs kept over all caches, evicting the least recently used.
 
         Raises:
-            UnsupportedModel: graphs cannot be captured here.
+            UnsupportedModel: graphs cannot be captured on this device.
         """
         self._model = model
         step = StepFunction(model)
@@ -48,7 +48,7 @@ class GraphedStep:
     def __call__(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
         """tokens [M, 1], lanes of M rows -> last hidden states [M, D]; writes the new token's keys and values.
 
-        The result is memory of the graph: the next call overwrites it, so who keeps it clones it.
+        The result is memory of the graph, which the next call overwrites: clone it to keep it.
         """
         count = cache.count
         rows = graph_rows(count)
@@ -63,20 +63,20 @@ class GraphedStep:
         if bucket.met and bucket.replay is None:
             layers = tuple(own), tuple(cross)  # the cache's own lists change when it grows
             bucket.replay = self._capture(lambda: self._run(bucket, *layers))
-        # A shape that is seen once, as when one row is fed again, is not worth a capture.
+        # A shape that occurs only once, as when one row is fed again, is not worth a capture.
         hidden = self._run(bucket, own, cross) if bucket.replay is None else bucket.replay()
         bucket.met = True
         cache.advance(1)
         return hidden[:count]
 
     def ragged(self, tokens: Tensor, counts: Sequence[int], lanes: LaneIndex, cache: KVCache) -> None:
-        """Would need a graph for every number of tokens."""
+        """Not supported: it would need a graph for every number of tokens."""
 
     def head_row(self, weight: Tensor, hidden: Tensor) -> None:
-        """A GPU's own product is as fast."""
+        """Not supported: a GPU's own product is as fast."""
 
     def _run(self, bucket: _Bucket, own: Sequence[Tensor], cross: Sequence[Tensor]) -> Tensor:
-        """What is captured: static buffers -> [rows, D]. Idempotent: runs on the same values write the same."""
+        """The captured function: static buffers -> [rows, D]. Idempotent: runs on the same values write the same."""
         x = F.embedding(bucket.tokens, self._embedding)
         distances = bucket.positions.unsqueeze(1) - bucket.span  # [rows, T], from 1
         bias = F.embedding(distances.clamp(min=0), bucket.bias).transpose(1, 2)  # [rows, H, T]
@@ -109,7 +109,7 @@ class GraphedStep:
         return bucket
 
     def _warm_up(self) -> None:
-        """Capture one graph, so that a device that cannot do it is found out now."""
+        """Capture one graph, so that a device that does not support it fails now."""
         model, config = self._model, self._model.config
         cache = model.new_cache()
         shape = (2, config.num_decoder_layers, config.num_heads, 1, config.d_kv)
@@ -133,20 +133,20 @@ def graphs(model: T5, folder: Path, ragged: bool = False) -> Compilation[T5]:  #
 
 
 class _Bucket:
-    """The static inputs of one shape over one cache's tensors, and the graph once there is one."""
+    """The static inputs for one shape and one cache's tensors, and the graph once it is captured."""
 
     def __init__(self, model: T5, cache: KVCache, rows: int, total: int, sources: int, used: int) -> None:
         device = model.facts.device
         self.met = False
         self.replay: Callable[[], Tensor] | None = None
-        # Weak, so that a cache that lets go of its tensors gives their memory back at once.
+        # Weak references, so that memory is freed as soon as a cache drops its tensors.
         self._tensors = [weakref.ref(tensor) for tensor in _flat(cache)]
         self.tokens, self.positions, self.places = torch.zeros(3, rows, dtype=torch.int64, device=device).unbind()
         self.used = torch.zeros(rows, used, dtype=torch.int64, device=device)
         self.coefficients = torch.zeros(rows, used, device=device)
         self.source_mask = torch.empty(rows, sources, device=device)
-        # Bias by distance + 1, so that row 0 is for all tokens that come later. The model's table may be replaced by a
-        # longer one, this copy stays where the graph reads it.
+        # Bias by distance + 1, so that row 0 is for all later tokens. The model's table may be replaced by a longer
+        # one; this copy stays at the address that the graph reads.
         later = torch.full((1, model.config.num_heads), float("-inf"), device=device)
         self.bias = torch.cat([later, model.decoder_positions.by_distance(total)[:total].float()])  # [1 + T, H]
         self.span = torch.arange(-1, total - 1, device=device)
@@ -154,11 +154,12 @@ class _Bucket:
         self._source_lengths: list[int] = []
 
     def belongs_to(self, cache: KVCache) -> bool:
-        """Whether the cache's tensors are still those of the graph."""
+        """Whether the cache still has the tensors that the graph uses."""
         return all(known() is tensor for known, tensor in zip(self._tensors, _flat(cache), strict=True))
 
     def fill(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> None:
-        """Copy a step's values in. Spare rows repeat the first row, but for the token, where any will do."""
+        """Copy a step's values into the buffers. Spare rows repeat the first row, except for the token, which is
+        arbitrary."""
         count, rows = cache.count, self.tokens.shape[0]
         self.tokens[:count].copy_(tokens[:, 0], non_blocking=True)
         lengths = cache.lengths + cache.lengths[:1] * (rows - count)

@@ -1,9 +1,9 @@
-"""T5 (Raffel et al. 2020): v1.0 with ReLU and a tied, scaled head; v1.1, FLAN-T5, mT5 with gated GELU and a head of
-their own.
+"""T5 (Raffel et al. 2020): v1.0 with ReLU and a tied, scaled head; v1.1, FLAN-T5 and mT5 with gated GELU and a separate
+head.
 
 Letters: E encoder sequences (one per prompt and lane), M lane rows being decoded, S source tokens, T target tokens so
-far, q new tokens, D hidden, H heads, L decoder layers. Everything is float32 or bfloat16 as loaded; attention scores
-are not scaled (T5 folds the scale into its weights).
+far, q new tokens, D hidden, H heads, L decoder layers. Everything is float32 or bfloat16, as loaded; attention scores
+are not scaled (T5's weights include the scale).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from emorl_core.models.t5.parts import encodes, only, reads
 from emorl_core.models.t5.positions import DecoderPositions, EncoderPositions, padding_mask
 from emorl_core.types import Quantize
 
-# Tokens of one padded encoder batch: enough to fill a product, small enough to bound its activations.
+# Tokens in one padded encoder batch: large enough for efficient products, small enough to bound activations.
 _PREFILL_TOKENS = 4096
 
 
 class T5(nn.Module):
     """See `emorl_core.models.family.TrainableModel`."""
 
-    lanes_apart = False  # the base's lane encodes a prompt once for the replies of all lanes in a pass
+    lanes_apart = False  # in the base's lane, a prompt is encoded once for the replies of all lanes in a pass
 
     def __init__(
         self,
@@ -54,13 +54,14 @@ class T5(nn.Module):
         start_token_id: int,
         compilations: Mapping[str, Callable[[T5, Path, bool], Compilation[T5]]],
     ) -> None:
-        """start_token_id: the decoder's; compilations: kind of device -> what makes `step` fast there."""
+        """start_token_id: the decoder's; compilations: device type -> the function that compiles or captures `step` for
+        it."""
         super().__init__()
         self.config, self.facts = config, facts
         self.start_token_id = start_token_id
         self.adapters: tuple[str, ...] = ()
-        self._encoding: tuple[bool, ...] = ()  # which of them change what the encoder makes of a prompt
-        self._reading: tuple[bool, ...] = ()  # which change that, or the keys and values made of it
+        self._encoding: tuple[bool, ...] = ()  # which of them change the encoder's output
+        self._reading: tuple[bool, ...] = ()  # which change that, or its cross-attention keys and values
         self._compilations = compilations
         self.embedding, self.lm_head = embedding_and_head(config, checkpoint)
         self.head_scale = config.d_model**-0.5 if config.scaled_head else 1.0
@@ -120,12 +121,12 @@ class T5(nn.Module):
 
     def compilation(self, folder: Path, *, ragged: bool = False) -> Compilation[T5]:
         """For the adapters attached now: `step` and `head` compiled on a CPU, `step` captured as graphs on CUDA.
-        ragged: on a CPU, `ragged_step` as well.
+        ragged: on a CPU, compile `ragged_step` as well.
 
-        The result of that `step` is good until the next step only. folder: where compiled functions are kept.
+        The result of the fast `step` is valid until the next step. folder: where compiled functions are stored.
 
         Raises:
-            UnsupportedModel: the model is elsewhere.
+            UnsupportedModel: another device.
         """
         device = self.facts.device
         if device.type not in self._compilations:
@@ -135,7 +136,7 @@ class T5(nn.Module):
         return self._compilations[device.type](self, folder, ragged)
 
     def with_step(self, fast: FastStep) -> T5:
-        """This model with the same parameters and another `step` for one new token a row."""
+        """This model with the same parameters and another `step` for one new token per row."""
         other = copy.copy(self)
         other._fast = fast
         return other
@@ -144,15 +145,15 @@ class T5(nn.Module):
 
     def new_cache(self) -> KVCache:
         device = self.facts.device
-        # A CPU's batched products of few rows are up to three times as fast in float32 (docs/log.md), and more exact. A
-        # compiled step has no such products, and reads half as much in bfloat16.
+        # On a CPU, batched products of few rows are up to three times as fast in float32 (docs/log.md), and more
+        # precise. A compiled step has no such products, and reads half as much in bfloat16.
         dtype = torch.float32 if device.type == "cpu" and not self.compiled else self.facts.dtype
         layers, heads, d_kv = self.config.num_decoder_layers, self.config.num_heads, self.config.d_kv
         own, cross = (Store(layers, heads, d_kv, dtype=dtype, device=device) for _ in range(2))
         return KVCache(own, cross, rows_for=graph_rows if self.compiled and device.type == "cuda" else int)
 
     def passage(self, lane: Lane, reply: Sequence[int]) -> Passage:  # noqa: ARG002 - the decoder's
-        """Adapters that change nothing before the decoder's own layers leave one reading of the prompt for all."""
+        """Lanes whose adapters act only on the decoder's own layers share one reading of the prompt."""
         return Passage((Lane(only(lane.coefficients, self._reading), lane.prompt_ids),), len(lane.prompt_ids))
 
     def unread(self, lane: Lane, reply: Sequence[int]) -> tuple[int, ...]:  # noqa: ARG002
@@ -206,7 +207,7 @@ class T5(nn.Module):
         if fast is not None:
             return fast
         cache.reserve_each(counts)
-        # Every token is a row of its own, with a copy of what it attends to.
+        # Every token is a separate row, with a copy of the keys and values that it attends to.
         places, at = cache.own.ahead(counts)
         rows, positions = torch.tensor([places, at], device=tokens.device)
         hidden = self._decoded(tokens.unsqueeze(1), positions.unsqueeze(1), max(at) + 1, lanes, cache, rows)
@@ -222,10 +223,10 @@ class T5(nn.Module):
         cache: KVCache,
         places: Tensor | None = None,
     ) -> Tensor:
-        """tokens and positions [M, q], which come after up to `longest` - 1 tokens -> hidden states [M, q, D]; lanes:
-        of all tokens; places: [M] of the cache, as `Store.read` takes them."""
+        """tokens and positions [M, q] -> hidden states [M, q, D]; longest: most tokens of a row, new ones included;
+        lanes: of all tokens; places: [M] in the cache, as in `Store.read`."""
         own, cross = cache.own, cache.cross
-        assert cross is not None  # `new_cache` made it so
+        assert cross is not None  # set by `new_cache`
         rows, total = tokens.shape[0], round_size(longest)
         mask, padding = self.decoder_positions.causal(positions, total), cross.padding()
         if places is not None and padding is not None:
@@ -243,12 +244,12 @@ class T5(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         scaled = (hidden * self.head_scale).to(self.lm_head.dtype)
         weight = self.lm_head.weight
-        if weight is None:  # in fewer bits
+        if weight is None:  # quantised
             return self.lm_head(scaled).float()
         if self._fast is not None and hidden.shape[0] == 1 and (row := self._fast.head_row(weight, scaled)) is not None:
             return row
         if scaled.dtype == torch.float32 and scaled.device.type == "cpu" and hidden.shape[0] <= 16:
-            # The wide matrix on the left: with few rows the CPU library streams it 2 to 3 times as fast this way.
+            # The wide matrix on the left: with few rows this is 2 to 3 times as fast in the CPU library.
             return torch.mm(weight, scaled.t()).t().float().contiguous()
         return F.linear(scaled, weight).float()
 
@@ -279,14 +280,14 @@ class T5(nn.Module):
         return LaneIndex.of([lane.coefficients for lane in lanes], len(self.adapters), self.facts.device)
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """ids [rows, T] padded with 0 on the right, and the mask [rows, T] of what is there."""
+        """ids [rows, T] padded with 0 on the right, and the mask [rows, T] of real tokens."""
         longest = max(1, max(len(row) for row in rows))
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.facts.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.facts.device)
         return ids, torch.arange(longest, device=self.facts.device) < lengths.unsqueeze(1)
 
     def _encoded(self, lanes: Sequence[Lane], index: LaneIndex) -> Tensor:
-        """Prompts, each in its lane -> [E, S, D]."""
+        """Encode prompts, each in its lane -> [E, S, D]."""
         prompts = [lane.prompt_ids for lane in lanes]
         return self.encode(self._padded(prompts)[0], [len(prompt) for prompt in prompts], index)
 
@@ -317,7 +318,7 @@ class T5(nn.Module):
             ids: decoder inputs [M, T], the start token first.
             cross: [2, L, E, H, S, d_kv] from `cross`; M is E or a multiple of it, and row m reads source m // (M // E),
                 so that k replies to one prompt need one copy of its keys and values.
-            source_lengths: S of each source, the rest is padding.
+            source_lengths: tokens of each source; the rest is padding.
             lanes: of M rows.
 
         Returns:
@@ -333,7 +334,7 @@ class T5(nn.Module):
             assert isinstance(block, T5Block)
             q, k, v = block.project(x, index, rows)
             x = block.attended(x, attention(q, k, v, mask), index)
-            # Cross-attention has no order among target tokens: the replies to one source are one long run of queries.
+            # Cross-attention ignores the order of target tokens: all replies to a source are one sequence of queries.
             x = block.cross_attend(x, cross[0, i], cross[1, i], source_mask, index, cross.shape[2])
             x = block.feed_forward(x, index)
         return self._norm(x, self.decoder_norm).view(rows, size, -1)

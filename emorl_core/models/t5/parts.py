@@ -1,4 +1,4 @@
-"""Which parts of T5 an adapter's modules belong to, and a lane with only those adapters that act there."""
+"""Which part of T5 an adapter's modules belong to, and coefficients reduced to the adapters that act there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def encodes(module: str) -> bool:
 
 
 def reads(module: str) -> bool:
-    """Whether a layer is used when a prompt is read: the encoder's, and the keys and values that the decoder asks."""
+    """Whether a layer is used to read a prompt: the encoder's layers, and cross-attention's keys and values."""
     return encodes(module) or module.endswith(("EncDecAttention.k", "EncDecAttention.v"))
 
 

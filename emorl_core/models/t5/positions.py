@@ -1,4 +1,4 @@
-"""T5's relative positions: a bias per head, by the bucket of the distance between key and query."""
+"""T5's relative position bias: one per head and bucket of the distance between key and query."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emorl_core.models.t5.config import T5Config
 
 
 class EncoderPositions:
-    """Both directions."""
+    """The encoder's bias, for keys before and after their query."""
 
     def __init__(self, config: T5Config, bias: Tensor) -> None:
         """bias: [buckets, H]."""
@@ -31,7 +31,7 @@ class EncoderPositions:
 
 
 class DecoderPositions:
-    """Keys before their query only."""
+    """The decoder's bias, for keys at or before their query."""
 
     def __init__(self, config: T5Config, bias: Tensor) -> None:
         """bias: [buckets, H]."""
@@ -39,23 +39,23 @@ class DecoderPositions:
         self._by_distance = bias[:0]
 
     def causal(self, positions: Tensor, total: int) -> Tensor:
-        """positions [M, q] of the queries -> [M, H, q, total] additive: bias by distance, -inf on what comes later."""
+        """positions [M, q] of the queries -> [M, H, q, total] additive: bias by distance, -inf on later keys."""
         distance = positions.unsqueeze(-1) - torch.arange(total, device=positions.device)  # [M, q, total]
         bias = F.embedding(distance.clamp(min=0), self.by_distance(total))
         return bias.masked_fill((distance < 0).unsqueeze(-1), float("-inf")).permute(0, 3, 1, 2).contiguous()
 
     def by_distance(self, total: int) -> Tensor:
-        """Bias of a key 0, 1, ... tokens before its query, for `total` distances or more: [>= total, H]."""
+        """Bias for keys 0, 1, ... tokens before their query, for `total` distances or more: [>= total, H]."""
         if total > self._by_distance.shape[0]:
             distances = torch.arange(2 * total, device=self._bias.device)
             buckets = position_bucket(-distances, False, self._config.buckets, self._config.max_distance)
-            with torch.inference_mode(False):  # kept, and used under autograd later
+            with torch.inference_mode(False):  # it is kept, and later used under autograd
                 self._by_distance = F.embedding(buckets.clone(), self._bias)
         return self._by_distance
 
 
 def padding_mask(lengths: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """[E, 1, 1, S] additive, -inf on padding; None when no row is padded."""
+    """[E, 1, 1, S] additive, -inf on padding; None if no row is padded."""
     if min(lengths) == size:
         return None
     padding = torch.arange(size, device=device) >= torch.tensor(lengths, device=device).unsqueeze(1)
@@ -63,8 +63,8 @@ def padding_mask(lengths: Sequence[int], size: int, dtype: torch.dtype, device: 
 
 
 def position_bucket(relative: Tensor, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
-    """Relative position (key - query) -> bucket, as T5 defines it (Raffel et al. 2020, section 2.1): half of the
-    buckets are exact, the other half grow logarithmically up to `max_distance`."""
+    """Relative position (key - query) -> bucket, as in T5 (Raffel et al. 2020, section 2.1): half of the buckets are
+    exact, the other half grow logarithmically up to `max_distance`."""
     offset = torch.zeros_like(relative)
     if bidirectional:
         buckets //= 2

@@ -1,9 +1,9 @@
-"""A decoding step of T5 as one function of tensors, for whoever runs it as a whole: a compiler, a CUDA graph.
+"""A decoding step of T5 as one function of tensors, for compiling or capturing as a CUDA graph.
 
-A step is some 80 products of few rows and 500 small operations between them, which take longer than the products when
-they are called one by one. This is `T5.step` for one token a row, written so that it can be compiled or captured:
-tensors in, tensors out, no Python that changes from step to step, no sizes that differ but those of its arguments.
-Letters as in `model.py`; K adapters that a row uses, at most.
+A step has some 80 products of few rows and 500 small operations, which take longer than the products if called one by
+one. This is `T5.step` for one token per row, written so that it can be compiled or captured: tensors in, tensors out,
+no Python that changes from step to step, no variable sizes except those of its arguments. Letters as in `model.py`; K:
+most adapters that a row uses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Step = Callable[..., Tensor]
 
 
 class StepFunction:
-    """The function for one model with the adapters it has now, its tensors, and what it is made of."""
+    """The function for one model with the adapters attached now: its tensors, and the settings that it is built
+    from."""
 
     def __init__(self, model: T5) -> None:
         self.tensors = StepTensors([], [])
@@ -40,9 +41,9 @@ class StepFunction:
 
 
 class StepRows:
-    """The arguments that change only when rows come, leave or move; at least `rows` of them.
+    """The arguments that change only when rows are added, removed or moved; for at least `rows` rows.
 
-    Spare rows repeat the first lane row's arguments in places of the cache that nobody uses.
+    Spare rows repeat the first lane row's arguments, at unused places of the cache.
     """
 
     def __init__(self, lanes: LaneIndex, cache: KVCache, rows: int) -> None:
@@ -55,7 +56,7 @@ class StepRows:
 
 
 def source_mask(cache: KVCache, rows: int) -> Tensor:
-    """What cross-attention adds to its scores [rows, S]: nothing, or -inf beyond a row's prompt."""
+    """The additive mask of cross-attention, [rows, S]: 0, or -inf beyond a row's prompt."""
     assert cache.cross is not None  # an encoder-decoder's cache
     device = cache.cross.device
     lengths = cache.cross.lengths + cache.cross.lengths[:1] * (rows - cache.count)
@@ -76,7 +77,7 @@ def step_of(
     dtype: torch.dtype,
     ragged: bool = False,
 ) -> Step:
-    """The function to compile, for one model's shapes. ragged: rows may share their places; else row i has place i."""
+    """The function to compile, for one model's shapes. ragged: rows may share places; else row i has place i."""
 
     def norm(x: Tensor, weight: Tensor) -> Tensor:
         return (x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + epsilon) * weight.float()).to(dtype)
@@ -100,7 +101,7 @@ def step_of(
         parameters: Sequence[Tensor],
     ) -> Tensor:
         """x [M, D], used and coefficients [M, K], places and positions [M], bias [M, H, T], source_mask [M, S]; own and
-        cross, a tensor a layer, [2, .., H, .., d_kv] -> [M, D]."""
+        cross, one tensor per layer, [2, .., H, .., d_kv] -> [M, D]."""
         count, total, size = x.shape[0], bias.shape[-1], source_mask.shape[-1]
         norms = iter(parameters[-3 * len(blocks) - 1 :])
         factors = iter(parameters)

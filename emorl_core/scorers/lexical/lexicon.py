@@ -1,4 +1,4 @@
-"""Word lists of the lexical scorers. English, general, written for them; none is taken from a training corpus."""
+"""Word lists of the lexical scorers: general English, written for them, and not taken from a training corpus."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ no well oh okay ok right now
 """)
 )
 
-# What a reflection is framed with. Using these is neither giving back the client's words nor adding new ones.
+# Words that frame a reflection. They count neither as the client's words nor as new ones.
 FRAME = _set("""
 feel feels feeling feelings felt sound sounds seem seems seeming hear hearing sense understand like want wants
 wanted need needs part matter matters mean means leave leaves leaving make makes making made get gets getting
@@ -50,7 +50,7 @@ QUESTION_START = _set("what how why when where who which do does did is are can 
 # Advice and instructions: the counselor's agenda instead of the client's meaning.
 ADVICE = re.compile(
     r"\byou (?:should|could|ought to|have to|must|might want to|had better|can always|can try)\b"
-    r"|\byou need to (?!feel|be |know|forgive|keep)"  # those say what the client lacks
+    r"|\byou need to (?!feel|be |know|forgive|keep)"  # these name what the client lacks
     r"|\byou'd better\b|\bwhy (?:don't|not) you\b|\b(?:have you|you) (?:tried|considered|thought about)\b"
     r"|\bhow about\b|\bwhat if you\b|\bi (?:suggest|recommend|advise|would advise|think you)\b|\bmy advice\b"
     r"|\blet's\b|\bit (?:may|might|could|would) help\b|\bthat (?:may|might|could|would) help\b|\btry to\b"
@@ -58,7 +58,7 @@ ADVICE = re.compile(
     r"|[.!?;] +(?:try|just|maybe|don't|stop|start|go|take|talk|find|consider|be)\b"
 )
 
-# What closes a person down instead of hearing them.
+# Phrases that dismiss the client's feelings.
 DISMISSAL = re.compile(
     r"\bcalm down\b|\bget over it\b|\bdon't (?:worry|be (?:sad|silly|upset|afraid|angry))\b|\bat least\b"
     r"|\bit could be worse\b"
@@ -66,7 +66,7 @@ DISMISSAL = re.compile(
     r"|\bjust relax\b|\byou'll be fine\b|\beveryone has problems\b|\byour own fault\b|\boverreact\w*\b|\bwho cares\b"
 )
 
-# Ways to say "what you feel is right to feel"; each kind counts once.
+# Ways to validate a feeling; each kind counts once.
 VALIDATION: dict[str, re.Pattern[str]] = {
     "makes sense": re.compile(r"\bmakes? (?:\w+ )?sense\b|\bunderstandabl[ey]\b|\bno wonder\b|\bof course\b"
                               r"|\bonly natural\b|\banyone (?:would|might)\b|\bwho wouldn't\b|\bhave every right\b"
@@ -87,7 +87,7 @@ GLADNESS = re.compile(
     r"|\bglad\b|\bhappy for you\b|\bproud of you\b|\bcongratulations\b"
 )
 
-# Feeling words by family. A family is what "the same feeling" means here.
+# Feeling words by family. Words of one family count as the same feeling.
 _FAMILIES = """
 tired: tired exhausted drained weary fatigued sleepless sleepy worn-out burned burnt burnout run-down worn
     exhausting draining tiring
@@ -115,7 +115,7 @@ hopeful: hopeful motivated determined ready confident proud optimistic encourage
     thankful strong
 """
 POSITIVE_FAMILIES = frozenset({"glad", "hopeful"})
-# Words of a family that mean something else too often to count unless a feeling verb is near ("down the road").
+# Feeling words that often mean something else ("down the road"): they count only near a feeling verb.
 AMBIGUOUS = _set("""
 down low good great better small edge fed mad lost sorry ready strong content blue worn burned burnt alone
 stretched failure pressure hate weak stupid hope run-down forgotten left-out cut-off hurt empty torn calm
@@ -126,7 +126,7 @@ made leave leaves left so very too really seem seems sound sounds become becomin
 """)
 FEEL = _set("feel feels felt")
 INTENSIFIERS = _set("so very really too quite rather pretty a bit little deeply truly also still just")
-# What may stand between "feel" and something that is no feeling: "feel like a fool", "feel that you ...".
+# Words after "feel" that may introduce something other than a feeling: "feel like a fool", "feel that you ...".
 AFTER_FEEL = _set("like as that this the about under how it your you better worse safe something nothing anything")
 NEGATIONS = _set("""
 not no never don't doesn't didn't isn't aren't wasn't weren't can't couldn't won't wouldn't without hardly
@@ -151,12 +151,12 @@ _IRREGULAR: dict[str, str] = {
 
 
 def join_phrases(text: str) -> str:
-    """So that a feeling of two words is one: "worn out" -> "worn-out"."""
+    """Join feelings of two words: "worn out" -> "worn-out"."""
     return _PHRASE.sub(lambda match: _PHRASES[match.group()], text)
 
 
 def stem(word: str) -> str:
-    """A light stemmer: enough to meet "drinking" and "drinks", too light to merge different words often."""
+    """A light stemmer: it gives "drinking" and "drinks" the same stem, and seldom merges different words."""
     word = word.removesuffix("'s")
     if word in _IRREGULAR:
         return _IRREGULAR[word]
@@ -164,7 +164,7 @@ def stem(word: str) -> str:
         shortest = 5 if ending == "ly" else 3  # "quickly", but not "family"
         if word.endswith(ending) and len(word) - len(ending) >= shortest and not word.endswith(("ss", "us")):
             root = word[: len(word) - len(ending)] + kept
-            # "stopping" -> "stop"; "telling" keeps its l's, as "tell" has them.
+            # "stopping" -> "stop", but "telling" -> "tell".
             if ending in ("ing", "ed") and len(root) > 3 and root[-1] == root[-2] and root[-1] not in "lsz":
                 root = root[:-1]
             return root.removesuffix("e")

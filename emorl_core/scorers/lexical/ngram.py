@@ -1,6 +1,6 @@
-"""A word trigram model with Witten-Bell smoothing, and a part that expects the client's words: a small, exact measure
-of "does this read like the corpus, said to this client". Witten & Bell 1991; the recursion as in Chen & Goodman 1998,
-equation 16; the second part is a cache model (Kuhn & De Mori 1990) over the prompt."""
+"""A word trigram model with Witten-Bell smoothing, mixed with a cache model of the client's words. It measures whether
+a reply reads like the corpus, addressed to this client. Witten & Bell 1991, with the recursion of Chen & Goodman 1998,
+equation 16; the cache model over the prompt follows Kuhn & De Mori 1990."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOKEN = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[.,!?;:]")
 START, END = "<s>", "</s>"
 ORDER = 3
 COPIED = (
-    0.3  # share of the probability that belongs to the prompt's words; without it a reply is paid for avoiding them
+    0.3  # share of the probability that belongs to the prompt's words; without it, avoiding them would be rewarded
 )
 
 
@@ -24,8 +24,8 @@ def pieces(text: str) -> list[str]:
 
 
 class NgramModel:
-    """P(w | h) = (c(h, w) + t(h) · P(w | shorter h)) / (c(h) + t(h)), with t(h) the number of distinct words after h;
-    below one word the uniform distribution over the vocabulary and one unknown word."""
+    """P(w | h) = (c(h, w) + t(h) · P(w | shorter h)) / (c(h) + t(h)), where t(h) is the number of distinct words after
+    h. The recursion ends in the uniform distribution over the vocabulary and one unknown word."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._after: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
@@ -38,7 +38,7 @@ class NgramModel:
         self.vocabulary = len(self._after[()])
 
     def probability(self, word: str, history: tuple[str, ...]) -> float:
-        """`history`: the words before, at most two of them used."""
+        """`history`: the preceding words, of which at most two are used."""
         history = history[max(0, len(history) - (ORDER - 1)) :]
         shorter = self.probability(word, history[1:]) if history else 1.0 / (self.vocabulary + 1)
         counts = self._after.get(history)
@@ -48,7 +48,8 @@ class NgramModel:
         return (counts[word] + kinds * shorter) / (self._totals[history] + kinds)
 
     def mean_log_probability(self, text: str, prompt: list[str]) -> float:
-        """Natural log per token, the text's end included. `prompt`: the client's pieces in the counselor's person."""
+        """Natural log per token, including the end of text. `prompt`: the client's pieces, rewritten in the second
+        person."""
         following: dict[str, Counter[str]] = defaultdict(Counter)
         for before, word in pairwise(prompt):
             following[before][word] += 1

@@ -1,4 +1,4 @@
-"""A text as the lexical scorers see it: words, content, feelings, and whether it is a sentence at all."""
+"""A text's features for the lexical scorers: words, content, feelings, and whether it has the form of a sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from emorl_core.scorers.lexical.lexicon import (
 )
 from emorl_core.scorers.words import words
 
-FEWEST_WORDS, MOST_WORDS = 5, 40  # of a reply in full
+FEWEST_WORDS, MOST_WORDS = 5, 40  # words of a reply of normal length
 _SAID_TO_CLIENT = re.compile(
     r"\bi(?: can)? (?:hear|see|understand|sense|imagine|hope|wish)\b"
     r"|\b(?:i'm|i am) (?:so |really |very )?(?:sorry|glad|here)\b"
@@ -34,13 +34,13 @@ _SAID_TO_CLIENT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A text as the scorers see it."""
+    """The features of a text."""
 
     raw: str
     text: str  # lower-case, straight quotes, two-word feelings joined
     tokens: list[str]
-    content: list[str]  # stems of the words that carry meaning; a feeling word is its family
-    feelings: list[str]  # families, negated ones left out, in order
+    content: list[str]  # stems of content words; for a feeling word, its family
+    feelings: list[str]  # families in order, without negated ones
 
     @property
     def function_share(self) -> float:
@@ -48,7 +48,7 @@ class Reading:
 
 
 def read(text: str) -> Reading:
-    """Straight or curly quotes, upper or lower case: the same reading."""
+    """Extract a text's features. Quote style and case make no difference."""
     plain = lexicon.join_phrases(" ".join(text.replace("’", "'").replace("‘", "'").lower().split()))
     tokens = words(plain)
     families = [_family(tokens, index) for index in range(len(tokens))]
@@ -66,8 +66,8 @@ def read(text: str) -> Reading:
 
 
 def sentence_form(text: str) -> float:
-    """1 for text whose sentences start with a capital and that ends with a mark; 0.6 for each that fails; a text of odd
-    characters loses their share."""
+    """1 if all sentences start with a capital and the text ends with a punctuation mark; a factor of 0.6 for each that
+    fails; reduced by the share of unusual characters."""
     stripped = text.strip()
     if not stripped:
         return 0.0
@@ -85,22 +85,22 @@ def _family(tokens: list[str], index: int) -> str | None:
 
 
 def has_own_voice(reply: Reading) -> bool:
-    """A first person besides "I hear that" and "I'm sorry", which are said to the client."""
+    """Whether the first person occurs other than in "I hear that" and "I'm sorry", which address the client."""
     return bool(FIRST_PERSON & set(words(_SAID_TO_CLIENT.sub(" ", reply.text))))
 
 
 def form_factor(reply: Reading, client: Reading) -> float:
-    """1 for connected text of a sensible length; less for word lists, repetition, a few words or a flood of them."""
+    """1 for connected text of a sensible length; less for word lists, repetition, and too few or too many words."""
     factor = length_window(len(reply.tokens), FEWEST_WORDS, MOST_WORDS)
     factor *= distinct_share(reply.tokens, 2) ** 3
-    factor *= 0.5 if distinct_share(reply.tokens, 3) < 1.0 else 1.0  # a stretch said twice
+    factor *= 0.5 if distinct_share(reply.tokens, 3) < 1.0 else 1.0  # a repeated trigram
     factor *= 0.4 if misnames_feeling(reply, client) else 1.0
     return factor * function_factor(reply) * _joint_factor(reply.tokens, client.tokens) * sentence_form(reply.raw)
 
 
 def misnames_feeling(reply: Reading, client: Reading) -> bool:
-    """Does something stand after "feel" that nobody can feel, or nothing at all: "anyone would feel money"? What the
-    client says of their own state ("I'm so foggy") may be given back, in the list of feelings or not."""
+    """Whether "feel" is followed by something that is not a feeling ("anyone would feel money"), or by nothing. The
+    client's words for their own state ("I'm so foggy") are allowed even if they are not in the list of feelings."""
     own = {
         token
         for index, token in enumerate(client.tokens)
@@ -115,14 +115,14 @@ def misnames_feeling(reply: Reading, client: Reading) -> bool:
 
 
 def function_factor(reply: Reading) -> float:
-    """Running English has about 40 % to 80 % function and frame words; below 35 % it is a list, above 90 % empty."""
+    """English prose has about 40 % to 80 % function and frame words; below 35 % it is a list, above 90 % empty."""
     share = reply.function_share
     return min(1.0, share / 0.35, max(0.3, (1 - share) / 0.1))
 
 
 def _joint_factor(tokens: list[str], known: list[str]) -> float:
-    """1 for connected words; towards 0 for a heap of them. Up to a quarter of the neighbours may be two content words
-    that the client did not say side by side, as in running English; keyword lists have nothing else."""
+    """1 for connected text, towards 0 for keyword lists. Up to a quarter of adjacent pairs may be two content words
+    that were not adjacent in the client's text, as in English prose; keyword lists consist of such pairs."""
     said = set(pairwise(known))
     pairs = list(pairwise(tokens))
     if not pairs:
@@ -134,5 +134,5 @@ def _joint_factor(tokens: list[str], known: list[str]) -> float:
 
 
 def asks(reply: Reading) -> bool:
-    """Is it a question, with or without its mark? "When she left, you ..." is none."""
+    """Whether it is a question, with or without a question mark; "When she left, you ..." is not."""
     return "?" in reply.text or bool(reply.tokens and reply.tokens[0] in QUESTION_START and "," not in reply.text)

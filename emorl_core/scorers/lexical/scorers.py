@@ -1,8 +1,8 @@
-"""The demo's scorers: what a reflection, an empathic and a fluent reply look like on the surface of words.
+"""The demo's scorers: surface features of words that indicate reflection, empathy and fluency.
 
-They need no model and take a fraction of a millisecond. They are shallow on purpose: each one multiplies what it looks
-for with penalties for the cheap ways to get it (copying, keyword lists, stuffed feelings, one memorised sentence),
-because a policy trained on a score finds these ways.
+They need no model and take a fraction of a millisecond. They are deliberately shallow. Each multiplies its measure with
+penalties for cheap ways to score high (copying, keyword lists, piled-up feelings, one memorised sentence), because a
+policy trained on a score finds these.
 """
 
 # ruff: noqa: ARG002  one signature for all scorers
@@ -33,12 +33,12 @@ from emorl_core.scorers.lexical.reading import (
 )
 from emorl_core.scorers.words import longest_run
 
-ENOUGH = 5  # content words of the client; a reply that gives back so many needs no more
-SMALLEST_CORPUS = 50  # replies; quantiles of fewer mean nothing
+ENOUGH = 5  # content words of the client that a reply must repeat for full coverage
+SMALLEST_CORPUS = 50  # replies; quantiles of fewer are meaningless
 
 
 class LexicalReflectionConfig(ScorerConfig):
-    """Does the reply give the client's meaning back?"""
+    """Whether the reply reflects the client's meaning."""
 
     kind: Literal["lexical_reflection"] = "lexical_reflection"
 
@@ -47,7 +47,7 @@ class LexicalReflectionConfig(ScorerConfig):
 
 
 class LexicalEmpathyConfig(ScorerConfig):
-    """Does the reply name what the client feels, and say that it may be felt?"""
+    """Whether the reply names the client's feeling and validates it."""
 
     kind: Literal["lexical_empathy"] = "lexical_empathy"
 
@@ -56,13 +56,13 @@ class LexicalEmpathyConfig(ScorerConfig):
 
 
 class LexicalFluencyConfig(ScorerConfig):
-    """Does the reply read like a whole, well-formed one? With a corpus (the records that the recipe trains on) a
-    trigram model takes part; without one only form counts."""
+    """Whether the reply is complete and well-formed. With a corpus (the records that the recipe trains on) a trigram
+    model contributes; without one only form counts."""
 
     kind: Literal["lexical_fluency"] = "lexical_fluency"
     min_words: int = Field(8, ge=1)
     max_words: int = Field(30, ge=1)
-    use_corpus: bool = True  # false: form only, whatever corpus the recipe has
+    use_corpus: bool = True  # false: form only, even if there is a corpus
 
     @model_validator(mode="after")
     def _ordered(self) -> LexicalFluencyConfig:
@@ -79,7 +79,7 @@ class LexicalFluencyConfig(ScorerConfig):
 
 
 class _ByReading(ABC):
-    """Each prompt and each reply is read once."""
+    """Base of scorers over readings; each prompt and reply is read once."""
 
     def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
         clients = {prompt: read(prompt) for prompt in dict.fromkeys(prompts)}
@@ -87,15 +87,15 @@ class _ByReading(ABC):
 
     @abstractmethod
     def score(self, client: Reading, reply: Reading) -> float:
-        """In [0, 1]."""
+        """Score in [0, 1]."""
 
 
 class LexicalReflection(_ByReading):
     """(0.1 + 0.9 · coverage · precision) · form, each in [0, 1].
 
-    coverage: share of the client's content words that come back, of at most `ENOUGH`. precision: share of the reply's
-    content words that are the client's, full from one half on, so that a reply may add meaning. form: factors below 1
-    for a question, advice, the first person, copied text, not addressing the client, word lists and repetition.
+    coverage: share of the client's content words that the reply repeats, `ENOUGH` being enough. precision: share of the
+    reply's content words that are the client's, 1 from one half on, so that a reply may add meaning. form: factors
+    below 1 for a question, advice, the first person, copied text, not addressing the client, word lists and repetition.
     """
 
     __name__ = "lexical_reflection"
@@ -108,7 +108,7 @@ class LexicalReflection(_ByReading):
         coverage = min(1.0, back / max(1, min(ENOUGH, len(said))))
         precision = min(1.0, 2 * back / max(1, len(given)))
         form = _copy_factor(client, reply) * _stance_factor(reply) * form_factor(reply, client)
-        # The 0.1 tells a statement about the client from a question or advice even where no word is shared.
+        # The 0.1 distinguishes a statement about the client from a question or advice even if no word is shared.
         return clip((0.1 + 0.9 * coverage * precision) * form)
 
 
@@ -117,8 +117,8 @@ class LexicalEmpathy(_ByReading):
 
     feeling: 1 for naming a feeling of the client's family, 0.5 for another of the same tone, 0 for none or for the
     opposite tone. validation: 0.7 for one kind of validating phrase, 1 for two. address: the reply says "you". form:
-    factors below 1 for dismissal, advice, questions, more feelings than the client could have, and a reply that shares
-    no word with the client beyond the feeling, so that one sentence cannot serve everybody.
+    factors below 1 for dismissal, advice, questions, too many feelings, and a reply that shares no word with the client
+    except the feeling, so that no constant reply scores high.
     """
 
     __name__ = "lexical_empathy"
@@ -131,7 +131,7 @@ class LexicalEmpathy(_ByReading):
         form = form_factor(reply, client)
         form *= 0.15 if lexicon.DISMISSAL.search(reply.text) else 1.0
         form *= 0.6 if lexicon.ADVICE.search(reply.text) else 1.0
-        form *= 0.3 if not address and has_own_voice(reply) else 1.0  # the client's own sentence, left standing
+        form *= 0.3 if not address and has_own_voice(reply) else 1.0  # the client's own sentence, unchanged
         form *= 0.8 if asks(reply) else 1.0
         form *= 0.5 ** max(0, len(set(reply.feelings) - set(client.feelings)) - 1)
         shared = set(client.content) & set(reply.content)
@@ -140,11 +140,11 @@ class LexicalEmpathy(_ByReading):
 
 
 class LexicalFluency:
-    """length window · no repetition · sentence form · function words · cohesion · how likely the words are.
+    """length window · no repetition · sentence form · function words · cohesion · likelihood.
 
-    cohesion: 0.75 for a reply that shares no content word with the client. The last factor, with a corpus, is the mean
-    log-probability under a trigram model that expects the client's words (`ngram`), through a sigmoid, 0.5 at the
-    median and 0.95 at the 95 % quantile of the corpus' own held-out replies.
+    cohesion: 0.75 for a reply that shares no content word with the client. The likelihood factor, used only with a
+    corpus, is the mean log-probability under a trigram model that expects the client's words (`ngram`), through a
+    sigmoid that is 0.5 at the median and 0.95 at the 95 % quantile of the corpus's own held-out replies.
     """
 
     __name__ = "lexical_fluency"
@@ -182,8 +182,8 @@ class LexicalFluency:
 
 
 def _copy_factor(client: Reading, reply: Reading) -> float:
-    """0.1 for a stretch of the client's text as it was said; falling from 1 to 0.5 as a reply becomes nothing but one
-    stretch with the person turned round."""
+    """0.1 for a passage copied unchanged from the client; otherwise falling from 1 to 0.5 as the reply consists more of
+    one passage with only the person changed."""
     verbatim = longest_run(client.tokens, reply.tokens) / len(reply.tokens)
     if verbatim > 0.85:
         return 0.1
@@ -192,10 +192,10 @@ def _copy_factor(client: Reading, reply: Reading) -> float:
 
 
 def _stance_factor(reply: Reading) -> float:
-    """A reflection is a statement about the client."""
+    """Penalties for anything but a statement about the client, which a reflection must be."""
     factor = 0.35 if asks(reply) else 1.0
     factor *= 0.35 if lexicon.ADVICE.search(reply.text) else 1.0
-    factor *= 0.3 if has_own_voice(reply) else 1.0  # the client's own sentence, left standing, or the counselor's view
+    factor *= 0.3 if has_own_voice(reply) else 1.0  # the client's own sentence, unchanged, or the counselor's view
     return factor * (1.0 if SECOND_PERSON & set(reply.tokens) else 0.6)
 
 
@@ -206,7 +206,7 @@ def _feeling(client: Reading, reply: Reading) -> float:
     if named & set(client.feelings):
         return 1.0
     glad = _is_glad(client)
-    if glad is None:  # the client names no feeling; most who seek help are not glad
+    if glad is None:  # the client names no feeling; most people who seek help are not glad
         return 0.7 if named - POSITIVE_FAMILIES else 0.2
     return 0.5 if any((family in POSITIVE_FAMILIES) == glad for family in named) else 0.0
 
@@ -221,19 +221,19 @@ def _validation(client: Reading, reply: Reading) -> float:
 
 
 def _is_glad(client: Reading) -> bool | None:
-    """Do the client's feelings tell of something good? None where the client names none."""
+    """Whether the client's feelings are positive; None if the client names none."""
     if not client.feelings:
         return None
     return sum(family in POSITIVE_FAMILIES for family in client.feelings) * 2 > len(client.feelings)
 
 
 def _turned(prompt: str) -> list[str]:
-    """The client's words as a counselor says them."""
+    """The client's words in the second person."""
     return [FLIP.get(piece, piece) for piece in pieces(prompt)]
 
 
 def _hold_out(pairs: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """A tenth of the distinct pairs, picked by their hash, and the rest."""
+    """A tenth of the distinct pairs, selected by hash, and the rest."""
     distinct = sorted(dict.fromkeys(pairs), key=lambda pair: hashlib.sha256("\0".join(pair).encode()).digest())
     cut = max(10, len(distinct) // 10)
     return distinct[:cut], distinct[cut:]

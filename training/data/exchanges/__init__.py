@@ -1,1 +1,1 @@
-"""Short exchanges that the project wrote itself, in three manners of answering."""
+"""Short exchanges written for this project, each with replies in three styles."""

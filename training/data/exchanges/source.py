@@ -1,4 +1,4 @@
-"""The project's own exchanges as a data source (`exchanges`): nothing is read but a file of the package."""
+"""The project's own exchanges as a data source (`exchanges`), read from a file of the package."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from training.data.synthetic.words import SETS
 
 Manner = Literal["reflection", "empathy", "plain", "both"]
 FILE = Path(__file__).with_name("exchanges.yaml")
-_TRIES = 20  # fillings that are drawn for one that is new
+_TRIES = 20  # attempts to draw a new filling
 
 
 class ExchangesSource(Source):
-    """`pairs`: a client's statement and the reply in one manner. `prompts`: without the replies. `both`: the plain
-    sentence, then the reflection, so that a reply begins with what was said.
+    """`pairs`: a client's statement and the reply in one style. `prompts`: without replies. `both`: the plain sentence,
+    then the reflection, so that a reply begins with what was said.
 
-    An exchange with slots is filled `variants` times, the same way for every manner; `extras.key` names the exchange.
+    An exchange with slots is filled `variants` times, in the same way for every style; `extras.key` names the exchange.
     """
 
     kind: Literal["exchanges"] = "exchanges"
     view: Literal["prompts", "pairs"] = "pairs"
     manner: Manner = "reflection"
-    variants: int = Field(3, ge=1)  # of an exchange that has slots
+    variants: int = Field(3, ge=1)  # per exchange with slots
     seed: int = Field(0, ge=0)
 
     def load(self, base: Path | None = None) -> RecordSet:  # noqa: ARG002  there is no path
@@ -71,6 +71,6 @@ def _reply(exchange: dict[str, str], manner: Manner) -> str:
 
 @cache
 def tables() -> tuple[dict[str, tuple[str, ...]], tuple[dict[str, str], ...]]:
-    """The word sets of slots, and the exchanges: `client` and a reply in each manner."""
+    """The word sets of slots, and the exchanges: `client` and a reply in each style."""
     raw: Any = read_yaml(FILE)
     return SETS | {name: words(text) for name, text in raw["sets"].items()}, tuple(raw["exchanges"])

@@ -1,1 +1,1 @@
-"""One file per kind of data set."""
+"""The data sets, one file per kind."""

@@ -1,7 +1,7 @@
 """AnnoMI (Wu et al., 2022): motivational-interviewing dialogues, one row per utterance and annotator.
 
-Utterances that several annotators labelled are one utterance here; their labels are decided by majority, and an even
-split counts as "no reflection".
+Several annotators' rows for an utterance are merged; labels are decided by majority, and a tie counts as "no
+reflection".
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SPEAKERS = ("client", "therapist")
 
 @dataclass(slots=True)
 class Utterance:
-    """One utterance with everything that its annotators said."""
+    """One utterance with all its annotators' labels."""
 
     speaker: str
     text: str
@@ -62,17 +62,17 @@ class Utterance:
 
 
 class AnnomiSource(FileSource):
-    """A client turn and the therapist turn right after it.
+    """Client turns, each with the therapist turn right after it.
 
-    `pairs`: where that turn holds a reflection. `graded`: all of them, level 1 with a reflection and 0 without.
-    `prompts`: the client turns.
+    `pairs`: those with a reflection. `graded`: all of them, level 1 with a reflection and 0 without. `prompts`: the
+    client turns.
     """
 
     kind: Literal["annomi"] = "annomi"
     view: Literal["prompts", "pairs", "graded"] = "pairs"
-    min_prompt_words: int = Field(4, ge=1)  # leaves out "Mm-hmm." and "Yeah.", which hold nothing to reflect
+    min_prompt_words: int = Field(4, ge=1)  # excludes "Mm-hmm." and "Yeah.", which have nothing to reflect
     min_response_words: int = Field(3, ge=1)
-    quality: Literal["high", "low", "all"] = "high"  # of the whole dialogue, as the set grades it
+    quality: Literal["high", "low", "all"] = "high"  # the data set's grade of the whole dialogue
 
     def read(self, text: str, name: str, tally: Tally) -> list[Record]:
         records: list[Record] = []
@@ -98,7 +98,7 @@ class AnnomiSource(FileSource):
 
 
 def _dialogues(text: str, name: str, tally: Tally) -> list[dict[int, Utterance]]:
-    """Transcripts in the file's order: utterance number -> utterance."""
+    """The transcripts in file order: utterance number -> utterance."""
     header, rows = csv_table(text, name, tally)
     need_columns(header, COLUMNS, name)
     dialogues: dict[str, dict[int, Utterance]] = {}

@@ -1,7 +1,7 @@
 """EPITOME (Sharma et al., EMNLP 2020), Reddit part: seeker post, response, level 0 / 1 / 2 of one empathy mechanism.
 
-One file per mechanism. The files repeat pairs; repetitions that agree are one record, repetitions that disagree are
-left out, because no rule says which annotation is right.
+One file per mechanism. The files contain duplicate pairs: those that agree become one record; those that disagree are
+omitted, because it is unknown which annotation is right.
 """
 
 from __future__ import annotations

@@ -39,13 +39,13 @@ class Turn:
 
 
 class EsconvSource(FileSource):
-    """`pairs`: what the client said in one go and the supporter's message right after it, where its strategy is
-    reflective. `graded`: all strategies, level 1 for the reflective ones and 0 for the others. `prompts`: the
-    situations as clients wrote them before the talk."""
+    """`pairs`: consecutive client messages and the supporter's next message, if its strategy is reflective. `graded`:
+    all strategies, level 1 for the reflective ones and 0 for the others. `prompts`: the situations that clients
+    described before the dialogue."""
 
     kind: Literal["esconv"] = "esconv"
     view: Literal["prompts", "pairs", "graded"] = "pairs"
-    min_prompt_words: int = Field(4, ge=1)  # leaves out greetings and "yes"
+    min_prompt_words: int = Field(4, ge=1)  # excludes greetings and "yes"
     min_response_words: int = Field(3, ge=1)
 
     def read(self, text: str, name: str, tally: Tally) -> list[Record]:
@@ -95,7 +95,7 @@ class EsconvSource(FileSource):
 
 
 def _parse(item: dict[str, object]) -> tuple[str, list[Turn]] | str:
-    """(situation, turns), or what is wrong with the dialogue."""
+    """(situation, turns), or why the dialogue is malformed."""
     situation, dialog = item.get("situation"), item.get("dialog")
     if not isinstance(situation, str) or not isinstance(dialog, list):
         return "'situation' is not a string" if not isinstance(situation, str) else "'dialog' is not a list"

@@ -1,4 +1,4 @@
-"""Hugging Face `datasets`: a hub id, or a local folder that `datasets` can read. The library is an optional extra."""
+"""Hugging Face `datasets`: a hub id, or a local folder that the library can read. It is an optional extra."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from training.data.rows import fault_in_value
 
 
 class HubSource(Columns):
-    """One split of a data set, columns named as for JSON lines."""
+    """One split of a data set, with columns named as for JSON lines."""
 
     kind: Literal["hub"] = "hub"
-    id: str  # "owner/name", or a folder with data files; relative folders start at the recipe's folder
-    name: str | None = None  # the configuration, where a data set has several
+    id: str  # "owner/name", or a folder with data files, relative to the recipe's folder
+    name: str | None = None  # the configuration, if the data set has several
     split: str = "train"
-    revision: str | None = None  # a commit or tag; name one to keep a run repeatable
+    revision: str | None = None  # a commit or tag; set it for reproducible runs
 
     def load(self, base: Path | None = None) -> RecordSet:
         try:
@@ -33,9 +33,9 @@ class HubSource(Columns):
         where = str(base / self.id) if base is not None and (base / self.id).is_dir() else self.id
         try:
             table = datasets.load_dataset(where, name=self.name, split=self.split, revision=self.revision)
-        except Exception as error:  # noqa: BLE001  the library raises a dozen unrelated types, connection errors among them
+        except Exception as error:  # noqa: BLE001  the library raises a dozen unrelated types, even connection errors
             reason = (str(error).strip().splitlines() or [""])[0][:200]
-            # What lies behind the library's error may quote the row, so only its number is told.
+            # The library's underlying error may quote the row, so only its number is reported.
             row = re.search(r"\bin row (\d+)", str(error.__cause__))
             reason += f" in row {row[1]}" if row else ""
             raise DataError(

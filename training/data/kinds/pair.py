@@ -1,6 +1,6 @@
 """PAIR (Min et al., EMNLP 2022): a client prompt with two high-quality reflections, one medium, five low.
 
-The published file exists with and without a header, with 9 columns or a 10th for the topic, and with empty cells.
+Published files have a header or none, 9 columns or a 10th for the topic, and empty cells.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PairSource(FileSource):
 
 
 def _rows(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[str, str]]]:
-    """(where, column -> cell), by the header where there is one and by position where there is none."""
+    """(where, column -> cell), by the header if there is one, else by position."""
     rows = csv_rows(text, name, tally)
     first = next(rows, None)
     if first is None:
@@ -61,7 +61,7 @@ def _rows(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[str, s
         rows = itertools.chain([first], rows)
     else:
         tally.rows -= 1
-    # Some copies lack the topic, in the whole file or in single rows. Any other length means that a comma split a cell.
+    # Some copies lack the topic, in all or in single rows. Any other length means that a comma split a cell.
     lengths = {len(columns), len(columns) - 1} if columns[-1] == TOPIC else {len(columns)}
     for where, row in rows:
         cells = fitted(row, len(columns))
@@ -72,7 +72,7 @@ def _rows(text: str, name: str, tally: Tally) -> Iterator[tuple[str, dict[str, s
 
 
 def _header(cells: list[str], where: str) -> list[str] | None:
-    """The columns that the first row names, or None when it is data. Raises `DataError` for half a header."""
+    """The columns named by the first row, or None if it is data. Raises `DataError` for a partial header."""
     names = named([cell.strip().lower() for cell in cells])
     if not {"hq1", "lq1"} & set(names):
         return None

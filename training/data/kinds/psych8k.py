@@ -1,6 +1,6 @@
 """Psych8k (Liu et al. 2023): a JSON list of {instruction, input, output}. The prompt is `input`, the reply `output`.
 
-The set is gated by its authors, so this loader is tried on files in the same format.
+Access to the set is gated by its authors, so this loader is tested with files in the same format.
 """
 
 from __future__ import annotations

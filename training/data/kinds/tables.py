@@ -1,4 +1,4 @@
-"""JSON lines and CSV with named columns: the users' own data."""
+"""JSON lines and CSV with named columns, for users' own data."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from training.data.rows import FileSource, Source, csv_table, jsonl_rows, need_c
 
 
 class Columns(Source):
-    """Which column holds what. A column that is null is not read."""
+    """The columns' names. A column that is null is not read."""
 
     prompt: str = "prompt"
     response: str | None = None  # without it the records are prompts only
     level: str | None = None  # graded quality of the response, a number, higher is better
     references: str | None = None  # good replies: a string or, in JSON, a list of strings
-    extras: tuple[str, ...] = ()  # columns carried along as text
+    extras: tuple[str, ...] = ()  # columns passed on as text
 
     def wanted(self) -> tuple[str, ...]:
         named = (self.prompt, self.response, self.level, self.references, *self.extras)
         return tuple(name for name in named if name is not None)
 
     def records(self, rows: Iterable[tuple[str, Mapping[str, object]]], tally: Tally) -> list[Record]:
-        """Rows by name -> records. Repeated rows stay: they may be meant as weights."""
+        """Rows by column name -> records. Duplicate rows are kept: they may be intended as weights."""
         made: list[Record] = []
         for where, row in rows:
             record = self._record(row, where)
@@ -35,7 +35,7 @@ class Columns(Source):
         return made
 
     def _record(self, row: Mapping[str, object], where: str) -> Record | str:
-        """The record, or what is wrong with the row."""
+        """The record, or why the row is malformed."""
         texts: list[str | None] = []
         for name in (self.prompt, self.response):
             if name is None:

@@ -1,1 +1,1 @@
-"""A synthetic corpus from a grammar: prompts, replies and the words they are made of."""
+"""A synthetic corpus from a grammar: prompts, replies and word lists."""

@@ -1,4 +1,4 @@
-"""What clients of the synthetic corpus talk about (`domains.yaml`)."""
+"""The topics of the synthetic corpus's clients (`domains.yaml`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from training.data.synthetic.tables import table
 
-Clauses = tuple[tuple[str, str], ...]  # (clause, what a reply can name it by)
+Clauses = tuple[tuple[str, str], ...]  # (clause, how a reply can refer to it)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Domain:
     good: Clauses  # what went well
     wants: tuple[str, ...]  # fits "I want to {want}"
     advice: tuple[str, ...]  # fits "maybe you could {advice}"
-    weight: int = 1  # how often it is drawn
+    weight: int = 1  # relative frequency
 
 
 def _domain(raw: dict[str, Any]) -> Domain:

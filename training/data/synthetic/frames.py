@@ -1,4 +1,4 @@
-"""Sentence frames of the synthetic grammar (`frames.yaml`): how a client says a situation, how a style answers it."""
+"""Sentence frames of the synthetic grammar (`frames.yaml`): client statements of a situation, and replies by style."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ _TABLE = table("frames")
 
 CLIENT: tuple[str, ...] = tuple(_TABLE["client"])
 CLIENT_GOOD: tuple[str, ...] = tuple(_TABLE["client_good"])
-# A style answers with one of its frames that use the most of what the client gave (see `grammar.reply`).
+# A style replies with one of its frames that use the most slots of the situation (see `grammar.reply`).
 REPLIES: dict[Style, tuple[str, ...]] = {style: tuple(_TABLE["replies"][style]) for style in STYLES}
 REPLIES_GOOD: dict[Style, tuple[str, ...]] = {style: tuple(_TABLE["replies_good"][style]) for style in STYLES}

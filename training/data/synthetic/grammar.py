@@ -1,7 +1,7 @@
-"""A corpus the project writes itself: client statements and counselor replies from a seeded grammar.
+"""A synthetic corpus: client statements and counselor replies from a seeded grammar.
 
-A *situation* (domain, cause, feeling, wish) is drawn first; a client frame says it, and every style can answer it.
-Replies use the client's own words, turned round by `to_second_person`: a small model learns to copy, not to invent.
+A *situation* (domain, cause, feeling, wish) is drawn first; a client frame states it, and every style can answer it.
+Replies use the client's own words, converted by `to_second_person`, so a small model learns to copy, not to invent.
 Nothing here comes from a real person.
 """
 
@@ -21,14 +21,14 @@ from training.data.synthetic.slots import SLOT, Filler, sentences
 from training.data.synthetic.styles import STYLES, Style
 from training.data.synthetic.words import FEELINGS, FILLERS, LIKENESSES, NEED_OF, SETS
 
-_GOOD_FEELINGS = "to keep going"  # the one need that goes with good news
+_GOOD_FEELINGS = "to keep going"  # the only need that fits good news
 _TIMED = set("night day week month time again anymore now midnight awake all much more".split())  # as last words
 _EXPANDED = (("I'm", "I am"), ("I've", "I have"), ("can't", "cannot"), ("don't", "do not"), ("won't", "will not"))
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a client says, as slots. Empty: not mentioned. All in the client's own person."""
+    """A client's statement as slots, in the first person. Empty: not mentioned."""
 
     domain: str
     mood: str  # "state", "event" or "good"
@@ -38,10 +38,10 @@ class Situation:
     likeness: str = ""  # "like a failure"
     want: str = ""
     about: str = ""
-    advice: tuple[str, ...] = field(default=(), compare=False)  # what fits, in the counselor's person
+    advice: tuple[str, ...] = field(default=(), compare=False)  # suitable advice, in the second person
 
     def key(self) -> str:
-        """What is said, however it is said: two prompts with the same key are the same story."""
+        """The content without its wording: prompts with the same key tell the same story."""
         return "|".join((self.cause, self.second, self.feeling, self.likeness, self.want, self.about))
 
     def slots(self) -> dict[str, str]:
@@ -84,7 +84,7 @@ def draw_prompt(rng: Random) -> tuple[str, Situation]:
 
 
 def reply(situation: Situation, style: Style, rng: Random) -> str:
-    """One reply of a style. Among the style's frames, one of those that use most of what the client said."""
+    """One reply of a style, from one of its frames that use the most slots of the situation."""
     frames = (REPLIES_GOOD if situation.mood == "good" else REPLIES)[style]
     said = {name: _turned(value) for name, value in situation.slots().items() if name not in ("domain", "mood")}
     known = dict(said)
@@ -105,8 +105,8 @@ def reply(situation: Situation, style: Style, rng: Random) -> str:
 def generate(count: int, seed: int, styles: Sequence[Style] = STYLES) -> tuple[Record, ...]:
     """`count` records with distinct prompts, each answered in one of `styles`. The same seed gives the same records.
 
-    `extras` holds the style, the slots and the situation's `key`. Raises `DataError` where the grammar has no more
-    distinct prompts to give.
+    `extras` has the style, the slots and the situation's `key`. Raises `DataError` if the grammar has no more distinct
+    prompts.
     """
     rng = Random(f"synthetic:{seed}")
     records: dict[str, Record] = {}
@@ -157,7 +157,7 @@ def _timed(cause: str, mood: str, rng: Random) -> str:
 
 
 def _turned(slot: str) -> str:
-    """A slot in the counselor's person, fit for the middle of a sentence."""
+    """A slot in the second person, as used in the middle of a sentence."""
     turned = to_second_person(slot)
     return "y" + turned[1:] if slot.startswith(("I ", "I'")) else turned
 
@@ -167,7 +167,7 @@ def _put(frame: str, values: Mapping[str, str]) -> str:
 
 
 def _as_typed(text: str, rng: Random) -> str:
-    """Now and then as people type: contractions written out, no capitals, no full stop."""
+    """Sometimes imitate informal typing: contractions written out, no capitals, no full stop."""
     chance = rng.random()
     if chance < 0.06:
         for short, long in _EXPANDED:

@@ -1,4 +1,4 @@
-"""The client statements for judging the demo (`judging_prompts.yaml`)."""
+"""The client statements for evaluating the demo (`judging_prompts.yaml`)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Turning a client's words round: first person -> second person ("I can't tell my wife" -> "you can't tell your wife").
+"""Converts a client's words from first to second person ("I can't tell my wife" -> "you can't tell your wife").
 
-Known limits: "you" (the client speaking to the counselor) is left alone, and "we" becomes a plain "you".
+Known limits: "you" (the counselor) is unchanged, and "we" becomes "you".
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)?")
 
 
 def to_second_person(text: str) -> str:
-    """Rewrite every first-person word of `text`; `was` follows only where "I" is its subject.
+    """Rewrite every first-person word of `text`; `was` changes only if "I" is its subject.
 
-    A capital at the start of a sentence is kept ("My boss" -> "Your boss"); the capital of "I" inside one is not.
+    A capital at the start of a sentence is kept ("My boss" -> "Your boss"); that of "I" within a sentence is not.
     """
     found = list(_WORD.finditer(text))
     parts: list[str] = []

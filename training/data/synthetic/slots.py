@@ -9,11 +9,11 @@ from random import Random
 from training.data.synthetic.words import PRONOUNS, SETS, gender_of
 
 SLOT = re.compile(r"\{(\w+)(?:\.(she|her|him))?\}")
-_TWINS = {"other": "name", "tool": "noun", "deed": "verb"}  # slots that must differ from their elder
+_TWINS = {"other": "name", "tool": "noun", "deed": "verb"}  # slot -> the slot that it must differ from
 
 
 class Filler:
-    """Fills templates from the word sets; a slot drawn once keeps its word for as long as this object lives."""
+    """Fills templates from the word sets; a slot keeps its word for the lifetime of this object."""
 
     def __init__(self, rng: Random, sets: Mapping[str, Sequence[str]] = SETS) -> None:
         self.rng = rng
@@ -42,5 +42,5 @@ class Filler:
 
 
 def sentences(text: str) -> str:
-    """Capital letters at the start of every sentence."""
+    """Capitalise the start of every sentence."""
     return re.sub(r"(^|[.!?] )([a-z])", lambda match: match.group(1) + match.group(2).upper(), text)

@@ -1,4 +1,4 @@
-"""The styles a reply of the synthetic corpus can have."""
+"""The styles of replies in the synthetic corpus."""
 
 from __future__ import annotations
 

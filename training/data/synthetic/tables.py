@@ -1,4 +1,4 @@
-"""Reading the word lists that lie beside this file as YAML."""
+"""Reads the word lists in this folder, which are YAML files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ FOLDER = Path(__file__).parent
 
 
 def table(name: str) -> Any:
-    """What `<name>.yaml` holds."""
+    """The contents of `<name>.yaml`."""
     return read_yaml(FOLDER / f"{name}.yaml")
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Those between the commas."""
+    """Split at commas."""
     return tuple(part.strip() for part in text.split(","))

@@ -1,4 +1,4 @@
-"""The word sets of the synthetic grammar (`words.yaml`), and what is made of them: other forms and pronouns."""
+"""The word sets of the synthetic grammar (`words.yaml`), with their other forms and pronouns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _TABLE = table("words")
 
 
 def third_person(verb: str) -> str:
-    """ "carry out" -> "carries out": the first word takes the ending."""
+    """ "carry out" -> "carries out": the ending is added to the first word."""
     first, space, rest = verb.partition(" ")
     if first.endswith(("s", "sh", "ch", "x", "z", "o")):
         first += "es"
@@ -30,7 +30,7 @@ SETS["name"] = _NAMES["female"] + _NAMES["male"]
 SETS["uses"] = tuple(third_person(verb) for verb in SETS["use"])
 SETS["treats"] = tuple(third_person(verb) for verb in SETS["treat"])
 SETS["verbs"] = tuple(third_person(verb) for verb in SETS["verb"])
-# Slots that draw from another slot's words, so that one sentence can hold two of a kind.
+# Slots that draw from another slot's words, so that a sentence can contain two of a kind.
 for _twin, _of in (("other", "name"), ("tool", "noun"), ("deed", "verb")):
     SETS[_twin] = SETS[_of]
 
@@ -38,12 +38,12 @@ PRONOUNS: dict[str, tuple[str, str, str]] = {"f": ("she", "her", "her"), "m": ("
 
 
 def gender_of(person: str) -> str | None:
-    """`f`, `m`, or None where the word leaves it open and the generator draws one."""
+    """`f`, `m`, or None if the word does not determine it and the generator draws one."""
     last = person.split()[-1]
     return "f" if last in _FEMALE else "m" if last in _MALE else None
 
 
-# Need -> the feelings that point to it. The need is what a complex reflection adds to the client's own words.
+# Need -> the feelings that indicate it. A complex reflection adds the need to the client's own words.
 FEELINGS: dict[str, tuple[str, ...]] = {need: words(text) for need, text in _TABLE["feelings"].items()}
 NEED_OF: dict[str, str] = {feeling: need for need, feelings in FEELINGS.items() for feeling in feelings}
 LIKENESSES: tuple[str, ...] = words(_TABLE["likenesses"])

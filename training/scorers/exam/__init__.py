@@ -1,1 +1,1 @@
-"""Whether a scorer can be fooled: what every scorer and judge is asked, and the table of its answers."""
+"""The exam of scorers and judges, which shows whether they can be fooled, and its results as a table."""

@@ -1,4 +1,4 @@
-"""The one sentence that does best when it answers everybody: what a policy finds if a scorer lets it."""
+"""Search for the best constant reply, which a policy finds if a scorer allows it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from training.scorers.exam.material import Score
 
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _FEWEST_WORDS = 4
-_FIRST, _GROWTH, _KEPT = 2, 3, 4  # prompts of the first round, times so many in the next, on which one in so many goes
+_FIRST, _GROWTH, _KEPT = 2, 3, 4  # prompts of the first round; their growth per round; one of so many texts is kept
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A sentence, and its mean score as a reply to everybody."""
+    """A sentence and its mean score as a reply to all prompts."""
 
     text: str
     mean: float
 
 
 def candidates_of(records: Iterable[Record], *, most: int, seed: int, stock: Iterable[str] = STOCK) -> list[str]:
-    """Up to `most` of the replies and their single sentences, drawn at random, behind all of `stock`."""
+    """All of `stock`, then up to `most` replies and single sentences of replies, drawn at random."""
     texts: dict[str, None] = {}
     for record in records:
         if record.response is not None:
@@ -40,8 +40,8 @@ def candidates_of(records: Iterable[Record], *, most: int, seed: int, stock: Ite
 def search_constants(
     score: Score, candidates: Sequence[str], about: Sequence[Asked], *, finalists: int = 1
 ) -> list[Constant]:
-    """The best constants, best first, by successive halving (Jamieson & Talwalkar 2016): all of them answer a few
-    prompts, the best quarter answers more, until the last `finalists` or more have answered all of `about`."""
+    """The best constants, best first, by successive halving (Jamieson & Talwalkar 2016): all candidates answer a few
+    prompts, the best quarter answers more, until at least `finalists` of them have answered all of `about`."""
     alive = list(dict.fromkeys(candidates))
     sums = dict.fromkeys(alive, 0.0)
     answered, size = 0, _FIRST
@@ -53,7 +53,7 @@ def search_constants(
             for text in alive:
                 sums[text] += next(scores)
         answered += len(block)
-        alive.sort(key=lambda text: -sums[text])  # stable: of equals the earlier candidate
+        alive.sort(key=lambda text: -sums[text])  # stable: ties go to the earlier candidate
         if last:
             return [Constant(text, sums[text] / answered) for text in alive]
         alive = alive[: max(finalists, len(alive) // _KEPT)]

@@ -1,4 +1,4 @@
-"""The exam of a scorer: would it rather have a good reply than what a policy could find instead?"""
+"""The exam of a scorer: whether it prefers good replies to what a policy could find instead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.scorers.exam.material import Material
 from training.scorers.exam.pairs import CONSTANT, MATCHED, NEAR, OWN, Pair, constant_pairs, own_pairs, ranked_pairs
 
 LEVELS, CLASSES, LENGTH = "higher over lower level, any prompts", "levels told apart", "correlation with length"
-# Row -> what it takes; the table names those that no data set had it for.
+# Row -> what data it needs; the report lists the rows for which no data set had them.
 _NEEDS = {
     CONSTANT: "replies",
     OWN: "replies of two clients",
@@ -39,23 +39,23 @@ _NEEDS = {
     **{f"own over {name}": "a reply that the rule can change" for name in CORRUPTIONS},
     LENGTH: "replies",
 }
-_MACRO_F1_LEVELS = 10  # more of them are no classes
+_MACRO_F1_LEVELS = 10  # with more levels, they are not treated as classes
 
 
 @dataclass(frozen=True, slots=True)
 class ExamSettings:
-    """How long the exam is. All of it is drawn with `seed`, which is also that of the data's parts."""
+    """The size of the exam. Everything is drawn with `seed`, which also splits the data."""
 
     seed: int = 0
-    replies: int = 120  # good replies of each set that are asked about
-    graded: int = 600  # replies of each set whose levels are compared
-    candidates: int = 300  # replies of the training part, or sentences of them, that are tried as a constant
-    prompts: int = 24  # prompts of the training part that constants are searched on
+    replies: int = 120  # good replies of each data set that are tested
+    graded: int = 600  # replies of each data set whose levels are compared
+    candidates: int = 300  # replies of the training part, or sentences of them, that are tried as constants
+    prompts: int = 24  # prompts of the training part used in the search for constants
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. `by_length`: the same figure if the longer reply always scored higher."""
+    """One line of the table. `by_length`: the same figure for a scorer that always prefers the longer reply."""
 
     row: str
     data: str
@@ -66,7 +66,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Fooling:
-    """The best constant of a data set, and the means of both on the test part. The text is one of the data's."""
+    """The best constant for a data set, and the mean scores of constant and good replies on the test part. The text may
+    come from the data."""
 
     data: str
     constant: Constant
@@ -76,7 +77,7 @@ class Fooling:
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """What came out. `left_out`: rows that no data set had the replies for, and what they take."""
+    """The results. `left_out`: rows for which no data set had suitable replies, and what they need."""
 
     scorer: str
     rows: tuple[Row, ...]
@@ -85,7 +86,7 @@ class Exam:
     settings: ExamSettings
 
     def as_dict(self, *, texts: bool = False) -> dict[str, Any]:
-        """JSON values. texts: with the constants' words, which are the data's."""
+        """JSON values. texts: include the constants' texts, which may come from the data."""
         return {
             "scorer": self.scorer,
             "rows": [
@@ -104,7 +105,7 @@ class Exam:
 
 
 class Asking:
-    """A scorer that is asked about each pair of prompt and reply once, in batches."""
+    """A scorer with a cache: each pair of prompt and reply is scored once, in batches."""
 
     def __init__(self, scorer: Checked) -> None:
         self._scorer = scorer
@@ -120,10 +121,10 @@ class Asking:
 
 
 def examine(scorer: Checked, sets: Sequence[Mapping[str, Material]], settings: ExamSettings | None = None) -> Exam:
-    """Search constants on the training parts, set thresholds on the validation parts, ask on the test parts.
+    """Search constants on the training parts, set thresholds on the validation parts, evaluate on the test parts.
 
     Args:
-        sets: of each data set its parts, `train`, `validation` and `test`, as `parts_of` makes them.
+        sets: for each data set its parts `train`, `validation` and `test`, as returned by `parts_of`.
 
     Raises `ScorerError`.
     """
@@ -156,7 +157,7 @@ def best_constant(
     score: Asking, records: Sequence[Record], settings: ExamSettings, *, good: Sequence[int] | None = None
 ) -> Constant:
     """The sentence that scores best as a reply to the clients of `records`, searched among their replies and the
-    held-out stock phrases. good: indices of the records whose clients are asked; None: all."""
+    held-out stock phrases. good: indices of the records whose prompts are used; None: all."""
     candidates = candidates_of(records, most=settings.candidates, seed=settings.seed)
     places = range(len(records)) if good is None else good
     step = max(1, len(places) // settings.prompts)
@@ -218,7 +219,7 @@ def _length_row(asking: Asking, test: Material, settings: ExamSettings) -> list[
 
 
 def _some(material: Material, settings: ExamSettings) -> Material:
-    """At most `settings.graded` of the records, evenly from all of them."""
+    """At most `settings.graded` of the records, evenly spaced."""
     step = max(1, math.ceil(len(material.records) / settings.graded))
     return Material(material.name, material.records[::step], material.scale)
 

@@ -1,5 +1,5 @@
-"""Figures of the exam with their intervals: percentile bootstrap over clusters (Efron & Tibshirani 1993), because the
-replies of one dialogue or prompt are no independent witnesses."""
+"""Figures of the exam with confidence intervals: percentile bootstrap over clusters (Efron & Tibshirani 1993), because
+replies in one dialogue or to one prompt are not independent."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 RESAMPLES = 1000
-_THRESHOLDS = 80  # tried for each class
+_THRESHOLDS = 80  # candidates tried for each class
 TAILS = (0.025, 0.975)
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number between 0 and 1 (a correlation: -1 and 1), its 95 % interval, and how much stands behind it."""
+    """A number in [0, 1] (a correlation: in [-1, 1]), its 95 % confidence interval, and the sample sizes."""
 
     value: float
     low: float
@@ -30,7 +30,7 @@ class Figure:
 
 
 def accuracy(scores: Sequence[tuple[float, float]], clusters: Sequence[Hashable]) -> Figure:
-    """Share of pairs (better, worse) whose first is higher; a tie counts half."""
+    """Share of pairs (better, worse) in which the better one scores higher; a tie counts half."""
     won = np.array([0.5 * (1.0 + np.sign(better - worse)) for better, worse in scores])
     owner, draws = _draws(clusters)
     sums = draws @ _per_cluster(owner, np.stack([won, np.ones(len(won))], axis=1))  # [1 + draws, 2]
@@ -38,7 +38,7 @@ def accuracy(scores: Sequence[tuple[float, float]], clusters: Sequence[Hashable]
 
 
 def auc(scores: Sequence[float], levels: Sequence[float], clusters: Sequence[Hashable]) -> Figure:
-    """Share of pairs of different levels in which the higher level has the higher score; a tie counts half."""
+    """Share of pairs with different levels in which the higher level has the higher score; a tie counts half."""
     owner, draws = _draws(clusters)
     score, level = np.array(scores), np.array(levels)
     asked = (level[:, None] > level[None, :]).astype(np.float64)  # [replies, replies]
@@ -58,7 +58,7 @@ def macro_f1(predicted: Sequence[int], truth: Sequence[int], classes: int, clust
 
 
 def rank_correlation(scores: Sequence[float], others: Sequence[float], clusters: Sequence[Hashable]) -> Figure:
-    """Spearman's. The ranks are those of all values; the bootstrap draws them with their clusters."""
+    """Spearman's correlation. Ranks are computed once over all values; the bootstrap resamples them by cluster."""
     owner, draws = _draws(clusters)
     x, y = _ranks(scores), _ranks(others)
     sums = draws @ _per_cluster(owner, np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1))
@@ -69,7 +69,7 @@ def rank_correlation(scores: Sequence[float], others: Sequence[float], clusters:
 
 
 def best_thresholds(scores: Sequence[float], truth: Sequence[int], classes: int) -> list[float]:
-    """The classes - 1 rising thresholds on the scores whose classes have the best macro-F1, bettered one at a time."""
+    """classes - 1 ascending thresholds on the scores that maximise macro-F1, by coordinate ascent."""
     distinct = sorted(set(scores))
     between = [(low + high) / 2 for low, high in pairwise(distinct)] or distinct
     grid = between[:: math.ceil(len(between) / _THRESHOLDS)]
@@ -86,7 +86,7 @@ def best_thresholds(scores: Sequence[float], truth: Sequence[int], classes: int)
 
 
 def classes_of(scores: Sequence[float], thresholds: Sequence[float]) -> list[int]:
-    """How many thresholds each score is above."""
+    """The class of each score: the number of thresholds that it exceeds."""
     return [sum(score > threshold for threshold in thresholds) for score in scores]
 
 
@@ -100,8 +100,8 @@ def _plain_f1(predicted: Sequence[int], truth: Sequence[int], classes: int) -> f
 
 
 def _draws(clusters: Sequence[Hashable]) -> tuple[Any, Array]:
-    """(each item's cluster as a number, how often each cluster was drawn [1 + RESAMPLES, clusters], the first row being
-    the data as they are)."""
+    """(each item's cluster number, how often each cluster was drawn [1 + RESAMPLES, clusters]); the first row is the
+    original data."""
     numbers: dict[Hashable, int] = {}
     owner = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
     size = len(numbers)
@@ -117,14 +117,14 @@ def _per_cluster(owner: Any, values: Array) -> Array:
 
 
 def _figure(values: Array, count: int, draws: Array) -> Figure:
-    """`values`: of the data as they are, then of the resamples; one that has none to count (NaN) is left out."""
+    """`values`: of the original data, then of the resamples; resamples without a value (NaN) are omitted."""
     drawn = values[1:][~np.isnan(values[1:])]
     low, high = np.quantile(drawn, TAILS) if len(drawn) else (math.nan, math.nan)
     return Figure(float(values[0]), float(low), float(high), count, draws.shape[1])
 
 
 def _ranks(values: Sequence[float]) -> Array:
-    """Ranks, ties sharing their mean."""
+    """Ranks; ties get their mean rank."""
     _, place, often = np.unique(np.array(values), return_inverse=True, return_counts=True)
     ends = np.cumsum(often)
     return np.asarray((ends - (often - 1) / 2)[place], dtype=np.float64)

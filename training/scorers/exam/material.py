@@ -1,4 +1,4 @@
-"""A data set as a scorer is examined with it, or trained from it: replies, their levels, and whose client is whose."""
+"""A data set prepared for examining or training a scorer: replies, their levels, and their clients."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from training.data.records import DataError, Record, RecordSet
 from training.scorers.exam.nearest import nearest
 
 _NEIGHBOURS = 10
-Score = Callable[[Sequence[Asked], Sequence[str]], Sequence[float]]  # what replies answer, replies -> a number each
+Score = Callable[[Sequence[Asked], Sequence[str]], Sequence[float]]  # (what replies answer, replies) -> one number each
 
 
 @dataclass(frozen=True)
 class Material:
-    """One part of a data set. `scale`: the levels of the whole set, lowest first; empty where it has none."""
+    """One part of a data set. `scale`: the levels of the whole set, lowest first; empty if it has none."""
 
     name: str
     records: tuple[Record, ...]
@@ -30,7 +30,7 @@ class Material:
 
     @cached_property
     def keys(self) -> list[str]:
-        """What makes prompts the same, one per record."""
+        """The prompt key of each record (`prompt_key`)."""
         return [prompt_key(record.prompt) for record in self.records]
 
     @cached_property
@@ -40,7 +40,7 @@ class Material:
 
     @cached_property
     def good(self) -> list[int]:
-        """The replies that stand for a human's: those of the highest level, or all where there are no levels."""
+        """The replies that count as good human replies: those of the highest level, or all if there are no levels."""
         return [at for at, record in enumerate(self.records) if not self.scale or record.level == self.scale[-1]]
 
     @cached_property
@@ -59,19 +59,20 @@ class Material:
 
     @cached_property
     def above_lowest(self) -> list[int]:
-        """The replies that do at least something of what the levels grade; all where there are not two levels."""
+        """The replies above the lowest level; all if there are fewer than two levels."""
         several = len(self.scale) > 1
         return [at for at, record in enumerate(self.records) if not several or record.level != self.scale[0]]
 
     @cached_property
     def near(self) -> dict[int, list[int]]:
-        """For each record of `above_lowest` those of other clients whose prompts are most alike, the nearest first."""
+        """For each record of `above_lowest`, the records of other clients with the most similar prompts, nearest
+        first."""
         own = self.above_lowest
         found = nearest([self.records[at].prompt for at in own], [self.clusters[at] for at in own], count=_NEIGHBOURS)
         return {at: [own[other] for other in others] for at, others in zip(own, found, strict=True)}
 
     def like_in_length(self, to: int, others: Sequence[int]) -> int:
-        """Of `others` the reply whose length is nearest to that of record `to`."""
+        """The reply among `others` whose length is closest to that of record `to`."""
         return min(others, key=lambda at: (abs(self.lengths[at] - self.lengths[to]), at))
 
 

@@ -1,4 +1,4 @@
-"""Which prompts speak of the same thing: cosine of word counts, rare words counting more (tf-idf, Salton 1975)."""
+"""Finds prompts on the same topic, by the cosine similarity of tf-idf vectors (Salton 1975)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MOST_WORDS = 4000  # of the vocabulary
 
 
 def nearest(prompts: Sequence[str], clusters: Sequence[str], *, count: int) -> list[list[int]]:
-    """For each prompt the indices of up to `count` prompts of other clusters, the most alike first."""
+    """For each prompt, the indices of up to `count` prompts of other clusters, most similar first."""
     bags = [Counter(words(prompt)) for prompt in prompts]
     seen = Counter(word for bag in bags for word in bag)
-    # A word of a single prompt says nothing about likeness.
+    # A word that occurs in only one prompt says nothing about similarity.
     vocabulary = [word for word, often in seen.most_common(_MOST_WORDS) if often > 1]
     column = {word: at for at, word in enumerate(vocabulary)}
     table = np.zeros((len(prompts), max(1, len(vocabulary))), dtype=np.float32)  # [prompts, words]

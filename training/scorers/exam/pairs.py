@@ -1,4 +1,4 @@
-"""Pairs of replies of which the first should score higher: what the exam asks, row by row, but for the constants."""
+"""Pairs of replies of which the first should score higher, for every row of the exam except constants."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from training.scorers.exam.material import Material
 OWN, NEAR = "own over another client's", "own over another client's, nearest prompts"
 CONSTANT = "human over the best constant"
 MATCHED = ", matched in length"
-MATCH = 1.25  # lengths whose ratio is at most this are alike
+MATCH = 1.25  # lengths whose ratio is at most this are similar
 _THREE_LEVELS = ("low", "medium", "high")
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """`better` answers `about`; `worse` answers `worse_about`, which is another record only between prompts."""
+    """`better` answers `about`; `worse` answers `worse_about`, a different record only in comparisons across
+    prompts."""
 
     row: str
     cluster: str
@@ -30,9 +31,9 @@ class Pair:
 
 
 def own_pairs(material: Material, *, most: int, seed: int, held_out: bool) -> list[Pair]:
-    """Everything that is asked about single good replies: `most` of them, drawn at random, and each of their clusters.
+    """All pairs for single good replies, of which `most` are drawn at random, each with its cluster.
 
-    held_out: spoil replies with the phrases and forms that nothing is trained with.
+    held_out: corrupt replies with the phrases and forms that are never used in training.
     """
     draw = random.Random(f"{seed}:{material.name}:own")
     places = draw.sample(range(len(material.good)), min(most, len(material.good)))
@@ -63,7 +64,7 @@ def _of_one(material: Material, place: int, draw: random.Random, held_out: bool)
 
 
 def ranked_pairs(material: Material) -> list[Pair]:
-    """Pairs of neighbouring levels within a prompt, and once more those that are alike in length."""
+    """Pairs of adjacent levels within a prompt, and those of similar length again as a row of their own."""
     made: list[Pair] = []
     for own in material.by_prompt.values():
         for high in own:
@@ -85,12 +86,12 @@ def ranked_pairs(material: Material) -> list[Pair]:
 
 
 def alike(one: int, other: int) -> bool:
-    """Whether two lengths in words are near each other."""
+    """Whether two lengths in words are similar."""
     return max(one, other) <= MATCH * max(1, min(one, other))
 
 
 def constant_pairs(material: Material, constant: str, *, most: int, seed: int) -> list[Pair]:
-    """Good replies against one sentence for everybody."""
+    """Good replies against one constant reply."""
     draw = random.Random(f"{seed}:{material.name}:constant")
     chosen = draw.sample(material.good, min(most, len(material.good)))
     return [

@@ -1,4 +1,4 @@
-"""An exam as text, for people."""
+"""An exam's results as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def shown(row: Mapping[str, Any]) -> str:
-    """`0.94 [0.88, 0.99]`, from a row of `Exam.as_dict`."""
+    """A row of `Exam.as_dict` in the form `0.94 [0.88, 0.99]`."""
     if row["value"] is None:
         return "none: all are equal"
     bounds = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
@@ -26,7 +26,7 @@ HEAD = ("row", "data", "measure", "figure [95 %]", "longer reply", "pairs or rep
 
 
 def text_lines(exam: Mapping[str, Any]) -> list[str]:
-    """For a terminal. With the constants' words where the exam has them."""
+    """Lines for a terminal, with the constants' texts if the exam includes them."""
     lines = [HEAD, *cells(exam)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -34,7 +34,7 @@ def text_lines(exam: Mapping[str, Any]) -> list[str]:
 
 
 def markdown_lines(exam: Mapping[str, Any]) -> list[str]:
-    """A Markdown table and its notes, without any text of the data."""
+    """A Markdown table and its notes, without any text from the data."""
     lines: Sequence[Sequence[str]] = [HEAD, ["---"] * len(HEAD), *cells(exam)]
     notes = [*(_of_constant({**each, "text": None}) for each in exam["constants"]), *left_out_lines(exam)]
     return [*("| " + " | ".join(line) + " |" for line in lines), "", *(f"- {note}" for note in notes)]

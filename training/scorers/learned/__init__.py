@@ -1,1 +1,1 @@
-"""Scorers learned from data: settings, fitting, report."""
+"""Training scorers from data: settings, fitting, report."""

@@ -1,6 +1,6 @@
-"""Graded pairs -> the batches of an epoch, and the ranking loss.
+"""The batches of an epoch from graded pairs, and the ranking loss.
 
-Everything random comes from (seed, epoch), so an epoch can be repeated without its predecessors' random state.
+All randomness comes from (seed, epoch), so an epoch can be repeated without the random state of earlier ones.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from training.data.records import Record
 if TYPE_CHECKING:
     import torch
 
-WINDOW = 16  # batches inside which texts are sorted by length
+WINDOW = 16  # batches within which texts are sorted by length
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A pair with its level; `group` numbers the prompt."""
+    """A pair with its level; `group` is the prompt's number."""
 
     prompt: str
     response: str
@@ -43,10 +43,10 @@ def examples_of(records: Iterable[Record]) -> list[Example]:
 def plan_epoch(
     examples: Sequence[Example], seed: int, epoch: int, *, batch_size: int, mismatched: int | None
 ) -> list[list[Example]]:
-    """The batches of one epoch, texts of like length together: shuffled, sorted inside windows, shuffled again.
+    """The batches of one epoch, grouped by similar length: shuffled, sorted within windows, shuffled again.
 
-    With `mismatched` the replies of a prompt stay together and get so many replies of other prompts; None: pairs are
-    independent. The number of batches is the same in every epoch.
+    With `mismatched` the replies of a prompt stay together, and that many replies of other prompts are added; None:
+    pairs are independent. The number of batches is the same in every epoch.
     """
     shuffle = random.Random(derived_seed(seed, epoch, "order"))
     units = [[example] for example in examples] if mismatched is None else _groups(examples, mismatched, shuffle)
@@ -65,7 +65,7 @@ def margin_loss(scores: torch.Tensor, levels: torch.Tensor, groups: torch.Tensor
     """Mean over all pairs (i, j) of one group with level_i > level_j of
     max(0, margin·(level_i − level_j) − (s_i − s_j)).
 
-    `scores`, `levels`, `groups`: [batch]. Zero (with a gradient of zero) when no group has two levels.
+    `scores`, `levels`, `groups`: [batch]. Zero (with zero gradient) if no group has two levels.
     """
     gap = levels[:, None] - levels[None, :]  # [batch, batch]
     wanted = (gap > 0) & (groups[:, None] == groups[None, :])
@@ -74,12 +74,12 @@ def margin_loss(scores: torch.Tensor, levels: torch.Tensor, groups: torch.Tensor
 
 
 def derived_seed(seed: int, epoch: int, what: str) -> int:
-    """A seed of its own for every epoch and purpose."""
+    """A separate seed for every epoch and purpose."""
     return random.Random(f"{seed}:{epoch}:{what}").getrandbits(63)
 
 
 def _groups(examples: Sequence[Example], mismatched: int, draw: random.Random) -> list[list[Example]]:
-    """The replies of each prompt, with replies of other prompts added at the lowest level."""
+    """The replies of each prompt, with replies of other prompts added as the lowest level."""
     held: dict[int, list[Example]] = defaultdict(list)
     for example in examples:
         held[example.group].append(example)

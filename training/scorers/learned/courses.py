@@ -1,4 +1,4 @@
-"""How a scorer is taught and measured: lessons, what decides between epochs, calibration, figures of the test part."""
+"""How a scorer is trained and evaluated: lessons, quality per epoch, calibration, figures on the test part."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from training.scorers.learned.pairwise import PairLessons
 from training.scorers.learned.report import Evaluation, calibrate, evaluate
 from training.scorers.learned.settings import ScorerTraining
 
-_REPLIES, _RANKED = 12, 40  # of each validation set: good replies that are asked about, pairs of its own levels
-_CONSTANTS = 4  # of those that an epoch's search found, that its quality is measured with
+_REPLIES, _RANKED = 12, 40  # per validation set: good replies that are tested, pairs of its own levels
+_CONSTANTS = 4  # constants found in an epoch's search that its quality is measured with
 _BETWEEN = "levels of different prompts"
 
 
 class Course(Protocol):
-    """One way to teach a scorer."""
+    """One way to train a scorer."""
 
     lessons: Lessons
 
     def after_epoch(self, run: Fitting, epoch: int) -> float:
-        """The quality of the model as it is now, on the validation part."""
+        """The quality of the current model on the validation part."""
 
     def calibration(self, run: Fitting) -> Calibration:
-        """Fitted on the validation part."""
+        """The calibration, fitted on the validation part."""
 
     def figures(self, run: Fitting, calibration: Calibration) -> dict[str, Any]:
-        """Of the test part."""
+        """Figures on the test part."""
 
 
 class GradedCourse:
-    """Levels, by margins within a prompt or as classes."""
+    """Learns levels, by margins within a prompt or as classes."""
 
     def __init__(self, config: ScorerTraining, parts: Mapping[str, Material], levels: list[float]) -> None:
         self.config = config
@@ -62,8 +62,8 @@ class GradedCourse:
 
 
 class PairCourse:
-    """Pairs of all kinds, with constants that are searched after every epoch. `graded`, `replies`: the parts of each
-    set whose levels are learnt, and of each that only gives human replies."""
+    """Learns from all kinds of pairs, with a search for constants after every epoch. `graded`: parts of the sets whose
+    levels are learnt; `replies`: parts of the sets that provide only human replies."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class PairCourse:
         return math.fsum(math.fsum(won) / len(won) for won in held.values()) / len(held)
 
     def calibration(self, run: Fitting) -> Calibration:
-        """Better replies as 1, worse ones as 0; each pair counts the same, so that half of them are good."""
+        """Better replies as 1, worse ones as 0; all pairs count the same, so half of the targets are 1."""
         pairs = [*self._pairs, *self._constant_pairs("validation")]
         gaps = _gaps(run, pairs)
         return fit_platt([z for gap in gaps for z in gap], [target for _ in gaps for target in (1.0, 0.0)])
@@ -123,7 +123,7 @@ class PairCourse:
         }
 
     def _pairs_of(self, part: str) -> list[Pair]:
-        """All that is asked but for constants; the phrases that only the exam uses stay unseen."""
+        """All pairs except constants, without the phrases that are reserved for the exam."""
         seed, made = self.config.seed, []
         for parts in (*self._graded, *self._replies):
             made += own_pairs(parts[part], most=_REPLIES, seed=seed, held_out=False)
@@ -143,7 +143,7 @@ class PairCourse:
 
 
 def _between_pairs(material: Material, seed: int) -> list[Pair]:
-    """Each reply above the lowest level against a lower one of another prompt."""
+    """Each reply above the lowest level, paired with a lower one of another prompt."""
     draw = random.Random(f"{seed}:{material.name}:between")
     made = []
     for at in material.above_lowest:
@@ -156,14 +156,15 @@ def _between_pairs(material: Material, seed: int) -> list[Pair]:
 
 
 def kind_of_row(row: str) -> str:
-    """What weighs the same in an epoch's quality: constants, other clients, spoilt replies, levels."""
+    """The kind of a row: constants, other clients, corrupted replies or levels. All kinds have equal weight in an
+    epoch's quality."""
     if row in (OWN, NEAR):
         return OWN
     return row if row == CONSTANT else "spoilt" if row.startswith("own over ") else "levels"
 
 
 def _gaps(run: Fitting, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
-    """(output of the better, of the worse) of each pair; every text is read once."""
+    """(output for the better, for the worse) of each pair; every text is read once."""
     texts: dict[tuple[str, str], int] = {}
     for pair in pairs:
         texts.setdefault((pair.about.prompt, pair.better), len(texts))

@@ -1,6 +1,6 @@
-"""A cross-encoder while it is trained: epochs of lessons, the best one kept, and a state to go on from.
+"""Training of a cross-encoder: epochs of lessons, keeping the best one, with a state to resume from.
 
-Everything random comes from (seed, epoch), so an epoch can be resumed without its predecessors' random state.
+All randomness comes from (seed, epoch), so training can resume at an epoch without the random state of earlier ones.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STATE_FILE = "state.pt"
-WARM_UP = 0.1  # share of the steps over which the learning rate rises; it falls to zero over the rest
+WARM_UP = 0.1  # share of steps in which the learning rate rises; it falls to zero over the rest
 MAX_GRADIENT_NORM = 1.0
 EVALUATION_BATCH = 32
 
 
 class Fitting:
-    """The model while it is trained, its optimiser, and the best epoch so far."""
+    """The model in training, its optimiser, and the best epoch so far."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Fitting:
         self.model.eval()
 
     def raw(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
-        """The model's outputs as it is now, one row per pair."""
+        """The current model's outputs, one row per pair."""
         return raw_outputs(
             self.model,
             self.tokenizer,
@@ -87,7 +87,7 @@ class Fitting:
         )
 
     def keep_if_best(self, quality: float) -> None:
-        # `>=`: of equals the later one has seen more.
+        # `>=`: of equally good epochs, the later one has seen more data.
         if not self.qualities or quality >= max(self.qualities):
             self.kept = len(self.qualities)
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Fit how much the likelihoods of a reply count for its fluency: human replies against spoilt ones, in pairs."""
+"""Fits the weights of the fluency scorer's likelihoods on pairs of human and corrupted replies."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from training.scorers.learned.train import Trained, check_target
 if TYPE_CHECKING:
     import torch
 
-REPLIES = 48  # human replies of all sets together that weights are fitted on
+REPLIES = 48  # human replies, over all sets, that weights are fitted on
 CONSTANTS = 2  # stock phrases that each of them is compared with
-EXAM = ExamSettings(replies=24, graded=100, candidates=60, prompts=8)  # a base reads a reply in about a second
-_AT_ONCE = 64  # pairs of prompt and reply between two words of progress
-_DECAY = 1e-2  # weight of the squares of the weights, for features of spread 1
+EXAM = ExamSettings(replies=24, graded=100, candidates=60, prompts=8)  # a base takes about a second to read a reply
+_AT_ONCE = 64  # pairs of prompt and reply between two progress reports
+_DECAY = 1e-2  # L2 penalty on the weights, for features of unit variance
 
 
 def train_fluency(
@@ -44,8 +44,8 @@ def train_fluency(
     base: Path | None = None,
     exam: ExamSettings | None = None,
 ) -> Trained:
-    """Read human replies of the training parts and spoilt ones with the causal model `config.encoder`, fit the weights,
-    examine, write `out`. Raises `ScorerError` or `DataError`."""
+    """Read human and corrupted replies of the training parts with the causal model `config.encoder`, fit the weights,
+    run the exam, write `out`. Raises `ScorerError` or `DataError`."""
     check_target(out, resume=False, overwrite=overwrite)
     parts = [parts_of(each, config.seed) for each in sets]
     where = local_or_hub(config.encoder, base)
@@ -73,7 +73,8 @@ def train_fluency(
 
 
 def fit_weights(pairs: Sequence[tuple[Likelihood, Likelihood]]) -> FluencyWeights:
-    """Logistic loss on the gap of (better, worse), by L-BFGS in float64; a sigmoid for the scale of scores."""
+    """Minimise the logistic loss of the gap in pairs (better, worse), by L-BFGS in float64, then fit a sigmoid for the
+    scale of scores."""
     import torch
 
     known = [pair for pair in pairs if pair[1].given != -math.inf]

@@ -1,4 +1,4 @@
-"""Fit a judge's network over features, in pairs (Bradley & Terry 1952): mean of -log σ(better - worse)."""
+"""Fits a judge's network over features, on pairs (Bradley & Terry 1952): mean of -log σ(better - worse)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How the network is fitted."""
+    """Hyperparameters of the fit."""
 
     hidden: int = 32
-    dropout: float = 0.3  # of features and of the hidden layer
+    dropout: float = 0.3  # on features and on the hidden layer
     epochs: int = 24
     batch: int = 512  # pairs
-    learning_rate: float = 1e-3  # falls to zero
+    learning_rate: float = 1e-3  # decays to zero
     weight_decay: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """Rows of a table of features: `better` should score higher than `worse`. `row`: what the exam calls it, `data`:
-    whose replies they are."""
+    """A pair of rows of the feature table: `better` should score higher than `worse`. `row`: its row in the exam,
+    `data`: the data set of the replies."""
 
     row: str
     data: str
@@ -39,7 +39,7 @@ class Contest:
 def fit_head(
     features: torch.Tensor, contests: Sequence[Contest], weights: Sequence[float], *, seed: int, fit: Fit | None = None
 ) -> Head:
-    """`features`: [texts, F]; `weights`: one per contest. Leaves torch's random state as it was."""
+    """`features`: [texts, F]; `weights`: one per contest. Leaves torch's random state unchanged."""
     import torch
 
     fit = fit or Fit()
@@ -51,7 +51,7 @@ def fit_head(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inner = torch.nn.Linear(features.shape[1], fit.hidden)
-        outer = torch.nn.Linear(fit.hidden, 1, bias=False)  # only gaps count
+        outer = torch.nn.Linear(fit.hidden, 1, bias=False)  # only differences matter
         drop = torch.nn.Dropout(fit.dropout)
         solver = torch.optim.AdamW(
             [*inner.parameters(), *outer.parameters()], lr=fit.learning_rate, weight_decay=fit.weight_decay

@@ -1,7 +1,7 @@
-"""Train a judge on the states of a causal model, which stays as it is: human replies against everything that should
-score lower, read once, then a small network over what was read.
+"""Trains a judge on the states of a frozen causal model: human replies and everything that should score lower are read
+once, then a small network is fitted over the features.
 
-Constants that fool the network are searched, join the lessons, and the network is fitted again.
+Then constants that fool the network are searched and added to the training pairs, and the network is fitted again.
 """
 
 from __future__ import annotations
@@ -41,32 +41,33 @@ if TYPE_CHECKING:
     import torch
 
 LEVELS = "levels"
-_FOOLED = 8  # replies of each set that a constant which was found is compared with
-_WORTH = {LEVELS: 1.5, OWN: 1.5, CONSTANT: 1.0, "spoilt": 2.0}  # of all contests of a kind within a data set
-_LOWEST = 2  # replies of the lowest level taken from a prompt
+_FOOLED = 8  # replies of each set that a found constant is compared with
+_WORTH = {LEVELS: 1.5, OWN: 1.5, CONSTANT: 1.0, "spoilt": 2.0}  # total weight of a kind's contests in a data set
+_LOWEST = 2  # replies of the lowest level used per prompt
 DTYPE: Dtype = "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is read: what takes the time."""
+    """How many texts are read, which determines the time."""
 
-    replies: int = 40  # good replies of each set that are spoilt, and compared with others' and with constants
-    validation: int = 20  # of them in the validation part
+    replies: int = 40  # good replies of each set to corrupt, and to compare with others' and with constants
+    validation: int = 20  # the same in the validation part
     graded: int = 300  # replies of each set whose levels are compared
-    between: int = 4000  # pairs of them, where prompts have one reply
-    rounds: int = 2  # of searches for constants that fool the network
-    candidates: int = 60  # sentences tried in each of them
-    prompts: int = 4  # that they answer
-    finalists: int = 4  # that join the lessons
+    between: int = 4000  # pairs of these, if prompts have one reply each
+    rounds: int = 2  # searches for constants that fool the network
+    candidates: int = 60  # sentences tried in each search
+    prompts: int = 4  # prompts that they answer
+    finalists: int = 4  # constants that are added to the training pairs
 
     def held_out(self) -> Sizes:
-        """For the validation part."""
+        """The sizes for the validation part."""
         return replace(self, replies=self.validation, graded=2 * self.graded // 3, between=self.between // 5)
 
 
 class Lessons:
-    """Texts to be read, and which of them should beat which. `sets`: whose levels are learnt, then the others."""
+    """Texts to read, and which should score higher than which. `sets`: first those whose levels are learnt, then the
+    others."""
 
     def __init__(self, sets: Sequence[Material], graded: int, sizes: Sizes, seed: int) -> None:
         self.sizes = sizes
@@ -92,7 +93,7 @@ class Lessons:
                 self.contests.append(Contest(pair.row, data, better, worse))
 
     def weights(self) -> list[float]:
-        """What each contest counts."""
+        """The weight of each contest."""
         kinds = [(kind_of_row(each.row), each.data) for each in self.contests]
         count = Counter(kinds)
         return [_WORTH[kind] / count[kind, data] for kind, data in kinds]
@@ -113,7 +114,7 @@ class Lessons:
             self._level(material, draw.choice(some), draw.choice(some))
 
     def _level(self, material: Material, high: int, low: int) -> None:
-        """A contest where the first is of a higher level."""
+        """Add a contest in which the first reply has a higher level."""
         better, worse = material.records[high], material.records[low]
         if (better.level or 0.0) > (worse.level or 0.0):
             self.add(material.name, [Pair(LEVELS, "", better, str(better.response), str(worse.response), worse)])
@@ -137,9 +138,9 @@ def train_judge(
     sizes: Sizes | None = None,
     fit: Fit | None = None,
 ) -> Trained:
-    """Read, fit, search constants and fit again, calibrate on the validation part, examine on the test part, write
-    `out`. The arguments are those of `train_scorer`; what was read lies in `.<out>.partial`, from where `resume` goes
-    on to the same network. Raises `ScorerError` or `DataError`."""
+    """Read, fit, search constants and fit again, calibrate on the validation part, run the exam on the test part, write
+    `out`. Arguments as in `train_scorer`. Readings are stored in `.<out>.partial`, from which `resume` continues to the
+    same network. Raises `ScorerError` or `DataError`."""
     check_target(out, resume=resume, overwrite=overwrite)
     sets, graded = [data, *also, *replies], 1 + len(also)
     parts = [parts_of(each, config.seed) for each in sets]
@@ -183,7 +184,7 @@ def train_judge(
 
 
 class _Work:
-    """A judge while it is made."""
+    """A judge in training."""
 
     def __init__(
         self,
@@ -202,7 +203,7 @@ class _Work:
         self.validation = Lessons([own["validation"] for own in parts], graded, sizes.held_out(), seed)
 
     def fitted(self) -> Head:
-        """The network, fitted once more after each search."""
+        """The network, refitted after each search."""
         head = self._fit()
         for _ in range(self.sizes.rounds):
             self._search(head)
@@ -210,14 +211,14 @@ class _Work:
         return head
 
     def calibrated(self, head: Head) -> tuple[Calibration, dict[str, Any]]:
-        """Better replies as 1, worse ones as 0; and how many contests of the validation part are won."""
+        """The calibration, with better replies as 1 and worse ones as 0, and the share of validation contests won."""
         outputs, contests = self._outputs(head, self.validation), self.validation.contests
         both = [outputs[place] for each in contests for place in (each.better, each.worse)]
         shares = {f"{row}, {data}": share for (row, data), (share, _) in won(outputs, contests).items()}
         return fit_platt(both, [1.0, 0.0] * len(contests)), shares
 
     def figures(self, head: Head, calibration: Calibration) -> dict[str, float]:
-        """Of the validation part, whose pairs set the calibration."""
+        """Figures on the validation part, whose pairs determine the calibration."""
         outputs, contests = self._outputs(head, self.validation), self.validation.contests
         scores = [calibration.apply([outputs[place]]) for each in contests for place in (each.better, each.worse)]
         targets = [1.0, 0.0] * len(contests)
@@ -231,7 +232,7 @@ class _Work:
         return fit_head(features, self.lessons.contests, self.lessons.weights(), seed=self.seed, fit=self.fit)
 
     def _search(self, head: Head) -> None:
-        """The sentences that fool the network as it is now join the lessons, and the validation's."""
+        """Find sentences that fool the current network, and add them to the training and validation pairs."""
 
         def score(about: Sequence[Asked], replies: Sequence[str]) -> list[float]:
             texts = [(each.prompt, reply) for each, reply in zip(about, replies, strict=True)]
@@ -266,7 +267,7 @@ class _Work:
 
 
 class _AsFitted:
-    """The scorer that the folder will be."""
+    """The scorer that will be written to the folder."""
 
     __name__ = "judge"
 

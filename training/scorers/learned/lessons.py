@@ -1,4 +1,4 @@
-"""What a scorer is taught in an epoch: batches of prompts with replies, and the loss of what the model makes of it."""
+"""The lessons of an epoch: batches of prompts with replies, and the loss on the model's outputs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 
 
 class Lessons(Protocol):
-    """`searches`: the mean output for the best constant that each epoch found, and for human replies, where there is a
-    search. Everything random comes from (seed, epoch), and the number of batches is the same in
-    every epoch."""
+    """`searches`: the mean outputs for the best constant found in each epoch and for human replies, if constants are
+    searched. All randomness comes from (seed, epoch), and the number of batches is the same in every epoch."""
 
     searches: list[dict[str, float]]
 
@@ -29,13 +28,13 @@ class Lessons(Protocol):
         """A scalar. `logits`: [texts, outputs]."""
 
     def state(self) -> dict[str, Any]:
-        """What an interrupted run needs to go on, besides the seed."""
+        """What an interrupted run needs to resume, in addition to the seed."""
 
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
 class GradedLessons:
-    """Replies and their levels: ranked within a prompt (`margin`), or as classes."""
+    """Replies with levels, ranked within a prompt (`margin`) or as classes."""
 
     searches: list[dict[str, float]]
 

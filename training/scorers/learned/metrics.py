@@ -1,4 +1,4 @@
-"""How good a scorer is, from its scores and the graded truth. Pure functions; every one states its formula."""
+"""Metrics of a scorer, from its scores and the graded truth. Pure functions, each with its formula."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def ranking_accuracy(
 ) -> tuple[float, int]:
     """(share of pairs in which the higher level has the higher score, number of pairs). A tie counts half.
 
-    Pairs are taken inside a group only. `better` and `worse` restrict the pairs to those two levels.
+    Pairs are formed only within a group. `better` and `worse` restrict the pairs to those two levels.
     """
     members: dict[Hashable, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
@@ -36,8 +36,8 @@ def ranking_accuracy(
 
 
 def macro_f1(predicted: Sequence[int], truth: Sequence[int], classes: int) -> tuple[float, list[float]]:
-    """(unweighted mean of the classes' F1, each class's F1). A class that is neither predicted nor true is left out of
-    the mean; one that is only predicted or only true counts 0."""
+    """(unweighted mean of the classes' F1, each class's F1). A class that is neither predicted nor true is omitted from
+    the mean; one that is only predicted or only true counts as 0."""
     each: list[float] = []
     for label in range(classes):
         hits = sum(p == label == t for p, t in zip(predicted, truth, strict=True))

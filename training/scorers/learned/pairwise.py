@@ -1,9 +1,8 @@
 """Lessons of a judge: human replies against everything that should score lower, in pairs (Bradley & Terry 1952).
 
-To each prompt that is visited come its replies of lower levels (or, where prompts have one reply, lower ones of other
-prompts that are alike in length), its replies spoilt by rules, replies to other clients, the same reply under another
-prompt, and sentences that fit everybody. Of the last, those that fool the model as it is now are searched after every
-epoch and join the lessons.
+For each prompt these are: its replies of lower levels (or, if prompts have one reply, lower ones of other prompts with
+similar length), its replies corrupted by rules, replies to other clients, the same reply under another prompt, and
+constants. After every epoch, constants that fool the current model are searched and added to the lessons.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from training.scorers.learned.batches import WINDOW, derived_seed
 if TYPE_CHECKING:
     import torch
 
-FINALISTS = 16  # constants that a search adds
-_LOWEST = 2  # replies of the lowest level taken from a prompt
-_SPOILT, _FIXED = 2, 2  # replies spoilt by rules, and constants, for each prompt
-_DRAWS = 4  # replies drawn at random, of which the one alike in length is taken
+FINALISTS = 16  # constants added by a search
+_LOWEST = 2  # replies of the lowest level used per prompt
+_SPOILT, _FIXED = 2, 2  # replies corrupted by rules, and constants, per prompt
+_DRAWS = 4  # replies drawn at random, of which the one with the most similar length is used
 _MATCHED_WEIGHT, _CONSTANT_WEIGHT = 2.0, 1.5
-_MINED_SHARE = 0.7  # of the constants, once there are some that were found
+_MINED_SHARE = 0.7  # of the constants, once a search has found some
 _SEARCH_CANDIDATES, _SEARCH_PROMPTS = 120, 12
-TEXTS = 12  # about so many of them for each prompt
+TEXTS = 12  # approximate number per prompt
 
 
 @dataclass
 class Unit:
-    """The texts of one prompt: (prompt, reply), and (better, worse, weight) by their places. `levels`: place -> level,
-    of those that may be compared with other prompts' of the set `number`."""
+    """The texts of one prompt as (prompt, reply), and pairs of indices as (better, worse, weight). `levels`: index ->
+    level, for texts that may be compared with those of other prompts of the set `number`."""
 
     texts: dict[tuple[str, str], int] = field(default_factory=dict)
     pairs: list[tuple[int, int, float]] = field(default_factory=list)
@@ -52,7 +51,7 @@ class Unit:
 
 
 class PairLessons:
-    """`graded`: sets whose levels are learnt. `replies`: sets of which only the good replies are taken, as humans'."""
+    """`graded`: sets whose levels are learnt. `replies`: sets of which only the good replies are used."""
 
     def __init__(
         self,
@@ -68,8 +67,8 @@ class PairLessons:
         self.seed = seed
         self.per_batch = max(1, batch_size // TEXTS)
         self.per_set = max(1, prompts_per_epoch // len(self.sets))
-        self.mined: list[Constant] = []  # what the last search found, best first
-        self.known: list[str] = []  # all that searches found
+        self.mined: list[Constant] = []  # found by the last search, best first
+        self.known: list[str] = []  # found by any search
         self.searches: list[dict[str, float]] = []
         self._stock = list(stock_phrases())
         self._streams = [stream for number in range(len(self.sets)) for stream in self._streams_of(number)]
@@ -119,7 +118,7 @@ class PairLessons:
         return (weight * torch.nn.functional.softplus(-gap)).sum() / weight.sum()
 
     def search(self, score: Score, epoch: int) -> None:
-        """Find the constants that fool the model as it is after `epoch`; they join the lessons."""
+        """Find constants that fool the model after `epoch`, and add them to the lessons."""
         seed = derived_seed(self.seed, epoch, "search")
         draw = random.Random(seed)
         everything = [record for material in self.sets for record in material.records]
@@ -130,7 +129,7 @@ class PairLessons:
         good = [material.records[at] for material in self.sets for at in material.good]
         about = draw.sample(good, min(_SEARCH_PROMPTS, len(good)))
         self.mined = search_constants(score, candidates, about, finalists=FINALISTS)[:FINALISTS]
-        new = {constant.text: None for constant in reversed(self.mined)}  # the best last, and so kept longest
+        new = {constant.text: None for constant in reversed(self.mined)}  # the best last, so that they are kept longest
         self.known = [text for text in self.known if text not in new] + list(new)
 
     def state(self) -> dict[str, Any]:
@@ -142,8 +141,8 @@ class PairLessons:
         self.mined = [Constant(text, mean) for text, mean in state["mined"]]
 
     def _streams_of(self, number: int) -> list[tuple[int, list[tuple[int, ...]], int]]:
-        """What an epoch visits of a set, and how often: prompts with their replies, or single replies above the lowest
-        level, as many of each level."""
+        """What an epoch draws from a set, and how often: prompts with their replies, or single replies above the lowest
+        level, balanced by level."""
         material = self.sets[number]
         graded = number < self.levels_count
         if graded and material.ranked_within:
@@ -186,7 +185,7 @@ class PairLessons:
         return unit
 
     def _within(self, material: Material, anchor: Sequence[int], unit: Unit, draw: random.Random) -> list[int]:
-        """Pairs of a prompt's own levels; returns its best replies."""
+        """Add pairs of a prompt's own levels; returns its best replies."""
         lowest = [at for at in anchor if material.records[at].level == material.scale[0]]
         kept = [at for at in anchor if at not in lowest] + draw.sample(lowest, min(_LOWEST, len(lowest)))
         for high in kept:
@@ -203,7 +202,7 @@ class PairLessons:
         return [at for at in kept if (material.records[at].level or 0.0) == best]
 
     def _between(self, material: Material, at: int, unit: Unit, draw: random.Random) -> None:
-        """One reply against lower ones of other prompts, alike in length."""
+        """Add pairs of one reply and lower ones of other prompts with similar length."""
         own = material.records[at]
         lower = [other for other, record in enumerate(material.records) if (record.level or 0.0) < (own.level or 0.0)]
         for _ in range(_LOWEST):
@@ -216,7 +215,7 @@ class PairLessons:
                 unit.add(unit.place(own.prompt, str(own.response)), place, _MATCHED_WEIGHT)
 
     def _others(self, material: Material, at: int, draw: random.Random) -> list[tuple[str, float]]:
-        """Replies to other clients: one who speaks of the same thing, and anyone, with a reply alike in length."""
+        """Replies to other clients: one on the same topic, and a random one with a reply of similar length."""
         made: list[tuple[str, float]] = []
         near = material.near[at]
         if near:
@@ -231,19 +230,19 @@ class PairLessons:
         made = []
         for _ in range(_FIXED):
             mined = bool(self.known) and draw.random() < _MINED_SHARE
-            # The later ones more often: they fool the model as it is now.
+            # Later ones are drawn more often, since they fool the current model.
             at = int(len(self.known) * max(draw.random(), draw.random()))
             made.append((self.known[at] if mined else draw.choice(self._stock), _CONSTANT_WEIGHT))
         return made
 
     def _stranger(self, material: Material, at: int, draw: random.Random) -> int | None:
-        """Another client."""
+        """A reply to another client; None if there is none."""
         strangers = [draw.choice(material.good) for _ in range(_DRAWS)]
         return next((other for other in strangers if material.clusters[other] != material.clusters[at]), None)
 
 
 def _visited(anchors: Sequence[tuple[int, ...]], epoch: int, count: int, seed: str) -> list[tuple[int, ...]]:
-    """`count` of them for an epoch: all are visited before one is visited again."""
+    """`count` of them for an epoch; none is repeated before all have been used."""
     chosen: list[tuple[int, ...]] = []
     for number in range(epoch * count, (epoch + 1) * count):
         cycle, at = divmod(number, len(anchors))

@@ -1,5 +1,5 @@
-"""What a causal model makes of pairs of prompt and reply: each is read once and kept on disk, so that an interrupted
-training goes on where it was. The files name pairs by hashes and hold no text."""
+"""A causal model's readings of pairs of prompt and reply: each pair is read once and stored on disk, so that
+interrupted training can resume. The files identify pairs by hashes and contain no text."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
     import torch
 
 READINGS_FILE = "readings.json"
-_SHARD = 200  # pairs a file
+_SHARD = 200  # pairs per file
 Text = tuple[str, str]  # (prompt, reply)
 
 
 class Readings:
-    """(prompt, reply) -> features. `fingerprint`: what they depend on. Raises `ScorerError` for others' readings."""
+    """(prompt, reply) -> features. `fingerprint`: of everything that they depend on. Raises `ScorerError` for stored
+    readings with another fingerprint."""
 
     def __init__(self, reader: StateReader, folder: Path, fingerprint: Mapping[str, object]) -> None:
         from safetensors.torch import load_file
 
         self._reader, self._folder = reader, folder
         self._places: dict[bytes, int] = {}
-        self._rows: list[torch.Tensor] = []  # [F] each, in half precision: what comes from disk is what was read
+        self._rows: list[torch.Tensor] = []  # [F] each, in half precision, so that stored readings equal new ones
         folder.mkdir(parents=True, exist_ok=True)
         about = folder / READINGS_FILE
         if about.is_file():
@@ -47,7 +48,7 @@ class Readings:
             self._add(list(map(bytes, kept["keys"].numpy())), kept["features"])
 
     def of(self, texts: Sequence[Text], told: Callable[[int, int], None] | None = None) -> torch.Tensor:
-        """[texts, F]. told: gets how many of those that are new are read, and how many there are."""
+        """[texts, F]. told: called with the number of new texts read so far, and their total."""
         import torch
 
         new = [text for text in dict.fromkeys(texts) if _key(text) not in self._places]

@@ -1,4 +1,4 @@
-"""What a trained scorer is measured by on a held-out part, its calibration, and its card."""
+"""Evaluation of a trained scorer on a held-out part, its calibration, and its model card."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from training.scorers.learned.metrics import brier, expected_calibration_error, 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A held-out part, laid out for measuring. The first `graded` rows are the data's own pairs; behind them come
-    top-level replies of other prompts (`mismatched` per prompt), which should lose against the prompt's own."""
+    """A held-out part prepared for evaluation. The first `graded` rows are the data's own pairs; they are followed by
+    top-level replies of other prompts (`mismatched` per prompt), which should score lower than the prompt's own."""
 
     prompts: list[str]
     responses: list[str]
@@ -43,7 +43,7 @@ class Evaluation:
                     own.setdefault(key, []).append((prompt, response))
             keys = list(own)
             for at, key in enumerate(keys):
-                # The next prompts in order: fixed, so that two runs on one split are measured by the same pairs.
+                # The next prompts in order: fixed, so that two runs on one split are evaluated on the same pairs.
                 for offset in range(1, min(mismatched, len(keys) - 1) + 1):
                     strangers = own[keys[(at + offset) % len(keys)]]
                     rows.append((own[key][0][0], strangers[0][1], scale[0], key))
@@ -52,7 +52,7 @@ class Evaluation:
 
     @property
     def targets(self) -> list[float]:
-        """Levels from 0 to 1."""
+        """Levels scaled to [0, 1]."""
         low, high = self.scale[0], self.scale[-1]
         return [(level - low) / (high - low) for level in self.levels]
 
@@ -61,7 +61,7 @@ class Evaluation:
         return [self.scale.index(level) for level in self.levels]
 
     def quality(self, raw: Sequence[Sequence[float]]) -> float:
-        """What decides between epochs: ranking accuracy, mismatched replies included, or macro-F1."""
+        """The criterion for the best epoch: ranking accuracy, mismatched replies included, or macro-F1."""
         if self.loss == "margin":
             return ranking_accuracy([row[0] for row in raw], self.levels, self.groups)[0]
         calibration = calibrate(self, raw, "")
@@ -69,7 +69,7 @@ class Evaluation:
 
 
 def calibrate(part: Evaluation, raw: Sequence[Sequence[float]], how: str) -> Calibration:
-    """Fit on a part that training did not see."""
+    """Fit the calibration on a part that was not used in training."""
     if part.loss == "classes":
         low, high = part.scale[0], part.scale[-1]
         return fit_temperature(raw, part.classes, [(level - low) / (high - low) for level in part.scale])
@@ -115,14 +115,15 @@ def evaluate(part: Evaluation, raw: Sequence[Sequence[float]], calibration: Cali
 
 
 def predictions(raw: Sequence[Sequence[float]], calibration: Calibration) -> list[int]:
-    """The likeliest class of each row after calibration: class weights in the loss make rare ones too likely before."""
+    """The likeliest class of each row after calibration; before it, class weights in the loss make rare classes too
+    likely."""
     if not isinstance(calibration, Temperature):
         raise TypeError("only class probabilities have a likeliest class")
     return [_argmax(calibration.likely(row)) for row in raw]
 
 
 def write_card(folder: Path, report: dict[str, Any]) -> None:
-    """`README.md` as the hub expects it: front matter, what it is, figures, limits."""
+    """Write `README.md` in the hub's format: front matter, description, figures, limits."""
     test = report["test"]
     rows = "\n".join(f"| {name} | {figure(value)} |" for name, value in sorted(test.items()))
     loss = {
@@ -190,7 +191,7 @@ def _argmax(row: Sequence[float]) -> int:
 
 
 def figure(value: object) -> str:
-    """A figure of the test part, or several, as people read them."""
+    """One or several figures on the test part, as text."""
     if isinstance(value, float):
         return f"{value:.4f}"
     return ", ".join(figure(item) for item in value) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""How a cross-encoder scorer is trained: the settings of `emorl train-scorer`."""
+"""The settings of `emorl train-scorer`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class ScorerTraining(Spec):
     epochs: int = Field(3, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    batch_size: int = Field(32, ge=2)  # pairs of prompt and reply a step; those of one prompt stay together
-    prompts_per_epoch: int = Field(160, ge=1)  # visited in an epoch, as many of each data set (`pairwise`)
+    batch_size: int = Field(32, ge=2)  # pairs of prompt and reply per step; those of one prompt stay together
+    prompts_per_epoch: int = Field(160, ge=1)  # prompts per epoch, equally many from each data set (`pairwise`)
     max_length: int = Field(128, ge=16)  # tokens of prompt and reply together
     margin: float = Field(1.0, gt=0)  # logits per level
-    mismatched: int = Field(2, ge=0)  # replies of other prompts added to each prompt as lowest level (`margin`)
-    calibration: Literal["platt", "isotonic"] = "platt"  # of one logit; classes always use a temperature
+    mismatched: int = Field(2, ge=0)  # replies of other prompts added to each prompt as the lowest level (`margin`)
+    calibration: Literal["platt", "isotonic"] = "platt"  # for one logit; classes always use temperature scaling
     freeze_embeddings: bool = True  # half of a small encoder's parameters, and too many for a few thousand pairs
     freeze_layers: int = Field(0, ge=0)  # so many of the lowest layers keep their weights; fewer to compute, too
     seed: int = Field(0, ge=0)  # splits, head, order and dropout

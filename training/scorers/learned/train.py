@@ -1,11 +1,11 @@
-"""Train a cross-encoder scorer, and report how good it is on clients that it never saw.
+"""Trains a cross-encoder scorer, and evaluates it on unseen clients.
 
 Three losses:
 - `pairwise`: human replies against everything that should score lower (`training.scorers.learned.pairwise`), mean of
-  -log σ(score gap). One logit, Platt-calibrated. What a judge is trained with.
+  -log σ(score gap). One logit, Platt-calibrated. Used for judges.
 - `margin`: replies of the same prompt, ranked: mean of max(0, margin · (level gap) − (score gap)) over its pairs. One
-  logit, Platt- or isotonic-calibrated. To every prompt come `mismatched` top-level replies of *other* prompts as lowest
-  level: without them a model can rank by style alone, and a policy trained on it need not listen to the client.
+  logit, Platt- or isotonic-calibrated. Every prompt gets `mismatched` top-level replies of *other* prompts as the
+  lowest level: without them a model can rank by style alone, and a policy trained on it can ignore the client.
 - `classes`: cross-entropy over the levels with class weights n / (classes · n_class). One logit per level,
   temperature-calibrated; the score is the expected level.
 """
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_CLASSES = 20
-# Part of every training; `emorl examine-scorer` asks more.
+# Part of every training; `emorl examine-scorer` runs a larger exam.
 EXAM = ExamSettings(replies=20, graded=120, candidates=60, prompts=6)
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came out: where it lies and its figures (also in the folder's `training.json`)."""
+    """The result: its folder and its figures (also in the folder's `training.json`)."""
 
     folder: Path
     report: dict[str, Any]
@@ -64,16 +64,16 @@ def train_scorer(
     base: Path | None = None,
     exam: ExamSettings | None = None,
 ) -> Trained:
-    """Split by dialogue or prompt, train, keep the epoch that is best on the validation part, calibrate there, examine
-    on the test part, write `out`. Nothing appears at `out` before all of it is done.
+    """Split by dialogue or prompt, train, keep the epoch that is best on the validation part, calibrate on that part,
+    run the exam on the test part, write `out`. Nothing appears at `out` before everything is done.
 
     Args:
-        also: more graded sets, each with levels of its own (`pairwise`).
-        replies: sets of which only the human replies are taken (`pairwise`).
-        exam: how long the exam is; its seed is the training's.
+        also: more graded sets, each with its own levels (`pairwise`).
+        replies: sets of which only the human replies are used (`pairwise`).
+        exam: the size of the exam; its seed is the training's.
 
-    The state after each epoch lies in `.<out>.partial`; `resume` continues from there to the same bits (CPU, same
-    number of threads). Raises `ScorerError` or `DataError` before anything is written.
+    The state after each epoch is stored in `.<out>.partial`; `resume` continues from there to bit-identical results
+    (CPU, same number of threads). Raises `ScorerError` or `DataError` before anything is written.
     """
     import torch
 
@@ -130,7 +130,7 @@ def train_scorer(
 
 
 class _AsTrained:
-    """The scorer that the folder will be."""
+    """The scorer that will be written to the folder."""
 
     __name__ = "cross_encoder"
 
@@ -150,7 +150,7 @@ def _course(
 
 
 def check_levels(config: ScorerTraining, sets: Sequence[Mapping[str, Material]]) -> list[float]:
-    """The first set's levels, lowest first. Raises `DataError` when the data cannot train or judge a scorer."""
+    """The first set's levels, lowest first. Raises `DataError` if the data cannot train or evaluate a scorer."""
     for parts in sets:
         for part, material in parts.items():
             for record in material.records:
@@ -179,7 +179,7 @@ def check_levels(config: ScorerTraining, sets: Sequence[Mapping[str, Material]])
 def _load_encoder(
     config: ScorerTraining, levels: list[float], base: Path | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The encoder with a new head. Raises `ScorerError` when anything but the head is missing."""
+    """The encoder with a new head. Raises `ScorerError` if anything except the head is missing."""
     from transformers import AutoModelForSequenceClassification
 
     outputs = len(levels) if config.loss == "classes" else 1
@@ -217,7 +217,8 @@ def _freeze(model: PreTrainedModel, config: ScorerTraining) -> None:
             param="freeze_layers",
         )
     if config.freeze_layers:
-        # Positions and norms of the embedding block feed the frozen layers; leaving them free would save no work.
+        # Positions and norms of the embedding block feed the frozen layers; training them would require a backward
+        # pass through those.
         for name, parameter in model.base_model.named_parameters():
             if ".embeddings." in f".{name}":
                 parameter.requires_grad_(False)
@@ -226,7 +227,7 @@ def _freeze(model: PreTrainedModel, config: ScorerTraining) -> None:
 
 
 def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raises `ScorerError` when a run may not write there."""
+    """Raises `ScorerError` if a run must not write there."""
     partial = partial_of(out)
     if out.exists() and not out.is_dir():
         raise ScorerError(f"{out.name!r} is a file; name a folder", param="out")
@@ -243,8 +244,8 @@ def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _write(run: Fitting, calibration: Calibration, report: dict[str, Any], partial: Path, out: Path) -> None:
     """Nothing appears at `out` before all of it is written."""
-    run.tokenizer.model_max_length = run.config.max_length  # so that scoring cuts where training cut
-    # Where the encoder lay on this machine says nothing elsewhere.
+    run.tokenizer.model_max_length = run.config.max_length  # so that scoring truncates as training did
+    # The encoder's path on this machine means nothing elsewhere.
     run.model.config._name_or_path = run.tokenizer.name_or_path = report["encoder"]
     with appearing(out, replace=True) as finished:
         with quiet_loading():  # saving has a progress bar too
@@ -257,5 +258,6 @@ def _write(run: Fitting, calibration: Calibration, report: dict[str, Any], parti
 
 
 def partial_of(out: Path) -> Path:
-    """Where an unfinished run keeps its state: beside `out`, so that the last rename stays on one disk."""
+    """The folder for the state of an unfinished run: beside `out`, so that the final rename is within one file
+    system."""
     return out.parent / f".{out.name}.partial"
