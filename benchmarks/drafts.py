@@ -5,8 +5,8 @@ everybody.
 
 Each statement gets its drafts, chosen with the defaults, and the text of every profile of the bundle. The best single
 profile is the one with the highest mean score over all statements. Scores are the mean of the bundle's scorers, or of
-the recipe's where the bundle names none. Lane steps (lane rows computed, one token each) stand beside those of separate
-requests: one for each text that was looked at, and one for each draft. One line of JSON for machines comes last.
+the recipe's if the bundle has none. Lane steps (lane rows computed, one token each) are compared with those of separate
+requests: one for each candidate text, and one for each draft. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The exact map against a grid: the same text at every grid point that is not too near a border, and what each costs.
+"""The exact map compared with a grid: the same text at every grid point away from borders, and the cost of each.
 
     python -m benchmarks.exact_map BUNDLE [--prompts FILE] [--count 20] [--resolution 100] [--max-new-tokens 16]
         [--rows FILE]
 
-For each prompt: one map, one sweep over the grid (5,151 points at resolution 100) in the same engine. A point is near
-a border where the region that holds it ends within 1e-6. Prints JSON; exits with 1 where a point further inside has
-another text. With --rows each prompt's figures are kept as they come, and a run that was interrupted goes on.
+For each prompt, it computes one map and one sweep over the grid (5,151 points at resolution 100) in the same engine. A
+point is near a border if its region ends within 1e-6. Prints JSON; exits with 1 if the text differs at a point further
+inside. With --rows each prompt's figures are saved at once, and an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Rows:
-    """Figures by prompt, one line of JSON each in a file (None: none is kept), for runs with the same settings."""
+    """Figures by prompt, one line of JSON each in a file (None: not saved), for runs with the same settings."""
 
     def __init__(self, path: Path | None, settings: list[Any]) -> None:
         self._path = path
@@ -97,7 +97,7 @@ class Rows:
 
 
 def compared(ensemble: Ensemble, prompt: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One prompt: what both found, and what it took."""
+    """For one prompt, the results and costs of both."""
     options = {"max_new_tokens": args.max_new_tokens}
     began = time.perf_counter()
     found = ensemble.sweep_map(prompt, most=args.max_regions, **options)
@@ -125,13 +125,13 @@ def compared(ensemble: Ensemble, prompt: str, args: argparse.Namespace) -> dict[
 
 
 def between(corners: Sequence[Mapping[str, float]], place: Sequence[float]) -> dict[str, float]:
-    """The weights at a place of the triangle."""
+    """The weights at a point of the triangle."""
     names = dict.fromkeys(name for corner in corners for name in corner)
     return {name: sum(u * corner.get(name, 0.0) for u, corner in zip(place, corners, strict=True)) for name in names}
 
 
 def differences(found: MapResult, places: Sequence[tuple[float, ...]], items: Sequence[SweepItem]) -> list[float]:
-    """How far within its region each point lies whose text is another one on the grid."""
+    """For each grid point whose text differs from the map's: its distance from the border of its region."""
     different = []
     for place, item in zip(places, items, strict=True):
         region = found.at(place)

@@ -1,4 +1,4 @@
-"""A server under load, clients that leave, a SIGTERM in between, and what HTTP costs. Against this machine only.
+"""A server under load, disconnecting clients, SIGTERM under load, and the cost of HTTP. Only against this machine.
 
     python -m benchmarks.load --bundle my-bundle --clients 200 --seconds 60 --warm-up 60
     python -m benchmarks.load --bundle my-bundle --leavers 300
@@ -6,8 +6,8 @@
     python -m benchmarks.load --bundle my-bundle --overhead
     python -m benchmarks.load --url http://127.0.0.1:8000 --clients 50 --seconds 10
 
-`--bundle` starts `emorl serve` for it and stops it again. Exit code 1: something that must hold did not. The last line
-is JSON, for machines.
+`--bundle` starts `emorl serve` for the bundle, and stops it at the end. Exit code 1: a check failed. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from benchmarks.http.streams import Answer, NotHere, Target, ask, generate_body,
 
 MOST_CLIENTS, MOST_SECONDS, MOST_REQUESTS = 1000, 600.0, 200_000
 _FREE_WITHIN_S = 5.0
-_FLAT = 0.05  # growth of memory that counts as none, of what it was
-_FLAT_MIB = 16.0  # and in any case
+_FLAT = 0.05  # relative growth of memory that is ignored
+_FLAT_MIB = 16.0  # absolute growth that is ignored
 
 
 @dataclass(slots=True)
 class Report:
-    """What the clients saw. `rss_mib`: the server's resident memory, evenly spaced over the run."""
+    """The clients' observations. `rss_mib`: the server's resident memory at regular intervals during the run."""
 
     clients: int
     seconds: float
@@ -63,14 +63,14 @@ class Report:
 
     @property
     def memory(self) -> tuple[float, float] | None:
-        """MiB in the middle third of the run and in its last; the first third is warm-up."""
+        """MiB in the middle and last thirds of the run; the first third is warm-up."""
         third = len(self.rss_mib) // 3
         if not third:
             return None
         return statistics.median(self.rss_mib[third : 2 * third]), statistics.median(self.rss_mib[2 * third :])
 
     def faults(self) -> list[str]:
-        """What must not be, one line each."""
+        """Failed checks, one line each."""
         found = [
             f"{count} requests: {kind}" for kind, count in self.outcomes.items() if kind not in ("completed", "refused")
         ]
@@ -122,7 +122,7 @@ Measured = Report | leavers.Report | drain.Report | overhead.Report
 
 
 def percentile(values: Sequence[float], p: int) -> float:
-    """The smallest value that at least p % of all do not exceed."""
+    """The smallest value that at least p % of values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * p // 100) - 1)]
 
@@ -140,8 +140,8 @@ async def keep_asking(
     new_tokens: int,
     hang_s: float,
 ) -> None:
-    """One client, which asks again when it has its answer, and who is refused when the server says; one request at
-    least, and none once `left_s` is 0."""
+    """One client, which sends its next request after an answer, or after a refusal when the server says. It sends at
+    least one request, and none once `left_s` is 0."""
     while True:
         try:
             answer = await asyncio.wait_for(ask(target, generate_body(dice, new_tokens, stream=True)), hang_s)
@@ -155,7 +155,7 @@ async def keep_asking(
 
 
 def resident_mib(process: psutil.Process) -> float:
-    """Of a server and its engine's process. The compiler, which that one starts, comes and goes and is not counted."""
+    """Resident memory of a server and its engine's process, without the compiler, which runs only at times."""
     total = process.memory_info().rss
     for child in process.children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -173,8 +173,8 @@ async def run(
     pid: int | None = None,
     seed: int = 0,
 ) -> Report:
-    """`clients` streams at once for `seconds`, each client one request at least; who is refused waits as long as the
-    server says and asks again. Other seeds ask other prompts."""
+    """`clients` concurrent streams for `seconds`, at least one request per client; after a refusal, a client waits as
+    long as the server says. The seed determines the prompts."""
     report = Report(clients, seconds)
     end = time.monotonic() + seconds
 
@@ -223,7 +223,7 @@ def served(
 
 
 def listening_on(port: int) -> int | None:
-    """The process that listens on a port of this machine, if it may be seen."""
+    """The process that listens on a port of this machine, if it is visible."""
     try:
         connections = psutil.net_connections("tcp")
     except psutil.AccessDenied:
@@ -305,7 +305,7 @@ def _measure_url(options: argparse.Namespace) -> Measured:
 
 
 def _measure_bundle(options: argparse.Namespace, bundle: Path) -> Measured:
-    # Beside the plain step in this process; a compiled one rounds in another order, and other tokens are other work.
+    # Compared with the plain step in this process: a compiled one rounds differently, and other tokens are other work.
     plain = {"compile": "off"} if options.overhead else None
     with served(bundle, options, plain) as (url, pid):
         target = Target.parse(url)
@@ -317,12 +317,12 @@ def _measure_bundle(options: argparse.Namespace, bundle: Path) -> Measured:
 
 def _measure(options: argparse.Namespace, target: Target, pid: int | None) -> Measured:
     if options.term_after:
-        assert pid is not None  # refused without a bundle
+        assert pid is not None  # checked above: it needs a bundle
         sizes = {"after_s": options.term_after, "new_tokens": options.new_tokens}
         return asyncio.run(drain.run(target, options.clients, pid, **sizes))
     if options.leavers:
         return asyncio.run(leavers.run(target, options.leavers, at_once=options.at_once, within_s=options.within))
-    if options.warm_up:  # until the prefill cache is full, which is the last thing that grows
+    if options.warm_up:  # until the prefill cache, the last thing that grows, is full
         before = run(target, options.clients, options.warm_up, new_tokens=options.new_tokens, seed=MOST_CLIENTS)
         asyncio.run(before)
     return asyncio.run(run(target, options.clients, options.seconds, new_tokens=options.new_tokens, pid=pid))

@@ -3,9 +3,9 @@ alternating. Needs the extra `ray`.
 
     python -m benchmarks.proxy --bundle my-bundle
 
-First one stream at a time, on one core each: the time to the first token and between tokens. Then many streams at
-once: tokens a second of one process on two cores and of two replicas on one core each. The clients compute on the same
-machine, and no step is compiled. One line has the times that `benchmarks.queueing` takes; the last is JSON.
+First one stream at a time, on one core each: the time to the first token and between tokens. Then many concurrent
+streams: tokens per second of one process on two cores, and of two replicas on one core each. The clients run on the
+same machine, and no step is compiled. One line has the arguments for `benchmarks.queueing`; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SERVE, DEPLOY = "emorl serve", "emorl deploy"
 
 @dataclass(slots=True)
 class Side:
-    """One way to serve. Lists have an entry per round: seconds, and tokens a second. `gap`: between tokens, the round's
-    median; `crowded`: the same with many streams at once."""
+    """One way to serve. Lists have one entry per round, in seconds or tokens per second. `gap`: the round's median
+    between tokens; `crowded`: the same with many concurrent streams."""
 
     first: list[float] = field(default_factory=list)
     gap: list[float] = field(default_factory=list)
@@ -42,13 +42,13 @@ class Side:
 
 
 def alternate(targets: dict[str, Target], rounds: int, new_tokens: int) -> dict[str, Side]:
-    """One stream after the other, the same requests on each side. Raises `SystemExit`: the texts differ."""
+    """One stream after the other, with the same requests on each side. Raises `SystemExit` if the texts differ."""
     dice = random.Random(5)
     sides = {name: Side() for name in targets}
     for number in range(rounds + _WARM_UP):
         body = generate_body(dice, new_tokens, stream=True, exactly=True)
         ids: dict[str, list[int]] = {}
-        for name in sorted(targets, reverse=bool(number % 2)):  # whoever goes second finds a warmer machine
+        for name in sorted(targets, reverse=bool(number % 2)):  # the second one finds a warmer machine
             answer = asyncio.run(ask(targets[name], body))
             if answer.kind != "completed" or answer.first_token_s is None:
                 raise SystemExit(f"{name} answered: {answer.kind}")
@@ -80,10 +80,10 @@ def shown(what: str, unit: str, values: Sequence[float], scale: float = 1.0) -> 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Side]:
-    """By way of serving; tells what is found as soon as it is."""
+    """Results by way of serving; prints each as soon as it is known."""
     plain = {"compile": "off"}
     more = ["--dtype", options.dtype, "--max-queue", str(options.max_queue)]
-    more += ["--compile", "off", "--log-level", "warning"]  # as `load.served` has it
+    more += ["--compile", "off", "--log-level", "warning"]  # as in `load.served`
     one, two = (argparse.Namespace(**{**vars(options), "threads": threads}) for threads in (1, 2))
     with ExitStack() as running:
         url, _ = running.enter_context(load.served(options.bundle, one, plain))
@@ -116,7 +116,7 @@ def tell_streams(sides: dict[str, Side]) -> None:
 
 
 def queueing_times(side: Side, clients: int) -> str:
-    """Of one process with one thread, as `benchmarks.queueing` takes them."""
+    """The times of one process with one thread, as arguments for `benchmarks.queueing`."""
     step, crowded, first = (statistics.median(values) * 1e3 for values in (side.gap, side.crowded, side.first))
     row = max(0.0, (crowded - step) / (clients - 1))
     return f"--step-ms {step:.2f} --row-ms {row:.2f} --prompt-ms {max(0.0, first - step):.2f}"

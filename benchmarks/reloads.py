@@ -1,10 +1,10 @@
-"""Bundles that are renamed into place while a server loads: each receipt must replay on the bundle that it names.
+"""Bundles renamed into place while a server loads: every receipt must replay on the bundle that it names.
 
     python -m benchmarks.reloads --reloads 100
 
-Three random bundles of one shape change places at random moments while the server is told to load again, by SIGHUP and
-by `POST /admin/reload`, and clients ask for receipts. Afterwards `emorl replay` runs every receipt on the bundle of its
-name. Exit code 1: one did not give the same tokens. The last line is JSON, for machines.
+Three random bundles of one shape are swapped at random times while the server is told to reload, by SIGHUP and by
+`POST /admin/reload`, and clients request receipts. Afterwards `emorl replay` runs every receipt on the bundle that it
+names. Exit code 1: a replay gave other tokens. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _CLIENTS = 2
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`reloads`: done, asked for by the route or a signal. `answers`: the route's -> times. `receipts`: bundle -> how
-    many named it. `wrong`: ids of those that do not replay on it."""
+    """`reloads`: number done, by the route or a signal. `answers`: the route's status -> count. `receipts`: bundle ->
+    number of receipts that name it. `wrong`: ids of receipts that do not replay on their bundle."""
 
     wanted: int
     reloads: int
@@ -82,7 +82,7 @@ class Report:
 
 
 class Places:
-    """Bundles in `folder`, one of them at `current`. Each has a copy elsewhere that never moves."""
+    """Bundles in `folder`, one of them at `current`. Each has a copy elsewhere that is never moved."""
 
     def __init__(self, folder: Path, shape: str) -> None:
         self.folder = folder
@@ -98,7 +98,7 @@ class Places:
         return self.folder / "still" / name
 
     def put(self, name: str) -> None:
-        """Two renames; between them nothing is at `current`."""
+        """Replace `current` by two renames; between them it does not exist."""
         if name != self._there:
             self.current.rename(self.folder / self._there)
             (self.folder / name).rename(self.current)
@@ -115,7 +115,7 @@ async def _post(target: Target, path: str, body: dict[str, Any]) -> tuple[int, A
 async def run(
     target: Target, admin: Target, pid: int, places: Places, done: Callable[[], int], reloads: int, seed: int = 0
 ) -> Report:
-    """Until so many reloads are done, or twenty times as many were asked for. done: how many are, from the server."""
+    """Run until `reloads` are done, or twenty times as many were requested. done: the server's count."""
     dice = random.Random(seed)
     answers, failed, signals = Counter[str](), Counter[str](), 0
     receipts: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -142,7 +142,7 @@ async def run(
             signals += 1
         status, _ = await _post(admin, "/admin/reload", {})
         answers[{200: "taken", 409: "refused"}.get(status, f"status {status}")] += 1
-        await asyncio.sleep(dice.uniform(0, 2.0 if status == 409 else 0.3))  # refused: another reload goes on
+        await asyncio.sleep(dice.uniform(0, 2.0 if status == 409 else 0.3))  # refused: another reload is running
     for task in others:
         task.cancel()
     for result in await asyncio.gather(*others, return_exceptions=True):
@@ -163,7 +163,7 @@ async def run(
 
 
 def replayed_otherwise(places: Places, name: str, receipts: list[dict[str, Any]]) -> list[str]:
-    """The ids of those that `emorl replay` does not call the same."""
+    """The ids of receipts for which `emorl replay` does not report the same tokens."""
     if name not in _NAMES:
         return [receipt["id"] for receipt in receipts]
     answer = json.dumps({"emorl": {"receipts": receipts}})

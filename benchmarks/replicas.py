@@ -1,14 +1,13 @@
-"""Replicas by Ray Serve under load: one that is killed, a bundle that is rolled, fewer of them. Needs the extra `ray`.
+"""Ray Serve replicas under load: killing one, deploying a new bundle, scaling down. Needs the extra `ray`.
 
     python -m benchmarks.replicas --bundle my-bundle --clients 100 --seconds 60
     python -m benchmarks.replicas --bundle my-bundle --kill-after 20
     python -m benchmarks.replicas --bundle my-bundle --roll-to my-new-bundle --change-after 20
     python -m benchmarks.replicas --bundle my-bundle --scale-to 1 --change-after 20
 
-Starts `emorl deploy` with two replicas of one core and stops it again. Exit code 1: something that must hold did not:
-every request is completed or refused (429), but for those in a killed replica, which end with an error that a client
-sees; none hangs; a killed replica is replaced; a new bundle and a smaller number cost no request. The last line is
-JSON.
+Starts `emorl deploy` with two replicas of one core each, and stops it at the end. Exit code 1: a check failed. Every
+request must be completed or refused (429), except those in a killed replica, which end with an error that the client
+sees; none hangs; a killed replica is replaced; a new bundle or fewer replicas fail no request. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ _STARTS = 3
 _HANG_S = 180.0
 _SETTLED_WITHIN_S = 300.0
 _ENDED_WITHIN_S = 300.0
-_REPLICA, _SCORER = "ServeReplica:emorl:server", "ServeReplica:emorl:scorers"  # how Ray names their processes
+_REPLICA, _SCORER = "ServeReplica:emorl:server", "ServeReplica:emorl:scorers"  # Ray's names for their processes
 _SEEN_TO_END = ("connection", "unanswered", "cut short", "status 5")
 
 
 class NotInOrder(RuntimeError):
-    """`emorl deploy` failed as it ended, or left processes behind."""
+    """`emorl deploy` failed at its end, or left processes behind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """An `emorl deploy` with a Ray of its own: `environment` is that of every command that means this one."""
+    """An `emorl deploy` with its own Ray instance; `environment`: for every command that refers to it."""
 
     target: Target
     process: subprocess.Popen[str]
@@ -69,7 +68,7 @@ class Deployed:
         return {each.pid for each in below if name in " ".join(_command_line(each))}
 
     async def again(self, bundle: Path, replicas: int) -> str | None:
-        """Deploy this in place of what is deployed; the fault when that fails."""
+        """Replace the deployment by this one; returns the fault if that fails."""
         command = [*_command(bundle, replicas, self.options), "--ray", "auto"]
         again = await asyncio.create_subprocess_exec(
             *command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.environment
@@ -78,7 +77,7 @@ class Deployed:
         return None if code == 0 else f"emorl deploy {bundle} --replicas {replicas} ended with {code}"
 
     async def settled(self, holds: Callable[[set[int]], bool], what: str) -> str | None:
-        """Wait until that holds for the replicas' process ids; the fault when it does not come to that."""
+        """Wait until `holds` is true for the replicas' process ids; returns the fault if it never is."""
         begun = time.monotonic()
         while not holds(self.replicas()):
             if time.monotonic() - begun > _SETTLED_WITHIN_S:
@@ -104,7 +103,7 @@ def deployed(bundle: Path, replicas: int, slots: int, *more: str) -> Iterator[De
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # short, as sockets need it
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # short, for sockets
         environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_AUTH_TOKEN": secrets.token_hex(16)}
         options = ("--port", str(port), "--slots", str(slots), "--queue-timeout-s", "600", *more)
         process = _started(_command(bundle, replicas, options), environment)
@@ -115,7 +114,7 @@ def deployed(bundle: Path, replicas: int, slots: int, *more: str) -> Iterator[De
 
 
 def _started(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Ray gives up after 30 s, which a busy machine may need: tried again then."""
+    """Start the command, again if Ray gives up after 30 s, as it can on a busy machine."""
     for _ in range(_STARTS):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert process.stdout is not None
@@ -137,7 +136,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 async def kill_one(at: Deployed) -> str | None:
-    """SIGKILL one replica; the fault when no other takes its place."""
+    """SIGKILL one replica; returns the fault if no other replaces it."""
     before = at.replicas()
     victim = min(before)
     os.kill(victim, signal.SIGKILL)
@@ -145,7 +144,7 @@ async def kill_one(at: Deployed) -> str | None:
 
 
 async def roll(at: Deployed, bundle: Path, replicas: int) -> str | None:
-    """Deploy a new bundle; the fault when an old replica is left."""
+    """Deploy a new bundle; returns the fault if an old replica remains."""
     before = at.replicas()
     return await at.again(bundle, replicas) or await at.settled(
         lambda now: not now & before and len(now) == replicas, "only replicas of the new bundle"
@@ -153,7 +152,7 @@ async def roll(at: Deployed, bundle: Path, replicas: int) -> str | None:
 
 
 async def scale(at: Deployed, bundle: Path, replicas: int) -> str | None:
-    """Deploy the same bundle on another number of replicas; the fault when it is not reached."""
+    """Deploy the same bundle with another number of replicas; returns the fault if that is not reached."""
     return await at.again(bundle, replicas) or await at.settled(
         lambda now: len(now) == replicas, f"{replicas} replica(s)"
     )
@@ -162,8 +161,8 @@ async def scale(at: Deployed, bundle: Path, replicas: int) -> str | None:
 async def under_load(
     at: Deployed, change: Callable[[], Awaitable[str | None]] | None, options: argparse.Namespace
 ) -> tuple[Report, list[str]]:
-    """What the clients saw while it happened, and what did not hold. The load lasts `seconds`, and as long as the
-    change takes."""
+    """The clients' observations during the change, and the failed checks. The load lasts `seconds`, or until the change
+    is complete if that takes longer."""
     report = Report(options.clients, options.seconds)
     end = time.monotonic() + options.seconds
     changing = asyncio.create_task(_later(change, options.change_after))
@@ -190,7 +189,7 @@ async def _later(change: Callable[[], Awaitable[str | None]] | None, after_s: fl
 
 
 def faults(report: Report, clients: int, *, killed: bool) -> list[str]:
-    """Outcomes that must not be, one line each."""
+    """Forbidden outcomes, one line each."""
     ended = {kind: count for kind, count in report.outcomes.items() if killed and kind.startswith(_SEEN_TO_END)}
     found = [
         f"{count} requests: {kind}"

@@ -1,12 +1,12 @@
-"""A server besieged: do ten streams that behave, and the probes, notice? Against this machine only.
+"""A server under attack: whether ten well-behaved streams and the probes are affected. Only against this machine.
 
     python -m benchmarks.siege --bundle my-bundle
     python -m benchmarks.siege --seconds 10 --json
 
-It starts `emorl serve` with 1,024 descriptors and two API keys and lets `benchmarks.http.attackers` have it with one of
-them for ten seconds. Ten streams run with the other, first alone and then beside the attackers, and the server is ended
-in the middle of a last siege. Without `--bundle` a tiny random one is made. Exit code 1: something that must hold did
-not. The last line is JSON.
+It starts `emorl serve` with 1,024 file descriptors and two API keys, and `benchmarks.http.attackers` attacks it with
+one of them for ten seconds. Ten streams run with the other key, first alone and then during the attack, and the server
+is terminated during a last attack. Without `--bundle` a tiny random one is made. Exit code 1: a check failed. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from benchmarks.http.streams import Target, get
 from benchmarks.make_bundle import write_bundle
 
 MOST_SECONDS = 600.0
-_SLOWER = 3.0  # times the gap between tokens of the calm, at the 99th percentile
+_SLOWER = 3.0  # allowed factor on the p99 gap between tokens, relative to the calm phase
 _PROBE_S = 1.0
 _LOG_BYTES = 1_000_000
-_GROWTH, _GROWTH_MIB = 0.1, 32.0  # of memory after the siege, whichever is more
+_GROWTH, _GROWTH_MIB = 0.1, 32.0  # allowed growth of memory after the siege, whichever is more
 _DESCRIPTORS = 1024  # the usual limit
-# Seconds; none takes longer than the siege itself.
+# Seconds; no phase takes longer than the siege itself.
 _BURST_S = 10.0
 _ARRIVAL_S = 2.0  # until all attackers are there
-_TAIL_S = 10.0  # that the attackers stay longer than the streams
+_TAIL_S = 10.0  # by which the attackers stay longer than the streams
 _REST_S = 3.0  # after the siege, before memory is read
 _LAST_S = 5.0  # of the last siege, before SIGTERM
 _DRAIN = {"drain-timeout-s": 10, "last-bytes-s": 5, "log-flush-s": 2}
-_DEADLINE_S = 10.0 + sum(_DRAIN.values())  # the engine's own 10 s included, as docs/operations.md has it
-# The burst before the calm fills this cache; what is bounded but not full yet would look like a leak.
+_DEADLINE_S = 10.0 + sum(_DRAIN.values())  # including the engine's 10 s, as in docs/operations.md
+# The burst before the calm phase fills this cache; a bounded cache that is not yet full would look like a leak.
 _CACHE_BYTES = 8 * 2**20
 _SERVER = {
     **_DRAIN,
@@ -64,7 +64,7 @@ _SERVER = {
 
 @dataclass(slots=True)
 class Probes:
-    """`GET /livez` and `/readyz`, ten of each a second."""
+    """`GET /livez` and `/readyz`, each ten times per second."""
 
     seconds: list[float] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
@@ -86,7 +86,7 @@ class Probes:
 
 @dataclass(slots=True)
 class Report:
-    """What was seen. Memory in MiB: after the calm, at most during the siege, after it."""
+    """The observations. Memory in MiB: after the calm phase, at most during the siege, after it."""
 
     calm: load.Report
     siege: load.Report
@@ -98,7 +98,7 @@ class Report:
 
     @property
     def gaps_ms(self) -> dict[str, tuple[float, float]]:
-        """p50 and p99 between two tokens of the streams that behave."""
+        """p50 and p99 of the gaps between tokens of the well-behaved streams."""
         both = {"calm": self.calm.gaps_s, "siege": self.siege.gaps_s}
         return {name: (_ms(gaps, 50), _ms(gaps, 99)) for name, gaps in both.items()}
 
@@ -107,7 +107,7 @@ class Report:
         return self.gaps_ms["siege"][1] / self.gaps_ms["calm"][1]
 
     def faults(self) -> list[str]:
-        """What must not be, one line each."""
+        """Failed checks, one line each."""
         before, _, after = self.memory
         found = [f"{count} streams: {kind}" for kind, count in self.siege.outcomes.items() if kind not in _ALLOWED]
         found += [f"{count} probes: {kind}" for kind, count in self.probes.failed.items()]
@@ -184,10 +184,10 @@ async def run(
     new_tokens: int,
     kinds: Sequence[str] = attackers.KINDS,
 ) -> Report:
-    """A first burst, calm, siege, rest, and the end of the process `pid` under another siege.
+    """A first burst, calm, siege, rest, and termination of the process `pid` under another siege.
 
-    The first burst fills what grows once and is bounded (the cache of prompts, the library's kernels for each number of
-    rows), so that memory before and after the siege tell whether it goes on growing.
+    The first burst fills bounded caches (prompts, the library's kernels for each number of rows), so that memory before
+    and after the siege shows whether it keeps growing.
     """
     process = psutil.Process(pid)
     longest = (_BURST_S, _ARRIVAL_S, _TAIL_S, _REST_S, _LAST_S)
@@ -216,7 +216,7 @@ async def run(
 
 @contextmanager
 def _besieged(target: Target, seconds: float, kinds: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """The attackers, as a process of their own."""
+    """The attackers, in a separate process."""
     options = {"url": f"http://{target.host}:{target.port}", "key": target.key, "seconds": seconds}
     command = [sys.executable, "-m", "benchmarks.http.attackers"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
@@ -234,7 +234,7 @@ def _few_descriptors() -> None:
 
 
 def measure(bundle: Path, options: argparse.Namespace, log: Path) -> Report:
-    """Start a server for the bundle, its log in the file `log`, and besiege it."""
+    """Start a server for the bundle, with its log in the file `log`, and attack it."""
     keys = [secrets.token_hex(8) for _ in range(2)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "EMORL_API_KEYS": ",".join(keys)}
     with log.open("wb") as stderr:

@@ -1,8 +1,8 @@
-"""What holds for every test: no network, no settings from the developer's shell, one thread for the tiny models.
+"""Rules for all tests: no network, no settings from the developer's shell, one thread for the tiny models.
 
-Tests marked `gpu`, `browser`, `prometheus`, `ray` or `real_model` skip where what they need is missing, and fail there instead
-when EMORL_CI_REQUIRE (comma-separated marks) says that it must be present. EMORL_REAL_MODEL is the folder of a language
-model that is no toy: SmolLM2-135M-Instruct in safetensors.
+Tests marked `gpu`, `browser`, `prometheus`, `ray` or `real_model` are skipped if what they need is missing, or fail if
+EMORL_CI_REQUIRE (comma-separated marks) requires it. EMORL_REAL_MODEL is the folder of a real language model:
+SmolLM2-135M-Instruct in safetensors.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from pathlib import Path
 
 import pytest
 
-# The workers of pytest-xdist import this file again, in the environment that is left below: what is asked of the tests
-# themselves is kept for them under names that are no settings.
+# The workers of pytest-xdist import this file again, in the environment as changed below: settings of the tests
+# themselves are kept for them, under names that are not server settings.
 for _name in ("CI_REQUIRE", "REAL_MODEL"):
     if (_value := os.environ.get(f"EMORL_{_name}")) is not None:
         os.environ[f"TESTS_{_name}"] = _value
 _REQUIRED = {mark.strip() for mark in os.environ.get("TESTS_CI_REQUIRE", "").split(",") if mark.strip()}
 _REAL_MODEL = os.environ.get("TESTS_REAL_MODEL")
 for _name in [name for name in os.environ if name.startswith("EMORL_")]:
-    del os.environ[_name]  # also for subprocesses: a setting in someone's shell must not change what is tested
-os.environ["EMORL_COMPILE"] = "off"  # no compiler beside every server; the tests of it say otherwise
-os.environ["EMORL_ENGINE"] = "thread"  # no process beside every server, which costs seconds; see `own_process`
+    del os.environ[_name]  # also for subprocesses: settings in a developer's shell must not change what is tested
+os.environ["EMORL_COMPILE"] = "off"  # no compiler for every server; tests of compilation enable it
+os.environ["EMORL_ENGINE"] = "thread"  # no extra process for every server, which costs seconds; see `own_process`
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads and fork() do not mix
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are incompatible with fork()
 
 import torch  # noqa: E402  the variables above are read on import
 from hypothesis import settings  # noqa: E402
 
-torch.set_num_threads(1)  # tiny models lose time on more, and several test processes may share a machine
+torch.set_num_threads(1)  # more slow down tiny models, and several test processes may share a machine
 
 settings.register_profile("usual", max_examples=40)
 settings.register_profile("thorough", max_examples=140)
-settings.load_profile("usual")  # `--hypothesis-profile=thorough` loads the other one later
+settings.load_profile("usual")  # `--hypothesis-profile=thorough` selects the other one later
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: tests that drive a browser or a server wait for half of their time."""
+    """One more than the number of cores: tests that use a browser or a server spend half their time waiting."""
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture
 def own_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers have their engine in a process of its own, as they have by default."""
+    """Run servers' engines in a separate process, as by default."""
     monkeypatch.delenv("EMORL_ENGINE")
 
 
@@ -54,7 +54,7 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def chromium_path() -> str | None:
-    """The browser that the browser tests drive, if there is one."""
+    """Path of the browser for the browser tests, if there is one."""
     return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
 
 
@@ -105,14 +105,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def real_model() -> Path:
-    """Folder of the real model; only for tests marked `real_model`."""
+    """The folder of the real model; only for tests marked `real_model`."""
     assert _REAL_MODEL is not None, "mark the test with @pytest.mark.real_model"
     return Path(_REAL_MODEL)
 
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Path of the browser; only for tests marked `browser`."""
+    """The browser's path; only for tests marked `browser`."""
     path = chromium_path()
     assert path is not None, "mark the test with @pytest.mark.browser"
     return path

@@ -1,4 +1,4 @@
-"""The machine's own limit: how fast it reads memory, and how many bytes of weights a step must read."""
+"""The machine's limit: its memory bandwidth, and the bytes of weights that a step must read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from benchmarks.make_bundle import SHAPES, VOCABULARY
 from benchmarks.speed import causal_base
 from benchmarks.speed.workload import Setup, Times, Work
 
-# Of a block of 32, q8_0 keeps a scale in two bytes.
+# q8_0 stores a two-byte scale per block of 32.
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "q8_0": 34 / 32}
-_BUFFER_BYTES = 1536 * 2**20  # far beyond any cache
+_BUFFER_BYTES = 1536 * 2**20  # far larger than any cache
 
 
 class Bandwidth:
-    """The best streaming read of several simple ones over 1.5 GiB, in one process with the engines' threads."""
+    """The fastest of several simple streaming reads over 1.5 GiB, in one process with the engines' threads."""
 
     def __init__(self, setup: Setup) -> None:
         self._device = torch.device(setup.device)
@@ -26,7 +26,7 @@ class Bandwidth:
         self._best: dict[str, float] = {}
 
     def run(self, work: Work) -> Times:  # noqa: ARG002 - nothing to ask for
-        """One pass of each way of reading. `first` and `total` are the seconds of the fastest one."""
+        """One pass of each read method. `first` and `total` are the seconds of the fastest one."""
         matrix = self._buffer.view(-1, 4096)
         ways: dict[str, Callable[[], torch.Tensor]] = {
             "sum of float32": self._buffer.sum,
@@ -60,16 +60,16 @@ def gb_per_s(times: Times) -> float:
 def step_bytes(engine: str, shape: str, dtype: str, *, objectives: int, rank: int, quantize: str = "off") -> float:
     """Bytes of weights that one decoding step of a `benchmarks.make_bundle` model must read, each once.
 
-    `emorl` and `peft-mixed` read their adapters too; `published` runs the encoder and the uncached half of
-    cross-attention as well, in every one of its models. quantize: how `emorl` keeps the base's matrices. Caches,
-    embedding rows and norms are left out: they are less than a hundredth.
+    `emorl` and `peft-mixed` read their adapters too; `published` also runs the encoder and the uncached half of
+    cross-attention, in each of its models. quantize: how `emorl` stores the base's matrices. Caches, embedding rows and
+    norms are omitted: they are less than one percent.
     """
     base, head, low_rank = _elements_causal(shape, rank) if shape in causal_base.SHAPES else _elements_t5(shape, rank)
     kept, added = ELEMENT_BYTES[dtype if quantize == "off" else quantize], ELEMENT_BYTES[dtype]
     if engine == "published":
         d_model, d_kv, d_ff, layers, heads = SHAPES[shape]
         attention = d_model * d_kv * heads
-        again = layers * (4 * attention + 2 * d_model * d_ff) + layers * 2 * attention  # encoder; keys and values of it
+        again = layers * (4 * attention + 2 * d_model * d_ff) + layers * 2 * attention  # encoder; keys and values
         return (objectives * (again + base) + head) * kept
     if engine in ("emorl", "emorl compiled", "peft-mixed"):
         return (base + head) * kept + objectives * low_rank * added
@@ -77,8 +77,8 @@ def step_bytes(engine: str, shape: str, dtype: str, *, objectives: int, rank: in
 
 
 def _elements_t5(shape: str, rank: int) -> tuple[int, int, int]:
-    """(decoder, head, one adapter on the decoder) of a step: q, k, v, o of self-attention, q and o of cross-attention
-    (its keys and values are cached), and the feed-forward matrices."""
+    """Matrix elements (decoder, head, one adapter on the decoder) of a step: q, k, v, o of self-attention, q and o of
+    cross-attention (its keys and values are cached), and the feed-forward matrices."""
     d_model, d_kv, d_ff, layers, heads = SHAPES[shape]
     inner = d_kv * heads
     decoder = layers * (6 * d_model * inner + 2 * d_model * d_ff)
@@ -87,7 +87,7 @@ def _elements_t5(shape: str, rank: int) -> tuple[int, int, int]:
 
 
 def _elements_causal(shape: str, rank: int) -> tuple[int, int, int]:
-    """(linear layers, head, one adapter on all of the layers)"""
+    """Matrix elements (linear layers, head, one adapter on all of these layers) of a step."""
     linears = causal_base.linear_shapes(shape).values()
     facts = causal_base.SHAPES[shape]
     head = facts["vocab_size"] * facts["hidden_size"]

@@ -1,7 +1,7 @@
-"""The measurements: which engines do which work, and which figures come of it.
+"""The measurements: which engines do which work, and the resulting figures.
 
-A case takes a `Bench` and adds figures to its results. All ratios that the report shows are within one case, so that
-their engines took turns.
+A case takes a `Bench` and adds figures to its results. All ratios in the report are within one case, whose engines
+alternated.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ _FORMATS = {"ctranslate2": ("float32", "int8"), "llama.cpp": ("bfloat16", "q8_0"
 
 
 def runs(peer: str, shape: str) -> bool:
-    """Whether a peer knows this kind of model."""
+    """Whether a peer supports this kind of model."""
     return peer != ("published" if shape in causal_base.SHAPES else "llama.cpp")
 
 
 @dataclass(slots=True)
 class Bench:
-    """One run: what is measured on, with whom, and what came of it."""
+    """One run: its model, engines and results."""
 
-    folder: Path  # where the random bundles are kept between runs
+    folder: Path  # where random bundles are stored between runs
     shape: str
     dtype: str  # float32 or bfloat16
     device: str
     threads: int
     peers: Sequence[str]
-    rounds: int | None  # None: each case's own number
+    rounds: int | None  # None: each case's usual number
     quick: bool
     pool: Pool
     results: Results = field(default_factory=Results)
     objectives: int = OBJECTIVES
-    quantize: Quantize = "off"  # how this engine keeps the base's matrices
+    quantize: Quantize = "off"  # how this engine stores the base's matrices
 
     def bundle(self, objectives: int = OBJECTIVES) -> Path:
-        """A random bundle of this shape with so many objectives, written on first use; all share one base."""
+        """A random bundle of this shape with that many objectives, written on first use; all share one base."""
         folder = self.folder / f"{self.shape}-{objectives}"
         if not (folder / "bundle.yaml").exists():
             say(f"writing {folder}")
@@ -69,13 +69,13 @@ class Bench:
         return Setup(engine, folder, dtype or self.dtype, objectives, self.threads, self.device, slots, quantize)
 
     def ours(self, work: Work, *, objectives: int = OBJECTIVES, quantize: Quantize | None = None) -> Entrant:
-        """This engine, its step not compiled. The name says how its matrices are kept where that is not the run's."""
+        """This engine without compilation. The name includes the format of its matrices if it is not the run's."""
         kept = quantize or self.quantize
         name = "emorl" if kept == "off" else f"emorl {kept}"
         return Entrant(name, self.setup("emorl", objectives=objectives, quantize=kept), work)
 
     def both(self, work: Work, *, quantize: Quantize | None = None) -> list[Entrant]:
-        """This engine, and where that is possible the same with its step compiled."""
+        """This engine without and, if possible, with its step compiled."""
         plain = self.ours(work, quantize=quantize)
         if not self.compiles:
             return [plain]
@@ -84,7 +84,7 @@ class Bench:
 
     @property
     def compiles(self) -> bool:
-        """Whether compiled engines can run: on a CPU torch needs a C++ compiler for that."""
+        """Whether compiled engines can run: on a CPU, torch needs a C++ compiler."""
         if self.device != "cpu":
             return True
         try:
@@ -96,14 +96,14 @@ class Bench:
     def entrants(
         self, work: Work, *, only: Sequence[str] = PEERS, compiled: bool = True, int8: bool = False
     ) -> list[Entrant]:
-        """This engine and those peers that were asked for and are allowed here, all with the same work."""
+        """This engine and those peers that were requested and are in `only`, all with the same work."""
         found = self.both(work) if compiled else [self.ours(work)]
         if int8 and self.device == "cpu" and fbgemm_available():
             found += self.both(work, quantize="int8")
         for peer in (each for each in self.peers if each in only and runs(each, self.shape)):
             if peer in _FORMATS:
                 found += [Entrant(f"{peer} {dtype}", self.setup(peer, dtype=dtype), work) for dtype in _FORMATS[peer]]
-            elif peer == "published":  # it names no number format, so that its models load as float32
+            elif peer == "published":  # it specifies no number format, so its models load as float32
                 found.append(Entrant(peer, self.setup(peer, dtype="float32"), work, "sample"))
                 if self.dtype != "float32":
                     found.append(Entrant(f"{peer} {self.dtype}", self.setup(peer), work, "sample"))
@@ -114,7 +114,7 @@ class Bench:
         return found
 
     def count(self, usual: int) -> int:
-        """Rounds of a case whose usual number is this."""
+        """The rounds of a case whose usual number is `usual`."""
         return self.rounds or (3 if self.quick else usual)
 
     def add(self, case: str, entrant: Entrant, metric: str, values: Sequence[float], **sizes: Any) -> None:
@@ -142,7 +142,7 @@ class Bench:
 
 
 def _decoded(bench: Bench, case: str, entrants: Sequence[Entrant], rounds: int) -> None:
-    """First token, time per token and tokens per second of every entrant."""
+    """Time to first token, time per token and tokens per second of every entrant."""
     taken = take_turns(bench.pool, entrants, rounds)
     for entrant, times in taken.items():
         bench.add(case, entrant, "first_token_ms", [each.first * 1e3 for each in times])
@@ -174,7 +174,7 @@ def decode(bench: Bench) -> None:
 
 
 def requests(bench: Bench) -> None:
-    """Several requests with different weights at once."""
+    """Several concurrent requests with different weights."""
     entrants = []
     for number in REQUESTS_TRIED[bench.device]:
         work = Work(number, 64, 64)
@@ -183,7 +183,7 @@ def requests(bench: Bench) -> None:
 
 
 def objectives(bench: Bench) -> None:
-    """One request, more and more objectives."""
+    """One request with increasing numbers of objectives."""
     work = Work(1, 64, 64)
     tried = OBJECTIVES_TRIED[bench.device]
     entrants = [bench.ours(work, objectives=number) for number in tried]
@@ -206,7 +206,7 @@ def position(bench: Bench) -> None:
 
 
 def prefill(bench: Bench) -> None:
-    """The first token at 64, 256 and 512 source tokens; of this engine also the encoder's part of it."""
+    """Time to first token at 64, 256 and 512 source tokens; for this engine also the encoder's share."""
     entrants = []
     for source in (64, 256, 512):
         entrants += bench.entrants(Work(1, source, 2), only=("one-model", "ctranslate2"), compiled=False)
@@ -217,7 +217,7 @@ def prefill(bench: Bench) -> None:
 
 
 def again(bench: Bench) -> None:
-    """The first token of a prompt of 256 tokens, then of the same prompt under other weights."""
+    """Time to first token for a prompt of 256 tokens, then for the same prompt with other weights."""
     entrant = bench.ours(Work(1, 256, 4))
     second: list[Times] = []
 
@@ -234,7 +234,7 @@ def again(bench: Bench) -> None:
 
 
 def weights(bench: Bench) -> None:
-    """One request with `combine: weights` beside the base alone, both in this engine."""
+    """One request with `combine: weights` compared with the base alone, both in this engine."""
     entrants = []
     for entrant in bench.both(Work(1, 64, 64)):
         entrants += [
@@ -245,14 +245,14 @@ def weights(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """Bytes of parameters: the base alone, and with three adapters. Counted, not timed."""
+    """Bytes of parameters, of the base alone and with three adapters; counted, not timed."""
     work = Work(1, 64, 4)
     kinds = [bench.ours(work)]
     if bench.device == "cpu" and fbgemm_available():
         kinds.append(bench.ours(work, quantize="int8"))
     sizes = {"requests": 0, "source": 0, "new": 0}
     for entrant in kinds:
-        bench.pool.only([])  # a process that has run other cases holds what they needed
+        bench.pool.only([])  # a process that has run other cases still holds their memory
         bench.pool.only([entrant.setup])
         worker = bench.pool[entrant.setup]
         parts = worker.call("facts")["parameter_bytes"]
@@ -263,7 +263,7 @@ def memory(bench: Bench) -> None:
 
 
 def bandwidth(bench: Bench) -> None:
-    """The best streaming read of the machine: no engine can take a step faster than it reads its weights."""
+    """The machine's fastest streaming read: no engine can run a step faster than it reads its weights."""
     entrant = Entrant("machine", Setup("bandwidth", "", "", 0, bench.threads, bench.device), Work(0, 0, 1))
     times = take_turns(bench.pool, [entrant], bench.count(9))[entrant]
     figure = Figure("bandwidth", "machine", "gb_per_s", tuple(map(gb_per_s, times)), device=bench.device)

@@ -10,7 +10,7 @@ from torch import nn
 
 from emorl_core.files.writing import follow_umask
 
-# From the public configs. Weights are random, so special tokens are those of `benchmarks.make_bundle`'s tokenizer.
+# From the public configs; weights are random, and special tokens are those of `benchmarks.make_bundle`'s tokenizer.
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
         "model_type": "llama",
@@ -52,7 +52,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
     },
-    "llama-tiny": {  # of no published model: what tests of the benchmarks measure
+    "llama-tiny": {  # not a published model; for tests of the benchmarks
         "model_type": "llama",
         "vocab_size": 32128,
         "hidden_size": 64,
@@ -68,7 +68,7 @@ _SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
 
 
 def config_of(shape: str, **changes: Any) -> Any:
-    """transformers' config of this shape, with other values for some fields."""
+    """transformers' config for this shape; changes: other values for some fields."""
     from transformers import AutoConfig
 
     options = SHAPES[shape] | _SPECIAL | changes
@@ -76,7 +76,7 @@ def config_of(shape: str, **changes: Any) -> Any:
 
 
 def write_weights(folder: Path, shape: str, *, seed: int = 0) -> None:
-    """`config.json` and `model.safetensors`. As published checkpoints do, it holds bfloat16."""
+    """Write `config.json` and `model.safetensors`, in bfloat16 like published checkpoints."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -87,7 +87,7 @@ def write_weights(folder: Path, shape: str, *, seed: int = 0) -> None:
 
 
 def linear_shapes(shape: str) -> dict[str, tuple[int, int]]:
-    """Linear layer -> (out, in), of all that adapters can be on."""
+    """Linear layer -> (out, in), for all layers that adapters can be on."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):

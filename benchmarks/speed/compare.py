@@ -1,4 +1,4 @@
-"""Two runs side by side: what moved beyond its spread, and whether this engine became slower."""
+"""Compares two runs: which figures changed by more than their spread, and whether this engine became slower."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from benchmarks.speed.figures import HIGHER_IS_BETTER, Figure, Results
 
-_MACHINE = ("limit_ms", "gb_per_s")  # figures that the machine moves, not the code
+_MACHINE = ("limit_ms", "gb_per_s")  # figures that depend on the machine, not the code
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One figure in both runs. `worse`: by which part of the old median, negative for better."""
+    """One figure in both runs. `worse`: by what fraction of the old median; negative if better."""
 
     old: Figure
     new: Figure
@@ -25,7 +25,7 @@ class Move:
 
     @property
     def beyond_spread(self) -> bool:
-        """Whether the two spreads have no value in common."""
+        """Whether the two spreads do not overlap."""
         (old_least, old_most), (new_least, new_most) = spread(self.old), spread(self.new)
         return new_least > old_most or old_least > new_most
 
@@ -41,7 +41,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`moves`: every figure that both runs have. `threshold`: how much worse is a regression, as a part."""
+    """`moves`: every figure that both runs have. `threshold`: the fraction from which worse is a regression."""
 
     moves: tuple[Move, ...]
     missing: tuple[Figure, ...]  # in the old run only
@@ -85,7 +85,8 @@ def compare(old: Results, new: Results, threshold: float) -> Comparison:
 
 
 def spread(figure: Figure) -> tuple[float, float]:
-    """From four rounds on the middle half of them, so that one disturbed round hides nothing; of fewer, all."""
+    """The interquartile range from four rounds on, so that one disturbed round hides nothing; the full range for
+    fewer."""
     if len(figure.values) < 4:
         return figure.least, figure.most
     first, _, third = statistics.quantiles(figure.values, n=4, method="inclusive")

@@ -12,7 +12,7 @@ from emorl_core.bundles.bundle import Bundle
 
 
 class CTranslate2:
-    """Greedy, no scores. Its answer comes at the end, so the first token is timed by a run of its own."""
+    """Greedy, without scores. It returns the whole answer at once, so the first token is timed in a separate run."""
 
     def __init__(self, setup: Setup) -> None:
         import ctranslate2
@@ -66,7 +66,7 @@ class CTranslate2:
 
 
 def convert(base: Path) -> Path:
-    """A Hugging Face folder -> CTranslate2's format beside it, in float32, made once."""
+    """Convert a Hugging Face folder to CTranslate2's format in float32, beside it and only once."""
     import ctranslate2
 
     base = base.resolve()
@@ -74,7 +74,7 @@ def convert(base: Path) -> Path:
     if not (out / "model.bin").exists():
         ctranslate2.converters.TransformersConverter(str(base)).convert(str(out), force=True)
         config = _config(out)
-        if config.get("bos_token", "") is None:  # it writes what it cannot read; prompts here begin with no such token
+        if config.get("bos_token", "") is None:  # it writes null, which it cannot read; prompts here have no such token
             (out / "config.json").write_text(json.dumps({**config, "bos_token": config["eos_token"]}))
     return out
 

@@ -1,4 +1,4 @@
-"""This engine, driven as the server drives it: requests in, steps, events out."""
+"""This engine, driven as by the server: requests in, steps, events out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emorl_core.types import Combine, Failure, Request, Sampling, TokenEvent
 
 
 class Emorl:
-    """A bundle with all its objectives, every request with weight on each of them."""
+    """A bundle with all its objectives, each with positive weight in every request."""
 
     COMPILE = False
 
@@ -34,7 +34,7 @@ class Emorl:
         return self._run(work, [(0.0, *weights) for weights in work.weights(self._objectives)])
 
     def run_summed(self, work: Work) -> Times:
-        """The same weights with `combine: weights`: one summed adapter a request."""
+        """The same weights with `combine: weights`: one summed adapter per request."""
         return self._run(work, [(0.0, *weights) for weights in work.weights(self._objectives)], combine="weights")
 
     def run_base(self, work: Work) -> Times:
@@ -58,7 +58,7 @@ class Emorl:
             if isinstance(event, TokenEvent):
                 made[event.request_id].append(event.token_id)
                 slowest = min(map(len, made.values()))
-                if slowest > len(stamps):  # the step has brought a token to all requests
+                if slowest > len(stamps):  # the step has generated a token for every request
                     stamps += [time.perf_counter() - start] * (slowest - len(stamps))
         ids = tuple(tuple(made[request.request_id]) for request in requests)
         for each in ids:
@@ -66,7 +66,7 @@ class Emorl:
         return Times(stamps[0], stamps[-1], work.new, tuple(stamps), ids)
 
     def prefill(self, work: Work) -> Times:
-        """The model's own part of a first token: prompts -> what decoding needs, all lanes of all requests."""
+        """The model's share of the time to first token: prefill of the prompts in all lanes of all requests."""
         model = self._ensemble.engine.model
         _, *points = lane_points(self._objectives)
         lanes = [Lane(point, tuple(prompt)) for prompt in work.prompts() for point in points]
@@ -86,6 +86,6 @@ class Emorl:
 
 
 class EmorlCompiled(Emorl):
-    """The same with its decoding step compiled, as `emorl serve --compile` has it: once for all sizes."""
+    """The same with its decoding step compiled, as in `emorl serve --compile`: once for all sizes."""
 
     COMPILE = True

@@ -1,4 +1,4 @@
-"""A measured figure with its spread, and the file that a run leaves: one JSON object on one line."""
+"""A measured figure with its spread, and the result file of a run: one JSON object on one line."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ HIGHER_IS_BETTER = ("tokens_per_s", "gb_per_s")
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One thing measured once a round. What it was measured on is its key; `values` has one number a round."""
+    """One quantity, measured once per round. `values` has one number per round; the other fields are its key."""
 
     case: str
-    engine: str  # with its number format where that is not the run's: `ctranslate2 int8`
+    engine: str  # with its number format if that is not the run's: `ctranslate2 int8`
     metric: str  # ends in its unit
     values: tuple[float, ...]
     shape: str = ""
     dtype: str = ""
     device: str = "cpu"
-    objectives: int = 0  # 0: does not apply, as for the following
+    objectives: int = 0  # 0: not applicable, also in the following fields
     requests: int = 0
     source: int = 0
     new: int = 0
@@ -46,12 +46,12 @@ class Figure:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal in two runs that measured the same thing."""
+        """The key, equal in two runs that measured the same quantity."""
         return tuple(value for name, value in asdict(self).items() if name != "values")
 
     @property
     def where(self) -> str:
-        """The key for people, without engine and metric."""
+        """The key as text, without engine and metric."""
         parts = [self.case, self.shape, self.dtype, self.device if self.device != "cpu" else ""]
         parts += [
             f"N={self.objectives}" if self.objectives else "",
@@ -61,13 +61,13 @@ class Figure:
         return " ".join(part for part in parts if part)
 
     def spread(self, digits: int = 1) -> str:
-        """`median (least-most)`."""
+        """`median (minimum-maximum)`."""
         return f"{self.median:,.{digits}f} ({self.least:,.{digits}f}-{self.most:,.{digits}f})"
 
 
 @dataclass(slots=True)
 class Results:
-    """All figures of a run with the machine they were taken on. `facts`: what engines say about how they ran."""
+    """All figures of a run, with its machine. `facts`: the engines' own descriptions of how they ran."""
 
     machine: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Results:
     notes: list[str] = field(default_factory=list)  # what was not measured, and why
 
     def find(self, case: str, engine: str, metric: str, **sizes: Any) -> Figure | None:
-        """The figure with these sizes; those that are not named may be anything, and the first one is taken."""
+        """The first figure with these sizes; sizes that are not named may have any value."""
         for figure in self.figures:
             if (figure.case, figure.engine, figure.metric) == (case, engine, metric) and all(
                 getattr(figure, name) == value for name, value in sizes.items()
@@ -101,10 +101,10 @@ class Results:
 
 
 def read_results(paths: Iterable[Path]) -> Results:
-    """One or several files of one machine, such as the parts of a long run.
+    """Merge one or several files from one machine, such as the parts of a long run.
 
     Raises:
-        InvalidRequest: a file that cannot be read or is none of ours, or one measured elsewhere than the first.
+        InvalidRequest: a file that cannot be read or has another format, or was measured elsewhere than the first.
     """
     together = Results()
     for path in paths:
@@ -137,7 +137,7 @@ def read_results(paths: Iterable[Path]) -> Results:
 
 
 def write_results(path: Path, results: Results, targets: Sequence[Mapping[str, Any]]) -> None:
-    """One line of JSON, put in place at once: a reader never finds half of it."""
+    """Write one line of JSON atomically, so that a reader never sees a partial file."""
     from emorl_core.files.writing import replacing
 
     with replacing(path) as temporary:
@@ -145,5 +145,5 @@ def write_results(path: Path, results: Results, targets: Sequence[Mapping[str, A
 
 
 def place(machine: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What must be equal for figures to belong to one run."""
+    """The facts that must be equal for figures to belong to one run."""
     return tuple(machine.get(name) for name in ("cpu", "threads", "gpu"))

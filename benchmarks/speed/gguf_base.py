@@ -1,4 +1,4 @@
-"""A random decoder-only checkpoint as a GGUF file, for llama.cpp: the same numbers in the formats it is run in."""
+"""A random decoder-only checkpoint as a GGUF file for llama.cpp: the same weights, in the formats to be measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _TOKENIZER = "tokenizer.json"
 
 
 def write_gguf(base: Path, dtype: str) -> Path:
-    """A checkpoint folder of `benchmarks.make_bundle` -> a file beside it, made once. `dtype`: a key of `FORMATS`."""
+    """Write a checkpoint folder of `benchmarks.make_bundle` as a file beside it, only once. `dtype`: a key of
+    `FORMATS`."""
     base = base.resolve()
     out = base.with_name(f"{base.name}-{dtype}.gguf")
     if not out.exists():
@@ -64,8 +65,8 @@ def _write(path: Path, base: Path, dtype: str) -> None:
 
 
 def _add_tokens(writer: Any, base: Path) -> None:
-    """The byte-level tokenizer of the checkpoint. Prompts are token ids, so its merges are never needed; llama.cpp
-    asks for a list of them that is not empty."""
+    """Add the checkpoint's byte-level tokenizer. Prompts are token ids, so merges are never used, but llama.cpp needs a
+    non-empty list of them."""
     import gguf
 
     vocabulary = json.loads((base / _TOKENIZER).read_text(encoding="utf-8"))["model"]["vocab"]
@@ -82,6 +83,7 @@ def _add_tokens(writer: Any, base: Path) -> None:
 
 
 def _interleaved(weight: Tensor, head: int) -> Tensor:
-    """Rows of q or k: RoPE's halves as pairs. llama.cpp turns neighbours of a head, transformers its halves."""
+    """Permute rows of q or k from RoPE's halves to pairs: llama.cpp rotates adjacent dimensions of a head, transformers
+    its two halves."""
     rows = weight.view(-1, 2, head // 2, *weight.shape[1:])
     return rows.transpose(1, 2).reshape(weight.shape)

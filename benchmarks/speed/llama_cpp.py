@@ -1,4 +1,4 @@
-"""`llama.cpp`: the same base as one model through its own server, which the wheel `xllamacpp` holds."""
+"""`llama.cpp`: the same base as one model through its own server, from the wheel `xllamacpp`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from benchmarks.speed.gguf_base import write_gguf
 from benchmarks.speed.workload import Setup, Times, Work, check_length
 from emorl_core.bundles.bundle import Bundle
 
-_CONTEXT = 1024  # tokens that a slot can hold
+_CONTEXT = 1024  # tokens per slot
 
 
 class LlamaCpp:
-    """Greedy, one slot a request, nothing kept of prompts. It is called in this process; no HTTP is between.
+    """Greedy, one slot per request, without prompt caching. It is called in this process, without HTTP.
 
-    Its answer comes at the end and says how long all tokens but the first took, so the first one came before that.
+    It returns the whole answer at once, with the time for all tokens but the first; the rest is the time to first
+    token.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -29,7 +30,7 @@ class LlamaCpp:
         parameters.n_ctx = _CONTEXT * setup.slots
         parameters.cpuparams.n_threads = setup.threads
         parameters.cpuparams_batch.n_threads = setup.threads
-        if setup.dtype == "float32":  # by default keys and values are in float16
+        if setup.dtype == "float32":  # by default, keys and values are float16
             parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         parameters.cache_ram_mib = 0
         parameters.verbosity = -1
@@ -53,13 +54,13 @@ class LlamaCpp:
         return {"settings": f"xllamacpp {xllamacpp.__version__}, one slot a request, built with {built}"}
 
     def _answer(self, prompt: list[int], new: int, start: float) -> tuple[float, dict[str, Any]]:
-        """(seconds until the answer was there, llama.cpp's own report of it)"""
+        """(seconds until the answer, llama.cpp's own report)"""
         answer = self._server.handle_completions(
             {
                 "prompt": prompt,
                 "max_tokens": new,
                 "temperature": 0,
-                "samplers": ["top_k"],  # none of the others, which cost time and change nothing
+                "samplers": ["top_k"],  # without the others, which cost time and change nothing
                 "top_k": 1,
                 "ignore_eos": True,
                 "cache_prompt": False,

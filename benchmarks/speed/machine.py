@@ -1,4 +1,4 @@
-"""What a figure must be read with: the machine, its instructions, the versions, the commit."""
+"""The context of a figure: the machine, its instruction sets, package versions, the commit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def usable_cores() -> int:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Of the first processor."""
+    """The first processor's entries in /proc/cpuinfo."""
     try:
         block = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
@@ -58,7 +58,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, `+` behind it when files were changed since."""
+    """The commit of this checkout, followed by `+` if files have been changed since."""
     here = Path(__file__).parent
     try:
         run = [

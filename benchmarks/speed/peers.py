@@ -1,6 +1,6 @@
-"""What a user would run instead, each at the best settings it has: Hugging Face transformers on one model or several.
+"""Alternatives that a user might run, each with its best settings: Hugging Face transformers on one model or several.
 
-All of them decode greedily, never choose the end of sequence, and make exactly the tokens that were asked for.
+All of them decode greedily, never choose the end of sequence, and generate exactly the requested number of tokens.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from benchmarks.speed.workload import EOS, Setup, Times, Work, check_length
 from emorl_core.bundles.bundle import Bundle
 from emorl_core.machine.precision import pick_dtype
 
-logging.set_verbosity_error()  # its hints about missing settings are not for who measures
+logging.set_verbosity_error()  # its hints about missing settings are irrelevant here
 logging.disable_progress_bar()
 
 START = 0  # T5's decoder start token
 
 
 class OneModel:
-    """`one-model`: Hugging Face `generate` on one model, what a user runs who gives up steering.
+    """`one-model`: Hugging Face `generate` on one model, for a user who gives up steering.
 
-    A merged model has the shapes of its base, and the base is what is loaded. The attention implementation and the kind
-    of cache are tried out on loading, and the fastest pair is kept.
+    A merged model has the shapes of its base, so the base is loaded. Attention implementations and cache types are
+    tried at load, and the fastest combination is used.
     """
 
     TRIED = tuple(product(("sdpa", "eager"), ("dynamic", "static")))
@@ -64,7 +64,7 @@ class OneModel:
         return statistics.median(self._generate(attention, cache, self._TRIAL).per_token for _ in range(3))
 
     def _model(self, attention: str) -> Any:
-        """One at a time: of large shapes not many fit into memory."""
+        """Load one model at a time: few large ones fit into memory."""
         if attention not in self._models:
             self._models.clear()
             self._models[attention] = load_base(self._setup, attention)
@@ -72,7 +72,7 @@ class OneModel:
 
     def _generate(self, attention: str, cache: str, work: Work) -> Times:
         model = self._model(attention)
-        model.generation_config.eos_token_id = None  # nothing to suppress and nothing to look for at each token
+        model.generation_config.eos_token_id = None  # no token to suppress or to check for at each step
         ids = torch.tensor(work.prompts(), device=model.device)
         mask = torch.ones_like(ids)
         clock = Clock(ids.device)
@@ -93,11 +93,11 @@ class OneModel:
 
 
 class OneModelCompiled(OneModel):
-    """`one-model compiled`: the same through `torch.compile` with frozen weights, which packs them for the CPU library.
-    It needs a C++ compiler and the better part of a minute for every new length and number of requests, so only the
-    decode case has it."""
+    """`one-model compiled`: the same with `torch.compile` and frozen weights, which are packed for the CPU library. It
+    needs a C++ compiler, and most of a minute for every new length and number of requests, so only the decode case has
+    it."""
 
-    TRIED = (("sdpa", "static"),)  # the cache that transformers compiles for
+    TRIED = (("sdpa", "static"),)  # the cache that transformers supports in compilation
     _KIND = "torch.compile with frozen weights, "
 
     def __init__(self, setup: Setup) -> None:
@@ -113,9 +113,9 @@ class OneModelCompiled(OneModel):
 
 
 class Published:
-    """`published`: N full models; for every token each runs its encoder and its whole decoder again, without a cache.
+    """`published`: N full models; for every token each runs its encoder and whole decoder again, without a cache.
 
-    Kinder than the published code: no model computes its own head, and the one head product is of the last position.
+    Faster than the published code: models do not run their own heads, and the one head runs only for the last position.
     """
 
     SAMPLED = 6  # tokens of an answer that `sample` computes
@@ -131,8 +131,8 @@ class Published:
 
     @torch.inference_mode()
     def sample(self, work: Work) -> Times:
-        """The first token, and some spread evenly over the rest of the answer, each after as many tokens as it would
-        have before it; `total` counts their mean for all. What a token costs here grows evenly with its position."""
+        """Time the first token and some others spread evenly over the answer, each after its actual number of
+        predecessors; `total` applies their mean to all. The cost of a token here grows linearly with its position."""
         device = self._models[0].device
         ids = torch.tensor(work.prompts(), device=device)
         weights = torch.tensor(work.weights(len(self._models)), device=device)
@@ -173,7 +173,7 @@ class Published:
 
 
 class Clock(StoppingCriteria):
-    """A stamp after every token; in `generate` it stands where other criteria decide, and never stops anything."""
+    """Records the time after every token; a stopping criterion of `generate` that never stops."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -198,7 +198,7 @@ class Clock(StoppingCriteria):
 def choose(model: Any, lanes: Tensor, weights: Tensor) -> Tensor:
     """Last hidden states [B, N, D] and weights [B, N] -> the likeliest token [B] that does not end the sequence."""
     mixed = torch.einsum("bnd,bn->bd", lanes.float(), weights)
-    if model.config.is_encoder_decoder:  # as T5 scales what goes into its tied head
+    if model.config.is_encoder_decoder:  # T5 scales the input of its tied head
         mixed = mixed * model.config.d_model**-0.5
     logits = model.lm_head(mixed.to(model.dtype)).float()
     logits[:, EOS] = float("-inf")
@@ -225,12 +225,12 @@ def parameter_bytes(model: Any) -> int:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """PEFT warns about parts of transformers 5 that it still asks for; that is theirs to change."""
+    """Silence PEFT's warnings about deprecated parts of transformers 5 that it still uses."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def ids_of(tokens: Tensor) -> tuple[tuple[int, ...], ...]:
-    """Token ids [B, T] as `Times` keeps them."""
+    """Token ids [B, T] in the form of `Times.ids`."""
     return tuple(tuple(row) for row in tokens.tolist())

@@ -1,5 +1,5 @@
-"""`peft-mixed`: one Hugging Face model, one row per lane with PEFT's `adapter_names`, a key-value cache, hidden states
-mixed outside, one head product."""
+"""`peft-mixed`: one Hugging Face model with one row per lane through PEFT's `adapter_names`, a key-value cache, hidden
+states mixed outside the model, one head product."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from emorl_core.machine.precision import pick_dtype
 
 
 class PeftMixed:
-    """PEFT's hooks are set once for a generation, not once for a token."""
+    """PEFT's hooks are set once per generation, not once per token."""
 
     def __init__(self, setup: Setup) -> None:
         from peft import PeftModel

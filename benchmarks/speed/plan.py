@@ -1,4 +1,4 @@
-"""One run from beginning to end: which cases on which shapes, resumable case by case."""
+"""A whole run: which cases on which shapes, resumable after each case."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from emorl_core.errors import InvalidRequest
 from emorl_core.machine.precision import pick_device, pick_dtype, pick_quantize
 from emorl_core.types import Quantize
 
-# In this order most engines are loaded once: a case keeps those of the case before it.
+# In this order most engines are loaded only once: a case reuses those of the previous case.
 CASES: dict[str, Callable[[cases.Bench], None]] = {
     "bandwidth": cases.bandwidth,
     "decode": cases.decode,
@@ -34,20 +34,20 @@ CASES: dict[str, Callable[[cases.Bench], None]] = {
     "cold": processes.cold,
     "http": processes.http,
 }
-ENCODER_ONLY = ("cold", "http")  # of T5 shapes: what they start and send is written for those
-OF_TARGETS = {  # shape -> the cases that its targets speak of
+ENCODER_ONLY = ("cold", "http")  # only for T5 shapes: their programs and requests are written for T5
+OF_TARGETS = {  # shape -> the cases that its targets refer to
     "t5-base": tuple(CASES),
     "smollm2-135m": ("bandwidth", "decode", "requests", "weights", "memory"),
     "qwen2.5-0.5b": ("bandwidth", "decode", "memory"),
 }
-OF_OTHER_SHAPES = ("bandwidth", "decode")  # the other cases say nothing new there, and take as long again
+OF_OTHER_SHAPES = ("bandwidth", "decode")  # the other cases would show nothing new, and take as long again
 _PACKAGES = {"ctranslate2": ("ctranslate2",), "llama.cpp": ("xllamacpp", "gguf")}
 ON_CUDA = ("bandwidth", "decode", "objectives", "requests")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `emorl bench` was asked for. None and empty stand for the defaults."""
+    """The options of `emorl bench`. None and empty mean the defaults."""
 
     shapes: Sequence[str] = ()
     dtypes: Sequence[str] = ()
@@ -60,10 +60,10 @@ class Plan:
     folder: Path = Path("runs/bench")
     json: Path | None = None
     resume: bool = False
-    in_process: bool = False  # tests only: engines would share their threads
+    in_process: bool = False  # only for tests, since engines then share threads
 
     def check(self) -> None:
-        """Raises InvalidRequest before anything is loaded or written."""
+        """Validate the plan: raises InvalidRequest, before anything is loaded or written."""
         for name, value in (("rounds", self.rounds), ("threads", self.threads)):
             if value is not None and value < 1:
                 raise InvalidRequest(f"--{name} is {value}; allowed: a whole number from 1")
@@ -94,11 +94,11 @@ class Plan:
 
     @property
     def measured(self) -> Sequence[str]:
-        """The shapes."""
+        """The shapes to measure."""
         return self.shapes or (tuple(OF_TARGETS) if self.device == "cpu" else ("t5-base",))
 
     def steps(self) -> list[Step]:
-        """In the order of measuring."""
+        """The steps, in order."""
         device = torch.device(self.device)
         found: dict[tuple[str, str, str], Step] = {}
         for shape in self.measured:
@@ -116,7 +116,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One case to measure. `quantize`: how this engine keeps the base's matrices, as it does by default."""
+    """One case to measure. `quantize`: how this engine stores the base's matrices, by default."""
 
     case: str
     shape: str
@@ -125,7 +125,7 @@ class Step:
 
 
 def run(plan: Plan) -> tuple[Results, list[dict[str, Any]]]:
-    """Measure, and write the file after every case: a run that was stopped goes on where it was.
+    """Measure, and write the file after every case, so that a stopped run can resume.
 
     Raises:
         InvalidRequest: the plan cannot be carried out. WorkerFailed: an engine failed.
@@ -193,7 +193,7 @@ def _peers(plan: Plan, results: Results) -> Sequence[str]:
 
 
 def _done(results: Results, step: Step, device: str) -> bool:
-    """A case adds its figures when it has all of them."""
+    """Whether the step's case has been measured; a case adds its figures only when all are complete."""
     return any(
         figure.case == step.case
         and figure.device == device
@@ -203,7 +203,7 @@ def _done(results: Results, step: Step, device: str) -> bool:
 
 
 def _missing(peer: str) -> str | None:
-    """The first package that a peer needs and that is not here."""
+    """The first package that a peer needs and that is not installed."""
     return next((each for each in _PACKAGES.get(peer, ()) if importlib.util.find_spec(each) is None), None)
 
 

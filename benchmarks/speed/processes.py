@@ -1,4 +1,4 @@
-"""Cases that need whole processes: the cold start, and the same tokens through HTTP."""
+"""Cases that need whole processes: cold start, and tokens over HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from emorl_core.bundles.bundle import Bundle
 
 PROMPT = "I can not keep up at work and nobody seems to notice any more."  # 62 bytes, 63 tokens with </s>
 
-# Each loads and makes one token; the mark on stdout is when a user would see it.
+# Each loads a model and generates one token; the mark on stdout is when a user would see it.
 _STARTS = {
     "emorl": """
 import sys, torch
@@ -50,7 +50,7 @@ print("token", flush=True)
 
 
 def cold(bench: Bench) -> None:
-    """Process start to first token, the files in the page cache (the warm-up round reads them)."""
+    """Time from process start to first token, with the files in the page cache (read by the warm-up round)."""
     engines = ["emorl", *(peer for peer in ("one-model", "ctranslate2") if peer in bench.peers)]
     bench.pool.only([])
     taken: dict[str, list[float]] = {engine: [] for engine in engines}
@@ -69,7 +69,7 @@ def cold(bench: Bench) -> None:
 
 
 def http(bench: Bench) -> None:
-    """One stream through `emorl serve` beside the same tokens from the engine in this process, in turn."""
+    """One stream from `emorl serve` compared with the same tokens from the engine in this process, alternating."""
     from benchmarks.http import overhead
     from benchmarks.http.streams import Target
     from benchmarks.load import served

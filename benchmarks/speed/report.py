@@ -1,4 +1,4 @@
-"""The same results for people: a table on the terminal, and in Markdown for docs/performance.md."""
+"""The results as tables for the terminal, and in Markdown for docs/performance.md."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _cell(figure: Figure | None) -> str:
 
 
 def terminal(results: Results, targets: Sequence[dict[str, Any]]) -> str:
-    """Everything, in columns; medians with the least and the most of the rounds."""
+    """All results in columns; medians with minimum and maximum over rounds."""
     lines = [machine_line(results)]
     for title, head, rows in tables(results):
         lines += ["", title, *_columns([head, *rows])]
@@ -80,7 +80,7 @@ def markdown(results: Results, targets: Sequence[dict[str, Any]]) -> str:
 
 
 def put_into(page: Path, text: str) -> None:
-    """Replace what stands between the marks of a page.
+    """Replace the text between the two marks of a page.
 
     Raises:
         InvalidRequest: the page cannot be read or does not have both marks, in order.

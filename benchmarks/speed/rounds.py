@@ -1,4 +1,5 @@
-"""Taking turns: every engine once a round, in alternating order, so that a slow minute of the machine is shared."""
+"""Measuring in rounds: every engine once per round, in alternating order, so that slow periods of the machine affect
+all of them."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from pathlib import Path
 from benchmarks.speed.worker import InProcess, Worker
 from benchmarks.speed.workload import Setup, Times, Work
 
-_seeds = count(1000)  # no prompt is ever asked for twice by accident: a prefill cache would answer it
+_seeds = count(1000)  # never repeat a prompt unintentionally, since it would be in the prefill cache
 
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """One engine with its work; `name` is its row in the report."""
+    """An engine with its work; `name` is its row in the report."""
 
     name: str
     setup: Setup
@@ -25,14 +26,14 @@ class Entrant:
 
 
 class Pool:
-    """The engines that are loaded. Loading takes seconds, so those that the next case needs too are kept."""
+    """The loaded engines. Loading takes seconds, so engines that the next case also needs are kept."""
 
     def __init__(self, *, in_process: bool = False) -> None:
         self._kind = InProcess if in_process else Worker
         self._workers: dict[Setup, Worker] = {}
 
     def only(self, setups: Sequence[Setup]) -> None:
-        """Have exactly these loaded."""
+        """Load and unload engines so that exactly these are loaded."""
         for setup in [each for each in self._workers if each not in setups]:
             self._workers.pop(setup).close()
         for setup in dict.fromkeys(setups):
@@ -62,7 +63,8 @@ def take_turns(
     *,
     measure: Callable[[Worker, Entrant, Work], Times] | None = None,
 ) -> dict[Entrant, list[Times]]:
-    """Warm every entrant up once with its whole work, then measure `rounds` rounds. All of a round get one seed."""
+    """Warm up every entrant once with its whole work, then measure `rounds` rounds. All entrants of a round have one
+    seed."""
     call = measure or (lambda worker, entrant, work: worker.call(entrant.method, work))
     pool.only([entrant.setup for entrant in entrants])
     taken: dict[Entrant, list[Times]] = {entrant: [] for entrant in entrants}
@@ -77,5 +79,5 @@ def take_turns(
 
 
 def say(what: str, *, indent: str = "  ") -> None:
-    """Progress, for a person who waits."""
+    """Print progress."""
     print(f"{indent}{what}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What was promised, row by row, and whether the figures keep it."""
+"""The performance targets, row by row, and whether the figures meet them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 
 from benchmarks.speed.figures import HIGHER_IS_BETTER, Figure, Results
 
-T5, SMALL, MEDIUM = "t5-base", "smollm2-135m", "qwen2.5-0.5b"  # the shapes that targets speak of
+T5, SMALL, MEDIUM = "t5-base", "smollm2-135m", "qwen2.5-0.5b"  # the shapes that targets refer to
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """One figure over another of the same case. `least` or `most` is the target; `must` the bound for `nearly`.
+    """The ratio of two figures of one case. `least` or `most` is the target; `must` the bound for `nearly`.
 
-    Of this engine the faster setting counts, as it does of the rivals; where both figures are its own, the same one."""
+    The faster setting of this engine counts, and of its rivals; if both figures are this engine's, the same setting is
+    used for both."""
 
     name: str
-    above: dict[str, Any]  # what `Results.find` is asked for, beside the shape, the run's number format and device
+    above: dict[str, Any]  # arguments of `Results.find`, in addition to the shape, the run's number format and device
     below: dict[str, Any]
     shape: str = T5
-    rivals: tuple[str, ...] = ()  # other settings of the engine below; the fastest one counts
+    rivals: tuple[str, ...] = ()  # other settings of the denominator's engine; the fastest one counts
     most: float | None = None
     least: float | None = None
     must: float | None = None
@@ -162,8 +163,8 @@ MEMORY_NAME, MEMORY_MOST = "parameter memory, 3 objectives / base, rank 8", 1.05
 
 
 def judge(results: Results, dtype: str, device: str = "cpu") -> list[dict[str, Any]]:
-    """One JSON-ready row per target; `value` is None where a part of it was not measured. `values` are the ratios of
-    the rounds: engines of one round ran one after the other, so a slow minute of the machine cancels out."""
+    """One JSON-ready row per target; `value` is None if a part of it was not measured. `values`: the ratio in each
+    round, whose engines ran one after the other, so that slow periods of the machine cancel out."""
     rows = []
     for ratio in TARGETS if device == "cpu" else GPU_TARGETS:
         of = {"shape": ratio.shape, "dtype": dtype, "device": device}
@@ -188,7 +189,7 @@ def judge(results: Results, dtype: str, device: str = "cpu") -> list[dict[str, A
 
 
 def _settings(engine: str) -> tuple[str, ...]:
-    """What counts as this engine in a target, in one order: as it keeps its weights by default, compiled or not."""
+    """The engine names that count as this engine in a target: with its default weight format, compiled or not."""
     name, comma, what = engine.partition(",")
     kept = {"emorl": ("emorl", "emorl float16"), "emorl int8": ("emorl int8",)}.get(name)
     if kept is None:
@@ -225,7 +226,7 @@ def _memory(results: Results, dtype: str, device: str) -> dict[str, Any]:
 
 
 def ratio_text(row: dict[str, Any]) -> str:
-    """`0.93 (0.91-0.95)`; small ones as 1/N, as their targets are said."""
+    """`0.93 (0.91-0.95)`; small ratios as 1/N, like their targets."""
     value, least, most = row["value"], row["min"], row["max"]
     if value < 0.2:
         return f"1/{1 / value:.1f} (1/{1 / least:.1f}-1/{1 / most:.1f})"

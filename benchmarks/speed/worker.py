@@ -1,7 +1,7 @@
-"""One engine in a process of its own: its threads, its allocator and its memory are nobody else's.
+"""One engine in its own process, with its own threads, allocator and memory.
 
-Thread pools that spin after their last product, a library's choice of BLAS, or half a gigabyte of another model's
-weights in the cache would otherwise reach the next engine's times. A worker that waits uses no processor.
+Otherwise thread pools that spin after their last product, a library's choice of BLAS, or another model's weights in the
+cache would affect the next engine's times. A waiting worker uses no CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ENGINES = {
 
 
 class WorkerFailed(EngineError):
-    """What went wrong in the other process, and where."""
+    """An error in a worker process, with its engine and cause."""
 
 
 class Worker:
@@ -51,12 +51,12 @@ class Worker:
         self._receive()  # loaded
 
     def call(self, method: str, *args: Any) -> Any:
-        """One of the engine's methods. Raises WorkerFailed when it does."""
+        """Call a method of the engine. Raises WorkerFailed if it raises."""
         self._pipe.send((method, args))
         return self._receive()
 
     def resident_bytes(self) -> int:
-        """Memory of the process, libraries included."""
+        """Resident memory of the process, libraries included."""
         import psutil
 
         return int(psutil.Process(self._process.pid).memory_info().rss)
@@ -89,7 +89,7 @@ class Worker:
 
 
 class InProcess(Worker):
-    """The same face without a process, for tests and profilers."""
+    """The same interface without a process, for tests and profilers."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -112,8 +112,8 @@ def load(setup: Setup) -> Any:
 
 
 def _serve(pipe: Any, setup: Setup) -> None:
-    """The other process: load, then answer calls until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the pipe
+    """The worker process: load, then answer calls until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the pipe
     try:
         import torch
 
@@ -142,7 +142,7 @@ def _told(error: BaseException) -> str:
 
 @contextmanager
 def _environment(threads: int) -> Iterator[None]:
-    """What a process must find when it starts: OpenMP reads its variables once."""
+    """The environment in which a worker must start: OpenMP reads its variables only once."""
     wanted = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

@@ -1,4 +1,4 @@
-"""What a measurement asks for, and what comes back: the same words for this engine and for every peer."""
+"""The work of a measurement and its result, with the same interface for this engine and all peers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 EOS = 1
-_FIRST_WORD, _LAST_WORD = 300, 32000  # ids that are no special token of `benchmarks.make_bundle`'s tokenizer
+_FIRST_WORD, _LAST_WORD = 300, 32000  # ids without special tokens of `benchmarks.make_bundle`'s tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """`requests` prompts of `source` tokens at once, each continued by exactly `new` tokens.
+    """`requests` concurrent prompts of `source` tokens, each continued by exactly `new` tokens.
 
-    The seed decides the prompts and the weights, so that every engine of a round gets the same ones.
+    The seed determines the prompts and weights, so that every engine of a round gets the same ones.
     """
 
     requests: int
@@ -32,7 +32,7 @@ class Work:
         ]
 
     def weights(self, objectives: int) -> list[list[float]]:
-        """Per request one positive weight per objective, sum 1: every lane of every request runs."""
+        """For each request one positive weight per objective, with sum 1, so that every lane of every request runs."""
         dice = random.Random(f"weights {self.seed if self.weights_seed is None else self.weights_seed}")
         rows = [[dice.uniform(0.2, 1.0) for _ in range(objectives)] for _ in range(self.requests)]
         return [[each / sum(row) for each in row] for row in rows]
@@ -43,51 +43,52 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds. `stamps`: time of every token since the start, where the engine tells; all requests move together."""
+    """Seconds. `stamps`: time of every token since the start, if the engine reports it; all requests advance
+    together."""
 
     first: float  # start -> first token of all requests
     total: float  # start -> last token of all requests
-    new: int  # tokens made per request
+    new: int  # tokens generated per request
     stamps: tuple[float, ...] = ()
-    ids: tuple[tuple[int, ...], ...] = ()  # the tokens per request: what tests compare
+    ids: tuple[tuple[int, ...], ...] = ()  # the tokens of each request, which tests compare
 
     @property
     def per_token(self) -> float:
-        """Of one step after the first token, whatever the number of requests in it."""
+        """Seconds per step after the first token, whatever the number of requests in it."""
         return (self.total - self.first) / (self.new - 1)
 
     def around(self, position: int, reach: int = 8) -> float:
-        """Mean time of a token at these positions; `stamps` needed."""
+        """Mean time per token near this position; needs `stamps`."""
         first, last = max(position - reach, 1), position + reach
         return (self.stamps[last - 1] - self.stamps[first - 1]) / (last - first)
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One engine to be loaded: which, from where, and how."""
+    """An engine to load: which one, from where, and how."""
 
     engine: str  # a key of `worker.ENGINES`
-    folder: str  # a bundle; peers take their base and adapters from it
-    dtype: str  # float32, bfloat16; CTranslate2 knows int8 too, llama.cpp q8_0
+    folder: str  # a bundle; peers use its base and adapters
+    dtype: str  # float32, bfloat16; CTranslate2 also supports int8, llama.cpp q8_0
     objectives: int
     threads: int
     device: str = "cpu"
     slots: int = 16
-    quantize: str = "off"  # how this engine keeps the base's matrices
+    quantize: str = "off"  # how this engine stores the base's matrices
 
 
 class Engine(Protocol):
-    """What a worker holds. Loading is its constructor's work."""
+    """The engine in a worker; its constructor loads it."""
 
     def run(self, work: Work) -> Times:
-        """Do the work. Raises WrongLength when the tokens that came are not the tokens that were asked for."""
+        """Do the work. Raises WrongLength if the number of tokens is not the requested one."""
 
     def facts(self) -> dict[str, object]:
-        """How it runs, for the report: settings that were chosen, bytes of parameters."""
+        """How it runs, for the report: chosen settings, bytes of parameters."""
 
 
 class WrongLength(RuntimeError):
-    """An engine made another number of tokens than was asked for: its time would mean nothing."""
+    """An engine generated another number of tokens than requested, so its time would be meaningless."""
 
 
 def check_length(made: int, asked: int, engine: str) -> None:

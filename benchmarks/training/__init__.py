@@ -1,1 +1,1 @@
-"""Training speed beside Hugging Face loops: `lockstep` (T5) and `causal`, over shared sides, peers and rounds."""
+"""Training speed compared with Hugging Face loops: `lockstep` (T5), `causal`, and their shared sides, peers, rounds."""

@@ -31,12 +31,12 @@ from benchmarks.training.rounds import InTurn, begin, measured, options, tell
 from benchmarks.training.sides import NAMES, Ours
 
 SHAPES = {"smollm2-135m": "smollm2-135m", "tiny": "llama-tiny"}
-HEADER = (3, 5, 7)  # what every prompt ends with
+HEADER = (3, 5, 7)  # the end of every prompt
 RATIOS = [(slow, fast) for slow in ("apart", "peft") for fast in ("reply", "all")]
 
 
 def write_base(folder: Path, shape: str, mean: int) -> None:
-    """The checkpoint that all sides load. mean: tokens of a reply, if nothing cut it."""
+    """Write the checkpoint that all sides load. mean: mean tokens per reply without a limit."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def write_base(folder: Path, shape: str, mean: int) -> None:
 
 
 class CausalPeer(Peer):
-    """Prompt and reply are one sequence."""
+    """A peer whose prompt and reply are one sequence."""
 
     def __init__(self, folder: Path, args: argparse.Namespace, prompts: Tensor) -> None:
         from transformers import AutoModelForCausalLM

@@ -29,24 +29,24 @@ from benchmarks.training.sides import NAMES, Ours
 
 
 def write_base(folder: Path, shape: str) -> None:
-    """The checkpoint both sides load."""
+    """Write the checkpoint that both sides load."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(T5Config(**t5_config(shape)))
     with torch.no_grad():
-        model.shared.weight.mul_(0.2)  # random logits of a spread that sampling keeps away from one token
+        model.shared.weight.mul_(0.2)  # a spread of random logits at which sampling varies
     model.save_pretrained(folder)
 
 
 class PlainPeer(Peer):
-    """As such a loop usually is."""
+    """A typical loop of this kind."""
 
     def __init__(self, folder: Path, args: argparse.Namespace, prompts: Tensor) -> None:
         from transformers import T5ForConditionalGeneration
 
         base = T5ForConditionalGeneration.from_pretrained(folder / "base")
-        super().__init__(base, "SEQ_2_SEQ_LM", args, prompts, lead=1)  # the decoder's start
+        super().__init__(base, "SEQ_2_SEQ_LM", args, prompts, lead=1)  # the decoder's start token
 
     def logprobs(self, replies: Tensor) -> Tensor:
         inputs = torch.cat([torch.zeros_like(replies[:, :1]), replies[:, :-1]], dim=1)
@@ -55,12 +55,12 @@ class PlainPeer(Peer):
         return logits.gather(2, replies.unsqueeze(2)).squeeze(2) - torch.logsumexp(logits, dim=2)
 
     def encoded(self) -> dict[str, object]:
-        """What the decoder reads, as the model takes it, for every reply."""
+        """The encoder's input or output for every reply, as keyword arguments of the model."""
         return {"input_ids": self.prompts.repeat_interleave(self.args.samples, dim=0)}
 
 
 class TunedPeer(PlainPeer):
-    """As fast as such a loop gets."""
+    """An optimised loop of this kind."""
 
     def sample(self) -> Tensor:
         self.model.merge_adapter()

@@ -1,4 +1,4 @@
-"""What our trainer is measured beside: a loop in transformers and PEFT that trains one objective alone."""
+"""The trainer's peer: a loop in transformers and PEFT that trains a single objective."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from training.rl import losses
 class Peer(ABC):
     """One model with a PEFT adapter on all linear layers. A step is `generate`, advantages, policy loss and KL, AdamW.
 
-    Letters: B prompts, S tokens of each, k samples, M = B * k replies, T tokens.
+    Letters: B prompts, S tokens per prompt, k samples, M = B * k replies, T tokens per reply.
     """
 
     def __init__(self, model: Any, task: str, args: argparse.Namespace, prompts: Tensor, *, lead: int) -> None:
-        """task: PEFT's; prompts: [B, S]; lead: tokens that `generate` gives before the reply's."""
+        """task: PEFT's task type; prompts: [B, S]; lead: tokens that `generate` returns before the reply."""
         from peft import LoraConfig, get_peft_model
 
         device = device_of(args.device)
@@ -36,10 +36,10 @@ class Peer(ABC):
 
     @abstractmethod
     def logprobs(self, replies: Tensor) -> Tensor:
-        """[M, T] -> log p of each token."""
+        """replies [M, T] -> log p of each token [M, T]."""
 
     def sample(self) -> Tensor:
-        """[M, T], padded behind the end."""
+        """Replies [M, T], padded after the end."""
         self.model.eval()
         with torch.inference_mode():
             ids: Tensor = self.model.generate(
@@ -60,7 +60,7 @@ class Peer(ABC):
         wait()
         sampled = time.perf_counter()
         is_end = torch.isin(replies, self.ends)
-        mask = (is_end.cumsum(dim=1) - is_end.int() == 0).float()  # the end itself included
+        mask = (is_end.cumsum(dim=1) - is_end.int() == 0).float()  # including the end itself
         sizes = [int(size) for size in mask.sum(1).tolist()]
         texts = [" ".join(map(str, row[:size])) for row, size in zip(replies.tolist(), sizes, strict=True)]
         rewards = torch.tensor(score(texts, texts), device=replies.device).view(-1, self.args.samples)

@@ -1,4 +1,4 @@
-"""How the benchmarks of training measure: their common options, sides that take turns, and what is told of them."""
+"""Shared parts of the training benchmarks: their options, alternating sides, and printed results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from benchmarks.training.sides import NAMES
 
 PARTS = ("total", "rollout", "gradient", "processor")
-Times = Mapping[str, Sequence[Mapping[str, float]]]  # by side, one mapping a round
+Times = Mapping[str, Sequence[Mapping[str, float]]]  # by side, one mapping per round
 
 
 class Side(Protocol):
@@ -27,7 +27,7 @@ class Side(Protocol):
 
 
 class InTurn:
-    """Several sides, one after the other, as one."""
+    """Several sides run one after the other, as a single side."""
 
     def __init__(self, sides: Sequence[Side]) -> None:
         self.sides = sides
@@ -41,7 +41,7 @@ class InTurn:
 def options(
     description: str, shapes: Collection[str], sides: Sequence[str], **defaults: int | str
 ) -> argparse.ArgumentParser:
-    """defaults: of `shape`, `samples`, `source`, `new` and `rounds`."""
+    """defaults: values for `shape`, `samples`, `source`, `new` and `rounds`."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--shape", choices=shapes)
     parser.add_argument("--prompts", type=int, default=8)
@@ -57,7 +57,7 @@ def options(
 
 
 def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """What was asked for, with torch on so many threads."""
+    """Parse the arguments, and set torch's number of threads."""
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)  # peft's, about transformers
@@ -65,7 +65,7 @@ def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def measured(makers: Mapping[str, Callable[[], Side]], args: argparse.Namespace) -> Times:
-    """The sides take turns; the first round warms up and is not kept."""
+    """Measure the sides, alternating; the first round is a warm-up and is discarded."""
     sides = {name: make() for name, make in makers.items() if not args.only or name in args.only}
     times: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for number in range(args.rounds + 1):
@@ -80,7 +80,7 @@ def measured(makers: Mapping[str, Callable[[], Side]], args: argparse.Namespace)
 
 
 def tell(args: argparse.Namespace, times: Times, ratios: Sequence[tuple[str, str]]) -> None:
-    """Lines for people, then one of JSON. ratios: (slow, fast) sides."""
+    """Print lines for people, then one of JSON. ratios: (slow, fast) sides."""
     print(
         f"{args.shape}, {args.prompts} x {args.samples} samples x {len(NAMES)} objectives, {args.source} + up to "
         f"{args.new} tokens, {args.threads} threads, {args.rounds} rounds, load {os.getloadavg()[0]:.1f}; seconds a "

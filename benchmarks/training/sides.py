@@ -1,4 +1,4 @@
-"""Our trainer as the benchmarks of training step it, and what they and their peers share."""
+"""Our trainer as a side of the training benchmarks, and what it shares with its peers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RANK, ALPHA, DROPOUT, KL, RATE, CLIP = 8, 32, 0.05, 0.05, 1e-4, 2.0
 
 
 class Ids:
-    """A tokenizer for random ids: the scorer reads them as words."""
+    """A tokenizer for random ids, which the scorer reads as words."""
 
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
@@ -40,7 +40,7 @@ class Ids:
 
 
 def score(prompts: list[str], completions: list[str]) -> list[float]:  # noqa: ARG001
-    """Share of even ids: cheap, and no objective's reward is constant."""
+    """The share of even ids: cheap, and no objective's reward is constant."""
     return [sum(int(word) % 2 == 0 for word in text.split()) / max(len(text.split()), 1) for text in completions]
 
 
@@ -55,7 +55,7 @@ class Ours:
         names: Sequence[str] = NAMES,
         invocation: tuple[int, ...] | None = None,
     ) -> None:
-        """folder: holds `base`. invocation: what every prompt ends with, for adapters that act from there on."""
+        """folder: contains `base`. invocation: the end of every prompt, for adapters that act from there on."""
         recipe = parse_recipe(
             {
                 "name": "benchmark",

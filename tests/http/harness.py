@@ -1,4 +1,4 @@
-"""A real server in a thread, and an in-process client: what the HTTP tests are made of."""
+"""A real server in a thread, and an in-process client, for the HTTP tests."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from server.serving.service import Service
 from server.settings import Settings
 
 PROMPT = "I feel tired of work and worried about family"
-NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # a client's usual one reads the world's certificates, 80 ms each time
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # a client's default context loads CA certificates, 80 ms each
 
 
 @dataclass(slots=True)
 class Live:
-    """One server that really listens."""
+    """A server that listens on a real socket."""
 
     url: str
     service: Service
@@ -42,7 +42,7 @@ class Live:
         return httpx.Client(base_url=self.url, timeout=60, verify=NO_TLS, **options)
 
     def call(self, work: Callable[[], None]) -> None:
-        """Run something on the server's event loop and wait for it."""
+        """Run `work` on the server's event loop and wait for it."""
         done = threading.Event()
 
         def main() -> None:
@@ -64,7 +64,7 @@ def model_of(ensemble: Ensemble) -> FakeModel:
 
 
 class Proxy:
-    """What stands before a server under a path prefix, as an ASGI app: it takes the prefix off, or leaves it on."""
+    """A reverse proxy with a path prefix, as an ASGI app: it strips the prefix or passes it on."""
 
     def __init__(self, app: Any, prefix: str, *, strips: bool) -> None:
         self._app = app
@@ -92,8 +92,8 @@ def live(
     behind: Callable[[Any], Any] = lambda app: app,
     scoring: MakeScoring | None = None,
 ) -> Iterator[Live]:
-    """Serve on a free port; with `ready`, wait until requests are taken. behind: app -> the app with a proxy before it;
-    scoring: asks scorers that are not loaded here."""
+    """Serve on a free port; with `ready`, wait until requests are accepted. behind: app -> the app behind a proxy;
+    scoring: for scorers that are not loaded here."""
     settings = settings or Settings(port=0)
     assert settings.port == 0, "tests must not fight over a port"
     given = fake_ensemble() if ensemble is None and settings.bundle is None else ensemble
@@ -124,7 +124,7 @@ def live(
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    """Poll; a deadline that only a hang reaches, so that no test depends on how fast the machine is."""
+    """Poll, with a deadline that only a hang reaches, so that no test depends on the machine's speed."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
@@ -132,7 +132,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0
 
 
 async def until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    """`wait_until` for a test that runs on the event loop itself."""
+    """`wait_until` for a test that itself runs on the event loop."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
@@ -140,7 +140,7 @@ async def until(condition: Callable[[], bool], what: str, timeout_s: float = 60.
 
 
 def is_ready(service: Service) -> bool:
-    """Fails at once where waiting has no sense."""
+    """Whether the service is ready; fails at once if it never will be."""
     assert service.failure is None, f"the bundle cannot be served: {service.failure!r}"
     return service.unready() is None
 
@@ -149,7 +149,7 @@ def is_ready(service: Service) -> bool:
 async def in_process(
     settings: Settings | None = None, ensemble: Ensemble | None = None, *, ready: bool = True
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
-    """The app without a socket; bodies arrive whole."""
+    """A client of the app without a socket; bodies arrive whole."""
     app = create_app(settings or Settings(), ensemble or fake_ensemble())
     service: Service = app.state.service
     async with app.router.lifespan_context(app):
@@ -161,7 +161,7 @@ async def in_process(
 
 
 def events(body: str) -> list[dict[str, Any]]:
-    """The JSON of every event; the stream must end as it should."""
+    """The JSON of every event; checks that the stream ends correctly."""
     blocks = [block for block in body.split("\n\n") if block and not block.startswith(":")]
     assert body.endswith("\n\n"), "the last event must end with a blank line"
     assert blocks[-1] == "data: [DONE]"
@@ -170,7 +170,7 @@ def events(body: str) -> list[dict[str, Any]]:
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
-    """The one error body, checked for its shape."""
+    """The error object of a response, after checking its form."""
     assert response.headers["content-type"] == "application/json"
     body = response.json()
     assert set(body) == {"error"}
@@ -182,7 +182,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 
 
 def idle(live_server: Live) -> bool:
-    """Nothing runs, nothing waits, every slot and every permit is free."""
+    """Whether nothing runs or waits, and every slot and permit is free."""
     service = live_server.service
     stats = service.deployment().worker.stats
     reading = service.reading()

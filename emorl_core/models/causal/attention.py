@@ -22,7 +22,7 @@ from emorl_core.cache.store import Store, round_size
 NAME = "emorl_lanes"  # not registered for masks, so the library builds none
 KEYWORD = "lane_pass"  # the library passes unknown keyword arguments on to the attention function
 # Rows of a cache are read in at most this many runs, each as long as its own longest row; every run is a separate
-# attention call in every layer. Rows shorter than the next constant count as equally long.
+# attention call in every layer. Rows of up to `_SHORT` + 1 keys count as equally long.
 _MOST_RUNS = 4
 _SHORT = 255
 

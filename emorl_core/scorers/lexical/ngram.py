@@ -13,9 +13,7 @@ from itertools import pairwise
 _TOKEN = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[.,!?;:]")
 START, END = "<s>", "</s>"
 ORDER = 3
-COPIED = (
-    0.3  # share of the probability that belongs to the prompt's words; without it, avoiding them would be rewarded
-)
+COPIED = 0.3  # share of the probability that belongs to the prompt's words; without it, avoiding them would be rewarded
 
 
 def pieces(text: str) -> list[str]:

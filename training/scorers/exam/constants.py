@@ -14,7 +14,7 @@ from training.scorers.exam.material import Score
 
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _FEWEST_WORDS = 4
-_FIRST, _GROWTH, _KEPT = 2, 3, 4  # prompts of the first round; their growth per round; one of so many texts is kept
+_FIRST, _GROWTH, _KEPT = 2, 3, 4  # prompts in the first round; their growth per round; one text in `_KEPT` is kept
 
 
 @dataclass(frozen=True, slots=True)

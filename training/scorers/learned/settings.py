@@ -25,6 +25,6 @@ class ScorerTraining(Spec):
     mismatched: int = Field(2, ge=0)  # replies of other prompts added to each prompt as the lowest level (`margin`)
     calibration: Literal["platt", "isotonic"] = "platt"  # for one logit; classes always use temperature scaling
     freeze_embeddings: bool = True  # half of a small encoder's parameters, and too many for a few thousand pairs
-    freeze_layers: int = Field(0, ge=0)  # so many of the lowest layers keep their weights; fewer to compute, too
+    freeze_layers: int = Field(0, ge=0)  # number of lowest layers that are frozen, which also saves time
     seed: int = Field(0, ge=0)  # splits, head, order and dropout
     device: str = "auto"
