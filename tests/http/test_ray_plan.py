@@ -208,14 +208,18 @@ def test_a_replica_is_as_healthy_as_its_engine_is_ready() -> None:
     with live() as running:
         replica = Replica.__new__(Replica)
         replica._log, replica._service = ExitStack(), running.service
-        asyncio.run(replica.check_health())
+
+        def check() -> None:  # on the server's own loop, as Ray does it
+            asyncio.run_coroutine_threadsafe(replica.check_health(), running.loop).result(60)
+
+        check()
         running.service.failure = BundleError("bundle.yaml: there are no adapters")
         with pytest.raises(RuntimeError, match="there are no adapters"):
-            asyncio.run(replica.check_health())
+            check()
         running.service.failure = None
         running.call(running.service.drain)
         with pytest.raises(RuntimeError, match="shutting down"):
-            asyncio.run(replica.check_health())
+            check()
 
 
 @pytest.mark.ray
