@@ -110,7 +110,7 @@ def test_the_commands_that_are_not_run_exist() -> None:
 def test_the_numbers_in_the_text_are_those_of_the_recipe_and_the_prompts() -> None:
     recipe = load_recipe(ROOT / "recipes" / "tutorial.yaml")
     assert (recipe.rl.prompts_per_step, recipe.rl.samples_per_prompt) == (16, 4)
-    assert "16 prompts a step the model tries four replies" in TUTORIAL
+    assert "16 prompts per step the model samples four replies" in TUTORIAL
     prompts = (ROOT / "examples" / "prompts.csv").read_text(encoding="utf-8").splitlines()[1:]
     assert len(prompts) == len(set(prompts)) == 80
     assert "Eighty" in TUTORIAL

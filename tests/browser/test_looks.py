@@ -83,7 +83,7 @@ def test_everything_is_reached_by_keys(server: Live, open_page: Open) -> None:
     tab_to(".map-panel select")
     keys.press("Home")
     keys.press("ArrowDown")  # past the exact borders, to the smallest grid
-    keys.press("Shift+Tab")
+    tab_to(".map-panel .row button:first-child", "Shift+Tab")  # "Hide" is between, if the map has drawn itself
     keys.press("Enter")
     desk.page.get_by_text("on 66 points").wait_for()
     tab_to(".region")
