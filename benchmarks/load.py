@@ -305,9 +305,7 @@ def _measure_url(options: argparse.Namespace) -> Measured:
 
 
 def _measure_bundle(options: argparse.Namespace, bundle: Path) -> Measured:
-    # Compared with the plain step in this process: a compiled one rounds differently, and other tokens are other work.
-    plain = {"compile": "off"} if options.overhead else None
-    with served(bundle, options, plain) as (url, pid):
+    with served(bundle, options, overhead.PLAIN if options.overhead else None) as (url, pid):
         target = Target.parse(url)
         if not options.overhead:
             return _measure(options, target, pid)

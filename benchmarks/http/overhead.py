@@ -13,6 +13,9 @@ from typing import Any
 
 from benchmarks.http.streams import Target, ask, generate_body
 
+# Settings of the server that `measure` needs: compiled steps round differently from the plain one of this process, and
+# compiling occupies a core.
+PLAIN = {"compile": "off"}
 _WARM_UP = 2
 
 

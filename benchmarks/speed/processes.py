@@ -77,7 +77,7 @@ def http(bench: Bench) -> None:
     bench.pool.only([])
     options = Namespace(dtype=bench.dtype, slots=16, max_queue=64, threads=bench.threads)
     say("starting emorl serve")
-    with served(bench.bundle(), options) as (url, _):
+    with served(bench.bundle(), options, overhead.PLAIN) as (url, _):
         report = overhead.measure(
             Target.parse(url), bench.bundle(), bench.dtype, rounds=bench.count(10), new_tokens=64, threads=bench.threads
         )
