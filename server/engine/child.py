@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
@@ -88,10 +89,17 @@ def _obey(pipe: Connection, loaded: SimpleQueue[EngineHost]) -> None:
         host.send(command)
 
 
+def _loaded(order: Order) -> Ensemble:
+    """Load in a thread that ends. OpenMP keeps a pool for every living thread that has computed, and once the pools
+    have more threads than there are cores, GNU's stops spinning at barriers: a step on two cores took twice as long."""
+    with ThreadPoolExecutor(max_workers=1) as loader:
+        return loader.submit(Ensemble.load, order.files, **order.options).result()
+
+
 def _serve(order: Order, outbox: Outbox, loaded: SimpleQueue[EngineHost]) -> None:
     """Run until the engine has ended."""
     try:
-        ensemble = Ensemble.load(order.files, **order.options)
+        ensemble = _loaded(order)
     except EmorlError as error:
         outbox.put(Refused(error))
         return

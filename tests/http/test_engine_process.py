@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,6 +22,7 @@ import pytest
 from emorl_core import errors as core_errors
 from emorl_core.errors import EmorlError
 from server.door import errors as door_errors
+from server.engine import child
 from server.engine.clock import StepClock
 from server.engine.commands import Add
 from server.engine.host import Patience
@@ -214,3 +217,12 @@ def test_a_compiler_stands_still_while_requests_wait_but_not_for_ever() -> None:
     assert patience.still(True, 104.0)
     assert not patience.still(True, 105.0)
     assert not patience.still(True, 106.0)
+
+
+def test_the_thread_that_loads_the_bundle_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it lived, OpenMP would share the cores out between its threads and the engine's."""
+    loading: list[threading.Thread] = []
+    monkeypatch.setattr(child.Ensemble, "load", lambda files, **options: loading.append(threading.current_thread()))
+    child._loaded(SimpleNamespace(files=None, options={}))  # type: ignore[arg-type]
+    (thread,) = loading
+    assert not thread.is_alive()
