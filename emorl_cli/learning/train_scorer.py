@@ -146,7 +146,7 @@ def _tell(args: argparse.Namespace, report: dict[str, Any], what: str) -> int:
         print_json(report)
         return 0
     print(f"{args.out}: {what}; on the test part:")
-    for name, value in sorted(report["test"].items()):
+    for name, value in sorted(report.get("test", {}).items()):  # a judge has the exam alone
         print(f"  {name}: {figure(value)}")
     print("\n".join(["exam:", *(f"  {line}" for line in text_lines(report["exam"]))]))
     return 0

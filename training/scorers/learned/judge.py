@@ -174,8 +174,7 @@ def train_judge(
         "contests": len(work.lessons.contests),
         "texts": len(work.lessons.texts),
         "searches": work.searches,
-        "validation": validation,
-        "test": work.figures(head, calibration),
+        "validation": {**validation, **work.figures(head, calibration)},
         "exam": examine(checked(_AsFitted(work.readings, head, calibration)), parts, exam).as_dict(),
     }
     _write(head, calibration, report, out)
@@ -223,8 +222,8 @@ class _Work:
         scores = [calibration.apply([outputs[place]]) for each in contests for place in (each.better, each.worse)]
         targets = [1.0, 0.0] * len(contests)
         return {
-            "brier_of_validation": brier(scores, targets),
-            "ece_of_validation": expected_calibration_error(scores, targets),
+            "brier": brier(scores, targets),
+            "ece": expected_calibration_error(scores, targets),
         }
 
     def _fit(self) -> Head:
