@@ -94,7 +94,9 @@ class FrozenMatrix(nn.Module):
         if self.compact is not None:
             y, low = self.both(x)
             return y if low is None else torch.cat([y, low], dim=1)
-        if self._packed is not None and not (x.requires_grad and torch.is_grad_enabled()):
+        # Under autocast rows may come in another format, which only the plain matrix takes.
+        alike = self._packed is not None and (self.weight is None or x.dtype == self._packed.dtype)
+        if alike and not (x.requires_grad and torch.is_grad_enabled()):
             return self.packed_product(x)
         if self.weight is None:
             raise RuntimeError("this matrix was packed for inference; load the model with training=True for gradients")

@@ -226,6 +226,13 @@ class TestPacked:
         self.product(x, lambda matrix: matrix.pack(keep_plain=True)).sum().backward()
         torch.testing.assert_close(x.grad, self.WEIGHT.sum(0).expand(3, -1), atol=1e-3, rtol=0)  # sums of 512
 
+    def test_rows_that_autocast_left_in_another_format_take_the_plain_matrix(self) -> None:
+        x = torch.randn(3, 640, generator=torch.Generator().manual_seed(1))
+        with torch.autocast("cpu", torch.bfloat16):
+            out = self.product(x.bfloat16(), lambda matrix: matrix.pack(keep_plain=True))
+        assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(out.float(), x @ self.WEIGHT.t(), atol=1.0, rtol=2e-2)  # sums of 640
+
     def test_small_and_other_matrices_stay_plain(self) -> None:
         for weight in (torch.zeros(4, 4), torch.zeros(512, 512, dtype=torch.float64)):
             matrix = FrozenMatrix(weight)
