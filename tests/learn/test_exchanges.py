@@ -15,7 +15,7 @@ from training.data.synthetic.judging_prompts import EVALUATION_PROMPTS
 from training.data.synthetic.slots import SLOT
 
 MANNERS: tuple[Manner, ...] = ("reflection", "empathy", "plain")
-ADVICE = re.compile(r"(^|[.!;] )(you should|you could|try|maybe you could|why not|have you)\b", re.IGNORECASE)
+ADVICE = re.compile(r"(^|[.!;] )(you should|you could(?! have)|try|maybe you could|why not|have you)\b", re.IGNORECASE)
 
 
 def records(manner: Manner, **options: int) -> tuple[Record, ...]:
@@ -24,8 +24,8 @@ def records(manner: Manner, **options: int) -> tuple[Record, ...]:
 
 def test_every_exchange_has_a_reply_in_each_manner_and_fills_only_what_the_client_names() -> None:
     sets, exchanges = tables()
-    assert len(exchanges) > 200
-    for number, exchange in enumerate(exchanges, start=1):
+    assert len(exchanges) > 1500
+    for number, exchange in exchanges.items():
         assert set(exchange) == {"client", *MANNERS}, number
         named = {match.group(1) for match in SLOT.finditer(exchange["client"])}
         assert named <= sets.keys(), number
@@ -39,7 +39,7 @@ def test_texts_are_whole_sentences_without_questions_or_advice(manner: Manner) -
         reply = record.response or ""
         for text in (record.prompt, reply):
             assert text[0].isupper(), record.where
-            assert text[-1] in ".!?", record.where
+            assert text.rstrip('"')[-1] in ".!?", record.where
             assert not set(text) & set("{}_"), record.where
             assert not re.search(r"[.!?] [a-z]", text), record.where
         assert "?" not in reply, record.where
@@ -75,8 +75,3 @@ def test_all_manners_answer_the_same_prompts_and_a_seed_gives_the_same_ones() ->
     assert {record.response for record in bare} == {None}
     assert len({record.extras["key"] for record in bare}) == len(tables()[1])
 
-
-def test_both_is_the_plain_sentence_and_then_the_reflection() -> None:
-    plain, reflection = records("plain"), records("reflection")
-    for record, one, two in zip(records("both"), plain, reflection, strict=True):
-        assert record.response == f"{one.response} {two.response}"

@@ -1,4 +1,4 @@
-"""The project's own exchanges as a data source (`exchanges`), read from a file of the package."""
+"""The project's own exchanges as a data source (`exchanges`), read from files of the package."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from training.data.synthetic.slots import Filler, sentences
 from training.data.synthetic.tables import words
 from training.data.synthetic.words import SETS
 
-Manner = Literal["reflection", "empathy", "plain", "both"]
-FILE = Path(__file__).with_name("exchanges.yaml")
+Manner = Literal["reflection", "empathy", "plain"]
+FOLDER = Path(__file__).parent
+SLOTS_FILE = "slots.yaml"  # word sets; every other file is a list of exchanges
 _TRIES = 20  # attempts to draw a new filling
 
 
 class ExchangesSource(Source):
-    """`pairs`: a client's statement and the reply in one style. `prompts`: without replies. `both`: the plain sentence,
-    then the reflection, so that a reply begins with what was said.
+    """`pairs`: a client's statement and the reply in one style. `prompts`: without replies.
 
     An exchange with slots is filled `variants` times, in the same way for every style; `extras.key` names the exchange.
     """
@@ -45,8 +45,8 @@ class ExchangesSource(Source):
 
     def _records(self) -> Iterator[Record]:
         sets, exchanges = tables()
-        for number, exchange in enumerate(exchanges):
-            rng = Random(f"exchanges:{self.seed}:{number}")
+        for key, exchange in exchanges.items():
+            rng = Random(f"exchanges:{self.seed}:{key}")
             seen: set[str] = set()
             for _ in range(self.variants * _TRIES):
                 filler = Filler(rng, sets)
@@ -54,23 +54,19 @@ class ExchangesSource(Source):
                 if prompt in seen:
                     continue
                 seen.add(prompt)
-                reply = sentences(filler.fill(_reply(exchange, self.manner))) if self.view == "pairs" else None
-                yield Record(
-                    prompt,
-                    reply,
-                    where=f"{FILE.name}: exchange {number + 1}",
-                    extras={"key": str(number), "manner": self.manner},
-                )
+                reply = sentences(filler.fill(exchange[self.manner])) if self.view == "pairs" else None
+                yield Record(prompt, reply, where=key, extras={"key": key, "manner": self.manner})
                 if len(seen) == self.variants or not filler.bound:
                     break
 
 
-def _reply(exchange: dict[str, str], manner: Manner) -> str:
-    return f"{exchange['plain']} {exchange['reflection']}" if manner == "both" else exchange[manner]
-
-
 @cache
-def tables() -> tuple[dict[str, tuple[str, ...]], tuple[dict[str, str], ...]]:
-    """The word sets of slots, and the exchanges: `client` and a reply in each style."""
-    raw: Any = read_yaml(FILE)
-    return SETS | {name: words(text) for name, text in raw["sets"].items()}, tuple(raw["exchanges"])
+def tables() -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, str]]]:
+    """The word sets of slots, and the exchanges: `client` and a reply in each style, by file and number."""
+    own: dict[str, str] = read_yaml(FOLDER / SLOTS_FILE)
+    exchanges: dict[str, dict[str, str]] = {}
+    for file in sorted(FOLDER.glob("*.yaml")):
+        if file.name != SLOTS_FILE:
+            listed: Any = read_yaml(file)
+            exchanges |= {f"{file.name}: exchange {number}": each for number, each in enumerate(listed, start=1)}
+    return SETS | {name: words(text) for name, text in own.items()}, exchanges

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 READINGS_FILE = "readings.json"
-_SHARD = 200  # pairs per file
+_SHARD = 800  # pairs per file, some half a minute of work
 Text = tuple[str, str]  # (prompt, reply)
 
 
@@ -66,6 +66,7 @@ class Readings:
         import torch
         from safetensors.torch import save_file
 
+        self._reader.forget()  # a resumed run reads the same batches
         by_prompt: dict[str, list[str]] = {}
         for prompt, reply in texts:
             by_prompt.setdefault(prompt, []).append(reply)
