@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from training.data.records import RecordSet
 
 COLUMNS = ("prompt", "response", "level")
-KINDS_HELP = "pair, epitome, annomi, esconv, psych8k, jsonl, csv or hub"
+KINDS_HELP = "pair, epitome, annomi, esconv, psych8k, jsonl, csv or hub; exchanges:MANNER"
 Levels = Literal["needed", "where there are some", "none"]
-_UNGRADED = ("psych8k",)  # their replies have no levels
+_UNGRADED = ("psych8k", "exchanges")  # their replies have no levels
 
 
 def add_column_options(parser: argparse.ArgumentParser, *, level: str | None = "level") -> None:
@@ -50,5 +50,7 @@ def _source(text: str, args: argparse.Namespace, levels: Levels) -> dict[str, An
         if levels == "none":
             columns["level"] = None
         return found | {"id" if kind == "hub" else "path": path} | columns
+    if kind == "exchanges":
+        return {"kind": kind, "manner": path}
     graded = levels == "needed" or (levels != "none" and kind not in _UNGRADED)
     return found | {"path": path, "view": "graded" if graded else "pairs"}

@@ -20,13 +20,14 @@ from tests.learn.test_scorers_pairwise import REPLIES
 from training.data.records import RecordSet
 from training.scorers.exam.examine import ExamSettings
 from training.scorers.exam.material import parts_of
+from training.scorers.exam.pairs import CONSTANT
 from training.scorers.learned.heads import Contest, Fit, fit_head, won
 from training.scorers.learned.judge import Lessons, Sizes, outputs_of, train_judge
 from training.scorers.learned.settings import ScorerTraining
 from training.scorers.learned.train import Trained
 
 SHORT = ExamSettings(replies=3, graded=8, candidates=4, prompts=2)
-FEW = Sizes(replies=6, validation=3, graded=12, between=30, candidates=8, prompts=2, finalists=2)
+FEW = Sizes(replies=6, validation=3, graded=12, between=30, constants=8, answers=2, about=3)
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_a_network_learns_who_should_win_and_repeats_from_its_seed() -> None:
 
 def test_kinds_of_contests_weigh_the_same_however_many_there_are() -> None:
     sets = [parts_of(each, 0)["train"] for each in (graded(), dialogues(), REPLIES)]
-    lessons = Lessons(sets, 2, Sizes(), 0)
+    lessons = Lessons(sets, sets, 2, Sizes(), 0)
     held: dict[tuple[str, str], float] = {}
     for contest, weight in zip(lessons.contests, lessons.weights(), strict=True):
         spoilt = contest.row.startswith("own over ") and "another" not in contest.row
@@ -96,9 +97,28 @@ def test_kinds_of_contests_weigh_the_same_however_many_there_are() -> None:
     for data in ("graded", "dialogues"):
         assert held["levels", data] == pytest.approx(1.5)
         assert held["spoilt", data] == pytest.approx(2.0)
-        assert held["human over the best constant", data] == pytest.approx(1.0)
+        assert held["human over the best constant", data] == pytest.approx(2.0)
     assert ("levels", "replies") not in held, "their levels are not learnt"
     assert held["spoilt", "replies"] == pytest.approx(2.0)
+
+
+def test_constants_that_fool_the_network_get_more_weight() -> None:
+    sets = [parts_of(each, 0)["train"] for each in (graded(), REPLIES)]
+    lessons = Lessons(sets, sets, 1, FEW, 0)
+    texts = list(lessons.texts)
+    better = {each.better for each in lessons.contests}
+    constants = [each for each in lessons.contests if each.row == CONSTANT]
+    fooling = next(each for each in constants if each.data == "graded" and each.worse not in better)
+    name = texts[fooling.worse][1]
+    outputs = [1.0 if text == name and at not in better else 0.0 for at, (_, text) in enumerate(texts)]
+    even, moved = lessons.weights(), lessons.weights(outputs)
+    for each, before, after in zip(lessons.contests, even, moved, strict=True):
+        if each.row != CONSTANT or each.data != "graded":
+            assert after == pytest.approx(before)
+        else:
+            assert (after > before) == (texts[each.worse][1] == name)
+    assert sum(moved) == pytest.approx(sum(even)), "a kind's weight stays"
+    assert lessons.fooled(outputs)["graded"] == (1.0, 0.0)
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
@@ -122,7 +142,7 @@ class PulledPlug(Exception):
 
 def test_a_judge_is_trained_examined_and_used_from_its_folder(tmp_path: Path, base: Path) -> None:
     trained = train(base, tmp_path / "judge")
-    assert len(trained.report["searches"]) == 2 * 3
+    assert [set(each) for each in trained.report["fooled"]] == [{"graded", "dialogues", "replies"}] * 2
     assert {row["data"] for row in trained.report["exam"]["rows"]} == {"graded", "dialogues", "replies"}
     assert not (tmp_path / ".judge.partial").exists()
     scorer = build_scorer({"kind": "judge", "model": str(base), "weights": str(trained.folder)}, Context(device="cpu"))

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class Fit:
     """Hyperparameters of the fit."""
 
-    hidden: int = 32
+    hidden: int = 64
     dropout: float = 0.3  # on features and on the hidden layer
-    epochs: int = 24
+    epochs: int = 40
     batch: int = 512  # pairs
     learning_rate: float = 1e-3  # decays to zero
     weight_decay: float = 0.1

@@ -1,12 +1,13 @@
 """Trains a judge on the states of a frozen causal model: human replies and everything that should score lower are read
 once, then a small network is fitted over the features.
 
-Then constants that fool the network are searched and added to the training pairs, and the network is fitted again.
+Many sentences are read as replies to everybody. Those that fool the network get more weight, and it is fitted again.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from collections import Counter
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorl_core.files.writing import appearing
-from emorl_core.scorers.asking import Asked
 from emorl_core.scorers.base import checked
 from emorl_core.scorers.calibration import Calibration, fit_platt, write_calibration
 from emorl_core.scorers.cross_encoder import local_or_hub, shown
@@ -25,10 +25,10 @@ from emorl_core.scorers.states import Dtype, StateReader
 from training.data.phrases import stock_phrases
 from training.data.records import RecordSet
 from training.progress import FitProgress
-from training.scorers.exam.constants import candidates_of, search_constants
+from training.scorers.exam.constants import candidates_of
 from training.scorers.exam.examine import ExamSettings, examine
 from training.scorers.exam.material import Material, parts_of
-from training.scorers.exam.pairs import CONSTANT, OWN, Pair, constant_pairs, own_pairs
+from training.scorers.exam.pairs import CONSTANT, OWN, Pair, own_pairs
 from training.scorers.exam.report import markdown_lines
 from training.scorers.learned.courses import kind_of_row
 from training.scorers.learned.heads import Contest, Fit, fit_head, won
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     import torch
 
 LEVELS = "levels"
-_FOOLED = 8  # replies of each set that a found constant is compared with
-_WORTH = {LEVELS: 1.5, OWN: 1.5, CONSTANT: 1.0, "spoilt": 2.0}  # total weight of a kind's contests in a data set
+_WORTH = {LEVELS: 1.5, OWN: 1.5, CONSTANT: 2.0, "spoilt": 2.0}  # total weight of a kind's contests in a data set
 _LOWEST = 2  # replies of the lowest level used per prompt
+_MOST = 20.0  # gain beyond which the softmax is cut off
 DTYPE: Dtype = "bfloat16"
 
 
@@ -51,39 +51,46 @@ DTYPE: Dtype = "bfloat16"
 class Sizes:
     """How many texts are read, which determines the time."""
 
-    replies: int = 40  # good replies of each set to corrupt, and to compare with others' and with constants
-    validation: int = 20  # the same in the validation part
-    graded: int = 300  # replies of each set whose levels are compared
-    between: int = 4000  # pairs of these, if prompts have one reply each
-    rounds: int = 2  # searches for constants that fool the network
-    candidates: int = 60  # sentences tried in each search
-    prompts: int = 4  # prompts that they answer
-    finalists: int = 4  # constants that are added to the training pairs
+    replies: int = 150  # good replies of each set to corrupt, and to compare with others'
+    validation: int = 40  # the same in the validation part
+    graded: int = 800  # replies of each set whose levels are compared
+    between: int = 8000  # pairs of these, if prompts have one reply each
+    constants: int = 240  # sentences of each set that answer everybody, a quarter of them stock phrases
+    answers: int = 8  # prompts that each of them answers
+    about: int = 60  # prompts of which these are drawn
+    rounds: int = 1  # fits after the first, with more weight on the constants that fooled the one before
 
     def held_out(self) -> Sizes:
         """The sizes for the validation part."""
-        return replace(self, replies=self.validation, graded=2 * self.graded // 3, between=self.between // 5)
+        return replace(
+            self,
+            replies=self.validation,
+            graded=self.graded // 2,
+            between=self.between // 5,
+            constants=self.constants // 3,
+            answers=max(1, self.answers // 2),
+        )
 
 
 class Lessons:
-    """Texts to read, and which should score higher than which. `sets`: first those whose levels are learnt, then the
-    others."""
+    """Texts to read, and which should score higher than which.
 
-    def __init__(self, sets: Sequence[Material], graded: int, sizes: Sizes, seed: int) -> None:
-        self.sizes = sizes
+    Args:
+        sets: a part of each data set: first those whose levels are learnt, then the others.
+        sources: the training parts, whose replies are used as constants.
+    """
+
+    def __init__(
+        self, sets: Sequence[Material], sources: Sequence[Material], graded: int, sizes: Sizes, seed: int
+    ) -> None:
+        self.sizes, self.seed = sizes, seed
         self.texts: dict[Text, int] = {}
         self.contests: list[Contest] = []
-        stock = list(stock_phrases())
-        for number, material in enumerate(sets):
-            draw = random.Random(f"{seed}:{material.name}:judge")
-            own = own_pairs(material, most=sizes.replies, seed=seed, held_out=False)
-            self.add(material.name, own)
-            phrases = candidates_of(material.records, most=len(material.records), seed=seed, stock=())
-            for record in {id(pair.about): pair for pair in own}.values():
-                for text in (draw.choice(stock), draw.choice(phrases)):
-                    self.add(material.name, [replace(record, row=CONSTANT, worse=text, worse_about=record.about)])
+        for number, (material, source) in enumerate(zip(sets, sources, strict=True)):
+            self.add(material.name, own_pairs(material, most=sizes.replies, seed=seed, held_out=False))
+            self._constants(material, source)
             if number < graded:
-                self._levels(material, draw)
+                self._levels(material, random.Random(f"{seed}:{material.name}:levels"))
 
     def add(self, data: str, pairs: Sequence[Pair]) -> None:
         for pair in pairs:
@@ -92,11 +99,53 @@ class Lessons:
             if better != worse:
                 self.contests.append(Contest(pair.row, data, better, worse))
 
-    def weights(self) -> list[float]:
-        """The weight of each contest."""
+    def weights(self, outputs: Sequence[float] | None = None) -> list[float]:
+        """The weight of each contest. outputs: of the last fit, one per text; half of the constants' weight is then
+        shared out by a softmax of their mean gains on human replies."""
         kinds = [(kind_of_row(each.row), each.data) for each in self.contests]
         count = Counter(kinds)
-        return [_WORTH[kind] / count[kind, data] for kind, data in kinds]
+        even = [_WORTH[kind] / count[kind, data] for kind, data in kinds]
+        if outputs is None:
+            return even
+        gains: dict[tuple[str, str], list[float]] = {}
+        texts = list(self.texts)
+        constants = [(at, each, texts[each.worse][1]) for at, each in enumerate(self.contests) if each.row == CONSTANT]
+        for _, each, text in constants:
+            gains.setdefault((each.data, text), []).append(outputs[each.worse] - outputs[each.better])
+        shares = {key: math.exp(min(_MOST, sum(own) / len(own))) for key, own in gains.items()}
+        total: dict[str, float] = {}
+        for _, each, text in constants:
+            total[each.data] = total.get(each.data, 0.0) + shares[each.data, text]
+        for at, each, text in constants:
+            even[at] = 0.5 * even[at] + 0.5 * _WORTH[CONSTANT] * shares[each.data, text] / total[each.data]
+        return even
+
+    def fooled(self, outputs: Sequence[float]) -> dict[str, tuple[float, float]]:
+        """Data set -> (mean output of the constant that gains most, mean output of the human replies beside it)."""
+        texts, held = list(self.texts), {}
+        for each in self.contests:
+            if each.row == CONSTANT:
+                held.setdefault((each.data, texts[each.worse][1]), []).append(
+                    (outputs[each.worse], outputs[each.better])
+                )
+        found: dict[str, tuple[float, float]] = {}
+        for (data, _), own in held.items():
+            means = (sum(a for a, _ in own) / len(own), sum(b for _, b in own) / len(own))
+            if data not in found or means[0] > found[data][0]:
+                found[data] = means
+        return found
+
+    def _constants(self, material: Material, source: Material) -> None:
+        """Sentences as replies to everybody, against the clients' own good replies."""
+        draw = random.Random(f"{self.seed}:{material.name}:constants")
+        stock = draw.sample(list(stock_phrases()), self.sizes.constants // 4)
+        good = [source.records[at] for at in source.good]
+        texts = candidates_of(good, most=self.sizes.constants - len(stock), seed=draw.randrange(2**32), stock=stock)
+        about = draw.sample(material.good, min(self.sizes.about, len(material.good)))
+        for text in texts:
+            for at in draw.sample(about, min(self.sizes.answers, len(about))):
+                record, cluster = material.records[at], material.clusters[at]
+                self.add(material.name, [Pair(CONSTANT, cluster, record, str(record.response), text, record)])
 
     def _levels(self, material: Material, draw: random.Random) -> None:
         if material.ranked_within:
@@ -138,7 +187,7 @@ def train_judge(
     sizes: Sizes | None = None,
     fit: Fit | None = None,
 ) -> Trained:
-    """Read, fit, search constants and fit again, calibrate on the validation part, run the exam on the test part, write
+    """Read, fit, weigh constants and fit again, calibrate on the validation part, run the exam on the test part, write
     `out`. Arguments as in `train_scorer`. Readings are stored in `.<out>.partial`, from which `resume` continues to the
     same network. Raises `ScorerError` or `DataError`."""
     check_target(out, resume=resume, overwrite=overwrite)
@@ -173,7 +222,7 @@ def train_judge(
         ],
         "contests": len(work.lessons.contests),
         "texts": len(work.lessons.texts),
-        "searches": work.searches,
+        "fooled": work.fooled,  # after each fit, on the training part: the best constant and human replies
         "validation": {**validation, **work.figures(head, calibration)},
         "exam": examine(checked(_AsFitted(work.readings, head, calibration)), parts, exam).as_dict(),
     }
@@ -196,17 +245,21 @@ class _Work:
         progress: FitProgress | None,
     ) -> None:
         self.readings, self.seed, self.sizes, self.fit = readings, seed, sizes, fit
-        self.searches: list[dict[str, float]] = []
-        self._parts, self._progress = parts, progress
-        self.lessons = Lessons([own["train"] for own in parts], graded, sizes, seed)
-        self.validation = Lessons([own["validation"] for own in parts], graded, sizes.held_out(), seed)
+        self.fooled: list[dict[str, tuple[float, float]]] = []  # after each fit
+        self._progress = progress
+        train = [own["train"] for own in parts]
+        self.lessons = Lessons(train, train, graded, sizes, seed)
+        self.validation = Lessons([own["validation"] for own in parts], train, graded, sizes.held_out(), seed)
 
     def fitted(self) -> Head:
-        """The network, refitted after each search."""
-        head = self._fit()
-        for _ in range(self.sizes.rounds):
-            self._search(head)
-            head = self._fit()
+        """The network, refitted with more weight on the constants that fooled it."""
+        features = self.readings.of(list(self.lessons.texts), self._told)
+        weights = self.lessons.weights()
+        for _ in range(1 + self.sizes.rounds):
+            head = fit_head(features, self.lessons.contests, weights, seed=self.seed, fit=self.fit)
+            outputs = outputs_of(head, features)
+            self.fooled.append(self.lessons.fooled(outputs))
+            weights = self.lessons.weights(outputs)
         return head
 
     def calibrated(self, head: Head) -> tuple[Calibration, dict[str, Any]]:
@@ -225,37 +278,6 @@ class _Work:
             "brier": brier(scores, targets),
             "ece": expected_calibration_error(scores, targets),
         }
-
-    def _fit(self) -> Head:
-        features = self.readings.of(list(self.lessons.texts), self._told)
-        return fit_head(features, self.lessons.contests, self.lessons.weights(), seed=self.seed, fit=self.fit)
-
-    def _search(self, head: Head) -> None:
-        """Find sentences that fool the current network, and add them to the training and validation pairs."""
-
-        def score(about: Sequence[Asked], replies: Sequence[str]) -> list[float]:
-            texts = [(each.prompt, reply) for each, reply in zip(about, replies, strict=True)]
-            return outputs_of(head, self.readings.of(texts))
-
-        finalists = self.sizes.finalists
-        for own in self._parts:
-            material, draw = own["train"], random.Random(f"{self.seed}:{own['train'].name}:search")
-            stock = draw.sample(list(stock_phrases()), self.sizes.candidates // 4)
-            candidates = candidates_of(
-                material.records, most=self.sizes.candidates - len(stock), seed=self.seed, stock=stock
-            )
-            about = [
-                material.records[at] for at in draw.sample(material.good, min(self.sizes.prompts, len(material.good)))
-            ]
-            found = search_constants(score, candidates, about, finalists=finalists)[:finalists]
-            human = score(about, [str(each.response) for each in about])
-            self.searches.append({"constant": found[0].mean, "human": sum(human) / len(human)})
-            for number, constant in enumerate(found):
-                seed = self.seed + number
-                made = constant_pairs(material, constant.text, most=_FOOLED, seed=seed)
-                self.lessons.add(material.name, made)
-            made = constant_pairs(own["validation"], found[0].text, most=_FOOLED, seed=self.seed)
-            self.validation.add(material.name, made)
 
     def _outputs(self, head: Head, lessons: Lessons) -> list[float]:
         return outputs_of(head, self.readings.of(list(lessons.texts), self._told))
