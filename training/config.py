@@ -31,9 +31,9 @@ class Start(Section):
     hub: str | None = None
     """Hugging Face hub id, such as `google-t5/t5-base` or `HuggingFaceTB/SmolLM2-135M-Instruct`."""
     revision: str | None = None
-    """Branch, tag or commit of `hub`."""
+    """Branch, tag or commit of `hub`; null: the default branch."""
     path: str | None = None
-    """Checkpoint folder; relative paths start at the recipe's folder."""
+    """Checkpoint folder, relative to the recipe's folder."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Start:
