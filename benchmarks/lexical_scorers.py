@@ -35,7 +35,7 @@ CHEAP: dict[str, Callable[[str], str]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pair", help="PAIR's CSV")
+    parser.add_argument("--pair", help="CSV file of PAIR (default: only the synthetic corpus)")
     args = parser.parse_args()
 
     records = generate(RECORDS, SEED)

@@ -132,13 +132,7 @@ def _ms(values: Sequence[float], p: int) -> str:
 
 
 async def keep_asking(
-    target: Target,
-    dice: random.Random,
-    left_s: Callable[[], float],
-    report: Report,
-    *,
-    new_tokens: int,
-    hang_s: float,
+    target: Target, dice: random.Random, left_s: Callable[[], float], report: Report, *, new_tokens: int, hang_s: float
 ) -> None:
     """One client, which sends its next request after an answer, or after a refusal when the server says. It sends at
     least one request, and none once `left_s` is 0."""
@@ -234,23 +228,38 @@ def listening_on(port: int) -> int | None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--bundle", type=Path, action="append", default=[], help="start a server for it; repeatable")
-    made.add_argument("--url", help="a server that runs on this machine instead")
+    made.add_argument("--bundle", type=Path, action="append", default=[], help="bundle folder to serve; repeatable")
+    made.add_argument("--url", help="use this running server instead; it must be on this machine")
     made.add_argument("--key", help="API key of that server")
-    made.add_argument("--clients", type=int, default=200, help=f"streams at once, up to {MOST_CLIENTS} (default 200)")
-    made.add_argument("--seconds", type=float, default=60.0, help=f"up to {MOST_SECONDS:g} (default 60)")
-    made.add_argument("--warm-up", type=float, default=0.0, help="seconds of the same load before, not measured (0)")
-    made.add_argument("--leavers", type=int, help="instead: this many clients that leave at random moments")
-    made.add_argument("--at-once", type=int, default=48, help="leavers at a time; fewer than slots and queue together")
-    made.add_argument("--within", type=float, default=1.0, help="seconds in which everything must be free (default 1)")
-    made.add_argument("--term-after", type=float, help="instead: SIGTERM this many seconds into the load")
-    made.add_argument("--overhead", action="store_true", help="instead: HTTP beside the engine in process")
-    made.add_argument("--rounds", type=int, default=20, help="of --overhead (default 20)")
-    made.add_argument("--new-tokens", type=int, default=64, help="tokens of a request at most (default 64)")
-    made.add_argument("--slots", type=int, default=16)
-    made.add_argument("--max-queue", type=int, default=64)
-    made.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    made.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch (default: all cores)")
+    made.add_argument(
+        "--clients", type=int, default=200, help=f"concurrent streams, up to {MOST_CLIENTS} (default 200)"
+    )
+    made.add_argument("--seconds", type=float, default=60.0, help=f"duration, up to {MOST_SECONDS:g} (default 60)")
+    made.add_argument(
+        "--warm-up", type=float, default=0.0, help="seconds of the same load before measuring (default 0)"
+    )
+    made.add_argument("--leavers", type=int, help="instead: number of clients that disconnect at random times")
+    made.add_argument(
+        "--at-once",
+        type=int,
+        default=48,
+        help="concurrent leavers; must be fewer than slots and queue together (default 48)",
+    )
+    made.add_argument(
+        "--within", type=float, default=1.0, help="seconds within which all slots must be free again (default 1)"
+    )
+    made.add_argument("--term-after", type=float, help="instead: send SIGTERM after this many seconds of load")
+    made.add_argument("--overhead", action="store_true", help="instead: compare HTTP with the engine in this process")
+    made.add_argument("--rounds", type=int, default=20, help="rounds of --overhead (default 20)")
+    made.add_argument("--new-tokens", type=int, default=64, help="maximum tokens per request (default 64)")
+    made.add_argument("--slots", type=int, default=16, help="the server's slots (default 16)")
+    made.add_argument("--max-queue", type=int, default=64, help="the server's max_queue (default 64)")
+    made.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="number format (default auto)"
+    )
+    made.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="the server's CPU threads (default: all cores)"
+    )
     return made
 
 

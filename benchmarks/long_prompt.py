@@ -115,15 +115,19 @@ def _gaps(stamps: list[float]) -> list[tuple[float, float]]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="tiny")
-    parser.add_argument("--objectives", type=int, default=3, help="lanes of every request (default 3)")
-    parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--prompt", type=int, default=4000, help="tokens of the long prompt (default 4000)")
+    parser.add_argument("--shape", choices=SHAPES, default="tiny", help="model shape (default tiny)")
+    parser.add_argument("--objectives", type=int, default=3, help="lanes per request (default 3)")
+    parser.add_argument("--streams", type=int, default=8, help="running streams (default 8)")
+    parser.add_argument("--prompt", type=int, default=4000, help="length of the long prompt in tokens (default 4000)")
     parser.add_argument(
-        "--budgets", default="32,64,128,256,512,0", help="prefill_tokens, comma-separated; 0: all at once"
+        "--budgets",
+        default="32,64,128,256,512,0",
+        help="values of prefill_tokens, comma-separated; 0: the whole prompt at once",
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=1, help="runs of each; the median is printed (default 1)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="number format (default float32)"
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="runs per value; the median is printed (default 1)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(options.shape, Path(folder), options.objectives, getattr(torch, options.dtype))

@@ -173,11 +173,18 @@ def write_tokenizer(folder: Path, size: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=ALL_SHAPES, default="t5-base")
-    parser.add_argument("--objectives", type=int, default=3, choices=range(1, len(_NAMES) + 1), metavar="1-8")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
+    parser.add_argument("--shape", choices=ALL_SHAPES, default="t5-base", help="model shape (default t5-base)")
+    parser.add_argument(
+        "--objectives",
+        type=int,
+        default=3,
+        choices=range(1, len(_NAMES) + 1),
+        metavar="1-8",
+        help="number of objectives (default 3)",
+    )
+    parser.add_argument("--rank", type=int, default=8, help="LoRA rank (default 8)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
+    parser.add_argument("--out", type=Path, required=True, help="new folder to write")
     args = parser.parse_args()
     if args.out.exists():
         print(f"make_bundle: error: --out {args.out}: exists already", file=sys.stderr)

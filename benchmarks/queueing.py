@@ -118,14 +118,16 @@ def simulate(
 
 def main(argv: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--step-ms", type=float, required=True, help="a step with one row")
-    made.add_argument("--row-ms", type=float, required=True, help="what each further row adds to a step")
-    made.add_argument("--prompt-ms", type=float, required=True, help="what reading one prompt adds to a step")
-    made.add_argument("--tokens", type=int, default=64, help="of each request (default 64)")
-    made.add_argument("--slots", type=int, default=16)
-    made.add_argument("--max-queue", type=int, default=64)
-    made.add_argument("--seconds", type=float, default=120.0, help="of arrivals (default 120)")
-    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--step-ms", type=float, required=True, help="time of a step with one row, in ms")
+    made.add_argument("--row-ms", type=float, required=True, help="time that each further row adds to a step, in ms")
+    made.add_argument(
+        "--prompt-ms", type=float, required=True, help="time that prefilling one prompt adds to a step, in ms"
+    )
+    made.add_argument("--tokens", type=int, default=64, help="tokens per request (default 64)")
+    made.add_argument("--slots", type=int, default=16, help="slots per replica (default 16)")
+    made.add_argument("--max-queue", type=int, default=64, help="max_queue per replica (default 64)")
+    made.add_argument("--seconds", type=float, default=120.0, help="duration of arrivals (default 120)")
+    made.add_argument("--seed", type=int, default=0, help="seed of the arrivals (default 0)")
     options = made.parse_args(argv)
     if min(options.step_ms, options.row_ms, options.prompt_ms) < 0 or options.step_ms == 0 or options.tokens < 1:
         made.error("times must not be negative, --step-ms above 0, --tokens at least 1")

@@ -64,12 +64,14 @@ async def _round(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--clients", type=int, default=8, help="streams at once (default 8)")
-    parser.add_argument("--rounds", type=int, default=5, help="of each way (default 5)")
-    parser.add_argument("--new-tokens", type=int, default=64, help="of a stream (default 64)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--threads", default="auto", help="the server's setting (default auto)")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle folder to serve, with scorers")
+    parser.add_argument("--clients", type=int, default=8, help="concurrent streams (default 8)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each mode (default 5)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="tokens per stream (default 64)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="number format (default auto)"
+    )
+    parser.add_argument("--threads", default="auto", help="the server's CPU threads (default auto)")
     options = parser.parse_args()
     ways = {name: Rounds() for name in _WAYS}
     own = argparse.Namespace(dtype=options.dtype, slots=16, max_queue=64, threads=options.threads)

@@ -247,16 +247,20 @@ def measure(bundle: Path, options: argparse.Namespace, log: Path) -> Report:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--bundle", type=Path, help="what is served (default: a tiny bundle, made for this)")
-    made.add_argument("--seconds", type=float, default=60.0, help=f"of the siege, up to {MOST_SECONDS:g} (default 60)")
-    made.add_argument("--streams", type=int, default=10, help="that behave, up to 16 (default 10)")
-    made.add_argument("--new-tokens", type=int, default=64, help="tokens of a stream at most (default 64)")
-    made.add_argument("--only", action="append", choices=attackers.KINDS, help="this kind of attack; repeatable")
-    made.add_argument("--json", action="store_true", help="print the line for machines alone")
-    made.add_argument("--slots", type=int, default=16)
-    made.add_argument("--max-queue", type=int, default=64)
-    made.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    made.add_argument("--threads", type=int, default=1, help="of PyTorch (default 1)")
+    made.add_argument("--bundle", type=Path, help="bundle folder to serve (default: a new tiny one)")
+    made.add_argument(
+        "--seconds", type=float, default=60.0, help=f"duration of the attack, up to {MOST_SECONDS:g} (default 60)"
+    )
+    made.add_argument("--streams", type=int, default=10, help="well-behaved streams, up to 16 (default 10)")
+    made.add_argument("--new-tokens", type=int, default=64, help="maximum tokens per stream (default 64)")
+    made.add_argument("--only", action="append", choices=attackers.KINDS, help="only this kind of attack; repeatable")
+    made.add_argument("--json", action="store_true", help="print only the JSON line")
+    made.add_argument("--slots", type=int, default=16, help="the server's slots (default 16)")
+    made.add_argument("--max-queue", type=int, default=64, help="the server's max_queue (default 64)")
+    made.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="number format (default auto)"
+    )
+    made.add_argument("--threads", type=int, default=1, help="the server's CPU threads (default 1)")
     return made
 
 

@@ -185,15 +185,19 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path, required=True, help="text, one per line; the first 32 are used")
-    parser.add_argument("--count", type=int, default=32, help="prompts (default 32)")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--published-points", type=int, default=1, help="of the 135; 0 leaves that way out")
-    parser.add_argument("--skip-all", action="store_true", help="leave `separate, all` out")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle folder")
+    parser.add_argument("--prompts", type=Path, required=True, help="text file, one prompt per line")
+    parser.add_argument(
+        "--count", type=int, default=32, help="number of prompts, from the start of the file (default 32)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="maximum tokens per text (default 64)")
+    parser.add_argument("--slots", type=int, default=64, help="branches to run concurrently (default 64)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default 3)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument(
+        "--published-points", type=int, default=1, help="points, of 135, to measure as published; 0: none (default 1)"
+    )
+    parser.add_argument("--skip-all", action="store_true", help="skip `separate, all`")
     args = parser.parse_args()
     import torch
 

@@ -218,10 +218,10 @@ async def run(target: Target, seconds: float, kinds: Sequence[str] = KINDS, seed
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", required=True, help="a server that runs on this machine")
-    parser.add_argument("--key", help="an API key of that server")
-    parser.add_argument("--seconds", type=float, default=10.0, help=f"up to {MOST_SECONDS:g} (default 10)")
-    parser.add_argument("--only", action="append", choices=KINDS, help="this kind of attack; repeatable (default: all)")
+    parser.add_argument("--url", required=True, help="server on this machine")
+    parser.add_argument("--key", help="API key of the server")
+    parser.add_argument("--seconds", type=float, default=10.0, help=f"duration, up to {MOST_SECONDS:g} (default 10)")
+    parser.add_argument("--only", action="append", choices=KINDS, help="only this kind of attack; repeatable")
     options = parser.parse_args(argv)
     if not 0 < options.seconds <= MOST_SECONDS:
         parser.error(f"--seconds is {options.seconds:g}; allowed: above 0, up to {MOST_SECONDS:g}")

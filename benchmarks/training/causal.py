@@ -72,7 +72,9 @@ def main() -> None:
         new=40,
         rounds=5,
     )
-    parser.add_argument("--mean", type=int, default=40, help="one token in so many ends a reply")
+    parser.add_argument(
+        "--mean", type=int, default=40, help="mean reply length in tokens if there were no limit (default 40)"
+    )
     args = begin(parser)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -8,13 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.console.options import (
-    add_example,
-    add_ray_option,
-    add_threads_option,
-    threads_of_a_task,
-    use_threads,
-)
+from emorl_cli.console.options import add_example, add_ray_option, add_threads_option, threads_of_a_task, use_threads
 from emorl_cli.console.printing import print_json
 from emorl_cli.console.reading import whole
 
@@ -29,38 +23,56 @@ AB_OTHERS = ("uniform", "soups", "base")  # default opponents of the reference i
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, nargs="?", help="a YAML file; see recipes/ and docs/evaluation.md")
-    what = parser.add_argument_group("what to compare")
-    what.add_argument("--methods", metavar="NAME,…", help="some of the methods (default: all; --list names them)")
-    what.add_argument("--seeds", default="1", metavar="N,…", help="one training of each method per seed (default 1)")
-    what.add_argument("--reference", metavar="NAME", help="the others are tested against it (default emorl)")
-    what.add_argument("--list", action="store_true", help="name the recipe's methods and end")
+    parser.add_argument("recipe", type=Path, nargs="?", help="YAML file; see recipes/ and docs/evaluation.md")
+    what = parser.add_argument_group("methods")
+    what.add_argument("--methods", metavar="NAME,…", help="methods to compare (default: all; see --list)")
     what.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, as in rl.stop.max_steps=20"
+        "--seeds", default="1", metavar="N,…", help="seeds; each method is trained once per seed (default 1)"
     )
-    where = parser.add_argument_group("where, and how to go on")
-    where.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default evaluation-<recipe's name>)")
-    where.add_argument("--resume", action="store_true", help="go on with what --out holds; cells that are there stay")
+    what.add_argument("--reference", metavar="NAME", help="method that the others are tested against (default emorl)")
+    what.add_argument("--list", action="store_true", help="list the recipe's methods and exit")
+    what.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a value of the recipe, such as rl.stop.max_steps=20; repeatable",
+    )
+    where = parser.add_argument_group("run")
+    where.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default evaluation-<recipe's name>)")
+    where.add_argument(
+        "--resume", action="store_true", help="keep the finished cells in --out and run the missing ones"
+    )
     where.add_argument("--retry-failed", action="store_true", help="with --resume: run failed cells again")
-    where.add_argument("--report-only", action="store_true", help="train nothing: the table of what --out holds")
-    where.add_argument("--overwrite", action="store_true", help="throw away what --out holds")
-    add_ray_option(where, "cells, on machines that all see the recipe's folder and --out,")
-    texts = parser.add_argument_group("for people to read and to rate")
-    texts.add_argument("--side-by-side", type=int, default=12, metavar="N", help="prompts shown (default 12)")
+    where.add_argument(
+        "--report-only", action="store_true", help="only write the report for the finished cells in --out"
+    )
+    where.add_argument("--overwrite", action="store_true", help="delete the contents of --out first")
+    add_ray_option(where, "cells", "all machines need access to the recipe's folder and --out")
+    texts = parser.add_argument_group("human ratings")
+    texts.add_argument(
+        "--side-by-side",
+        type=int,
+        default=12,
+        metavar="N",
+        help="prompts to show with every method's reply (default 12)",
+    )
     texts.add_argument(
         "--ab",
         action="append",
         default=[],
         metavar="NAME,NAME",
-        help="a pair for the blind sheet; may be repeated (default: the reference against uniform, soups and base)",
+        help="pair of methods for the blind sheet; repeatable (default: the reference against uniform, soups and base)",
     )
-    texts.add_argument("--ab-items", type=int, default=20, metavar="N", help="prompts of each pair (default 20)")
+    texts.add_argument("--ab-items", type=int, default=20, metavar="N", help="prompts per pair (default 20)")
     texts.add_argument(
-        "--score-ab", type=Path, nargs="+", metavar="SHEET", help="read filled-in sheets, one per rater, and end"
+        "--score-ab", type=Path, nargs="+", metavar="SHEET", help="analyse completed sheets, one per rater, and exit"
     )
-    texts.add_argument("--key", type=Path, metavar="FILE", help="with --score-ab (default ab-key.csv beside the sheet)")
+    texts.add_argument(
+        "--key", type=Path, metavar="FILE", help="key for --score-ab (default: ab-key.csv beside the sheet)"
+    )
     add_threads_option(parser)
-    parser.add_argument("--no-plots", action="store_true", help="draw nothing")
+    parser.add_argument("--no-plots", action="store_true", help="do not draw plots")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_example(
         parser,

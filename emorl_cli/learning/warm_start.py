@@ -12,19 +12,19 @@ from emorl_cli.console.progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, help="a YAML file whose base is a warm_start")
+    parser.add_argument("recipe", type=Path, help="YAML file whose base is a warm_start")
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="the folder to write; an interrupted run goes on"
+        "--out", required=True, type=Path, metavar="DIR", help="folder to write; an interrupted run is resumed"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a value, as in base.warm_start.fit.steps=200",
+        help="override a value of the recipe, such as base.warm_start.fit.steps=200; repeatable",
     )
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_example(
         parser,
         "emorl warm-start recipes/pair-small.yaml --out bases/pair-small",
@@ -51,12 +51,7 @@ def run(args: argparse.Namespace) -> int:
     with Progress("warm start", recipe.base.warm_start.fit.steps) as bar:
         # A resumed run starts where the interrupted one ended.
         run_warm_start(
-            recipe,
-            folder,
-            data,
-            args.out,
-            overwrite=args.overwrite,
-            progress=lambda done, total, loss: bar.reach(done),
+            recipe, folder, data, args.out, overwrite=args.overwrite, progress=lambda done, total, loss: bar.reach(done)
         )
         bar.reach(recipe.base.warm_start.fit.steps)
     loss = json.loads((args.out / RECEIPT).read_text(encoding="utf-8"))["losses"][-1]
