@@ -231,9 +231,9 @@ def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any], plots: 
 def result_lines(found: Mapping[str, Any]) -> list[str]:
     """One line per method."""
     from training.evaluation.reporting.report import shown
-    from training.evaluation.reporting.results import enough_seeds
+    from training.evaluation.reporting.results import BASELINES, enough_seeds
 
-    width = max(map(len, [*found["methods"], *found["yardsticks"]]))
+    width = max(map(len, [*found["methods"], *found[BASELINES]]))
     lines = [f"mean reward on {found['test_prompts']} held-out prompts, 95 % interval ± spread over seeds"]
     for name, own in found["methods"].items():
         if not own["seeds"]:
@@ -242,7 +242,7 @@ def result_lines(found: Mapping[str, Any]) -> list[str]:
         judged = f"  judges {own['judges']['mean']['mean']:.3f}" if own["judges"] else ""
         prompts = own["consumption"]["prompts"]["mean"]
         lines.append(f"  {name:{width}}  {shown(own['objectives']['mean'])}{judged}  {prompts:,.0f} training prompts")
-    for name, own in found["yardsticks"].items():
+    for name, own in found[BASELINES].items():
         judged = f"  judges {own['judges']['mean']['mean']:.3f}" if own.get("judges") else ""
         lines.append(f"  {name:{width}}  {'failed' if 'failed' in own else shown(own['objectives']['mean']) + judged}")
     if not enough_seeds(found):

@@ -26,6 +26,7 @@ from emorl_core.files.writing import replacing
 from emorl_core.scorers import Context, ScorerError
 from training.data.clusters import clusters_of
 from training.data.records import Record, one_per_prompt
+from training.evaluation.baselines import baselines
 from training.evaluation.cells import Cell, EvaluationError, cell_folder, read_cell, read_replies, write_failed
 from training.evaluation.exams import exams
 from training.evaluation.reporting.blind import sheet_and_key, write_sheet
@@ -33,7 +34,6 @@ from training.evaluation.reporting.report import csv_text, markdown
 from training.evaluation.reporting.results import Scored, failures, results, scored
 from training.evaluation.reporting.side_by_side import side_by_side
 from training.evaluation.scores import Scorers, build_scorers, measures_of, scores_of
-from training.evaluation.yardsticks import yardsticks
 from training.pipeline.prepare import NOT_TRAINING, Data, records_hash
 from training.progress import Progress, Say
 from training.recipe.evaluation import EvaluationSettings
@@ -265,19 +265,19 @@ def judge(
         "recipe_values": recipe.model_dump(mode="json", exclude=None if recipe.words_prompts else {"prompt_template"}),
         "environment": _environment(),
     }
-    progress("yardsticks", 0, 2)
-    beside = yardsticks(out, data, records, scorers)
-    progress("yardsticks", 1, 2)
+    progress("baselines", 0, 2)
+    beside = baselines(out, data, records, scorers)
+    progress("baselines", 1, 2)
     found = results(
         cells,
         about=about,
         clusters=clusters_of(records),
         reference=reference,
-        yardsticks=beside,
+        baselines=beside,
         left_out=wanted.left_out,
     )
     found["exams"] = exams(out, data, scorers)
-    progress("yardsticks", 2, 2)
+    progress("baselines", 2, 2)
     texts = {method: texts[method] for method in cells}
     pairs = [pair for pair in wanted.ab_pairs if all(texts.get(name) for name in pair)]
     sheet, key, same = sheet_and_key(records, texts, pairs, count=wanted.ab_items, seed=0)
