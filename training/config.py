@@ -1,4 +1,4 @@
-"""What recipes share: their error, and where a model comes from."""
+"""Shared by recipes: their error, and where a model comes from."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from emorl_core.kinds import Section
 
 
 class RecipeError(EmorlError):
-    """A recipe, or an override of it, that cannot be used; one line with field, value and what is allowed."""
+    """An invalid recipe or override; one line with field, value and what is allowed."""
 
     code = "invalid_recipe"
 
 
 def is_default(value: object) -> Callable[[Any], bool]:
-    """For `exclude_if` of a key that came later: a recipe without it has the values, and the hash, that it always had,
-    so runs that were begun before go on."""
+    """For `exclude_if` of a key that was added later: a recipe without it keeps its dump and its hash, so that runs
+    that began before can be resumed."""
     return lambda found: bool(found == value)
 
 

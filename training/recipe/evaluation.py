@@ -1,4 +1,4 @@
-"""The `evaluation` section of a recipe: what methods are evaluated by, in addition to the rewards used in training."""
+"""The `evaluation` section of a recipe: judges and sizes of the comparison."""
 
 from __future__ import annotations
 

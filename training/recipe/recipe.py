@@ -282,7 +282,7 @@ def parse_recipe(raw: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
 
 
 def _explain(fault: ValidationError) -> str:
-    """The first error, in one line; further ones are seldom independent."""
+    """The first error, in one line; the others are usually consequences of it."""
     errors = fault.errors(include_url=False)
     item = errors[0]
     path, message = key_of(item["loc"]), reason_of(item)

@@ -189,7 +189,7 @@ def _start(
 def tokenizer_for(
     records: Sequence[Record], scratch: ScratchSettings, template: str, max_source_tokens: int
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a new model: trained on prompts and replies, the template's own words kept whole."""
+    """The tokenizer of a new model, trained on prompts and replies. Words of the template are single tokens."""
     texts = [text for record in records for text in (record.prompt, record.response or "")]
     words = dict.fromkeys(template.replace(PROMPT, " ").split())
     return train_tokenizer(

@@ -1,4 +1,4 @@
-"""`results.json`'s content as Markdown for people and as CSV, one number a line, for programs."""
+"""`results.json`'s content as Markdown, and as CSV with one number per line."""
 
 from __future__ import annotations
 
@@ -201,7 +201,8 @@ def _p(value: float | None) -> str:
 
 
 def csv_text(found: Mapping[str, Any]) -> str:
-    """Tidy: one value a line; `seed` is `all` for means over seeds. Failed cells have a line without a value."""
+    """Long format, one value per line; `seed` is `all` for means over seeds. A failed cell has a line without a
+    value."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV_HEADER)

@@ -1,6 +1,6 @@
-"""Cells, scored -> the content of `results.json`, from which table, CSV and plots are made.
+"""Scored cells -> the content of `results.json`, from which tables, CSV and plots are made.
 
-All measured times are under `measured`, so a resumed run differs from an uninterrupted one only there.
+All measured times are under `measured`; nothing else differs between a resumed run and an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FRONT_MEASURES = ("hypervolume", "mean_inner_product", "cover", "prompts")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """A cell and its numbers per prompt, by group and column; empty for a cell that failed."""
+    """A cell and its scores per prompt, by group and column; empty for a failed cell."""
 
     cell: Cell
     scores: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
