@@ -64,7 +64,7 @@ WAYS: dict[str, Callable[[Path, torch.dtype], CausalModel]] = {
 
 
 def random_adapters(model: CausalModel, number: int, rank: int) -> list[Adapter]:
-    """On every linear layer."""
+    """Random adapters on every linear layer."""
     adapters = []
     for n in range(number):
         generator = torch.Generator().manual_seed(n)
@@ -104,7 +104,7 @@ class Stepper:
 
     @torch.inference_mode()
     def seconds(self, steps: int) -> float:
-        """Of one step: the mean of so many."""
+        """Seconds per step, the mean over `steps`."""
         self._cache = self._filled()
         token = torch.full((len(self._lanes), 1), 11)
         began = time.perf_counter()

@@ -25,7 +25,7 @@ SHOWN = ("words", "copy_rate", "ended", "same_start", "distinct")
 
 
 def answers(ensemble: Ensemble, statements: Sequence[str], *, with_base: bool) -> dict[str, list[Completion]]:
-    """Each objective alone, then the default profile; the bare base first where it is wanted."""
+    """Each objective alone, then the default profile; the bare base first if requested."""
     asked: dict[str, Mapping[str, float] | None] = {name: {name: 1.0} for name in ensemble.objectives}
     if with_base:
         asked = {"base": {"base": 1.0}, **asked}

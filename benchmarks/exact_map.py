@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Rows:
-    """Figures by prompt, one line of JSON each in a file (None: not saved), for runs with the same settings."""
+    """Figures by prompt, one JSON line each in a file (None: not saved), reused by runs with the same settings."""
 
     def __init__(self, path: Path | None, settings: list[Any]) -> None:
         self._path = path

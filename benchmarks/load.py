@@ -199,7 +199,7 @@ def served(
     """`emorl serve` for a bundle on a free port: its URL and its process id. `process`: more for `subprocess.Popen`."""
     flags = {"port": 0, "dtype": options.dtype, "slots": options.slots, "max-queue": options.max_queue}
     flags["threads"] = options.threads
-    # 600 s: on a slow machine clients wait longer, and that is all.
+    # 600 s: on a slow machine clients only wait longer.
     flags |= {"queue-timeout-s": 600, "log-level": "warning"}
     flags |= settings or {}
     command = [sys.executable, "-m", "emorl_cli", "serve", str(bundle)]
@@ -324,12 +324,12 @@ def _measure_bundle(options: argparse.Namespace, bundle: Path) -> Measured:
 
 def _measure(options: argparse.Namespace, target: Target, pid: int | None) -> Measured:
     if options.term_after:
-        assert pid is not None  # checked above: it needs a bundle
+        assert pid is not None  # checked above: --leavers, --term-after and --overhead need a bundle
         sizes = {"after_s": options.term_after, "new_tokens": options.new_tokens}
         return asyncio.run(drain.run(target, options.clients, pid, **sizes))
     if options.leavers:
         return asyncio.run(leavers.run(target, options.leavers, at_once=options.at_once, within_s=options.within))
-    if options.warm_up:  # until the prefill cache, the last thing that grows, is full
+    if options.warm_up:  # long enough to fill the prefill cache, the last thing that grows
         before = run(target, options.clients, options.warm_up, new_tokens=options.new_tokens, seed=MOST_CLIENTS)
         asyncio.run(before)
     return asyncio.run(run(target, options.clients, options.seconds, new_tokens=options.new_tokens, pid=pid))

@@ -3,9 +3,9 @@ streams.
 
     python -m benchmarks.long_prompt --shape 135m
 
-Reads it in pieces of several sizes (`prefill_tokens`) and prints, for each, the streams' median gap before it came, the
-99th percentile of their gaps until its first token, the two's ratio, and the time to its first token. Random weights:
-the shapes are those of real models, the texts are noise. Run it on a quiet machine.
+The prompt is prefilled in pieces of several sizes (`prefill_tokens`). For each size it prints the streams' median gap
+before the prompt arrives, the 99th percentile of their gaps until its first token, the ratio of the two, and the time
+to its first token. Weights are random, with the shapes of real models. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from emorl_core.models.registry import load_model
 from emorl_core.types import Failure, Request, Sampling, TokenEvent
 
 SHAPES = {"tiny": "llama-tiny", "135m": "smollm2-135m"}
-_TARGET = 5.0  # the gaps' 99th percentile beside their median
+_TARGET = 5.0  # ratio of the gaps' 99th percentile to their median
 _RANK = 8
-_BEFORE = 24  # tokens that each stream gets before the long prompt comes
+_BEFORE = 24  # tokens of each stream before the long prompt arrives
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run. Seconds."""
+    """One run; times in seconds."""
 
     median_s: float
     p99_s: float
@@ -74,7 +74,7 @@ def random_model(shape: str, folder: Path, objectives: int, dtype: torch.dtype) 
 
 
 def measure(model: TrainableModel, budget: int | None, *, streams: int, prompt: int, seed: int) -> Measured:
-    """`streams` run, then a prompt of so many tokens joins them; ends with its first token."""
+    """Start `streams`, then add a prompt of `prompt` tokens; ends with its first token."""
     draw = random.Random(seed)
     lanes = ("base", *model.adapters)
     engine = Engine(model, lambda ids: "", lanes, slots=streams + 1, prefill_cache_bytes=0, prefill_tokens=budget)
@@ -110,7 +110,7 @@ def measure(model: TrainableModel, budget: int | None, *, streams: int, prompt: 
 
 
 def _gaps(stamps: list[float]) -> list[tuple[float, float]]:
-    return list(pairwise(stamps[4:]))  # the first ones warm up
+    return list(pairwise(stamps[4:]))  # warm-up
 
 
 def main(arguments: list[str] | None = None) -> int:

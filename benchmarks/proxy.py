@@ -48,7 +48,7 @@ def alternate(targets: dict[str, Target], rounds: int, new_tokens: int) -> dict[
     for number in range(rounds + _WARM_UP):
         body = generate_body(dice, new_tokens, stream=True, exactly=True)
         ids: dict[str, list[int]] = {}
-        for name in sorted(targets, reverse=bool(number % 2)):  # the second one finds a warmer machine
+        for name in sorted(targets, reverse=bool(number % 2)):  # the second side has warmer caches, so take turns
             answer = asyncio.run(ask(targets[name], body))
             if answer.kind != "completed" or answer.first_token_s is None:
                 raise SystemExit(f"{name} answered: {answer.kind}")
@@ -80,7 +80,7 @@ def shown(what: str, unit: str, values: Sequence[float], scale: float = 1.0) -> 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Side]:
-    """Results by way of serving; prints each as soon as it is known."""
+    """Results by way of serving; each is printed when it is known."""
     plain = {"compile": "off"}
     more = ["--dtype", options.dtype, "--max-queue", str(options.max_queue)]
     more += ["--compile", "off", "--log-level", "warning"]  # as in `load.served`

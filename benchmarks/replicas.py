@@ -43,7 +43,7 @@ _SEEN_TO_END = ("connection", "unanswered", "cut short", "status 5")
 
 
 class NotInOrder(RuntimeError):
-    """`emorl deploy` failed at its end, or left processes behind."""
+    """`emorl deploy` failed at the end, or left processes behind."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,10 +45,10 @@ _GROWTH, _GROWTH_MIB = 0.1, 32.0  # allowed growth of memory after the siege, wh
 _DESCRIPTORS = 1024  # the usual limit
 # Seconds; no phase takes longer than the siege itself.
 _BURST_S = 10.0
-_ARRIVAL_S = 2.0  # until all attackers are there
-_TAIL_S = 10.0  # by which the attackers stay longer than the streams
+_ARRIVAL_S = 2.0  # until all attackers are connected
+_TAIL_S = 10.0  # how much longer the attackers run than the streams
 _REST_S = 3.0  # after the siege, before memory is read
-_LAST_S = 5.0  # of the last siege, before SIGTERM
+_LAST_S = 5.0  # of the last attack, before SIGTERM
 _DRAIN = {"drain-timeout-s": 10, "last-bytes-s": 5, "log-flush-s": 2}
 _DEADLINE_S = 10.0 + sum(_DRAIN.values())  # including the engine's 10 s, as in docs/operations.md
 # The burst before the calm phase fills this cache; a bounded cache that is not yet full would look like a leak.
@@ -184,10 +184,10 @@ async def run(
     new_tokens: int,
     kinds: Sequence[str] = attackers.KINDS,
 ) -> Report:
-    """A first burst, calm, siege, rest, and termination of the process `pid` under another siege.
+    """A burst, a calm phase, the siege, a rest, and SIGTERM to the process `pid` under another attack.
 
-    The first burst fills bounded caches (prompts, the library's kernels for each number of rows), so that memory before
-    and after the siege shows whether it keeps growing.
+    The burst fills bounded caches (prompts, the library's kernels for each number of rows), so that memory before and
+    after the siege shows whether it keeps growing.
     """
     process = psutil.Process(pid)
     longest = (_BURST_S, _ARRIVAL_S, _TAIL_S, _REST_S, _LAST_S)
