@@ -52,6 +52,17 @@ def add_threads_option(parser: argparse.ArgumentParser, more: str = "") -> None:
     )
 
 
+def add_set_option(parser: Any, example: str) -> None:
+    """`--set`, for `load_recipe`."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"override a value of the recipe, such as {example}; repeatable",
+    )
+
+
 def use_threads(threads: Threads, device: str, *, say: bool = True) -> None:
     """Use this many threads from now on, on a CPU; `say`: report it on stderr.
 

@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorl_cli.console.options import add_example, add_ray_option, add_threads_option, threads_of_a_task, use_threads
+from emorl_cli.console.options import (
+    add_example,
+    add_ray_option,
+    add_set_option,
+    add_threads_option,
+    threads_of_a_task,
+    use_threads,
+)
 from emorl_cli.console.printing import print_json
 from emorl_cli.console.reading import whole
 
@@ -31,13 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--reference", metavar="NAME", help="method that the others are tested against (default emorl)")
     what.add_argument("--list", action="store_true", help="list the recipe's methods and exit")
-    what.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a value of the recipe, such as rl.stop.max_steps=20; repeatable",
-    )
+    add_set_option(what, "rl.stop.max_steps=20")
     where = parser.add_argument_group("run")
     where.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default evaluation-<recipe's name>)")
     where.add_argument(

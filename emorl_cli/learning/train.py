@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emorl_cli.console.options import add_example, add_threads_option, use_threads
+from emorl_cli.console.options import add_example, add_set_option, add_threads_option, use_threads
 from emorl_cli.console.printing import print_json
 
 PLAIN_EVERY_S = 5.0  # seconds between progress lines
@@ -26,13 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan (data, parameters, memory, steps) and exit"
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a value of the recipe, such as rl.learning_rate=3e-4; repeatable",
-    )
+    add_set_option(parser, "rl.learning_rate=3e-4")
     add_threads_option(parser, "; a resumed run keeps its number")
     parser.add_argument("--json", action="store_true", help="print the report (or the plan) as JSON")
     add_example(

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from emorl_cli.console.options import add_example
+from emorl_cli.console.options import add_example, add_set_option
 from emorl_cli.console.printing import print_json
 from emorl_cli.console.progress import Progress
 
@@ -17,13 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", required=True, type=Path, metavar="DIR", help="folder to write; an interrupted run is resumed"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a value of the recipe, such as base.warm_start.fit.steps=200; repeatable",
-    )
+    add_set_option(parser, "base.warm_start.fit.steps=200")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_example(
         parser,
