@@ -1,4 +1,4 @@
-"""`emorl learn-weights`: a profile from the drafts that a person took."""
+"""`emorl learn-weights`: a profile from the drafts that a person chose."""
 
 from __future__ import annotations
 

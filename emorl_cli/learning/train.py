@@ -115,7 +115,7 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """Print the plan."""
+    """The plan as lines of text."""
     steps = plan["steps"]
     lines = [f"{plan['name']} (preset {plan['preset']})", *plan["data"]["notes"]]
     lines += [f"  {part}: {own['prompts']} prompts" for part, own in plan["data"]["parts"].items()]

@@ -1,4 +1,4 @@
-"""`emorl train-scorer`: trains a cross-encoder scorer from graded pairs and measures it on unseen prompts."""
+"""`emorl train-scorer`: trains a scorer on graded replies and tests it on unseen prompts."""
 
 from __future__ import annotations
 

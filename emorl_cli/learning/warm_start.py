@@ -1,4 +1,4 @@
-"""`emorl warm-start`: only the supervised stage of a recipe, prompts -> replies, into a Hugging Face folder."""
+"""`emorl warm-start`: only the supervised fine-tuning of a recipe's base, into a Hugging Face folder."""
 
 from __future__ import annotations
 
