@@ -100,14 +100,24 @@ def measure(bundle: Path, threads: str, options: argparse.Namespace) -> list[Pha
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--threads", nargs="+", default=["auto", "1", str(os.cpu_count() or 1)], metavar="N")
-    parser.add_argument("--answers", type=int, default=10, help="of each part (default 10)")
-    parser.add_argument("--new-tokens", type=int, default=64, help="of an answer (default 64)")
-    parser.add_argument("--settle", type=float, default=15.0, help="seconds beside the neighbour first (default 15)")
-    parser.add_argument("--return-after", type=float, default=70.0, help="seconds without it again first (default 70)")
-    parser.add_argument("--core", type=int, default=0, help="of the neighbour (default 0)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle folder to serve")
+    parser.add_argument(
+        "--threads",
+        nargs="+",
+        default=["auto", "1", str(os.cpu_count() or 1)],
+        metavar="N",
+        help="the server's values of threads to compare (default: auto, 1, all cores)",
+    )
+    parser.add_argument("--answers", type=int, default=10, help="answers per part (default 10)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="tokens per answer (default 64)")
+    parser.add_argument("--settle", type=float, default=15.0, help="seconds to wait beside the neighbour (default 15)")
+    parser.add_argument(
+        "--return-after", type=float, default=70.0, help="seconds to wait after the neighbour has ended (default 70)"
+    )
+    parser.add_argument("--core", type=int, default=0, help="core of the neighbour (default 0)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="number format (default auto)"
+    )
     options = parser.parse_args(argv)
     if options.core not in os.sched_getaffinity(0):
         print(

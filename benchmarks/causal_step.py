@@ -64,7 +64,7 @@ WAYS: dict[str, Callable[[Path, torch.dtype], CausalModel]] = {
 
 
 def random_adapters(model: CausalModel, number: int, rank: int) -> list[Adapter]:
-    """On every linear layer."""
+    """Random adapters on every linear layer."""
     adapters = []
     for n in range(number):
         generator = torch.Generator().manual_seed(n)
@@ -104,7 +104,7 @@ class Stepper:
 
     @torch.inference_mode()
     def seconds(self, steps: int) -> float:
-        """Of one step: the mean of so many."""
+        """Seconds per step, the mean over `steps`."""
         self._cache = self._filled()
         token = torch.full((len(self._lanes), 1), 11)
         began = time.perf_counter()
@@ -116,16 +116,24 @@ class Stepper:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=causal_base.SHAPES, default="smollm2-135m")
-    parser.add_argument("--base", type=Path, help="a checkpoint folder instead of random weights of --shape")
-    parser.add_argument("--lanes", type=int, nargs="+", default=[1, 3])
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--prompt", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--shape", choices=causal_base.SHAPES, default="smollm2-135m", help="model shape (default smollm2-135m)"
+    )
+    parser.add_argument("--base", type=Path, help="checkpoint folder, instead of random weights of --shape")
+    parser.add_argument(
+        "--lanes", type=int, nargs="+", default=[1, 3], help="numbers of lanes to measure (default 1 3)"
+    )
+    parser.add_argument("--rank", type=int, default=8, help="LoRA rank (default 8)")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens in the cache before the first step (default 64)")
+    parser.add_argument("--steps", type=int, default=16, help="decoding steps per round (default 16)")
+    parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default 7)")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="number format (default auto)")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=list(WAYS), help="implementations to measure (default: all)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's choice)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dtype = pick_dtype(args.dtype, CPU)

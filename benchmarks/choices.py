@@ -44,8 +44,8 @@ def errors_of(chooser: int, seed: int, *, telling: bool) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--choosers", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--choosers", type=int, default=200, help="simulated choosers (default 200)")
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
     args = parser.parse_args()
     found = {}
     for name, telling in (("telling pairs", True), ("random pairs", False)):

@@ -73,16 +73,26 @@ def measure(ensemble: Ensemble, statements: list[str], options: dict[str, Any], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", required=True)
-    parser.add_argument("--statements", type=Path, required=True, help="one a line")
-    parser.add_argument("--limit", type=int, default=20, help="statements")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--profiles", default="balanced", help="of the bundle, separated by commas")
-    parser.add_argument("--combine", default="hidden,weights", help="ways to combine, separated by commas")
-    parser.add_argument("--prompt-lookup", choices=("auto", "on"), default="auto")
-    parser.add_argument("--compile", choices=("auto", "off"), default="auto", help="auto: what was compiled before")
-    parser.add_argument("--compile-cache")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--bundle", required=True, help="bundle folder")
+    parser.add_argument("--statements", type=Path, required=True, help="text file, one statement per line")
+    parser.add_argument("--limit", type=int, default=20, help="maximum number of statements (default 20)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default 3)")
+    parser.add_argument(
+        "--profiles", default="balanced", help="profiles of the bundle, comma-separated (default balanced)"
+    )
+    parser.add_argument(
+        "--combine", default="hidden,weights", help="ways to combine, comma-separated (default hidden,weights)"
+    )
+    parser.add_argument(
+        "--prompt-lookup", choices=("auto", "on"), default="auto", help="the engine's setting (default auto)"
+    )
+    parser.add_argument(
+        "--compile", choices=("auto", "off"), default="auto", help="auto (default): use steps that were compiled before"
+    )
+    parser.add_argument("--compile-cache", help="folder of compiled steps")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's choice)"
+    )
     args = parser.parse_args()
     ensemble = Ensemble.load(
         args.bundle,

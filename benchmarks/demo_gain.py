@@ -41,11 +41,16 @@ def collapse(replies: list[str]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", required=True, type=Path)
-    parser.add_argument("--recipe", required=True, type=Path)
-    parser.add_argument("--part", default="test", choices=("test", "validation", "train"))
-    parser.add_argument("--prompts", type=int, default=200, help="of the part, at most")
-    parser.add_argument("--show", type=int, default=0, help="print so many prompts with every objective's reply")
+    parser.add_argument("--bundle", required=True, type=Path, help="trained bundle")
+    parser.add_argument("--recipe", required=True, type=Path, help="recipe that it was trained with")
+    parser.add_argument(
+        "--part",
+        default="test",
+        choices=("test", "validation", "train"),
+        help="part of the recipe's data (default test)",
+    )
+    parser.add_argument("--prompts", type=int, default=200, help="maximum number of prompts (default 200)")
+    parser.add_argument("--show", type=int, default=0, help="prompts to print with every objective's reply (default 0)")
     args = parser.parse_args()
 
     recipe = load_recipe(args.recipe)

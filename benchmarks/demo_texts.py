@@ -25,7 +25,7 @@ SHOWN = ("words", "copy_rate", "ended", "same_start", "distinct")
 
 
 def answers(ensemble: Ensemble, statements: Sequence[str], *, with_base: bool) -> dict[str, list[Completion]]:
-    """Each objective alone, then the default profile; the bare base first where it is wanted."""
+    """Each objective alone, then the default profile; the bare base first if requested."""
     asked: dict[str, Mapping[str, float] | None] = {name: {name: 1.0} for name in ensemble.objectives}
     if with_base:
         asked = {"base": {"base": 1.0}, **asked}
@@ -55,10 +55,10 @@ def measures(statements: Sequence[str], done: Sequence[Completion]) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", required=True, type=Path)
-    parser.add_argument("--statements", required=True, type=Path, help="one a line")
-    parser.add_argument("--base", action="store_true", help="what the bare base says, too")
-    parser.add_argument("--out", type=Path, help="Markdown (default: standard output)")
+    parser.add_argument("--bundle", required=True, type=Path, help="bundle folder")
+    parser.add_argument("--statements", required=True, type=Path, help="text file, one statement per line")
+    parser.add_argument("--base", action="store_true", help="include the bare base's replies")
+    parser.add_argument("--out", type=Path, help="Markdown file to write (default: standard output)")
     args = parser.parse_args()
     statements = [line for line in args.statements.read_text(encoding="utf-8").splitlines() if line.strip()]
     ensemble = Ensemble.load(args.bundle, dtype="float32", slots=32)

@@ -77,12 +77,12 @@ def summary(asked: Sequence[Asked], count: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", required=True, type=Path)
-    parser.add_argument("--statements", required=True, type=Path, help="one a line")
-    parser.add_argument("--recipe", type=Path, help="whose objectives' scorers judge, for a bundle that names none")
-    parser.add_argument("--most", type=int, help="statements (default: all)")
-    parser.add_argument("--count", type=int, default=3, help="drafts of each (default 3)")
-    parser.add_argument("--new-tokens", type=int, default=60, help="of a text, at most (default 60)")
+    parser.add_argument("--bundle", required=True, type=Path, help="bundle folder")
+    parser.add_argument("--statements", required=True, type=Path, help="text file, one statement per line")
+    parser.add_argument("--recipe", type=Path, help="recipe whose scorers to use, if the bundle has none")
+    parser.add_argument("--most", type=int, help="maximum number of statements (default: all)")
+    parser.add_argument("--count", type=int, default=3, help="drafts per statement (default 3)")
+    parser.add_argument("--new-tokens", type=int, default=60, help="maximum tokens per text (default 60)")
     args = parser.parse_args()
     ensemble = Ensemble.load(args.bundle, slots=64, scorer_device="cpu")
     if args.recipe is not None:

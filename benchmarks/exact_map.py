@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Rows:
-    """Figures by prompt, one line of JSON each in a file (None: not saved), for runs with the same settings."""
+    """Figures by prompt, one JSON line each in a file (None: not saved), reused by runs with the same settings."""
 
     def __init__(self, path: Path | None, settings: list[Any]) -> None:
         self._path = path
@@ -142,13 +142,19 @@ def differences(found: MapResult, places: Sequence[tuple[float, ...]], items: Se
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="one a line; default: 20 of its own")
-    parser.add_argument("--count", type=int, default=20, help="prompts (default 20)")
-    parser.add_argument("--resolution", type=int, default=100, help="of the grid (default 100)")
-    parser.add_argument("--max-new-tokens", type=int, default=16)
-    parser.add_argument("--max-regions", type=int, default=None)
-    parser.add_argument("--rows", type=Path, metavar="FILE", help="keep what is measured, and go on from it")
+    parser.add_argument("bundle", help="bundle folder")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="text file, one prompt per line (default: 20 built-in prompts)"
+    )
+    parser.add_argument("--count", type=int, default=20, help="number of prompts (default 20)")
+    parser.add_argument("--resolution", type=int, default=100, help="resolution of the grid (default 100)")
+    parser.add_argument("--max-new-tokens", type=int, default=16, help="maximum tokens per text (default 16)")
+    parser.add_argument(
+        "--max-regions", type=int, default=None, help="maximum number of regions per map (default: the engine's)"
+    )
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="file for each prompt's figures; an interrupted run resumes from it"
+    )
     return parser
 
 

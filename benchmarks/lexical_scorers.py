@@ -1,9 +1,9 @@
-"""What the lexical scorers reward: mean scores by style of the synthetic corpus, and of cheap tricks.
+"""What the lexical scorers reward: mean scores by style of the synthetic corpus, and of simple exploits.
 
     python -m benchmarks.lexical_scorers                       # the synthetic corpus
     python -m benchmarks.lexical_scorers --pair pair.csv       # also: PAIR, high- over low-quality replies
 
-Prints Markdown. Deterministic: no timing, no randomness beyond the corpus' seed.
+Prints Markdown. Deterministic: no timing, no randomness beyond the corpus's seed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training.data.synthetic.person import to_second_person
 from training.data.synthetic.styles import STYLES
 from training.scorers.learned.metrics import ranking_accuracy
 
-RECORDS, KNOWN, SEED = 4000, 3000, 0  # the rest is what the trigram model never saw
+RECORDS, KNOWN, SEED = 4000, 3000, 0  # records for the trigram model; the rest is unseen
 CHEAP: dict[str, Callable[[str], str]] = {
     "the prompt copied": lambda prompt: prompt,
     "the prompt with the person turned round": to_second_person,
@@ -35,7 +35,7 @@ CHEAP: dict[str, Callable[[str], str]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pair", help="PAIR's CSV")
+    parser.add_argument("--pair", help="CSV file of PAIR (default: only the synthetic corpus)")
     args = parser.parse_args()
 
     records = generate(RECORDS, SEED)

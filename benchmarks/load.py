@@ -132,13 +132,7 @@ def _ms(values: Sequence[float], p: int) -> str:
 
 
 async def keep_asking(
-    target: Target,
-    dice: random.Random,
-    left_s: Callable[[], float],
-    report: Report,
-    *,
-    new_tokens: int,
-    hang_s: float,
+    target: Target, dice: random.Random, left_s: Callable[[], float], report: Report, *, new_tokens: int, hang_s: float
 ) -> None:
     """One client, which sends its next request after an answer, or after a refusal when the server says. It sends at
     least one request, and none once `left_s` is 0."""
@@ -205,7 +199,7 @@ def served(
     """`emorl serve` for a bundle on a free port: its URL and its process id. `process`: more for `subprocess.Popen`."""
     flags = {"port": 0, "dtype": options.dtype, "slots": options.slots, "max-queue": options.max_queue}
     flags["threads"] = options.threads
-    # 600 s: on a slow machine clients wait longer, and that is all.
+    # 600 s: on a slow machine clients only wait longer.
     flags |= {"queue-timeout-s": 600, "log-level": "warning"}
     flags |= settings or {}
     command = [sys.executable, "-m", "emorl_cli", "serve", str(bundle)]
@@ -234,23 +228,38 @@ def listening_on(port: int) -> int | None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--bundle", type=Path, action="append", default=[], help="start a server for it; repeatable")
-    made.add_argument("--url", help="a server that runs on this machine instead")
+    made.add_argument("--bundle", type=Path, action="append", default=[], help="bundle folder to serve; repeatable")
+    made.add_argument("--url", help="use this running server instead; it must be on this machine")
     made.add_argument("--key", help="API key of that server")
-    made.add_argument("--clients", type=int, default=200, help=f"streams at once, up to {MOST_CLIENTS} (default 200)")
-    made.add_argument("--seconds", type=float, default=60.0, help=f"up to {MOST_SECONDS:g} (default 60)")
-    made.add_argument("--warm-up", type=float, default=0.0, help="seconds of the same load before, not measured (0)")
-    made.add_argument("--leavers", type=int, help="instead: this many clients that leave at random moments")
-    made.add_argument("--at-once", type=int, default=48, help="leavers at a time; fewer than slots and queue together")
-    made.add_argument("--within", type=float, default=1.0, help="seconds in which everything must be free (default 1)")
-    made.add_argument("--term-after", type=float, help="instead: SIGTERM this many seconds into the load")
-    made.add_argument("--overhead", action="store_true", help="instead: HTTP beside the engine in process")
-    made.add_argument("--rounds", type=int, default=20, help="of --overhead (default 20)")
-    made.add_argument("--new-tokens", type=int, default=64, help="tokens of a request at most (default 64)")
-    made.add_argument("--slots", type=int, default=16)
-    made.add_argument("--max-queue", type=int, default=64)
-    made.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    made.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch (default: all cores)")
+    made.add_argument(
+        "--clients", type=int, default=200, help=f"concurrent streams, up to {MOST_CLIENTS} (default 200)"
+    )
+    made.add_argument("--seconds", type=float, default=60.0, help=f"duration, up to {MOST_SECONDS:g} (default 60)")
+    made.add_argument(
+        "--warm-up", type=float, default=0.0, help="seconds of the same load before measuring (default 0)"
+    )
+    made.add_argument("--leavers", type=int, help="instead: number of clients that disconnect at random times")
+    made.add_argument(
+        "--at-once",
+        type=int,
+        default=48,
+        help="concurrent leavers; must be fewer than slots and queue together (default 48)",
+    )
+    made.add_argument(
+        "--within", type=float, default=1.0, help="seconds within which all slots must be free again (default 1)"
+    )
+    made.add_argument("--term-after", type=float, help="instead: send SIGTERM after this many seconds of load")
+    made.add_argument("--overhead", action="store_true", help="instead: compare HTTP with the engine in this process")
+    made.add_argument("--rounds", type=int, default=20, help="rounds of --overhead (default 20)")
+    made.add_argument("--new-tokens", type=int, default=64, help="maximum tokens per request (default 64)")
+    made.add_argument("--slots", type=int, default=16, help="the server's slots (default 16)")
+    made.add_argument("--max-queue", type=int, default=64, help="the server's max_queue (default 64)")
+    made.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="number format (default auto)"
+    )
+    made.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="the server's CPU threads (default: all cores)"
+    )
     return made
 
 
@@ -315,12 +324,12 @@ def _measure_bundle(options: argparse.Namespace, bundle: Path) -> Measured:
 
 def _measure(options: argparse.Namespace, target: Target, pid: int | None) -> Measured:
     if options.term_after:
-        assert pid is not None  # checked above: it needs a bundle
+        assert pid is not None  # checked above: --leavers, --term-after and --overhead need a bundle
         sizes = {"after_s": options.term_after, "new_tokens": options.new_tokens}
         return asyncio.run(drain.run(target, options.clients, pid, **sizes))
     if options.leavers:
         return asyncio.run(leavers.run(target, options.leavers, at_once=options.at_once, within_s=options.within))
-    if options.warm_up:  # until the prefill cache, the last thing that grows, is full
+    if options.warm_up:  # long enough to fill the prefill cache, the last thing that grows
         before = run(target, options.clients, options.warm_up, new_tokens=options.new_tokens, seed=MOST_CLIENTS)
         asyncio.run(before)
     return asyncio.run(run(target, options.clients, options.seconds, new_tokens=options.new_tokens, pid=pid))

@@ -3,9 +3,9 @@ streams.
 
     python -m benchmarks.long_prompt --shape 135m
 
-Reads it in pieces of several sizes (`prefill_tokens`) and prints, for each, the streams' median gap before it came, the
-99th percentile of their gaps until its first token, the two's ratio, and the time to its first token. Random weights:
-the shapes are those of real models, the texts are noise. Run it on a quiet machine.
+The prompt is prefilled in pieces of several sizes (`prefill_tokens`). For each size it prints the streams' median gap
+before the prompt arrives, the 99th percentile of their gaps until its first token, the ratio of the two, and the time
+to its first token. Weights are random, with the shapes of real models. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from emorl_core.models.registry import load_model
 from emorl_core.types import Failure, Request, Sampling, TokenEvent
 
 SHAPES = {"tiny": "llama-tiny", "135m": "smollm2-135m"}
-_TARGET = 5.0  # the gaps' 99th percentile beside their median
+_TARGET = 5.0  # ratio of the gaps' 99th percentile to their median
 _RANK = 8
-_BEFORE = 24  # tokens that each stream gets before the long prompt comes
+_BEFORE = 24  # tokens of each stream before the long prompt arrives
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run. Seconds."""
+    """One run; times in seconds."""
 
     median_s: float
     p99_s: float
@@ -74,7 +74,7 @@ def random_model(shape: str, folder: Path, objectives: int, dtype: torch.dtype) 
 
 
 def measure(model: TrainableModel, budget: int | None, *, streams: int, prompt: int, seed: int) -> Measured:
-    """`streams` run, then a prompt of so many tokens joins them; ends with its first token."""
+    """Start `streams`, then add a prompt of `prompt` tokens; ends with its first token."""
     draw = random.Random(seed)
     lanes = ("base", *model.adapters)
     engine = Engine(model, lambda ids: "", lanes, slots=streams + 1, prefill_cache_bytes=0, prefill_tokens=budget)
@@ -110,20 +110,24 @@ def measure(model: TrainableModel, budget: int | None, *, streams: int, prompt: 
 
 
 def _gaps(stamps: list[float]) -> list[tuple[float, float]]:
-    return list(pairwise(stamps[4:]))  # the first ones warm up
+    return list(pairwise(stamps[4:]))  # warm-up
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="tiny")
-    parser.add_argument("--objectives", type=int, default=3, help="lanes of every request (default 3)")
-    parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--prompt", type=int, default=4000, help="tokens of the long prompt (default 4000)")
+    parser.add_argument("--shape", choices=SHAPES, default="tiny", help="model shape (default tiny)")
+    parser.add_argument("--objectives", type=int, default=3, help="lanes per request (default 3)")
+    parser.add_argument("--streams", type=int, default=8, help="running streams (default 8)")
+    parser.add_argument("--prompt", type=int, default=4000, help="length of the long prompt in tokens (default 4000)")
     parser.add_argument(
-        "--budgets", default="32,64,128,256,512,0", help="prefill_tokens, comma-separated; 0: all at once"
+        "--budgets",
+        default="32,64,128,256,512,0",
+        help="values of prefill_tokens, comma-separated; 0: the whole prompt at once",
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=1, help="runs of each; the median is printed (default 1)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="number format (default float32)"
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="runs per value; the median is printed (default 1)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(options.shape, Path(folder), options.objectives, getattr(torch, options.dtype))

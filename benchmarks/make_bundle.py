@@ -1,8 +1,8 @@
-"""Write a bundle of a published shape with random weights: no download, the real sizes.
+"""Write a bundle of a published shape with random weights, without any download.
 
     python -m benchmarks.make_bundle --shape t5-base --objectives 3 --rank 8 --out runs/t5-base
 
-Random weights give random text; speed and memory are those of the real model.
+Its texts are random; its speed and memory are those of the real model.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SHAPES: dict[str, tuple[int, int, int, int, int]] = {
     "t5-small": (512, 64, 2048, 6, 8),
     "t5-base": (768, 64, 3072, 12, 12),
     "t5-large": (1024, 64, 4096, 24, 16),
-    "t5-tiny": (64, 16, 128, 2, 4),  # of no published model: what tests of the benchmarks measure
+    "t5-tiny": (64, 16, 128, 2, 4),  # not a published model; for tests of the benchmarks
 }
 ALL_SHAPES = (*SHAPES, *causal_base.SHAPES)
 VOCABULARY = 32128  # of the T5 shapes
-TOKENIZER_CONFIG = "tokenizer_config.json"  # the last file that is written of a base
+TOKENIZER_CONFIG = "tokenizer_config.json"  # the last file of a base to be written
 _NAMES = ("reflection", "empathy", "fluency", "coherence", "specificity", "warmth", "brevity", "clarity")
 
 
@@ -63,7 +63,7 @@ def t5_config(shape: str) -> dict[str, object]:
 
 
 def linear_shapes(shape: str) -> dict[str, tuple[int, int]]:
-    """Linear layer -> (out, in), of all that adapters can be on."""
+    """Linear layer -> (out, in), for all layers that adapters can be on."""
     if shape in causal_base.SHAPES:
         return causal_base.linear_shapes(shape)
     d_model, d_kv, d_ff, layers, heads = SHAPES[shape]
@@ -115,10 +115,9 @@ def _write_t5(folder: Path, shape: str, *, seed: int) -> None:
 def write_bundle(
     folder: Path, shape: str, *, objectives: int = 3, rank: int = 8, seed: int = 0, base: Path | None = None
 ) -> Path:
-    """Write a bundle: random base, `objectives` random adapters of `rank` on all linear layers but the head.
-
-    `base`: a folder that holds this random base or will, for several bundles that share it by a symbolic link.
-    """
+    """Write a bundle: a random base and `objectives` random adapters of `rank` on all linear layers except the head.
+    `base`: a folder for the base, which is written unless it exists; several bundles can share it through symbolic
+    links."""
     if base is None:
         write_base(folder / BASE_DIR, shape, seed=seed)
     else:
@@ -173,11 +172,18 @@ def write_tokenizer(folder: Path, size: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=ALL_SHAPES, default="t5-base")
-    parser.add_argument("--objectives", type=int, default=3, choices=range(1, len(_NAMES) + 1), metavar="1-8")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
+    parser.add_argument("--shape", choices=ALL_SHAPES, default="t5-base", help="model shape (default t5-base)")
+    parser.add_argument(
+        "--objectives",
+        type=int,
+        default=3,
+        choices=range(1, len(_NAMES) + 1),
+        metavar="1-8",
+        help="number of objectives (default 3)",
+    )
+    parser.add_argument("--rank", type=int, default=8, help="LoRA rank (default 8)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
+    parser.add_argument("--out", type=Path, required=True, help="new folder to write")
     args = parser.parse_args()
     if args.out.exists():
         print(f"make_bundle: error: --out {args.out}: exists already", file=sys.stderr)

@@ -48,7 +48,7 @@ def alternate(targets: dict[str, Target], rounds: int, new_tokens: int) -> dict[
     for number in range(rounds + _WARM_UP):
         body = generate_body(dice, new_tokens, stream=True, exactly=True)
         ids: dict[str, list[int]] = {}
-        for name in sorted(targets, reverse=bool(number % 2)):  # the second one finds a warmer machine
+        for name in sorted(targets, reverse=bool(number % 2)):  # the second side has warmer caches, so take turns
             answer = asyncio.run(ask(targets[name], body))
             if answer.kind != "completed" or answer.first_token_s is None:
                 raise SystemExit(f"{name} answered: {answer.kind}")
@@ -80,7 +80,7 @@ def shown(what: str, unit: str, values: Sequence[float], scale: float = 1.0) -> 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Side]:
-    """Results by way of serving; prints each as soon as it is known."""
+    """Results by way of serving; each is printed when it is known."""
     plain = {"compile": "off"}
     more = ["--dtype", options.dtype, "--max-queue", str(options.max_queue)]
     more += ["--compile", "off", "--log-level", "warning"]  # as in `load.served`
@@ -124,13 +124,17 @@ def queueing_times(side: Side, clients: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--bundle", type=Path, required=True)
-    made.add_argument("--rounds", type=int, default=20, help="of one stream each (default 20)")
-    made.add_argument("--new-tokens", type=int, default=64)
-    made.add_argument("--clients", type=int, default=16, help="streams at once, up to --slots (default 16)")
-    made.add_argument("--seconds", type=float, default=10.0, help="of many streams at once, each time (default 10)")
-    made.add_argument("--crowds", type=int, default=3, help="times that each two-core side has them (default 3)")
-    made.add_argument("--dtype", default="auto")
+    made.add_argument("--bundle", type=Path, required=True, help="bundle folder to serve")
+    made.add_argument("--rounds", type=int, default=20, help="streams to measure one at a time (default 20)")
+    made.add_argument("--new-tokens", type=int, default=64, help="tokens per stream (default 64)")
+    made.add_argument("--clients", type=int, default=16, help="concurrent streams, up to --slots (default 16)")
+    made.add_argument(
+        "--seconds", type=float, default=10.0, help="seconds of concurrent streams per measurement (default 10)"
+    )
+    made.add_argument(
+        "--crowds", type=int, default=3, help="measurements with concurrent streams per two-core setup (default 3)"
+    )
+    made.add_argument("--dtype", default="auto", help="number format (default auto)")
     options = made.parse_args(argv)
     if options.clients < 2 or min(options.rounds, options.crowds, options.new_tokens - 1, options.seconds) <= 0:
         made.error("--clients and --new-tokens: from 2; --rounds, --crowds and --seconds: above 0")

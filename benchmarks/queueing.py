@@ -1,10 +1,11 @@
-"""A simulation of N replicas at rising load; nothing is served or timed.
+"""Simulates N replicas at increasing load; nothing is served or timed.
 
     python -m benchmarks.queueing --step-ms 20 --row-ms 1.5 --prompt-ms 60
 
-The three times are measured before, of one replica: a step with one row, what each further row adds, and what reading a
-prompt adds to the step that admits it. Requests come at random (Poisson), go to the less busy of two replicas drawn at
-random, as Ray Serve's router does it, and at a replica wait for a slot, in turn; a full queue refuses (429).
+The three times are measured beforehand on one replica: a step with one row, the time that each further row adds, and
+the time that prefilling a prompt adds to the step that admits it. Arrivals are a Poisson process. As in Ray Serve's
+router, a request goes to the less busy of two random replicas, where it waits in order for a slot; a full queue refuses
+it (429).
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from dataclasses import dataclass, field
 from random import Random
 
 REPLICAS = (1, 4, 16, 64)
-LOADS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)  # of what the replicas can do with every slot in use
+LOADS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)  # fractions of the capacity with every slot in use
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Of one replica, in seconds."""
+    """Times of one replica, in seconds."""
 
     step_s: float
     row_s: float
@@ -42,11 +43,11 @@ class Door:
 
 @dataclass(slots=True)
 class Replica:
-    """Requests are (arrival, tokens left). `busy`: a step of it is under way."""
+    """Requests are (arrival, tokens left). `busy`: a step is in progress."""
 
     waiting: deque[tuple[float, int]] = field(default_factory=deque)
     running: list[tuple[float, int]] = field(default_factory=list)
-    fresh: list[float] = field(default_factory=list)  # arrivals of those whose first token the step under way gives
+    fresh: list[float] = field(default_factory=list)  # arrivals of requests with their first token in this step
     busy: bool = False
 
     @property
@@ -56,7 +57,7 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """first_s: of each completed request, sorted; refused: those that the door sent away."""
+    """first_s: time to first token of each completed request, sorted."""
 
     first_s: list[float]
     completed: int
@@ -68,18 +69,18 @@ class Outcome:
 
 
 def capacity(times: Times, door: Door, tokens: int) -> float:
-    """Requests a second of one replica whose slots are all in use: `tokens` steps for each batch of `slots` requests,
-    whose prompts are read meanwhile."""
+    """Requests per second of one replica with all slots in use: `tokens` steps per `slots` requests, plus their
+    prefill."""
     return door.slots / (tokens * times.step(door.slots, 0) + door.slots * times.prompt_s)
 
 
 def simulate(
     times: Times, door: Door, *, replicas: int, rate: float, tokens: int, seconds: float, seed: int
 ) -> Outcome:
-    """`rate` requests a second, of `tokens` each, for `seconds`; then what is in progress ends."""
+    """Simulate `rate` requests per second of `tokens` each, for `seconds` and until all have ended."""
     dice = Random(seed)
     fleet = [Replica() for _ in range(replicas)]
-    events: list[tuple[float, int]] = [(dice.expovariate(rate), -1)]  # (when, replica whose step ends; -1: a request)
+    events: list[tuple[float, int]] = [(dice.expovariate(rate), -1)]  # (time, replica whose step ends; -1: arrival)
     first_s: list[float] = []
     completed = refused = 0
 
@@ -118,14 +119,16 @@ def simulate(
 
 def main(argv: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--step-ms", type=float, required=True, help="a step with one row")
-    made.add_argument("--row-ms", type=float, required=True, help="what each further row adds to a step")
-    made.add_argument("--prompt-ms", type=float, required=True, help="what reading one prompt adds to a step")
-    made.add_argument("--tokens", type=int, default=64, help="of each request (default 64)")
-    made.add_argument("--slots", type=int, default=16)
-    made.add_argument("--max-queue", type=int, default=64)
-    made.add_argument("--seconds", type=float, default=120.0, help="of arrivals (default 120)")
-    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--step-ms", type=float, required=True, help="time of a step with one row, in ms")
+    made.add_argument("--row-ms", type=float, required=True, help="time that each further row adds to a step, in ms")
+    made.add_argument(
+        "--prompt-ms", type=float, required=True, help="time that prefilling one prompt adds to a step, in ms"
+    )
+    made.add_argument("--tokens", type=int, default=64, help="tokens per request (default 64)")
+    made.add_argument("--slots", type=int, default=16, help="slots per replica (default 16)")
+    made.add_argument("--max-queue", type=int, default=64, help="max_queue per replica (default 64)")
+    made.add_argument("--seconds", type=float, default=120.0, help="duration of arrivals (default 120)")
+    made.add_argument("--seed", type=int, default=0, help="seed of the arrivals (default 0)")
     options = made.parse_args(argv)
     if min(options.step_ms, options.row_ms, options.prompt_ms) < 0 or options.step_ms == 0 or options.tokens < 1:
         made.error("times must not be negative, --step-ms above 0, --tokens at least 1")

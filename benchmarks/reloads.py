@@ -178,9 +178,11 @@ def done(log: Path) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--reloads", type=int, default=100, help=f"that are done, up to {MOST_RELOADS} (default 100)")
-    made.add_argument("--shape", default="t5-tiny", help="of the bundles (default t5-tiny)")
-    made.add_argument("--seed", type=int, default=0)
+    made.add_argument(
+        "--reloads", type=int, default=100, help=f"reloads to complete, up to {MOST_RELOADS} (default 100)"
+    )
+    made.add_argument("--shape", default="t5-tiny", help="model shape of the bundles (default t5-tiny)")
+    made.add_argument("--seed", type=int, default=0, help="seed of all random times (default 0)")
     return made
 
 

@@ -43,7 +43,7 @@ _SEEN_TO_END = ("connection", "unanswered", "cut short", "status 5")
 
 
 class NotInOrder(RuntimeError):
-    """`emorl deploy` failed at its end, or left processes behind."""
+    """`emorl deploy` failed at the end, or left processes behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,17 +216,26 @@ def _change(options: argparse.Namespace, at: Deployed) -> Callable[[], Awaitable
 
 def main(argv: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--bundle", type=Path, required=True)
-    made.add_argument("--clients", type=int, default=100)
-    made.add_argument("--seconds", type=float, default=60.0, help="at least (default 60)")
-    made.add_argument("--new-tokens", type=int, default=32)
-    made.add_argument("--replicas", type=int, default=2)
-    made.add_argument("--slots", type=int, default=16)
+    made.add_argument("--bundle", type=Path, required=True, help="bundle folder to serve")
+    made.add_argument(
+        "--clients", type=int, default=100, help=f"concurrent clients, up to {MOST_CLIENTS} (default 100)"
+    )
+    made.add_argument(
+        "--seconds", type=float, default=60.0, help=f"minimum duration, up to {MOST_SECONDS:g} (default 60)"
+    )
+    made.add_argument("--new-tokens", type=int, default=32, help="tokens per request (default 32)")
+    made.add_argument("--replicas", type=int, default=2, help="number of replicas (default 2)")
+    made.add_argument("--slots", type=int, default=16, help="slots per replica (default 16)")
     what = made.add_mutually_exclusive_group()
-    what.add_argument("--kill-after", type=float, help="kill -9 of one replica, so many seconds into the load")
-    what.add_argument("--roll-to", type=Path, help="another bundle, deployed while the load runs")
-    what.add_argument("--scale-to", type=int, help="another number of replicas, deployed while the load runs")
-    made.add_argument("--change-after", type=float, default=10.0, help="seconds into the load (default 10)")
+    what.add_argument("--kill-after", type=float, help="kill -9 one replica after this many seconds")
+    what.add_argument("--roll-to", type=Path, help="deploy this bundle under load")
+    what.add_argument("--scale-to", type=int, help="change to this number of replicas under load")
+    made.add_argument(
+        "--change-after",
+        type=float,
+        default=10.0,
+        help="seconds before --roll-to or --scale-to takes effect (default 10)",
+    )
     options = made.parse_args(argv)
     if not (0 < options.clients <= MOST_CLIENTS and 0 < options.seconds <= MOST_SECONDS):
         made.error(f"--clients: up to {MOST_CLIENTS}; --seconds: up to {MOST_SECONDS:g}")

@@ -1,10 +1,10 @@
-"""What scoring costs the streams beside it: the gaps between their tokens with `score` off and on.
+"""The effect of scoring on concurrent streams: the gaps between tokens with `score` off and on.
 
     python -m benchmarks.scored_streams --bundle my-demo
 
-The bundle names scorers. A server is started, and so many clients at once read streams, without scores and with them in
-turn, round by round. Gaps are those between tokens as a client sees them; `end` is the time from a stream's last token
-to its end, which waits for the scores. Medians over rounds; one line of JSON for machines comes last.
+Needs a bundle with scorers. A server is started, and concurrent clients read streams, alternating between streams
+without and with scores. Gaps are between tokens as a client receives them; `end` is the time from a stream's last token
+to its end, which waits for the scores. Medians are over rounds; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WAYS = {"off": False, "on": True}
 
 @dataclass(slots=True)
 class Rounds:
-    """Of one way: milliseconds, one number a round."""
+    """Results of one mode in milliseconds, one number per round."""
 
     middle: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)  # 99th percentile
@@ -45,7 +45,7 @@ class Rounds:
 
 
 async def _stream(target: Target, body: dict[str, object]) -> tuple[Answer, float]:
-    """The answer, and seconds from its last token to its end."""
+    """The answer, and the seconds from its last token to its end."""
     began = time.perf_counter()
     answer = await ask(target, body)
     took = time.perf_counter() - began
@@ -64,18 +64,20 @@ async def _round(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--clients", type=int, default=8, help="streams at once (default 8)")
-    parser.add_argument("--rounds", type=int, default=5, help="of each way (default 5)")
-    parser.add_argument("--new-tokens", type=int, default=64, help="of a stream (default 64)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--threads", default="auto", help="the server's setting (default auto)")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle folder to serve, with scorers")
+    parser.add_argument("--clients", type=int, default=8, help="concurrent streams (default 8)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each mode (default 5)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="tokens per stream (default 64)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="number format (default auto)"
+    )
+    parser.add_argument("--threads", default="auto", help="the server's CPU threads (default auto)")
     options = parser.parse_args()
     ways = {name: Rounds() for name in _WAYS}
     own = argparse.Namespace(dtype=options.dtype, slots=16, max_queue=64, threads=options.threads)
     with served(options.bundle, own) as (url, _):
         target = Target.parse(url)
-        for number in range(options.rounds + 1):  # the first one warms up
+        for number in range(options.rounds + 1):  # warm-up
             for name, score in _WAYS.items():
                 answers = asyncio.run(_round(target, options.clients, options.new_tokens, score=score, seed=number))
                 if number:

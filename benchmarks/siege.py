@@ -45,10 +45,10 @@ _GROWTH, _GROWTH_MIB = 0.1, 32.0  # allowed growth of memory after the siege, wh
 _DESCRIPTORS = 1024  # the usual limit
 # Seconds; no phase takes longer than the siege itself.
 _BURST_S = 10.0
-_ARRIVAL_S = 2.0  # until all attackers are there
-_TAIL_S = 10.0  # by which the attackers stay longer than the streams
+_ARRIVAL_S = 2.0  # until all attackers are connected
+_TAIL_S = 10.0  # how much longer the attackers run than the streams
 _REST_S = 3.0  # after the siege, before memory is read
-_LAST_S = 5.0  # of the last siege, before SIGTERM
+_LAST_S = 5.0  # of the last attack, before SIGTERM
 _DRAIN = {"drain-timeout-s": 10, "last-bytes-s": 5, "log-flush-s": 2}
 _DEADLINE_S = 10.0 + sum(_DRAIN.values())  # including the engine's 10 s, as in docs/operations.md
 # The burst before the calm phase fills this cache; a bounded cache that is not yet full would look like a leak.
@@ -184,10 +184,10 @@ async def run(
     new_tokens: int,
     kinds: Sequence[str] = attackers.KINDS,
 ) -> Report:
-    """A first burst, calm, siege, rest, and termination of the process `pid` under another siege.
+    """A burst, a calm phase, the siege, a rest, and SIGTERM to the process `pid` under another attack.
 
-    The first burst fills bounded caches (prompts, the library's kernels for each number of rows), so that memory before
-    and after the siege shows whether it keeps growing.
+    The burst fills bounded caches (prompts, the library's kernels for each number of rows), so that memory before and
+    after the siege shows whether it keeps growing.
     """
     process = psutil.Process(pid)
     longest = (_BURST_S, _ARRIVAL_S, _TAIL_S, _REST_S, _LAST_S)
@@ -247,16 +247,20 @@ def measure(bundle: Path, options: argparse.Namespace, log: Path) -> Report:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--bundle", type=Path, help="what is served (default: a tiny bundle, made for this)")
-    made.add_argument("--seconds", type=float, default=60.0, help=f"of the siege, up to {MOST_SECONDS:g} (default 60)")
-    made.add_argument("--streams", type=int, default=10, help="that behave, up to 16 (default 10)")
-    made.add_argument("--new-tokens", type=int, default=64, help="tokens of a stream at most (default 64)")
-    made.add_argument("--only", action="append", choices=attackers.KINDS, help="this kind of attack; repeatable")
-    made.add_argument("--json", action="store_true", help="print the line for machines alone")
-    made.add_argument("--slots", type=int, default=16)
-    made.add_argument("--max-queue", type=int, default=64)
-    made.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    made.add_argument("--threads", type=int, default=1, help="of PyTorch (default 1)")
+    made.add_argument("--bundle", type=Path, help="bundle folder to serve (default: a new tiny one)")
+    made.add_argument(
+        "--seconds", type=float, default=60.0, help=f"duration of the attack, up to {MOST_SECONDS:g} (default 60)"
+    )
+    made.add_argument("--streams", type=int, default=10, help="well-behaved streams, up to 16 (default 10)")
+    made.add_argument("--new-tokens", type=int, default=64, help="maximum tokens per stream (default 64)")
+    made.add_argument("--only", action="append", choices=attackers.KINDS, help="only this kind of attack; repeatable")
+    made.add_argument("--json", action="store_true", help="print only the JSON line")
+    made.add_argument("--slots", type=int, default=16, help="the server's slots (default 16)")
+    made.add_argument("--max-queue", type=int, default=64, help="the server's max_queue (default 64)")
+    made.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="number format (default auto)"
+    )
+    made.add_argument("--threads", type=int, default=1, help="the server's CPU threads (default 1)")
     return made
 
 

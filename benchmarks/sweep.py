@@ -1,21 +1,20 @@
-"""The paper's search over 32 prompts three ways: one tree per prompt, request by request, and as published.
+"""The paper's search over 32 prompts in several ways: shared sweeps, separate requests, and as published.
 
     python -m benchmarks.sweep --bundle BUNDLE --prompts FILE --rounds 3
 
 The 135 evaluations are those of the published grid search (3 objectives, 5 levels) along a fixed path to the paper's
-best weights, so no scorer takes part. The ways are run in turn in every round, in one process:
+best weights, so no scorer is needed. The ways alternate in every round, in one process:
 
-- search: what `emorl search --space cube` runs: a level is one shared sweep, and texts that lie between equal
-  neighbours are not generated.
-- sweep: the same without that; every distinct direction is generated, in shared sweeps.
-- separate, rays: one generate request per prompt and distinct direction, batched through the same engine.
-- separate, all: one generate request per prompt and evaluation, repeats and multiples included, as a plain loop does.
-- published: three full Hugging Face models, encoder and whole decoder again for every token, no cache, until every row
-  has ended (method.md section 3). Measured at `--published-points` of the points, then multiplied to all 135.
+- search: as `emorl search --space cube`: a level is one shared sweep, and texts between equal neighbours are not
+  generated.
+- sweep: the same, but every distinct direction is generated.
+- separate, rays: one generate request per prompt and distinct direction, batched by the same engine.
+- separate, all: one generate request per prompt and evaluation, including repeats and multiples, as in a plain loop.
+- published: three full Hugging Face models; encoder and decoder run again for every token, without a cache, until every
+  row has ended (method.md section 3). Measured at `--published-points` points and scaled to 135.
 
-Times are seconds of this process's CPU (`process_time`), which a busy machine disturbs least, and of the clock. Ratios
-are of CPU seconds, taken round by round.
-One JSON line for machines comes last.
+Times are this process's CPU seconds (`process_time`), which vary least on a busy machine, and wall-clock seconds.
+Ratios are of CPU seconds within a round. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ PAPER = (0.78, 0.5, 0.06)  # the published best weights
 
 
 def path_of_the_paper(evaluate: Callable[[Sequence[Any]], None]) -> list[list[Any]]:
-    """The points of each level, repeats included, on the way to the paper's weights."""
+    """The points of each level, including repeats, on the way to the paper's weights."""
     from training.search.strategies.grid import search
     from training.search.strategies.spaces import Cube
 
@@ -47,7 +46,7 @@ def path_of_the_paper(evaluate: Callable[[Sequence[Any]], None]) -> list[list[An
 
 
 class Ours:
-    """One ensemble, its remembered prompts thrown away before every run."""
+    """One ensemble, whose prefill cache is cleared before every run."""
 
     def __init__(self, bundle: Path, prompts: list[str], slots: int, max_new_tokens: int) -> None:
         from emorl_core.ensemble import Ensemble
@@ -88,14 +87,14 @@ class Ours:
         path_of_the_paper(evaluate)
         self.counts = evaluator.counts
         return {
-            (prompt, ray(done.point)): name  # of the tokens, to be compared
+            (prompt, ray(done.point)): name  # of the tokens, for comparison
             for done in evaluator.evaluations()
             for prompt, name in enumerate(done.tokens)
         }
 
     def separate(self, points: Sequence[Any]) -> dict[tuple[int, Any], str]:
-        """One request per prompt and point, all of a level in the engine's queue at once; like a sweep's, without
-        log-probabilities."""
+        """One request per prompt and point, with all requests of a level in the engine's queue together; without
+        log-probabilities, like a sweep."""
         from training.search.evaluations.evaluation import name_of
         from training.search.strategies.spaces import ray
 
@@ -118,7 +117,7 @@ class Ours:
 
 
 class Published:
-    """Three full models of one process, as the published loop has them."""
+    """Three full models in one process, as in the published loop."""
 
     def __init__(self, ours: Ours) -> None:
         import warnings
@@ -185,15 +184,19 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path, required=True, help="text, one per line; the first 32 are used")
-    parser.add_argument("--count", type=int, default=32, help="prompts (default 32)")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--published-points", type=int, default=1, help="of the 135; 0 leaves that way out")
-    parser.add_argument("--skip-all", action="store_true", help="leave `separate, all` out")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle folder")
+    parser.add_argument("--prompts", type=Path, required=True, help="text file, one prompt per line")
+    parser.add_argument(
+        "--count", type=int, default=32, help="number of prompts, from the start of the file (default 32)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="maximum tokens per text (default 64)")
+    parser.add_argument("--slots", type=int, default=64, help="branches to run concurrently (default 64)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default 3)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument(
+        "--published-points", type=int, default=1, help="points, of 135, to measure as published; 0: none (default 1)"
+    )
+    parser.add_argument("--skip-all", action="store_true", help="skip `separate, all`")
     args = parser.parse_args()
     import torch
 

@@ -21,47 +21,52 @@ PEERS = ("one-model", "published", "peft-mixed", "ctranslate2", "llama.cpp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    measured = parser.add_argument_group("what is measured; with none of these, every target")
-    measured.add_argument("--case", action="append", choices=CASES, help="only this case; may be repeated")
+    measured = parser.add_argument_group("measurements (default: those of all targets)")
+    measured.add_argument("--case", action="append", choices=CASES, help="run only this case; repeatable")
     measured.add_argument(
         "--shape",
         action="append",
         choices=SHAPES,
-        help="of the random model; default: those that targets speak of; may be repeated",
+        help="model shape, with random weights (default: those of the targets); repeatable",
     )
     measured.add_argument(
         "--dtype",
         action="append",
         choices=("auto", "float32", "bfloat16"),
-        help="auto (default): bfloat16 where the device does it well; may be repeated",
+        help="number format (default auto: bfloat16 if the device supports it natively); repeatable",
     )
-    measured.add_argument("--peers", metavar="A,B|none", help=f"beside this engine; default: {','.join(PEERS)}")
-    measured.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")
-    measured.add_argument("--threads", type=int, metavar="N", help="of every engine; default: one per core")
-    measured.add_argument("--rounds", type=int, metavar="K", help="measured rounds; default: each case's own number")
     measured.add_argument(
-        "--quick", action="store_true", help="3 rounds of each case: for a quick look, not for publication"
+        "--peers", metavar="A,B|none", help=f"alternatives to compare with (default {','.join(PEERS)})"
     )
+    measured.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")
+    measured.add_argument("--threads", type=int, metavar="N", help="threads of every engine (default: one per core)")
+    measured.add_argument("--rounds", type=int, metavar="K", help="measured rounds (default: depends on the case)")
+    measured.add_argument("--quick", action="store_true", help="3 rounds per case; not for publication")
     files = parser.add_argument_group("files")
     files.add_argument(
-        "--folder", type=Path, default=Path("runs/bench"), help="random models are kept here (default runs/bench)"
+        "--folder", type=Path, default=Path("runs/bench"), help="folder for the random models (default runs/bench)"
     )
     files.add_argument(
-        "--json", type=Path, metavar="FILE", help="keep the results as one line of JSON; grows case by case"
+        "--json", type=Path, metavar="FILE", help="write the results as one line of JSON, updated after each case"
     )
-    files.add_argument("--resume", action="store_true", help="continue with the cases that FILE does not contain")
-    shown = parser.add_argument_group("what is shown of results, instead of measuring")
+    files.add_argument("--resume", action="store_true", help="run only the cases that are missing from the --json file")
+    shown = parser.add_argument_group("reports, without measuring")
     only = shown.add_mutually_exclusive_group()
-    only.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="what moved beyond its spread")
-    only.add_argument("--render", nargs="+", type=Path, metavar="FILE", help="Markdown of one run, or of its parts")
+    only.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="print the changes that exceed the spread"
+    )
+    only.add_argument(
+        "--render", nargs="+", type=Path, metavar="FILE", help="print one run, or the parts of one, as Markdown"
+    )
     shown.add_argument(
         "--threshold",
         type=float,
         default=0.05,
         metavar="PART",
-        help="--compare ends with 1 when a figure of this engine is worse by more (default 0.05)",
+        help="with --compare: exit with 1 if a figure of this engine is worse by more than this "
+        "fraction (default 0.05)",
     )
-    shown.add_argument("--into", type=Path, metavar="PAGE", help="--render between the marks of this page")
+    shown.add_argument("--into", type=Path, metavar="PAGE", help="with --render: write between the marks in this page")
     add_example(
         parser,
         "emorl bench",

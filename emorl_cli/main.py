@@ -23,7 +23,7 @@ from server.serving.signals import stand_by
 
 # command -> (module, summary), in the order of `emorl --help`
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("emorl_cli.demo.demo", "make the demo bundle on first use and serve it"),
+    "demo": ("emorl_cli.demo.demo", "build the demo bundle on first use and serve it"),
     "serve": ("emorl_cli.serve", "serve a bundle over HTTP"),
     "deploy": ("emorl_cli.deploy", "serve a bundle on several replicas with Ray Serve"),
     "generate": ("emorl_cli.generate", "answer one prompt, or a file of prompts"),
@@ -32,20 +32,20 @@ VERBS: dict[str, tuple[str, str]] = {
     "replay": ("emorl_cli.replay", "generate a receipt's text again and check that it is the same"),
     "new": ("emorl_cli.bundles.new", "make a bundle of a base and adapters, or sentences, and inspect it"),
     "inspect": ("emorl_cli.bundles.inspect", "describe a bundle and validate all of it"),
-    "train": ("emorl_cli.learning.train", "train every objective of a recipe and write a bundle"),
-    "warm-start": ("emorl_cli.learning.warm_start", "train a recipe's base on replies, before any reinforcement"),
+    "train": ("emorl_cli.learning.train", "train the objectives of a recipe and write a bundle"),
+    "warm-start": ("emorl_cli.learning.warm_start", "run only the supervised fine-tuning of a recipe's base"),
     "train-scorer": (
         "emorl_cli.learning.train_scorer",
-        "train a scorer from graded pairs and measure it on unseen prompts",
+        "train a scorer on graded replies and test it on unseen prompts",
     ),
     "examine-scorer": (
         "emorl_cli.learning.examine_scorer",
-        "find out whether a scorer can be fooled, and by which sentence",
+        "test whether a scorer can be fooled, and by which sentence",
     ),
     "search": ("emorl_cli.learning.search", "find the weights that score best and store them as a profile"),
-    "learn-weights": ("emorl_cli.learning.learn_weights", "learn a profile from the drafts that a person took"),
-    "evaluate": ("emorl_cli.learning.evaluate", "compare training methods on the same prompts, as one table"),
-    "bench": ("emorl_cli.bench", "compare the speed with the alternatives a user has, in one run"),
+    "learn-weights": ("emorl_cli.learning.learn_weights", "learn a profile from the drafts that a user chose"),
+    "evaluate": ("emorl_cli.learning.evaluate", "compare training methods on the same prompts"),
+    "bench": ("emorl_cli.bench", "compare the speed with that of alternatives"),
     "bake": ("emorl_cli.bundles.bake", "merge a mix of a bundle's adapters into one PEFT adapter"),
     "import-gguf": (
         "emorl_cli.bundles.import_gguf",

@@ -1,4 +1,4 @@
-"""What recipes share: their error, and where a model comes from."""
+"""Shared by recipes: their error, and where a model comes from."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from emorl_core.kinds import Section
 
 
 class RecipeError(EmorlError):
-    """A recipe, or an override of it, that cannot be used; one line with field, value and what is allowed."""
+    """An invalid recipe or override; one line with field, value and what is allowed."""
 
     code = "invalid_recipe"
 
 
 def is_default(value: object) -> Callable[[Any], bool]:
-    """For `exclude_if` of a key that came later: a recipe without it has the values, and the hash, that it always had,
-    so runs that were begun before go on."""
+    """For `exclude_if` of a key that was added later: a recipe without it keeps its dump and its hash, so that runs
+    that began before can be resumed."""
     return lambda found: bool(found == value)
 
 
@@ -31,9 +31,9 @@ class Start(Section):
     hub: str | None = None
     """Hugging Face hub id, such as `google-t5/t5-base` or `HuggingFaceTB/SmolLM2-135M-Instruct`."""
     revision: str | None = None
-    """Branch, tag or commit of `hub`."""
+    """Branch, tag or commit of `hub`; null: the default branch."""
     path: str | None = None
-    """Checkpoint folder; relative paths start at the recipe's folder."""
+    """Checkpoint folder, relative to the recipe's folder."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Start:

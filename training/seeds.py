@@ -1,4 +1,4 @@
-"""Every random draw of a run from its one seed, by name: a step's numbers do not depend on the steps before it."""
+"""Named seeds derived from the run's seed, so that a step's random numbers do not depend on earlier steps."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Clients that a server must bear, all at once: a process of their own for `benchmarks.siege`. Against this machine
-only.
+"""Hostile clients of many kinds, run concurrently in one process by `benchmarks.siege`. Only against this machine.
 
     python -m benchmarks.http.attackers --url http://127.0.0.1:8000 --key KEY --seconds 60
 
-Each kind keeps a fixed number of connections and a fixed pace, so that what they cost this machine themselves stays
-small. The last line counts what became of them, as JSON.
+Each kind has a fixed number of connections and a fixed pace, so that the attackers themselves use little of this
+machine. The last line has counts of their outcomes as JSON.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from typing import Any
 from benchmarks.http.streams import NotHere, Target, connection, generate_body, get, head_of, prompt
 
 MOST_SECONDS = 660.0
-_SILENT = 1100  # connections, more than a process may open by default
-_PATIENCE_S = 30.0  # for one answer
-_NICE = 10  # real attackers take no time of the server's cores
+_SILENT = 1100  # connections; more than the default limit of open files of a process
+_PATIENCE_S = 30.0  # per answer
+_NICE = 10  # real attackers do not share the server's cores
 
 _GARBAGE = (
     b"ZEBRAFISH\r\n\r\n",
@@ -42,11 +41,11 @@ _GARBAGE = (
 
 
 class Siege:
-    """What all attackers share."""
+    """State shared by all attackers."""
 
     def __init__(self, target: Target, seconds: float, objectives: Sequence[str], seed: int) -> None:
         self.target = target
-        self.stranger = Target(target.host, target.port)  # has no key
+        self.stranger = Target(target.host, target.port)  # without a key
         self.until = time.monotonic() + seconds
         self.objectives = objectives
         self.dice = random.Random(seed)
@@ -57,7 +56,7 @@ class Siege:
         return time.monotonic() >= self.until
 
     async def again(self, kind: str, attack: Callable[[Siege], Awaitable[str]], pause_s: float) -> None:
-        """The attack, over and over; what it returns is counted."""
+        """Repeat the attack and count its outcomes."""
         await asyncio.sleep(self.dice.uniform(0, pause_s))
         while not self.over:
             try:
@@ -73,7 +72,7 @@ class Siege:
 
 
 async def silent(siege: Siege) -> None:
-    """Holds many connections that say nothing, and opens new ones for those that are closed."""
+    """Hold many idle connections, and replace those that are closed."""
     held: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     while not siege.over:
         for reader, writer in list(held):
@@ -112,7 +111,7 @@ async def slow_body(siege: Siege) -> str:
 
 
 async def _deaf(target: Target, sent: bytes, takes: int, seconds: float) -> str:
-    """Reads `takes` bytes a second at most, of a socket with as small a buffer as there is."""
+    """Read at most `takes` bytes per second from a socket with the smallest possible receive buffer."""
     loop = asyncio.get_running_loop()
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -186,7 +185,7 @@ async def garbage(siege: Siege) -> str:
         return (await reader.read(12))[9:].decode("latin-1") or "cut"
 
 
-# kind -> the attack, how many at once, seconds between two of one of them
+# kind -> (attack, number of concurrent attackers, maximum pause of each in seconds)
 ATTACKS: dict[str, tuple[Callable[[Siege], Awaitable[str]], int, float]] = {
     "slow head": (slow_head, 40, 1.0),
     "slow body": (slow_body, 40, 1.0),
@@ -205,7 +204,7 @@ KINDS = (SILENT, *ATTACKS)
 
 
 async def run(target: Target, seconds: float, kinds: Sequence[str] = KINDS, seed: int = 0) -> Counter[str]:
-    """All of these kinds at once."""
+    """Run all of these kinds concurrently."""
     objectives = [each["name"] for each in json.loads((await get(target, "/objectives"))[1])["objectives"]]
     siege = Siege(target, seconds, objectives, seed)
     crowd = [silent(siege)] if SILENT in kinds else []
@@ -218,10 +217,10 @@ async def run(target: Target, seconds: float, kinds: Sequence[str] = KINDS, seed
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", required=True, help="a server that runs on this machine")
-    parser.add_argument("--key", help="an API key of that server")
-    parser.add_argument("--seconds", type=float, default=10.0, help=f"up to {MOST_SECONDS:g} (default 10)")
-    parser.add_argument("--only", action="append", choices=KINDS, help="this kind of attack; repeatable (default: all)")
+    parser.add_argument("--url", required=True, help="server on this machine")
+    parser.add_argument("--key", help="API key of the server")
+    parser.add_argument("--seconds", type=float, default=10.0, help=f"duration, up to {MOST_SECONDS:g} (default 10)")
+    parser.add_argument("--only", action="append", choices=KINDS, help="only this kind of attack; repeatable")
     options = parser.parse_args(argv)
     if not 0 < options.seconds <= MOST_SECONDS:
         parser.error(f"--seconds is {options.seconds:g}; allowed: above 0, up to {MOST_SECONDS:g}")

@@ -17,9 +17,9 @@ import psutil
 from benchmarks.http.streams import Answer, Target, ask, generate_body
 
 _HANG_S = 120.0
-# What may become of a request after the signal. Its connection may be one that the kernel has made and the server will
-# never see: what comes between the last accept and the close is reset, and no server can help it. One that was taken
-# may be closed before its request has come. Neither has had a byte of an answer.
+# Permitted outcomes of a request sent after the signal. The kernel may have completed a connection that the server
+# never accepts: between the last accept and the close it is reset, which no server can prevent. An accepted connection
+# may be closed before its request arrives. Neither has received a byte of an answer.
 _LATER = {
     "completed", "refused", "status 503",
     *(f"unanswered: {name}" for name in ("ConnectionRefusedError", "ConnectionResetError", "IncompleteReadError")),
@@ -28,8 +28,8 @@ _LATER = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`before`, `after`: what became of requests sent before and after the signal. `ended_after_s`: from the signal to
-    the end of the process; None: it still ran after two minutes."""
+    """`before`, `after`: outcomes of requests sent before and after the signal. `ended_after_s`: seconds from the
+    signal to the end of the process; None: it was still running after two minutes."""
 
     clients: int
     in_flight: int
@@ -64,8 +64,8 @@ class Report:
 
 
 async def run(target: Target, clients: int, pid: int, *, after_s: float, new_tokens: int) -> Report:
-    """`clients` streams at once against the process `pid`, which gets SIGTERM after `after_s`; clients go on asking for
-    a second more, and at least once."""
+    """`clients` concurrent streams against the process `pid`, which gets SIGTERM after `after_s`. Clients go on sending
+    requests for one more second, at least one each."""
     outcomes: dict[str, Counter[str]] = {"before": Counter(), "after": Counter()}
     in_flight = 0
     signalled: float | None = None
@@ -98,7 +98,8 @@ async def run(target: Target, clients: int, pid: int, *, after_s: float, new_tok
 
 
 async def seconds_until_gone(process: psutil.Process, since: float) -> float | None:
-    """From `since` (`time.monotonic`) until the process has ended; None: it still ran after two minutes."""
+    """Seconds from `since` (`time.monotonic`) to the end of the process; None: it was still running after two
+    minutes."""
     while time.monotonic() < since + _HANG_S:
         with suppress(psutil.NoSuchProcess):
             if process.status() != psutil.STATUS_ZOMBIE:

@@ -1,7 +1,5 @@
-"""Clients that disconnect at random times: queued, during prefill, while streaming, before a plain answer.
-
-Nothing may be left of them on the server.
-"""
+"""Clients that disconnect at random times: while queued, during prefill, while streaming, or before a non-streamed
+answer. Afterwards the server must have released everything."""
 
 from __future__ import annotations
 
@@ -27,13 +25,14 @@ from benchmarks.http.streams import (
 )
 
 KINDS = ("at once", "before the first byte", "while streaming", "a plain answer")
-MOMENTS = (*KINDS, "at the first byte")  # the answer began before the time to leave came
-_PATIENCE_S = 120.0  # of one leaver: a server that keeps it waiting longer hangs
+MOMENTS = (*KINDS, "at the first byte")  # the answer started before the client left
+_PATIENCE_S = 120.0  # per client; a server that takes longer hangs
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`left`: moment -> clients. `free_after_s`: from the last one's leaving; None: not within the time allowed."""
+    """`left`: moment -> clients. `free_after_s`: seconds from the last disconnection until everything is free; None:
+    not within the time allowed."""
 
     left: dict[str, int]
     refused: int
@@ -62,7 +61,7 @@ class Report:
 
 
 async def leave(target: Target, kind: str, dice: random.Random, new_tokens: int) -> str:
-    """Send one long request and go away; returns the moment, or `refused`."""
+    """Send one long request and disconnect; returns the moment, or `refused`."""
     body = generate_body(dice, new_tokens, stream=kind != "a plain answer", exactly=True)
     stays_s = {"at once": 0.0, "before the first byte": dice.uniform(0, 0.3), "a plain answer": dice.uniform(0, 1.0)}
     tokens = dice.randint(1, 8)
@@ -87,14 +86,14 @@ async def leave(target: Target, kind: str, dice: random.Random, new_tokens: int)
                     return "refused"
                 moment = "at the first byte"
         if dice.random() < 0.5:
-            writer.transport.abort()  # a reset, where close() says goodbye
+            writer.transport.abort()  # a reset instead of an orderly close
     return moment
 
 
 async def run(
     target: Target, leavers: int, *, at_once: int = 48, new_tokens: int = 400, within_s: float = 1.0, seed: int = 7
 ) -> Report:
-    """`leavers` clients, `at_once` of them at a time; one that is refused tries again."""
+    """`leavers` clients, `at_once` of them concurrently; a refused client tries again."""
     dice = random.Random(seed)
     before = await gauges(target)
     limits = json.loads((await get(target, "/info"))[1])["limits"]

@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.http.streams import Target, ask, generate_body
 
-# Settings of the server that `measure` needs: compiled steps round differently from the plain one of this process, and
-# compiling occupies a core.
+# Settings that the server must have for `measure`: compiled steps round differently from this process's plain step, and
+# the compiler occupies a core.
 PLAIN = {"compile": "off"}
 _WARM_UP = 2
 
@@ -35,7 +35,7 @@ class Report:
     dtype: str
     new_tokens: int
     rounds: list[Round]
-    holds: bool = True  # both sides gave the same tokens in every round, or `measure` raises
+    holds: bool = True  # `measure` raises if the tokens differ in any round
 
     def middle(self, name: str) -> tuple[float, float, float]:
         """Median, smallest, largest over rounds, in milliseconds."""
@@ -59,7 +59,7 @@ class Report:
 
 
 class Different(RuntimeError):
-    """HTTP and the engine gave different tokens: they did not do the same work."""
+    """HTTP and the engine generated different tokens, so they did not do the same work."""
 
 
 def measure(target: Target, bundle: Path, dtype: str, *, rounds: int, new_tokens: int, threads: int) -> Report:
@@ -92,7 +92,7 @@ def measure(target: Target, bundle: Path, dtype: str, *, rounds: int, new_tokens
                 ids.append(event.token_id)
             return ids, stamps[1] - stamps[0], [b - a for a, b in itertools.pairwise(stamps[1:])]
 
-        if number % 2:  # whoever goes second finds warmer caches
+        if number % 2:  # the second side has warmer caches, so take turns
             engine, http = in_process(), over_http()
         else:
             http, engine = over_http(), in_process()

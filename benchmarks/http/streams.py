@@ -1,7 +1,5 @@
-"""A lean HTTP client for streams, whose own cost must not show in its timings.
-
-Only this machine is ever a target.
-"""
+"""A minimal HTTP client for streams, so that its own cost does not show in its timings. Only for servers on this
+machine."""
 
 from __future__ import annotations
 
@@ -23,12 +21,12 @@ _WORDS = (
 
 
 class NotHere(ValueError):
-    """A target that is not this machine."""
+    """The target is not on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a server listens, and a key for it."""
+    """A server's address, with an optional API key."""
 
     host: str
     port: int
@@ -43,7 +41,7 @@ class Target:
         return cls("127.0.0.1", parts.port or 80, key)
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
-        """The bytes of one request on a connection of its own."""
+        """The bytes of one request that uses its own connection."""
         content = b"" if body is None else json.dumps(body).encode()
         head = [
             f"{method} {path} HTTP/1.1",
@@ -60,7 +58,7 @@ class Target:
 
 @dataclass(slots=True)
 class Answer:
-    """What became of one request. Times are seconds; `gaps` are between tokens as they arrived."""
+    """The outcome of one request. Times are in seconds; `gaps` are between tokens as they arrived."""
 
     status: int = 0
     retry_after_s: float | None = None
@@ -74,7 +72,7 @@ class Answer:
 
     @property
     def kind(self) -> str:
-        """`completed`, `refused` (429), or what else: the kinds that must not occur."""
+        """`completed`, `refused` (429), or an error, which must not occur."""
         if self.status == 429:
             return "refused"
         if self.status == 200 and self.done:
@@ -83,7 +81,7 @@ class Answer:
 
 
 def prompt(dice: random.Random) -> str:
-    """Some ten words in an order of their own, so that no prefill cache has it."""
+    """About ten random words, so that no prefill cache has the prompt."""
     return " ".join(dice.choices(_WORDS, k=dice.randint(6, 14)))
 
 
@@ -116,14 +114,14 @@ async def head_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 
 
 async def chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """A chunked body, piece by piece."""
+    """The chunks of a chunked body."""
     while size := int((await reader.readline()).split(b";")[0] or b"0", 16):
         yield await reader.readexactly(size)
         await reader.readexactly(2)
 
 
 async def events(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """The data of server-sent events; comments are left out."""
+    """The data of server-sent events, without comments."""
     rest = b""
     async for chunk in chunks(reader):
         *whole, rest = (rest + chunk).split(b"\n\n")
@@ -133,7 +131,7 @@ async def events(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
 
 
 async def ask(target: Target, body: dict[str, Any]) -> Answer:
-    """`POST /generate` as a stream, timed from the moment before it is sent."""
+    """`POST /generate` as a stream, timed from just before it is sent."""
     answer = Answer()
     try:
         async with connection(target) as (reader, writer):
@@ -185,7 +183,8 @@ IDLE = ("emorl_requests_running", "emorl_requests_waiting", "emorl_requests_admi
 
 
 async def seconds_until_idle(target: Target, within_s: float) -> float | None:
-    """How long until nothing runs, nothing waits, every slot and permit is free; None when it took longer."""
+    """Seconds until nothing is running or waiting, and all slots and permits are free; None if it takes longer than
+    `within_s`."""
     begun = time.perf_counter()
     while True:
         now = await gauges(target)

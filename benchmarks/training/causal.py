@@ -1,19 +1,18 @@
-"""One training step of three objectives on a decoder-only base: in one run, and in three runs one after the other.
+"""One training step of three objectives on a decoder-only base: in one run, and in three consecutive runs.
 
     python -m benchmarks.training.causal --shape smollm2-135m --rounds 5
 
-Random weights of a published shape. All prompts end with the same tokens, as a chat template's header makes them. One
-token in `--mean` ends a reply, so lengths differ as those of real replies do. A step is rollout, log-probabilities of
-policy and base, backward, clipping, AdamW. The sides:
+Random weights of a published shape. All prompts end with the same tokens, like a chat template's header. One token in
+`--mean` ends a reply, so that lengths vary as those of real replies do. A step is rollout, log-probabilities of policy
+and base, backward, clipping, AdamW. The sides:
 
-reply   one run, adapters that act on the reply (activated LoRA): the prompt is read once for all
-all     one run, adapters that act everywhere
-apart   three runs of one objective each, one after the other, with the adapters of `reply`
-peft    three loops in transformers and PEFT, one after the other: `generate`, then whole sequences, adapters everywhere
+reply   one run, adapters on the reply (activated LoRA): each prompt is prefilled once for all
+all     one run, adapters on all tokens
+apart   three consecutive runs of one objective each, with the adapters of `reply`
+peft    three consecutive loops in transformers and PEFT: `generate`, then whole sequences, adapters on all tokens
 
-Steps of the sides alternate; times are medians over rounds with the smallest and the largest, ratios are taken round by
-round. `processor` is the processor time of all threads: on a busy machine it wavers less. One JSON line for machines
-comes last.
+The sides alternate. Times are medians over rounds with minimum and maximum; ratios are within a round. `processor` is
+the CPU time of all threads, which varies less on a busy machine. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -72,7 +71,9 @@ def main() -> None:
         new=40,
         rounds=5,
     )
-    parser.add_argument("--mean", type=int, default=40, help="one token in so many ends a reply")
+    parser.add_argument(
+        "--mean", type=int, default=40, help="mean reply length in tokens if there were no limit (default 40)"
+    )
     args = begin(parser)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -1,16 +1,17 @@
-"""One training step of all objectives: our lockstep beside separate Hugging Face + PEFT loops on as many samples.
+"""One training step of all objectives: our lockstep compared with separate Hugging Face + PEFT loops on as many
+samples.
 
     python -m benchmarks.training.lockstep --shape t5-small --rounds 7
 
 Random weights of a published shape, prompts of 64 tokens, replies of 32, 8 prompts x 3 samples per objective. A step is
-rollout, log-probabilities of policy and base, backward, clipping, AdamW. Two peers, both on `generate` with its cache:
+rollout, log-probabilities of policy and base, backward, clipping, AdamW. There are two peers, both using `generate`
+with its cache:
 
-plain   what such a loop usually is: the gradient pass encodes a prompt once per reply
+plain   a typical loop: the gradient pass encodes a prompt once per reply
 tuned   adapters merged into the base while sampling, prompts encoded once in the gradient pass
 
-Steps of ours and of the peers alternate; times are medians over rounds with the smallest and the largest, the ratio is
-taken round by round. `processor` is the processor time of all threads: on a busy machine it wavers less. One JSON line
-for machines comes last.
+The sides alternate. Times are medians over rounds with minimum and maximum; the ratio is within a round. `processor` is
+the CPU time of all threads, which varies less on a busy machine. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def write_base(folder: Path, shape: str) -> None:
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(T5Config(**t5_config(shape)))
     with torch.no_grad():
-        model.shared.weight.mul_(0.2)  # a spread of random logits at which sampling varies
+        model.shared.weight.mul_(0.2)  # scales random logits so that samples vary
     model.save_pretrained(folder)
 
 

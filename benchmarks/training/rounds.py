@@ -43,15 +43,17 @@ def options(
 ) -> argparse.ArgumentParser:
     """defaults: values for `shape`, `samples`, `source`, `new` and `rounds`."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--shape", choices=shapes)
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--samples", type=int)
-    parser.add_argument("--source", type=int, help="tokens of a prompt")
-    parser.add_argument("--new", type=int, help="tokens of a reply at most")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--only", choices=sides, action="append", help="leave the others out")
+    parser.add_argument("--shape", choices=shapes, help=f"model shape (default {defaults['shape']})")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts per step (default 8)")
+    parser.add_argument("--samples", type=int, help=f"replies per prompt and objective (default {defaults['samples']})")
+    parser.add_argument("--source", type=int, help=f"tokens per prompt (default {defaults['source']})")
+    parser.add_argument("--new", type=int, help=f"maximum tokens per reply (default {defaults['new']})")
+    parser.add_argument("--rounds", type=int, help=f"measured rounds (default {defaults['rounds']})")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's choice)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (CUDA if available, default), cpu or cuda")
+    parser.add_argument("--only", choices=sides, action="append", help="measure only this side; repeatable")
     parser.set_defaults(**defaults)
     return parser
 

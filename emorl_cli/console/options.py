@@ -32,12 +32,12 @@ def check_new(out: Path) -> None:
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """`--device`, `--dtype`: where and in which precision the model runs."""
-    parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N")
     parser.add_argument(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16"),
-        help="precision of the matrices; auto: bfloat16 where the device supports it natively",
+        help="number format of the weights; auto: bfloat16 if the device supports it natively",
     )
 
 
@@ -48,7 +48,18 @@ def add_threads_option(parser: argparse.ArgumentParser, more: str = "") -> None:
         type=lambda text: int(text) if text.isdecimal() and len(text) < 5 else text,
         default="auto",
         metavar="N",
-        help=f"to compute with on a CPU (default auto: the fastest number, measured at the start){more}",
+        help=f"CPU threads (default auto: the fastest number, measured at startup){more}",
+    )
+
+
+def add_set_option(parser: Any, example: str) -> None:
+    """`--set`, for `load_recipe`."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"override a value of the recipe, such as {example}; repeatable",
     )
 
 
@@ -71,12 +82,12 @@ def use_threads(threads: Threads, device: str, *, say: bool = True) -> None:
         print(f"computing with {threads} thread{'s' if int(threads) > 1 else ''}", file=sys.stderr)
 
 
-def add_ray_option(parser: Any, what: str) -> None:
-    """`--ray`. what: what is run on the cluster, and what its machines must see."""
+def add_ray_option(parser: Any, what: str, needs: str) -> None:
+    """`--ray`. what: what runs on the cluster; needs: what its machines must have."""
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help=f"run {what} as tasks of a Ray cluster, such as auto or 10.0.0.1:6379 (docs/guides/scale.md)",
+        help=f"run {what} as tasks on a Ray cluster, such as auto or 10.0.0.1:6379; {needs} (docs/guides/scale.md)",
     )
 
 

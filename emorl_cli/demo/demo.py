@@ -28,17 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument(
         "--base",
         metavar="FOLDER|HUB_ID",
-        help="a model of the demo's shape, such as HuggingFaceTB/SmolLM2-135M-Instruct, instead of the one that is "
-        "fetched from the package registry",
+        help="base model to use instead of the one from the package registry: the same "
+        "architecture and sizes, such as HuggingFaceTB/SmolLM2-135M-Instruct",
     )
     kind.add_argument(
         "--tiny",
         action="store_true",
-        help="a small T5 that is trained here in minutes, with nothing fetched: for tests and offline machines",
+        help="use a small T5, trained locally in minutes without any download; for tests and offline machines",
     )
-    parser.add_argument("--folder", type=Path, help="where the bundle is kept, whole (default: the cache)")
-    parser.add_argument("--rebuild", action="store_true", help="make it anew, whatever is there")
-    parser.add_argument("--build-only", action="store_true", help="make the bundle, print its folder, do not serve")
+    parser.add_argument("--folder", type=Path, help="folder for the bundle (default: in the cache)")
+    parser.add_argument("--rebuild", action="store_true", help="build the bundle again, even if it exists")
+    parser.add_argument("--build-only", action="store_true", help="build the bundle, print its folder and exit")
     add_example(
         parser,
         "emorl demo",

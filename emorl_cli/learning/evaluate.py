@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from emorl_cli.console.options import (
     add_example,
     add_ray_option,
+    add_set_option,
     add_threads_option,
     threads_of_a_task,
     use_threads,
@@ -29,38 +30,50 @@ AB_OTHERS = ("uniform", "soups", "base")  # default opponents of the reference i
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, nargs="?", help="a YAML file; see recipes/ and docs/evaluation.md")
-    what = parser.add_argument_group("what to compare")
-    what.add_argument("--methods", metavar="NAME,…", help="some of the methods (default: all; --list names them)")
-    what.add_argument("--seeds", default="1", metavar="N,…", help="one training of each method per seed (default 1)")
-    what.add_argument("--reference", metavar="NAME", help="the others are tested against it (default emorl)")
-    what.add_argument("--list", action="store_true", help="name the recipe's methods and end")
+    parser.add_argument("recipe", type=Path, nargs="?", help="YAML file; see recipes/ and docs/evaluation.md")
+    what = parser.add_argument_group("methods")
+    what.add_argument("--methods", metavar="NAME,…", help="methods to compare (default: all; see --list)")
     what.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, as in rl.stop.max_steps=20"
+        "--seeds", default="1", metavar="N,…", help="seeds; each method is trained once per seed (default 1)"
     )
-    where = parser.add_argument_group("where, and how to go on")
-    where.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default evaluation-<recipe's name>)")
-    where.add_argument("--resume", action="store_true", help="go on with what --out holds; cells that are there stay")
+    what.add_argument("--reference", metavar="NAME", help="method that the others are tested against (default emorl)")
+    what.add_argument("--list", action="store_true", help="list the recipe's methods and exit")
+    add_set_option(what, "rl.stop.max_steps=20")
+    where = parser.add_argument_group("run")
+    where.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default evaluation-<recipe's name>)")
+    where.add_argument(
+        "--resume", action="store_true", help="keep the finished cells in --out and run the missing ones"
+    )
     where.add_argument("--retry-failed", action="store_true", help="with --resume: run failed cells again")
-    where.add_argument("--report-only", action="store_true", help="train nothing: the table of what --out holds")
-    where.add_argument("--overwrite", action="store_true", help="throw away what --out holds")
-    add_ray_option(where, "cells, on machines that all see the recipe's folder and --out,")
-    texts = parser.add_argument_group("for people to read and to rate")
-    texts.add_argument("--side-by-side", type=int, default=12, metavar="N", help="prompts shown (default 12)")
+    where.add_argument(
+        "--report-only", action="store_true", help="only write the report for the finished cells in --out"
+    )
+    where.add_argument("--overwrite", action="store_true", help="delete the contents of --out first")
+    add_ray_option(where, "cells", "all machines need access to the recipe's folder and --out")
+    texts = parser.add_argument_group("human ratings")
+    texts.add_argument(
+        "--side-by-side",
+        type=int,
+        default=12,
+        metavar="N",
+        help="prompts to show with every method's reply (default 12)",
+    )
     texts.add_argument(
         "--ab",
         action="append",
         default=[],
         metavar="NAME,NAME",
-        help="a pair for the blind sheet; may be repeated (default: the reference against uniform, soups and base)",
+        help="pair of methods for the blind sheet; repeatable (default: the reference against uniform, soups and base)",
     )
-    texts.add_argument("--ab-items", type=int, default=20, metavar="N", help="prompts of each pair (default 20)")
+    texts.add_argument("--ab-items", type=int, default=20, metavar="N", help="prompts per pair (default 20)")
     texts.add_argument(
-        "--score-ab", type=Path, nargs="+", metavar="SHEET", help="read filled-in sheets, one per rater, and end"
+        "--score-ab", type=Path, nargs="+", metavar="SHEET", help="analyse completed sheets, one per rater, and exit"
     )
-    texts.add_argument("--key", type=Path, metavar="FILE", help="with --score-ab (default ab-key.csv beside the sheet)")
+    texts.add_argument(
+        "--key", type=Path, metavar="FILE", help="key for --score-ab (default: ab-key.csv beside the sheet)"
+    )
     add_threads_option(parser)
-    parser.add_argument("--no-plots", action="store_true", help="draw nothing")
+    parser.add_argument("--no-plots", action="store_true", help="do not draw plots")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_example(
         parser,
@@ -219,9 +232,9 @@ def _tell(args: argparse.Namespace, out: Path, found: Mapping[str, Any], plots: 
 def result_lines(found: Mapping[str, Any]) -> list[str]:
     """One line per method."""
     from training.evaluation.reporting.report import shown
-    from training.evaluation.reporting.results import enough_seeds
+    from training.evaluation.reporting.results import BASELINES, enough_seeds
 
-    width = max(map(len, [*found["methods"], *found["yardsticks"]]))
+    width = max(map(len, [*found["methods"], *found[BASELINES]]))
     lines = [f"mean reward on {found['test_prompts']} held-out prompts, 95 % interval ± spread over seeds"]
     for name, own in found["methods"].items():
         if not own["seeds"]:
@@ -230,7 +243,7 @@ def result_lines(found: Mapping[str, Any]) -> list[str]:
         judged = f"  judges {own['judges']['mean']['mean']:.3f}" if own["judges"] else ""
         prompts = own["consumption"]["prompts"]["mean"]
         lines.append(f"  {name:{width}}  {shown(own['objectives']['mean'])}{judged}  {prompts:,.0f} training prompts")
-    for name, own in found["yardsticks"].items():
+    for name, own in found[BASELINES].items():
         judged = f"  judges {own['judges']['mean']['mean']:.3f}" if own.get("judges") else ""
         lines.append(f"  {name:{width}}  {'failed' if 'failed' in own else shown(own['objectives']['mean']) + judged}")
     if not enough_seeds(found):

@@ -15,22 +15,30 @@ SIZES = ("replies", "graded", "candidates", "prompts", "seed")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "scorer", metavar="SCORER", help="as a recipe writes it: a kind, or {kind: …, …}; or a trained scorer's folder"
+        "scorer",
+        metavar="SCORER",
+        help="scorer as in a recipe, a kind or {kind: …, …}, or the folder of a trained scorer",
     )
     parser.add_argument(
         "--data",
         metavar="KIND:PATH",
         nargs="+",
         required=True,
-        help=f"replies, with levels where there are some, of {KINDS_HELP}; the parts are those of train-scorer",
+        help=f"replies, graded or not: {KINDS_HELP}; they are split as by train-scorer",
     )
     add_column_options(parser, level=None)
-    parser.add_argument("--seed", type=int, help="of the parts and of what is drawn (default 0); train-scorer's own")
-    parser.add_argument("--replies", type=int, metavar="N", help="good replies asked about in each set (default 120)")
-    parser.add_argument("--graded", type=int, metavar="N", help="replies whose levels are compared (default 600)")
-    parser.add_argument("--candidates", type=int, metavar="N", help="sentences tried as a constant (default 300)")
-    parser.add_argument("--prompts", type=int, metavar="N", help="prompts that constants are searched on (default 24)")
-    parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--seed", type=int, help="seed of the split and of all samples (default 0); use that of train-scorer"
+    )
+    parser.add_argument("--replies", type=int, metavar="N", help="good replies to test in each data set (default 120)")
+    parser.add_argument("--graded", type=int, metavar="N", help="replies to compare by level (default 600)")
+    parser.add_argument(
+        "--candidates", type=int, metavar="N", help="sentences to try as a constant reply (default 300)"
+    )
+    parser.add_argument(
+        "--prompts", type=int, metavar="N", help="prompts for finding the best constant reply (default 24)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N")
     add_threads_option(parser)
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     add_example(

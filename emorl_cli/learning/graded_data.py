@@ -18,9 +18,16 @@ _UNGRADED = ("psych8k", "exchanges")  # their replies have no levels
 def add_column_options(parser: argparse.ArgumentParser, *, level: str | None = "level") -> None:
     """level: the column's name where none is given; None: replies without levels."""
     for column, default in zip(COLUMNS, ("prompt", "response", level), strict=True):
-        shown = "none: replies without levels" if default is None else default
-        parser.add_argument(f"--{column}-column", default=default, help=f"jsonl, csv, hub: default {shown}")
-    parser.add_argument("--on-bad-row", choices=("refuse", "skip"), default="refuse", help="default refuse")
+        shown = "none: ungraded replies" if default is None else default
+        parser.add_argument(
+            f"--{column}-column", default=default, help=f"column of jsonl, csv and hub data (default {shown})"
+        )
+    parser.add_argument(
+        "--on-bad-row",
+        choices=("refuse", "skip"),
+        default="refuse",
+        help="what to do with a malformed row (default refuse)",
+    )
 
 
 def load_sets(named: Sequence[str], args: argparse.Namespace, levels: Levels) -> list[RecordSet]:

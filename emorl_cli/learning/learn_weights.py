@@ -1,4 +1,4 @@
-"""`emorl learn-weights`: a profile from the drafts that a person took."""
+"""`emorl learn-weights`: a profile from the drafts that a person chose."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from emorl_cli.console.options import add_example
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, help="the bundle's folder, whose drafts were chosen among")
-    parser.add_argument("--choices", type=Path, required=True, help="the file that the server's choices_file names")
-    parser.add_argument("--user", required=True, help="whose choices to learn from")
-    parser.add_argument("--profile", help="the profile to write; without it the weights are only printed")
-    parser.add_argument("--overwrite", action="store_true", help="replace a profile of that name")
+    parser.add_argument("bundle", type=Path, help="folder of the bundle that made the drafts")
+    parser.add_argument(
+        "--choices", type=Path, required=True, help="file with the recorded choices (the server's choices_file)"
+    )
+    parser.add_argument("--user", required=True, help="user whose choices to learn from")
+    parser.add_argument("--profile", help="profile to write (default: only print the weights)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing profile of that name")
     add_example(parser, "emorl learn-weights my-bundle --choices choices.db --user ward-3 --profile ward-3")
 
 

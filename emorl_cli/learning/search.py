@@ -42,61 +42,80 @@ PROVENANCE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help=BUNDLE_HELP)
-    source = parser.add_argument_group("what to search on (default: the recipe that the bundle was trained with)")
+    source = parser.add_argument_group("prompts and scorers (default: of the recipe that the bundle was trained with)")
     source.add_argument(
-        "--recipe", type=Path, metavar="FILE", help="a recipe: its scorers, validation and test prompts"
+        "--recipe", type=Path, metavar="FILE", help="use the scorers and the validation and test prompts of this recipe"
     )
     source.add_argument("--prompts", type=Path, metavar="FILE", help="prompts: .txt, or .jsonl or .csv with `prompt`")
     source.add_argument(
-        "--scorer", action="append", default=[], metavar="NAME=KIND", help="with --prompts; may be repeated"
+        "--scorer", action="append", default=[], metavar="NAME=KIND", help="scorer for --prompts; repeatable"
     )
-    source.add_argument("--held-out-prompts", type=Path, metavar="FILE", help="prompts for the comparison only")
-    source.add_argument("--held-out", type=float, default=0.5, metavar="SHARE", help="of --prompts (default 0.5)")
-    source.add_argument("--search-prompts", type=int, default=64, metavar="N", help="at most this many (default 64)")
-    source.add_argument("--held-out-most", type=int, default=256, metavar="N", help="at most this many (default 256)")
-    how = parser.add_argument_group("how to search")
-    how.add_argument("--objectives", metavar="NAME,…", help="mix these only; base may be one (default: all)")
+    source.add_argument(
+        "--held-out-prompts", type=Path, metavar="FILE", help="prompts that are only used to compare the results"
+    )
+    source.add_argument(
+        "--held-out", type=float, default=0.5, metavar="SHARE", help="fraction of --prompts to hold out (default 0.5)"
+    )
+    source.add_argument(
+        "--search-prompts", type=int, default=64, metavar="N", help="maximum prompts to search on (default 64)"
+    )
+    source.add_argument(
+        "--held-out-most", type=int, default=256, metavar="N", help="maximum number of held-out prompts (default 256)"
+    )
+    how = parser.add_argument_group("search")
+    how.add_argument("--objectives", metavar="NAME,…", help="mix only these; may include base (default: all)")
     how.add_argument(
         "--goal",
         default="mean",
-        help="mean (default), worst, weighted:NAME=NUMBER,… or package.module:function of a score table",
+        help="score to maximise: mean (default), worst, weighted:NAME=NUMBER,… or "
+        "package.module:function of a score table",
     )
     how.add_argument(
-        "--space", default="simplex", choices=("simplex", "cube"), help="cube is the paper's (default simplex)"
+        "--space",
+        default="simplex",
+        choices=("simplex", "cube"),
+        help="weights that sum to 1 (simplex, default), or each from 0 to 1 as in the paper (cube)",
     )
-    how.add_argument("--levels", type=int, default=5, metavar="L", help="each halves the cell (default 5)")
+    how.add_argument(
+        "--levels", type=int, default=5, metavar="L", help="levels of the grid, each with half the step (default 5)"
+    )
     how.add_argument(
         "--method",
         default="auto",
         choices=("auto", "grid", "tpe", "per-prompt"),
-        help="auto: grid up to 5 objectives, then Optuna's TPE; per-prompt: learn to say weights for each prompt",
+        help="auto (default): grid up to 5 objectives, otherwise Optuna's TPE; per-prompt: train a"
+        " predictor of weights for each prompt",
     )
-    how.add_argument("--trials", type=int, default=200, metavar="N", help="evaluations of tpe (default 200)")
-    how.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="of a reply (default 64)")
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of prompts, of tpe (default 0)")
-    result = parser.add_argument_group("what becomes of it")
+    how.add_argument("--trials", type=int, default=200, metavar="N", help="evaluations by tpe (default 200)")
+    how.add_argument(
+        "--max-new-tokens", type=int, default=64, metavar="N", help="maximum reply length in tokens (default 64)"
+    )
+    how.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the choice of prompts and of tpe (default 0)"
+    )
+    result = parser.add_argument_group("results")
     result.add_argument(
-        "--profile", default="searched", metavar="NAME", help="written into the bundle (default searched)"
+        "--profile", default="searched", metavar="NAME", help="profile to write into the bundle (default searched)"
     )
-    result.add_argument("--set-default", action="store_true", help="make it the bundle's default profile")
-    result.add_argument("--no-write", action="store_true", help="leave the bundle as it is")
-    result.add_argument("--out", type=Path, metavar="FOLDER", help="log, report, plots (default search-BUNDLE)")
+    result.add_argument("--set-default", action="store_true", help="make the profile the bundle's default")
+    result.add_argument("--no-write", action="store_true", help="do not change the bundle")
     result.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the evaluations in --out, and renew the profile of that search",
+        "--out", type=Path, metavar="FOLDER", help="folder for log, report, plots (default search-BUNDLE)"
     )
     result.add_argument(
-        "--overwrite", action="store_true", help="replace that profile and, without --resume, what is in --out"
+        "--resume", action="store_true", help="reuse the evaluations in --out and update the profile of that search"
     )
-    result.add_argument("--no-plots", action="store_true", help="draw nothing")
+    result.add_argument(
+        "--overwrite", action="store_true", help="replace an existing profile and, without --resume, --out"
+    )
+    result.add_argument("--no-plots", action="store_true", help="do not draw plots")
     result.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
-        "--slots", type=int, default=SLOTS, metavar="N", help=f"branches that run at once (default {SLOTS})"
+        "--slots", type=int, default=SLOTS, metavar="N", help=f"branches to run concurrently (default {SLOTS})"
     )
     add_device_options(parser)
     add_threads_option(parser)
-    add_ray_option(parser, "evaluations, on machines that all have the bundle, and what scorers read, under one path,")
+    add_ray_option(parser, "evaluations", "all machines need the bundle and the scorers' files under the same paths")
     add_example(
         parser,
         "emorl search my-bundle --recipe recipes/demo.yaml --set-default",

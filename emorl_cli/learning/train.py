@@ -9,25 +9,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emorl_cli.console.options import add_example, add_threads_option, use_threads
+from emorl_cli.console.options import add_example, add_set_option, add_threads_option, use_threads
 from emorl_cli.console.printing import print_json
 
 PLAIN_EVERY_S = 5.0  # seconds between progress lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, help="a YAML file; see recipes/ and docs/reference/recipe.md")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle to write (default bundles/<recipe's name>)")
+    parser.add_argument("recipe", type=Path, help="YAML file; see recipes/ and docs/reference/recipe.md")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="bundle to write (default bundles/<recipe's name>)")
     parser.add_argument(
-        "--objective", action="append", default=[], metavar="NAME", help="train only this one; may be repeated"
+        "--objective", action="append", default=[], metavar="NAME", help="train only this objective; repeatable"
     )
     parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint, if there is one")
-    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds, once the run has ended")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan: data, parameters, memory, steps")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out when the run has finished")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, as in rl.learning_rate=3e-4"
+        "--dry-run", action="store_true", help="print the plan (data, parameters, memory, steps) and exit"
     )
-    add_threads_option(parser, "; a resumed run keeps the number it had")
+    add_set_option(parser, "rl.learning_rate=3e-4")
+    add_threads_option(parser, "; a resumed run keeps its number")
     parser.add_argument("--json", action="store_true", help="print the report (or the plan) as JSON")
     add_example(
         parser,
@@ -115,7 +115,7 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """Print the plan."""
+    """The plan as lines of text."""
     steps = plan["steps"]
     lines = [f"{plan['name']} (preset {plan['preset']})", *plan["data"]["notes"]]
     lines += [f"  {part}: {own['prompts']} prompts" for part, own in plan["data"]["parts"].items()]

@@ -1,4 +1,4 @@
-"""`emorl train-scorer`: trains a cross-encoder scorer from graded pairs and measures it on unseen prompts."""
+"""`emorl train-scorer`: trains a scorer on graded replies and tests it on unseen prompts."""
 
 from __future__ import annotations
 
@@ -20,48 +20,62 @@ OPTIONAL = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "data", metavar="KIND:PATH", nargs="+", help=f"graded replies, of {KINDS_HELP}; several for pairwise, states"
+        "data", metavar="KIND:PATH", nargs="+", help=f"graded replies: {KINDS_HELP}; pairwise and states accept several"
     )
     parser.add_argument(
         "--replies",
         metavar="KIND:PATH",
         action="append",
         default=[],
-        help="more human replies, whose levels are not learnt; may be repeated (pairwise, states)",
+        help="human replies to learn from without their levels; repeatable (pairwise, states)",
     )
     parser.add_argument(
         "--encoder",
         required=True,
-        help="any Hugging Face encoder, for states and fluency a causal model: a folder or a hub id",
+        help="Hugging Face encoder, or a causal model for states and fluency: a folder or a hub id",
     )
-    parser.add_argument("--revision", help="of a hub id: a branch, tag or commit")
-    parser.add_argument("--out", required=True, type=Path, help="the folder to write; must not exist or be empty")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument(
         "--loss",
         choices=("pairwise", "states", "margin", "classes", "fluency"),
-        help="pairwise: human replies over everything that should score lower, which makes a judge; states: the same "
-        "by a small network over the states of a causal language model, given as --encoder, which stays as it is; "
-        "margin: rank the replies of a prompt (default for pair); classes: predict the level (otherwise); fluency: how "
-        "much likelihoods under a causal language model, given as --encoder, count",
+        help="pairwise: a judge that ranks human replies above corrupted ones; states: a judge as "
+        "a small network over the frozen hidden states of a causal model; margin: rank the "
+        "replies to each prompt (default for pair); classes: predict the level (default "
+        "otherwise); fluency: fit weights for likelihoods under a causal model",
     )
     add_column_options(parser)
     parser.add_argument("--epochs", type=int, help="passes over the training part (default 3)")
-    parser.add_argument("--learning-rate", type=float, help="peak, after warming up (default 1e-4)")
-    parser.add_argument("--batch-size", type=int, help="pairs a step (default 32)")
-    parser.add_argument("--prompts-per-epoch", type=int, help="visited in an epoch (default 160; pairwise)")
-    parser.add_argument("--max-length", type=int, help="tokens of prompt and reply together (default 128)")
-    parser.add_argument("--margin", type=float, help="logits per level between ranked replies (default 1)")
+    parser.add_argument("--learning-rate", type=float, help="peak learning rate (default 1e-4)")
+    parser.add_argument("--batch-size", type=int, help="pairs per step (default 32)")
+    parser.add_argument("--prompts-per-epoch", type=int, help="prompts per epoch (default 160; pairwise)")
     parser.add_argument(
-        "--mismatched", type=int, help="replies of other prompts per prompt, as worst (default 2; margin)"
+        "--max-length", type=int, help="maximum length of prompt and reply together, in tokens (default 128)"
     )
-    parser.add_argument("--calibration", choices=("platt", "isotonic"), help="of a margin scorer (default platt)")
-    parser.add_argument("--freeze-layers", type=int, help="keep so many of the lowest layers as they are (default 0)")
-    parser.add_argument("--train-embeddings", action="store_true", help="train the word embeddings too")
-    parser.add_argument("--seed", type=int, help="of the split, the head, the order and dropout (default 0)")
-    parser.add_argument("--device", help="auto (CUDA when there is one), cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice); part of what repeats a run")
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted run after its last full epoch")
-    parser.add_argument("--overwrite", action="store_true", help="replace what lies at --out when the run is done")
+    parser.add_argument(
+        "--margin", type=float, help="difference in logits per level that ranked replies should have (default 1)"
+    )
+    parser.add_argument(
+        "--mismatched",
+        type=int,
+        help="replies to other prompts added to each prompt as its worst replies (default 2; margin)",
+    )
+    parser.add_argument(
+        "--calibration", choices=("platt", "isotonic"), help="calibration of a margin scorer (default platt)"
+    )
+    parser.add_argument("--freeze-layers", type=int, help="number of layers to freeze, from the lowest (default 0)")
+    parser.add_argument(
+        "--train-embeddings", action="store_true", help="train the word embeddings too (default: frozen)"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="seed of the split, the new head, the order of examples and dropout (default 0)"
+    )
+    parser.add_argument("--device", help="auto (CUDA if available), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads (default: torch's choice); results may differ with another number"
+    )
+    parser.add_argument("--resume", action="store_true", help="resume an interrupted run after its last finished epoch")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out when training has finished")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     add_example(
         parser,

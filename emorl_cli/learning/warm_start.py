@@ -1,4 +1,4 @@
-"""`emorl warm-start`: only the supervised stage of a recipe, prompts -> replies, into a Hugging Face folder."""
+"""`emorl warm-start`: only the supervised fine-tuning of a recipe's base, into a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -6,25 +6,19 @@ import argparse
 import json
 from pathlib import Path
 
-from emorl_cli.console.options import add_example
+from emorl_cli.console.options import add_example, add_set_option
 from emorl_cli.console.printing import print_json
 from emorl_cli.console.progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, help="a YAML file whose base is a warm_start")
+    parser.add_argument("recipe", type=Path, help="YAML file whose base is a warm_start")
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="the folder to write; an interrupted run goes on"
+        "--out", required=True, type=Path, metavar="DIR", help="folder to write; an interrupted run is resumed"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a value, as in base.warm_start.fit.steps=200",
-    )
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+    add_set_option(parser, "base.warm_start.fit.steps=200")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_example(
         parser,
         "emorl warm-start recipes/pair-small.yaml --out bases/pair-small",
@@ -51,12 +45,7 @@ def run(args: argparse.Namespace) -> int:
     with Progress("warm start", recipe.base.warm_start.fit.steps) as bar:
         # A resumed run starts where the interrupted one ended.
         run_warm_start(
-            recipe,
-            folder,
-            data,
-            args.out,
-            overwrite=args.overwrite,
-            progress=lambda done, total, loss: bar.reach(done),
+            recipe, folder, data, args.out, overwrite=args.overwrite, progress=lambda done, total, loss: bar.reach(done)
         )
         bar.reach(recipe.base.warm_start.fit.steps)
     loss = json.loads((args.out / RECEIPT).read_text(encoding="utf-8"))["losses"][-1]

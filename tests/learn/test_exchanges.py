@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -11,10 +12,10 @@ from emorl_core.scorers.words import prompt_key
 from training.data.exchanges.source import ExchangesSource, Manner, tables
 from training.data.records import Record
 from training.data.sources import load_records
-from training.data.synthetic.judging_prompts import EVALUATION_PROMPTS
 from training.data.synthetic.slots import SLOT
 
 MANNERS: tuple[Manner, ...] = ("reflection", "empathy", "plain")
+STATEMENTS = (Path(__file__).parents[2] / "docs" / "demo-statements.txt").read_text(encoding="utf-8").splitlines()
 ADVICE = re.compile(r"(^|[.!;] )(you should|you could(?! have)|try|maybe you could|why not|have you)\b", re.IGNORECASE)
 
 
@@ -61,7 +62,8 @@ def test_prompts_are_distinct_and_none_is_one_that_the_demo_is_judged_by() -> No
     found = records("reflection", variants=4)
     keys = [prompt_key(record.prompt) for record in found]
     assert len(keys) == len(set(keys))
-    assert not set(keys) & set(map(prompt_key, EVALUATION_PROMPTS))
+    assert len(STATEMENTS) == 60
+    assert not set(keys) & set(map(prompt_key, STATEMENTS))
     assert len(found) > len(records("reflection", variants=1)) == len(tables()[1])
 
 

@@ -12,10 +12,10 @@ from training.data.prompts import Encode
 
 
 class ChatSettings(Section):
-    """Prompts as chats, through the chat template of the base's tokenizer: the prompt is the user's message."""
+    """Prompts as chats in the base's chat template: each prompt is a user message."""
 
     system: SystemMessage | None = None
-    """The system message before every prompt; null: none."""
+    """System message before every prompt; null: none."""
 
     def spec(self) -> ChatSpec:
         """The settings in the bundle's form."""

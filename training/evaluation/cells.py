@@ -25,18 +25,18 @@ CELLS_DIR, CELL_FILE, REPLIES_FILE = "cells", "cell.json", "replies.jsonl"
 
 
 class EvaluationError(EmorlError):
-    """A comparison that cannot be run or read; one line that names the field or the file."""
+    """A comparison cannot be run or read; one line that names the field or the file."""
 
     code = "invalid_evaluation"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow")  # what a method adds is kept, and nobody's table needs it
+    model_config = ConfigDict(frozen=True, extra="allow")  # allow: a method may add fields of its own
 
 
 class Consumption(_Part):
-    """The cost of training, summed over everything the method needs. `shared_with`: methods that need the same
-    training, which is run once."""
+    """The cost of all training that a method needs. `shared_with`: methods that use the same training, which is run
+    once."""
 
     prompts: int = 0
     samples: int = 0
@@ -60,18 +60,18 @@ class Inference(_Part):
     tokens: int = 0
     ms_per_token: float = 0.0
     seconds: float = 0.0
-    first_token_ms: float | None = None  # of one prompt by itself; the first reply's, where one of several is chosen
+    first_token_ms: float | None = None  # of one prompt alone; with several replies, of the first
 
 
 class FrontPoint(_Part):
-    """What one weight vector reached in the mean over the prompts."""
+    """The mean scores of one weight vector over the prompts."""
 
     weights: Mapping[str, float]
     scores: Mapping[str, float]
 
 
 class FrontOf(_Part):
-    """What the weights of a method reach, see `training.evaluation.methods.front`."""
+    """A method's front; see `training.evaluation.methods.front`."""
 
     prompts: int
     hypervolume: float
@@ -88,7 +88,7 @@ class Memory(_Part):
 
 
 class CurvePoint(_Part):
-    """A validation during training. `prompts`: consumed until then."""
+    """A validation during training. `prompts`: consumed so far."""
 
     step: int
     prompts: int
@@ -96,7 +96,7 @@ class CurvePoint(_Part):
 
 
 class Cell(_Part):
-    """What `cell.json` holds."""
+    """The content of `cell.json`."""
 
     format: Literal["emorl-cell/1"] = FORMAT
     method: str
@@ -161,7 +161,7 @@ def read_replies(out: Path, cell: Cell, records: Sequence[Record]) -> tuple[Repl
     """One reply per held-out prompt, in order. Raises `EvaluationError`: too few, too many, or to other prompts."""
     path = cell_folder(out, cell.method, cell.seed) / REPLIES_FILE
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at odd characters in a text
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() splits inside texts too
         replies = tuple(Reply.model_validate_json(line) for line in lines if line)
     except FileNotFoundError:
         raise EvaluationError(f"{_short(path, out)}: is missing", param="out") from None

@@ -21,8 +21,8 @@ SETTINGS = ExamSettings(replies=60, graded=300, candidates=150, prompts=12)
 
 
 def exams(out: Path, data: Data, scorers: Scorers) -> dict[str, dict[str, Any]]:
-    """Scorer -> `Exam.as_dict`, without texts, or {"failed": why}; empty where a part of the data has no replies. Kept
-    in `out` and taken again as long as scorer and data are the same."""
+    """Scorer -> `Exam.as_dict` without texts, or {"failed": reason}; empty if a part of the data has no replies. Cached
+    in `out` until the scorer or the data change."""
     parts = {
         part: Material("the recipe's data", best_replies(data.parts.get(part, ())))
         for part in ("train", "validation", "test")
@@ -46,7 +46,8 @@ def exams(out: Path, data: Data, scorers: Scorers) -> dict[str, dict[str, Any]]:
 
 
 def best_replies(records: Sequence[Record]) -> tuple[Record, ...]:
-    """Those of the highest level of their prompt. Levels of different data sets cannot be compared."""
+    """The records with the highest level among those of their prompt. Levels of different data sets are not
+    comparable."""
     top: dict[str, float] = {}
     for record in records:
         if record.response is not None:
@@ -59,4 +60,4 @@ def _known(path: Path) -> dict[str, dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
     except (OSError, ValueError):
-        return {}  # not there, or not ours: examined anew
+        return {}  # absent or unreadable: examine again

@@ -1,8 +1,8 @@
-"""Cells of a comparison as tasks of a Ray cluster that this program is connected to. Needs the extra `ray`.
+"""Cells of a comparison as tasks of a Ray cluster that this process is connected to. Needs the extra `ray`.
 
-All machines see the run's folder, which has everything that cells share, so a cell's result is the same as on one
+All machines need access to the run's folder, which has everything that cells share, so results are the same as on one
 machine. Work that several cells need (a seed's training, or a search shared by a method and its best-of) is done by the
-first of them, and Ray starts the others after it. When a worker dies, Ray runs its task again, which resumes from the
+first of them, and Ray starts the others afterwards. If a worker dies, Ray runs its task again, which resumes from the
 last checkpoint.
 """
 
@@ -25,7 +25,7 @@ from training.search.evaluations.tasks import LOST, Tasks
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What every worker needs to know. Paths are absolute, and mean the same on every machine. threads: of a cell."""
+    """Settings for every worker. Paths are absolute and valid on all machines. threads: per cell."""
 
     recipe: Recipe
     folder: Path
@@ -42,11 +42,11 @@ def run_cells(
     progress: Progress = lambda stage, done, total: None,
     say: Say = lambda line: None,
 ) -> None:
-    """`training.evaluation.run.run_cells`, as many cells at a time as the cluster has cores (or GPUs) for.
+    """As `training.evaluation.run.run_cells`, with as many concurrent cells as the cluster has cores (or GPUs) for.
 
     Raises:
-        EvaluationError: cells were lost, since their workers died again and again; the others are there.
-        TasksError: the cluster cannot run them.
+        EvaluationError: cells were lost because their workers died repeatedly; the others are complete.
+        TasksError: the cluster cannot run the tasks.
         RecipeError, DataError, ScorerError, FitError, BundleError: the cells cannot be prepared.
     """
     missing = missing_cells(out, wanted, retry_failed=retry_failed, say=say)
@@ -78,7 +78,7 @@ def run_cells(
         raise EvaluationError(f"{lost} cells were lost with their workers; --resume runs them", param="ray")
 
 
-_prepared: dict[Path, Experiment] = {}  # in a worker, which runs one cell after the other
+_prepared: dict[Path, Experiment] = {}  # in a worker, which runs one cell at a time
 
 
 def _experiment(setting: Setting) -> Experiment:
@@ -102,7 +102,7 @@ def _make_what_all_share(setting: Setting) -> None:
 
 
 def _cell(setting: Setting, method: str, seed: int, trained: Cell | None, _searched: Cell | None) -> Cell:
-    """trained: the cell that has trained what this one needs, where that is another one."""
+    """trained: the cell that trains what this one needs, if it is another one."""
     experiment = _experiment(setting)
     needs = methods_of(experiment.recipe)[method].needs
     if needs is not None and trained is not None:

@@ -1,7 +1,7 @@
-"""The comparison: every method with every seed, run where it is missing, scored, and written as table and plots.
+"""The comparison: runs every method with every seed, scores the replies, and writes tables and plots.
 
-A run is its folder. Cells that are there are taken as they are, so a run that was interrupted goes on where it stopped,
-and more seeds or methods can be added later.
+A run is its folder. Finished cells are kept, so an interrupted run resumes where it stopped, and seeds or methods can
+be added later.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from emorl_core.files.writing import replacing
 from emorl_core.scorers import Context, ScorerError
 from training.data.clusters import clusters_of
 from training.data.records import Record, one_per_prompt
+from training.evaluation.baselines import baselines
 from training.evaluation.cells import Cell, EvaluationError, cell_folder, read_cell, read_replies, write_failed
 from training.evaluation.exams import exams
 from training.evaluation.reporting.blind import sheet_and_key, write_sheet
@@ -33,7 +34,6 @@ from training.evaluation.reporting.report import csv_text, markdown
 from training.evaluation.reporting.results import Scored, failures, results, scored
 from training.evaluation.reporting.side_by_side import side_by_side
 from training.evaluation.scores import Scorers, build_scorers, measures_of, scores_of
-from training.evaluation.yardsticks import yardsticks
 from training.pipeline.prepare import NOT_TRAINING, Data, records_hash
 from training.progress import Progress, Say
 from training.recipe.evaluation import EvaluationSettings
@@ -43,21 +43,21 @@ from training.search.inputs import prompts_hash
 FORMAT = "emorl-evaluation/1"
 ABOUT_FILE, RESULTS, SIDE_BY_SIDE_FILE, ERROR_FILE = "evaluation.json", "results", "side-by-side.md", "error.txt"
 
-RunCell = Callable[[str, int, Progress], None]  # (method, seed, progress): leaves the cell's folder
+RunCell = Callable[[str, int, Progress], None]  # (method, seed, progress): writes the cell's folder
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which cells, and what is made of them. Raises `EvaluationError` naming the field."""
+    """The cells and reports to make. Raises `EvaluationError` naming the field."""
 
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     reference: str | None  # the method that the others are tested against
     ab_pairs: tuple[tuple[str, str], ...] = ()
-    ab_items: int = 20  # prompts of each pair
+    ab_items: int = 20  # prompts per pair
     side_by_side: int = 12  # prompts
     plots: bool = True
-    left_out: Mapping[str, str] = field(default_factory=dict)  # methods that are not run -> why
+    left_out: Mapping[str, str] = field(default_factory=dict)  # skipped methods -> why
 
     def __post_init__(self) -> None:
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
@@ -82,7 +82,8 @@ class Wanted:
 
 
 def held_out_records(recipe: Recipe, data: Data) -> tuple[Record, ...]:
-    """The held-out prompts that every method answers, one record each. Raises `EvaluationError` when there are none."""
+    """The held-out prompts that every method answers, one record each. Raises `EvaluationError` if there are fewer than
+    two."""
     records = tuple(one_per_prompt([*data.parts.get("test", ())]))[: recipe.evaluation.test_prompts]
     if len(records) < 2:
         raise EvaluationError(
@@ -95,10 +96,10 @@ def held_out_records(recipe: Recipe, data: Data) -> tuple[Record, ...]:
 def open_run(
     out: Path, recipe: Recipe, folder: Path, data: Data, *, resume: bool = False, overwrite: bool = False
 ) -> Iterator[None]:
-    """Hold the run's folder for this program, new or gone on with.
+    """Lock the run's folder, new or resumed.
 
-    Raises `EvaluationError`: it holds something already, or a run of another recipe or other data, or another program
-    is at work in it.
+    Raises `EvaluationError`: it is not empty, it has a run of another recipe or other data, or another process is using
+    it.
     """
     from filelock import FileLock, Timeout  # comes with huggingface_hub
 
@@ -122,7 +123,7 @@ def open_run(
 
 
 def _about(recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
-    """What cells depend on, but for their seed and method."""
+    """Everything that cells depend on except seed and method."""
     settings = recipe.model_dump(mode="json", exclude={*NOT_TRAINING, "seed"})
     base = None if recipe.base.path is None else folder / Path(recipe.base.path).expanduser()
     return {
@@ -136,7 +137,7 @@ def _about(recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
 
 
 def _methods(settings: EvaluationSettings) -> dict[str, Any] | None:
-    """What a recipe says to single methods; None: nothing."""
+    """The recipe's settings of single methods; None if it has none."""
     asked = {"instruction", "sentences", "front_prompts", "predictor_prompts"}
     return settings.model_dump(mode="json", include=asked, exclude_defaults=True) or None
 
@@ -169,11 +170,11 @@ def run_cells(
     progress: Progress = lambda stage, done, total: None,
     say: Say = lambda line: None,
 ) -> None:
-    """Run what is missing, seed by seed. A method that fails leaves a failed cell, and the others go on.
+    """Run the missing cells, seed by seed. A method that fails leaves a failed cell, and the others continue.
 
     Args:
-        prepare: loads what the methods need, only when a cell is missing.
-        retry_failed: run failed cells again; otherwise they stay as they are.
+        prepare: loads what the methods need; called only if a cell is missing.
+        retry_failed: run failed cells again; otherwise they are kept.
     """
     missing = missing_cells(out, wanted, retry_failed=retry_failed, say=say)
     if not missing:
@@ -189,7 +190,7 @@ def run_cells(
 
 
 def missing_cells(out: Path, wanted: Wanted, *, retry_failed: bool, say: Say) -> list[tuple[str, int]]:
-    """(method, seed) of what has to be run, seed by seed."""
+    """(method, seed) of the cells to run, seed by seed."""
     every = [(method, seed) for seed in wanted.seeds for method in wanted.methods]
     missing = [key for key in every if _is_missing(read_cell(out, *key), retry_failed)]
     if 0 < len(missing) < len(every):
@@ -206,16 +207,16 @@ def _is_missing(cell: Cell | None, retry_failed: bool) -> bool:
 
 
 def attempt(out: Path, method: str, seed: int, run: RunCell, told: Progress) -> Cell:
-    """Run a cell; whatever goes wrong in it makes it a failed one, but for a full disk, which is raised."""
+    """Run a cell. Any error makes it a failed cell, except a full disk, which is raised."""
     try:
         run(method, seed, told)
     except EmorlError as error:
         return write_failed(out, method, seed, error.message)
     except Exception as error:
         if disk_full(error):
-            raise  # no fault of the method: its cell stays missing, and --resume runs it
-        # One method's fault must not take the others' results with it. Its text may quote a prompt, so the table tells
-        # its kind only; the rest is for whoever mends it.
+            raise  # not the method's fault: the cell stays missing, and --resume runs it
+        # One method's error must not discard the others' results. Its text may quote a prompt, so the table has only
+        # its type; the traceback is in the cell's folder.
         folder = cell_folder(out, method, seed)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
@@ -233,9 +234,9 @@ def judge(
     *,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
-    """Score the cells that are there, and write results, plots, side-by-side page and A/B sheet; returns the results.
+    """Score the finished cells, and write results, plots, side-by-side page and A/B sheet; returns the results.
 
-    Raises `ScorerError` when a scorer cannot be built, `EvaluationError` when no cell is there.
+    Raises `ScorerError` if a scorer cannot be built, `EvaluationError` if there is no cell.
     """
     records = held_out_records(recipe, data)
     context = Context(recipe.compute.scorer_device, folder, data.parts["train"])
@@ -261,23 +262,23 @@ def judge(
         "name": recipe.name,
         "preset": recipe.preset,
         **_about(recipe, folder, data),
-        # How prompts are put to a base is the base's matter where the recipe does not say it.
+        # Without a prompt format in the recipe, the base decides it.
         "recipe_values": recipe.model_dump(mode="json", exclude=None if recipe.words_prompts else {"prompt_template"}),
         "environment": _environment(),
     }
-    progress("yardsticks", 0, 2)
-    beside = yardsticks(out, data, records, scorers)
-    progress("yardsticks", 1, 2)
+    progress("baselines", 0, 2)
+    beside = baselines(out, data, records, scorers)
+    progress("baselines", 1, 2)
     found = results(
         cells,
         about=about,
         clusters=clusters_of(records),
         reference=reference,
-        yardsticks=beside,
+        baselines=beside,
         left_out=wanted.left_out,
     )
     found["exams"] = exams(out, data, scorers)
-    progress("yardsticks", 2, 2)
+    progress("baselines", 2, 2)
     texts = {method: texts[method] for method in cells}
     pairs = [pair for pair in wanted.ab_pairs if all(texts.get(name) for name in pair)]
     sheet, key, same = sheet_and_key(records, texts, pairs, count=wanted.ab_items, seed=0)
@@ -301,7 +302,7 @@ def judge(
 
 
 def _environment() -> dict[str, Any]:
-    """Where the numbers come from; part of what must be told with a time."""
+    """The machine and package versions, without which times mean little."""
     import torch
 
     return {
@@ -314,7 +315,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _scored(out: Path, cell: Cell, records: Sequence[Record], scorers: Scorers) -> tuple[Scored, list[str] | None]:
-    """The cell's numbers and texts; replies that are not there or cannot be scored make it a failed one."""
+    """The cell's scores and texts; it is failed if replies are missing or cannot be scored."""
     if not cell.done:
         return Scored(cell), None
     try:

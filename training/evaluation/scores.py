@@ -1,7 +1,7 @@
-"""Replies of a cell -> numbers per prompt: the objectives' scorers, the judges, and plain measures of the text.
+"""Replies of a cell -> scores per prompt, from the objectives' scorers, the judges, and text metrics.
 
-The scorers' answers are kept in the cell's folder and taken again as long as replies and scorers are the same. A cell
-is scored by itself, always in the same batches, so that a run that was interrupted gives the same last digits.
+The scorers' answers are cached in the cell's folder until replies or scorers change. A cell is scored alone, always in
+the same batches, so that a resumed run gives the same last digits.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MEASURES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Scorers:
-    """The scorers of a comparison. `marks` change when a scorer or a model that it reads changes."""
+    """The scorers of a comparison. `marks` change when a scorer, or a model that it loads, changes."""
 
     objectives: Mapping[str, Checked]
     judges: Mapping[str, Checked]
@@ -56,7 +56,7 @@ class Scorers:
 
 
 def build_scorers(objectives: Mapping[str, Any], judges: Mapping[str, Any], context: Context) -> Scorers:
-    """Load everything. Raises `ScorerError` naming the field."""
+    """Load the scorers. Raises `ScorerError` naming the field."""
     specs = {f"objectives.{name}.scorer": spec for name, spec in objectives.items()}
     specs |= {f"evaluation.scorers.{name}": spec for name, spec in judges.items()}
     built = {where: build_scorer(spec, context, where=where) for where, spec in specs.items()}
@@ -100,10 +100,8 @@ def scores_of(
     scorers: Scorers,
     told: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Array]:
-    """Scorer -> one score per prompt, [prompts]. told: is given the name of every scorer that has to be asked.
-
-    Raises `ScorerError`.
-    """
+    """Scorer -> one score per prompt, [prompts]. told: called with the name of every scorer that is not cached. Raises
+    `ScorerError`."""
     path = cell_folder(out, cell.method, cell.seed) / SCORES_FILE
     texts = [reply.text for reply in replies]
     answered = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
@@ -115,25 +113,25 @@ def scores_of(
     if missing:
         marks = {name: scorers.marks[name] for name in kept}
         content = {"format": FORMAT, "replies": answered, "marks": marks, "scores": kept}
-        path.parent.mkdir(parents=True, exist_ok=True)  # what no method answered has no cell
+        path.parent.mkdir(parents=True, exist_ok=True)  # baselines have no cell folder yet
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return {name: np.array(kept[name], dtype=np.float64) for name in scorers.all}
 
 
 def _kept(path: Path, answered: str, marks: Mapping[str, str]) -> dict[str, list[float]]:
-    """What was scored before and is still true."""
+    """The cached scores that are still valid."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT or content["replies"] != answered:
             return {}
         return {name: row for name, row in content["scores"].items() if content["marks"].get(name) == marks.get(name)}
     except (OSError, ValueError, KeyError, AttributeError):
-        return {}  # not there, or not ours: scored anew
+        return {}  # absent or unreadable: score again
 
 
 def measures_of(replies: Sequence[Reply], records: Sequence[Record]) -> dict[str, Array]:
-    """`MEASURES` -> one number per prompt, [prompts]."""
+    """Text metrics: `MEASURES` -> one number per prompt, [prompts]."""
     texts = [reply.text for reply in replies]
     prompts = [record.prompt for record in records]
     often = Counter(texts)
@@ -152,6 +150,6 @@ def measures_of(replies: Sequence[Reply], records: Sequence[Record]) -> dict[str
 
 
 def copy_rate(prompt: str, reply: str) -> float:
-    """Longest run of words that both contain / words of the reply; 0 for a reply without words."""
+    """Length of the longest run of words that both contain / words of the reply; 0 for an empty reply."""
     own = words(reply)
     return longest_run(words(prompt), own) / len(own) if own else 0.0

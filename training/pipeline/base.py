@@ -66,7 +66,7 @@ def worded(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def how_prompts_go(recipe: Recipe) -> str:
-    """For people."""
+    """One line about the prompt format, for the console."""
     if recipe.chat is not None:
         return "go through the base's chat template"
     return f"go into the template {recipe.prompt_template!r}"
@@ -102,7 +102,7 @@ def _stage(recipe: Recipe, folder: Path, data: Data) -> tuple[WarmStartSettings,
         raise RecipeError("base: the recipe has no warm_start", param="base.warm_start")
     recipe = worded(recipe, folder)
     settings = start.settings(recipe.prompt_template, recipe.max_source_tokens, recipe.chat)
-    if settings.fit.seed == 0:  # default: the run's seed; numpy, which transformers seeds, takes 32 bits
+    if settings.fit.seed == 0:  # numpy, which transformers seeds, takes 32 bits
         fit = settings.fit.model_copy(update={"seed": derive(recipe.seed, "warm start") % 2**32})
         settings = settings.model_copy(update={"fit": fit})
     return settings, warm_start_records(start, folder, data, recipe.data.split_by)

@@ -49,17 +49,17 @@ class DemoSettings(Section):
     seed: int = Field(0, ge=0)
     """Seed of all random draws of the build."""
     base_prompts: int = Field(24_000, ge=50)
-    """Distinct synthetic prompts the base is trained on, each answered in one style."""
+    """Number of distinct synthetic prompts that the base is trained on, each with a reply in one style."""
     prompts: int = Field(3_000, ge=60)
-    """Distinct synthetic prompts for reinforcement learning, split by their situations."""
+    """Number of distinct synthetic prompts for reinforcement learning, split by situation."""
     model: ScratchSettings = ScratchSettings()
-    """The base."""
+    """Shape of the base."""
     base_fit: FitSettings = FitSettings(
         steps=800, batch_size=32, learning_rate=3e-3, warmup_steps=40, checkpoint_every=200
     )
-    """The base's training."""
+    """Supervised training of the base."""
     lora: LoraSettings = LoraSettings(dropout=0.0)
-    """The adapters."""
+    """Settings of the adapters."""
     rl: RlSettings = RlSettings(
         prompts_per_step=16,
         samples_per_prompt=4,
@@ -69,7 +69,7 @@ class DemoSettings(Section):
         validation_prompts=64,
         stop=StopSettings(rule="steps", max_steps=40),
     )
-    """The reinforcement."""
+    """Settings of reinforcement learning."""
 
     def recipe(self, device: str = "auto") -> Recipe:
         """The recipe of the build, as `emorl train` would read it."""

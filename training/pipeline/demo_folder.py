@@ -30,7 +30,7 @@ def key_of(folder: Path) -> str | None:
 
 
 def write_receipt(folder: Path, key: str, adapters: str) -> None:
-    """adapters: a description of their origin."""
+    """adapters: where they come from, in words."""
     receipt = {"key": key, "adapters": adapters}
     (folder / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
 

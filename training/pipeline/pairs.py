@@ -39,7 +39,7 @@ class EncodedPairs:
         return max(len(pair.source) for pairs in self.given.pairs.values() for pair in pairs)
 
     def summary(self) -> str:
-        """One line for a person."""
+        """A one-line summary."""
         sizes = ", ".join(f"{len(pairs)} of {name}" for name, pairs in self.given.pairs.items())
         return f"adapter_start: pairs {sizes}; {self.cut} prompts cut, {self.too_long} replies too long and left out"
 

@@ -13,12 +13,12 @@ from training.rl.settings import AdapterFit
 
 
 class AdapterStart(AdapterFit):
-    """A supervised start of the adapters: the base stays as it is, so that it need not be shipped. All objectives in
-    lockstep; one that `sources` does not name begins with an adapter that changes nothing."""
+    """Supervised fine-tuning of the adapters before reinforcement learning; the base stays unchanged. All objectives
+    are trained in lockstep; one without `sources` starts with an adapter that changes nothing."""
 
     sources: dict[Name, tuple[Any, ...]] = Field(min_length=1)
-    """Objective to data sets with replies in its manner, less the prompts that `data` validates or tests on, and less
-    the replies that are longer than `rl.max_new_tokens`."""
+    """Objective to data sets with replies that show it. Prompts that `data` validates or tests on are left out, and so
+    are replies longer than `rl.max_new_tokens`."""
 
     @field_validator("sources")
     @classmethod

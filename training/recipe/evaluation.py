@@ -1,4 +1,4 @@
-"""The `evaluation` section of a recipe: what methods are evaluated by, in addition to the rewards used in training."""
+"""The `evaluation` section of a recipe: judges and sizes of the comparison."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from training.config import is_default
 
 
 class EvaluationSettings(Section):
-    """For `emorl evaluate`. Nothing here changes what is trained."""
+    """Settings of `emorl evaluate`; they have no effect on training."""
 
     scorers: dict[Name, Any] = Field(default_factory=dict)
-    """Name to scorer, as an objective's: models that no adapter was trained on, so that reward hacking shows."""
+    """Name to scorer: judges, which no adapter was trained on, so that reward hacking shows."""
     test_prompts: int | None = Field(None, ge=2)
-    """Held-out prompts that every method answers, the first of the test part; null: all."""
+    """Number of test prompts to evaluate on, from the start of that part; null: all."""
     search_prompts: int = Field(64, ge=1)
-    """Validation prompts that weights are searched on, at most, the first ones."""
+    """Maximum number of validation prompts for the weight search, from the start of that part."""
     search_levels: int = Field(5, ge=1, le=30)
-    """Levels of the weight search, for every method that has weights."""
+    """Levels of the weight search."""
     front_prompts: int = Field(0, ge=0, exclude_if=is_default(0))
-    """Held-out prompts, the first, that every weight vector in steps of a tenth answers, for the front of each mix; 0:
-    no fronts are measured."""
+    """Number of test prompts, from the start of that part, on which fronts are measured: every weight vector in steps
+    of 0.1; 0: no fronts."""
     predictor_prompts: int = Field(64, ge=2, exclude_if=is_default(64))
-    """Training prompts, the first, that `per-prompt:predicted` learns weights from, at most."""
+    """Maximum number of training prompts, from the start of that part, that `per-prompt:predicted` is trained on."""
     instruction: SystemMessage | None = Field(None, exclude_if=is_default(None))
-    """What `prompt-only` tells the bare base: one sentence or more that ask for all objectives; null: that method is
-    left out. It takes the place of `chat.system`, or stands in front of `prompt_template`."""
+    """Instruction to the bare base for the method `prompt-only`, asking for all objectives; null: skip that method. It
+    replaces `chat.system`, or is put before `prompt_template`."""
     sentences: dict[Name, SystemMessage] = Field(default_factory=dict, exclude_if=is_default({}))
-    """Objective to what its lane of `sentences` is told, likewise; with none, that method is left out."""
+    """Objective to the instruction of its lane for the method `sentences`, placed likewise; empty: skip that method."""
 
     @field_validator("scorers")
     @classmethod

@@ -31,16 +31,18 @@ from training.warm_start.warm_start import WarmStartSettings
 
 
 class WarmStart(Start):
-    """Supervised training of the base before reinforcement: from exactly one of `hub`, `path` and `scratch`."""
+    """Supervised fine-tuning of the base before reinforcement learning, from exactly one of `hub`, `path` and
+    `scratch`."""
 
     other = "scratch"
 
     scratch: ScratchSettings | None = None
-    """Shape of a new model, with a tokenizer trained on the data."""
+    """A new model of this shape, with a tokenizer trained on the data."""
     sources: tuple[Any, ...] = ()
-    """Data sets with replies to fit on, less the prompts `data` validates or tests on; none: `data`'s training part."""
+    """Data sets with replies to train on, without the prompts that `data` validates or tests on; none: the training
+    part of `data`."""
     fit: FitSettings = FitSettings()
-    """The fitting."""
+    """Training settings."""
 
     @field_validator("sources")
     @classmethod
@@ -54,28 +56,29 @@ class WarmStart(Start):
 
 
 class BaseSettings(Start):
-    """The model that stays frozen: exactly one of `hub`, `path` and `warm_start`."""
+    """The frozen base model: exactly one of `hub`, `path` and `warm_start`."""
 
     other = "warm_start"
 
     warm_start: WarmStart | None = None
-    """A model that is trained on replies first; `emorl warm-start` runs that stage alone."""
+    """Fine-tune a model on replies first. `emorl warm-start` runs this stage alone."""
 
 
 class DataSettings(Section):
-    """Where prompts come from and how they are split."""
+    """The prompts and how they are split."""
 
     sources: tuple[Any, ...] = Field(min_length=1)
-    """Data sets, each a mapping with `kind` (pair, psych8k, jsonl, ...); several are joined."""
+    """Data sets, each a mapping with `kind` (pair, psych8k, jsonl, ...); they are concatenated."""
     splits: dict[Literal["train", "validation", "test"], float] = Field(default_factory=lambda: dict(FRACTIONS))  # type: ignore[arg-type]
-    """Share of the distinct prompts in each part; they sum to 1. No prompt and no dialogue is in two parts, and every
-    source gives each part its share. Rows of your own name their dialogue in an extra column `dialogue`."""
+    """Fraction of the distinct prompts in each part; they sum to 1. No prompt and no dialogue is in two parts, and each
+    source is split in these proportions. Your own data can name dialogues in an extra column `dialogue`."""
     split_by: str | None = None
-    """An extra column whose value decides the part, not the prompt (`key` of the synthetic data: the situation)."""
+    """Extra column to split by instead of the prompt: rows with the same value are in the same part (`key` of the
+    synthetic data: the situation)."""
     seed: int = Field(0, ge=0)
-    """Of the split. Apart from the run's seed, so that several runs can share their test prompts."""
+    """Seed of the split, independent of the recipe's `seed`, so that several runs can share their test prompts."""
     max_prompts: int | None = Field(None, ge=3)
-    """Distinct prompts used, the first in the data's order; null: all."""
+    """Maximum number of distinct prompts, from the start of the data; null: all."""
 
     @field_validator("sources")
     @classmethod
@@ -92,14 +95,14 @@ class DataSettings(Section):
 
 
 class ObjectiveSettings(Section):
-    """One objective: what it is scored by, and where its adapter differs from the others'."""
+    """One objective: its scorer, and its own values of adapter settings."""
 
     scorer: Any
-    """The scorer's kind, or a mapping with `kind`: see docs/scorers.md."""
+    """A scorer's kind, or a mapping with `kind`; see docs/scorers.md."""
     description: str = ""
-    """A sentence for people; it goes into the bundle."""
+    """A short description for users, stored in the bundle."""
     learning_rate: float | None = Field(None, gt=0)
-    """AdamW's step size for this objective; null: `rl.learning_rate`."""
+    """Learning rate of this objective; null: `rl.learning_rate`."""
     rank: int | None = Field(None, ge=1, le=1024)
     """LoRA rank of this objective; null: `lora.rank`."""
     alpha: float | None = Field(None, gt=0)
@@ -107,41 +110,43 @@ class ObjectiveSettings(Section):
 
 
 class Recipe(Section):
-    """The whole recipe, as read."""
+    """The sections and keys of a recipe."""
 
     name: Name
-    """Of the bundle."""
+    """Name of the bundle."""
     seed: int = Field(0, ge=0)
-    """Every random draw of the run comes from it."""
+    """Seed of all random draws of the run."""
     base: BaseSettings
-    """The frozen model."""
+    """The frozen base model."""
     prompt_template: Template = "{prompt} [SEP] "
-    """Wraps every prompt; `{prompt}` stands for it. Not beside `chat`. With neither given, a decoder-only base gets its
-    chat template, or the plain prompt where it has none."""
+    """Template of every prompt; `{prompt}` is replaced by its text. Not allowed with `chat`. If a decoder-only base has
+    neither, its chat template is used, or the plain prompt if it has none."""
     chat: ChatSettings | None = Field(None, exclude_if=is_default(None))
-    """Instead of `prompt_template`: prompts go through the base's own chat template."""
+    """Use the base's chat template instead of `prompt_template`."""
     max_source_tokens: int = Field(128, ge=2)
-    """Tokens of the wrapped prompt; a longer one's text is cut in training, and it is refused in serving."""
+    """Maximum length of a prompt in tokens, template included. A longer prompt is truncated in training and refused in
+    serving."""
     data: DataSettings
-    """Prompts."""
+    """The prompts and how they are split."""
     objectives: dict[Name, ObjectiveSettings] = Field(min_length=1)
-    """Name to objective; one adapter each, trained together."""
+    """Name to objective. Each has its own adapter; all are trained together."""
     preset: Preset = "default"
-    """Values of `rl` that the recipe does not give: `default`, or `paper` for the published implementation's."""
+    """Defaults of `rl`: `default`, or `paper` for those of the published code."""
     lora: LoraSettings = LoraSettings()
-    """The adapters."""
+    """Settings of the adapters."""
     adapter_start: AdapterStart | None = Field(None, exclude_if=is_default(None))
-    """Supervised training of the adapters before reinforcement; null: they begin as the base."""
+    """Supervised fine-tuning of the adapters before reinforcement learning; null: none, so they start without any
+    effect."""
     rl: RlSettings = RlSettings()
-    """Reinforcement learning."""
+    """Settings of reinforcement learning."""
     profiles: dict[Name, dict[str, float]] = Field(default_factory=dict)
-    """Named weights to put into the bundle; none given: `balanced`, the same weight for all."""
+    """Name to weights, stored in the bundle; empty: `balanced`, with equal weights."""
     default_profile: str | None = None
-    """The profile that answers a request without weights; null: the first."""
+    """Profile for requests without weights; null: the first one."""
     compute: ComputeSettings = ComputeSettings()
-    """Where and how it runs."""
+    """Hardware and memory."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    """How methods are compared."""
+    """Settings of `emorl evaluate`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -277,7 +282,7 @@ def parse_recipe(raw: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
 
 
 def _explain(fault: ValidationError) -> str:
-    """The first error, in one line; further ones are seldom independent."""
+    """The first error, in one line; the others are usually consequences of it."""
     errors = fault.errors(include_url=False)
     item = errors[0]
     path, message = key_of(item["loc"]), reason_of(item)

@@ -90,7 +90,7 @@ def restore_process(checkpoint: Checkpoint) -> None:
 
 def _python_random() -> dict[str, Any]:
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    assert isinstance(keys, np.ndarray)  # its type also covers other generators than the global one
+    assert isinstance(keys, np.ndarray)  # its type also covers generators other than the global one
     return {"python": random.getstate(), "numpy": [kind, keys.tolist(), position, has_gauss, cached]}
 
 

@@ -22,13 +22,11 @@ Status = Literal["active", "finished", "failed"]
 
 @dataclass(slots=True)
 class Consumption:
-    """What an objective has consumed, by which training methods are compared (method.md section 6).
+    """Training cost of an objective, compared between methods (method.md section 6). The paper's "training data points"
+    are `prompts`."""
 
-    "Training data points" in the paper's sense are `prompts`.
-    """
-
-    pairs: int = 0  # given replies that the adapter was fitted on, repeats counted
-    prompts: int = 0  # taken for training, repeats counted
+    pairs: int = 0  # given replies used for fitting, counting repeats
+    prompts: int = 0  # training prompts, counting repeats
     samples: int = 0  # replies sampled for training
     tokens: int = 0  # tokens of those replies
     validation_samples: int = 0  # greedy replies

@@ -24,11 +24,11 @@ SeedOf = Callable[[int, str, int], int]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One reply. `ids` are all chosen tokens, the end of sequence included when the reply ended by itself."""
+    """One reply. `ids` includes the end of sequence if the reply ended by itself."""
 
     ids: tuple[int, ...]
     text: str
-    ended: bool  # by itself, not by the limit
+    ended: bool  # by itself, not at the limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Rollout:
     """Samples from one model with attached adapters."""
 
     def __init__(self, model: LaneModel, tokenizer: Tokenizer, *, slots: int) -> None:
-        """slots: replies that run at once."""
+        """slots: replies to sample concurrently."""
         self._model, self._tokenizer, self._slots = model, tokenizer, slots
         self._lanes = (BASE, *model.adapters)
 
@@ -59,7 +59,7 @@ class Rollout:
         return self._run(prompts, objectives, seeded)
 
     def greedy(self, prompts: Sequence[Prompt], objectives: Sequence[str], max_new_tokens: int) -> Replies:
-        """One reply per prompt and objective (`base` is one too), the likeliest token at every step."""
+        """One greedy reply per prompt and objective (which may be `base`)."""
         plain = Sampling(max_new_tokens=max_new_tokens, seed=0)
         wanted = {(place, name): [plain] for name in objectives for place in range(len(prompts))}
         return self._run(prompts, objectives, wanted)
@@ -67,8 +67,8 @@ class Rollout:
     def _run(
         self, prompts: Sequence[Prompt], objectives: Sequence[str], wanted: dict[tuple[int, str], list[Sampling]]
     ) -> Replies:
-        # A new engine each time: adapters have moved, so no remembered prompt is true any more, and what a rollout
-        # computes must not depend on the rollouts before it, or a resumed run would differ in its last bits.
+        # A new engine each time: adapters have changed, so cached prompts are stale. A rollout must not depend on
+        # earlier ones either, or a resumed run would differ in its last bits.
         engine = Engine(self._model, _no_text, self._lanes, slots=self._slots, prefill_cache_bytes=0)
         groups = []
         for (place, name), samplings in wanted.items():
@@ -108,7 +108,7 @@ class Rollout:
 
 
 def _no_text(ids: Sequence[int]) -> str:  # noqa: ARG001
-    """Replies are decoded once, when they are whole; text token by token is for readers."""
+    """Decodes each reply once, when it is complete; streaming text is not needed here."""
     return ""
 
 

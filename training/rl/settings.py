@@ -22,114 +22,114 @@ SORTED_TOKENS = 4096
 
 
 class LoraSettings(Section):
-    """One objective's adapter."""
+    """The LoRA adapter of each objective."""
 
     rank: int = Field(8, ge=1, le=1024)
-    """Rank of the update (R)."""
+    """LoRA rank (R)."""
     alpha: float = Field(32.0, gt=0)
-    """Scale of the update: alpha / rank times B A."""
+    """LoRA alpha; updates are scaled by alpha / rank."""
     dropout: float = Field(0.05, ge=0, lt=1)
-    """Share of the adapter's inputs dropped while gradients are computed. The same for all objectives."""
+    """LoRA dropout in training, as a probability; the same for all objectives."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Linear layers by the last part of their name (`q`, `v`, `wo`, ...), or all of them. Never the head."""
+    """Target modules, by the last part of their name (`q`, `v`, `wo`, ...), or all linear layers. The language model's
+    head is never adapted."""
     save_as: Literal["float32", "bfloat16"] = Field("float32", exclude_if=is_default("float32"))
-    """Number format of the adapters in the bundle. Training computes in float32 all the same; bfloat16 takes half the
-    space, and rounds each weight by up to 0.4 %."""
+    """Number format of the saved adapters. Training is in float32 either way; bfloat16 halves the size and rounds each
+    weight by up to 0.4 %."""
     act_on: Literal["all", "reply"] = Field("all", exclude_if=is_default("all"))
-    """`all`: every token. `reply`: activated LoRA, which begins where the reply does, so that all objectives share one
-    reading of the prompt; decoder-only bases only, and a higher rank is advised."""
+    """Tokens the adapters apply to. `all`: prompt and reply. `reply`: activated LoRA, which starts at the reply, so
+    that all objectives share one prefill of the prompt; decoder-only bases only, and best with a higher rank."""
 
 
 class KLSettings(Section):
-    """The pull towards the frozen base. It is measured and logged whatever the kind."""
+    """KL penalty towards the frozen base. The KL is logged in any case."""
 
     kind: KLKind = "k1_in_reward"
-    """`k1_in_reward`: log p - log p_base, summed over the reply, taken off its reward: in expectation the gradient of
-    the KL of whole replies, exactly. `k3_in_loss`: Schulman's k3, exp(r) - r - 1 with r = log p_base - log p, as a term
-    of the loss: less noise, but another gradient, that of each token's KL of the base from the policy, blind to what a
-    token does to later ones. `none`: measured only."""
+    """`k1_in_reward`: log p - log p_base, summed over the reply and subtracted from its reward; an unbiased gradient of
+    the KL of whole replies. `k3_in_loss`: Schulman's k3 per token, exp(r) - r - 1 with r = log p_base - log p, added to
+    the loss; less noise, but a different gradient, which ignores a token's effect on later ones. `none`: no penalty."""
     coefficient: float = Field(0.05, ge=0)
-    """Weight of the term, reward units per nat."""
+    """KL coefficient, in reward units per nat."""
 
 
 class StopSettings(Section):
-    """When an objective leaves the batch. `max_steps` holds under every rule."""
+    """When training of an objective stops. `max_steps` applies under every rule."""
 
     rule: StopRule = "patience"
-    """`paper`: std / mean of the last `window` validation rewards < `threshold`, where the base's own validation does
-    not count; `patience`: `patience` validations in a row without an improvement larger than its standard error over
-    the validation prompts; `steps`: `max_steps` only."""
+    """`patience`: after `patience` validations without an improvement larger than its standard error over the
+    validation prompts. `paper`: when std / mean of the last `window` validation rewards is below `threshold`; the
+    validation before training is not counted. `steps`: at `max_steps`."""
     max_steps: int = Field(400, ge=1)
-    """Optimiser steps at most."""
+    """Maximum number of optimiser steps."""
     window: int = Field(20, ge=2)
-    """Validations that the paper's rule looks back on."""
+    """Number of validations that `paper` looks at."""
     threshold: float = Field(0.015, gt=0)
-    """The paper's rule stops below this std / mean."""
+    """Limit of `paper` for std / mean."""
     patience: int = Field(8, ge=1)
-    """Validations without a real improvement before `patience` stops."""
+    """Number of validations that `patience` waits for an improvement."""
     check: Literal["validation", "epoch"] = "validation"
-    """The rule is asked at every validation. Once it is met, the objective stops there (`validation`), or at the end of
-    the pass over the training prompts that is under way, whatever later validations say (`epoch`)."""
+    """When a rule that was met takes effect: at once (`validation`), or at the end of the current pass over the
+    training prompts, whatever later validations say (`epoch`). The rule is evaluated at every validation."""
 
 
 class RlSettings(Section):
-    """k-self-critical sequence training. Defaults are the preset `default`; `preset: paper` changes some."""
+    """k-self-critical sequence training. The defaults are those of `preset: default`."""
 
     prompts_per_step: int = Field(16, ge=1)
-    """Prompts of one step (B). Every objective samples for the same ones."""
+    """Prompts per step (B); all objectives use the same ones."""
     drop_last: bool = Field(False, exclude_if=is_default(False))
-    """What fills no whole step at the end of a pass over the training prompts: left out, so that every pass begins with
-    a step of its own, or (false) followed by the first prompts of the next pass."""
+    """Whether to drop the incomplete last step of a pass over the training prompts. If false, it is filled with the
+    first prompts of the next pass."""
     samples_per_prompt: int = Field(3, ge=2)
     """Replies sampled per prompt and objective (k)."""
     max_new_tokens: int = Field(64, ge=1)
-    """Tokens of a reply at most, the end of sequence included."""
+    """Maximum reply length in tokens, including the end-of-sequence token."""
     temperature: float = Field(1.0, gt=0, le=10)
-    """Of sampling. The gradient is of log-probabilities at temperature 1, so other values train off-policy."""
+    """Sampling temperature. The loss uses log-probabilities at temperature 1, so any other value is off-policy."""
     top_k: int = Field(0, ge=0)
-    """Sample among the k likeliest tokens only; 0 is off. The gradient's log-probabilities are never truncated."""
+    """Top-k sampling; 0: off. The loss always uses untruncated log-probabilities."""
     learning_rate: float = Field(1e-4, gt=0)
-    """AdamW's step size; an objective may have its own."""
+    """AdamW's learning rate; an objective may have its own."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from 0, linearly."""
+    """Steps of linear learning rate warmup from 0; constant afterwards."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay on the adapter's factors."""
+    """AdamW's weight decay, on the LoRA matrices A and B."""
     max_grad_norm: float = Field(2.0, gt=0)
-    """The gradient of each objective is scaled down to this L2 norm."""
+    """Gradient clipping: maximum L2 norm per objective."""
     reward: Transform = "standardised"
-    """What a score becomes before advantages: `raw`; `log` of the score clipped to [1e-4, 0.9999]; `standardised`, by
-    the running mean and deviation of the objective's own scores."""
+    """Reward from a score: `raw`: the score; `log`: log of the score clipped to [1e-4, 0.9999]; `standardised`: (score
+    - mean) / standard deviation, both running over the objective's own scores."""
     joint_reward: Transform = "log"
-    """The same for one adapter trained on all rewards at once, as `uniform` and `dynaopt` of `emorl evaluate` are.
-    Their definition takes logs; where scores near 0 are common, those drown everything else."""
+    """The same for methods of `emorl evaluate` that train one adapter on all rewards (`uniform`, `dynaopt`). They are
+    defined with `log`, which lets scores near 0 dominate where these are common."""
     advantage: Advantage = "leave_one_out"
-    """Baseline among a prompt's k rewards: the mean of the others (`leave_one_out`, unbiased); their `mean` (the same
-    times (k - 1) / k); the mean, and divided by their deviation (`group_standardised`: biased, since a prompt counts
-    the more the less its replies differ)."""
+    """Advantage among a prompt's k rewards: `leave_one_out`: reward - mean of the others, unbiased; `mean`: reward -
+    mean, which is (k - 1) / k times that; `group_standardised`: `mean` divided by the standard deviation, biased
+    towards prompts whose replies score alike."""
     policy_loss: Normalisation = "sequence_sum"
-    """How tokens are added up: `sequence_sum` sums a reply's tokens and averages replies, the gradient of the expected
-    reward; `sequence_mean` averages both and `token_mean` averages over all tokens of the step: both biased, since the
-    length that a reply is divided by is chosen by the policy too. A KL term of the loss is added up the same way."""
+    """How token losses are aggregated: `sequence_sum`: sum over a reply, mean over replies, the gradient of the
+    expected reward; `sequence_mean`: mean over a reply, mean over replies; `token_mean`: mean over all tokens of a
+    step. The means are biased, since the policy chooses the lengths. `k3_in_loss` is aggregated in the same way."""
     kl: KLSettings = KLSettings()
-    """The pull towards the base."""
+    """KL penalty towards the base."""
     train_on: Literal["sampled", "reencoded"] = "sampled"
-    """The ids that were sampled, or those that the tokenizer makes of the decoded text, and the end if one was."""
+    """Token ids to train on: those that were `sampled`, or `reencoded` ones from the decoded text."""
     train_end: bool = True
-    """Whether the first end of sequence is part of the trained sequence, so that stopping is learned."""
+    """Whether the end-of-sequence token is trained on."""
     dropout_when_generating: bool = False
-    """Whether LoRA dropout is on while sampling and validating too. Dropout of the base's own is always off."""
+    """Whether LoRA dropout is also on while sampling and validating. The base's own dropout is always off."""
     gradient_source_tokens: int | None = Field(None, ge=1)
-    """Prompt tokens read for log-probabilities, at most; null: the same encoding as for sampling."""
+    """Maximum prompt length in tokens when computing log-probabilities; null: the same prompt ids as in sampling."""
     validate_every: int = Field(8, ge=1)
     """Steps between validations."""
     validation_samples: int = Field(0, ge=0, exclude_if=is_default(0))
-    """Replies sampled per validation prompt, at the temperature and top_k of training; 0: one greedy reply."""
+    """Replies sampled per validation prompt, with training's temperature and top_k; 0: one greedy reply."""
     validation_prompts: int | None = Field(None, ge=2)
-    """Validation prompts used, the first of the part; null: all."""
+    """Number of validation prompts to use, from the start of that part; null: all."""
     stop: StopSettings = StopSettings()
-    """When an objective is finished."""
+    """When training of an objective stops."""
     keep: Literal["best", "last"] = "best"
-    """Which weights the bundle serves. The other ones are written beside them."""
+    """Which adapters the bundle serves: of the best validation, or of the last step. The others are saved as well."""
 
     @model_validator(mode="after")
     def _fits(self) -> RlSettings:
@@ -139,39 +139,39 @@ class RlSettings(Section):
 
 
 class AdapterFit(Section):
-    """Supervised steps of the adapters, all in lockstep. The loss is the mean over the tokens of the given replies;
-    AdamW, whose learning rate rises over the warm-up and falls as a cosine to zero."""
+    """Supervised fine-tuning of the adapters, all in lockstep, with the mean cross-entropy over the reply tokens.
+    AdamW; linear warmup, then cosine decay to 0."""
 
     steps: int = Field(200, ge=1)
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     batch_size: int = Field(16, ge=1)
-    """Pairs of every objective in a step."""
+    """Pairs per step and objective."""
     learning_rate: float = Field(1e-3, gt=0)
-    """AdamW's step size at its highest."""
+    """AdamW's peak learning rate."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from zero."""
+    """Steps of linear learning rate warmup from 0."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """The gradient of each objective is scaled down to this L2 norm."""
+    """Gradient clipping: maximum L2 norm per objective."""
 
 
 class ComputeSettings(Section):
-    """Where and how the run computes. None of it changes what is trained, but for rounding."""
+    """Hardware and memory. These settings change results only by rounding."""
 
     device: str = "auto"
-    """`auto` (CUDA when there is one), `cpu` or `cuda`."""
+    """Device for training: `auto` (CUDA if available), `cpu` or `cuda`."""
     scorer_device: str = "auto"
-    """Where scorers with models run: `auto`, `cpu`, `cuda`."""
+    """Device for scorers that are models: `auto`, `cpu` or `cuda`."""
     precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the gradient pass; parameters stay float32."""
+    """Mixed precision of the forward and backward pass; parameters stay in float32."""
     prompts_per_forward: int | None = Field(None, ge=1)
-    """Prompts of one forward and backward pass (gradient accumulation); null: all of a step at once, or, for a
-    decoder-only base, whose replies are sorted by length, as many as make about 4,096 reply tokens."""
+    """Micro-batch size in prompts (gradient accumulation). null: the whole step, or for a decoder-only base, whose
+    replies are sorted by length, as many prompts as give about 4,096 reply tokens."""
     rollout_slots: int = Field(256, ge=1)
-    """Replies sampled at once."""
+    """Maximum number of replies sampled concurrently."""
     checkpoint_every: int = Field(8, ge=1)
-    """Steps between checkpoints: what a killed run can lose."""
+    """Steps between checkpoints."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where metrics go besides the JSON lines that are always written."""
+    """Experiment trackers that metrics are sent to, besides `log.jsonl`."""
 
 
 # The published column of method.md section 2, as far as it can be reproduced; docs/training.md lists what is not.

@@ -58,12 +58,12 @@ class Stacks:
         ]
         self.device = model.facts.device
         for tensor in self.parameters():
-            # kept, since objectives hold views of it and autograd accumulates in place
+            # referenced here, since objectives hold views of it and autograd accumulates in place
             tensor.grad = torch.zeros_like(tensor)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for _, layer in self.layers:
-            assert layer.lora_a is not None  # chosen so above
+            assert layer.lora_a is not None  # see above
             assert layer.lora_b is not None
             yield layer.lora_a
             yield layer.lora_b
@@ -122,16 +122,16 @@ class Stacks:
         return Adapter(name, modules, like.base_name, invocation_tokens=like.invocation_tokens)
 
 
-Rate = Callable[[int], float]  # a step's number, from 1 on -> its learning rate
+Rate = Callable[[int], float]  # step number, from 1 -> learning rate
 
 
 def warmed_up(learning_rate: float, warmup_steps: int) -> Rate:
-    """Rises linearly over the warm-up, then stays constant."""
+    """Linear warmup, then constant."""
     return lambda step: learning_rate * min(1.0, step / max(1, warmup_steps))
 
 
 def falling(learning_rate: float, warmup_steps: int, steps: int) -> Rate:
-    """Rises over the warm-up, then falls as a cosine to zero after the last step."""
+    """Linear warmup, then cosine decay to zero after the last step."""
 
     def rate(step: int) -> float:
         if step <= warmup_steps:
@@ -161,7 +161,7 @@ class ObjectiveOptimizer:
         self.steps = 0
 
     def step(self, norm: float) -> None:
-        """Clip the gradient, whose norm the caller has found finite, to `max_norm`, and take a step."""
+        """Clip the gradient to `max_norm` and take a step. The norm must be finite."""
         if not math.isfinite(norm):
             raise ValueError("the gradient's norm is not finite")
         if norm > self._max_norm:
@@ -172,7 +172,7 @@ class ObjectiveOptimizer:
         self._adamw.step()
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's two running averages of every view, for a checkpoint. Empty before the first step."""
+        """AdamW's two moments of every view, for a checkpoint. Empty before the first step."""
         state = {}
         for number, view in enumerate(self._views):
             for key in ("exp_avg", "exp_avg_sq"):

@@ -15,10 +15,10 @@ from training.rl.settings import StopSettings
 class StopState:
     """The rule's state between validations; `asdict` of it goes into checkpoints."""
 
-    means: list[float] = field(default_factory=list)  # mean validation score, one per validation, the base's first
+    means: list[float] = field(default_factory=list)  # mean score of each validation, the base's first
     reference: list[float] = field(default_factory=list)  # scores per prompt at the last real improvement
     waited: int = 0  # validations since then
-    met: str = ""  # why the rule was met, if it was
+    met: str = ""  # why the rule was met; empty if it was not
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StopState:

@@ -46,7 +46,7 @@ class RunLog:
             try:
                 record = json.loads(line)
             except ValueError:
-                break  # a partial line of a killed run
+                break  # an incomplete line of a killed run
             if record["step"] <= step:
                 kept.append(line + "\n")
         with replacing(self._path) as temporary:

@@ -37,7 +37,7 @@ class Inputs:
     notes: tuple[str, ...] = ()
     context: Context = field(default_factory=Context)
     where: str = "scorer {}"
-    corpus: bool = False  # whether scorers may learn from records
+    corpus: bool = False  # whether scorers may learn from the records
 
     @property
     def storable(self) -> dict[str, Any]:

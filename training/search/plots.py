@@ -1,4 +1,4 @@
-"""Pictures of a search, as PNG and SVG. Matplotlib is an extra: `pip install "emorl[search]"`."""
+"""Plots of a search, as PNG and SVG. Matplotlib is an extra: `pip install "emorl[search]"`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg")
-_COLOURS = "viridis"  # reads the same in grey and for colour-blind eyes
+_COLOURS = "viridis"  # perceptually uniform, also in grey and with colour blindness
 _CORNERS = ((0.5, math.sqrt(3) / 2), (0.0, 0.0), (1.0, 0.0))
 
 
@@ -31,13 +31,13 @@ def installed() -> bool:
 
 
 def check_installed() -> None:
-    """Raises `SearchError` when matplotlib is not there."""
+    """Raises `SearchError` if matplotlib is not installed."""
     if not installed():
         raise SearchError(MISSING, param="plots")
 
 
 def draw_all(folder: Path, found: Found, tables: Mapping[Point, ScoreTable], objectives: Sequence[str]) -> list[Path]:
-    """Everything that can be drawn of this search, into `folder`; returns the files. Raises `SearchError`."""
+    """Draw all plots that this search allows into `folder`; returns the files. Raises `SearchError`."""
     check_installed()
     figures = {"best-so-far": best_so_far(found)}
     if len(objectives) == 3:
@@ -52,7 +52,7 @@ def save_all(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
     import matplotlib
 
     written = []
-    # Fixed ids and no date: the same search draws the same bytes. Text stays text in SVG.
+    # Fixed ids and no date, so that files are reproducible; text in SVG stays text.
     with matplotlib.rc_context({"svg.hashsalt": "emorl", "svg.fonttype": "none"}):
         for name, figure in figures.items():
             for suffix in FORMATS:
@@ -64,7 +64,7 @@ def save_all(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
 
 
 def triangle(found: Found, objectives: Sequence[str]) -> Figure:
-    """Three objectives: every direction that was looked at, by its place between the corners, coloured by its score."""
+    """Three objectives: all evaluated directions in the simplex's triangle, coloured by score."""
     scores = {_normal(point): score for point, score in found.scores.items() if any(point)}
     places = [_place(point) for point in scores]
     figure, (axes,) = figure_of(1, 6.4, 5.6)
@@ -90,7 +90,7 @@ def triangle(found: Found, objectives: Sequence[str]) -> Figure:
 
 
 def trade_offs(found: Found, tables: Mapping[Point, ScoreTable]) -> Figure:
-    """Mean score against mean score, for every pair of scorers, with the Pareto front of the pair."""
+    """Mean scores of each pair of scorers, with the pair's Pareto front."""
     names = next(iter(tables.values())).names
     pairs = list(itertools.combinations(names, 2))
     figure, panels = figure_of(len(pairs), 4.2, 3.8)
@@ -110,7 +110,7 @@ def trade_offs(found: Found, tables: Mapping[Point, ScoreTable]) -> Figure:
 
 
 def best_so_far(found: Found) -> Figure:
-    """The best score after every evaluation, in the order they came; dotted lines where a level begins."""
+    """The best score so far after each evaluation, in order; dotted lines mark the start of each level."""
     figure, (axes,) = figure_of(1, 6.4, 3.6)
     scores = list(found.scores.values())
     count = range(1, len(scores) + 1)
@@ -131,7 +131,7 @@ def best_so_far(found: Found) -> Figure:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that no other one beats in one number without losing in the other, from left to right."""
+    """The non-dominated points, from left to right."""
     front: list[tuple[float, float]] = []
     for x, y in sorted(set(points), key=lambda point: (-point[0], -point[1])):
         if not front or y > front[-1][1]:
@@ -140,7 +140,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def figure_of(panels: int, width: float, height: float, *, abreast: int = 3) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, each of `width` by `height` inches, at most `abreast` beside each other."""
+    """A figure with this many panels, each `width` by `height` inches, at most `abreast` per row."""
     from matplotlib.figure import Figure
 
     columns = min(panels, abreast)

@@ -19,12 +19,8 @@ BY = "emorl search"
 
 
 def check_profile(spec: BundleSpec, name: str, *, overwrite: bool, resumed: str | None = None) -> None:
-    """Check, before minutes are spent, that a profile of that name can be written.
-
-    resumed: the goal of a resumed search, which may replace the profile that it wrote before.
-
-    Raises `SearchError`.
-    """
+    """Check, before the search, that a profile of that name can be written. resumed: the goal of a resumed search,
+    which may replace the profile that it wrote before. Raises `SearchError`."""
     if name in spec.profiles and not overwrite:
         origin = spec.profiles[name].origin
         if resumed is None or (origin.get("by"), origin.get("goal")) != (BY, resumed):

@@ -1,4 +1,4 @@
-"""Scores of one weight vector, prompt by prompt and scorer by scorer, and the goals that make one number of them."""
+"""Scores of one weight vector by prompt and scorer, and the goals that reduce them to one number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreTable:
-    """`scores` [prompts, scorers], each in [0, 1]; `names` are the scorers'. A goal of one's own is called with it."""
+    """`scores` [prompts, scorers], each in [0, 1]; `names` are the scorers'. A user's goal function is called with
+    it."""
 
     names: tuple[str, ...]
     scores: Array
@@ -41,19 +42,19 @@ class ScoreTable:
         return self.scores[:, self.names.index(name)]
 
     def taken(self, prompts: Sequence[int] | Array) -> ScoreTable:
-        """The table of these prompts, repeats allowed: what a bootstrap draws."""
+        """The table of these prompts, with repeats allowed, for bootstrap resamples."""
         return ScoreTable(self.names, self.scores[np.asarray(prompts, dtype=np.int64)])
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is maximised. `text` is how a person wrote it."""
+    """The quantity to maximise. `text` is the user's specification."""
 
     text: str
     of: Callable[[ScoreTable], float]
 
     def __call__(self, table: ScoreTable) -> float:
-        """Raises `SearchError` when a goal of one's own gives anything but a finite number."""
+        """Raises `SearchError` if a user's goal function returns anything but a finite number."""
         value = self.of(table)
         if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not math.isfinite(value):
             shown = f"{value:g}" if isinstance(value, (float, np.floating)) else f"a {type(value).__name__}"
@@ -64,9 +65,9 @@ class Goal:
 def parse_goal(text: str, names: Sequence[str]) -> Goal:
     """`mean`, `worst`, `weighted:reflection=2,empathy=1` or a dotted path `package.module:function`.
 
-    `mean` is the mean over scorers and prompts; `worst` the smallest of the scorers' means; `weighted` the weighted
-    mean of the scorers' means; a function is called with a `ScoreTable` and returns a number. A dotted path is code:
-    name only what you trust.
+    `mean`: mean over scorers and prompts. `worst`: the lowest of the scorers' means. `weighted`: weighted mean of the
+    scorers' means. A function is called with a `ScoreTable` and returns a number; it is code, so name only what you
+    trust.
 
     Raises `SearchError`.
     """

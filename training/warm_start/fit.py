@@ -37,30 +37,30 @@ _STATE = "trainer_state.json"  # transformers writes it last into a checkpoint
 
 
 class FitSettings(Section):
-    """How long and how fast. AdamW; the learning rate rises over the warm-up and falls as a cosine to zero."""
+    """Training settings. AdamW; linear warmup, then cosine decay to 0."""
 
     steps: int = Field(1000, ge=1)
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     batch_size: int = Field(32, ge=1)
-    """Examples of a step."""
+    """Examples per step."""
     learning_rate: float = Field(3e-4, gt=0)
-    """AdamW's step size at its highest."""
+    """AdamW's peak learning rate."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from zero."""
+    """Steps of linear learning rate warmup from 0."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay per unit of learning rate."""
+    """AdamW's weight decay."""
     beta2: float = Field(0.98, gt=0, lt=1)
-    """AdamW's memory of squared gradients."""
+    """AdamW's beta2."""
     max_gradient_norm: float = Field(1.0, gt=0)
-    """The gradient's L2 norm is clipped here."""
+    """Gradient clipping: maximum L2 norm."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of the target probability spread over the whole vocabulary."""
+    """Label smoothing, as a fraction of the target probability."""
     max_target_tokens: int = Field(128, ge=2)
-    """Tokens of a reply, end of sequence included; longer ones are cut."""
+    """Maximum reply length in tokens, including the end-of-sequence token; longer replies are truncated."""
     checkpoint_every: int = Field(500, ge=0)
-    """Steps between checkpoints: what a killed run can lose. 0: none."""
+    """Steps between checkpoints; 0: none."""
     seed: int = Field(0, ge=0)
-    """Of the order and of dropout."""
+    """Seed of the order of examples, of dropout and of a new model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 
 class ScratchSettings(Section):
-    """Shape of a new T5 and of the tokenizer that is trained for it."""
+    """Shape of a new T5 model and its tokenizer."""
 
     vocab_size: int = Field(2048, ge=600)
-    """Tokens at most, the 256 bytes included (V)."""
+    """Maximum vocabulary size of the tokenizer (V), including 256 byte tokens."""
     d_model: int = Field(128, ge=8)
-    """Width of the hidden states (D)."""
+    """Hidden size (D)."""
     d_ff: int = Field(384, ge=8)
-    """Width inside the feed-forward layers."""
+    """Inner size of the feed-forward layers."""
     heads: int = Field(4, ge=2)
-    """Attention heads, each d_model / heads wide."""
+    """Number of attention heads; must divide `d_model`."""
     layers: int = Field(2, ge=1)
-    """Encoder blocks."""
+    """Number of encoder blocks."""
     decoder_layers: int = Field(2, ge=1)
-    """Decoder blocks."""
+    """Number of decoder blocks."""
     feed_forward: Literal["relu", "gated-gelu"] = "relu"
-    """`relu` as in T5 v1.0, `gated-gelu` as in T5 1.1."""
+    """Feed-forward layers: `relu` as in T5 v1.0, or `gated-gelu` as in T5 v1.1."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of activations dropped in training."""
+    """Dropout in training, as a probability."""
     copying: bool = True
-    """Start with attention that copies; false: T5's own random start."""
+    """Whether to initialise the attention so that it copies words; false: T5's random initialisation."""
 
     @model_validator(mode="after")
     def _heads(self) -> ScratchSettings:

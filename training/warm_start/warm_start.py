@@ -37,20 +37,21 @@ RECEIPT = "warm_start.json"
 
 
 class WarmStartSettings(Start):
-    """What to start from and how to fit it: exactly one of `hub`, `path` and `scratch`."""
+    """Which model to fine-tune and how: exactly one of `hub`, `path` and `scratch`."""
 
     other = "scratch"
 
     scratch: ScratchSettings | None = None
-    """Shape of a new model, with its own tokenizer."""
+    """A new model of this shape, with a tokenizer trained on the data."""
     prompt_template: Template
-    """Wraps every prompt; `{prompt}` stands for it. Its other words stay whole tokens of a new tokenizer."""
+    """Template of every prompt; `{prompt}` is replaced by its text. Its other words are single tokens of a new
+    tokenizer."""
     chat: ChatSettings | None = Field(None, exclude_if=is_default(None))
-    """Instead of `prompt_template`: pairs are turns of a chat."""
+    """Use the base's chat template instead of `prompt_template`."""
     max_source_tokens: int = Field(128, ge=2)
-    """Tokens of the wrapped prompt; a longer one's text is cut."""
+    """Maximum length of a prompt in tokens, template included; longer ones are truncated."""
     fit: FitSettings = FitSettings()
-    """The fitting."""
+    """Training settings."""
 
 
 def warm_start(
@@ -188,7 +189,7 @@ def _start(
 def tokenizer_for(
     records: Sequence[Record], scratch: ScratchSettings, template: str, max_source_tokens: int
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a new model: trained on prompts and replies, the template's own words kept whole."""
+    """The tokenizer of a new model, trained on prompts and replies. Words of the template are single tokens."""
     texts = [text for record in records for text in (record.prompt, record.response or "")]
     words = dict.fromkeys(template.replace(PROMPT, " ").split())
     return train_tokenizer(

@@ -1,4 +1,4 @@
-"""How each method answers: its lanes and their weights, which are searched if necessary."""
+"""How each method answers: its lanes and their weights, which are searched if the method has any."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from training.progress import Progress
 from training.search.strategies.spaces import Point
 
 SINGLE, BEST_OF, PER_PROMPT = "single:", "best-of:", "per-prompt:"
-FRONTS = ("sentences", "weights", "probs", "emorl")  # methods that any weights of sum 1 can be given to
+FRONTS = ("sentences", "weights", "probs", "emorl")  # methods that accept any weights of sum 1
 INSTRUCTION = "instruction"  # the lane of `prompt-only`
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """`needs`: the training it shares with every other method that needs the same; None: no training."""
+    """`needs`: the training that it shares with other methods; None: no training."""
 
     name: str
     description: str
@@ -38,14 +38,14 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """`echo`: weights as the cell shows them; None: `vector`, what is mixed for every prompt."""
+    """`echo`: weights to report in the cell; None: `vector`, which is used for every prompt."""
 
     vector: ResolvedWeights
     combine: Combine = "hidden"
     anchored: bool = False
     echo: Mapping[str, float] | None = None
     search: Mapping[str, Any] | None = None
-    vectors: tuple[ResolvedWeights, ...] = ()  # of each held-out prompt, where every one has its own
+    vectors: tuple[ResolvedWeights, ...] = ()  # one per held-out prompt, if weights differ by prompt
 
 
 def adapters_of(method: Method, experiment: Experiment) -> tuple[str, ...]:
@@ -67,9 +67,9 @@ def settled(
     adapters: Sequence[Adapter],
     progress: Progress,
 ) -> Answering:
-    """Give `answers` the lanes of a method, those of `adapters` being there, and find its weights.
+    """Set the lanes of a method on `answers`, using `adapters`, and choose its weights.
 
-    Raises `SearchError`, `ScorerError`, `RecipeError`: a sentence that leaves no room for a prompt.
+    Raises `SearchError`, `ScorerError`, `RecipeError`: an instruction that leaves no room for a prompt.
     """
     if method.name == "prompt-only":
         answers.tell({INSTRUCTION: _told(experiment, experiment.recipe.evaluation.instruction)})
@@ -96,7 +96,7 @@ def settled(
         log = experiment.shared(seed) / f"search-{method.name}.jsonl"
         choice = choose(experiment, soups, log, cube=True, progress=progress)
         return _soup(experiment, answers, adapters, choice.point, choice.as_cost())
-    # The mix that is sampled from is the one that answers greedily, so one search serves both.
+    # Best-of-n samples from the mix that also answers greedily, so they share one search.
     return _searched(method.name.removeprefix(BEST_OF), seed, experiment, answers, names, progress)
 
 
@@ -115,7 +115,7 @@ def _soup(
 def _searched(
     name: str, seed: int, experiment: Experiment, answers: Answers, names: Sequence[str], progress: Progress
 ) -> Answering:
-    """Weights over the lanes `names`, in the way of the method `name`."""
+    """Weights over the lanes `names` for the method `name`."""
     ways: dict[str, Combine] = {"probs": "probs", "weights": "weights"}
     combine = ways.get(name, "hidden")
     on_base = name == "emorl-anchored"
@@ -130,7 +130,7 @@ def _searched(
 
 
 def _told(experiment: Experiment, sentence: str | None) -> Encode:
-    """Prompts behind a sentence: as the system message of a chat, or in front of the template."""
+    """Prompts with an instruction: as the system message of a chat, or in front of the template."""
     assert sentence is not None  # such a method is left out
     recipe, tokenizer = experiment.recipe, experiment.workshop.tokenizer
     if recipe.chat is not None:

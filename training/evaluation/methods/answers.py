@@ -1,4 +1,4 @@
-"""Replies of a base with adapters or sentences as lanes, under any number of weight vectors."""
+"""Replies of a base with adapters or instructions as lanes, under any number of weight vectors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from training.data.prompts import Encode, Prompt, fitted
 from training.evaluation.methods.experiment import Experiment
 from training.search.score_table import Array
 
-_WARM_UP = 2  # prompts answered before the clock runs
-_TIMED = 5  # prompts whose first token is waited for
+_WARM_UP = 2  # warm-up prompts, not timed
+_TIMED = 5  # prompts to time the first token of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Answered:
 
     @property
     def tokens(self) -> int:
-        """Of the replies that were given."""
+        """Tokens of the returned replies."""
         return sum(len(reply.token_ids) for reply in self.replies)
 
 
@@ -67,7 +67,7 @@ class Answers:
         self._driver = self._fresh()
 
     def tell(self, sentences: Mapping[str, Encode]) -> None:
-        """Lanes without adapters, each of the bare base with prompts in its own words."""
+        """Lanes without adapters: the bare base with a different prompt in each lane."""
         self.attach([])
         self._told = dict(sentences)
         self._driver = self._fresh()
@@ -81,12 +81,12 @@ class Answers:
         only: Sequence[Collection[int]] | None = None,
         done: Callable[[], None] = lambda: None,
     ) -> SweepResult:
-        """Prefixes that vectors share run once. only: per prompt the indices of the vectors that it is answered under;
-        done: called after every reply."""
+        """Prefixes that vectors share are computed once. only: for each prompt the indices of its vectors; done: called
+        after every reply."""
         return self._driver.sweep(self._plan(prompts, vectors, combine, only), lambda item: done())
 
     def answer_each(self, prompts: Sequence[Prompt], vectors: Sequence[ResolvedWeights]) -> Answered:
-        """Every prompt under the vector of its own place, with time and cost as `answer`."""
+        """Answer prompt i under vector i, with time and cost as in `answer`."""
         driver, only = self._fresh(), [[place] for place in range(len(prompts))]
         started = time.perf_counter()
         result = driver.sweep(self._plan(prompts, vectors, "hidden", only), None)
@@ -94,15 +94,15 @@ class Answers:
 
     @torch.no_grad()
     def base_states(self, prompts: Sequence[Prompt]) -> Array:
-        """The bare base's last hidden state of each prompt, from which the first token is chosen, [P, D]."""
+        """The bare base's last hidden state of each prompt, [P, D], from which the first token is chosen."""
         bare = (0.0,) * len(self._model.adapters)
-        # What is fed behind the state does not change it.
+        # The token fed after it does not change it.
         reply = ((self._model.facts.eos_token_ids[0],),)
         states = [self._model.reply_hidden([Group(Lane(bare, each.source), reply)])[0][0, 0] for each in prompts]
         return torch.stack(states).double().cpu().numpy()
 
     def answer(self, prompts: Sequence[Prompt], vector: ResolvedWeights, combine: Combine = "hidden") -> Answered:
-        """One vector's replies, with time and cost; nothing is cached from earlier calls."""
+        """Replies under one vector, with time and cost; nothing from earlier calls is cached."""
         self._fresh().sweep(self._plan(prompts[:_WARM_UP], [vector], combine), None)
         driver = self._fresh()
         started = time.perf_counter()
@@ -110,7 +110,7 @@ class Answers:
         return Answered(result.items, result.lane_row_steps, time.perf_counter() - started)
 
     def first_token_seconds(self, prompts: Sequence[Prompt], vector: ResolvedWeights, combine: Combine) -> float:
-        """The time to the first token of a prompt, alone and without caches; the median of a few."""
+        """Time to the first token of a single prompt without caches, as the median over a few prompts."""
         taken = []
         for number, prompt in enumerate(prompts[: _WARM_UP + _TIMED]):
             request = Request(
@@ -130,8 +130,8 @@ class Answers:
     def sampled(
         self, prompts: Sequence[Prompt], vector: ResolvedWeights, count: int, seed: int
     ) -> tuple[list[list[Completion]], float]:
-        """`count` replies to each prompt at temperature 1, [prompts][count], and the seconds that all of them took.
-        Every reply has noise of its own, which `seed` and its place decide."""
+        """`count` replies per prompt at temperature 1, [prompts][count], and the seconds for all of them. Each reply's
+        random numbers depend on `seed` and its position only."""
         driver, number = self._fresh(), next(self._numbers)
         requests = [
             Request(

@@ -1,7 +1,5 @@
-"""Best of n: several sampled replies, of which the scorers that training had choose one.
-
-It needs no weights, and only as many rows of the model as several lanes: the baseline that steering must beat.
-"""
+"""Best of n: n replies are sampled, and the training scorers choose one. It needs no weights and computes as many rows
+as n lanes: the baseline that steering must beat."""
 
 from __future__ import annotations
 
@@ -24,8 +22,8 @@ def best_of(
     seed: int,
     progress: Progress = lambda stage, done, total: None,
 ) -> Answered:
-    """The first of the replies with the largest mean of the objectives' scores, prompt by prompt. What it cost is
-    the cost of all replies, and of scoring them."""
+    """For each prompt the reply with the highest mean of the objectives' scores, the first one in a tie. The cost
+    includes all replies and the scoring."""
     sampled, seconds = answers.sampled(experiment.test, vector, count, seed)
     progress("choosing the best", 0, len(sampled))
     started = time.perf_counter()

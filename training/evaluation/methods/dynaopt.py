@@ -1,6 +1,5 @@
-"""DynaOpt's reward weights (Min et al., COLING 2024, arXiv 2403.13578): an Exp3 bandit moves them while one adapter
-is trained on all objectives. Once as this project does it, once as the published code does.
-"""
+"""DynaOpt's reward weights (Min et al., COLING 2024, arXiv 2403.13578): an Exp3 bandit adjusts them while one adapter
+is trained on all objectives. Two variants: this project's and the published one."""
 
 from __future__ import annotations
 
@@ -15,19 +14,19 @@ from training.rl.settings import Preset, RlSettings
 from training.seeds import derive
 
 GAMMA = 0.07  # exploration of Exp3, as published
-BUMP = 0.1  # what a bump adds to a weight before all are scaled to sum 1
-_LOW, _HIGH = 0.2, 0.8  # quantiles of past improvements that scaled rewards run between (Graves et al. 2017)
-_HISTORY = 8  # samples that the published code compares a validation with
-# Validations until the weight of an objective that every bump helps is well above a half: docs/evaluation.md.
+BUMP = 0.1  # added to a weight, before all are scaled to sum 1
+_LOW, _HIGH = 0.2, 0.8  # quantiles of past improvements that map to rewards 0 and 1 (Graves et al. 2017)
+_HISTORY = 8  # samples of the previous validation that the published code compares with
+# Validations that it takes for the weight of an objective that always gains from being raised to be well above one
+# half: docs/evaluation.md.
 ROUNDS_NEEDED = 200
 
 
 class Exp3:
-    """A bandit that makes no assumption on where rewards come from (Auer et al. 2002). `logs`: logarithms of the arms'
-    weights; all that a checkpoint needs."""
+    """Adversarial bandit (Auer et al. 2002). `logs`: logarithms of the arms' weights, which are its whole state."""
 
     def __init__(self, arms: int, gamma: float) -> None:
-        """gamma: share of the pulls that go to all arms alike."""
+        """gamma: exploration, the share of pulls that is uniform over all arms."""
         self.logs = [0.0] * arms
         self._gamma = gamma
 
@@ -44,11 +43,11 @@ class Exp3:
         return [(1 - self._gamma) * share + self._gamma / len(self.logs) for share in self.shares]
 
     def draw(self, generator: Random) -> int:
-        """An arm."""
+        """Draw an arm."""
         return generator.choices(range(len(self.logs)), self.probabilities)[0]
 
     def credit(self, arm: int, reward: float) -> None:
-        """The weight of `arm`, pulled with its present probability p, times exp(gamma reward / (p K))."""
+        """Multiply the weight of `arm`, pulled with its current probability p, by exp(gamma reward / (p K))."""
         self.logs[arm] += self._gamma * reward / self.probabilities[arm] / len(self.logs)
 
     def restore(self, logs: Sequence[float]) -> None:
@@ -56,12 +55,13 @@ class Exp3:
 
 
 def dynaopt(names: tuple[str, ...], seed: int, preset: Preset) -> RewardMix:
-    """The mix of a preset."""
+    """The variant for a preset."""
     return PublishedDynaOpt(names, seed) if preset == "paper" else DynaOpt(names, seed)
 
 
 def too_few_rounds(rl: RlSettings, preset: Preset) -> str | None:
-    """Why a run of these settings says nothing about DynaOpt, or None. The published variant is run as published."""
+    """Why a run with these settings would say nothing about DynaOpt, or None. The published variant has no such
+    limit."""
     rounds = rl.stop.max_steps // rl.validate_every
     if preset == "paper" or rounds >= ROUNDS_NEEDED:
         return None
@@ -72,11 +72,12 @@ def too_few_rounds(rl: RlSettings, preset: Preset) -> str | None:
 
 
 class DynaOpt:
-    """A `RewardMix`. N + 1 arms: arm i raises objective i's weight by `BUMP`, the last leaves the weights alone.
+    """A `RewardMix`. N + 1 arms: arm i raises objective i's weight by `BUMP`, the last one leaves the weights
+    unchanged.
 
-    A round lasts from one validation to the next and has one pull, when it begins. Its reward is the mean improvement
-    of the objectives' validation scores, scaled to [0, 1] by the quantiles of the improvements so far. It learns
-    slowly: see `ROUNDS_NEEDED`.
+    A round lasts from one validation to the next, with one pull at its start. Its reward is the mean improvement of the
+    objectives' validation scores, scaled to [0, 1] by the quantiles of all improvements so far. It learns slowly: see
+    `ROUNDS_NEEDED`.
     """
 
     def __init__(self, names: tuple[str, ...], seed: int) -> None:
@@ -84,8 +85,8 @@ class DynaOpt:
         self._bandit = Exp3(len(names) + 1, GAMMA)
         self._weights = dict.fromkeys(names, 1.0 / len(names))
         self._last: dict[str, float] = {}  # means of the last validation
-        self._arm: int | None = None  # pulled for the round under way
-        self._improvements: list[float] = []  # of every round so far
+        self._arm: int | None = None  # of the current round
+        self._improvements: list[float] = []  # of all finished rounds
         self._rounds = 0
 
     @property
@@ -101,7 +102,7 @@ class DynaOpt:
         pass
 
     def validated(self, scores: Scores, step: int) -> None:  # noqa: ARG002 - the base's validation is a start like any
-        """Ends a round and begins the next."""
+        """End a round and begin the next."""
         means = _means(scores)
         if self._arm is not None:
             improvement = statistics.fmean(means[name] - self._last[name] for name in self._names)
@@ -119,7 +120,7 @@ class DynaOpt:
         past = sorted([*self._improvements, improvement])
         low, high = _quantile(past, _LOW), _quantile(past, _HIGH)
         if high <= low:
-            return 0.5  # nothing to compare with yet
+            return 0.5  # no previous validation
         return min(1.0, max(0.0, (improvement - low) / (high - low)))
 
     def state(self) -> dict[str, Any]:
@@ -140,16 +141,17 @@ class DynaOpt:
 
 
 class PublishedDynaOpt:
-    """A `RewardMix`. Two bandits: one of N + 1 arms says which weight rises, if any; the N weights of the other are the
-    rewards' weights.
+    """A `RewardMix`. Two bandits: one of N + 1 arms chooses which weight to raise, if any; the other has the N weights
+    of the rewards.
 
-    An arm is drawn before the first step and after every validation. While arm i < N holds, every step credits weight i
-    with a reward of 1, so the weights move a lot. A validation credits the arm once with the mean, over the scorers, of
-    its mean score less the mean of the last eight samples of the validation before: a few hundredths, which barely move
-    the arms. The base is not validated, so the first round has nothing to be compared with and no reward.
+    An arm is drawn before the first step and after every validation. While arm i < N is held, every step credits weight
+    i with a reward of 1, so the weights move a lot. A validation credits the arm once with the mean over the scorers of
+    (mean score - mean of the last eight samples of the previous validation): a few hundredths, which hardly move the
+    arms. The base is not validated, so the first round has no reward.
 
-    The published code validates prompts in random order, so its last eight samples are of random prompts, and here too.
-    It weighs every score by 1 until the first weight has risen; here by 1 / N from the start, the same direction.
+    As in the published code, prompts are validated in random order, so the last eight samples are of random prompts.
+    The published code weighs every score by 1 until a weight is raised for the first time; here it is 1 / N from the
+    start, which is the same direction.
     """
 
     def __init__(self, names: tuple[str, ...], seed: int) -> None:
@@ -209,7 +211,7 @@ def _means(scores: Scores) -> dict[str, float]:
 
 
 def _quantile(ordered: list[float], share: float) -> float:
-    """Linear between neighbours."""
+    """The quantile, linearly interpolated."""
     place = share * (len(ordered) - 1)
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)

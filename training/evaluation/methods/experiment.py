@@ -28,15 +28,15 @@ SEARCH_PROMPTS, LEVELS = 64, 5
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """`out` is the run's folder. `test`: the held-out prompts that
-    every method answers; `search`: the validation prompts that weights are chosen on; `levels`: of that search."""
+    """`out`: the run's folder. `test`: the held-out prompts that every method answers. `search`: the validation prompts
+    for choosing weights. `levels`: of that search."""
 
     workshop: Workshop
     out: Path
     test: tuple[Prompt, ...]
     search: tuple[Prompt, ...]
     levels: int = LEVELS
-    retried: set[Path] = field(default_factory=set)  # failed stages that this program has retried
+    retried: set[Path] = field(default_factory=set)  # failed stages that were retried in this process
 
     @property
     def recipe(self) -> Recipe:
@@ -60,11 +60,11 @@ def prepare(
     levels: int = LEVELS,
     search_prompts: int = SEARCH_PROMPTS,
 ) -> Experiment:
-    """Load data and scorers, and make the base that all methods and seeds start from, unless it exists.
+    """Load data and scorers, and make the base of all methods and seeds unless it exists.
 
     Args:
         levels: of the weight search, for every method that has one.
-        search_prompts: at most so many of the validation prompts are searched on, the first.
+        search_prompts: maximum number of validation prompts for the search, from the start of that part.
 
     Raises:
         RecipeError, DataError, ScorerError, FitError, BundleError: one line each.
@@ -95,5 +95,5 @@ def prepare(
 
 
 def as_json(value: Any) -> str:
-    """JSON formatted for people."""
+    """Indented JSON."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,7 +1,6 @@
-"""Quality measures of a Pareto front: the objectives' scores that a grid of weights reaches.
+"""Quality measures of a Pareto front, whose points are the scores for a grid of weights.
 
-All measures take points with one score in [0, 1] an objective, and more is better. The worst that a score can be is 0,
-so the volume is measured from there.
+A point has one score in [0, 1] per objective; higher is better. The reference point of the hypervolume is 0.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import numpy as np
 
 from training.search.score_table import Array
 
-STEPS = 10  # of a weight from 0 to 1
+STEPS = 10  # steps of a weight from 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """`weights` [K, N] sum to 1 each, `scores` [K, N] are what they reached in the mean over the prompts."""
+    """`weights` [K, N] sum to 1 each; `scores` [K, N] are their means over the prompts."""
 
     weights: Array
     scores: Array
@@ -29,26 +28,28 @@ class Front:
 
     @property
     def mean_inner_product(self) -> float:
-        """The inner product of each weight vector and its scores."""
+        """Mean inner product of each weight vector and its scores."""
         return float((self.weights * self.scores).sum(axis=1).mean())
 
     @property
     def cover(self) -> float:
-        """Distinct scores that no other point beats, over all points: whether other weights give other trade-offs."""
+        """Number of distinct non-dominated scores / number of points: whether different weights give different
+        trade-offs."""
         return len(np.unique(self.scores[undominated(self.scores)], axis=0)) / len(self.scores)
 
 
 def undominated(scores: Array) -> np.ndarray:
-    """Which of the points [K, N] are not dominated by another one, [K] of bool."""
-    at_least = (scores[:, None, :] >= scores[None, :, :]).all(axis=2)  # [K, K]: the first reaches the second
+    """Whether each of the points [K, N] is non-dominated, [K] of bool."""
+    at_least = (scores[:, None, :] >= scores[None, :, :]).all(axis=2)  # [K, K]: row >= column in every objective
     beyond = (scores[:, None, :] > scores[None, :, :]).any(axis=2)
     return np.asarray(~(at_least & beyond).any(axis=0))
 
 
 def hypervolume(scores: Array) -> float:
-    """The volume of everything that some point of [K, N] reaches, from 0 on: 1 when one is perfect in all objectives.
+    """Hypervolume of the points [K, N] from 0: 1 if one point is perfect in all objectives.
 
-    Sliced along the last objective: between two heights it is the volume of what stands higher, in one objective less.
+    Computed by slicing along the last objective: each slice is a hypervolume in one objective less, of the points above
+    it.
     """
     points = scores[(scores > 0).all(axis=1)]
     if not len(points):
@@ -66,7 +67,7 @@ def hypervolume(scores: Array) -> float:
 
 
 def as_values(names: Sequence[str], front: Front) -> Mapping[str, object]:
-    """For `cell.json`: the measures and every point, by the objectives' names."""
+    """For `cell.json`: the measures and all points, by the objectives' names."""
     rows = zip(front.weights.tolist(), front.scores.tolist(), strict=True)
     return {
         "hypervolume": front.hypervolume,

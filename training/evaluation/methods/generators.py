@@ -1,4 +1,4 @@
-"""The meaning of a point of the weight search in each method: a mix of lanes, or a soup."""
+"""What a point of the weight search means in each method: a mix of lanes, or a soup."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from training.data.prompts import Prompt
 from training.evaluation.methods.answers import Answers
 from training.search.strategies.spaces import Point
 
-SOUPS_AT_ONCE = 8  # lanes of one model in a search; their factors lie side by side in memory
+SOUPS_AT_ONCE = 8  # soups evaluated together, as lanes of one model; bounds the memory of their factors
 
 
 class _Distinct:
-    """Points of which no two are known beforehand to give the same replies."""
+    """Points that are never known in advance to give the same replies."""
 
     def key(self, point: Point) -> Hashable:
         return point
@@ -43,7 +43,7 @@ class MixGenerator(_Distinct):
 
 
 class SoupGenerator(_Distinct):
-    """Adapters added up with a point's weights; several soups at once, as lanes of one model."""
+    """Adapters summed with a point's weights; several soups at once, as lanes of one model."""
 
     def __init__(self, answers: Answers, prompts: Sequence[Prompt], adapters: Sequence[Adapter]) -> None:
         self._answers, self._prompts, self._adapters = answers, prompts, adapters

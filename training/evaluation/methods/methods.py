@@ -1,8 +1,8 @@
-"""The methods that are compared (method.md section 5), each of them one cell per seed.
+"""The compared methods (method.md section 5); each is one cell per seed.
 
-All use the same trainer, base, prompts, number of trained parameters and greedy decoding; only best-of-n samples, since
-it has to choose. The mixes and soups of one seed share one training of the objectives' adapters; those with weights
-search them in the same way, with the same number of evaluations, each for itself.
+All use the same trainer, base, prompts, number of trained parameters, and greedy decoding; only best-of-n samples. The
+mixes and soups of a seed share one training of the objectives' adapters. Each method with weights has its own search,
+of the same kind and with the same number of evaluations.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def methods_of(recipe: Recipe) -> dict[str, Method]:
 
 
 def left_out(recipe: Recipe) -> dict[str, str]:
-    """Method -> why a run of this recipe would say nothing about it; such methods are not run."""
+    """Method -> why a run of this recipe would say nothing about it; these methods are skipped."""
     reasons = {"dynaopt": too_few_rounds(recipe.rl, recipe.preset)}
     settings = recipe.evaluation
     if settings.instruction is None:
@@ -89,10 +89,10 @@ def method_names(recipe: Recipe) -> tuple[str, ...]:
 def run_cell(
     method: str, seed: int, experiment: Experiment, progress: Progress = lambda stage, done, total: None
 ) -> Path:
-    """Train what is missing, choose weights, answer the held-out prompts; returns the cell's folder.
+    """Train what is missing, choose weights and answer the held-out prompts; returns the cell's folder.
 
-    A cell that is done stays as it is; one that failed is run again. A method that cannot answer leaves a failed cell
-    with the reason.
+    A finished cell is kept; a failed one is run again. A method that cannot answer leaves a failed cell with the
+    reason.
     """
     folder = cell_folder(experiment.out, method, seed)
     before = read_cell(experiment.out, method, seed)
@@ -106,7 +106,7 @@ def run_cell(
         write_failed(experiment.out, method, seed, error.message)
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    # `cell.json` last: with it the cell is there.
+    # `cell.json` is written last; it marks the cell as finished.
     lines = "".join(json.dumps(reply, ensure_ascii=False) + "\n" for reply in replies)
     for name, text in ((REPLIES_FILE, lines), (CELL_FILE, as_json(cell))):
         with replacing(folder / name) as temporary:
@@ -183,7 +183,7 @@ def _answered(
 
 
 def _consumption(method: Method, recipe: Recipe, stage: Stage | None, uses: Sequence[str]) -> dict[str, Any]:
-    """Of training, the sum over the adapters in use. Seconds of a lockstep step are divided among its objectives."""
+    """Training cost, summed over the adapters in use. Seconds of a lockstep step are divided among its objectives."""
     spent = [] if stage is None else [stage.about[name]["consumption"] for name in uses]
     return {
         **{key: sum(own[key] for own in spent) for key in ("prompts", "samples", "tokens")},

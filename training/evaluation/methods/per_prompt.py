@@ -1,7 +1,7 @@
-"""A grid of weights tried on every prompt: the front, the best text of each prompt, and weights predicted from it.
+"""A grid of weights evaluated on every prompt: the front, the best text of each prompt, and predicted weights.
 
-`per-prompt:best` uses the scores of the held-out replies, so no rule for choosing weights can be better on these
-points. `per-prompt:predicted` shows how much of that is reachable without those scores.
+`per-prompt:best` chooses by the scores of the held-out replies, so it is an upper bound for all rules that choose among
+these points. `per-prompt:predicted` shows how much of that can be reached without those scores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from training.search.strategies.spaces import Point, grid_points
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Swept:
-    """`items` [P][K], `scores` [P, K, objectives]; `lane_row_steps` and `seconds` of all of it, scoring included."""
+    """`items` [P][K], `scores` [P, K, objectives]; `lane_row_steps` and `seconds`: total cost, including scoring."""
 
     points: Sequence[Point]
     items: Sequence[Sequence[SweepItem]]
@@ -48,7 +48,7 @@ def swept(
     progress: Progress,
     combine: Combine = "hidden",
 ) -> Swept:
-    """Every point of the grid over the lanes `names` on every prompt. Raises `ScorerError`."""
+    """Evaluate every point of the grid over the lanes `names` on every prompt. Raises `ScorerError`."""
     points = grid_points(len(names), steps)
     vectors = [resolve(answers.lanes, dict(zip(names, point, strict=True))) for point in points]
     done, total = 0, len(prompts) * len(points)
@@ -71,8 +71,8 @@ def swept(
 def front_of(
     experiment: Experiment, answers: Answers, names: Sequence[str], combine: Combine, progress: Progress
 ) -> dict[str, Any] | None:
-    """For `cell.json`: what the grid in steps of a tenth reaches on the first held-out prompts; None: none are asked
-    for."""
+    """For `cell.json`: the front of the grid in steps of 0.1 on the first held-out prompts; None if the recipe wants
+    none."""
     prompts = experiment.test[: experiment.recipe.evaluation.front_prompts]
     if not prompts:
         return None
@@ -82,7 +82,7 @@ def front_of(
 
 
 def best_texts(experiment: Experiment, answers: Answers, names: Sequence[str], progress: Progress) -> Answered:
-    """For each held-out prompt the text with the best mean score; ties go to the first point."""
+    """For each held-out prompt the text with the highest mean score; the first point in a tie."""
     found = swept(experiment, answers, experiment.test, names, STEPS, progress)
     best = found.scores.mean(axis=2).argmax(axis=1)
     chosen = tuple(own[k] for own, k in zip(found.items, best.tolist(), strict=True))
@@ -91,14 +91,14 @@ def best_texts(experiment: Experiment, answers: Answers, names: Sequence[str], p
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """`vectors`: of each held-out prompt; `search`: what learning to say them cost."""
+    """`vectors`: one per held-out prompt; `search`: the cost of training the predictor."""
 
     vectors: tuple[ResolvedWeights, ...]
     search: dict[str, Any]
 
 
 def predicted(experiment: Experiment, answers: Answers, names: Sequence[str], progress: Progress) -> Predicted:
-    """Fit on training prompts, predict weights for the held-out ones. Raises `ScorerError`."""
+    """Fit the predictor on training prompts and predict weights for the held-out ones. Raises `ScorerError`."""
     prompts = experiment.workshop.encoded.train[: experiment.recipe.evaluation.predictor_prompts]
     started = time.perf_counter()
     found = swept(experiment, answers, prompts, names, STEPS, progress)

@@ -1,7 +1,7 @@
-"""Trainings that methods of the comparison share: the objectives' adapters in lockstep, or one adapter for all of them.
+"""Trainings that several methods share: the objectives' adapters in lockstep, or one joint adapter.
 
-A stage is a folder with PEFT adapters and `stage.json`, written atomically; `<stage>.run` beside it has the log and the
-checkpoints from which a killed training resumes.
+A stage is a folder with PEFT adapters and `stage.json`, written atomically. `<stage>.run` beside it has the log and the
+checkpoints from which an interrupted training resumes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FORMAT = "emorl-stage/1"
 
 
 class MethodError(EmorlError):
-    """A method that cannot answer; its cell has the reason."""
+    """A method cannot answer; its cell has the reason."""
 
     code = "method_failed"
 
@@ -43,7 +43,7 @@ class Stage:
     about: Mapping[str, Mapping[str, Any]]
 
     def adapters(self, names: tuple[str, ...]) -> list[Adapter]:
-        """Raises `MethodError` when the training of one of them failed."""
+        """Raises `MethodError` if one of these adapters failed to train."""
         for name in names:
             if self.about[name]["status"] != "finished":
                 raise MethodError(f"the training of {name} failed: {self.about[name]['reason']}")
@@ -51,9 +51,9 @@ class Stage:
 
 
 def trained(experiment: Experiment, stage: StageName, seed: int, progress: Progress, *, retry: bool = False) -> Stage:
-    """The stage of a seed: read if it exists, else trained.
+    """The stage of a seed: loaded if it exists, otherwise trained. retry: train again once if it failed.
 
-    retry: train it once more if it failed. Raises `RecipeError`, `ScorerError`.
+    Raises `RecipeError`, `ScorerError`.
     """
     folder = experiment.shared(seed) / stage
     run = folder.with_name(f"{stage}.run")
@@ -70,7 +70,7 @@ def trained(experiment: Experiment, stage: StageName, seed: int, progress: Progr
 
 
 def recipe_of(recipe: Recipe, stage: StageName, seed: int) -> Recipe:
-    """The recipe with the cell's seed and, for joint training, its transform of scores (`rl.joint_reward`)."""
+    """The recipe with the cell's seed and, for joint training, `rl.joint_reward` as the reward."""
     changed: dict[str, Any] = {"seed": seed}
     if stage != "adapters":
         changed["rl"] = recipe.rl.model_copy(update={"reward": recipe.rl.joint_reward})
@@ -93,7 +93,7 @@ def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, ru
         if record["event"] == "step":
             progress(f"training {stage}", record["step"], recipe.rl.stop.max_steps)
 
-    # A checkpoint of another rank does not fit.
+    # A checkpoint of another rank cannot be loaded.
     mark = {"stage": stage} | ({} if joint is None else {"rank": str(joint_lora(recipe).rank)})
     trainer = experiment.workshop.trainer(run, told, recipe=recipe, joint=joint, mark=mark)
     trainer.run(resume=True)
@@ -122,7 +122,8 @@ def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, ru
 
 
 def _curves(log: Path, prompts_per_step: int) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Adapter -> curve -> validations. One objective's curve has its name; a joint one is `mean`, with its parts."""
+    """Adapter -> curve -> validations. A single objective's curve has its name; a joint adapter has `mean` and one
+    curve per objective."""
     curves: dict[str, dict[str, list[dict[str, float]]]] = {}
     for line in log.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)

@@ -1,8 +1,5 @@
-"""The weights of a method: all methods use the same search, prompts, goal and number of evaluations; only the meaning
-of a point differs.
-
-The goal is the mean over the objectives' scores and the prompts, what the comparison reports.
-"""
+"""Chooses a method's weights. All methods use the same search, prompts, goal and number of evaluations; only the
+meaning of a point differs. The goal is the mean over objectives and prompts, as in the report."""
 
 from __future__ import annotations
 
@@ -26,12 +23,12 @@ from training.search.strategies.grid import SearchError, search
 from training.search.strategies.spaces import Cube, Point, Simplex
 from training.search.strategies.tpe import search_tpe
 
-TRIALS = 200  # of TPE, which takes over where a grid would be too large
+TRIALS = 200  # for TPE, which replaces a grid that would be too large
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenWeights:
-    """`evaluations`: points that were generated for and scored."""
+    """`evaluations`: points that were generated and scored."""
 
     point: Point
     score: float
@@ -44,7 +41,7 @@ class ChosenWeights:
             "evaluations": self.evaluations,
             "prompts": self.prompts,
             "seconds": self.seconds,
-            "score": self.score,  # on the search prompts: what they were chosen by
+            "score": self.score,  # on the search prompts, by which they were chosen
         }
 
 
@@ -56,12 +53,12 @@ def choose(
     cube: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> ChosenWeights:
-    """Search. `log` keeps every evaluation, so that a search which was killed goes on.
+    """Search. `log` has every evaluation, so that an interrupted search can be resumed.
 
     Args:
         generator: of replies to the experiment's search prompts.
-        cube: look among all numbers from 0 to 1, all zeros included, rather than among weights that sum to 1. The cube
-            has more points a level, so its last level is cut short where the simplex would have ended.
+        cube: search numbers from 0 to 1 instead of weights that sum to 1, including all zeros. The cube has more points
+            per level, so the search stops after as many evaluations as in the simplex.
 
     Raises `SearchError`: too many objectives for a search in the cube; Optuna is missing.
     """
@@ -75,7 +72,7 @@ def choose(
     most = evaluations(objectives, experiment.levels) if by_grid else TRIALS
     prompts = [Record(prompt.text) for prompt in experiment.search]
     kept = _TimedLog(log, {"prompts": prompts_hash(prompts), "scorers": list(experiment.scorers)})
-    # Nothing is inferred from neighbours: each method generates all its texts, so that search costs are comparable.
+    # No text is inferred from neighbours: each method generates all its texts, so that search costs are comparable.
     evaluator = Evaluator(InProcess(generator, experiment.search, experiment.scorers, infer=False), log=kept)
     known = dict(kept.scores)
 
@@ -97,20 +94,20 @@ def choose(
 
 
 def evaluations(objectives: int, levels: int) -> int:
-    """What a grid search may run at most, whatever its space: as many as one of the simplex needs. Each of its levels
-    knows the corners and edge midpoints of its cell from the level before."""
+    """Maximum number of evaluations of a grid search in any space: as many as the simplex needs. From the second level
+    on, the corners and edge midpoints of a cell are known from the level before."""
     a_level = Simplex(objectives).points_per_level
     return a_level + (levels - 1) * (a_level - math.comb(objectives + 1, 2))
 
 
 class _TimedLog(EvaluationLog):
-    """A log whose lines say how long they took."""
+    """A log whose lines also have the seconds they took."""
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         super().__init__(path, about, resume=True)
         self.started = 0.0
         self.seconds = sum(line["seconds"] for line in self.read)
-        # Of programs that logged no texts, points and their scores alone.
+        # Written by older versions: points and scores, without texts.
         self.scores = {tuple(map(float, line["point"])): float(line["score"]) for line in self.read if "score" in line}
         self.read = [line for line in self.read if "score" not in line]
 

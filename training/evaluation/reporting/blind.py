@@ -1,6 +1,7 @@
-"""Blind A/B rating by people: a sheet of prompts with two replies each, a key kept apart, and what the answers say.
+"""Blind A/B rating by people: a sheet of prompts with two replies each, a separate key, and the analysis of the
+answers.
 
-Sides and order are drawn from a seed. The sheet names no method; the key names no text.
+Sides and order are drawn from a seed. The sheet names no method; the key contains no text.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ SHEET_FILE, KEY_FILE = "ab-sheet.csv", "ab-key.csv"
 SHEET_COLUMNS = ("item", "prompt", "left", "right", "preference")
 KEY_COLUMNS = ("item", "left_method", "right_method", "seed", "prompt_sha256")
 PREFERENCES = ("left", "right", "tie")
-_VALUE = {"left": 1.0, "tie": 0.5, "right": 0.0}  # of the left side
+_VALUE = {"left": 1.0, "tie": 0.5, "right": 0.0}  # the method on the left side
 
 
 def sheet_and_key(
     records: Sequence[Record], texts: Texts, pairs: Sequence[tuple[str, str]], *, count: int, seed: int
 ) -> tuple[str, str, dict[str, int]]:
-    """CSV of the sheet, CSV of the key, and per pair how many of its prompts had the same reply from both: there is
-    nothing to rate then, and the sheet leaves them out."""
+    """CSV of the sheet, CSV of the key, and for each pair the number of prompts with identical replies, which are left
+    out of the sheet."""
     rows: list[tuple[str, list[str], list[str]]] = []
     same: dict[str, int] = {}
     for first, second in pairs:
@@ -66,19 +67,19 @@ def write_sheet(folder: Path, sheet: str, key: str) -> bool:
     """Write both files unless a sheet exists, which somebody may be filling in. Returns whether they were written."""
     if (folder / SHEET_FILE).exists():
         return False
-    for name, text in ((KEY_FILE, key), (SHEET_FILE, sheet)):  # a sheet without its key could not be read
+    for name, text in ((KEY_FILE, key), (SHEET_FILE, sheet)):  # a sheet without its key could not be analysed
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
     return True
 
 
 def score_sheets(sheets: Sequence[Path], key: Path | None = None) -> dict[str, Any]:
-    """Evaluate filled-in sheets, one per rater.
+    """Analyse completed sheets, one per rater.
 
     Args:
         key: by default `ab-key.csv` beside the first sheet.
 
-    Raises `EvaluationError`: a missing file or column, an unknown item, a preference that is none; by file and line.
+    Raises `EvaluationError`, with file and line: a missing file or column, an unknown item, an invalid preference.
     """
     if len({sheet.resolve() for sheet in sheets}) < len(sheets):
         raise EvaluationError("a sheet is given twice; one per rater", param="score_ab")
@@ -109,7 +110,7 @@ def score_sheets(sheets: Sequence[Path], key: Path | None = None) -> dict[str, A
 
 
 def _pair(pair: tuple[str, str], values: Sequence[float]) -> dict[str, Any]:
-    """`values`: of the first method, one per item, in [0, 1]."""
+    """`values`: for the first method, one per item, in [0, 1]."""
     numbers = np.array(values, dtype=np.float64)
     rate = interval_of_items(numbers)
     return {
@@ -125,7 +126,7 @@ def _pair(pair: tuple[str, str], values: Sequence[float]) -> dict[str, Any]:
 
 
 def _agreement(items: Sequence[Sequence[str]]) -> dict[str, Any] | None:
-    """Share of pairs of raters that agree, and Krippendorff's alpha. None with one rater."""
+    """Share of pairs of raters that agree, and Krippendorff's alpha. None with a single rater."""
     if not items:
         return None
     together = [a == b for answers in items for a, b in itertools.combinations(answers, 2)]
@@ -133,8 +134,8 @@ def _agreement(items: Sequence[Sequence[str]]) -> dict[str, Any] | None:
 
 
 def krippendorff_alpha(items: Sequence[Sequence[str]]) -> float | None:
-    """For nominal ratings (Krippendorff 2011): 1 is agreement, 0 is what chance gives; None when all ratings are the
-    same word, since nothing could have disagreed. items: the ratings of each item, two or more."""
+    """Krippendorff's alpha for nominal ratings (Krippendorff 2011): 1 is perfect agreement, 0 is chance; None if all
+    ratings are equal. items: the ratings of each item, two or more."""
     counts = Counter(answer for answers in items for answer in answers)
     total = sum(counts.values())
     expected = total**2 - sum(count**2 for count in counts.values())
@@ -173,7 +174,7 @@ def _read_sheet(path: Path, items: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """(number of the row, header not counted; the row)."""
+    """(row number, not counting the header; row)."""
     tally = Tally("skip")
     try:
         header, table = csv_table(read_text(path)[0], path.name, tally)
@@ -195,6 +196,6 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """On one line; a spreadsheet must not take a text for a formula."""
+    """The text on one line, escaped so that a spreadsheet does not take it for a formula."""
     flat = " ".join(text.split())
     return f"'{flat}" if flat.startswith(("=", "+", "-", "@")) else flat

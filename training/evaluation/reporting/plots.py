@@ -1,4 +1,4 @@
-"""Pictures of a comparison, as PNG and SVG. Matplotlib is an extra: `pip install "emorl[search]"`."""
+"""Plots of a comparison, as PNG and SVG. Matplotlib is an extra: `pip install "emorl[search]"`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from training.search.plots import check_installed, figure_of, save_all
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe & Ito 2008: told apart by colour-blind eyes; shapes tell the rest apart.
+# Okabe & Ito 2008: distinguishable with colour blindness; marker shapes distinguish the rest.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 _SHAPES = "osD^vP*Xh<>"
 
 
 def draw_all(folder: Path, found: Mapping[str, Any]) -> list[Path]:
-    """Everything that can be drawn of these results; returns the files. Raises `SearchError` without matplotlib."""
+    """Draw all plots that these results allow; returns the files. Raises `SearchError` without matplotlib."""
     check_installed()
     shown = {name: own for name, own in found["methods"].items() if own["seeds"]}
     figures: dict[str, Figure] = {}
@@ -37,13 +37,13 @@ def draw_all(folder: Path, found: Mapping[str, Any]) -> list[Path]:
 
 
 def reward_against_consumption(methods: Mapping[str, Any]) -> Figure:
-    """Mean reward over the prompts that training took; the bars up and down are intervals over prompts, thin and across
-    the spread over seeds."""
+    """Mean reward against the number of training prompts. Vertical bars are intervals over prompts, horizontal bars and
+    small dots the spread over seeds."""
     figure, (axes,) = figure_of(1, 7.2, 4.6)
     alike = [own["consumption"]["prompts"]["mean"] for own in methods.values()]
     for number, (name, own) in enumerate(methods.items()):
         mean, used = own[OBJECTIVES][MEAN], own["consumption"]["prompts"]
-        # Methods that took as many prompts stand side by side.
+        # Methods with equally many prompts are placed side by side.
         place = alike[:number].count(used["mean"]) - (alike.count(used["mean"]) - 1) / 2
         aside = 0.015 * max(alike) * place
         colour = _COLOURS[number % len(_COLOURS)]
@@ -68,8 +68,7 @@ def reward_against_consumption(methods: Mapping[str, Any]) -> Figure:
 
 
 def reward_against_rows(methods: Mapping[str, Any]) -> Figure:
-    """Mean reward over the rows of the model that a token of a reply takes, one point a method; the line joins those
-    that no other beats for as few rows."""
+    """Mean reward against model rows per reply token, one point per method; the line connects the Pareto front."""
     figure, (axes,) = figure_of(1, 7.2, 4.6)
     places = []
     for number, (name, own) in enumerate(methods.items()):
@@ -122,8 +121,8 @@ def bars(methods: Mapping[str, Any], group: str, columns: Sequence[str], label: 
 
 
 def training_curves(curves: Mapping[str, Any]) -> Figure:
-    """Validation score over prompts consumed, one panel per curve's name, one line per method and seed. Methods that
-    share a training show it once."""
+    """Validation score against prompts consumed, one panel per curve name, one line per method and seed. Methods that
+    share a training are shown once."""
     panels: dict[str, dict[str, list[Any]]] = {}
     drawn: set[str] = set()
     for method, seeds in curves.items():

@@ -1,4 +1,4 @@
-"""`results.json`'s content as Markdown for people and as CSV, one number a line, for programs."""
+"""`results.json`'s content as Markdown, and as CSV with one number per line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from training.evaluation.baselines import ABOUT
 from training.evaluation.reporting.results import (
+    BASELINES,
     FRONT_MEASURES,
     JUDGES,
     MEAN,
@@ -18,7 +20,6 @@ from training.evaluation.reporting.results import (
     failures,
 )
 from training.evaluation.scores import MEASURES
-from training.evaluation.yardsticks import ABOUT
 from training.scorers.exam.report import markdown_lines
 
 CSV_HEADER = ("method", "seed", "group", "column", "value", "low", "high", "spread")
@@ -47,7 +48,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     if failed := failures(found):
         parts.append("## Failed\n\n" + "\n".join(f"- {name}, seed {seed}: {why}" for name, seed, why in failed))
     parts.append("## Rewards: the scorers that the adapters were trained on\n\n" + _scores(found, OBJECTIVES))
-    parts.append("\n".join(f"- *{name}*: {ABOUT[name]}" for name in found["yardsticks"]))
+    parts.append("\n".join(f"- *{name}*: {ABOUT[name]}" for name in found[BASELINES]))
     if columns_of(found, JUDGES):
         parts.append("## Judges: scorers that nothing was trained on\n\n" + _scores(found, JUDGES))
     notes = "\n".join(f"- `{name}`: {note}" for name, note in MEASURES.items())
@@ -86,7 +87,7 @@ def _scores(found: Mapping[str, Any], group: str) -> str:
             rows.append([name, "0", *["failed"] * len(ordered)])
             continue
         rows.append([name, _seeds(own), *(shown(own[group][column], _digits(column)) for column in ordered)])
-    for name, own in found["yardsticks"].items():
+    for name, own in found[BASELINES].items():
         shown_as = [shown(own[group][column], _digits(column)) for column in ordered] if group in own else None
         rows.append([f"*{name}*", "–", *(shown_as or ["failed"] * len(ordered))])
     return table(["method", "seeds", *ordered], rows)
@@ -200,7 +201,8 @@ def _p(value: float | None) -> str:
 
 
 def csv_text(found: Mapping[str, Any]) -> str:
-    """Tidy: one value a line; `seed` is `all` for means over seeds. Failed cells have a line without a value."""
+    """Long format, one value per line; `seed` is `all` for means over seeds. A failed cell has a line without a
+    value."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV_HEADER)
@@ -211,7 +213,7 @@ def csv_text(found: Mapping[str, Any]) -> str:
             for column, value in own.get(group, {}).items():
                 if isinstance(value, Mapping):
                     writer.writerows(_lines(name, group, column, value))
-    for name, own in found["yardsticks"].items():
+    for name, own in found[BASELINES].items():
         for group in (OBJECTIVES, JUDGES, TEXT):
             for column, value in own.get(group, {}).items():
                 writer.writerow(next(_lines(name, group, column, value)))

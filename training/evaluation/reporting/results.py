@@ -1,6 +1,6 @@
-"""Cells, scored -> the content of `results.json`, from which table, CSV and plots are made.
+"""Scored cells -> the content of `results.json`, from which tables, CSV and plots are made.
 
-All measured times are under `measured`, so a resumed run differs from an uninterrupted one only there.
+All measured times are under `measured`; nothing else differs between a resumed run and an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from training.search.score_table import Array
 FORMAT = "emorl-evaluation-results/1"
 MEAN = "mean"
 OBJECTIVES, JUDGES, TEXT = "objectives", "judges", "text"
+BASELINES = "yardsticks"  # their key in the format
 FRONT_MEASURES = ("hypervolume", "mean_inner_product", "cover", "prompts")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """A cell and its numbers per prompt, by group and column; empty for a cell that failed."""
+    """A cell and its scores per prompt, by group and column; empty for a failed cell."""
 
     cell: Cell
     scores: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
@@ -35,7 +36,7 @@ class Scored:
 def scored(
     cell: Cell, objectives: Mapping[str, Array], judges: Mapping[str, Array], text: Mapping[str, Array]
 ) -> Scored:
-    """With the mean over objectives, and over judges, put in."""
+    """Adds the means over objectives and over judges."""
     return Scored(cell, {OBJECTIVES: _with_mean(objectives), JUDGES: _with_mean(judges), TEXT: dict(text)})
 
 
@@ -51,7 +52,7 @@ def results(
     about: Mapping[str, Any],
     clusters: Sequence[str],
     reference: str | None,
-    yardsticks: Mapping[str, Scored] = MappingProxyType({}),
+    baselines: Mapping[str, Scored] = MappingProxyType({}),
     left_out: Mapping[str, str] = MappingProxyType({}),
     bootstrap_seed: int = 0,
 ) -> dict[str, Any]:
@@ -59,10 +60,10 @@ def results(
 
     Args:
         cells: method -> seed -> scored cell, in the order of the table.
-        about: where it comes from (recipe, hashes, versions), put in as it is.
+        about: provenance (recipe, hashes, versions), included unchanged.
         clusters: of each held-out prompt, its dialogue or itself.
         reference: the method that the others are tested against; None: no tests.
-        yardsticks: name -> what stands beside the methods in the tables and is tested against none.
+        baselines: name -> scores shown beside the methods, without tests.
         left_out: methods that were not run -> why.
     """
     draws = resamples(len(clusters), clusters=clusters, seed=bootstrap_seed)
@@ -92,7 +93,7 @@ def results(
             "bootstrap_seed": bootstrap_seed,
         },
         "methods": methods,
-        "yardsticks": {name: _yardstick(own, draws) for name, own in yardsticks.items()},
+        BASELINES: {name: _baseline(own, draws) for name, own in baselines.items()},
         "comparisons": [comparison.as_dict() for comparison in made],
     }
 
@@ -113,7 +114,7 @@ def _method(by_seed: Mapping[int, Scored], draws: Draws) -> dict[str, Any]:
         entry[group] = {}
         for column in columns:
             answers = _answers(done, group, column)
-            assert answers is not None  # the first cell has it, so there is one
+            assert answers is not None  # the first cell has it
             entry[group][column] = estimated(answers, draws).as_dict()
     cell_of = {seed: own.cell for seed, own in done.items()}
     entry["weights"] = {str(seed): dict(cell.weights) if cell.weights else None for seed, cell in cell_of.items()}
@@ -143,8 +144,8 @@ def _method(by_seed: Mapping[int, Scored], draws: Draws) -> dict[str, Any]:
     return entry
 
 
-def _yardstick(own: Scored, draws: Draws) -> dict[str, Any]:
-    """Its columns, as a method's; a failed one says why."""
+def _baseline(own: Scored, draws: Draws) -> dict[str, Any]:
+    """Its columns in the form of a method's, or why it failed."""
     entry = _method({own.cell.seed: own}, draws)
     if not own.scores:
         return {"failed": own.cell.reason}
@@ -152,12 +153,12 @@ def _yardstick(own: Scored, draws: Draws) -> dict[str, Any]:
 
 
 def _across(cells: Mapping[int, Cell], part: str, key: str) -> dict[str, Any]:
-    # A method without a search has searched nothing.
+    # A method without a search counts as 0.
     return across({s: 0 if (own := getattr(cell, part)) is None else getattr(own, key) for s, cell in cells.items()})
 
 
 def enough_seeds(found: Mapping[str, Any]) -> bool:
-    """Whether some method has the seeds that a claim about methods rests on."""
+    """Whether some method has enough seeds for a claim about methods."""
     fewest = found["statistics"]["fewest_seeds_of_a_claim"]
     return any(len(own["seeds"]) >= fewest for own in found["methods"].values())
 
@@ -168,5 +169,5 @@ def failures(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def columns_of(found: Mapping[str, Any], group: str) -> Sequence[str]:
-    """The columns of a group, as the first method that has any shows them."""
+    """The columns of a group, from the first method that has any."""
     return next((list(own[group]) for own in found["methods"].values() if own.get(group)), ())

@@ -1,4 +1,4 @@
-"""Replies side by side, for people to read. The page holds the data's prompts: it stays in the run's folder."""
+"""Replies side by side, to be read. The page contains prompts of the data, so it must stay in the run's folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Texts = Mapping[str, Mapping[int, Sequence[str]]]  # method -> seed -> one reply
 
 
 def sampled(records: Sequence[Record], count: int, seed: int) -> list[int]:
-    """Places of `count` prompts, drawn by `seed` whatever the order of the data, in the data's order."""
+    """Indices of `count` prompts in the data's order, drawn by `seed` independently of that order."""
     order = sorted(
         range(len(records)), key=lambda i: hashlib.sha256(f"{seed}:{prompt_key(records[i].prompt)}".encode()).digest()
     )
@@ -28,8 +28,8 @@ def side_by_side(
     count: int,
     seed: int = 0,
 ) -> str:
-    """Markdown. Of every method the first seed that is done, with the mean of its objectives' scores. The prompts are
-    drawn, not picked."""
+    """Markdown with a random choice of prompts. Each method is shown by its first finished seed, with the mean of its
+    objectives' scores."""
     lines = [
         "# Side by side",
         "",
@@ -56,7 +56,7 @@ def _quoted(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Markdown shows it as it is, on one line."""
+    """The text on one line, escaped for Markdown."""
     flat = " ".join(text.split())
     for mark in "\\`*_<>[]#|":
         flat = flat.replace(mark, f"\\{mark}")

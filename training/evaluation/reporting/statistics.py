@@ -27,7 +27,7 @@ PERMUTATIONS = 9999
 
 
 def check_installed() -> None:
-    """Raises `EvaluationError` when SciPy or statsmodels is not there."""
+    """Raises `EvaluationError` if SciPy or statsmodels is not installed."""
     for name in ("scipy", "statsmodels"):
         if importlib.util.find_spec(name) is None:
             raise EvaluationError(f'emorl evaluate needs {name}: pip install "emorl[evaluation]"', param="evaluation")
@@ -35,16 +35,17 @@ def check_installed() -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """One column of one method. `by_seed`: seed -> one number per prompt, [prompts], the same ones for every seed."""
+    """One column of one method. `by_seed`: seed -> one number per prompt, [prompts], the same prompts for every
+    seed."""
 
     by_seed: Mapping[int, Array]
 
     def over_seeds(self) -> Array:
-        """Mean over seeds of every prompt's number, [prompts]."""
+        """Mean over seeds for each prompt, [prompts]."""
         return np.mean(list(self.by_seed.values()), axis=0)
 
     def less(self, other: Answers) -> Answers:
-        """Prompt by prompt, over the seeds that both have."""
+        """Differences per prompt, over the common seeds."""
         return Answers({s: own - other.by_seed[s] for s, own in self.by_seed.items() if s in other.by_seed})
 
     @property
@@ -54,7 +55,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """`interval`: of the mean over prompts and seeds; over trainings and prompts with `FEWEST_SEEDS`, else over
+    """`interval`: of the mean over prompts and seeds; over trainings and prompts with `FEWEST_SEEDS`, otherwise over
     prompts. `spread`: sample standard deviation of the seeds' means, None with one seed."""
 
     interval: Interval
@@ -80,7 +81,7 @@ def estimated(answers: Answers, draws: Draws) -> Estimate:
 
 
 def _inference(answers: Answers, draws: Draws, seed: int = 0) -> Inference | None:
-    """None where there are too few seeds, or prompts from one dialogue only."""
+    """None with too few seeds, or if all prompts are from one dialogue."""
     if len(answers.by_seed) < FEWEST_SEEDS or len(draws.members) < 2:
         return None
     clusters = np.empty(draws.size, dtype=np.int64)
@@ -91,11 +92,11 @@ def _inference(answers: Answers, draws: Draws, seed: int = 0) -> Inference | Non
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Reference minus other on the same prompts, over the seeds that both have.
+    """Reference minus other on the same prompts, over the common seeds.
 
-    `p`: over trainings and prompts, `p_holm` corrected for all comparisons made together; None where there are too few
-    seeds for a claim, and then `difference` is over prompts only. `p_seeds`: t-test over the seeds' means, with the
-    prompts as they are. `p_prompts`: sign-flip permutation over prompts, with these trained models as they are.
+    `p`: over trainings and prompts, `p_holm` corrected for all comparisons together; None with too few seeds for a
+    claim, and then `difference` is over prompts only. `p_seeds`: t-test over the seeds' means, with the prompts fixed.
+    `p_prompts`: sign-flip permutation over prompts, with these trained models fixed.
     """
 
     reference: str
@@ -134,7 +135,7 @@ class Comparison:
 def comparisons(
     columns: Mapping[str, Mapping[str, Answers]], reference: str, draws: Draws, *, seed: int = 0
 ) -> list[Comparison]:
-    """The reference against every other method, in every column; one family for the correction.
+    """The reference compared with every other method in every column; one family for the correction.
 
     Args:
         columns: column -> method -> answers.
@@ -165,8 +166,8 @@ def comparisons(
 
 
 def over_seeds_p(differences: Sequence[float]) -> float | None:
-    """Two-sided p-value of a t-test that the seeds' mean differences are 0 on average; None with one seed, or where all
-    seeds differ by the same."""
+    """Two-sided p-value of a t-test that the mean of the seeds' differences is 0; None with one seed, or if all
+    differences are equal."""
     from scipy.stats import ttest_1samp
 
     if not any(differences):
@@ -177,8 +178,8 @@ def over_seeds_p(differences: Sequence[float]) -> float | None:
 
 
 def sign_flip_p(differences: Array, *, seed: int = 0) -> float:
-    """Two-sided p-value that the sum of paired `differences` is 0: their signs are drawn anew (Fisher 1935), or all
-    enumerated where they are few."""
+    """Two-sided p-value that the sum of paired `differences` is 0, by random sign flips (Fisher 1935), or by all of
+    them if they are few."""
     from scipy.stats import permutation_test
 
     if len(differences) < 2 or not np.any(differences):
@@ -195,7 +196,7 @@ def sign_flip_p(differences: Array, *, seed: int = 0) -> float:
 
 
 def interval_of_items(values: Array, *, seed: int = 0) -> Interval:
-    """Of the mean of independent `values`, by the percentile bootstrap; with one value there is no spread to see."""
+    """Percentile bootstrap interval of the mean of independent `values`; a single value is its own interval."""
     from scipy.stats import bootstrap
 
     mean = float(np.mean(values))
@@ -209,14 +210,14 @@ def interval_of_items(values: Array, *, seed: int = 0) -> Interval:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm 1979: corrected so that the chance of any false finding among all stays below the level."""
+    """Holm 1979: p-values corrected to control the family-wise error rate."""
     from statsmodels.stats.multitest import multipletests
 
     return multipletests(p_values, method="holm")[1].tolist() if p_values else []
 
 
 def across(values: Mapping[int, float]) -> dict[str, Any]:
-    """A number that each seed has once (consumption, memory): its mean, and the spread over seeds."""
+    """Mean and spread over seeds of a quantity with one value per seed (consumption, memory)."""
     numbers = list(values.values())
     return {
         "mean": statistics.fmean(numbers),

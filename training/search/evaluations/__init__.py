@@ -1,1 +1,1 @@
-"""Points -> scores: in this process or on a Ray cluster, remembered in a log that a killed search goes on from."""
+"""Points -> scores, in this process or on a Ray cluster, with a log from which an interrupted search resumes."""

@@ -1,1 +1,1 @@
-"""Where a search looks next: the grid, the spaces it divides, and TPE."""
+"""Choosing points: the grid, the spaces it divides, and TPE."""

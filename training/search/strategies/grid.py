@@ -1,6 +1,6 @@
-"""Hierarchical grid search over a callable, any number of objectives (method.md section 4).
+"""Hierarchical grid search over a callable, for any number of objectives (method.md section 4).
 
-Each level evaluates a grid over the current cell; the half-size part with the largest sum is the next cell; the best
+Each level evaluates a grid over the current cell. The half-size part with the largest sum is the next cell; the best
 single point of all levels wins.
 """
 
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from emorl_core.errors import EmorlError
 from training.search.strategies.spaces import Cell, Part, Point, Space, middle
 
-Evaluate = Callable[[Sequence[Point]], Sequence[float]]  # points, each of them new -> one score each, higher is better
+Evaluate = Callable[[Sequence[Point]], Sequence[float]]  # new points -> one score each; higher is better
 
 
 class SearchError(EmorlError):
-    """A search that cannot be run as requested, or an invalid score table or goal."""
+    """A search cannot be run as requested, or a score table or goal is invalid."""
 
     code = "invalid_search"
 
@@ -46,7 +46,7 @@ class Found:
 
 
 def budget(space: Space, levels: int) -> int:
-    """Evaluations that a search requests: 3^N * levels in the cube. Fewer are run, since levels share points."""
+    """Evaluations that a search requests, 3^N * levels in the cube. Fewer are run, since levels share points."""
     return space.points_per_level * levels
 
 
@@ -58,13 +58,13 @@ def search(
     eligible: Callable[[Point], bool] = lambda point: True,
     most: int | None = None,
 ) -> Found:
-    """Search `levels` deep. Among equal scores the space's `evenness` decides.
+    """Search `levels` deep. Ties are resolved by the space's `evenness`.
 
     Args:
-        evaluate: called once a level with the points that are new. Equal points are never passed twice.
-        eligible: which points may win; all of them guide the search (the zero vector does, but cannot win).
-        most: evaluations allowed; a level that would exceed it evaluates only the new points nearest to its cell's
-            middle, and is the last.
+        evaluate: called once per level with the new points. A point is never passed twice.
+        eligible: which points may win; all points guide the search (the zero vector does, but cannot win).
+        most: maximum number of evaluations. A level that would exceed it evaluates only the new points nearest to the
+            middle of its cell, and is the last one.
 
     Raises:
         SearchError: levels or most below 1, or scores that are not one finite number per point.
@@ -100,7 +100,7 @@ def search(
 
 
 def checked_scores(scores: Sequence[float], expected: int) -> list[float]:
-    """Raises `SearchError` unless there are this many numbers, all finite."""
+    """Raises `SearchError` unless there are `expected` scores, all finite."""
     if len(scores) != expected:
         raise SearchError(f"the evaluation returned {len(scores)} scores for {expected} points")
     for index, score in enumerate(scores):

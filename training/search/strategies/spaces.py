@@ -1,7 +1,7 @@
-"""Where a search looks: the paper's cube of weights, or the simplex of directions. Both halve their cell at each level.
+"""Search spaces: the paper's cube of weights, and the simplex of directions. Both halve their cell at each level.
 
-All points are dyadic (k / 2^m), so floats hold them exactly and equal points are equal numbers; only a simplex's middle
-is not, and is the float nearest to it, however it came about.
+All points are dyadic (k / 2^m), so floats represent them exactly and equal points compare equal; the exception, a
+simplex's middle, is always rounded to the same float.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Protocol
 from emorl_core.engine.sweep import simplex_grid
 
 Point = tuple[float, ...]  # one number per objective
-Cell = tuple[Point, ...]  # the corners of a cell: two opposite ones of a box, all of a simplex
-Part = tuple[Cell, tuple[Point, ...]]  # a half-size cell, and the points whose sum is its score
+Cell = tuple[Point, ...]  # corners: two opposite ones of a box, or all of a simplex
+Part = tuple[Cell, tuple[Point, ...]]  # a half-size cell, and the points whose scores are summed
 
 
 def grid_points(objectives: int, steps: int) -> list[Point]:
@@ -26,7 +26,7 @@ def grid_points(objectives: int, steps: int) -> list[Point]:
 
 
 class Space(Protocol):
-    """Cells, the points looked at in a cell, and its half-size parts."""
+    """Cells, the points to evaluate in a cell, and its half-size parts."""
 
     @property
     def whole(self) -> Cell: ...
@@ -39,15 +39,16 @@ class Space(Protocol):
     def parts(self, cell: Cell) -> list[Part]: ...
 
     def evenness(self, point: Point) -> float:
-        """Which of several points with one score is taken: the one with the largest, and of those the first."""
+        """Tie-breaker among points with equal scores: the largest wins, then the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cube:
-    """[0, 1]^N as published: 3 points a dimension, 2^N sub-boxes, each scored by its 2^N corners (method.md section 4).
+    """[0, 1]^N as published: 3 points per dimension, 2^N sub-boxes, each scored by its 2^N corners (method.md section
+    4).
 
-    Multiples of one vector are points of their own here although they give the same greedy text, and so is the zero
-    vector, which stands for the empty text.
+    Multiples of a vector are separate points here, although they give the same greedy text. The zero vector stands for
+    the empty text.
     """
 
     objectives: int
@@ -74,15 +75,15 @@ class Cube:
 
 @dataclass(frozen=True, slots=True)
 class Simplex:
-    """Weights from 0 that sum to 1: N - 1 dimensions, one point per direction, no zero vector.
+    """Non-negative weights that sum to 1: N - 1 dimensions, one point per direction, no zero vector.
 
-    A cell is a simplex with N corners. Looked at are all points that cut its edges into quarters, C(N + 3, 4) of them,
-    and its middle, which is one of them for N = 1, 2 and 4 only: without it three objectives could never weigh the
-    same. Of points with one score the one with the most even weights is taken: what makes no difference ends in no
-    corner.
-    Of its 2^(N - 1) half-size parts (edgewise subdivision, Edelsbrunner & Grayson 2000, by way of Kuhn's path
-    simplices, so that shapes stay few) the one with the largest sum over its corners and edge midpoints is next; the
-    next level knows those points already. docs/search.md compares this with a stick-breaking box.
+    A cell is a simplex with N corners. Its points are those that divide its edges into quarters, C(N + 3, 4) of them,
+    and its middle, which they already include for N = 1, 2 and 4; without the middle, three objectives could never have
+    equal weights. Ties go to the most even weights, so that a search without a signal does not end in a corner.
+
+    The cell has 2^(N - 1) half-size parts (edgewise subdivision, Edelsbrunner & Grayson 2000, through Kuhn's path
+    simplices, which keeps the number of shapes small). The next cell is the part with the largest sum over its corners
+    and edge midpoints, which the next level reuses. docs/search.md compares this with a stick-breaking box.
     """
 
     objectives: int
@@ -107,7 +108,7 @@ class Simplex:
         return found
 
     def evenness(self, point: Point) -> float:
-        return -math.fsum(weight * weight for weight in point)  # the distance to equal weights, but for constants
+        return -math.fsum(weight * weight for weight in point)  # distance to equal weights, up to constants
 
 
 def middle(cell: Cell) -> Point:
@@ -116,8 +117,7 @@ def middle(cell: Cell) -> Point:
 
 
 def ray(point: Point) -> tuple[int, ...]:
-    """The direction of a point as whole numbers without a common divisor; zeros for the zero vector. Equal for two
-    points exactly when one is a positive multiple of the other."""
+    """The direction of a point as coprime integers; zeros for the zero vector. Equal exactly for positive multiples."""
     fractions = [Fraction(value) for value in point]
     common = math.lcm(*(value.denominator for value in fractions))
     numbers = [int(value * common) for value in fractions]
@@ -131,14 +131,14 @@ def _thirds(cell: Cell) -> list[tuple[float, float, float]]:
 
 
 def _cut(cell: Cell, pieces: int) -> list[Point]:
-    """All points that cut the edges, faces, … of a simplex into `pieces`; its corners come first."""
+    """All points that divide the edges, faces, … of a simplex into `pieces`; its corners come first."""
     counts = [counts for counts in itertools.product(range(pieces + 1), repeat=len(cell)) if sum(counts) == pieces]
     counts.sort(key=lambda each: (-max(each), [-count for count in each]))
     return [_mean(cell, each) for each in counts]
 
 
 def _mean(cell: Cell, counts: tuple[int, ...]) -> Point:
-    """The corners' mean, each counted so often."""
+    """The mean of the corners, weighted by `counts`."""
     total = sum(counts)
     return tuple(
         math.fsum(count * corner[i] for count, corner in zip(counts, cell, strict=True)) / total
@@ -147,10 +147,11 @@ def _mean(cell: Cell, counts: tuple[int, ...]) -> Point:
 
 
 def _paths(dimensions: int) -> list[list[tuple[int, ...]]]:
-    """The 2^d half-size parts of a simplex; each corner as how often the mean counts the old corners (2 in all).
+    """The 2^d half-size parts of a simplex. A new corner is given by the counts of the old corners in its mean (2 in
+    total).
 
-    The simplex is laid out as 2 >= x1 >= ... >= xd >= 0, whose parts are the paths from a whole-numbered point along
-    all axes in some order that stay inside.
+    The simplex is laid out as 2 >= x1 >= ... >= xd >= 0. Its parts are the paths from an integer point along all axes,
+    in any order, that stay inside.
     """
     found = []
     for start in itertools.product((0, 1), repeat=dimensions):

@@ -1,7 +1,7 @@
-"""Search over many objectives by Optuna's TPE (Bergstra et al. 2011), on the same evaluation as the grids.
+"""Search over many objectives with Optuna's TPE (Bergstra et al. 2011), with the same evaluation as the grids.
 
-A grid over d dimensions grows as 5^d; beyond five objectives a sampler that learns where to look is the better use of
-the same number of evaluations. Optuna is an extra: `pip install "emorl[search]"`.
+A grid over d dimensions grows as 5^d; beyond five objectives, TPE makes better use of the same number of evaluations.
+Optuna is an extra: `pip install "emorl[search]"`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from training.search.strategies.grid import Evaluate, Found, Level, SearchError, checked_scores
 from training.search.strategies.spaces import Point, Simplex
 
-BATCH = 8  # points that are asked for before their scores are known, so that they share one sweep
-_STEPS = 128  # weights are multiples of 1 / 128: equal ones are seen to be equal, and small ones become 0
-_LEAST = 1e-4  # of the sampled numbers; its logarithm bounds how much larger one weight can be than another
+BATCH = 8  # points drawn before their scores are known, so that they share one sweep
+_STEPS = 128  # weights are multiples of 1 / 128, so that equal ones compare equal and small ones become 0
+_LEAST = 1e-4  # minimum of the sampled numbers; its logarithm limits the ratio of two weights
 
 
 def check_installed() -> None:
-    """Raises `SearchError` when Optuna is not there."""
+    """Raises `SearchError` if Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
         raise SearchError(
             'method tpe (the default for more than 5 objectives) needs Optuna: pip install "emorl[search]"',
@@ -28,12 +28,12 @@ def check_installed() -> None:
 
 
 def search_tpe(objectives: int, trials: int, evaluate: Evaluate, *, seed: int = 0) -> Found:
-    """`trials` evaluations on the simplex, the single objectives and the even mix among them.
+    """`trials` evaluations on the simplex, including the single objectives and equal weights.
 
-    The same seed and the same scores give the same points, so a resumed search asks for what it had. Found's one level
-    holds all points.
+    The same seed and scores give the same points, so a resumed search repeats its requests. The result has a single
+    level with all points.
 
-    Raises `SearchError`: Optuna is not installed, trials below objectives + 1, or scores that are no finite numbers.
+    Raises `SearchError`: Optuna is not installed, trials below objectives + 1, or scores that are not finite numbers.
     """
     check_installed()
     import optuna
@@ -71,7 +71,7 @@ def search_tpe(objectives: int, trials: int, evaluate: Evaluate, *, seed: int = 
 
 
 def _weights(uniform: Sequence[float]) -> Point:
-    """Numbers in (0, 1] -> weights: -log of even numbers, scaled to sum 1, is spread evenly over the simplex."""
+    """Numbers in (0, 1] -> weights: -log of uniform numbers, scaled to sum 1, is uniform on the simplex."""
     raw = [-math.log(value) for value in uniform]
     total = math.fsum(raw)
     if total == 0.0:

@@ -1,8 +1,5 @@
-"""What every comparison shows beside its methods: a person, and three ways to score without listening.
-
-`human`: the data's own reply. `constant`: the one sentence that the rewards like best as an answer to everybody.
-`copy`: the prompt. `other-client`: the data's reply to another client, of whom the prompt is most alike. Where the data
-has no replies there is no `human` and no `other-client`, and the constant is one of the stock phrases.
+"""Baselines that need no training, shown in every comparison (`ABOUT`). Without replies in the data there is no `human`
+and no `other-client`, and `constant` is one of the stock phrases.
 """
 
 from __future__ import annotations
@@ -30,17 +27,17 @@ from training.scorers.exam.nearest import nearest
 HUMAN, CONSTANT, COPY, OTHER = "human", "constant", "copy", "other-client"
 ABOUT: dict[str, str] = {
     HUMAN: "the data's own reply",
-    CONSTANT: "the sentence that the rewards like best as an answer to everybody, searched among the training replies",
+    CONSTANT: "the one sentence that the rewards rate best as an answer to everybody, from the training replies",
     COPY: "the prompt itself",
-    OTHER: "the data's reply to another client, the one whose prompt is most alike",
+    OTHER: "the data's reply to the client whose prompt is most similar",
 }
 CONSTANT_FILE = "constant.json"
 SEARCH = ExamSettings(candidates=200, prompts=16)
 
 
-def yardsticks(out: Path, data: Data, records: Sequence[Record], scorers: Scorers) -> dict[str, Scored]:
-    """Name -> its numbers on the held-out `records`, none where a scorer broke its contract. Scores, and the constant,
-    are kept in `out` and taken again as long as scorers and data are the same."""
+def baselines(out: Path, data: Data, records: Sequence[Record], scorers: Scorers) -> dict[str, Scored]:
+    """Name -> its scores on the held-out `records`; none where a scorer failed. Scores and the constant are cached in
+    `out` until scorers or data change."""
     texts = replies_by_rule(data, records)
     made: dict[str, Scored] = {}
     try:
@@ -64,7 +61,7 @@ def yardsticks(out: Path, data: Data, records: Sequence[Record], scorers: Scorer
 
 
 def replies_by_rule(data: Data, records: Sequence[Record]) -> dict[str, list[str]]:
-    """Yardstick -> one reply per record, but for the constant."""
+    """Baseline -> one reply per record, for all but the constant."""
     own = {record.prompt: str(record.response) for record in reversed(best_replies(data.parts.get("test", ())))}
     texts = {COPY: [record.prompt for record in records]}
     if all(record.prompt in own for record in records):
@@ -85,7 +82,7 @@ def found_constant(out: Path, data: Data, scorers: Scorers) -> str:
         if known["mark"] == mark:
             return str(known["text"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or not ours: searched anew
+        pass  # absent or unreadable: search again
     asking = [Asking(scorer) for scorer in scorers.objectives.values()]
 
     def mean_reward(about: Sequence[Asked], replies: Sequence[str]) -> list[float]:

@@ -1,4 +1,4 @@
-"""What stands beside the methods of every comparison, and what is said before a reward is trained on."""
+"""The baselines of every comparison, and the warning before a reward is trained on."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_person_a_constant_a_copy_and_anothers_reply_stand_in_every_table(tmp_
     assert found["yardsticks"]["copy"]["text"]["copy_rate"]["mean"] == 1.0
     assert found["yardsticks"]["human"]["judges"]["mean"]["mean"] > 0
     assert found["methods"].keys() == {"base", "emorl"}
-    assert {made["other"] for made in found["comparisons"]} == {"base"}, "no method is tested against a yardstick"
+    assert {made["other"] for made in found["comparisons"]} == {"base"}, "no method is tested against a baseline"
     page = (tmp_path / "out" / "results.md").read_text()
     for name in found["yardsticks"]:
         assert page.count(f"| *{name}* |") == 3, "rewards, judges, text"
