@@ -7,6 +7,6 @@ http/           clients, attackers and measurements that the server programs sha
 A server:       `load`, `siege`, `reloads`, `busy_neighbour`, `scored_streams`
 Replicas:       `replicas`, `proxy`, `queueing`
 Decoding:       `causal_step`, `long_prompt`, `copied_tokens`, `sweep`, `exact_map`
-Texts:          `demo_gain`, `demo_texts`, `drafts`, `choices`, `lexical_scorers`
+Texts:          `demo_texts`, `drafts`, `choices`, `lexical_scorers`
 All of these:   `make_bundle` writes bundles with random weights
 """
