@@ -48,10 +48,10 @@ class Progress:
 
 
 class Stages:
-    """Progress of work in consecutive named stages; called with (stage, done, total)."""
+    """Progress of work in consecutive stages, each with a name and a total; called with (stage, done, total)."""
 
     def __init__(self) -> None:
-        self._stage: str | None = None
+        self._stage: tuple[str, int] | None = None
         self._progress: Progress | None = None
 
     def __enter__(self) -> Stages:
@@ -62,7 +62,7 @@ class Stages:
             self._progress.__exit__()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage or self._progress is None:
+        if (stage, total) != self._stage or self._progress is None:
             self.__exit__()
-            self._stage, self._progress = stage, Progress(stage, total)
+            self._stage, self._progress = (stage, total), Progress(stage, total)
         self._progress.reach(done)
