@@ -25,6 +25,7 @@ judge() { # name, then what `emorl train-scorer` takes
 # Rewards.
 judge reflection "$PAIR" "$ANNOMI" --replies exchanges:reflection
 judge empathy "$REACTIONS" --replies "$PAIR" --replies exchanges:empathy
+judge plainness exchanges:plain
 # Judges of reports: other data than the rewards'.
 judge listening "$ESCONV"
 

@@ -109,7 +109,9 @@ def run(args: argparse.Namespace) -> int:
     check_target(args.out, resume=args.resume, overwrite=args.overwrite)  # before minutes are spent on reading
     if config.loss == "fluency" and args.resume:
         raise InvalidRequest("--resume: fluency is fitted in one go; start again with --overwrite", param="resume")
-    data, *also = load_sets(args.data, args, "where there are some" if config.loss == "fluency" else "needed")
+    data, *also = load_sets(
+        args.data, args, "where there are some" if config.loss in ("fluency", "states") else "needed"
+    )
     replies = load_sets(args.replies, args, "none")
     if not args.json:
         print("\n".join(each.summary() for each in (data, *also, *replies)))

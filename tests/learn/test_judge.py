@@ -136,6 +136,13 @@ def train(base: Path, out: Path, data: RecordSet | None = None, **options: Any) 
     return train_judge(config, data or graded(), out, **(values | options))
 
 
+def test_replies_without_levels_make_a_judge_too(tmp_path: Path, base: Path) -> None:
+    trained = train(base, tmp_path / "judge", REPLIES, also=[], replies=[])
+    assert [each["graded"] for each in trained.report["data"]] == [False]
+    assert {row["data"] for row in trained.report["exam"]["rows"]} == {"replies"}
+    assert not any("level" in name for name in trained.report["validation"])
+
+
 class PulledPlug(Exception):
     pass
 

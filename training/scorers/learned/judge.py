@@ -188,12 +188,18 @@ def train_judge(
     fit: Fit | None = None,
 ) -> Trained:
     """Read, fit, weigh constants and fit again, calibrate on the validation part, run the exam on the test part, write
-    `out`. Arguments as in `train_scorer`. Readings are stored in `.<out>.partial`, from which `resume` continues to the
-    same network. Raises `ScorerError` or `DataError`."""
+    `out`.
+
+    Arguments as in `train_scorer`; data without levels count as human replies. Readings are stored in `.<out>.partial`,
+    from which `resume` continues to the same network. Raises `ScorerError` or `DataError`."""
     check_target(out, resume=resume, overwrite=overwrite)
-    sets, graded = [data, *also, *replies], 1 + len(also)
+    levelled, bare = (
+        [each for each in (data, *also) if (each.records[0].level is None) == none] for none in (False, True)
+    )
+    sets, graded = [*levelled, *bare, *replies], len(levelled)
     parts = [parts_of(each, config.seed) for each in sets]
-    check_levels(config, parts[:graded])
+    if graded:
+        check_levels(config, parts[:graded])
     partial = partial_of(out)
     if overwrite and not resume:
         shutil.rmtree(partial, ignore_errors=True)
