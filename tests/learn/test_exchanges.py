@@ -76,4 +76,3 @@ def test_all_manners_answer_the_same_prompts_and_a_seed_gives_the_same_ones() ->
     assert [record.prompt for record in bare] == prompts["plain"]
     assert {record.response for record in bare} == {None}
     assert len({record.extras["key"] for record in bare}) == len(tables()[1])
-

@@ -122,7 +122,8 @@ class Lessons:
 
     def fooled(self, outputs: Sequence[float]) -> dict[str, tuple[float, float]]:
         """Data set -> (mean output of the constant that gains most, mean output of the human replies beside it)."""
-        texts, held = list(self.texts), {}
+        texts = list(self.texts)
+        held: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for each in self.contests:
             if each.row == CONSTANT:
                 held.setdefault((each.data, texts[each.worse][1]), []).append(
