@@ -9,21 +9,19 @@ suspicious as one far below. The weights are fitted on human replies against cor
 # ruff: noqa: ARG002  one signature for all scorers
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from emorl_core.config import Strict, faults
-from emorl_core.scorers.base import Context, Scorer, ScorerConfig, ScorerError, batches, check_texts, pick_device
+from emorl_core.scorers.base import Context, Scorer, ScorerConfig, ScorerError, check_texts
 from emorl_core.scorers.calibration import sigmoid
-from emorl_core.scorers.cross_encoder import load_pretrained, local_or_hub, pick_max_length
-
-if TYPE_CHECKING:
-    import torch
+from emorl_core.scorers.cross_encoder import local_or_hub
+from emorl_core.scorers.passes import Dtype, ModelPasses, PassesAfter
 
 WEIGHTS_FILE = "fluency.json"
 SYSTEM = "You are a counselor. Reflect what the client says in one or two short sentences."
@@ -40,6 +38,7 @@ class FluencyWeights(Strict):
 
     model_config = ConfigDict(allow_inf_nan=False)
     format: Literal["emorl-fluency/1"] = "emorl-fluency/1"
+    dtype: Dtype = "float32"  # number format in which the model computes
     centre: float
     weights: dict[str, float]
     intercept: float
@@ -76,7 +75,7 @@ class FluencyConfig(ScorerConfig):
     revision: str | None = None
     weights: str  # the folder written by `emorl train-scorer --loss fluency`
     max_length: int | None = Field(None, ge=32)  # tokens; the beginning of the prompt is truncated first
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1)  # replies to one prompt that are read together
 
     def build(self, context: Context) -> Scorer:
         return Fluency(self, context)
@@ -92,6 +91,7 @@ class Fluency:
             local_or_hub(config.model, context.base),
             config.revision,
             device=context.device,
+            dtype=self.weights.dtype,
             max_length=config.max_length,
             batch_size=config.batch_size,
         )
@@ -118,97 +118,56 @@ class LikelihoodReader:
     """A causal model that reads replies after prompts, in its chat template if it has one."""
 
     def __init__(
-        self, where: str, revision: str | None, *, device: str, max_length: int | None, batch_size: int
+        self,
+        where: str,
+        revision: str | None,
+        *,
+        device: str,
+        dtype: Dtype,
+        max_length: int | None = None,
+        batch_size: int = 16,
     ) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.model, self.tokenizer, missing = load_pretrained(AutoModelForCausalLM, where, revision)
-        if missing:
-            raise ScorerError(f"model {where!r} has no trained head: it lacks {missing[0]}", param="model")
-        if self.tokenizer.eos_token_id is None:
+        self.passes = ModelPasses(where, revision, device=device, dtype=dtype, max_length=max_length)
+        if self.passes.tokenizer.eos_token_id is None:
             raise ScorerError(f"model {where!r}: its tokenizer has no token that ends a reply", param="model")
-        self.model.to(pick_device(device)).eval()
-        self.max_length = pick_max_length(max_length, self.model, self.tokenizer, where)
-        self.batch_size = batch_size
-        self._elsewhere = [self._context(text) for text in ("", *OTHERS)]
-        self._caches: dict[int, Any] = {}
+        self._batch_size = batch_size
+        self._elsewhere: list[PassesAfter] = []
 
-    def read(self, prompts: list[str], replies: list[str]) -> list[Likelihood]:
+    def read(self, prompts: Sequence[str], replies: Sequence[str]) -> list[Likelihood]:
         """One per pair, in order."""
-        ids = [self._reply(reply) for reply in replies]
-        nothing = Likelihood(-math.inf, -math.inf, -math.inf, -math.inf)
-        found = [nothing] * len(ids)
-        some = [at for at, own in enumerate(ids) if len(own) > 1]
-        for batch in batches([len(ids[at]) + len(prompts[at]) // 4 for at in some], self.batch_size):
-            chosen = [some[at] for at in batch]
-            own = [ids[at] for at in chosen]
-            given = self._behind([self._context(prompts[at]) for at in chosen], own)
-            free, *others = [self._behind_fixed(number, own) for number in range(len(self._elsewhere))]
-            for place, at in enumerate(chosen):
-                elsewhere = [each[place][0] for each in others]
+        if not self._elsewhere:
+            self._elsewhere = [PassesAfter(self.passes, self._context(text)) for text in ("", *OTHERS)]
+        found = [Likelihood(-math.inf, -math.inf, -math.inf, -math.inf)] * len(replies)
+        by_prompt: dict[str, dict[int, tuple[int, ...]]] = {}
+        for at, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
+            tokens = self._reply(reply)
+            if len(tokens) > 1:
+                by_prompt.setdefault(prompt, {})[at] = tokens
+        for prompt, own in by_prompt.items():
+            to_read = list(own.values())
+            given = self.passes.after(self.passes.context(self._context(prompt)), to_read, self._batch_size)
+            elsewhere = [each.read(to_read) for each in self._elsewhere]
+            for row, at in enumerate(own):
+                free, *others = [float(each[row].likely[:-1].mean()) for each in elsewhere]
+                likely = given[row].likely
                 found[at] = Likelihood(
-                    given[place][0], free[place][0], math.fsum(elsewhere) / len(elsewhere), given[place][1]
+                    float(likely[:-1].mean()), free, math.fsum(others) / len(others), float(likely[-1])
                 )
         return found
 
-    def _reply(self, reply: str) -> list[int]:
-        ids = self.tokenizer(reply, add_special_tokens=False)["input_ids"] if reply.strip() else []
-        return [*ids[: self.max_length // 2], int(self.tokenizer.eos_token_id)]
+    def _reply(self, reply: str) -> tuple[int, ...]:
+        tokenizer = self.passes.tokenizer
+        ids = tokenizer(reply, add_special_tokens=False)["input_ids"] if reply.strip() else []
+        return (*ids[: self.passes.max_length // 2], int(tokenizer.eos_token_id))
 
     def _context(self, prompt: str) -> list[int]:
-        if self.tokenizer.chat_template:
+        tokenizer, longest = self.passes.tokenizer, self.passes.max_length
+        if tokenizer.chat_template:
             messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         else:
             text = f"{prompt}\n"
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        start = self.tokenizer.bos_token_id
-        if not self.tokenizer.chat_template and start is not None:
-            ids = [start, *ids]
-        return ids[-(self.max_length - self.max_length // 2 - 1) :]
-
-    def _behind(self, contexts: list[list[int]], replies: list[list[int]]) -> list[tuple[float, float]]:
-        """(mean log-likelihood of the reply's tokens, log-likelihood of its end) for each."""
-        import torch
-
-        rows = [context + reply for context, reply in zip(contexts, replies, strict=True)]
-        width = max(map(len, rows))
-        inputs = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.model.device)
-        with torch.inference_mode():
-            logits = self.model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
-        found = []
-        for row, (context, reply) in enumerate(zip(contexts, replies, strict=True)):
-            first = len(context)
-            found.append(_likelihood(logits[row, first - 1 : first - 1 + len(reply)], reply))
-        return found
-
-    def _behind_fixed(self, number: int, replies: list[list[int]]) -> list[tuple[float, float]]:
-        """As `_behind`, after one of the fixed prompts, which is read only once."""
-        import torch
-
-        context = self._elsewhere[number]
-        with torch.inference_mode():
-            if number not in self._caches:
-                ids = torch.tensor([context], device=self.model.device)
-                read = self.model(input_ids=ids, use_cache=True)
-                self._caches[number] = (read.past_key_values, read.logits[0, -1])
-            cache, last = self._caches[number]
-            cache = copy.deepcopy(cache)
-            cache.batch_repeat_interleave(len(replies))
-            width = max(map(len, replies))
-            inputs = torch.tensor([own + [0] * (width - len(own)) for own in replies], device=self.model.device)
-            mask = torch.tensor(
-                [[1] * (len(context) + len(own)) + [0] * (width - len(own)) for own in replies],
-                device=self.model.device,
-            )
-            logits = self.model(input_ids=inputs, attention_mask=mask, past_key_values=cache).logits
-        return [
-            _likelihood(torch.cat([last[None], logits[row, : len(own) - 1]]), own) for row, own in enumerate(replies)
-        ]
-
-
-def _likelihood(logits: torch.Tensor, reply: list[int]) -> tuple[float, float]:
-    """logits: [tokens of the reply and its end, V], each predicting the token at its position."""
-    each = logits.float().log_softmax(-1)[range(len(reply)), reply]
-    return float(each[:-1].mean()), float(each[-1])
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not tokenizer.chat_template and tokenizer.bos_token_id is not None:
+            ids = [tokenizer.bos_token_id, *ids]
+        return ids[-(longest - longest // 2 - 1) :]

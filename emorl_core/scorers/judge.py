@@ -19,7 +19,8 @@ from emorl_core.config import Strict, faults
 from emorl_core.scorers.base import Context, Scorer, ScorerConfig, ScorerError, check_texts
 from emorl_core.scorers.calibration import Calibration, read_calibration
 from emorl_core.scorers.cross_encoder import local_or_hub
-from emorl_core.scorers.states import Dtype, Reading, StateReader
+from emorl_core.scorers.passes import Dtype
+from emorl_core.scorers.states import Reading, StateReader
 
 if TYPE_CHECKING:
     import torch

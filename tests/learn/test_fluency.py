@@ -24,17 +24,22 @@ SHORT = ExamSettings(replies=3, graded=8, candidates=4, prompts=2)
 @pytest.fixture
 def reader(tmp_path: Path) -> LikelihoodReader:
     where = scorer_models.causal(tmp_path / "base")
-    return LikelihoodReader(str(where), None, device="cpu", max_length=None, batch_size=2)
+    return LikelihoodReader(str(where), None, device="cpu", dtype="float32", batch_size=2)
 
 
 def slowly(reader: LikelihoodReader, prompt: str, reply: str) -> tuple[float, float]:
     """One text, one pass, token by token."""
-    words = reader.tokenizer(reply, add_special_tokens=False)["input_ids"]
-    context = [reader.tokenizer.bos_token_id, *reader.tokenizer(f"{prompt}\n", add_special_tokens=False)["input_ids"]]
-    context = context[-(reader.max_length - reader.max_length // 2 - 1) :]  # the base of this test has 64 positions
-    ids = torch.tensor([[*context, *words, reader.tokenizer.eos_token_id]])
+    words = reader.passes.tokenizer(reply, add_special_tokens=False)["input_ids"]
+    context = [
+        reader.passes.tokenizer.bos_token_id,
+        *reader.passes.tokenizer(f"{prompt}\n", add_special_tokens=False)["input_ids"],
+    ]
+    context = context[
+        -(reader.passes.max_length - reader.passes.max_length // 2 - 1) :
+    ]  # the base of this test has 64 positions
+    ids = torch.tensor([[*context, *words, reader.passes.tokenizer.eos_token_id]])
     with torch.inference_mode():
-        logs = reader.model(input_ids=ids).logits[0].log_softmax(-1)
+        logs = reader.passes.model(input_ids=ids).logits[0].log_softmax(-1)
     each = [float(logs[place - 1, ids[0, place]]) for place in range(len(context), ids.shape[1])]
     return sum(each[:-1]) / len(words), each[-1]
 

@@ -39,12 +39,12 @@ def slowly(reader: StateReader, prompt: str, reply: str) -> tuple[torch.Tensor, 
     """(states [layers + 1, T + 1, D], log-likelihoods [T + 1]) of one reply in one pass without a cache."""
 
     def ids(text: str) -> list[int]:
-        return list(reader.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(reader.passes.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     context = [*ids("Client:"), *ids(f" {prompt}"), *ids("\nCounselor:")]
     own = [*ids(f" {reply}"), *ids("\n")[-1:]]
     with torch.inference_mode():
-        out = reader.model(input_ids=torch.tensor([[*context, *own]]), output_hidden_states=True)
+        out = reader.passes.model(input_ids=torch.tensor([[*context, *own]]), output_hidden_states=True)
     logs = out.logits[0].log_softmax(-1)[range(len(context) - 1, len(context) + len(own) - 1), own]
     return torch.stack([layer[0, len(context) :] for layer in out.hidden_states]), logs
 

@@ -21,15 +21,14 @@ from training.scorers.exam.examine import ExamSettings, examine
 from training.scorers.exam.material import Material, parts_of
 from training.scorers.exam.pairs import Pair, constant_pairs, own_pairs
 from training.scorers.exam.report import markdown_lines
-from training.scorers.learned.settings import ScorerTraining
-from training.scorers.learned.train import Trained, check_target
+from training.scorers.learned.settings import DTYPE, ScorerTraining
+from training.scorers.learned.train import EXAM, Trained, check_target
 
 if TYPE_CHECKING:
     import torch
 
 REPLIES = 48  # human replies, over all sets, that weights are fitted on
 CONSTANTS = 2  # stock phrases that each of them is compared with
-EXAM = ExamSettings(replies=24, graded=100, candidates=60, prompts=8)  # a base takes about a second to read a reply
 _AT_ONCE = 64  # pairs of prompt and reply between two progress reports
 _DECAY = 1e-2  # L2 penalty on the weights, for features of unit variance
 
@@ -49,7 +48,7 @@ def train_fluency(
     check_target(out, resume=False, overwrite=overwrite)
     parts = [parts_of(each, config.seed) for each in sets]
     where = local_or_hub(config.encoder, base)
-    reader = LikelihoodReader(where, config.revision, device=config.device, max_length=None, batch_size=16)
+    reader = LikelihoodReader(where, config.revision, device=config.device, dtype=DTYPE)
     pairs = _pairs([own["train"] for own in parts], config.seed)
     read = _read(reader, pairs, progress)
     weights = fit_weights([(read[_better(pair)], read[_worse(pair)]) for pair in pairs])
@@ -102,7 +101,7 @@ def fit_weights(pairs: Sequence[tuple[Likelihood, Likelihood]]) -> FluencyWeight
     outputs = [math.fsum(w * x for w, x in zip(raw, row, strict=True)) for row in torch.cat([better, worse]).tolist()]
     platt = fit_platt(outputs, [1.0] * len(known) + [0.0] * len(known))
     scaled = {name: platt.slope * weight for name, weight in zip(FEATURES, raw, strict=True)}
-    return FluencyWeights(centre=centre, weights=scaled, intercept=platt.intercept)
+    return FluencyWeights(dtype=DTYPE, centre=centre, weights=scaled, intercept=platt.intercept)
 
 
 class _AsFitted:

@@ -21,7 +21,7 @@ from emorl_core.scorers.base import checked
 from emorl_core.scorers.calibration import Calibration, fit_platt, write_calibration
 from emorl_core.scorers.cross_encoder import local_or_hub, shown
 from emorl_core.scorers.judge import ABOUT_FILE, HEAD_FILE, Head, JudgeAbout
-from emorl_core.scorers.states import Dtype, StateReader
+from emorl_core.scorers.states import StateReader
 from training.data.phrases import stock_phrases
 from training.data.records import RecordSet
 from training.progress import FitProgress
@@ -34,7 +34,7 @@ from training.scorers.learned.courses import kind_of_row
 from training.scorers.learned.heads import Contest, Fit, fit_head, won
 from training.scorers.learned.metrics import brier, expected_calibration_error
 from training.scorers.learned.readings import Readings, Text
-from training.scorers.learned.settings import ScorerTraining
+from training.scorers.learned.settings import DTYPE, ScorerTraining
 from training.scorers.learned.train import EXAM, Trained, check_levels, check_target, partial_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ LEVELS = "levels"
 _WORTH = {LEVELS: 1.5, OWN: 1.5, CONSTANT: 2.0, "spoilt": 2.0}  # total weight of a kind's contests in a data set
 _LOWEST = 2  # replies of the lowest level used per prompt
 _MOST = 20.0  # gain beyond which the softmax is cut off
-DTYPE: Dtype = "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from emorl_core.kinds import Spec
+from emorl_core.scorers.passes import Dtype
+
+DTYPE: Dtype = "bfloat16"  # in which frozen models of judges compute
 
 
 class ScorerTraining(Spec):
