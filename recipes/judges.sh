@@ -28,9 +28,3 @@ judge empathy "$REACTIONS" --replies "$PAIR" --replies exchanges:empathy
 judge plainness exchanges:plain
 # Judges of reports: other data than the rewards'.
 judge listening "$ESCONV"
-
-# Weights for the likelihoods under BASE.
-if [ "${ONLY:-fluency}" = fluency ] && [ ! -d "$OUT/fluency" ]; then
-    emorl train-scorer "$PAIR" "$ANNOMI" --on-bad-row skip --loss fluency --encoder "$BASE" --out "$OUT/fluency" \
-        --seed 0 --threads 1
-fi
