@@ -12,8 +12,12 @@ from emorl_core.scorers.passes import Dtype, ModelPasses, PassesAfter
 if TYPE_CHECKING:
     import torch
 
-# An invented prompt: a reply that is as likely after this one is likely after any.
-ELSEWHERE = "I lost my job in March and now I sit at home."
+# An invented prompt that touches what most clients speak of: a reply that is as likely after this one answers anybody.
+ELSEWHERE = (
+    "I lost my job, I smoke and drink, I should eat better, exercise and take care of my health, my husband and I "
+    "fight about the kids and money, my family doesn't listen, I feel anxious, lonely and overwhelmed, and I can't "
+    "sleep. I want things to change, but it is hard."
+)
 _LONGEST = 192  # tokens of prompt and reply, half each: the end of the prompt, the beginning of the reply
 
 
@@ -30,13 +34,14 @@ class Reading:
 
 
 class StateReader:
-    """A causal model that reads replies. Raises `ScorerError` for a model without a trained head."""
+    """A causal model that reads replies. elsewhere: the other client's prompt. Raises `ScorerError` for a model
+    without a trained head."""
 
-    def __init__(self, where: str, revision: str | None, *, device: str, dtype: Dtype) -> None:
+    def __init__(self, where: str, revision: str | None, *, device: str, dtype: Dtype, elsewhere: str) -> None:
         self.passes = ModelPasses(where, revision, device=device, dtype=dtype, max_length=None)
         self._half = min(_LONGEST, self.passes.max_length) // 2
         self._opening, self._closing, self._end = self._ids("Client:"), self._ids("\nCounselor:"), self._ids("\n")[-1:]
-        self._elsewhere: PassesAfter | None = None
+        self._elsewhere = PassesAfter(self.passes, self._context(elsewhere))
 
     @property
     def width(self) -> int:
@@ -47,8 +52,6 @@ class StateReader:
         """One per reply, in order."""
         ids = [(*self._ids(f" {reply}")[: self._half - len(self._end)], *self._end) for reply in replies]
         here = self.passes.after(self.passes.context(self._context(prompt)), ids)
-        if self._elsewhere is None:
-            self._elsewhere = PassesAfter(self.passes, self._context(ELSEWHERE))
         return [
             Reading(own.means, own.means - other.means, own.likely, other.likely)
             for own, other in zip(here, self._elsewhere.read(ids), strict=True)
@@ -56,8 +59,7 @@ class StateReader:
 
     def forget(self) -> None:
         """Drop what is kept of earlier replies, so that rounding does not depend on them."""
-        if self._elsewhere is not None:
-            self._elsewhere.forget()
+        self._elsewhere.forget()
 
     def _ids(self, text: str) -> list[int]:
         return list(self.passes.tokenizer(text, add_special_tokens=False)["input_ids"])
