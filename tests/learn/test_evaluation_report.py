@@ -61,6 +61,18 @@ def test_a_formula_shows_in_how_replies_begin() -> None:
     assert measured["distinct"].tolist() == [1.0] * 5, "it does not show there"
 
 
+def test_distinct_2_is_of_all_replies_together() -> None:
+    texts = ["you feel sad today", "You feel sad.", "you are tired", "no", ""]
+    replies = [
+        Reply(index=i, prompt_sha256="", text=text, tokens=1, finish_reason="stop") for i, text in enumerate(texts)
+    ]
+    bigrams = ["you feel", "feel sad", "sad today", "you feel", "feel sad", "you are", "are tired"]
+    measured = measures_of(replies, [Record("I am tired.")] * len(texts))
+    assert measured["distinct_2"].mean() == pytest.approx(len(set(bigrams)) / len(bigrams))
+    silent = measures_of(replies[3:], [Record("I am tired.")] * 2)
+    assert silent["distinct_2"].tolist() == [0.0, 0.0]
+
+
 def test_costs_stand_beside_and_the_clock_apart(ran: tuple[Path, dict[str, Any], Any]) -> None:
     _, found, _ = ran
     own = found["methods"]["emorl"]

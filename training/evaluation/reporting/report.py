@@ -104,8 +104,9 @@ def _seeds(own: Mapping[str, Any]) -> str:
 
 def _cost(found: Mapping[str, Any]) -> str:
     head = [
-        *("method", "prompts", "samples", "tokens", "training s", "search evaluations", "search s"),
-        *("forward rows / token", "ms / token", "first token ms", "base MiB", "adapters MiB", "training shared with"),
+        *("method", "fitted pairs", "prompts", "samples", "tokens", "training s", "search evaluations", "search s"),
+        *("forward rows / token", "texts scored / reply", "ms / token", "first token ms"),
+        *("base MiB", "adapters MiB", "training shared with"),
     ]
     rows = []
     for name, own in found["methods"].items():
@@ -117,11 +118,12 @@ def _cost(found: Mapping[str, Any]) -> str:
         rows.append(
             [
                 name,
-                *(_count(used[key]) for key in ("prompts", "samples", "tokens")),
+                *(_count(used[key]) for key in ("pairs", "prompts", "samples", "tokens")),
                 _count(clock["training_seconds"]),
                 _count(used["search_evaluations"]),
                 _count(clock["search_seconds"]),
                 f"{per_token:.2f}",
+                f"{ran['scored']['mean'] / found['test_prompts']:.3g}",
                 f"{clock['ms_per_token']['mean']:.2f}",
                 f"{clock['first_token_ms']['mean']:.1f}" if "first_token_ms" in clock else "–",
                 f"{held['base']['mean'] / _MIB:.1f}",
@@ -130,8 +132,9 @@ def _cost(found: Mapping[str, Any]) -> str:
             ]
         )
     note = (
-        "Prompts, samples and tokens are what a method's training takes when it is run by itself: the sum over all of "
-        "its objectives. Methods that share adapters were trained once; seconds are of this run and this machine."
+        "Fitted pairs, prompts, samples and tokens are what a method's training takes when it is run by itself: the "
+        "sum over all of its objectives. Methods that share adapters were trained once; seconds are of this run and "
+        "this machine."
     )
     return f"{table(head, rows)}\n\n{note}"
 

@@ -120,12 +120,12 @@ def _method(by_seed: Mapping[int, Scored], draws: Draws) -> dict[str, Any]:
     entry["weights"] = {str(seed): dict(cell.weights) if cell.weights else None for seed, cell in cell_of.items()}
     entry["combine"], entry["anchored"] = first.cell.combine, first.cell.anchored
     entry["consumption"] = {
-        **{key: _across(cell_of, "consumption", key) for key in ("prompts", "samples", "tokens")},
+        **{key: _across(cell_of, "consumption", key) for key in ("pairs", "prompts", "samples", "tokens")},
         "shared_with": list(first.cell.consumption.shared_with),
         "search_evaluations": _across(cell_of, "search", "evaluations"),
         "search_prompts": _across(cell_of, "search", "prompts"),
     }
-    entry["inference"] = {key: _across(cell_of, "inference", key) for key in ("lane_row_steps", "tokens")}
+    entry["inference"] = {key: _across(cell_of, "inference", key) for key in ("lane_row_steps", "tokens", "scored")}
     entry["memory"] = {key: _across(cell_of, "memory", key) for key in ("base", "adapters")}
     if first.cell.front is not None:
         entry["front"] = {key: _across(cell_of, "front", key) for key in FRONT_MEASURES}
