@@ -47,6 +47,7 @@ def test_numbers_are_the_scorers_own(ran: tuple[Path, dict[str, Any], Any]) -> N
     assert set(own["text"]) == set(MEASURES)
     copied = found["methods"]["uniform"]["text"]
     assert (copied["copy_rate"]["mean"], copied["edit_rate"]["mean"]) == (1.0, 0.0)
+    assert copied["distinct_2"]["low"] is None, "a prompt drawn twice is not a reply given twice"
     one_for_all = found["methods"]["base"]["text"]
     assert (one_for_all["distinct"]["mean"], one_for_all["same_start"]["mean"]) == (0.0, 1.0)
 

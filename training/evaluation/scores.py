@@ -44,6 +44,9 @@ MEASURES: dict[str, str] = {
 }
 
 
+OF_ALL_REPLIES = ("distinct_2",)  # measures that a resample of the prompts says nothing about
+
+
 @dataclass(frozen=True, slots=True)
 class Scorers:
     """The scorers of a comparison. `marks` change when a scorer, or a model that it loads, changes."""

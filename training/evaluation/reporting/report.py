@@ -73,8 +73,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def shown(estimate: Mapping[str, Any], digits: int = 3) -> str:
-    """`0.512 [0.498, 0.527] ± 0.011`."""
-    text = f"{estimate['mean']:.{digits}f} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
+    """`0.512 [0.498, 0.527] ± 0.011`; without an interval if there is none."""
+    text = f"{estimate['mean']:.{digits}f}"
+    if estimate["low"] is not None:
+        text += f" [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
     return text if estimate["spread"] is None else f"{text} ± {estimate['spread']:.{digits}f}"
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from training.evaluation.cells import Cell
 from training.evaluation.reporting import hierarchy
 from training.evaluation.reporting.statistics import FEWEST_SEEDS, PERMUTATIONS, Answers, across, comparisons, estimated
+from training.evaluation.scores import OF_ALL_REPLIES
 from training.search.bootstrap import CONFIDENCE, RESAMPLES, Draws, resamples
 from training.search.score_table import Array
 
@@ -116,6 +117,8 @@ def _method(by_seed: Mapping[int, Scored], draws: Draws) -> dict[str, Any]:
             answers = _answers(done, group, column)
             assert answers is not None  # the first cell has it
             entry[group][column] = estimated(answers, draws).as_dict()
+            if column in OF_ALL_REPLIES:
+                entry[group][column] |= {"low": None, "high": None}
     cell_of = {seed: own.cell for seed, own in done.items()}
     entry["weights"] = {str(seed): dict(cell.weights) if cell.weights else None for seed, cell in cell_of.items()}
     entry["combine"], entry["anchored"] = first.cell.combine, first.cell.anchored
