@@ -118,10 +118,11 @@ def test_the_page_and_the_csv_hold_every_number(ran: tuple[Path, dict[str, Any],
 
 
 def test_a_report_of_few_seeds_says_that_it_makes_no_claim(ran: tuple[Path, dict[str, Any], Any]) -> None:
-    out, _, _ = ran
+    out, found, _ = ran
     page = (out / "results.md").read_text()
     assert "**No claim about methods is made here**: none has 5 seeds" in page
     assert "p, these trained models only" in page
+    assert found["replies_sha256"] in page
     assert "0 of 4 comparisons rest on 5 seeds" in page
 
 
@@ -138,6 +139,20 @@ def test_five_seeds_make_claims_and_what_was_left_out_is_told(tmp_path: Path) ->
     page = (out / "results.md").read_text()
     assert "No claim" not in page
     assert "## Left out\n\n- dynaopt: it has too few rounds" in page
+
+
+def test_one_other_reply_is_another_digest(tmp_path: Path) -> None:
+    recipe, data, records = tiny_data(tmp_path)
+    wanted = Wanted(("base",), (1,), None, plots=False)
+
+    def digest(name: str, last: str) -> str:
+        def answer(prompt: str) -> str:
+            return last if prompt == records[-1].prompt else listening(prompt)
+
+        write_cell(tmp_path / name, "base", 1, records, answer)
+        return str(judge(tmp_path / name, wanted, recipe, tmp_path, data)["replies_sha256"])
+
+    assert digest("one", "You are tired.") == digest("two", "You are tired.") != digest("three", "You are hurt.")
 
 
 def test_no_text_leaves_but_on_the_pages_for_people(ran: tuple[Path, dict[str, Any], Any]) -> None:

@@ -36,6 +36,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"{prompts} held-out prompts. A cell is *mean [95 % interval]*; ± is the standard deviation of the seeds' "
         f"means. With {fewest} seeds or more an interval says what training again and other prompts would give; with "
         "fewer, what other prompts would give with these trained models.",
+        f"SHA-256 of the recipe's settings {found['recipe']}, of all replies {found['replies_sha256']}.",
     ]
     if not enough_seeds(found):
         parts.append(
