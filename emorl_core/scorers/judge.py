@@ -20,7 +20,7 @@ from emorl_core.scorers.base import Context, Scorer, ScorerConfig, ScorerError, 
 from emorl_core.scorers.calibration import Calibration, read_calibration
 from emorl_core.scorers.cross_encoder import local_or_hub
 from emorl_core.scorers.passes import Dtype
-from emorl_core.scorers.states import Reading, StateReader
+from emorl_core.scorers.states import Reading, shared_reader
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class Judge:
     def __init__(self, config: JudgeConfig, context: Context) -> None:
         folder = (context.base or Path()) / Path(config.weights).expanduser()
         self.head, about, self.calibration = read_judge(folder)
-        self.reader = StateReader(
+        self.reader = shared_reader(
             local_or_hub(config.model, context.base),
             config.revision,
             device=context.device,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from emorl_core.scorers.base import ScorerError, batches, pick_device
 from emorl_core.scorers.cross_encoder import load_pretrained, pick_max_length
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "bfloat16"]
 _TOGETHER = 16  # replies to one prompt that are read in one batch
-_KEPT = 4096  # replies whose reading after a fixed prompt is kept
+_KEPT = 8192  # replies whose readings are kept
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +91,41 @@ class ModelPasses:
         return found
 
 
+class Kept(Generic[V]):
+    """The latest readings. What was read in one call is kept as a whole, since rounding depends on what is read
+    together: a call gives the same readings whatever was read before it."""
+
+    def __init__(self) -> None:
+        self._calls: OrderedDict[Hashable, list[V]] = OrderedDict()
+        self._replies = 0
+
+    def get(self, call: Hashable) -> list[V] | None:
+        if call in self._calls:
+            self._calls.move_to_end(call)
+        return self._calls.get(call)
+
+    def put(self, call: Hashable, readings: list[V]) -> None:
+        """call: not kept yet."""
+        self._calls[call] = readings
+        self._replies += len(readings)
+        while self._replies > _KEPT:
+            self._replies -= len(self._calls.popitem(last=False)[1])
+
+
 class PassesAfter:
-    """Passes after one prompt that is always the same. Replies that were read before are not read again."""
+    """Passes after one prompt that is always the same. A call that was made before is not computed again."""
 
     def __init__(self, passes: ModelPasses, ids: Sequence[int]) -> None:
         self._passes, self._prompt = passes, passes.context(ids)
-        self._kept: OrderedDict[tuple[int, ...], Pass] = OrderedDict()
+        self._kept: Kept[Pass] = Kept()
 
     def read(self, replies: Sequence[tuple[int, ...]]) -> list[Pass]:
         """One per reply, in order."""
-        found = {own: self._kept[own] for own in replies if own in self._kept}
-        new = [own for own in dict.fromkeys(replies) if own not in found]
-        found.update(zip(new, self._passes.after(self._prompt, new), strict=True))
-        for own in dict.fromkeys(replies):
-            self._kept[own] = found[own]
-            self._kept.move_to_end(own)
-        while len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
-        return [found[own] for own in replies]
-
-    def forget(self) -> None:
-        self._kept.clear()
+        call = tuple(replies)
+        found = self._kept.get(call)
+        if found is None:
+            distinct = list(dict.fromkeys(replies))
+            passes = dict(zip(distinct, self._passes.after(self._prompt, distinct), strict=True))
+            found = [passes[own] for own in replies]
+            self._kept.put(call, found)
+        return found

@@ -3,11 +3,14 @@ after another client's."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
-from emorl_core.scorers.passes import Dtype, ModelPasses, PassesAfter
+from emorl_core.scorers.passes import Dtype, Kept, ModelPasses, PassesAfter
 
 if TYPE_CHECKING:
     import torch
@@ -34,14 +37,17 @@ class Reading:
 
 
 class StateReader:
-    """A causal model that reads replies. elsewhere: the other client's prompt. Raises `ScorerError` for a model
-    without a trained head."""
+    """A causal model that reads replies. A call that was made before is not computed again, so judges that share a
+    reader read each reply once. elsewhere: the other client's prompt. Raises `ScorerError` for a model without a
+    trained head."""
 
     def __init__(self, where: str, revision: str | None, *, device: str, dtype: Dtype, elsewhere: str) -> None:
         self.passes = ModelPasses(where, revision, device=device, dtype=dtype, max_length=None)
         self._half = min(_LONGEST, self.passes.max_length) // 2
         self._opening, self._closing, self._end = self._ids("Client:"), self._ids("\nCounselor:"), self._ids("\n")[-1:]
         self._elsewhere = PassesAfter(self.passes, self._context(elsewhere))
+        self._kept: Kept[Reading] = Kept()
+        self._lock = threading.Lock()  # a server asks its judges from several threads
 
     @property
     def width(self) -> int:
@@ -50,6 +56,15 @@ class StateReader:
 
     def read(self, prompt: str, replies: Sequence[str]) -> list[Reading]:
         """One per reply, in order."""
+        call = (prompt, tuple(replies))
+        with self._lock:
+            found = self._kept.get(call)
+            if found is None:
+                found = self._read(prompt, replies)
+                self._kept.put(call, found)
+            return found
+
+    def _read(self, prompt: str, replies: Sequence[str]) -> list[Reading]:
         ids = [(*self._ids(f" {reply}")[: self._half - len(self._end)], *self._end) for reply in replies]
         here = self.passes.after(self.passes.context(self._context(prompt)), ids)
         return [
@@ -57,13 +72,23 @@ class StateReader:
             for own, other in zip(here, self._elsewhere.read(ids), strict=True)
         ]
 
-    def forget(self) -> None:
-        """Drop what is kept of earlier replies, so that rounding does not depend on them."""
-        self._elsewhere.forget()
-
     def _ids(self, text: str) -> list[int]:
         return list(self.passes.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _context(self, prompt: str) -> list[int]:
         room = self._half - len(self._opening) - len(self._closing)
         return [*self._opening, *self._ids(f" {prompt}")[-room:], *self._closing]
+
+
+_shared: WeakValueDictionary[tuple[object, ...], StateReader] = WeakValueDictionary()
+
+
+def shared_reader(where: str, revision: str | None, *, device: str, dtype: Dtype, elsewhere: str) -> StateReader:
+    """The reader of all judges in this process that use the same model and prompt. Raises like `StateReader`."""
+    files = sorted(Path(where).iterdir()) if Path(where).is_dir() else []  # a folder's files may be replaced
+    marks = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    key = (where, marks, revision, device, dtype, elsewhere)
+    reader = _shared.get(key)
+    if reader is None:
+        reader = _shared[key] = StateReader(where, revision, device=device, dtype=dtype, elsewhere=elsewhere)
+    return reader

@@ -12,17 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM
 
 from emorl_core.adapters.sums import weighted_sum
 from emorl_core.scorers import checked
 from emorl_core.types import Combine
 from emorl_core.weights import anchored, resolve
 from tests.apart import exit_code
+from tests.builders import outdated_peft
 from tests.core.reference import SeparateModels
-from tests.learn.killed_methods import METHODS, run, tiny_experiment
+from tests.learn.killed_methods import FITTED, METHODS, run, tiny_experiment
 from tests.learn.trainer_tasks import NAMES
 from training.config import RecipeError
+from training.data.prompts import Prompt
 from training.data.records import Record
 from training.evaluation.cells import CELL_FILE, REPLIES_FILE, Cell, cell_folder, read_cell, read_replies
 from training.evaluation.methods.answers import Answers
@@ -33,6 +37,7 @@ from training.evaluation.methods.per_prompt import predicted
 from training.evaluation.methods.stages import StageName, trained
 from training.evaluation.methods.weight_choice import evaluations
 from training.recipe.recipe import parse_recipe
+from training.search.evaluations.evaluation import name_of
 from training.search.predictor import STEPS
 from training.search.strategies.spaces import grid_points
 
@@ -106,15 +111,15 @@ def test_every_method_leaves_a_whole_cell(experiment: Experiment) -> None:
 
 
 def test_consumption_is_the_sum_over_the_adapters_in_use(experiment: Experiment) -> None:
-    """Nine steps of four prompts and three replies."""
+    """Nine steps of four prompts and three replies, after the supervised start."""
     assert cell(experiment, "base").consumption.prompts == 0
     for method in ("single:empathy", "uniform", "dynaopt"):
         used = cell(experiment, method).consumption
-        assert (used.prompts, used.samples) == (36, 108), method
+        assert (used.pairs, used.prompts, used.samples) == (FITTED, 36, 108), method
     singles = [cell(experiment, f"single:{name}").consumption for name in ADAPTERS]
     for method in ("soups", *MIXED):
         used = cell(experiment, method).consumption
-        assert (used.prompts, used.samples) == (108, 324)
+        assert (used.pairs, used.prompts, used.samples) == (3 * FITTED, 108, 324)
         assert used.tokens == sum(each.tokens for each in singles)
         assert used.seconds == pytest.approx(sum(each.seconds for each in singles))
         assert {method, *used.shared_with} >= {"emorl", "soups", "probs", "single:fluency"}
@@ -122,13 +127,13 @@ def test_consumption_is_the_sum_over_the_adapters_in_use(experiment: Experiment)
     assert cell(experiment, "uniform").consumption.shared_with == ("best-of:uniform",)
 
 
-def test_curves_have_the_base_and_every_validation(experiment: Experiment) -> None:
+def test_curves_have_the_base_the_fitted_adapters_and_every_validation(experiment: Experiment) -> None:
     curves = cell(experiment, "emorl").curve
     assert set(curves) == set(ADAPTERS)
     joint = cell(experiment, "dynaopt").curve
     assert set(joint) == {"mean", *ADAPTERS}
     for points in (*curves.values(), *joint.values()):
-        assert [(point.step, point.prompts) for point in points] == [(0, 0), (3, 12), (6, 24), (9, 36)]
+        assert [(point.step, point.prompts) for point in points] == [(0, 0), (0, 0), (3, 12), (6, 24), (9, 36)]
     for i, point in enumerate(joint["mean"]):
         assert point.score == pytest.approx(sum(joint[name][i].score for name in ADAPTERS) / 3)
 
@@ -228,8 +233,8 @@ def test_texts_of_a_later_level_are_those_of_their_own_weights(experiment: Exper
 
 
 def test_a_comparison_killed_twice_gives_the_same_replies(experiment: Experiment, tmp_path: Path) -> None:
-    """In the middle of a training, and of the search after it."""
-    for event, count in (("training dynaopt", 5), ("searching weights", 2)):
+    """In the middle of the supervised start, of a training, and of the search after it."""
+    for event, count in (("fitting dynaopt", 2), ("training dynaopt", 5), ("searching weights", 2)):
         assert exit_code(run, tmp_path, event, count) == -signal.SIGKILL
         assert read_cell(tmp_path / "out", "weights", SEED) is None
     run(tmp_path)
@@ -258,6 +263,17 @@ def test_a_finished_cell_is_not_run_again(experiment: Experiment) -> None:
     before = (folder / CELL_FILE).read_bytes()
     run_cell("emorl", SEED, experiment, lambda *told: pytest.fail("it ran"))
     assert (folder / CELL_FILE).read_bytes() == before
+
+
+def test_what_no_seed_changes_is_run_once(experiment: Experiment) -> None:
+    for method in ("base", "sentences"):
+        run_cell(method, SEED + 2, experiment, lambda *told: pytest.fail("it ran"))
+        first, second = (cell_folder(experiment.out, method, seed) for seed in (SEED, SEED + 2))
+        assert (second / REPLIES_FILE).read_bytes() == (first / REPLIES_FILE).read_bytes()
+        before, after = cell(experiment, method), cell(experiment, method, SEED + 2)
+        assert after == before.model_copy(update={"seed": SEED + 2})
+    with pytest.raises(pytest.fail.Exception):  # it samples
+        run_cell("best-of:base", SEED + 2, experiment, lambda *told: pytest.fail("it ran"))
 
 
 def test_a_training_that_fails_fails_its_methods_only_and_can_be_run_again(tmp_path: Path) -> None:
@@ -373,6 +389,8 @@ def test_against_hf_best_of_n_gives_what_a_loop_over_single_replies_would_choose
     found = cell(experiment, "best-of:uniform")
     assert texts(experiment, "best-of:uniform") == chosen
     assert made == len(ADAPTERS) * len(experiment.test)
+    distinct = sum(len({reply.text for reply in replies}) for replies in sampled)
+    assert found.inference.scored == distinct, "a text is scored once"
     assert found.inference.lane_row_steps == rows, "what was not chosen was computed too"
     assert len({reply.text for own in sampled for reply in own}) > len(experiment.test), "replies differ"
 
@@ -442,6 +460,44 @@ def test_weights_are_one_lane_and_give_what_the_soup_of_them_gives(experiment: E
     answers.attach([weighted_sum("sum", adapters, [weights[name] for name in ADAPTERS])])
     replies = answers.answer(experiment.test, resolve(answers.lanes, {"sum": 1.0})).replies
     assert [reply.text for reply in replies] == texts(experiment, "weights")
+
+
+def test_against_peft_every_point_of_the_weight_space_search_is_a_merged_model(experiment: Experiment) -> None:
+    """The search's record of its points beside models that PEFT summed and merged into the base."""
+    folder = trained(experiment, "adapters", SEED, quiet).folder
+    log = experiment.shared(SEED) / "search-weights.jsonl"
+    points = [line for line in map(json.loads, log.read_text().splitlines()) if "point" in line]
+    assert len({tuple(line["texts"]) for line in points}) > 1, "the weights matter"
+    best = max(points, key=lambda line: sum(line["means"].values()))
+    assert best["point"] == [dict(cell(experiment, "weights").weights or {}).get(name, 0.0) for name in ADAPTERS]
+    with outdated_peft():
+        base = AutoModelForSeq2SeqLM.from_pretrained(experiment.workshop.base)
+        model: Any = PeftModel.from_pretrained(base, folder / ADAPTERS[0], ADAPTERS[0]).eval()
+        for name in ADAPTERS[1:]:
+            model.load_adapter(folder / name, name)
+    for number, line in enumerate([best, *points[::4]]):
+        used = {name: weight for name, weight in zip(ADAPTERS, line["point"], strict=True) if weight}
+        model.add_weighted_adapter([*used], [*used.values()], f"sum {number}", combination_type="cat")
+        model.set_adapter(f"sum {number}")
+        model.merge_adapter()
+        replies = [merged_greedy(experiment, model, prompt) for prompt in experiment.search]
+        model.unmerge_adapter()
+        assert line["texts"] == [name_of(reply) for reply in replies], line["point"]
+        rewards = [
+            mean_reward(experiment, prompt.text, reply)
+            for prompt, reply in zip(experiment.search, replies, strict=True)
+        ]
+        assert sum(line["means"].values()) / len(ADAPTERS) == pytest.approx(sum(rewards) / len(rewards), abs=1e-6)
+
+
+@torch.inference_mode()
+def merged_greedy(experiment: Experiment, model: Any, prompt: Prompt) -> str:
+    ids = torch.zeros(1, 1, dtype=torch.int64)
+    for _ in range(experiment.recipe.rl.max_new_tokens):
+        logits = model(input_ids=torch.tensor([prompt.source]), decoder_input_ids=ids, use_cache=False).logits
+        ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    row = ids[0, 1:].tolist()
+    return experiment.workshop.tokenizer.decode(row[: row.index(1)] if 1 in row else row)
 
 
 def test_a_sentence_for_some_objectives_only_is_refused(experiment: Experiment) -> None:

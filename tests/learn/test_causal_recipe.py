@@ -197,16 +197,13 @@ def test_the_projects_own_recipe_plans(tmp_path: Path) -> None:
     tiny_chat_base(tmp_path / "base", max_position_embeddings=512)
     rows = [{"prompt": f"{text} {n}", "response": f"you say {text}"} for n in range(9) for text in TEXTS]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    replies = "[{kind: jsonl, path: pairs.jsonl, response: response}]"
+    places = ["data.sources", *(f"adapter_start.sources.{name}" for name in ("reflection", "empathy", "fluency"))]
     recipe = load_recipe(
-        ROOT / "recipes" / "pair-smollm2.yaml",
-        [
-            "base.warm_start.hub=null",
-            "base.warm_start.path=base",
-            "data.sources=[{kind: jsonl, path: pairs.jsonl, response: response}]",
-        ],
+        ROOT / "recipes" / "pair-smollm2.yaml", ["base={path: base}", *(f"{place}={replies}" for place in places)]
     )
     plan = make_plan(recipe, tmp_path)
-    assert plan["warm_start"]["steps"] == 200
+    assert plan["adapter_start"]["steps"] == 200
     assert plan["data"]["cut_prompts"] == 0
     assert set(plan["parameters"]["adapters"]) == {"reflection", "empathy", "fluency"}
     assert recipe.lora.act_on == "reply"

@@ -225,6 +225,17 @@ def test_bfloat16_gradients_point_where_those_of_float32_do(folder: Path) -> Non
         assert float(torch.cosine_similarity(one, two, dim=0)) > 0.98
 
 
+@pytest.mark.parametrize("tokens", [1, 16, 17])
+def test_few_tokens_have_logits_in_float32_in_mixed_precision_too(folder: Path, tokens: int) -> None:
+    """A step of a few short replies ended a training: their logits came in bfloat16."""
+    model = stepped(folder, f"few-{tokens}", 1).task.model
+    hidden = torch.randn(tokens, model.hidden_size)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model.head(hidden)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, model.head(hidden), atol=0.05, rtol=0.05)
+
+
 def test_a_run_in_mixed_precision(folder: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # accelerate allows one precision a program
     recipe = causal_recipe(lora=lora("reply"), compute={"device": "cpu", "precision": "bf16"})

@@ -47,6 +47,7 @@ def test_numbers_are_the_scorers_own(ran: tuple[Path, dict[str, Any], Any]) -> N
     assert set(own["text"]) == set(MEASURES)
     copied = found["methods"]["uniform"]["text"]
     assert (copied["copy_rate"]["mean"], copied["edit_rate"]["mean"]) == (1.0, 0.0)
+    assert copied["distinct_2"]["low"] is None, "a prompt drawn twice is not a reply given twice"
     one_for_all = found["methods"]["base"]["text"]
     assert (one_for_all["distinct"]["mean"], one_for_all["same_start"]["mean"]) == (0.0, 1.0)
 
@@ -59,6 +60,18 @@ def test_a_formula_shows_in_how_replies_begin() -> None:
     measured = measures_of(replies, [Record("I am tired.")] * len(texts))
     assert measured["same_start"].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
     assert measured["distinct"].tolist() == [1.0] * 5, "it does not show there"
+
+
+def test_distinct_2_is_of_all_replies_together() -> None:
+    texts = ["you feel sad today", "You feel sad.", "you are tired", "no", ""]
+    replies = [
+        Reply(index=i, prompt_sha256="", text=text, tokens=1, finish_reason="stop") for i, text in enumerate(texts)
+    ]
+    bigrams = ["you feel", "feel sad", "sad today", "you feel", "feel sad", "you are", "are tired"]
+    measured = measures_of(replies, [Record("I am tired.")] * len(texts))
+    assert measured["distinct_2"].mean() == pytest.approx(len(set(bigrams)) / len(bigrams))
+    silent = measures_of(replies[3:], [Record("I am tired.")] * 2)
+    assert silent["distinct_2"].tolist() == [0.0, 0.0]
 
 
 def test_costs_stand_beside_and_the_clock_apart(ran: tuple[Path, dict[str, Any], Any]) -> None:
@@ -105,10 +118,11 @@ def test_the_page_and_the_csv_hold_every_number(ran: tuple[Path, dict[str, Any],
 
 
 def test_a_report_of_few_seeds_says_that_it_makes_no_claim(ran: tuple[Path, dict[str, Any], Any]) -> None:
-    out, _, _ = ran
+    out, found, _ = ran
     page = (out / "results.md").read_text()
     assert "**No claim about methods is made here**: none has 5 seeds" in page
     assert "p, these trained models only" in page
+    assert found["replies_sha256"] in page
     assert "0 of 4 comparisons rest on 5 seeds" in page
 
 
@@ -125,6 +139,20 @@ def test_five_seeds_make_claims_and_what_was_left_out_is_told(tmp_path: Path) ->
     page = (out / "results.md").read_text()
     assert "No claim" not in page
     assert "## Left out\n\n- dynaopt: it has too few rounds" in page
+
+
+def test_one_other_reply_is_another_digest(tmp_path: Path) -> None:
+    recipe, data, records = tiny_data(tmp_path)
+    wanted = Wanted(("base",), (1,), None, plots=False)
+
+    def digest(name: str, last: str) -> str:
+        def answer(prompt: str) -> str:
+            return last if prompt == records[-1].prompt else listening(prompt)
+
+        write_cell(tmp_path / name, "base", 1, records, answer)
+        return str(judge(tmp_path / name, wanted, recipe, tmp_path, data)["replies_sha256"])
+
+    assert digest("one", "You are tired.") == digest("two", "You are tired.") != digest("three", "You are hurt.")
 
 
 def test_no_text_leaves_but_on_the_pages_for_people(ran: tuple[Path, dict[str, Any], Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from emorl_core.scorers import Context, ScorerError, build_scorer
 from emorl_core.scorers.judge import NUMBERS, features_of
+from emorl_core.scorers.passes import ModelPasses
 from emorl_core.scorers.states import ELSEWHERE, StateReader
 from tests.learn import scorer_models
 from tests.learn.test_exam import dialogues, graded
@@ -62,6 +64,54 @@ def test_replies_read_together_are_those_of_single_passes(base: Path) -> None:
         torch.testing.assert_close(own.other_likely, other, atol=1e-4, rtol=1e-4)
         assert features_of(own).shape == (2 * reader.width + NUMBERS,)
         assert torch.isfinite(features_of(own)).all()
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of replies of every pass."""
+    sizes: list[int] = []
+    after = ModelPasses.after
+
+    def counted(self: ModelPasses, prompt: Any, replies: Any) -> Any:
+        sizes.append(len(replies))
+        return after(self, prompt, replies)
+
+    monkeypatch.setattr(ModelPasses, "after", counted)
+    return sizes
+
+
+def test_what_is_read_together_does_not_depend_on_what_was_read_before(base: Path, together: list[int]) -> None:
+    """Rounding depends on it, and a training that was killed and resumed has read other replies before."""
+    reader = StateReader(str(base), None, device="cpu", dtype="float32", elsewhere="my mother is at home")
+    replies = ["you feel sad", "why", "it is hard and you want to sleep"]
+    for reply in replies:
+        reader.read("i am sad", [reply])
+    together.clear()
+    reader.read("i am sad", replies)
+    assert together == [3, 3]
+    reader.read("i am sad", replies)
+    assert together == [3, 3], "the same call is not computed again"
+
+
+def test_judges_of_one_model_read_a_reply_once(tmp_path: Path, base: Path, together: list[int]) -> None:
+    for name, data in (("one", graded()), ("two", REPLIES)):
+        train(base, tmp_path / name, data, also=[], replies=[])
+    asked = {"prompts": ["i am sad"] * 2 + ["why"], "completions": ["you feel sad", "it is hard", "you feel sad"]}
+
+    def built(*names: str) -> list[Any]:
+        return [
+            build_scorer({"kind": "judge", "model": str(base), "weights": str(tmp_path / name)}, Context("cpu"))
+            for name in names
+        ]
+
+    alone = [scorer(**asked) for name in ("one", "two") for scorer in built(name)]
+    together.clear()
+    assert [scorer(**asked) for scorer in built("one", "two")] == alone
+    assert together == [2, 2, 1, 1], "two prompts, each beside another client's, for both judges"
+    before = built("one")
+    os.utime(base / "config.json", ns=(0, 0))
+    (later,) = built("one")
+    assert later.scorer.reader is not before[0].scorer.reader, "a model whose files were replaced is loaded again"
 
 
 def test_a_network_learns_who_should_win_and_repeats_from_its_seed() -> None:

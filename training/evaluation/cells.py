@@ -38,6 +38,7 @@ class Consumption(_Part):
     """The cost of all training that a method needs. `shared_with`: methods that use the same training, which is run
     once."""
 
+    pairs: int = 0  # given replies fitted on before reinforcement learning
     prompts: int = 0
     samples: int = 0
     tokens: int = 0
@@ -58,6 +59,7 @@ class Inference(_Part):
 
     lane_row_steps: int = 0  # lane rows computed, one token each
     tokens: int = 0
+    scored: int = 0  # texts that the scorers read to choose the replies
     ms_per_token: float = 0.0
     seconds: float = 0.0
     first_token_ms: float | None = None  # of one prompt alone; with several replies, of the first

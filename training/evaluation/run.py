@@ -280,6 +280,7 @@ def judge(
     found["exams"] = exams(out, data, scorers)
     progress("baselines", 2, 2)
     texts = {method: texts[method] for method in cells}
+    found["replies_sha256"] = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
     pairs = [pair for pair in wanted.ab_pairs if all(texts.get(name) for name in pair)]
     sheet, key, same = sheet_and_key(records, texts, pairs, count=wanted.ab_items, seed=0)
     found["ab_same_reply"] = same

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from emorl_core.scorers import Checked, Context, build_scorer
 from emorl_core.scorers.asking import ask_rounded
 from emorl_core.scorers.diversity import distinct_bigrams
 from emorl_core.scorers.edit_rate import edit_rate
-from emorl_core.scorers.words import longest_run, words
+from emorl_core.scorers.words import longest_run, ngrams, words
 from training.data.records import Record
 from training.evaluation.cells import Cell, Reply, cell_folder
 from training.search.score_table import Array
@@ -32,6 +33,7 @@ SCORES_FILE = "scores.json"
 _START = 3  # words
 
 MEASURES: dict[str, str] = {
+    "distinct_2": "distinct bigrams of all replies / all their bigrams; near 0, they all say the same",
     "diversity_2": "distinct bigrams / words of a reply",
     "edit_rate": "word-level edit distance to the prompt / the longer length; 0 is a copy",
     "copy_rate": "longest run of words that prompt and reply share / words of the reply; 1 is a copy",
@@ -40,6 +42,9 @@ MEASURES: dict[str, str] = {
     "distinct": "share of replies that no other prompt got too",
     "same_start": "share of replies that begin with the three words that most begin with; near 1 is a formula",
 }
+
+
+OF_ALL_REPLIES = ("distinct_2",)  # measures that a resample of the prompts says nothing about
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,7 @@ def measures_of(replies: Sequence[Reply], records: Sequence[Record]) -> dict[str
     starts = [tuple(words(text)[:_START]) for text in texts]
     commonest = Counter(starts).most_common(1)[0][0]
     columns = {
+        "distinct_2": _distinct_2(texts),
         "diversity_2": [distinct_bigrams(text) for text in texts],
         "edit_rate": [edit_rate(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
         "copy_rate": [copy_rate(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
@@ -147,6 +153,15 @@ def measures_of(replies: Sequence[Reply], records: Sequence[Record]) -> dict[str
         "same_start": [float(start == commonest) for start in starts],
     }
     return {name: np.array(columns[name], dtype=np.float64) for name in MEASURES}
+
+
+def _distinct_2(texts: Sequence[str]) -> list[float]:
+    """Each reply's part of distinct-2 (Li et al. 2016), so that the mean over the replies is that of all replies
+    together: every occurrence of a bigram counts as 1 / its number of occurrences."""
+    bigrams = [ngrams(words(text), 2) for text in texts]
+    often = Counter(bigram for own in bigrams for bigram in own)
+    mean = often.total() / len(texts)
+    return [math.fsum(1 / often[bigram] for bigram in own) / mean if own else 0.0 for own in bigrams]
 
 
 def copy_rate(prompt: str, reply: str) -> float:

@@ -35,6 +35,11 @@ class Method:
     description: str
     needs: StageName | None
 
+    @property
+    def seedless(self) -> bool:
+        """Whether it gives the same replies with every seed: it neither trains nor samples."""
+        return self.needs is None and not self.name.startswith(BEST_OF)
+
 
 @dataclass(frozen=True, slots=True)
 class Answering:

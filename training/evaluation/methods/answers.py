@@ -35,6 +35,7 @@ class Answered:
     replies: tuple[SweepItem | Completion, ...]
     lane_row_steps: int
     seconds: float
+    scored: int = 0  # texts that the scorers read to choose the replies
 
     @property
     def tokens(self) -> int:

@@ -27,17 +27,19 @@ def best_of(
     sampled, seconds = answers.sampled(experiment.test, vector, count, seed)
     progress("choosing the best", 0, len(sampled))
     started = time.perf_counter()
-    means = _means(experiment, sampled)
+    means, scored = _means(experiment, sampled)
     seconds += time.perf_counter() - started
     chosen = tuple(own[max(range(count), key=means[place].__getitem__)] for place, own in enumerate(sampled))
     progress("choosing the best", len(sampled), len(sampled))
-    return Answered(chosen, sum(reply.lane_row_steps for own in sampled for reply in own), seconds)
+    return Answered(chosen, sum(reply.lane_row_steps for own in sampled for reply in own), seconds, scored)
 
 
-def _means(experiment: Experiment, sampled: Sequence[Sequence[Completion]]) -> list[list[float]]:
+def _means(experiment: Experiment, sampled: Sequence[Sequence[Completion]]) -> tuple[list[list[float]], int]:
+    """[prompts][replies], and the number of texts that were scored."""
     panel = Panel(experiment.scorers)
     texts = {(place, reply.text): reply.text for place, own in enumerate(sampled) for reply in own}
     panel.score({key: (experiment.test[key[0]], text) for key, text in texts.items()})
-    return [
+    means = [
         [sum(panel[place, reply.text]) / len(experiment.scorers) for reply in own] for place, own in enumerate(sampled)
     ]
+    return means, len(texts)

@@ -8,6 +8,7 @@ of the same kind and with the same number of evaluations.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from training.evaluation.methods.dynaopt import too_few_rounds
 from training.evaluation.methods.experiment import Experiment, as_json
 from training.evaluation.methods.per_prompt import best_texts, front_of
 from training.evaluation.methods.stages import Stage, trained
+from training.evaluation.scores import SCORES_FILE
 from training.progress import Progress
 from training.recipe.recipe import Recipe
 from training.rl.settings import Transform
@@ -92,11 +94,13 @@ def run_cell(
     """Train what is missing, choose weights and answer the held-out prompts; returns the cell's folder.
 
     A finished cell is kept; a failed one is run again. A method that cannot answer leaves a failed cell with the
-    reason.
+    reason. A method that no seed changes is run once: its other cells are copies.
     """
     folder = cell_folder(experiment.out, method, seed)
     before = read_cell(experiment.out, method, seed)
     if before is not None and before.done:
+        return folder
+    if methods_of(experiment.recipe)[method].seedless and _copied(method, seed, experiment.out):
         return folder
     try:
         cell, replies = _run(
@@ -112,6 +116,24 @@ def run_cell(
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return folder
+
+
+def _copied(method: str, seed: int, out: Path) -> bool:
+    """Whether there was a finished cell of another seed to copy, with its measured times."""
+    folder = cell_folder(out, method, seed)
+    for other in sorted(folder.parent.glob("seed-*")):
+        number = int(other.name.removeprefix("seed-"))
+        cell = read_cell(out, method, number)
+        if cell is not None and cell.done:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (REPLIES_FILE, SCORES_FILE):
+                if (other / name).is_file():
+                    with replacing(folder / name) as temporary:
+                        shutil.copyfile(other / name, temporary)
+            with replacing(folder / CELL_FILE) as temporary:
+                temporary.write_text(as_json(cell.model_dump(mode="json") | {"seed": seed}), encoding="utf-8")
+            return True
+    return False
 
 
 def _run(
@@ -156,6 +178,7 @@ def _run(
         "inference": {
             "lane_row_steps": answered.lane_row_steps,
             "tokens": answered.tokens,
+            "scored": answered.scored,
             "ms_per_token": 1000 * answered.seconds / answered.tokens,
             "seconds": answered.seconds,
             "first_token_ms": 1000 * first_token,
@@ -186,7 +209,7 @@ def _consumption(method: Method, recipe: Recipe, stage: Stage | None, uses: Sequ
     """Training cost, summed over the adapters in use. Seconds of a lockstep step are divided among its objectives."""
     spent = [] if stage is None else [stage.about[name]["consumption"] for name in uses]
     return {
-        **{key: sum(own[key] for own in spent) for key in ("prompts", "samples", "tokens")},
+        **{key: sum(own[key] for own in spent) for key in ("pairs", "prompts", "samples", "tokens")},
         "validation_samples": sum(own["validation_samples"] for own in spent),
         "seconds": sum(own["own_seconds"] for own in spent),
         "shared_with": [

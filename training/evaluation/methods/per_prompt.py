@@ -30,13 +30,15 @@ from training.search.strategies.spaces import Point, grid_points
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Swept:
-    """`items` [P][K], `scores` [P, K, objectives]; `lane_row_steps` and `seconds`: total cost, including scoring."""
+    """`items` [P][K], `scores` [P, K, objectives]; `lane_row_steps` and `seconds`: total cost, including that of
+    scoring the `scored` distinct texts."""
 
     points: Sequence[Point]
     items: Sequence[Sequence[SweepItem]]
     scores: Array
     lane_row_steps: int
     seconds: float
+    scored: int
 
 
 def swept(
@@ -65,7 +67,7 @@ def swept(
     texts = {(place, item.text): (prompts[place], item.text) for place, own in enumerate(items) for item in own}
     panel.score(texts)
     scores = np.array([[panel[place, item.text] for item in own] for place, own in enumerate(items)])
-    return Swept(points, items, scores, result.lane_row_steps, time.perf_counter() - started)
+    return Swept(points, items, scores, result.lane_row_steps, time.perf_counter() - started, len(texts))
 
 
 def front_of(
@@ -86,7 +88,7 @@ def best_texts(experiment: Experiment, answers: Answers, names: Sequence[str], p
     found = swept(experiment, answers, experiment.test, names, STEPS, progress)
     best = found.scores.mean(axis=2).argmax(axis=1)
     chosen = tuple(own[k] for own, k in zip(found.items, best.tolist(), strict=True))
-    return Answered(chosen, found.lane_row_steps, found.seconds)
+    return Answered(chosen, found.lane_row_steps, found.seconds, found.scored)
 
 
 @dataclass(frozen=True, slots=True)

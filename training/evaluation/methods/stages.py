@@ -90,6 +90,8 @@ def _train(experiment: Experiment, stage: StageName, seed: int, folder: Path, ru
     }[stage]
 
     def told(record: Mapping[str, Any]) -> None:
+        if record["event"] == "fit" and recipe.adapter_start is not None:
+            progress(f"fitting {stage}", record["step"], recipe.adapter_start.steps)
         if record["event"] == "step":
             progress(f"training {stage}", record["step"], recipe.rl.stop.max_steps)
 

@@ -36,6 +36,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"{prompts} held-out prompts. A cell is *mean [95 % interval]*; ± is the standard deviation of the seeds' "
         f"means. With {fewest} seeds or more an interval says what training again and other prompts would give; with "
         "fewer, what other prompts would give with these trained models.",
+        f"SHA-256 of the recipe's settings {found['recipe']}, of all replies {found['replies_sha256']}.",
     ]
     if not enough_seeds(found):
         parts.append(
@@ -73,8 +74,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def shown(estimate: Mapping[str, Any], digits: int = 3) -> str:
-    """`0.512 [0.498, 0.527] ± 0.011`."""
-    text = f"{estimate['mean']:.{digits}f} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
+    """`0.512 [0.498, 0.527] ± 0.011`; without an interval if there is none."""
+    text = f"{estimate['mean']:.{digits}f}"
+    if estimate["low"] is not None:
+        text += f" [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
     return text if estimate["spread"] is None else f"{text} ± {estimate['spread']:.{digits}f}"
 
 
@@ -104,8 +107,9 @@ def _seeds(own: Mapping[str, Any]) -> str:
 
 def _cost(found: Mapping[str, Any]) -> str:
     head = [
-        *("method", "prompts", "samples", "tokens", "training s", "search evaluations", "search s"),
-        *("forward rows / token", "ms / token", "first token ms", "base MiB", "adapters MiB", "training shared with"),
+        *("method", "fitted pairs", "prompts", "samples", "tokens", "training s", "search evaluations", "search s"),
+        *("forward rows / token", "texts scored / reply", "ms / token", "first token ms"),
+        *("base MiB", "adapters MiB", "training shared with"),
     ]
     rows = []
     for name, own in found["methods"].items():
@@ -117,11 +121,12 @@ def _cost(found: Mapping[str, Any]) -> str:
         rows.append(
             [
                 name,
-                *(_count(used[key]) for key in ("prompts", "samples", "tokens")),
+                *(_count(used[key]) for key in ("pairs", "prompts", "samples", "tokens")),
                 _count(clock["training_seconds"]),
                 _count(used["search_evaluations"]),
                 _count(clock["search_seconds"]),
                 f"{per_token:.2f}",
+                f"{ran['scored']['mean'] / found['test_prompts']:.3g}",
                 f"{clock['ms_per_token']['mean']:.2f}",
                 f"{clock['first_token_ms']['mean']:.1f}" if "first_token_ms" in clock else "–",
                 f"{held['base']['mean'] / _MIB:.1f}",
@@ -130,8 +135,9 @@ def _cost(found: Mapping[str, Any]) -> str:
             ]
         )
     note = (
-        "Prompts, samples and tokens are what a method's training takes when it is run by itself: the sum over all of "
-        "its objectives. Methods that share adapters were trained once; seconds are of this run and this machine."
+        "Fitted pairs, prompts, samples and tokens are what a method's training takes when it is run by itself: the "
+        "sum over all of its objectives. Methods that share adapters were trained once; seconds are of this run and "
+        "this machine."
     )
     return f"{table(head, rows)}\n\n{note}"
 

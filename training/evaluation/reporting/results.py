@@ -15,6 +15,7 @@ import numpy as np
 from training.evaluation.cells import Cell
 from training.evaluation.reporting import hierarchy
 from training.evaluation.reporting.statistics import FEWEST_SEEDS, PERMUTATIONS, Answers, across, comparisons, estimated
+from training.evaluation.scores import OF_ALL_REPLIES
 from training.search.bootstrap import CONFIDENCE, RESAMPLES, Draws, resamples
 from training.search.score_table import Array
 
@@ -116,16 +117,18 @@ def _method(by_seed: Mapping[int, Scored], draws: Draws) -> dict[str, Any]:
             answers = _answers(done, group, column)
             assert answers is not None  # the first cell has it
             entry[group][column] = estimated(answers, draws).as_dict()
+            if column in OF_ALL_REPLIES:
+                entry[group][column] |= {"low": None, "high": None}
     cell_of = {seed: own.cell for seed, own in done.items()}
     entry["weights"] = {str(seed): dict(cell.weights) if cell.weights else None for seed, cell in cell_of.items()}
     entry["combine"], entry["anchored"] = first.cell.combine, first.cell.anchored
     entry["consumption"] = {
-        **{key: _across(cell_of, "consumption", key) for key in ("prompts", "samples", "tokens")},
+        **{key: _across(cell_of, "consumption", key) for key in ("pairs", "prompts", "samples", "tokens")},
         "shared_with": list(first.cell.consumption.shared_with),
         "search_evaluations": _across(cell_of, "search", "evaluations"),
         "search_prompts": _across(cell_of, "search", "prompts"),
     }
-    entry["inference"] = {key: _across(cell_of, "inference", key) for key in ("lane_row_steps", "tokens")}
+    entry["inference"] = {key: _across(cell_of, "inference", key) for key in ("lane_row_steps", "tokens", "scored")}
     entry["memory"] = {key: _across(cell_of, "memory", key) for key in ("base", "adapters")}
     if first.cell.front is not None:
         entry["front"] = {key: _across(cell_of, "front", key) for key in FRONT_MEASURES}

@@ -66,7 +66,6 @@ class Readings:
         import torch
         from safetensors.torch import save_file
 
-        self._reader.forget()  # a resumed run reads the same batches
         by_prompt: dict[str, list[str]] = {}
         for prompt, reply in texts:
             by_prompt.setdefault(prompt, []).append(reply)
