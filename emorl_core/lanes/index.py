@@ -66,19 +66,21 @@ class LaneIndex:
         return self if times == 1 else LaneIndex(self.coefficients.repeat_interleave(times, dim=0))
 
     def repeat(self, times: int) -> LaneIndex:
-        """Like `each`, for the tokens of lane rows: without gradients on a CPU, spare rows of the base follow, up to
-        `round_rows`, and the result is kept."""
+        """Like `each`, for the tokens of lane rows: `with_spare` rows, and the result is kept."""
         if times == 1:
             return self
+        key = (times, torch.is_grad_enabled())
+        if key not in self._repeated:
+            self._repeated[key] = self.each(times).with_spare()
+        return self._repeated[key]
+
+    def with_spare(self) -> LaneIndex:
+        """Without gradients on a CPU, these rows followed by spare ones of the base, up to `round_rows`."""
         # Prompts have any length, and oneDNN compiles and caches a kernel for every number of rows, half a MiB each
         # (docs/log.md).
-        rounded = self.coefficients.device.type == "cpu" and not torch.is_grad_enabled()
-        if (times, rounded) not in self._repeated:
-            repeated = self.coefficients.repeat_interleave(times, dim=0)
-            if rounded:
-                repeated = F.pad(repeated, (0, 0, 0, round_rows(len(repeated)) - len(repeated)))
-            self._repeated[times, rounded] = LaneIndex(repeated)
-        return self._repeated[times, rounded]
+        if self.coefficients.device.type != "cpu" or torch.is_grad_enabled() or self.rows == round_rows(self.rows):
+            return self
+        return LaneIndex(F.pad(self.coefficients, (0, 0, 0, round_rows(self.rows) - self.rows)))
 
 
 def round_rows(rows: int) -> int:

@@ -9,7 +9,8 @@ size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -30,8 +31,8 @@ _SHORT = 255
 Layers = list[tuple[Tensor, Tensor]]  # by layer, keys and values [M, K, S, d]
 
 
-class Pass(Protocol):
-    """One forward pass, as an attention layer sees it."""
+class RowsPass(Protocol):
+    """One forward pass over rows with equally many new tokens, as an attention layer sees it."""
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """New keys and values [M, K, T, d] of a layer -> all that its queries may attend to, [M, K, S, d]."""
@@ -124,6 +125,35 @@ class ContinuedPass:
         return self._seen.mask(window, explicit=explicit)
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rows of equal size in a `PackedPass`."""
+
+    rows: int
+    tokens: int  # new ones per row
+    seen: WholePass | ContinuedPass
+
+
+class PackedPass:
+    """Rows of different sizes without padding, as one long row: all tokens of the first run, row after row, then those
+    of the next. Each run attends by itself."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
+
+    def split(self, query: Tensor, key: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, RowsPass]]:
+        """[1, heads, tokens of all, d] each -> for each run [M, heads, T, d] each, and its pass."""
+        start = 0
+        for run in self._runs:
+            end = start + run.rows * run.tokens
+            q, k, v = (
+                part[0, :, start:end].unflatten(1, (run.rows, run.tokens)).transpose(0, 1)
+                for part in (query, key, value)
+            )
+            yield q, k, v, run.seen
+            start = end
+
+
 class RepliesPass:
     """Rows with several replies to a prompt: the common beginning of a row's replies, then one reply after the other.
 
@@ -152,6 +182,9 @@ class RepliesPass:
 
     def mask(self, window: int | None, *, explicit: bool) -> Tensor:  # noqa: ARG002
         return self._masks.within(self._distance, window)
+
+
+Pass = RowsPass | PackedPass
 
 
 class Masks:
@@ -215,6 +248,12 @@ def attend(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """query [M, H, T, d], new keys and values [M, K, T, d] of a layer -> [M, T, H, d]; sinks: [H]."""
+    if isinstance(seen, PackedPass):
+        each = [
+            attend(layer, *own, scale=scale, window=window, softcap=softcap, sinks=sinks).flatten(0, 1)
+            for own in seen.split(query, key, value)
+        ]
+        return torch.cat(each).unsqueeze(0)
     keys, values = seen.extend(layer, key, value)
     explicit = softcap is not None or sinks is not None
     mask = seen.mask(window, explicit=explicit)

@@ -20,7 +20,7 @@ from emorl_core.cache.kv import KVCache, Memory
 from emorl_core.cache.store import Store
 from emorl_core.errors import AdapterError, PromptTooLong, UnsupportedModel
 from emorl_core.lanes.frozen import FrozenMatrix
-from emorl_core.lanes.index import LaneIndex, round_rows
+from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients, Lane
 from emorl_core.lanes.linear import LaneLinear
 from emorl_core.models.causal import replies
@@ -195,19 +195,15 @@ class CausalModel(nn.Module):
         padded = [[*reading.prefix, *[0] * (longest - len(reading.prefix))] for reading in readings]
         positions = torch.arange(longest, device=device).expand(len(readings), -1)
         seen = WholePass(longest, dtype=dtype, device=device)
-        lanes = self.by_token([reading.by_token() for reading in readings], longest)
+        bare = (0.0,) * len(self.adapters)
+        points = [[*reading.by_token(), *[bare] * (longest - len(reading.prefix))] for reading in readings]
+        lanes = self.by_token([point for row in points for point in row])
         self.run(torch.tensor(padded, device=device), positions, lanes, seen)
         return seen.kept
 
-    def by_token(self, rows: Sequence[Sequence[Coefficients]], longest: int) -> LaneIndex:
-        """The lanes of every token of padded rows, one row after the other."""
-        bare = (0.0,) * len(self.adapters)
-        points: list[Coefficients] = []
-        for row in rows:
-            points += [*row, *[bare] * (longest - len(row))]
-        if self.facts.device.type == "cpu" and not torch.is_grad_enabled():
-            points += [bare] * (round_rows(len(points)) - len(points))  # see `LaneIndex.repeat` for the reason
-        return LaneIndex.of(points, len(self.adapters), self.facts.device)
+    def by_token(self, points: Sequence[Coefficients]) -> LaneIndex:
+        """The lanes of tokens with these coefficients, with spare rows."""
+        return LaneIndex.of(points, len(self.adapters), self.facts.device).with_spare()
 
     # -- decoding ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Prefill of a decoder-only model, for whole prompts or for pieces that continue earlier ones.
+"""Prefill of a decoder-only model: whole prompts and pieces that continue earlier ones, side by side without padding.
 
 Letters: M rows, T new tokens, P tokens before them, L layers, K key-value heads, d head size.
 """
@@ -6,22 +6,23 @@ Letters: M rows, T new tokens, P tokens before them, L layers, K key-value heads
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from emorl_core.cache.kv import Memory
 from emorl_core.lanes.index import LaneIndex
 from emorl_core.lanes.lane import Coefficients
-from emorl_core.models.causal.attention import ContinuedPass, Layers, Pass, WholePass
+from emorl_core.models.causal.attention import ContinuedPass, Layers, PackedPass, Pass, Run, WholePass
 from emorl_core.models.family import Facts, Piece
+from emorl_core.models.packing import batches
 
-# Limits for one padded batch, of new tokens and of earlier ones: large enough for efficient products, small enough to
-# bound activations.
-_NEW_TOKENS = 4096
+# Limits for one pass, of earlier tokens and of new ones: large enough for efficient products, small enough to bound
+# activations.
 _PAST_TOKENS = 16384
+_NEW_TOKENS = 4096
 
 _Label = tuple[int, Coefficients]  # a token, and the coefficients that act on it
 
@@ -32,7 +33,7 @@ class Readable(Protocol):
     @property
     def facts(self) -> Facts: ...
 
-    def by_token(self, rows: Sequence[Sequence[Coefficients]], longest: int) -> LaneIndex: ...
+    def by_token(self, points: Sequence[Coefficients]) -> LaneIndex: ...
 
     def run(self, tokens: Tensor, positions: Tensor, lanes: LaneIndex | None, seen: Pass) -> Tensor: ...
 
@@ -43,55 +44,45 @@ class Readable(Protocol):
 def prefill(model: Readable, pieces: Sequence[Piece]) -> list[Memory]:
     """Keys and values of each piece's tokens; no piece may be empty."""
     memories: dict[int, Memory] = {}
-    fresh = [i for i, piece in enumerate(pieces) if piece.past is None]
-    for numbers in (fresh, [i for i, piece in enumerate(pieces) if piece.past is not None]):
-        for batch in _batches(pieces, numbers):
-            some = [pieces[i] for i in batch]
-            kv = torch.stack([torch.stack(layer) for layer in _read(model, some)], dim=1)  # [2, L, M, K, T, d]
-            for row, (i, piece) in enumerate(zip(batch, some, strict=True)):
-                memories[i] = Memory(kv[:, :, row, :, : piece.stop - piece.start].clone())
+    for batch in batches([_size(piece) for piece in pieces], (_PAST_TOKENS, _NEW_TOKENS)):
+        memories.update(zip(batch, _read(model, [pieces[i] for i in batch]), strict=True))
     return [memories[i] for i in range(len(pieces))]
 
 
-def _batches(pieces: Sequence[Piece], numbers: Sequence[int]) -> list[list[int]]:
-    batches: list[list[int]] = []
-    new = past = 0
-    for i in numbers:
-        piece = pieces[i]
-        new, past = max(new, piece.stop - piece.start), max(past, piece.start)
-        rows = len(batches[-1]) + 1 if batches else 1
-        if not batches or new * rows > _NEW_TOKENS or past * rows > _PAST_TOKENS:
-            batches.append([])
-            new, past = piece.stop - piece.start, piece.start
-        batches[-1].append(i)
-    return batches
+def _size(piece: Piece) -> tuple[int, int]:
+    """Earlier tokens and new ones."""
+    return piece.start, piece.stop - piece.start
 
 
-def _read(model: Readable, pieces: Sequence[Piece]) -> Layers:
-    """[M, K, T, d] by layer, padded on the right. Either all pieces begin their passages, or none does."""
-    device, dtype = model.facts.device, model.facts.dtype
-    rows = [cast("Sequence[_Label]", piece.passage.labels[piece.start : piece.stop]) for piece in pieces]
-    longest = max(map(len, rows))
+def _read(model: Readable, pieces: Sequence[Piece]) -> list[Memory]:
+    """In one pass. Pieces of equal size are adjacent, and attend together."""
+    device = model.facts.device
     model.refuse_beyond(max(piece.stop for piece in pieces))
-    tokens = torch.tensor([[*(token for token, _ in row), *[0] * (longest - len(row))] for row in rows], device=device)
-    lanes = model.by_token([[point for _, point in row] for row in rows], longest)
-    seen: WholePass | ContinuedPass
-    if pieces[0].past is None:
-        seen = WholePass(longest, dtype=dtype, device=device)
-        model.run(tokens, torch.arange(longest, device=device).expand(len(rows), -1), lanes, seen)
-    else:
-        lengths = torch.tensor([piece.start for piece in pieces], device=device)
-        seen = ContinuedPass(_pasts(pieces), lengths, longest, dtype)
-        model.run(tokens, seen.positions, lanes, seen)
-    return seen.kept
+    labels = [
+        label for piece in pieces for label in cast("Sequence[_Label]", piece.passage.labels)[piece.start : piece.stop]
+    ]
+    tokens = torch.tensor([[token for token, _ in labels]], device=device)
+    positions = torch.cat([torch.arange(piece.start, piece.stop, device=device) for piece in pieces])
+    runs = [_run(list(alike), model.facts) for _, alike in groupby(pieces, key=_size)]
+    model.run(tokens, positions.unsqueeze(0), model.by_token([point for _, point in labels]), PackedPass(runs))
+    memories: list[Memory] = []
+    for run in runs:
+        kv = torch.stack([torch.stack(layer) for layer in run.seen.kept], dim=1)  # [2, L, M, K, T, d]
+        memories += [Memory(kv[:, :, row].contiguous()) for row in range(run.rows)]
+    return memories
+
+
+def _run(pieces: Sequence[Piece], facts: Facts) -> Run:
+    """Pieces of equal size."""
+    past, new = _size(pieces[0])
+    if not past:
+        return Run(len(pieces), new, WholePass(new, dtype=facts.dtype, device=facts.device))
+    lengths = torch.full((len(pieces),), past, device=facts.device)
+    return Run(len(pieces), new, ContinuedPass(_pasts(pieces), lengths, new, facts.dtype))
 
 
 def _pasts(pieces: Sequence[Piece]) -> Layers:
-    """[M, K, P, d] by layer, padded on the right; not copied for a single row."""
+    """[M, K, P, d] by layer; not copied for a single row."""
     kvs = [piece.past.kv for piece in pieces if piece.past is not None]
-    if len(kvs) > 1:
-        longest = max(kv.shape[3] for kv in kvs)
-        kvs = [F.pad(kv, (0, 0, 0, longest - kv.shape[3])) for kv in kvs]
-    layers = range(kvs[0].shape[1])
     both = kvs[0].unsqueeze(2) if len(kvs) == 1 else torch.stack(kvs, dim=2)  # [2, L, M, K, P, d]
-    return [(both[0, i], both[1, i]) for i in layers]
+    return [(both[0, i], both[1, i]) for i in range(both.shape[1])]

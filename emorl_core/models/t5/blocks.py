@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,18 @@ class T5Block(nn.Module):
         qkv = self.qkv(self._norm(x, 0), lanes)  # [3, M * q, inner]
         q, k, v = (_split(part, rows, self.config) for part in qkv)
         return q, k, v
+
+    def attend_runs(self, x: Tensor, lanes: LaneIndex, runs: Sequence[tuple[int, Tensor]]) -> Tensor:
+        """The encoder's self-attention over sequences side by side. runs: of equally long ones, how many, and their
+        mask [1, H, S, S]."""
+        qkv = self.qkv(self._norm(x, 0), lanes)  # [3, tokens of all, inner]
+        mixed, start = [], 0
+        for rows, mask in runs:
+            end = start + rows * mask.shape[-1]
+            q, k, v = (_split(part, rows, self.config) for part in qkv[:, start:end])
+            mixed.append(_join(attention(q, k, v, mask)))
+            start = end
+        return x + self.o(torch.cat(mixed), lanes)
 
     def attended(self, x: Tensor, attention: Tensor, lanes: LaneIndex) -> Tensor:
         return x + self.o(_join(attention), lanes)

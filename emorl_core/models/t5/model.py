@@ -1,7 +1,7 @@
 """T5 (Raffel et al. 2020): v1.0 with ReLU and a tied, scaled head; v1.1, FLAN-T5 and mT5 with gated GELU and a separate
 head.
 
-Letters: E encoder sequences (one per prompt and lane), M lane rows being decoded, S source tokens, T target tokens so
+Letters: E sources (one per prompt and lane), M lane rows being decoded, S source tokens, T target tokens so
 far, q new tokens, D hidden, H heads, L decoder layers. Everything is float32 or bfloat16, as loaded; attention scores
 are not scaled (T5's weights include the scale).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from emorl_core.models.checkpoint import Checkpoint
 from emorl_core.models.compiling import Compilation
 from emorl_core.models.family import Facts, Group, Passage, Piece
 from emorl_core.models.graphs import graph_rows
+from emorl_core.models.packing import batches
 from emorl_core.models.stacking import stack_adapters
 from emorl_core.models.t5.blocks import T5Block, attention, embedding_and_head, fused
 from emorl_core.models.t5.config import T5Config
@@ -36,7 +38,7 @@ from emorl_core.models.t5.parts import encodes, only, reads
 from emorl_core.models.t5.positions import DecoderPositions, EncoderPositions, padding_mask
 from emorl_core.types import Quantize
 
-# Tokens in one padded encoder batch: large enough for efficient products, small enough to bound activations.
+# Tokens in one pass of the encoder: large enough for efficient products, small enough to bound activations.
 _PREFILL_TOKENS = 4096
 
 
@@ -168,26 +170,11 @@ class T5(nn.Module):
     @torch.inference_mode()
     def prefill(self, pieces: Sequence[Piece]) -> list[Memory]:
         lanes = [lane for piece in pieces for lane in piece.passage.labels if isinstance(lane, Lane)]  # one label each
-        memories: list[Memory] = []
-        start = 0
-        while start < len(lanes):
-            end, longest = start, 0
-            while end < len(lanes):
-                longest = max(longest, len(lanes[end].prompt_ids))
-                if end > start and longest * (end + 1 - start) > _PREFILL_TOKENS:
-                    break
-                end += 1
-            memories += self._prefill(lanes[start:end])
-            start = end
-        return memories
-
-    def _prefill(self, lanes: Sequence[Lane]) -> list[Memory]:
-        # Lanes whose encoder no adapter touches share one pass through it.
-        encoded = [Lane(only(lane.coefficients, self._encoding), lane.prompt_ids) for lane in lanes]
-        distinct = {lane: i for i, lane in enumerate(dict.fromkeys(encoded))}
-        states = self._encoded(list(distinct), self._index(list(distinct)))
-        kv = self.cross(states[[distinct[lane] for lane in encoded]], self._index(lanes))  # [2, L, E, H, S, d_kv]
-        return [Memory(kv[:, :, i, :, : len(lane.prompt_ids)].clone()) for i, lane in enumerate(lanes)]
+        memories: dict[int, Memory] = {}
+        for batch in batches([(len(lane.prompt_ids),) for lane in lanes], (_PREFILL_TOKENS,)):
+            kvs = self._read([lanes[i] for i in batch])
+            memories.update((i, Memory(kv.contiguous())) for i, kv in zip(batch, kvs, strict=True))
+        return [memories[i] for i in range(len(lanes))]
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, lanes: LaneIndex, cache: KVCache) -> Tensor:
@@ -263,14 +250,14 @@ class T5(nn.Module):
 
     def reply_hidden(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         lanes = [group.lane for group in groups]
-        index = self._index(lanes)
         replies = [reply for group in groups for reply in group.replies]
         ids, mask = self._padded(replies)
         start = torch.full_like(ids[:, :1], self.start_token_id)
         # A group's replies read one copy of their prompt's keys and values.
-        cross = self.cross(self._encoded(lanes, index), index)  # [2, L, G, H, S, d_kv]
         lengths = [len(lane.prompt_ids) for lane in lanes]
-        rows = index.each(len(groups[0].replies))
+        kvs = [F.pad(kv, (0, 0, 0, max(lengths) - kv.shape[3])) for kv in self._read(lanes)]
+        cross = torch.stack(kvs, dim=2)  # [2, L, G, H, S, d_kv]
+        rows = self._index(lanes).each(len(groups[0].replies))
         return self.decode(torch.cat([start, ids[:, :-1]], dim=1), cross, lengths, rows), mask
 
     def keeping_prompts(self) -> AbstractContextManager[None]:
@@ -286,38 +273,48 @@ class T5(nn.Module):
         lengths = torch.tensor([len(row) for row in rows], device=self.facts.device)
         return ids, torch.arange(longest, device=self.facts.device) < lengths.unsqueeze(1)
 
-    def _encoded(self, lanes: Sequence[Lane], index: LaneIndex) -> Tensor:
-        """Encode prompts, each in its lane -> [E, S, D]."""
-        prompts = [lane.prompt_ids for lane in lanes]
-        return self.encode(self._padded(prompts)[0], [len(prompt) for prompt in prompts], index)
+    def _read(self, lanes: Sequence[Lane]) -> Sequence[Tensor]:
+        """Cross-attention keys and values of all layers [2, L, H, S, d_kv] for each lane's prompt."""
+        lengths = [len(lane.prompt_ids) for lane in lanes]
+        # Lanes whose encoder no adapter touches share one pass through it.
+        encoded = [Lane(only(lane.coefficients, self._encoding), lane.prompt_ids) for lane in lanes]
+        distinct = list(dict.fromkeys(encoded))
+        states = self.encode(distinct)
+        if len(distinct) < len(lanes):
+            own = dict(zip(distinct, states.split([len(lane.prompt_ids) for lane in distinct]), strict=True))
+            states = torch.cat([own[lane] for lane in encoded])
+        kv = self.cross_kv(states, self._by_token(lanes))  # [2L, tokens of all, inner]
+        kv = kv.reshape(-1, 2, sum(lengths), self.config.num_heads, self.config.d_kv)
+        return kv.permute(1, 0, 3, 2, 4).split(lengths, dim=3)
 
-    def encode(self, ids: Tensor, lengths: Sequence[int], lanes: LaneIndex) -> Tensor:
-        """ids [E, S] padded on the right, lengths per row, lanes of E rows -> [E, S, D]."""
-        rows, size = ids.shape
-        mask = self.encoder_positions.mask(size, lengths)
-        index = lanes.repeat(size)
-        x = self.embedding.rows(ids).view(rows * size, -1)
+    def encode(self, lanes: Sequence[Lane]) -> Tensor:
+        """Encode prompts, each in its lane, side by side: [tokens of all, D]."""
+        ids = [token for lane in lanes for token in lane.prompt_ids]
+        lengths = [len(lane.prompt_ids) for lane in lanes]
+        mask = self.encoder_positions.mask(max(lengths))
+        # Prompts of equal length that are adjacent attend in one call.
+        alike = ((size, len(list(run))) for size, run in groupby(lengths))
+        runs = [(rows, mask[..., :size, :size].contiguous()) for size, rows in alike]
+        index = self._by_token(lanes)
+        x = self.embedding.rows(torch.tensor(ids, device=self.facts.device))
         for block in self.encoder:
             assert isinstance(block, T5Block)
-            q, k, v = block.project(x, index, rows)
-            x = block.attended(x, attention(q, k, v, mask), index)
+            x = block.attend_runs(x, index, runs)
             x = block.feed_forward(x, index)
-        return self._norm(x, self.encoder_norm).view(rows, size, -1)
+        return self._norm(x, self.encoder_norm)
 
-    def cross(self, encoded: Tensor, lanes: LaneIndex) -> Tensor:
-        """[E, S, D] -> cross-attention keys and values of all layers [2, L, E, H, S, d_kv]."""
-        rows, size, _ = encoded.shape
-        kv = self.cross_kv(encoded.reshape(rows * size, -1), lanes.repeat(size))  # [2L, E * S, inner]
-        kv = kv.reshape(-1, 2, rows, size, self.config.num_heads, self.config.d_kv)
-        return kv.permute(1, 0, 2, 4, 3, 5)
+    def _by_token(self, lanes: Sequence[Lane]) -> LaneIndex:
+        """The index of all tokens of the lanes' prompts, with spare rows."""
+        lengths = torch.tensor([len(lane.prompt_ids) for lane in lanes], device=self.facts.device)
+        return LaneIndex(self._index(lanes).coefficients.repeat_interleave(lengths, dim=0)).with_spare()
 
     def decode(self, ids: Tensor, cross: Tensor, source_lengths: Sequence[int], lanes: LaneIndex) -> Tensor:
         """Teacher forcing without a cache.
 
         Args:
             ids: decoder inputs [M, T], the start token first.
-            cross: [2, L, E, H, S, d_kv] from `cross`; M is E or a multiple of it, and row m reads source m // (M // E),
-                so that k replies to one prompt need one copy of its keys and values.
+            cross: keys and values of padded sources [2, L, E, H, S, d_kv]; M is E or a multiple of it, and row m reads
+                source m // (M // E), so that k replies to one prompt need one copy.
             source_lengths: tokens of each source; the rest is padding.
             lanes: of M rows.
 

@@ -19,15 +19,13 @@ class EncoderPositions:
         """bias: [buckets, H]."""
         self._config, self._bias = config, bias
 
-    def mask(self, size: int, lengths: Sequence[int]) -> Tensor:
-        """[1 or E, H, S, S] additive: relative position bias, and -inf on padding keys."""
+    def mask(self, size: int) -> Tensor:
+        """[1, H, S, S] additive: relative position bias."""
         bias = self._bias
         span = torch.arange(size, device=bias.device)
         relative = span[None, :] - span[:, None]
         buckets = position_bucket(relative, True, self._config.buckets, self._config.max_distance)
-        by_place = F.embedding(buckets, bias).permute(2, 0, 1).unsqueeze(0)
-        padding = padding_mask(lengths, size, bias.dtype, bias.device)
-        return by_place.contiguous() if padding is None else by_place + padding
+        return F.embedding(buckets, bias).permute(2, 0, 1).unsqueeze(0).contiguous()
 
 
 class DecoderPositions:
