@@ -11,4 +11,4 @@ cd "$(dirname "$0")/.."
 emorl demo --folder my-demo --build-only
 DATA=$DATA BASE=my-demo/base OUT=scorers sh recipes/judges.sh
 if [ -d my-counselor.run ]; then set -- --resume; else set --; fi
-emorl train recipes/demo-llm.yaml --out my-counselor --threads 1 "$@"
+emorl train recipes/demo-llm.yaml --out my-counselor --threads 2 "$@"
