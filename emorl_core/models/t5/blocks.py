@@ -59,7 +59,7 @@ class T5Block(nn.Module):
 
     def attend_runs(self, x: Tensor, lanes: LaneIndex, runs: Sequence[tuple[int, Tensor]]) -> Tensor:
         """The encoder's self-attention over sequences side by side. runs: of equally long ones, how many, and their
-        mask [1, H, S, S]."""
+        mask [1 or that many, H, S, S]."""
         qkv = self.qkv(self._norm(x, 0), lanes)  # [3, tokens of all, inner]
         mixed, start = [], 0
         for rows, mask in runs:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -36,6 +35,7 @@ from emorl_core.models.t5.config import T5Config
 from emorl_core.models.t5.fast import FastStep
 from emorl_core.models.t5.parts import encodes, only, reads
 from emorl_core.models.t5.positions import DecoderPositions, EncoderPositions, padding_mask
+from emorl_core.models.t5.prompts import read, read_padded
 from emorl_core.types import Quantize
 
 # Tokens in one pass of the encoder: large enough for efficient products, small enough to bound activations.
@@ -62,7 +62,7 @@ class T5(nn.Module):
         self.config, self.facts = config, facts
         self.start_token_id = start_token_id
         self.adapters: tuple[str, ...] = ()
-        self._encoding: tuple[bool, ...] = ()  # which of them change the encoder's output
+        self.encoding: tuple[bool, ...] = ()  # which of them change the encoder's output
         self._reading: tuple[bool, ...] = ()  # which change that, or its cross-attention keys and values
         self._compilations = compilations
         self.embedding, self.lm_head = embedding_and_head(config, checkpoint)
@@ -98,7 +98,7 @@ class T5(nn.Module):
         self._fast = None
         stack_adapters(self.linears(), adapters, training=training)
         self.adapters = tuple(adapter.name for adapter in adapters)
-        self._encoding = tuple(any(map(encodes, adapter.modules)) for adapter in adapters)
+        self.encoding = tuple(any(map(encodes, adapter.modules)) for adapter in adapters)
         self._reading = tuple(any(map(reads, adapter.modules)) for adapter in adapters)
 
     def quantize(self, how: Quantize) -> None:
@@ -172,7 +172,7 @@ class T5(nn.Module):
         lanes = [lane for piece in pieces for lane in piece.passage.labels if isinstance(lane, Lane)]  # one label each
         memories: dict[int, Memory] = {}
         for batch in batches([(len(lane.prompt_ids),) for lane in lanes], (_PREFILL_TOKENS,)):
-            kvs = self._read([lanes[i] for i in batch])
+            kvs = read(self, [lanes[i] for i in batch])
             memories.update((i, Memory(kv.contiguous())) for i, kv in zip(batch, kvs, strict=True))
         return [memories[i] for i in range(len(lanes))]
 
@@ -226,7 +226,7 @@ class T5(nn.Module):
             x = block.attended(x, attention(q, *own.read(i, total, places), mask), lanes)
             x = block.cross_attend(x, *cross.read(i, places=places), padding, lanes, rows)
             x = block.feed_forward(x, lanes)
-        return self._norm(x, self.decoder_norm).view(*tokens.shape, -1)
+        return self.norm(x, self.decoder_norm).view(*tokens.shape, -1)
 
     def head(self, hidden: Tensor) -> Tensor:
         scaled = (hidden * self.head_scale).to(self.lm_head.dtype)
@@ -251,62 +251,25 @@ class T5(nn.Module):
     def reply_hidden(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         lanes = [group.lane for group in groups]
         replies = [reply for group in groups for reply in group.replies]
-        ids, mask = self._padded(replies)
+        ids, mask = self.padded(replies)
         start = torch.full_like(ids[:, :1], self.start_token_id)
         # A group's replies read one copy of their prompt's keys and values.
         lengths = [len(lane.prompt_ids) for lane in lanes]
-        kvs = [F.pad(kv, (0, 0, 0, max(lengths) - kv.shape[3])) for kv in self._read(lanes)]
-        cross = torch.stack(kvs, dim=2)  # [2, L, G, H, S, d_kv]
-        rows = self._index(lanes).each(len(groups[0].replies))
-        return self.decode(torch.cat([start, ids[:, :-1]], dim=1), cross, lengths, rows), mask
+        rows = self.index(lanes).each(len(groups[0].replies))
+        return self.decode(torch.cat([start, ids[:, :-1]], dim=1), read_padded(self, lanes), lengths, rows), mask
 
     def keeping_prompts(self) -> AbstractContextManager[None]:
         return nullcontext()  # adapters act on the encoder
 
-    def _index(self, lanes: Sequence[Lane]) -> LaneIndex:
+    def index(self, lanes: Sequence[Lane]) -> LaneIndex:
         return LaneIndex.of([lane.coefficients for lane in lanes], len(self.adapters), self.facts.device)
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """ids [rows, T] padded with 0 on the right, and the mask [rows, T] of real tokens."""
         longest = max(1, max(len(row) for row in rows))
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.facts.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.facts.device)
         return ids, torch.arange(longest, device=self.facts.device) < lengths.unsqueeze(1)
-
-    def _read(self, lanes: Sequence[Lane]) -> Sequence[Tensor]:
-        """Cross-attention keys and values of all layers [2, L, H, S, d_kv] for each lane's prompt."""
-        lengths = [len(lane.prompt_ids) for lane in lanes]
-        # Lanes whose encoder no adapter touches share one pass through it.
-        encoded = [Lane(only(lane.coefficients, self._encoding), lane.prompt_ids) for lane in lanes]
-        distinct = list(dict.fromkeys(encoded))
-        states = self.encode(distinct)
-        if len(distinct) < len(lanes):
-            own = dict(zip(distinct, states.split([len(lane.prompt_ids) for lane in distinct]), strict=True))
-            states = torch.cat([own[lane] for lane in encoded])
-        kv = self.cross_kv(states, self._by_token(lanes))  # [2L, tokens of all, inner]
-        kv = kv.reshape(-1, 2, sum(lengths), self.config.num_heads, self.config.d_kv)
-        return kv.permute(1, 0, 3, 2, 4).split(lengths, dim=3)
-
-    def encode(self, lanes: Sequence[Lane]) -> Tensor:
-        """Encode prompts, each in its lane, side by side: [tokens of all, D]."""
-        ids = [token for lane in lanes for token in lane.prompt_ids]
-        lengths = [len(lane.prompt_ids) for lane in lanes]
-        mask = self.encoder_positions.mask(max(lengths))
-        # Prompts of equal length that are adjacent attend in one call.
-        alike = ((size, len(list(run))) for size, run in groupby(lengths))
-        runs = [(rows, mask[..., :size, :size].contiguous()) for size, rows in alike]
-        index = self._by_token(lanes)
-        x = self.embedding.rows(torch.tensor(ids, device=self.facts.device))
-        for block in self.encoder:
-            assert isinstance(block, T5Block)
-            x = block.attend_runs(x, index, runs)
-            x = block.feed_forward(x, index)
-        return self._norm(x, self.encoder_norm)
-
-    def _by_token(self, lanes: Sequence[Lane]) -> LaneIndex:
-        """The index of all tokens of the lanes' prompts, with spare rows."""
-        lengths = torch.tensor([len(lane.prompt_ids) for lane in lanes], device=self.facts.device)
-        return LaneIndex(self._index(lanes).coefficients.repeat_interleave(lengths, dim=0)).with_spare()
 
     def decode(self, ids: Tensor, cross: Tensor, source_lengths: Sequence[int], lanes: LaneIndex) -> Tensor:
         """Teacher forcing without a cache.
@@ -334,9 +297,9 @@ class T5(nn.Module):
             # Cross-attention ignores the order of target tokens: all replies to a source are one sequence of queries.
             x = block.cross_attend(x, cross[0, i], cross[1, i], source_mask, index, cross.shape[2])
             x = block.feed_forward(x, index)
-        return self._norm(x, self.decoder_norm).view(rows, size, -1)
+        return self.norm(x, self.decoder_norm).view(rows, size, -1)
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (self.config.d_model,), weight, self.config.epsilon)
