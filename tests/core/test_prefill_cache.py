@@ -6,6 +6,7 @@ import random
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from emorl_core.engine.engine import Engine
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from emorl_core.models.fake import FakeModel
+from emorl_core.models.t5 import prompts
 from emorl_core.types import Request
 from tests.builders import tiny_t5_bundle
 from tests.core.driving import alone, drain, failures, mixed_requests, prefilled, run, said
@@ -262,11 +264,16 @@ CROSSING = {"targets": r"decoder.*EncDecAttention\.v"}
 
 
 def encoder_rows(ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Fills with the rows of every encoder pass."""
+    """Fills with the prompts of every encoder pass."""
     rows: list[int] = []
-    model = ensemble.engine.model
-    encode = model.encode  # type: ignore[attr-defined]
-    monkeypatch.setattr(model, "encode", lambda ids, *rest: (rows.append(len(ids)), encode(ids, *rest))[1])
+    encode = prompts.encode
+
+    def counted(model: Any, ids: Any, runs: Any, lanes: Any) -> Any:
+        if model is ensemble.engine.model:
+            rows.append(sum(of_run for of_run, _ in runs))
+        return encode(model, ids, runs, lanes)
+
+    monkeypatch.setattr(prompts, "encode", counted)
     return rows
 
 
@@ -298,7 +305,7 @@ def test_lanes_whose_encoder_no_adapter_touches_share_one_pass(
     # The judge: every lane reads for itself.
     apart = Ensemble.load(bundle, device="cpu", dtype="float32")
     monkeypatch.setattr(apart.engine.model, "_reading", (True,) * 3)
-    monkeypatch.setattr(apart.engine.model, "_encoding", (True,) * 3)
+    monkeypatch.setattr(apart.engine.model, "encoding", (True,) * 3)
     rows = encoder_rows(apart, monkeypatch)
     assert apart.generate("i drink", mix, max_new_tokens=6).token_ids == done.token_ids
     assert sum(rows) == 4

@@ -62,7 +62,7 @@ def read_padded(model: Encoder, lanes: Sequence[Lane]) -> Tensor:
     mask = model.encoder_positions.mask(size)
     padding = padding_mask([len(prompt) for prompt in prompts], size, mask.dtype, mask.device)
     index = model.index(lanes).repeat(size)
-    states = _encode(model, ids.flatten(), [(rows, mask if padding is None else mask + padding)], index)
+    states = encode(model, ids.flatten(), [(rows, mask if padding is None else mask + padding)], index)
     return _cross(model, states, index).unflatten(3, (rows, size)).permute(0, 1, 3, 2, 4, 5)
 
 
@@ -74,10 +74,10 @@ def _packed(model: Encoder, lanes: Sequence[Lane]) -> Tensor:
     alike = ((size, len(list(run))) for size, run in groupby(lengths))
     runs = [(rows, mask[..., :size, :size].contiguous()) for size, rows in alike]
     ids = torch.tensor([token for lane in lanes for token in lane.prompt_ids], device=model.facts.device)
-    return _encode(model, ids, runs, _by_token(model, lanes))
+    return encode(model, ids, runs, _by_token(model, lanes))
 
 
-def _encode(model: Encoder, ids: Tensor, runs: Sequence[tuple[int, Tensor]], lanes: LaneIndex) -> Tensor:
+def encode(model: Encoder, ids: Tensor, runs: Sequence[tuple[int, Tensor]], lanes: LaneIndex) -> Tensor:
     """ids: [tokens of all]; runs as in `T5Block.attend_runs`; lanes: of the tokens. Returns [tokens of all, D]."""
     x = model.embedding.rows(ids)
     for block in model.encoder:
