@@ -9,4 +9,5 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 def complain(message: str) -> None:
     """Print a message as one line on stderr."""
-    print("emorl: error:", " ".join(message.split()), file=sys.stderr)
+    # In one piece: another thread's log line may come between two.
+    sys.stderr.write(f"emorl: error: {' '.join(message.split())}\n")

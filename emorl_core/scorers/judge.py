@@ -37,7 +37,6 @@ class JudgeAbout(Strict):
 
     format: Literal["emorl-judge/1"] = "emorl-judge/1"
     dtype: Dtype  # number format in which the model computes
-    elsewhere: str = "I lost my job in March and now I sit at home."  # the other client's prompt
 
 
 class JudgeConfig(ScorerConfig):
@@ -80,11 +79,7 @@ class Judge:
         folder = (context.base or Path()) / Path(config.weights).expanduser()
         self.head, about, self.calibration = read_judge(folder)
         self.reader = shared_reader(
-            local_or_hub(config.model, context.base),
-            config.revision,
-            device=context.device,
-            dtype=about.dtype,
-            elsewhere=about.elsewhere,
+            local_or_hub(config.model, context.base), config.revision, device=context.device, dtype=about.dtype
         )
         made, wanted = _STATES * self.reader.width + NUMBERS, self.head.mean.shape[0]
         if made != wanted:

@@ -15,12 +15,8 @@ from emorl_core.scorers.passes import Dtype, Kept, ModelPasses, PassesAfter
 if TYPE_CHECKING:
     import torch
 
-# An invented prompt that touches what most clients speak of: a reply that is as likely after this one answers anybody.
-ELSEWHERE = (
-    "I lost my job, I smoke and drink, I should eat better, exercise and take care of my health, my husband and I "
-    "fight about the kids and money, my family doesn't listen, I feel anxious, lonely and overwhelmed, and I can't "
-    "sleep. I want things to change, but it is hard."
-)
+# An invented prompt: a reply that is as likely after this one is likely after any.
+ELSEWHERE = "I lost my job in March and now I sit at home."
 _LONGEST = 192  # tokens of prompt and reply, half each: the end of the prompt, the beginning of the reply
 
 
@@ -38,14 +34,13 @@ class Reading:
 
 class StateReader:
     """A causal model that reads replies. A call that was made before is not computed again, so judges that share a
-    reader read each reply once. elsewhere: the other client's prompt. Raises `ScorerError` for a model without a
-    trained head."""
+    reader read each reply once. Raises `ScorerError` for a model without a trained head."""
 
-    def __init__(self, where: str, revision: str | None, *, device: str, dtype: Dtype, elsewhere: str) -> None:
+    def __init__(self, where: str, revision: str | None, *, device: str, dtype: Dtype) -> None:
         self.passes = ModelPasses(where, revision, device=device, dtype=dtype, max_length=None)
         self._half = min(_LONGEST, self.passes.max_length) // 2
         self._opening, self._closing, self._end = self._ids("Client:"), self._ids("\nCounselor:"), self._ids("\n")[-1:]
-        self._elsewhere = PassesAfter(self.passes, self._context(elsewhere))
+        self._elsewhere = PassesAfter(self.passes, self._context(ELSEWHERE))
         self._kept: Kept[Reading] = Kept()
         self._lock = threading.Lock()  # a server asks its judges from several threads
 
@@ -83,12 +78,12 @@ class StateReader:
 _shared: WeakValueDictionary[tuple[object, ...], StateReader] = WeakValueDictionary()
 
 
-def shared_reader(where: str, revision: str | None, *, device: str, dtype: Dtype, elsewhere: str) -> StateReader:
-    """The reader of all judges in this process that use the same model and prompt. Raises like `StateReader`."""
+def shared_reader(where: str, revision: str | None, *, device: str, dtype: Dtype) -> StateReader:
+    """The reader of all judges in this process that use the same model. Raises like `StateReader`."""
     files = sorted(Path(where).iterdir()) if Path(where).is_dir() else []  # a folder's files may be replaced
     marks = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    key = (where, marks, revision, device, dtype, elsewhere)
+    key = (where, marks, revision, device, dtype)
     reader = _shared.get(key)
     if reader is None:
-        reader = _shared[key] = StateReader(where, revision, device=device, dtype=dtype, elsewhere=elsewhere)
+        reader = _shared[key] = StateReader(where, revision, device=device, dtype=dtype)
     return reader

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from emorl_core.scorers import Context, ScorerError, build_scorer
+from emorl_core.scorers import states as states_module
 from emorl_core.scorers.judge import NUMBERS, features_of
 from emorl_core.scorers.passes import ModelPasses
-from emorl_core.scorers.states import ELSEWHERE, StateReader
+from emorl_core.scorers.states import StateReader
 from tests.learn import scorer_models
 from tests.learn.test_exam import dialogues, graded
 from tests.learn.test_scorers_pairwise import REPLIES
@@ -50,8 +51,9 @@ def slowly(reader: StateReader, prompt: str, reply: str) -> tuple[torch.Tensor, 
     return torch.stack([layer[0, len(context) :] for layer in out.hidden_states]), logs
 
 
-def test_replies_read_together_are_those_of_single_passes(base: Path) -> None:
-    reader = StateReader(str(base), None, device="cpu", dtype="float32", elsewhere="my mother is at home")
+def test_replies_read_together_are_those_of_single_passes(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states_module, "ELSEWHERE", "my mother is at home")  # this model has few positions
+    reader = StateReader(str(base), None, device="cpu", dtype="float32")
     replies = ["you feel sad", "why", "it is hard and you want to sleep"]
     for reply, own in zip(replies, reader.read("i am sad", replies), strict=True):
         states, likely = slowly(reader, "i am sad", reply)
@@ -82,7 +84,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_what_is_read_together_does_not_depend_on_what_was_read_before(base: Path, together: list[int]) -> None:
     """Rounding depends on it, and a training that was killed and resumed has read other replies before."""
-    reader = StateReader(str(base), None, device="cpu", dtype="float32", elsewhere="my mother is at home")
+    reader = StateReader(str(base), None, device="cpu", dtype="float32")
     replies = ["you feel sad", "why", "it is hard and you want to sleep"]
     for reply in replies:
         reader.read("i am sad", [reply])
@@ -205,11 +207,6 @@ def test_a_judge_is_trained_examined_and_used_from_its_folder(tmp_path: Path, ba
     assert all(0.0 < score < 1.0 for score in scores[:2])
     assert scores[0] != scores[1]
     assert scores[2] == 0.0
-    about = json.loads((trained.folder / "judge.json").read_text())
-    assert about["elsewhere"] == ELSEWHERE
-    (trained.folder / "judge.json").write_text(json.dumps(about | {"elsewhere": "my mother is at home"}))
-    moved = build_scorer({"kind": "judge", "model": str(base), "weights": str(trained.folder)}, Context(device="cpu"))
-    assert moved(["i am sad"], ["you are sad"]) != scores[:1], "the other client's prompt is read from the folder"
     assert "human over the best constant" in (trained.folder / "README.md").read_text()
     for path in trained.folder.iterdir():
         assert b"I worry about my" not in path.read_bytes(), "no text of the data travels with the judge"

@@ -21,7 +21,7 @@ from emorl_core.scorers.base import checked
 from emorl_core.scorers.calibration import Calibration, fit_platt, write_calibration
 from emorl_core.scorers.cross_encoder import local_or_hub, shown
 from emorl_core.scorers.judge import ABOUT_FILE, HEAD_FILE, Head, JudgeAbout
-from emorl_core.scorers.states import ELSEWHERE, StateReader
+from emorl_core.scorers.states import StateReader
 from training.data.phrases import stock_phrases
 from training.data.records import RecordSet
 from training.progress import FitProgress
@@ -203,9 +203,8 @@ def train_judge(
     partial = partial_of(out)
     if overwrite and not resume:
         shutil.rmtree(partial, ignore_errors=True)
-    where = local_or_hub(config.encoder, base)
-    reader = StateReader(where, config.revision, device=config.device, dtype=DTYPE, elsewhere=ELSEWHERE)
-    known = {"model": shown(config.encoder), "revision": config.revision, "dtype": DTYPE, "elsewhere": ELSEWHERE}
+    reader = StateReader(local_or_hub(config.encoder, base), config.revision, device=config.device, dtype=DTYPE)
+    known = {"model": shown(config.encoder), "revision": config.revision, "dtype": DTYPE}
     work = _Work(Readings(reader, partial, known), parts, graded, config.seed, sizes or Sizes(), fit or Fit(), progress)
     head = work.fitted()
     calibration, validation = work.calibrated(head)
@@ -319,7 +318,7 @@ def _write(head: Head, calibration: Calibration, report: dict[str, Any], out: Pa
 
     with appearing(out, replace=True) as finished:
         save_file({name: getattr(head, name).contiguous() for name in Head.__dataclass_fields__}, finished / HEAD_FILE)
-        about = JudgeAbout(dtype=DTYPE, elsewhere=ELSEWHERE)
+        about = JudgeAbout(dtype=DTYPE)
         (finished / ABOUT_FILE).write_text(about.model_dump_json(indent=2) + "\n", encoding="utf-8")
         write_calibration(finished, calibration)
         (finished / "training.json").write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
