@@ -68,6 +68,8 @@ def measure(ensemble: Ensemble, statements: list[str], options: dict[str, Any], 
         "off_ms": median(off),
         "ratio": median(ratios),
         "ratios": ratios,
+        "on_rounds_ms": on,
+        "off_rounds_ms": off,
     }
 
 

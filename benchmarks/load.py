@@ -202,9 +202,16 @@ def served(
     # 600 s: on a slow machine clients only wait longer.
     flags |= {"queue-timeout-s": 600, "log-level": "warning"}
     flags |= settings or {}
+    process = {"env": {**os.environ, "OMP_NUM_THREADS": str(options.threads)}, **process}
+    with serving(bundle, flags, **process) as started:
+        yield started
+
+
+@contextmanager
+def serving(bundle: Path, flags: Mapping[str, object], **process: Any) -> Iterator[tuple[str, int]]:
+    """`served` with nothing but these flags."""
     command = [sys.executable, "-m", "emorl_cli", "serve", str(bundle)]
     command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    process = {"env": {**os.environ, "OMP_NUM_THREADS": str(options.threads)}, **process}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **process) as server:
         try:
             assert server.stdout is not None

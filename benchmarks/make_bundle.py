@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.speed import causal_base
+from benchmarks.speed.workload import EOS
 from emorl_core.adapters.adapter import Adapter, LoraPair
 from emorl_core.adapters.writer import write_peft
 from emorl_core.bundles.bundle import ADAPTERS_DIR, BASE_DIR, BaseRef, BundleSpec, ObjectiveSpec, write_spec
@@ -113,11 +114,19 @@ def _write_t5(folder: Path, shape: str, *, seed: int) -> None:
 
 
 def write_bundle(
-    folder: Path, shape: str, *, objectives: int = 3, rank: int = 8, seed: int = 0, base: Path | None = None
+    folder: Path,
+    shape: str,
+    *,
+    objectives: int = 3,
+    rank: int = 8,
+    seed: int = 0,
+    base: Path | None = None,
+    on_reply: bool = False,
 ) -> Path:
     """Write a bundle: a random base and `objectives` random adapters of `rank` on all linear layers except the head.
     `base`: a folder for the base, which is written unless it exists; several bundles can share it through symbolic
-    links."""
+    links. `on_reply` (decoder-only shapes): adapters act from the last end of sequence in the prompt on, so lanes share
+    what comes before."""
     if base is None:
         write_base(folder / BASE_DIR, shape, seed=seed)
     else:
@@ -138,11 +147,12 @@ def write_bundle(
             )
             for module, (rows, columns) in linears.items()
         }
-        write_peft(Adapter(name, modules), folder / ADAPTERS_DIR / name)
+        adapter = Adapter(name, modules, invocation_tokens=(EOS,) if on_reply else None)
+        write_peft(adapter, folder / ADAPTERS_DIR / name)
     spec = BundleSpec(
         name=f"{shape}-random",
         base=BaseRef(path=BASE_DIR),
-        max_source_tokens=512,
+        max_source_tokens=1024 if shape in causal_base.SHAPES else 512,
         objectives={name: ObjectiveSpec(adapter=f"{ADAPTERS_DIR}/{name}") for name in names},
         profiles={"even": ProfileSpec(weights=dict.fromkeys(names, 1.0))},
         default_profile="even",

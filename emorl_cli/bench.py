@@ -10,8 +10,8 @@ from emorl_cli.console.options import add_example
 
 # Repeated here, so that --help does not import torch; a test compares them with the suite's own.
 CASES = (
-    *("bandwidth", "decode", "requests", "long", "prefill", "position", "objectives", "again", "weights", "memory"),
-    *("cold", "http"),
+    *("bandwidth", "decode", "requests", "long", "prefill", "position", "objectives", "again", "turn", "weights"),
+    *("memory", "copied", "cold", "http"),
 )
 SHAPES = (
     *("t5-small", "t5-base", "t5-large", "t5-tiny"),

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.make_bundle import write_bundle
 from benchmarks.speed import causal_base
 from benchmarks.speed.bandwidth import gb_per_s, step_bytes
@@ -18,7 +20,7 @@ from benchmarks.speed.figures import Figure, Results
 from benchmarks.speed.rounds import Entrant, Pool, say, take_turns
 from benchmarks.speed.workload import Setup, Times, Work
 from emorl_core.errors import UnsupportedModel
-from emorl_core.machine.precision import fbgemm_available
+from emorl_core.machine.precision import fbgemm_available, pick_dtype
 from emorl_core.models.compiling import check_compiler
 from emorl_core.types import Quantize
 
@@ -26,7 +28,9 @@ OBJECTIVES = 3
 RANK = 8
 OBJECTIVES_TRIED = {"cpu": (1, 2, 3, 5, 8), "cuda": (1, 3, 8)}
 REQUESTS_TRIED = {"cpu": (1, 4, 16), "cuda": (1, 16, 64, 256)}
-_STEERED = ("emorl", "emorl compiled", "published", "peft-mixed")
+_STEERED = ("emorl", "emorl compiled", "emorl serve", "published", "peft-mixed", "llama.cpp adapters")
+_LONG_CHAT = 1000  # tokens
+SERVED = ("t5-base", "smollm2-135m")  # shapes whose targets include the default settings of `emorl serve`
 PEERS = ("one-model", "published", "peft-mixed", "ctranslate2", "llama.cpp")
 _FORMATS = {"ctranslate2": ("float32", "int8"), "llama.cpp": ("bfloat16", "q8_0")}
 
@@ -53,13 +57,20 @@ class Bench:
     objectives: int = OBJECTIVES
     quantize: Quantize = "off"  # how this engine stores the base's matrices
 
-    def bundle(self, objectives: int = OBJECTIVES) -> Path:
-        """A random bundle of this shape with that many objectives, written on first use; all share one base."""
-        folder = self.folder / f"{self.shape}-{objectives}"
+    def bundle(self, objectives: int = OBJECTIVES, *, on_reply: bool = False) -> Path:
+        """A random bundle of this shape with that many objectives, written on first use; all share one base.
+        `on_reply`: adapters act on the reply only."""
+        folder = self.folder / f"{self.shape}-{objectives}{'-on-reply' if on_reply else ''}"
         if not (folder / "bundle.yaml").exists():
             say(f"writing {folder}")
-            write_bundle(folder, self.shape, objectives=objectives, rank=RANK, base=self.folder / f"{self.shape}-base")
+            base = self.folder / f"{self.shape}-base"
+            write_bundle(folder, self.shape, objectives=objectives, rank=RANK, base=base, on_reply=on_reply)
         return folder
+
+    @property
+    def decodes_only(self) -> bool:
+        """Whether the shape has no encoder."""
+        return self.shape in causal_base.SHAPES
 
     def setup(
         self, engine: str, *, objectives: int = OBJECTIVES, dtype: str | None = None, quantize: Quantize = "off"
@@ -68,11 +79,18 @@ class Bench:
         folder = str(self.bundle(objectives))
         return Setup(engine, folder, dtype or self.dtype, objectives, self.threads, self.device, slots, quantize)
 
-    def ours(self, work: Work, *, objectives: int = OBJECTIVES, quantize: Quantize | None = None) -> Entrant:
-        """This engine without compilation. The name includes the format of its matrices if it is not the run's."""
+    def ours(
+        self, work: Work, *, objectives: int = OBJECTIVES, quantize: Quantize | None = None, on_reply: bool = False
+    ) -> Entrant:
+        """This engine without compilation. The name includes the format of its matrices if it is not the run's, and
+        whether the adapters act on the reply only."""
         kept = quantize or self.quantize
         name = "emorl" if kept == "off" else f"emorl {kept}"
-        return Entrant(name, self.setup("emorl", objectives=objectives, quantize=kept), work)
+        setup = self.setup("emorl", objectives=objectives, quantize=kept)
+        if not on_reply:
+            return Entrant(name, setup, work)
+        folder = str(self.bundle(objectives, on_reply=True))
+        return Entrant(f"{name}, adapters on the reply", replace(setup, folder=folder), work)
 
     def both(self, work: Work, *, quantize: Quantize | None = None) -> list[Entrant]:
         """This engine without and, if possible, with its step compiled."""
@@ -92,6 +110,13 @@ class Bench:
         except UnsupportedModel:
             return False
         return True
+
+    @property
+    def serves(self) -> bool:
+        """Whether the run's number format is what `emorl serve` chooses, and the targets ask for its default settings
+        on this shape."""
+        usual = str(pick_dtype("auto", torch.device(self.device))).removeprefix("torch.")
+        return self.device == "cpu" and self.dtype == usual and self.shape in SERVED
 
     def entrants(
         self, work: Work, *, only: Sequence[str] = PEERS, compiled: bool = True, int8: bool = False
@@ -156,6 +181,8 @@ def decode(bench: Bench) -> None:
     """One request, 64 source and 64 new tokens, every peer."""
     new = 32 if bench.shape in ("t5-large", "llama-3.2-1b") else 64
     entrants = bench.entrants(Work(1, 64, new), int8=True)
+    if bench.serves:
+        entrants.insert(0, Entrant("emorl serve", bench.setup("emorl serve"), Work(1, 64, new)))
     _decoded(bench, "decode", entrants, bench.count(5))
     read = bench.results.find("bandwidth", "machine", "gb_per_s")
     if read is None:
@@ -176,10 +203,21 @@ def decode(bench: Bench) -> None:
 def requests(bench: Bench) -> None:
     """Several concurrent requests with different weights."""
     entrants = []
-    for number in REQUESTS_TRIED[bench.device]:
+    numbers = REQUESTS_TRIED[bench.device]
+    for number in numbers:
         work = Work(number, 64, 64)
-        entrants += bench.entrants(work, only=("one-model", "ctranslate2", "llama.cpp"), int8=True)
+        if number in (numbers[0], numbers[-1]):
+            entrants += bench.entrants(work, only=_beside(bench), int8=number == numbers[-1])
+        else:
+            entrants += bench.both(work)[-1:]
     _decoded(bench, "requests", entrants, bench.count(4))
+
+
+def _beside(bench: Bench) -> tuple[str, ...]:
+    """The peers for several requests: those that batch, and whose loading does not take longer than the case."""
+    if bench.device != "cpu":
+        return ("one-model",)
+    return ("llama.cpp",) if bench.decodes_only else ("ctranslate2",)
 
 
 def objectives(bench: Bench) -> None:
@@ -206,11 +244,16 @@ def position(bench: Bench) -> None:
 
 
 def prefill(bench: Bench) -> None:
-    """Time to first token at 64, 256 and 512 source tokens; for this engine also the encoder's share."""
+    """Time to first token at 64, 256 and 512 (decoders: 1,000) source tokens; for a T5 in this engine also the
+    encoder's share, for a decoder also with adapters that act on the reply only."""
     entrants = []
-    for source in (64, 256, 512):
-        entrants += bench.entrants(Work(1, source, 2), only=("one-model", "ctranslate2"), compiled=False)
-    entrants += [replace(entrant, method="prefill") for entrant in entrants if entrant.setup.engine == "emorl"]
+    for source in (64, 256, _LONG_CHAT if bench.decodes_only else 512):
+        work = Work(1, source, 2)
+        entrants += bench.entrants(work, only=("one-model", *_beside(bench)), compiled=False)
+        if bench.decodes_only:
+            entrants.append(bench.ours(work, on_reply=True))
+        else:
+            entrants.append(replace(bench.ours(work), method="prefill"))
     for entrant, times in take_turns(bench.pool, entrants, bench.count(5)).items():
         metric = "prefill_ms" if entrant.method == "prefill" else "first_token_ms"
         bench.add("prefill", entrant, metric, [each.first * 1e3 for each in times])
@@ -233,14 +276,29 @@ def again(bench: Bench) -> None:
     bench.add("again", remembered, "first_token_ms", [each.first * 1e3 for each in second[-rounds:]])
 
 
+def turn(bench: Bench) -> None:
+    """Time to first token in the second turn of a chat of 1,000 tokens, whose first turn was answered just before, and
+    for another conversation of that length that is new."""
+    work = Work(1, _LONG_CHAT, 32)
+    entrants = []
+    for new in (bench.ours(work), bench.ours(work, on_reply=True)):
+        entrants += [new, replace(new, name=f"{new.name}, second turn", method="run_second_turn")]
+    for entrant, times in take_turns(bench.pool, entrants, bench.count(4)).items():
+        bench.add("turn", entrant, "first_token_ms", [each.first * 1e3 for each in times])
+
+
 def weights(bench: Bench) -> None:
-    """One request with `combine: weights` compared with the base alone, both in this engine."""
+    """One request with `combine: weights` compared with the base alone, both in this engine; llama.cpp with the same
+    adapters."""
     entrants = []
     for entrant in bench.both(Work(1, 64, 64)):
         entrants += [
             replace(entrant, name=f"{entrant.name}, adapters summed", method="run_summed"),
             replace(entrant, name=f"{entrant.name}, base alone", method="run_base"),
         ]
+    if "llama.cpp" in bench.peers and bench.decodes_only:
+        setup = bench.setup("llama.cpp adapters", dtype="bfloat16")
+        entrants.append(Entrant("llama.cpp bfloat16, adapters summed", setup, Work(1, 64, 64)))
     _decoded(bench, "weights", entrants, bench.count(5))
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 
-from benchmarks.speed.workload import Setup, Times, Work, check_length
+from benchmarks.speed.workload import EOS, Setup, Times, Work, check_length
 from emorl_core.engine.driver import Driver
 from emorl_core.ensemble import Ensemble
 from emorl_core.lanes.lane import Lane, lane_points
 from emorl_core.models.family import Piece
 from emorl_core.types import Combine, Failure, Request, Sampling, TokenEvent
+
+SECOND_TURN = 24  # tokens of a client's second turn
+_OTHER = 1_000_000  # far from the seeds of other work
 
 
 class Emorl:
@@ -41,13 +45,30 @@ class Emorl:
         """The base alone."""
         return self._run(work, [(1.0, *(0.0,) * self._objectives)] * work.requests)
 
-    def _run(self, work: Work, weights: list[tuple[float, ...]], combine: Combine = "hidden") -> Times:
+    def run_second_turn(self, work: Work) -> Times:
+        """A conversation of `source` tokens whose beginning was answered just before: the client's first turn, the
+        reply of `new` tokens to it, and the client's second turn, whose answer is timed."""
+        weights = [(0.0, *each) for each in work.weights(self._objectives)]
+        conversations = work.prompts()
+        begun = [[*prompt[: work.source - work.new - SECOND_TURN - 1], EOS] for prompt in conversations]
+        first = self._run(replace(work, seed=work.seed + _OTHER), weights, prompts=begun)
+        turns = [prompt[-SECOND_TURN:] for prompt in conversations]
+        prompts = [[*before, *reply, *turn] for before, reply, turn in zip(begun, first.ids, turns, strict=True)]
+        return self._run(work, weights, prompts=prompts)
+
+    def _run(
+        self,
+        work: Work,
+        weights: list[tuple[float, ...]],
+        combine: Combine = "hidden",
+        prompts: list[list[int]] | None = None,
+    ) -> Times:
         """weights: per request one number per lane, the base's first."""
         engine = self._ensemble.engine
         sampling = Sampling(max_new_tokens=work.new, min_new_tokens=work.new, seed=work.seed)
         requests = [
             Request(f"{work.seed}-{work.weights_seed}-{i}", tuple(prompt), lanes, sampling, combine=combine)
-            for i, (prompt, lanes) in enumerate(zip(work.prompts(), weights, strict=True))
+            for i, (prompt, lanes) in enumerate(zip(prompts or work.prompts(), weights, strict=True))
         ]
         made: dict[str, list[int]] = {request.request_id: [] for request in requests}
         stamps: list[float] = []

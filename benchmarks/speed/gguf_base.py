@@ -1,4 +1,5 @@
-"""A random decoder-only checkpoint as a GGUF file for llama.cpp: the same weights, in the formats to be measured."""
+"""A random decoder-only checkpoint and its adapters as GGUF files for llama.cpp: the same weights, in the formats to be
+measured."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from emorl_core.adapters.adapter import Adapter, read_peft
+from emorl_core.bundles.bundle import Bundle
 from emorl_core.files.writing import replacing
 
 FORMATS = {"float32": "F32", "bfloat16": "BF16", "q8_0": "Q8_0"}  # of the matrices; norms and biases are float32
@@ -31,10 +34,9 @@ def _write(path: Path, base: Path, dtype: str) -> None:
     import gguf
     from safetensors import safe_open
 
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = _config(base)
     kind = gguf.MODEL_ARCH[_ARCHITECTURES[config["model_type"]]]
-    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
-    head = config.get("head_dim") or config["hidden_size"] // heads
+    layers, heads, head = config["num_hidden_layers"], config["num_attention_heads"], _head(config)
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[kind])
     writer.add_block_count(layers)
     writer.add_context_length(config["max_position_embeddings"])
@@ -58,6 +60,53 @@ def _write(path: Path, base: Path, dtype: str) -> None:
             how = matrix if values.ndim == 2 else other
             array = np.ascontiguousarray(values.numpy())
             writer.add_tensor(f"{names.get_name(stem)}.{end}", gguf.quants.quantize(array, how), raw_dtype=how)
+    _finish(writer)
+
+
+def write_gguf_adapters(bundle: Bundle) -> list[Path]:
+    """Write each objective's LoRA weights as a file beside its folder, only once, in float32."""
+    config = _config(bundle.base_folder())
+    found = []
+    for name in bundle.spec.objectives:
+        folder = bundle.adapter_folder(name).resolve()
+        out = folder.with_name(f"{folder.name}.gguf")
+        if not out.exists():
+            with replacing(out) as temporary:
+                _write_adapter(temporary, read_peft(folder, name), config)
+        found.append(out)
+    return found
+
+
+def _write_adapter(path: Path, adapter: Adapter, config: dict[str, Any]) -> None:
+    import gguf
+
+    kind = gguf.MODEL_ARCH[_ARCHITECTURES[config["model_type"]]]
+    names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[kind])
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)  # no scale but the request's
+    for module, pair in adapter.modules.items():
+        b = pair.b.float() * pair.scale
+        if config["model_type"] == "llama" and module.endswith(("q_proj", "k_proj")):
+            b = _interleaved(b, _head(config))
+        stem = names.get_name(module)
+        writer.add_tensor(f"{stem}.weight.lora_a", np.ascontiguousarray(pair.a.float().numpy()))
+        writer.add_tensor(f"{stem}.weight.lora_b", np.ascontiguousarray(b.numpy()))
+    _finish(writer)
+
+
+def _config(base: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _head(config: dict[str, Any]) -> int:
+    """Dimensions of one attention head."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _finish(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.speed.gguf_base import write_gguf
+from benchmarks.speed.gguf_base import write_gguf, write_gguf_adapters
 from benchmarks.speed.workload import Setup, Times, Work, check_length
 from emorl_core.bundles.bundle import Bundle
 
@@ -34,13 +34,18 @@ class LlamaCpp:
             parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         parameters.cache_ram_mib = 0
         parameters.verbosity = -1
+        parameters.lora_adapters = self._adapters(setup)
         self._server = xllamacpp.Server(parameters)
 
     def run(self, work: Work) -> Times:
-        prompts = work.prompts()
-        with ThreadPoolExecutor(len(prompts)) as callers:
+        return self._run(work, [{}] * work.requests)
+
+    def _run(self, work: Work, options: list[dict[str, Any]]) -> Times:
+        """options: per request, in addition to the usual ones."""
+        with ThreadPoolExecutor(work.requests) as callers:
             start = time.perf_counter()
-            answers = list(callers.map(lambda prompt: self._answer(prompt, work.new, start), prompts))
+            asked = zip(work.prompts(), options, strict=True)
+            answers = list(callers.map(lambda each: self._answer(each[0], work.new, start, each[1]), asked))
         ids = tuple(tuple(answer["tokens"]) for _, answer in answers)
         for each in ids:
             check_length(len(each), work.new, "llama.cpp")
@@ -53,7 +58,12 @@ class LlamaCpp:
         built = " ".join(part.strip() for part in xllamacpp.get_system_info().split("|") if part.strip())
         return {"settings": f"xllamacpp {xllamacpp.__version__}, one slot a request, built with {built}"}
 
-    def _answer(self, prompt: list[int], new: int, start: float) -> tuple[float, dict[str, Any]]:
+    def _adapters(self, setup: Setup) -> list[Any]:  # noqa: ARG002 - one model has none
+        return []
+
+    def _answer(
+        self, prompt: list[int], new: int, start: float, options: dict[str, Any]
+    ) -> tuple[float, dict[str, Any]]:
         """(seconds until the answer, llama.cpp's own report)"""
         answer = self._server.handle_completions(
             {
@@ -66,9 +76,32 @@ class LlamaCpp:
                 "cache_prompt": False,
                 "return_tokens": True,
                 "verbose": True,
+                **options,
             }
         )
         ended = time.perf_counter() - start
         if "__verbose" not in answer:
             raise RuntimeError(f"llama.cpp gave no answer: {json.dumps(answer)[:300]}")
         return ended, answer["__verbose"]
+
+
+class LlamaCppAdapters(LlamaCpp):
+    """`llama.cpp adapters`: the same with all objectives' adapters loaded and their weights in each request, which adds
+    the weighted adapters up like `combine: weights`."""
+
+    def run(self, work: Work) -> Times:
+        weights = work.weights(self._count)
+        return self._run(
+            work, [{"lora": [{"id": i, "scale": weight} for i, weight in enumerate(row)]} for row in weights]
+        )
+
+    def _adapters(self, setup: Setup) -> list[Any]:
+        import xllamacpp
+
+        found = []
+        for file in write_gguf_adapters(Bundle.open(setup.folder)):
+            adapter = xllamacpp.CommonAdapterLoraInfo()
+            adapter.path, adapter.scale = str(file), 0.0
+            found.append(adapter)
+        self._count = len(found)
+        return found

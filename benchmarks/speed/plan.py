@@ -29,15 +29,18 @@ CASES: dict[str, Callable[[cases.Bench], None]] = {
     "position": cases.position,
     "objectives": cases.objectives,
     "again": cases.again,
+    "turn": cases.turn,
     "weights": cases.weights,
     "memory": cases.memory,
+    "copied": processes.copied,
     "cold": processes.cold,
     "http": processes.http,
 }
 ENCODER_ONLY = ("cold", "http")  # only for T5 shapes: their programs and requests are written for T5
+DECODER_ONLY = ("turn", "copied")  # a T5 reads every prompt anew; the demo is a decoder
 OF_TARGETS = {  # shape -> the cases that its targets refer to
-    "t5-base": tuple(CASES),
-    "smollm2-135m": ("bandwidth", "decode", "requests", "weights", "memory"),
+    "t5-base": ("bandwidth", "decode", "requests", "prefill", "position", "objectives", "again", "memory"),
+    "smollm2-135m": ("bandwidth", "decode", "requests", "prefill", "turn", "weights", "memory", "copied"),
     "qwen2.5-0.5b": ("bandwidth", "decode", "memory"),
 }
 OF_OTHER_SHAPES = ("bandwidth", "decode")  # the other cases would show nothing new, and take as long again
@@ -77,10 +80,12 @@ class Plan:
             if not any(cases.runs(peer, shape) for shape in self.measured):
                 raise InvalidRequest(f"--peers: {peer} runs no {self.measured[0]}; leave it out, or name another shape")
         for shape in self.shapes:
-            if shape in causal_base.SHAPES and (odd := [case for case in self.cases if case in ENCODER_ONLY]):
+            no_encoder = shape in causal_base.SHAPES
+            others = ENCODER_ONLY if no_encoder else DECODER_ONLY
+            if odd := [case for case in self.cases if case in others]:
                 raise InvalidRequest(
-                    f"--case {odd[0]} is not measured on {shape}, which has no encoder; "
-                    f"allowed: {', '.join(case for case in CASES if case not in ENCODER_ONLY)}"
+                    f"--case {odd[0]} is not measured on {shape}, which has {'no' if no_encoder else 'an'} encoder; "
+                    f"allowed: {', '.join(case for case in CASES if case not in others)}"
                 )
         if self.device == "cuda" and (odd := [case for case in self.cases if case not in ON_CUDA]):
             raise InvalidRequest(f"--case {odd[0]} is not measured with --device cuda; allowed: {', '.join(ON_CUDA)}")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from benchmarks.speed.cases import Bench
 from benchmarks.speed.ctranslate import convert
 from benchmarks.speed.figures import Figure
 from benchmarks.speed.rounds import say
 from benchmarks.speed.worker import WorkerFailed
+from emorl_cli.demo.bundle import default_folder, is_made
 from emorl_core.bundles.bundle import Bundle
 
+_ROOT = Path(__file__).parents[2]
 PROMPT = "I can not keep up at work and nobody seems to notice any more."  # 62 bytes, 63 tokens with </s>
 
 # Each loads a model and generates one token; the mark on stdout is when a user would see it.
@@ -86,6 +90,27 @@ def http(bench: Bench) -> None:
         for metric, kind in (("first_token_ms", "first"), ("ms_per_token", "gap")):
             values = tuple(getattr(each, f"{kind}_{side}") * 1e3 for each in report.rounds)
             bench.results.figures.append(Figure("http", name, metric, values, requests=1, new=64, **sizes))
+
+
+def copied(bench: Bench) -> None:
+    """Replies of the demo with tokens copied from the prompt, and without, alternating. Random weights copy nothing."""
+    bench.pool.only([])
+    folder = default_folder()
+    if not is_made(folder):
+        bench.results.notes.append("Copied tokens: not measured; `emorl demo --build-only` makes the demo's bundle.")
+        return
+    say("the demo's replies, with copied tokens and without")
+    command = [sys.executable, "-m", "benchmarks.copied_tokens", "--bundle", str(folder), "--combine", "hidden"]
+    command += ["--statements", str(_ROOT / "docs/demo-statements.txt"), "--limit", "8", "--prompt-lookup", "on"]
+    command += ["--rounds", str(bench.count(3)), "--threads", str(bench.threads)]
+    done = subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise WorkerFailed(f"copied tokens: the program ended with {done.returncode}")
+    (measured,) = json.loads(done.stdout.splitlines()[-1])
+    sizes = {"shape": bench.shape, "dtype": bench.dtype, "device": bench.device, "objectives": bench.objectives}
+    for name, side in (("emorl, copied tokens", "on_rounds_ms"), ("emorl, no copied tokens", "off_rounds_ms")):
+        values = tuple(measured[side])
+        bench.results.figures.append(Figure("copied", name, "ms_per_token", values, requests=1, **sizes))
 
 
 def _start(bench: Bench, engine: str) -> float:

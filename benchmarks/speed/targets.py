@@ -52,17 +52,26 @@ def _sixteen(engine: str) -> dict[str, Any]:
     return {"case": "requests", "engine": engine, "metric": "tokens_per_s", "requests": 16}
 
 
+def _first(engine: str, case: str = "prefill", **sizes: Any) -> dict[str, Any]:
+    return {"case": case, "engine": engine, "metric": "first_token_ms", **sizes}
+
+
 def _at(position: int) -> dict[str, Any]:
     return {"case": "position", "engine": "emorl", "metric": "ms_per_token", "position": position}
 
 
 _OURS, _INT8, _ONE, _COMPILED = _decode("emorl"), _decode("emorl int8"), _decode("one-model"), ("one-model compiled",)
+_SERVED, _ON_REPLY = _decode("emorl serve"), "emorl, adapters on the reply"
 TARGETS = (
     Ratio("3 objectives, 1 request, ms per token / `one-model`", _OURS, _ONE, rivals=_COMPILED, most=1.0, must=1.15),
     Ratio("the same / `published`", _OURS, _decode("published"), most=1 / 40),
     Ratio("the same / `peft-mixed`", _OURS, _decode("peft-mixed"), most=1 / 3),
     Ratio("the same / `ctranslate2` float32, one model", _OURS, _decode("ctranslate2 float32"), most=0.8),
     Ratio("the same / `ctranslate2` int8, one model", _OURS, _decode("ctranslate2 int8"), most=1.0),
+    *(
+        Ratio(f"{shape}, `emorl serve` as it is / `one-model`", _SERVED, _ONE, shape, rivals=_COMPILED, most=1.0)
+        for shape in (T5, SMALL)
+    ),
     Ratio(
         "5 objectives / 1 objective, ms per token",
         {"case": "objectives", "engine": "emorl", "metric": "ms_per_token", "objectives": 5},
@@ -78,9 +87,15 @@ TARGETS = (
     Ratio("position 512 / position 16, ms per token", _at(512), _at(16), most=1.4),
     Ratio(
         "same prompt under other weights / first time, first token, 256 source tokens",
-        {"case": "again", "engine": "emorl, prompt seen before", "metric": "first_token_ms"},
-        {"case": "again", "engine": "emorl", "metric": "first_token_ms"},
+        _first("emorl, prompt seen before", "again"),
+        _first("emorl", "again"),
         most=1 / 4,
+    ),
+    Ratio(
+        "first token, 64 source tokens / `one-model`",
+        _first("emorl", source=64),
+        _first("one-model", source=64),
+        most=1.5,
     ),
     Ratio(
         "int8 base, 3 objectives, ms per token / `ctranslate2` int8, one model",
@@ -134,6 +149,27 @@ TARGETS = (
         _sixteen("llama.cpp bfloat16"),
         SMALL,
         least=1.0,
+    ),
+    Ratio(
+        f"{SMALL}, first token, 64 source tokens, adapters on the reply / `one-model`",
+        _first(_ON_REPLY, source=64),
+        _first("one-model", source=64),
+        SMALL,
+        most=1.15,
+    ),
+    Ratio(
+        f"{SMALL}, first token, second turn / new conversation, 1,000 tokens, adapters on the reply",
+        _first(f"{_ON_REPLY}, second turn", "turn"),
+        _first(_ON_REPLY, "turn"),
+        SMALL,
+        most=1 / 8,
+    ),
+    Ratio(
+        f"{SMALL}, the demo's replies, ms per token with copied tokens / without",
+        {"case": "copied", "engine": "emorl, copied tokens", "metric": "ms_per_token"},
+        {"case": "copied", "engine": "emorl, no copied tokens", "metric": "ms_per_token"},
+        SMALL,
+        most=0.8,
     ),
     Ratio(
         f"{MEDIUM}, int8 base / bfloat16, ms per token",

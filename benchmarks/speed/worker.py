@@ -23,12 +23,14 @@ from emorl_core.errors import EngineError
 ENGINES = {
     "emorl": "benchmarks.speed.engine:Emorl",
     "emorl compiled": "benchmarks.speed.engine:EmorlCompiled",
+    "emorl serve": "benchmarks.speed.serve:EmorlServe",
     "one-model": "benchmarks.speed.peers:OneModel",
     "one-model compiled": "benchmarks.speed.peers:OneModelCompiled",
     "published": "benchmarks.speed.peers:Published",
     "peft-mixed": "benchmarks.speed.peft_mixed:PeftMixed",
     "ctranslate2": "benchmarks.speed.ctranslate:CTranslate2",
     "llama.cpp": "benchmarks.speed.llama_cpp:LlamaCpp",
+    "llama.cpp adapters": "benchmarks.speed.llama_cpp:LlamaCppAdapters",
     "bandwidth": "benchmarks.speed.bandwidth:Bandwidth",
 }
 
@@ -102,6 +104,7 @@ class InProcess(Worker):
         return 0
 
     def close(self) -> None:
+        _close(self._engine)
         del self._engine
 
 
@@ -127,12 +130,18 @@ def _serve(pipe: Any, setup: Setup) -> None:
         try:
             method, args = pipe.recv()
         except EOFError:
+            _close(engine)
             return
         try:
             answer = (True, getattr(engine, method)(*args))
         except BaseException as error:  # noqa: BLE001 - the parent raises it
             answer = (False, _told(error))
         pipe.send(answer)
+
+
+def _close(engine: Any) -> None:
+    """End what an engine has started, if it has started anything."""
+    getattr(engine, "close", lambda: None)()
 
 
 def _told(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import make_bundle
-from benchmarks.speed import cases, causal_base, plan, report, rounds, worker
+from benchmarks.speed import cases, causal_base, plan, processes, report, rounds, worker
 from benchmarks.speed.bandwidth import step_bytes
 from benchmarks.speed.compare import compare, spread
 from benchmarks.speed.figures import FORMAT, Figure, Results, read_results, write_results
@@ -22,7 +22,7 @@ from benchmarks.speed.targets import TARGETS, judge, judge_main, ratio_text
 from benchmarks.speed.worker import InProcess, Worker, WorkerFailed, load
 from benchmarks.speed.workload import Setup, Times, Work
 from emorl_cli import bench
-from emorl_core.errors import InvalidRequest
+from emorl_core.errors import InvalidRequest, UnsupportedModel
 from emorl_core.machine.precision import fbgemm_available
 from tests.modes import closed_files
 
@@ -114,6 +114,71 @@ def test_llama_cpp_runs_the_formats_that_are_measured(models: Path, dtype: str) 
     engine = load(setup(models, "llama.cpp", dtype, shape="llama-tiny", slots=2))
     assert [len(ids) for ids in engine.run(WORK).ids] == [WORK.new] * WORK.requests
     assert "xllamacpp" in engine.facts()["settings"]
+
+
+def test_llama_cpp_adds_up_the_same_adapters(strong: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    work = replace(WORK, new=16)
+    ours = load(setup(strong, "emorl", shape="llama-tiny"))
+    theirs = load(setup(strong, "llama.cpp adapters", shape="llama-tiny", slots=2)).run(work).ids
+    assert theirs == ours.run_summed(work).ids
+    assert theirs != ours.run_base(work).ids
+
+
+@pytest.mark.parametrize("folder", ["llama-tiny-3", "llama-tiny-3-on-reply"])
+def test_a_second_turn_is_the_reply_to_the_whole_conversation(strong: Path, folder: str) -> None:
+    """It finds most of the prompt computed, and says the same as an engine that reads all of it."""
+    work = Work(requests=2, source=64, new=8, seed=3)
+    made = replace(setup(strong, "emorl", shape="llama-tiny"), folder=str(strong / folder))
+    if not (strong / folder).exists():
+        make_bundle.write_bundle(strong / folder, "llama-tiny", rank=cases.RANK, base=strong / "base", on_reply=True)
+    engine, other = load(made), load(made)
+    asked: list[list[list[int]]] = []
+    computed = 0
+    original = other._run
+
+    def noted(work: Work, weights: Any, combine: Any = "hidden", prompts: Any = None) -> Times:
+        nonlocal computed
+        asked.append(prompts)
+        before = other._ensemble.engine.stats.prefill_tokens_computed
+        times = original(work, weights, combine, prompts)
+        computed = other._ensemble.engine.stats.prefill_tokens_computed - before
+        return times
+
+    other._run = noted
+    ids = other.run_second_turn(work).ids
+    assert [len(prompt) for prompt in asked[1]] == [work.source] * work.requests
+    weights = [(0.0, *each) for each in work.weights(3)]
+    assert engine._run(work, weights, prompts=asked[1]).ids == ids
+    assert computed < 0.7 * engine._ensemble.engine.stats.prefill_tokens_computed
+
+
+def test_a_server_with_its_default_settings_is_an_engine_too(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.speed import serve
+
+    def none() -> None:
+        raise UnsupportedModel("no compiler", param="compile")
+
+    monkeypatch.setattr(serve, "check_compiler", none)  # so that nobody waits for a compiled step
+    engine = load(setup(models, "emorl serve", shape="llama-tiny"))
+    try:
+        times = engine.run(WORK)
+        assert [len(ids) for ids in times.ids] == [WORK.new] * WORK.requests
+        assert len(times.stamps) == WORK.new
+        assert list(times.stamps) == sorted(times.stamps)
+        assert engine.facts()["settings"].startswith("default settings, ")
+    finally:
+        engine.close()
+
+
+def test_copied_tokens_are_those_of_the_demo_and_its_lack_is_noted(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "default_folder", lambda: tmp_path / "demo")
+    measured, _ = plan.run(_plan(models, tmp_path / "run.json", shapes=("llama-tiny",), cases=("copied",)))
+    assert measured.figures == []
+    (note,) = (note for note in measured.notes if "Copied" in note)
+    assert "`emorl demo --build-only`" in note
 
 
 @pytest.mark.parametrize("shape", TINY)
@@ -281,6 +346,10 @@ def test_the_command_measures_and_prints_a_table_and_writes_json_where_it_is_tol
             ("--shape", "llama-tiny", "--case", "decode", "--case", "cold"),
             "--case cold is not measured on llama-tiny, which has no encoder; allowed: bandwidth, decode, requests",
         ),
+        (
+            ("--shape", "t5-tiny", "--case", "turn"),
+            "--case turn is not measured on t5-tiny, which has an encoder; allowed: bandwidth, decode, requests",
+        ),
         (("--json", "there.json"), "exists already"),
         (("--json", "no/such/folder.json"), "its folder does not exist"),
         (("--resume",), "--resume goes on with a file of --json"),
@@ -307,7 +376,6 @@ def test_a_plan_measures_what_targets_speak_of_and_of_other_shapes_one_decoding(
     def cases_of(shape: str, **options: Any) -> list[str]:
         return [step.case for step in plan.Plan(**options).steps() if step.shape == shape]
 
-    assert cases_of("t5-base") == list(plan.CASES)
     for ratio in TARGETS:
         assert ratio.above["case"] in cases_of(ratio.shape)
     assert cases_of("qwen2.5-0.5b", cases=("decode", "cold")) == ["decode"]
@@ -337,13 +405,17 @@ def test_a_decoder_is_measured(models: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(cases.Bench, "compiles", False)
     monkeypatch.setitem(cases.REQUESTS_TRIED, "cpu", (1, 2))
     monkeypatch.setitem(cases.OBJECTIVES_TRIED, "cpu", (1, 2))
-    monkeypatch.setattr(cases, "Work", lambda requests, *_: Work(requests, 8, 4))
-    wanted = ("decode", "requests", "objectives", "weights", "memory")
+    monkeypatch.setattr(cases, "Work", lambda requests, *_: Work(requests, 40, 4))
+    wanted = ("decode", "requests", "prefill", "objectives", "turn", "weights", "memory")
     plans = _plan(models, tmp_path / "run.json", shapes=("llama-tiny",), cases=wanted, rounds=1, peers=("peft-mixed",))
     measured, _ = plan.run(plans)
     assert dict.fromkeys(figure.case for figure in measured.figures) == dict.fromkeys(wanted)
     summed = measured.find("weights", "emorl, adapters summed", "ms_per_token", shape="llama-tiny")
     assert summed is not None
+    names = [figure.engine for figure in measured.figures if figure.case == "turn"]
+    ours = ["emorl", "emorl, adapters on the reply"]
+    assert names == [f"{name}{which}" for name in ours for which in ("", ", second turn")]
+    assert measured.find("prefill", ours[1], "first_token_ms") is not None
     assert measured.find("decode", "peft-mixed", "limit_ms") is None, "no bandwidth was measured"
 
 
