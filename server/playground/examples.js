@@ -2,7 +2,7 @@
 
 /** For a chat model: what clients say, and one conversation that is under way. */
 const SAID = [
-  { name: "smoking", said: "Maybe it's time to quit. My dad died of heart disease, and I cough up all this junk every morning." },
+  { name: "smoking", said: "My dad died of heart disease, and now I cough every morning. Maybe it's time to quit." },
   { name: "nights", said: "I lie awake until three every night, going over everything I said to people during the day." },
   { name: "mother", said: "My mom needs help every day now. My brother sends money and thinks that settles it." },
   { name: "drinking", said: "I told myself I'd stop after two beers. I always tell myself that, and then it's midnight." },
