@@ -86,6 +86,9 @@ def main() -> None:
         "--combine", default="hidden,weights", help="ways to combine, comma-separated (default hidden,weights)"
     )
     parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="number format (default auto)"
+    )
+    parser.add_argument(
         "--prompt-lookup", choices=("auto", "on"), default="auto", help="the engine's setting (default auto)"
     )
     parser.add_argument(
@@ -98,6 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     ensemble = Ensemble.load(
         args.bundle,
+        dtype=args.dtype,
         prompt_lookup=args.prompt_lookup,
         compile="auto" if args.compile == "auto" else False,
         compile_cache=args.compile_cache,

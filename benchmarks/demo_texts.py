@@ -7,7 +7,7 @@ Prompts are the lines of a file (`--statements`), the prompts of a data set (`--
 (`--part`). Replies are greedy. Under the texts stand plain measures over all of them. `loops`: share of replies in
 which a run of three words comes twice; the others are those of `emorl evaluate`. With `--recipe`, two further tables:
 each objective's own reward and every judge of the recipe's `evaluation.scorers`, adapter against base, with a paired
-95 % bootstrap interval over prompts.
+95 % bootstrap interval over prompts, and what the best constant sentence gets, searched among the training replies.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ import numpy as np
 
 from emorl_core.ensemble import Ensemble
 from emorl_core.scorers import Context, build_scorer
-from emorl_core.scorers.base import Scorer
+from emorl_core.scorers.base import Checked, Scorer, checked
 from emorl_core.scorers.words import ngrams, words
 from emorl_core.types import Completion
 from training.data.records import Record
 from training.data.sources import load_records
 from training.evaluation.cells import Reply
 from training.evaluation.scores import measures_of
+from training.pipeline.pairs import given_records
 from training.pipeline.prepare import distinct, load_data
 from training.recipe.recipe import load_recipe
+from training.scorers.exam.examine import Asking, ExamSettings, best_constant
 from training.search.bootstrap import mean_interval, resamples
 
 if TYPE_CHECKING:
@@ -66,6 +68,14 @@ def measures(statements: Sequence[str], done: Sequence[Completion]) -> dict[str,
     }
 
 
+def best_sentence(scorer: Checked, records: Sequence[Record], statements: Sequence[str]) -> tuple[str, float]:
+    """The sentence that the scorer rates best as an answer to the clients of `records`, and its mean score on the
+    statements."""
+    text = best_constant(Asking(scorer), records, ExamSettings()).text
+    scores = scorer(list(statements), [text] * len(statements))
+    return text, sum(scores) / len(scores)
+
+
 def gains(scorer: Scorer, statements: Sequence[str], texts: Mapping[str, Sequence[str]], lanes: Sequence[str]) -> str:
     """The mean score of the base, then of each of `lanes` with its difference from the base."""
     scores = {lane: np.array(scorer(list(statements), list(texts[lane]))) for lane in (BASE, *lanes)}
@@ -76,20 +86,30 @@ def gains(scorer: Scorer, statements: Sequence[str], texts: Mapping[str, Sequenc
     return " | ".join(cells)
 
 
-def scored(
-    recipe: Recipe, context: Context, statements: Sequence[str], texts: Mapping[str, Sequence[str]]
-) -> list[str]:
-    """Markdown tables of rewards and judges."""
+def scored(recipe: Recipe, folder: Path, statements: Sequence[str], texts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Markdown tables of rewards and judges. folder: where the recipe's relative paths start. Constants are searched
+    among the replies that adapters were fitted on, or else the data's."""
     names = list(recipe.objectives)
-    lines = ["", "| reward | base | its own adapter |", "|---|---|---|"]
+    data = load_data(recipe, folder)
+    train = data.parts["train"]
+    given = given_records(recipe, folder, data)
+    context = Context(recipe.compute.scorer_device, folder, train)
+    constants: list[str] = []
+
+    def row(name: str, scorer: Scorer, lanes: Sequence[str], records: Sequence[Record]) -> str:
+        text, mean = best_sentence(checked(scorer), records or train, statements)
+        constants.append(f"{name}: “{text}”")
+        return f"| {name} | {mean:.3f} | {gains(scorer, statements, texts, lanes)} |"
+
+    lines = ["", "| reward | best constant | base | its own adapter |", "|---|---|---|---|"]
     for name in names:
         scorer = build_scorer(recipe.objectives[name].scorer, context, where=f"objectives.{name}.scorer")
-        lines.append(f"| {name} | {gains(scorer, statements, texts, [name])} |")
-    lines += ["", f"| judge | base | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
+        lines.append(row(name, scorer, [name], given.get(name, ())))
+    lines += ["", f"| judge | best constant | base | {' | '.join(names)} |", f"|---|---|---|{'---|' * len(names)}"]
     for name, spec in recipe.evaluation.scorers.items():
         scorer = build_scorer(spec, context, where=f"evaluation.scorers.{name}")
-        lines.append(f"| {name} | {gains(scorer, statements, texts, names)} |")
-    return lines
+        lines.append(row(name, scorer, names, [record for own in given.values() for record in own]))
+    return [*lines, "", f"Best constants: {'; '.join(constants)}"]
 
 
 def main() -> None:
@@ -129,10 +149,8 @@ def main() -> None:
     lines += [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     lines += [f"| {name} | {' | '.join(f'{own[column]:.3g}' for column in columns)} |" for name, own in table.items()]
     if recipe is not None:
-        folder = args.recipe.resolve().parent
-        context = Context(recipe.compute.scorer_device, folder, load_data(recipe, folder).parts["train"])
         texts = {name: [each.text for each in own] for name, own in done.items()}
-        lines += scored(recipe, context, statements, texts)
+        lines += scored(recipe, args.recipe.resolve().parent, statements, texts)
     text = "\n".join(lines) + "\n"
     if args.out is None:
         print(text)

@@ -84,6 +84,11 @@ class Results:
                 return figure
         return None
 
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
     def document(self, targets: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         shown = [
             {**asdict(figure), "median": figure.median, "min": figure.least, "max": figure.most}

@@ -144,7 +144,7 @@ def run(plan: Plan) -> tuple[Results, list[dict[str, Any]]]:
         if place(results.machine) != place(here.machine):
             raise InvalidRequest(f"--json {plan.json}: was measured on another machine or with other threads")
         if here.machine["commit"] != results.machine.get("commit"):
-            _note(results, f"Continued at commit {here.machine['commit']}, {here.machine['measured']}.")
+            results.note(f"Continued at commit {here.machine['commit']}, {here.machine['measured']}.")
     results.settings = {
         "rounds": plan.rounds,
         "quick": plan.quick,
@@ -155,7 +155,7 @@ def run(plan: Plan) -> tuple[Results, list[dict[str, Any]]]:
     peers = _peers(plan, results)
     if plan.device == "cpu":
         here = "is on this machine, see --device cuda" if torch.cuda.is_available() else "is not on this machine"
-        _note(results, f"GPU: not measured in this run; a CUDA device {here}.")
+        results.note(f"GPU: not measured in this run; a CUDA device {here}.")
     targets: list[dict[str, Any]] = []
     with Pool(in_process=plan.in_process) as pool:
         for step in steps:
@@ -193,7 +193,7 @@ def _peers(plan: Plan, results: Results) -> Sequence[str]:
         if (missing := _missing(peer)) is None:
             found.append(peer)
         else:
-            _note(results, f"{peer}: not measured; {missing} is not installed (emorl's extra `bench`).")
+            results.note(f"{peer}: not measured; {missing} is not installed (emorl's extra `bench`).")
     return found
 
 
@@ -210,8 +210,3 @@ def _done(results: Results, step: Step, device: str) -> bool:
 def _missing(peer: str) -> str | None:
     """The first package that a peer needs and that is not installed."""
     return next((each for each in _PACKAGES.get(peer, ()) if importlib.util.find_spec(each) is None), None)
-
-
-def _note(results: Results, note: str) -> None:
-    if note not in results.notes:
-        results.notes.append(note)

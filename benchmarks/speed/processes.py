@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.speed.cases import Bench
-from benchmarks.speed.ctranslate import convert
+from benchmarks.speed.engines.ctranslate import convert
 from benchmarks.speed.figures import Figure
 from benchmarks.speed.rounds import say
 from benchmarks.speed.worker import WorkerFailed
@@ -97,12 +97,12 @@ def copied(bench: Bench) -> None:
     bench.pool.only([])
     folder = default_folder()
     if not is_made(folder):
-        bench.results.notes.append("Copied tokens: not measured; `emorl demo --build-only` makes the demo's bundle.")
+        bench.results.note("Copied tokens: not measured; `emorl demo --build-only` makes the demo's bundle.")
         return
     say("the demo's replies, with copied tokens and without")
     command = [sys.executable, "-m", "benchmarks.copied_tokens", "--bundle", str(folder), "--combine", "hidden"]
     command += ["--statements", str(_ROOT / "docs/demo-statements.txt"), "--limit", "8", "--prompt-lookup", "on"]
-    command += ["--rounds", str(bench.count(3)), "--threads", str(bench.threads)]
+    command += ["--rounds", str(bench.count(3)), "--threads", str(bench.threads), "--dtype", bench.dtype]
     done = subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise WorkerFailed(f"copied tokens: the program ended with {done.returncode}")

@@ -21,16 +21,16 @@ from emorl_core.errors import EngineError
 
 # name -> module:class
 ENGINES = {
-    "emorl": "benchmarks.speed.engine:Emorl",
-    "emorl compiled": "benchmarks.speed.engine:EmorlCompiled",
-    "emorl serve": "benchmarks.speed.serve:EmorlServe",
-    "one-model": "benchmarks.speed.peers:OneModel",
-    "one-model compiled": "benchmarks.speed.peers:OneModelCompiled",
-    "published": "benchmarks.speed.peers:Published",
-    "peft-mixed": "benchmarks.speed.peft_mixed:PeftMixed",
-    "ctranslate2": "benchmarks.speed.ctranslate:CTranslate2",
-    "llama.cpp": "benchmarks.speed.llama_cpp:LlamaCpp",
-    "llama.cpp adapters": "benchmarks.speed.llama_cpp:LlamaCppAdapters",
+    "emorl": "benchmarks.speed.engines.emorl:Emorl",
+    "emorl compiled": "benchmarks.speed.engines.emorl:EmorlCompiled",
+    "emorl serve": "benchmarks.speed.engines.serve:EmorlServe",
+    "one-model": "benchmarks.speed.engines.transformers_models:OneModel",
+    "one-model compiled": "benchmarks.speed.engines.transformers_models:OneModelCompiled",
+    "published": "benchmarks.speed.engines.transformers_models:Published",
+    "peft-mixed": "benchmarks.speed.engines.peft_mixed:PeftMixed",
+    "ctranslate2": "benchmarks.speed.engines.ctranslate:CTranslate2",
+    "llama.cpp": "benchmarks.speed.engines.llama_cpp:LlamaCpp",
+    "llama.cpp adapters": "benchmarks.speed.engines.llama_cpp:LlamaCppAdapters",
     "bandwidth": "benchmarks.speed.bandwidth:Bandwidth",
 }
 

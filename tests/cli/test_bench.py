@@ -79,7 +79,7 @@ def test_this_engine_and_its_steered_peers_make_the_same_tokens(models: Path) ->
 
 def test_the_single_models_make_the_same_tokens(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ctranslate2")
-    from benchmarks.speed.peers import OneModel
+    from benchmarks.speed.engines.transformers_models import OneModel
 
     monkeypatch.setattr(OneModel, "TRIED", (("sdpa", "dynamic"),))
     times = load(setup(models, "one-model")).run(WORK)
@@ -99,7 +99,7 @@ def test_a_single_decoder_makes_the_same_tokens_in_every_engine(
     strong: Path, peer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip({"ctranslate2": "ctranslate2", "llama.cpp": "xllamacpp"}[peer])
-    from benchmarks.speed.peers import OneModel
+    from benchmarks.speed.engines.transformers_models import OneModel
 
     monkeypatch.setattr(OneModel, "TRIED", (("sdpa", "dynamic"),))
     work = replace(WORK, new=16)
@@ -154,7 +154,7 @@ def test_a_second_turn_is_the_reply_to_the_whole_conversation(strong: Path, fold
 
 
 def test_a_server_with_its_default_settings_is_an_engine_too(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks.speed import serve
+    from benchmarks.speed.engines import serve
 
     def none() -> None:
         raise UnsupportedModel("no compiler", param="compile")
@@ -200,7 +200,7 @@ def test_an_int8_base_says_so(models: Path) -> None:
 
 
 def test_one_model_keeps_the_fastest_of_the_settings_it_tried(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks.speed.peers import OneModel
+    from benchmarks.speed.engines.transformers_models import OneModel
 
     seconds = {("sdpa", "dynamic"): 3.0, ("eager", "static"): 1.0}
     monkeypatch.setattr(OneModel, "TRIED", tuple(seconds))
@@ -378,6 +378,9 @@ def test_a_plan_measures_what_targets_speak_of_and_of_other_shapes_one_decoding(
 
     for ratio in TARGETS:
         assert ratio.above["case"] in cases_of(ratio.shape)
+    for shape in ("t5-base", "smollm2-135m", "qwen2.5-0.5b"):  # and nothing else, but what limits and memory need
+        asked = {ratio.above["case"] for ratio in TARGETS if ratio.shape == shape}
+        assert [case for case in plan.CASES if case in asked | {"bandwidth", "memory"}] == cases_of(shape)
     assert cases_of("qwen2.5-0.5b", cases=("decode", "cold")) == ["decode"]
     assert cases_of("llama-3.2-1b", shapes=("llama-3.2-1b",)) == ["bandwidth", "decode"]
     assert cases_of("llama-3.2-1b", shapes=("llama-3.2-1b",), cases=("long",)) == ["long"]

@@ -26,16 +26,11 @@ class EmorlServe:
     a compiler the plain one does."""
 
     def __init__(self, setup: Setup) -> None:
-        self._stack = ExitStack()
-        url, _ = self._stack.enter_context(serving(Path(setup.folder), {"port": 0, "log-level": "warning"}))
-        self._target = Target.parse(url)
-        try:
-            check_compiler()
-        except UnsupportedModel:
-            return
-        started = time.monotonic()
-        while not self._info()["compiled"] and time.monotonic() - started < _COMPILED_WITHIN_S:
-            time.sleep(1.0)
+        with ExitStack() as stack:  # a server that cannot be used ends here
+            url, _ = stack.enter_context(serving(Path(setup.folder), {"port": 0, "log-level": "warning"}))
+            self._target = Target.parse(url)
+            self._wait_for_compiled_step()
+            self._stack = stack.pop_all()
 
     def run(self, work: Work) -> Times:
         """One stream per request, all at once, with text of `source` tokens (the tokenizer of
@@ -57,6 +52,15 @@ class EmorlServe:
 
     def close(self) -> None:
         self._stack.close()
+
+    def _wait_for_compiled_step(self) -> None:
+        try:
+            check_compiler()
+        except UnsupportedModel:
+            return
+        started = time.monotonic()
+        while not self._info()["compiled"] and time.monotonic() - started < _COMPILED_WITHIN_S:
+            time.sleep(1.0)
 
     async def _ask(self, work: Work) -> list[Answer]:
         bodies = []

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.speed.gguf_base import write_gguf, write_gguf_adapters
+from benchmarks.speed.engines.gguf_base import write_gguf, write_gguf_adapters
 from benchmarks.speed.workload import Setup, Times, Work, check_length
 from emorl_core.bundles.bundle import Bundle
 

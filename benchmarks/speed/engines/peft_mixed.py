@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from benchmarks.speed.peers import (
+from benchmarks.speed.engines.transformers_models import (
     START,
     Clock,
     adapter_folders,

@@ -1,0 +1,1 @@
+"""The engines that are measured: this one, and the alternatives, each behind the interface of `workload.Engine`."""
