@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from emorl_cli.main import main
+from emorl_core.bundles.bundle import BUNDLE_FILE
 from emorl_core.ensemble import Ensemble
 from emorl_core.fake import fake_ensemble
 from tests.builders import tiny_t5_bundle
@@ -46,9 +48,12 @@ def emorl(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A real tiny bundle; tests must not change it."""
-    return tiny_t5_bundle(tmp_path_factory.mktemp("bundle"))
+    made = tiny_t5_bundle(tmp_path_factory.mktemp("bundle"))
+    before = (made / BUNDLE_FILE).read_bytes()
+    yield made
+    assert (made / BUNDLE_FILE).read_bytes() == before, "a test changed the bundle of all; own_bundle is a copy"
 
 
 @pytest.fixture
